@@ -1,0 +1,25 @@
+# kerntune: `make run` and `make test` do all the set-up they need on a fresh Debian 12.
+
+SHELL  := /bin/bash
+PYTHON ?= /usr/bin/python3
+VENV   := .venv
+SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
+
+DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
+          dbus dbus-bin polkitd udev systemd
+
+.PHONY: setup run test lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@missing=$$(dpkg-query -W -f '$${Status} $${Package}\n' $(DEBIAN) 2>/dev/null | awk '/^install ok installed/ {print $$4}' \
+	    | sort | comm -13 - <(printf '%s\n' $(DEBIAN) | sort)); \
+	if [ -n "$$missing" ]; then \
+	    echo "installing Debian packages:" $$missing; \
+	    $(SUDO) apt-get update -qq && \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[cli,test]'
+	@touch $@

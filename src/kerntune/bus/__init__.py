@@ -1,0 +1,1 @@
+"""D-Bus: the hardened connection, the dispatcher driven by the interface files, authorisation, and the client."""

@@ -1,0 +1,186 @@
+"""Calls the daemon: for the command line and the tests; needs nothing of the daemon's side but the connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.link import THE_BUS, Link, Message, MessageType, TimedOut, Variant
+
+__all__ = ["Client", "Signal", "Signals", "Variant", "connect"]
+
+MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
+MAX_SIGNALS: Final = 4096  # that wait to be read; the oldest go first
+HINT: Final = "is kerntuned running? systemctl status kerntuned"
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal, with variants unwrapped."""
+
+    path: str
+    interface: str
+    member: str
+    args: list[Any]
+
+
+@asynccontextmanager
+async def connect(address: str | None = None, *, service: str = names.BUS_NAME) -> AsyncIterator[Client]:
+    """A client of `service`; the system bus (or DBUS_SYSTEM_BUS_ADDRESS) without an address. Raises Unreachable."""
+    client = Client(address, service)
+    try:
+        await client._link.connect()
+        yield client
+    finally:
+        await client._link.close()
+
+
+class Client:
+    """Calls one service; every error is a class of kerntune.errors, with the text the service sent."""
+
+    def __init__(self, address: str | None, service: str) -> None:
+        self.service = service
+        self._link = Link(self._incoming, address=address, max_body=MAX_BODY)
+        self._listeners: list[Signals] = []
+
+    @property
+    def name(self) -> str:
+        """Our unique name on the bus."""
+        return self._link.unique_name
+
+    async def call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        interactive: bool = False,
+        timeout: float | None = 60.0,
+    ) -> list[Any]:
+        """Call a method; what its reply carries, variants unwrapped.
+
+        `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds).
+        Raises Unreachable without a bus, a daemon or an answer; a name that is not ours becomes Failed.
+        """
+        call = self._link.call(
+            self.service, path, interface, member, signature, *args, timeout=timeout, interactive=interactive
+        )
+        try:
+            return [unwrap(value) for value in await call]
+        except TimedOut as error:
+            raise errors.Unreachable(error.what, "it may still be at work: journalctl -u kerntuned") from error
+        except errors.Unreachable as error:
+            raise errors.Unreachable(f"{self.service} cannot be reached: {error.what}", HINT) from error
+
+    async def get(self, path: str, interface: str, name: str) -> Any:
+        """A property, variants unwrapped."""
+        (value,) = await self.call(path, f"{names.FREEDESKTOP}.Properties", "Get", "ss", interface, name)
+        return value
+
+    def listen(self, path: str, interface: str, member: str | None = None) -> Signals:
+        """The signals of an object, all members of the interface or one.
+
+        `async with client.listen(...) as signals` hears everything from there on; `async for signal in
+        client.listen(...)` does so from its first step.
+        """
+        return Signals(self, path, interface, member)
+
+    def _incoming(self, message: Message) -> None:
+        """Nobody calls a client: only signals matter."""
+        if message.message_type is MessageType.SIGNAL:
+            for listener in self._listeners:
+                listener._hear(message)
+
+
+class Signals:
+    """Signals as they arrive; ends with Unreachable when the bus is lost, and waits on when only the daemon goes."""
+
+    def __init__(self, client: Client, path: str, interface: str, member: str | None) -> None:
+        self._client = client
+        self._wanted = (path, interface)
+        self._member = member
+        self._owner = ""
+        self._heard: asyncio.Queue[Signal] = asyncio.Queue(MAX_SIGNALS)
+        self._listening = False
+
+    async def __aenter__(self) -> Signals:
+        await self._start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._listening:
+            self._listening = False
+            self._client._listeners.remove(self)
+            for rule in self._rules():
+                self._client._link.tell(*THE_BUS, "RemoveMatch", "s", rule)
+
+    def __aiter__(self) -> Signals:
+        return self
+
+    async def __anext__(self) -> Signal:
+        await self._start()
+        if self._heard.empty():
+            heard = asyncio.ensure_future(self._heard.get())
+            lost = asyncio.ensure_future(self._client._link.closed())
+            try:
+                await asyncio.wait([heard, lost], return_when=asyncio.FIRST_COMPLETED)
+                if not heard.done():
+                    raise errors.Unreachable("the connection to the bus was lost", HINT)
+                return heard.result()
+            finally:
+                heard.cancel()
+                lost.cancel()
+        return self._heard.get_nowait()
+
+    async def _start(self) -> None:
+        if self._listening:
+            return
+        self._listening = True
+        self._client._listeners.append(self)
+        for rule in self._rules():
+            await self._client._link.bus("AddMatch", "s", rule)
+        try:
+            (self._owner,) = await self._client._link.bus("GetNameOwner", "s", self._client.service)
+        except errors.Unreachable as error:
+            raise errors.Unreachable(f"{self._client.service} cannot be reached: {error.what}", HINT) from error
+
+    def _rules(self) -> tuple[str, str]:
+        path, interface = self._wanted
+        member = f",member='{self._member}'" if self._member else ""
+        service = self._client.service
+        return (
+            f"type='signal',sender='{service}',path='{path}',interface='{interface}'{member}",
+            f"type='signal',sender='{names.FREEDESKTOP}',interface='{names.FREEDESKTOP}',"
+            f"member='NameOwnerChanged',arg0='{service}'",
+        )
+
+    def _hear(self, message: Message) -> None:
+        """Keep what is wanted; a signal sent to us alone needs no match, so anybody could send one: look who did."""
+        if message.sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
+            name, _old, new = message.body
+            if name == self._client.service:
+                self._owner = new
+            return
+        where = (message.path, message.interface)
+        if message.sender == self._owner and where == self._wanted and self._member in (None, message.member):
+            if self._heard.full():
+                self._heard.get_nowait()
+            args = [unwrap(value) for value in message.body]
+            self._heard.put_nowait(Signal(message.path, message.interface, message.member, args))
+
+
+def unwrap(value: Any) -> Any:
+    """Plain Python for a D-Bus value: every Variant in it becomes what it carries."""
+    if isinstance(value, Variant):
+        return unwrap(value.value)
+    if isinstance(value, list):
+        return [unwrap(item) for item in value]
+    if isinstance(value, dict):
+        return {key: unwrap(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,257 @@
+"""Serves the contract: turns calls into handlers, their results and errors into replies, and changes into signals.
+
+Every call runs in a task of its own; nothing here ever waits for a message to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.interface import Interface, load, snake
+from kerntune.bus.link import Link, Message, MessageFlag, MessageType, error_reply
+from kerntune.bus.presence import Presence
+from kerntune.bus.tree import OBJECT_MANAGER, PROPERTIES, Tree
+
+__all__ = ["Caller", "CallerGone", "Interface", "NameTaken", "Service", "load"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DO_NOT_QUEUE: Final = 4  # flag of RequestName
+OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
+MAX_CALLERS: Final = 1024
+MAX_PLACES: Final = 1000
+
+
+class NameTaken(errors.KerntuneError):
+    """Somebody else owns the bus name."""
+
+
+class CallerGone(errors.KerntuneError):
+    """The client left the bus before its call was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: authorise by `name` (unique on the bus), `pid` is for the log only (0 when the bus does not know)."""
+
+    name: str
+    uid: int
+    pid: int
+    interactive: bool
+
+
+class Service:
+    """The daemon on the bus: its objects below `root`, at most `in_flight` calls of one client at a time.
+
+    A handler is `async def set_count(self, caller, page_size, count, options)`; it returns None, the value, or a tuple
+    when there are several out arguments (D-Bus structs and arrays are lists, variants stay Variants both ways), and
+    raises a KerntuneError to refuse. Properties are attributes without I/O; `async def refresh(self)`, where there is
+    one, is awaited before a property is read that changes without a signal.
+    """
+
+    def __init__(
+        self, interfaces: Mapping[str, Interface], root: str, *, in_flight: int = 32, address: str | None = None
+    ) -> None:
+        self._tree = Tree(interfaces, root)
+        self._link = Link(self._incoming, address=address)
+        self._presence = Presence(self._link)
+        self._opened = asyncio.Event()
+        self._in_flight = in_flight
+        self._busy: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._credentials: dict[str, tuple[int, int]] = {}
+        self._seen: set[tuple[type[BaseException], str, int]] = set()
+
+    # life
+
+    async def connect(self, bus_name: str) -> None:
+        """Connect and own `bus_name`; calls wait for `open`. Raises Unreachable, NameTaken or AccessDenied."""
+        await self._link.connect()
+        try:
+            (answer,) = await self._link.bus("RequestName", "su", bus_name, DO_NOT_QUEUE)
+            if answer not in OWNER:
+                raise NameTaken(
+                    f"{bus_name} has another owner", f"is the daemon running already? busctl status {bus_name}"
+                )
+        except errors.AccessDenied as error:
+            await self.close()
+            raise errors.AccessDenied(
+                f"may not own {bus_name}: {error}", "is the bus policy file installed?"
+            ) from error
+        except errors.KerntuneError:
+            await self.close()
+            raise
+
+    def open(self) -> None:
+        """Answer calls from now on, those that have come before included."""
+        self._opened.set()
+
+    async def closed(self) -> None:
+        """Return when the connection to the bus has ended."""
+        await self._link.closed()
+
+    async def close(self) -> None:
+        """Give up the calls that still run, send what is queued, leave the bus."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._link.close()
+
+    # objects and signals
+
+    def publish(self, path: str, impls: Mapping[str, object]) -> None:
+        """Put an object (interface name -> implementation) on the bus; raises TypeError naming what is missing."""
+        self._tree.add(path, impls)
+        if path != self._tree.root:
+            added = {name: self._tree.values(path, name) for name in impls}
+            self._signal(self._tree.root, OBJECT_MANAGER, "InterfacesAdded", path, added)
+
+    def retract(self, path: str) -> None:
+        """Take an object off the bus."""
+        removed = self._tree.remove(path)
+        if removed and path != self._tree.root:
+            self._signal(self._tree.root, OBJECT_MANAGER, "InterfacesRemoved", path, removed)
+
+    def emit(self, path: str, interface: str, signal: str, *args: Any, to: str | None = None) -> None:
+        """Send a signal to everybody, or to one client."""
+        self._signal(path, interface, signal, *args, to=to)
+
+    def changed(self, path: str, interface: str, *properties: str) -> None:
+        """Announce new values in one PropertiesChanged, as the annotations in the contract say."""
+        values, invalidated = self._tree.changes(path, interface, properties)
+        if values or invalidated:
+            self._signal(path, PROPERTIES, "PropertiesChanged", interface, values, invalidated)
+
+    def _signal(self, path: str, interface: str, member: str, *args: Any, to: str | None = None) -> None:
+        signature = self._tree.interfaces[interface].signals[member]
+        message = Message.new_signal(path, interface, member, signature, list(args))
+        message.destination = to  # type: ignore[assignment]  # dbus_next says str, and takes None for everybody
+        try:
+            self._link.send(message)
+        except errors.LimitsExceeded as error:  # nobody is there to tell, and no pass may fail for it
+            self._link.complain("signal", f"did not send {interface}.{member}: {error}")
+
+    # calls out
+
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        timeout: float | None,
+    ) -> list[Any]:
+        """Call somebody else's method, for `timeout` seconds at most; raises as Link.call does."""
+        return await self._link.call(destination, path, interface, member, signature, *args, timeout=timeout)
+
+    def tell(self, destination: str, path: str, interface: str, member: str, signature: str, *args: Any) -> None:
+        """Call somebody else's method without waiting for a reply."""
+        self._link.tell(destination, path, interface, member, signature, *args)
+
+    async def caller(self, message: Message) -> Caller:
+        """Who sent `message`, as the bus knows it."""
+        name = message.sender
+        if name not in self._credentials:
+            (found,) = await self._link.bus("GetConnectionCredentials", "s", name)
+            if "UnixUserID" not in found:
+                raise errors.AccessDenied(f"the bus does not know the user of {name}")
+            while len(self._credentials) >= MAX_CALLERS:
+                del self._credentials[next(iter(self._credentials))]
+            pid = found["ProcessID"].value if "ProcessID" in found else 0
+            self._credentials[name] = (found["UnixUserID"].value, pid)
+        uid, pid = self._credentials[name]
+        return Caller(name, uid, pid, bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
+
+    async def while_present(self, caller: Caller, awaitable: Awaitable[T]) -> T:
+        """Await, but cancel it and raise CallerGone when the client leaves the bus."""
+        task: asyncio.Future[T] = asyncio.ensure_future(awaitable)
+        try:
+            async with self._presence.watching(caller.name) as gone:
+                either: set[asyncio.Future[Any]] = {task, gone}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left = not task.done()
+            if left:
+                task.cancel()
+                await asyncio.wait([task])
+        if left:
+            raise CallerGone(f"{caller.name} has left the bus")
+        return task.result()
+
+    # calls in
+
+    def _incoming(self, message: Message) -> None:
+        sender = message.sender
+        if message.message_type is MessageType.SIGNAL:
+            if sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
+                name, _old, new = message.body
+                self._presence.owner_changed(name, new)
+        elif self._busy[sender] >= self._in_flight:
+            many = errors.LimitsExceeded(f"more than {self._in_flight} calls at once", "wait for the replies")
+            self._refuse(message, many)
+        else:
+            self._busy[sender] += 1
+            task = asyncio.get_running_loop().create_task(self._serve(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, message: Message) -> None:
+        try:
+            await self._opened.wait()
+            signature, body = await self._dispatch(message)
+            if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+                self._link.send(Message.new_method_return(message, signature, body))
+        except errors.KerntuneError as error:
+            self._refuse(message, error)
+        except Exception as error:  # noqa: BLE001  # the dispatch edge: a client gets no traceback, the journal gets it once
+            self._log_once(message, error)
+            self._refuse(message, errors.Failed("internal error", "the daemon's journal has the details"))
+        finally:
+            self._busy[message.sender] -= 1
+            if not self._busy[message.sender]:
+                del self._busy[message.sender]
+
+    async def _dispatch(self, message: Message) -> tuple[str, list[Any]]:
+        """Run the handler; its out signature and the body of the reply."""
+        interface, impl = self._tree.resolve(message.path, message.interface, message.member)
+        takes, gives = interface.methods[message.member]
+        if message.signature != takes:
+            raise errors.InvalidArgs(f'{message.member} takes "{takes}", not "{message.signature}"')
+        handler = getattr(impl, snake(message.member))
+        first = message.path if impl is self._tree else await self.caller(message)
+        result = await handler(first, *message.body)
+        if result is None:
+            return gives, []
+        return gives, list(result) if isinstance(result, tuple) else [result]
+
+    def _refuse(self, message: Message, error: errors.KerntuneError) -> None:
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+            self._link.send(error_reply(message, error.dbus_name, str(error)))
+
+    def _log_once(self, message: Message, error: Exception) -> None:
+        """Log the traceback, but only the first from each place: a client can cause any number."""
+        place = (type(error), *_innermost(error.__traceback__))
+        if place in self._seen:
+            return
+        if len(self._seen) >= MAX_PLACES:
+            self._seen.clear()
+        self._seen.add(place)
+        log.error("%s.%s of %s failed", message.interface, message.member, message.path, exc_info=error)
+
+
+def _innermost(trace: TracebackType | None) -> tuple[str, int]:
+    """File and line where an exception was raised."""
+    *_, (frame, line) = traceback.walk_tb(trace)
+    return frame.f_code.co_filename, line

@@ -1,0 +1,333 @@
+"""The connection to the bus; the only module that imports dbus_next: its messages and their marshalling.
+
+The socket is asyncio's: dbus_next's own loops end the connection on EAGAIN, spin on EOF during authentication and never
+yield while data keeps coming. No descriptor passing is negotiated, so no client can fill our table of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import logging
+import os
+import struct
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.frames import Cutter, Frame, StreamError
+from kerntune.bus.outbox import Outbox
+
+if not hasattr(typing, "no_type_check_decorator"):  # dbus_next.service imports it; Python 3.15 dropped it
+    setattr(typing, "no_type_check_decorator", lambda decorator: decorator)  # noqa: B010
+
+from dbus_next._private.address import parse_address
+from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.errors import InvalidAddressError
+from dbus_next.message import Message
+from dbus_next.signature import SignatureTree, Variant
+
+__all__ = [
+    "THE_BUS",
+    "BusError",
+    "Link",
+    "Message",
+    "MessageFlag",
+    "MessageType",
+    "TimedOut",
+    "Variant",
+    "error_reply",
+]
+
+log = logging.getLogger(__name__)
+
+SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
+MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for about 0.4 us a byte
+MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends more than 32 MiB
+CHUNK: Final = 16 << 10  # bytes read before other tasks have their turn
+BUSY: Final = 32  # messages in one chunk; above it, calls nobody waits for are dropped
+MAX_SIGNATURES: Final = 1024
+COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
+
+THE_BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
+GONE: Final = frozenset(
+    errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
+)
+UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
+
+
+class BusError(errors.Failed):
+    """An error reply with a name that is not one of ours; `name` is it, and the text starts with it."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name}: {text}" if text else name)
+        self.name = name
+
+
+class TimedOut(BusError):
+    """No reply came in time; the other side may still be at it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(errors.FREEDESKTOP + "Timeout", text)
+
+
+class _Signatures(dict[str, SignatureTree]):
+    """dbus_next keeps every signature it has ever seen, and clients choose them: this forgets all when full."""
+
+    def __setitem__(self, signature: str, tree: SignatureTree) -> None:
+        if len(self) >= MAX_SIGNATURES:
+            self.clear()
+        super().__setitem__(signature, tree)
+
+
+SignatureTree._cache = _Signatures(SignatureTree._cache)
+
+
+def error_reply(call: Message, name: str, text: str) -> Message:
+    """The error reply to `call`; the text is made fit for the bus, which disconnects whoever sends a NUL."""
+    return Message.new_error(call, name, text.replace("\0", "").encode(errors="replace").decode())
+
+
+class Link(asyncio.BufferedProtocol):
+    """One connection to the bus; calls and signals go to `on_message`, which must neither block nor raise.
+
+    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded.
+    """
+
+    def __init__(
+        self, on_message: Callable[[Message], None], *, address: str | None = None, max_body: int = MAX_CALL
+    ) -> None:
+        self.address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+        self.unique_name = ""
+        self._on_message = on_message
+        self._outbox: Outbox | None = None
+        self._chunk = bytearray(CHUNK)
+        self._auth: bytearray | None = bytearray()  # the unfinished line; None once authenticated
+        self._authenticated: asyncio.Future[None] | None = None
+        self._cutter = Cutter(max_body)
+        self._serials = itertools.count(1)
+        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._lost = asyncio.Event()
+        self._said: dict[str, float] = {}
+
+    async def connect(self, *, timeout: float = 5.0) -> None:
+        """Connect, authenticate, say Hello; `timeout` in seconds. Raises Unreachable."""
+        self._authenticated = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._open()
+                await self._authenticated
+                (self.unique_name,) = await self.bus("Hello", timeout=None)
+        except TimeoutError:
+            raise self._unreachable(f"did not answer within {timeout:g} s") from None
+        except OSError as error:
+            raise self._unreachable(f"cannot be reached: {error.strerror or error}") from error
+        except InvalidAddressError as error:
+            raise self._unreachable(f"is no bus address: {error}") from error
+        finally:
+            if self._outbox and not self.unique_name:
+                self._outbox.abort()
+
+    def send(self, message: Message) -> None:
+        """Queue `message`; returns at once, and drops it when the connection is lost.
+
+        Raises LimitsExceeded above MAX_SENT bytes, ValueError or TypeError when the body does not fit its signature.
+        """
+        if not message.serial:
+            message.serial = next(self._serials)
+        data: bytes = message._marshall()  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
+        if len(data) > MAX_SENT:
+            raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"the limit is {MAX_SENT}")
+        if self._outbox:
+            self._outbox.send(data)
+
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        timeout: float | None,
+        interactive: bool = False,
+    ) -> list[Any]:
+        """Call a method and return the body of its reply; `timeout` in seconds.
+
+        Raises the class of kerntune.errors whose name the error reply carries, Unreachable when the other side or the
+        bus is gone, TimedOut when no reply came in time, BusError for any other name.
+        """
+        if not (self._outbox and self._outbox.open):
+            raise self._unreachable("is not connected")
+        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+        message = Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args))
+        self.send(message)
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._replies[message.serial] = reply
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await reply
+        except TimeoutError:
+            raise TimedOut(f"{destination} did not answer {member} within {timeout:g} s") from None
+        finally:
+            del self._replies[message.serial]
+        if answer.message_type is MessageType.ERROR:
+            raise _exception(answer)
+        return answer.body
+
+    async def bus(self, member: str, signature: str = "", *args: Any, timeout: float | None = 5.0) -> list[Any]:
+        """Call a method of the bus itself (org.freedesktop.DBus)."""
+        return await self.call(*THE_BUS, member, signature, *args, timeout=timeout)
+
+    def tell(self, destination: str, path: str, interface: str, member: str, signature: str, *args: Any) -> None:
+        """Call a method without waiting for, or being sent, a reply."""
+        flags = MessageFlag.NO_REPLY_EXPECTED
+        self.send(Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args)))
+
+    async def closed(self) -> None:
+        """Return when the connection has ended, whoever ended it."""
+        await self._lost.wait()
+
+    async def close(self, *, timeout: float = 1.0) -> None:
+        """Send what is queued, for `timeout` seconds at most, and end the connection."""
+        if self._outbox is None or self._lost.is_set():
+            return
+        self._outbox.finish()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._lost.wait()
+        except TimeoutError:
+            self._outbox.abort()
+            await self._lost.wait()
+
+    def complain(self, kind: str, text: str) -> None:
+        """Log `text`, but only one line a minute of each `kind`: clients can cause any number."""
+        now = asyncio.get_running_loop().time()
+        if now - self._said.get(kind, -COMPLAINT) >= COMPLAINT:
+            self._said[kind] = now
+            log.warning("%s (further ones of this kind are not logged for a minute)", text)
+
+    async def _open(self) -> None:
+        """Connect to the first socket of the address that answers, and start to authenticate."""
+        loop = asyncio.get_running_loop()
+        failure: OSError | None = None
+        for where in _sockets(self.address):
+            try:
+                transport, _ = await loop.create_unix_connection(lambda: self, where)
+            except OSError as error:
+                failure = error
+                continue
+            self._outbox = Outbox(transport)
+            self._outbox.send(f"\0AUTH EXTERNAL {str(os.geteuid()).encode().hex()}\r\n".encode())
+            return
+        raise failure or self._unreachable("names no unix socket")
+
+    # asyncio calls the rest
+
+    def get_buffer(self, _sizehint: int) -> bytearray:
+        return self._chunk
+
+    def buffer_updated(self, nbytes: int) -> None:
+        chunk = bytes(self._chunk[:nbytes])
+        if self._auth is not None:
+            self._authenticate(chunk)
+            return
+        try:
+            for count, frame in enumerate(self._cutter.feed(chunk)):
+                if count >= BUSY and frame.unanswered:
+                    self.complain("busy", "too many calls at once: dropped some that nobody waits for")
+                else:
+                    self._receive(frame)
+        except StreamError as error:
+            if self._outbox:
+                self._outbox.give_up(f"the bus sent what is no message: {error}")
+
+    def pause_writing(self) -> None:
+        if self._outbox:
+            self._outbox.pause()
+
+    def resume_writing(self) -> None:
+        if self._outbox:
+            self._outbox.resume()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._lost.set()
+        if self._outbox:
+            self._outbox.lost()
+        for waiting in (self._authenticated, *self._replies.values()):
+            if waiting and not waiting.done():
+                waiting.set_exception(self._unreachable("closed the connection"))
+
+    def _authenticate(self, chunk: bytes) -> None:
+        """One line comes back: OK and the bus's id, or REJECTED ("Authentication Protocol" in the specification)."""
+        if self._auth is None or self._authenticated is None or self._authenticated.done():
+            return
+        self._auth += chunk
+        line, end, _ = bytes(self._auth).partition(b"\r\n")
+        if not end and len(line) < CHUNK:
+            return
+        if end and line.startswith(b"OK ") and self._outbox:
+            self._auth = None
+            self._outbox.send(b"BEGIN\r\n")
+            self._authenticated.set_result(None)
+        else:
+            answer = line[:100].decode(errors="replace")
+            self._authenticated.set_exception(self._unreachable(f"refused to authenticate us: {answer}"))
+
+    def _receive(self, frame: Frame) -> None:
+        try:
+            message = _parse(frame.data)
+        except UNPARSEABLE as error:
+            self.complain("unparseable", f"dropped a message that could not be parsed: {error!r:.200}")
+            return
+        waiting = self._replies.get(message.reply_serial or 0)
+        if not frame.whole:
+            self._receive_cut(message, waiting)
+        elif message.message_type in (MessageType.METHOD_CALL, MessageType.SIGNAL):
+            self._on_message(message)
+        elif waiting and not waiting.done():
+            waiting.set_result(message)
+
+    def _receive_cut(self, message: Message, waiting: asyncio.Future[Message] | None) -> None:
+        """Answer for a message whose body was too long to look at."""
+        too_long = errors.LimitsExceeded("the message is too long", "ask for less in one call")
+        if waiting and not waiting.done():
+            waiting.set_exception(too_long)
+            return
+        self.complain("too long", f"refused a message of {message.sender} that is too long")
+        if message.message_type is MessageType.METHOD_CALL and not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+            self.send(error_reply(message, too_long.dbus_name, str(too_long)))
+
+    def _unreachable(self, what: str) -> errors.Unreachable:
+        return errors.Unreachable(f"the bus at {self.address} {what}", "is dbus running? systemctl status dbus")
+
+
+def _parse(data: bytes) -> Message:
+    """Raises one of UNPARSEABLE; the bus has validated the message, so this is where dbus_next is stricter than it."""
+    message: Message | None = Unmarshaller(io.BytesIO(data)).unmarshall()  # type: ignore[no-untyped-call]  # as above
+    if message is None:
+        raise ValueError(f"{len(data)} bytes are not enough")
+    return message
+
+
+def _exception(reply: Message) -> errors.KerntuneError:
+    """The exception for an error reply, with or without a text in its body."""
+    name = reply.error_name
+    text = str(reply.body[0]) if reply.body else ""
+    if name in GONE or name.startswith(errors.FREEDESKTOP + "Spawn."):
+        return errors.Unreachable(text or name)
+    cls = errors.by_name().get(name)
+    return cls(text or name) if cls else BusError(name, text)
+
+
+def _sockets(address: str) -> Iterator[str]:
+    """The unix sockets a bus address names ("Server Addresses" in the specification); raises InvalidAddressError."""
+    for transport, options in parse_address(address):  # type: ignore[no-untyped-call]  # as above
+        if transport == "unix" and "path" in options:
+            yield options["path"]
+        elif transport == "unix" and "abstract" in options:
+            yield "\0" + options["abstract"]

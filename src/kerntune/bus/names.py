@@ -1,0 +1,36 @@
+"""Every name that crosses the bus, in one place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+BUS_NAME: Final = "org.kerntune.Tuner1"
+ROOT: Final = "/org/kerntune/Tuner1"
+
+MANAGER: Final = f"{BUS_NAME}.Manager"
+HUGE_PAGES: Final = f"{BUS_NAME}.HugePages"
+IO_SCHEDULER: Final = f"{BUS_NAME}.IoScheduler"
+MEMORY: Final = f"{BUS_NAME}.Memory"
+
+FREEDESKTOP: Final = "org.freedesktop.DBus"
+FREEDESKTOP_PATH: Final = "/org/freedesktop/DBus"
+
+ACTION_SET: Final = f"{BUS_NAME}.set"
+ACTION_SET_MEMORY: Final = f"{BUS_NAME}.set-memory"
+ACTION_HOLD: Final = f"{BUS_NAME}.hold"
+ACTION_MANAGE: Final = f"{BUS_NAME}.manage"
+
+SETTING: Final = "(sss)"
+OUTCOME: Final = "(ssssssss)"
+
+
+def interface_files() -> list[Path]:
+    """The XML files of the contract: beside the sources in a checkout, else where the package installs them."""
+    checkout = Path(__file__).parents[3] / "dbus" / "interfaces"
+    installed = (Path(sys.prefix) / "share/dbus-1/interfaces", Path("/usr/share/dbus-1/interfaces"))
+    for folder in (checkout, *installed):
+        if found := sorted(folder.glob(f"{BUS_NAME}.*.xml")):
+            return found
+    raise FileNotFoundError(f"no {BUS_NAME}.*.xml in {checkout}, {installed[0]} or {installed[1]}: reinstall kerntune")

@@ -1,0 +1,82 @@
+"""What is to be written to the bus: queues when the socket is full, gives up on a bus that has stopped reading."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUE: Final = 64 << 20  # bytes that wait for a bus which does not read
+STALLED: Final = 30.0  # seconds with more waiting than the socket takes
+HIGH_WATER: Final = 64 << 10  # bytes asyncio may hold before it tells us to pause
+
+
+class Outbox:
+    """Sends in order and never blocks; asyncio's flow control drives it through `pause` and `resume`."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._transport = transport
+        self._queue: deque[bytes] = deque()
+        self._queued = 0
+        self._paused = False
+        self._stall: asyncio.TimerHandle | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether what is sent still has a chance to arrive."""
+        return not self._transport.is_closing()
+
+    def send(self, data: bytes) -> None:
+        """Write now, or after what is queued; dropped when the connection is closing."""
+        if not self.open:
+            return
+        if not self._paused:
+            self._transport.write(data)
+            return
+        self._queue.append(data)
+        self._queued += len(data)
+        if self._queued > MAX_QUEUE:
+            self.give_up(f"the bus does not read: {self._queued} bytes wait")
+
+    def pause(self) -> None:
+        """The socket is full."""
+        self._paused = True
+        self._stall = asyncio.get_running_loop().call_later(STALLED, self.give_up, "the bus has stopped reading")
+
+    def resume(self) -> None:
+        """The socket takes data again; writing may pause us again at once."""
+        self._paused = False
+        self._cancel_stall()
+        while self._queue and not self._paused:
+            data = self._queue.popleft()
+            self._queued -= len(data)
+            self._transport.write(data)
+
+    def finish(self) -> None:
+        """Let what is queued go out, and then close."""
+        while self._queue:
+            self._transport.write(self._queue.popleft())
+        self._transport.close()
+
+    def lost(self) -> None:
+        """The connection has ended: nothing of the queue will go out."""
+        self._queue.clear()
+        self._cancel_stall()
+
+    def give_up(self, why: str) -> None:
+        """End the connection at once."""
+        if self.open:
+            log.error("%s; leaving the bus", why)
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once, without a word."""
+        self._transport.abort()
+
+    def _cancel_stall(self) -> None:
+        if self._stall:
+            self._stall.cancel()

@@ -1,0 +1,81 @@
+"""Asks polkit whether a client may do something; decides nothing itself, but that root may and silence means no.
+
+Rests on the D-Bus reference of org.freedesktop.PolicyKit1.Authority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Final, NamedTuple
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.dispatch import Caller, Service
+from kerntune.bus.link import TimedOut, Variant
+
+POLKIT: Final = "org.freedesktop.PolicyKit1"
+TO_POLKIT: Final = (POLKIT, "/org/freedesktop/PolicyKit1/Authority", f"{POLKIT}.Authority")
+ALLOW_INTERACTION: Final = 1
+
+JOIN: Final = "join the group and log in again: sudo adduser $USER kerntune; or run it with sudo"
+SUDO: Final = "this is for administrators: run it with sudo"
+RUNNING: Final = "is polkit running? systemctl status polkit; root may do it without"
+INSTALLED: Final = "is the policy file in /usr/share/polkit-1/actions? reinstall kerntune"
+
+
+class _Answer(NamedTuple):
+    authorised: bool
+    challenge: bool  # yes, after authenticating
+
+
+async def authorise(
+    service: Service, caller: Caller, action: str, *, timeout: float = 5.0, interactive_timeout: float = 300.0
+) -> None:
+    """Return when `caller` may do `action`; timeouts in seconds.
+
+    polkit is asked without interaction first, so that a silent one is found out in `timeout` and not only after the
+    time a person may take for a password. Raises AccessDenied, InteractiveAuthorizationRequired, or CallerGone.
+    """
+    if caller.uid == 0:
+        return
+    answer = await _check(service, caller, action, 0, timeout)
+    if answer.challenge and not answer.authorised:
+        if not caller.interactive:
+            raise errors.InteractiveAuthorizationRequired(f"{action} needs authentication", _advice(action))
+        asking = _check(service, caller, action, ALLOW_INTERACTION, interactive_timeout)
+        answer = await service.while_present(caller, asking)
+        if answer.challenge and not answer.authorised:
+            what = f"{action} needs authentication, and nobody was there to ask for the password"
+            raise errors.AccessDenied(what, _advice(action))
+    if not answer.authorised:
+        raise errors.AccessDenied(f"polkit does not let uid {caller.uid} do {action}", _advice(action))
+
+
+async def _check(service: Service, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
+    """One CheckAuthorization, withdrawn when nobody waits for it any more; raises AccessDenied without an answer."""
+    subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
+    cancellation = uuid.uuid4().hex
+    args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
+    try:
+        ((authorised, challenge, _details),) = await service.call(
+            *TO_POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", *args, timeout=timeout
+        )
+    except asyncio.CancelledError:
+        service.tell(*TO_POLKIT, "CancelCheckAuthorization", "s", cancellation)
+        raise
+    except TimedOut as error:
+        service.tell(*TO_POLKIT, "CancelCheckAuthorization", "s", cancellation)
+        if flags & ALLOW_INTERACTION:
+            raise errors.AccessDenied(f"nobody authenticated for {action} in {timeout:g} s", _advice(action)) from error
+        raise errors.AccessDenied(
+            f"polkit did not say within {timeout:g} s whether {action} is allowed", RUNNING
+        ) from error
+    except errors.KerntuneError as error:
+        hint = INSTALLED if "not registered" in str(error) else RUNNING
+        raise errors.AccessDenied(f"polkit could not say whether {action} is allowed: {error}", hint) from error
+    return _Answer(authorised, challenge)
+
+
+def _advice(action: str) -> str:
+    return SUDO if action == names.ACTION_MANAGE else JOIN

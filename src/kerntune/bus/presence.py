@@ -1,0 +1,63 @@
+"""Knows when a client leaves the bus; listens only for the clients that somebody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from kerntune.bus import names
+from kerntune.bus.link import THE_BUS, Link
+
+
+@dataclass(slots=True)
+class _Watch:
+    gone: asyncio.Future[None]
+    ready: asyncio.Task[None]
+    users: int = 0
+
+
+class Presence:
+    """Watches unique names; the owner of the connection feeds it NameOwnerChanged through `owner_changed`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._watches: dict[str, _Watch] = {}
+
+    @asynccontextmanager
+    async def watching(self, name: str) -> AsyncIterator[asyncio.Future[None]]:
+        """Give a future that is done once `name` has left the bus, also when it had left before."""
+        watch = self._watches.get(name)
+        if watch is None:
+            gone = asyncio.get_running_loop().create_future()
+            watch = self._watches[name] = _Watch(gone, asyncio.create_task(self._start(name, gone)))
+        watch.users += 1
+        try:
+            await asyncio.shield(watch.ready)
+            yield watch.gone
+        finally:
+            watch.users -= 1
+            if not watch.users:
+                del self._watches[name]
+                watch.ready.cancel()
+                self._link.tell(*THE_BUS, "RemoveMatch", "s", _rule(name))
+
+    def owner_changed(self, name: str, owner: str) -> None:
+        """The new owner of a name as NameOwnerChanged tells it; "" when it has none any more."""
+        watch = self._watches.get(name)
+        if watch and not owner and not watch.gone.done():
+            watch.gone.set_result(None)
+
+    async def _start(self, name: str, gone: asyncio.Future[None]) -> None:
+        await self._link.bus("AddMatch", "s", _rule(name))
+        (there,) = await self._link.bus("NameHasOwner", "s", name)  # it may have left before the match was in place
+        if not there and not gone.done():
+            gone.set_result(None)
+
+
+def _rule(name: str) -> str:
+    return (
+        f"type='signal',sender='{names.FREEDESKTOP}',path='{names.FREEDESKTOP_PATH}',"
+        f"interface='{names.FREEDESKTOP}',member='NameOwnerChanged',arg0='{name}'"
+    )

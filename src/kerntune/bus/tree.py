@@ -1,0 +1,217 @@
+"""The published objects, and what the org.freedesktop.DBus interfaces answer about them; sends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.interface import Emits, Interface, Property, parse, snake
+from kerntune.bus.link import Variant
+
+PEER: Final = f"{names.FREEDESKTOP}.Peer"
+INTROSPECTABLE: Final = f"{names.FREEDESKTOP}.Introspectable"
+PROPERTIES: Final = f"{names.FREEDESKTOP}.Properties"
+OBJECT_MANAGER: Final = f"{names.FREEDESKTOP}.ObjectManager"
+
+# "Standard Interfaces" in the D-Bus Specification.
+STANDARD: Final = """
+<node>
+  <interface name="org.freedesktop.DBus.Peer">
+    <method name="Ping"/>
+    <method name="GetMachineId"><arg name="machine_uuid" type="s" direction="out"/></method>
+  </interface>
+  <interface name="org.freedesktop.DBus.Introspectable">
+    <method name="Introspect"><arg name="xml_data" type="s" direction="out"/></method>
+  </interface>
+  <interface name="org.freedesktop.DBus.Properties">
+    <method name="Get">
+      <arg name="interface_name" type="s" direction="in"/>
+      <arg name="property_name" type="s" direction="in"/>
+      <arg name="value" type="v" direction="out"/>
+    </method>
+    <method name="Set">
+      <arg name="interface_name" type="s" direction="in"/>
+      <arg name="property_name" type="s" direction="in"/>
+      <arg name="value" type="v" direction="in"/>
+    </method>
+    <method name="GetAll">
+      <arg name="interface_name" type="s" direction="in"/>
+      <arg name="properties" type="a{sv}" direction="out"/>
+    </method>
+    <signal name="PropertiesChanged">
+      <arg name="interface_name" type="s"/>
+      <arg name="changed_properties" type="a{sv}"/>
+      <arg name="invalidated_properties" type="as"/>
+    </signal>
+  </interface>
+  <interface name="org.freedesktop.DBus.ObjectManager">
+    <method name="GetManagedObjects">
+      <arg name="objects" type="a{oa{sa{sv}}}" direction="out"/>
+    </method>
+    <signal name="InterfacesAdded">
+      <arg name="object" type="o"/>
+      <arg name="interfaces" type="a{sa{sv}}"/>
+    </signal>
+    <signal name="InterfacesRemoved">
+      <arg name="object" type="o"/>
+      <arg name="interfaces" type="as"/>
+    </signal>
+  </interface>
+</node>
+"""
+
+DOCTYPE: Final = (
+    '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n'
+    ' "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
+)
+
+Values = dict[str, Variant]
+
+
+class Tree:
+    """Which object implements which interface.
+
+    Its methods `ping`, `get` and so on are the handlers of the standard interfaces; they take the object path first.
+    """
+
+    def __init__(self, interfaces: Mapping[str, Interface], root: str) -> None:
+        self.root = root
+        self.interfaces = {found.name: found for found in parse(ET.fromstring(STANDARD))} | dict(interfaces)
+        self._objects: dict[str, dict[str, object]] = {}
+
+    def add(self, path: str, impls: Mapping[str, object]) -> None:
+        """Raises TypeError naming what an implementation lacks of its interface."""
+        for name, impl in impls.items():
+            if lacking := self.interfaces[name].missing(impl):
+                raise TypeError(f"{type(impl).__name__} lacks {', '.join(lacking)} to be {name}")
+        self._objects.setdefault(path, {}).update(impls)
+
+    def remove(self, path: str) -> list[str]:
+        """The names of the interfaces that were there."""
+        return list(self._objects.pop(path, {}))
+
+    def resolve(self, path: str, interface: str | None, member: str) -> tuple[Interface, object]:
+        """The interface that has `member` at `path` and what implements it; without an interface the first that fits.
+
+        Raises UnknownObject, UnknownInterface or UnknownMethod.
+        """
+        offered = self._offered(path)
+        if interface is not None and interface not in offered:
+            if path in self._objects:
+                raise errors.UnknownInterface(f"{path:.200} has no interface {interface}")
+            raise self._unknown_object(path)
+        for name in offered if interface is None else [interface]:
+            if member in self.interfaces[name].methods:
+                return self.interfaces[name], offered[name]
+        raise errors.UnknownMethod(
+            f"{path:.200} has no method {f'{interface}.' if interface else ''}{member}",
+            f"busctl introspect {names.BUS_NAME} {self.root} lists what there is",
+        )
+
+    def values(self, path: str, interface: str) -> Values:
+        """Every property of one interface of an object."""
+        model, impl = self.interfaces[interface], self._objects[path][interface]
+        return {name: _variant(impl, name, prop) for name, prop in model.properties.items()}
+
+    def changes(self, path: str, interface: str, changed: tuple[str, ...]) -> tuple[Values, list[str]]:
+        """What PropertiesChanged says when these have changed: new values, and names without one."""
+        model, impl = self.interfaces[interface], self._objects[path][interface]
+        values = {
+            name: _variant(impl, name, model.properties[name])
+            for name in changed
+            if model.properties[name].emits is Emits.TRUE
+        }
+        return values, [name for name in changed if model.properties[name].emits is Emits.INVALIDATES]
+
+    async def ping(self, _path: str) -> None:
+        """Peer.Ping: answered for any path."""
+
+    async def get_machine_id(self, _path: str) -> str:
+        """Peer.GetMachineId: machine-id(5)."""
+        try:
+            return (await asyncio.to_thread(Path("/etc/machine-id").read_text, "ascii")).strip()
+        except OSError as error:
+            raise errors.Failed(f"/etc/machine-id cannot be read: {error.strerror}") from error
+
+    async def introspect(self, path: str) -> str:
+        """Introspectable.Introspect: also for the paths above the objects, else `busctl tree` finds nothing."""
+        below = path.rstrip("/") + "/"
+        children = sorted({other[len(below) :].split("/")[0] for other in self._objects if other.startswith(below)})
+        offered = self._offered(path)
+        node = ET.Element("node")
+        node.extend(self.interfaces[name].element for name in offered)
+        node.extend(ET.Element("node", name=child) for child in children)
+        ET.indent(node)
+        return DOCTYPE + ET.tostring(node, encoding="unicode") + "\n"
+
+    async def get(self, path: str, interface: str, name: str) -> Variant:
+        """Properties.Get; raises UnknownProperty."""
+        for found in self._with_properties(path, interface):
+            if prop := self.interfaces[found].properties.get(name):
+                impl = self._objects[path][found]
+                if prop.emits is Emits.FALSE:
+                    await _refresh(impl)
+                return _variant(impl, name, prop)
+        raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
+
+    async def get_all(self, path: str, interface: str) -> Values:
+        """Properties.GetAll."""
+        values: Values = {}
+        for found in self._with_properties(path, interface):
+            if self.interfaces[found].sampled:
+                await _refresh(self._objects[path][found])
+            values |= self.values(path, found)
+        return values
+
+    async def set(self, path: str, interface: str, name: str, _value: Variant) -> None:
+        """Properties.Set: every property of the contract is read-only."""
+        if any(name in self.interfaces[found].properties for found in self._with_properties(path, interface)):
+            raise errors.PropertyReadOnly(f"{name} cannot be set", "use the method that goes with it")
+        raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
+
+    async def get_managed_objects(self, _path: str) -> dict[str, dict[str, Values]]:
+        """ObjectManager.GetManagedObjects: the objects below the root."""
+        below = [other for other in self._objects if other != self.root]
+        return {other: {name: self.values(other, name) for name in self._objects[other]} for other in below}
+
+    def _offered(self, path: str) -> dict[str, object]:
+        """What there is to call at `path`, by interface; ours come first, so that a call without one means ours."""
+        ours = self._objects.get(path)
+        below = path.rstrip("/") + "/"
+        offered = dict(ours or {})
+        offered[PEER] = self
+        if ours is not None or any(other.startswith(below) for other in self._objects):
+            offered[INTROSPECTABLE] = self
+        if ours is not None:
+            offered[PROPERTIES] = self
+            if path == self.root:
+                offered[OBJECT_MANAGER] = self
+        return offered
+
+    def _with_properties(self, path: str, interface: str) -> list[str]:
+        """The interface named, or all of the object's when the name is empty, as the specification allows."""
+        ours = self._objects.get(path, {})
+        if interface and interface not in ours:
+            if interface in self._offered(path):
+                return []  # a standard interface: it has no properties
+            raise errors.UnknownInterface(f"{path:.200} has no interface {interface:.200}")
+        return [interface] if interface else list(ours)
+
+    def _unknown_object(self, path: str) -> errors.UnknownObject:
+        return errors.UnknownObject(f"there is no object {path:.200}", f"the main one is {self.root}")
+
+
+def _variant(impl: object, name: str, prop: Property) -> Variant:
+    return Variant(prop.type, getattr(impl, snake(name)))
+
+
+async def _refresh(impl: object) -> None:
+    """Let an implementation re-read what changes without a signal, if it can."""
+    refresh: Any = getattr(impl, "refresh", None)
+    if refresh:
+        await refresh()

@@ -1,0 +1,150 @@
+"""What the daemon answers, as types and look-ups; this module asks nothing and prints nothing."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import NamedTuple, TypedDict
+
+from kerntune import errors
+
+
+class Outcome(NamedTuple):
+    """One `(ssssssss)`; state and reason stay text, so that a newer daemon's words can be shown."""
+
+    tunable: str
+    instance: str
+    requested: str
+    before: str
+    actual: str
+    state: str
+    reason: str
+    detail: str
+
+
+class Change(NamedTuple):
+    """The answer of Set and Unset: whether anything changed, and what became of every target."""
+
+    changed: bool
+    outcomes: tuple[Outcome, ...]
+
+
+class MemoryRow(TypedDict):
+    """The host's memory, in bytes."""
+
+    total: int
+    available: int
+    hugetlb: int
+    swap_total: int
+    committed: int
+    commit_limit: int
+
+
+class HostRow(TypedDict):
+    """The host the daemon tunes; `default_page_size` is in bytes."""
+
+    kernel: str
+    simulated: bool
+    root: str
+    default_page_size: int
+    memory: MemoryRow
+
+
+class TunableRow(TypedDict):
+    """A tunable; `detail` says why it is not supported."""
+
+    name: str
+    summary: str
+    supported: bool
+    detail: str
+
+
+class TargetRow(TypedDict):
+    """A target; `claim` and `beaten` are claim ids, `value` is None when it cannot be read."""
+
+    tunable: str
+    instance: str
+    aliases: list[str]
+    value: str | None
+    choices: list[str]
+    requested: str
+    before: str
+    state: str
+    reason: str
+    detail: str
+    claim: str | None
+    beaten: list[str]
+    baseline: str | None
+
+
+class ClaimRow(TypedDict):
+    """A claim; `matches` are the instances it matches now."""
+
+    id: str
+    origin: str
+    tunable: str
+    instances: str
+    value: str
+    who: str
+    why: str
+    seq: int
+    partial: bool
+    matches: list[str]
+
+
+class Document(TypedDict):
+    """What Manager.Describe answers, in JSON."""
+
+    version: str
+    generation: int
+    degraded: list[str]
+    host: HostRow
+    tunables: list[TunableRow]
+    targets: list[TargetRow]
+    claims: list[ClaimRow]
+
+
+def named(tunable: str, instance: str) -> str:
+    """A target or a claim as people write it."""
+    return f"{tunable}@{instance}" if instance else tunable
+
+
+def matches(pattern: str, target: TargetRow) -> bool:
+    """Whether a pattern names a target, by its instance or an alias; "" and "*" name every one.
+
+    Globs do not cross a slash, as in the daemon.
+    """
+    if pattern in {"", "*"}:
+        return True
+    return any(_same_depth_match(name, pattern) for name in (target["instance"], *target["aliases"]))
+
+
+def _same_depth_match(name: str, pattern: str) -> bool:
+    parts, globs = name.split("/"), pattern.split("/")
+    return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
+
+
+def tunable(document: Document, name: str) -> TunableRow:
+    """The tunable of that name; raises UnknownTunable, naming those there are."""
+    for row in document["tunables"]:
+        if row["name"] == name:
+            return row
+    there = ", ".join(row["name"] for row in document["tunables"])
+    raise errors.UnknownTunable(f"There is no tunable {name!r}", f"The tunables are {there}.")
+
+
+def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
+    """The targets of a tunable that a pattern names, at least one.
+
+    Raises UnknownTunable, NotSupported when this host has no such knob, NoSuchTarget naming what there is.
+    """
+    row = tunable(document, name)
+    there = [target for target in document["targets"] if target["tunable"] == name]
+    if found := [target for target in there if matches(pattern, target)]:
+        return found
+    if not row["supported"]:
+        raise errors.NotSupported(f"{name} is not supported on this host", row["detail"])
+    instances = ", ".join(target["instance"] for target in there if target["instance"])
+    hint = f"There is {instances}." if instances else f"{name} has no instances on this host."
+    if there and not instances:
+        hint = f"{name} has no instances: leave @{pattern} out."
+    raise errors.NoSuchTarget(f"No target matches {named(name, pattern)}", hint)

@@ -1,0 +1,216 @@
+"""How answers look to people: rows and prose are made here and written here; nothing is asked or decided."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TextIO
+
+from kerntune.cli.answers import ClaimRow, Document, Outcome, TargetRow, TunableRow, named
+from kerntune.model import Reason, State
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"
+
+# State -> (mark, style). A state that a newer daemon made up gets UNHEARD_OF.
+MARKS: Final[Mapping[str, tuple[str, str]]] = {
+    State.SATISFIED: ("✔", GOOD),
+    State.PLANNED: ("→", GOOD),
+    State.PARTIAL: ("◐", MIXED),
+    State.OVERRIDDEN: ("≠", MIXED),
+    State.CONTESTED: ("!", BAD),
+    State.REFUSED: ("✘", BAD),
+    State.FAILED: ("✘", BAD),
+    State.UNSUPPORTED: ("–", MIXED),
+    State.UNMANAGED: ("·", QUIET),
+}
+UNHEARD_OF: Final = ("?", MIXED)
+CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
+
+EMPTY: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table: a cell a column (the mark included), a style for mark and state, and prose about it."""
+
+    cells: tuple[str, ...]
+    style: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows below a heading; `toned` are the columns that take a row's style."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    toned: frozenset[str] = frozenset({"", "STATE"})
+
+
+Page = Sequence[str | Table]
+
+
+def outcomes(rows: Iterable[Outcome]) -> Page:
+    """What became of every target that was named."""
+    table = [
+        _row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), _why(*row[5:]))
+        for row in rows
+    ]
+    return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(table))] if table else ["Nothing changed."]
+
+
+def targets(tunables: Sequence[TunableRow], rows: Sequence[TargetRow]) -> Page:
+    """Every target with its value and choices, then the tunables this host does not support."""
+    table = [
+        _row(
+            row["state"],
+            (named(row["tunable"], row["instance"]), row["value"] or "", row["state"], " ".join(row["choices"])),
+            _why(row["state"], row["reason"], row["detail"]),
+        )
+        for row in rows
+    ]
+    table += [
+        _row(State.UNSUPPORTED, (row["name"], "", State.UNSUPPORTED, ""), row["detail"])
+        for row in tunables
+        if not row["supported"]
+    ]
+    return [Table(("", "TARGET", "VALUE", "STATE", "CHOICES"), tuple(table))] if table else ["There are no targets."]
+
+
+def values(rows: Sequence[TargetRow]) -> Page:
+    """One target's bare value, or a line for each of several."""
+    if len(rows) == 1:
+        return [rows[0]["value"] or ""]
+    return [f"{named(row['tunable'], row['instance'])} {row['value'] or EMPTY}" for row in rows]
+
+
+def status(document: Document, managed: Sequence[TargetRow]) -> Page:
+    """The daemon in a line, then what is managed: what is not as wished comes first."""
+    claims = {claim["id"]: claim for claim in document["claims"]}
+    table = [_managed(row, claims) for row in managed if row["state"] not in CONTENT]
+    table += [_waiting(claim) for claim in document["claims"] if not claim["matches"]]
+    table += [_managed(row, claims) for row in managed if row["state"] in CONTENT]
+    head = _head(document)
+    if not table:
+        return [head, "Nothing is managed: no claim has been made (`kerntune set` makes one)."]
+    return [head, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
+
+
+def _head(document: Document) -> str:
+    host = document["host"]
+    where = "a simulated host" if host["simulated"] else f"Linux {host['kernel']}"
+    if host["root"] != "/" and not host["simulated"]:
+        where += f" at {host['root']}"
+    health = f"degraded: {', '.join(document['degraded'])}" if document["degraded"] else "all well"
+    return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {health}"
+
+
+def _managed(row: TargetRow, claims: dict[str, ClaimRow]) -> Row:
+    wanted = _wanted_by(row["claim"], claims)
+    if row["beaten"]:
+        wanted += f"; beats {', '.join(row['beaten'])}"
+    cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted)
+    return _row(row["state"], cells, _why(row["state"], row["reason"], row["detail"]))
+
+
+def _waiting(claim: ClaimRow) -> Row:
+    """A claim that is kept for targets to come."""
+    cells = (
+        named(claim["tunable"], claim["instances"]),
+        claim["value"],
+        "",
+        State.UNSUPPORTED,
+        _wanted_by(claim["id"], {claim["id"]: claim}),
+    )
+    return _row(State.UNSUPPORTED, cells, f"{Reason.NO_SUCH_TARGET}: nothing matches now; kept for what comes")
+
+
+def _wanted_by(claim_id: str | None, claims: dict[str, ClaimRow]) -> str:
+    if claim_id is None:
+        return ""
+    if (claim := claims.get(claim_id)) is None:
+        return claim_id
+    return ", ".join(part for part in (claim["origin"], claim["who"], claim["why"]) if part)
+
+
+def _why(state: str, reason: str, detail: str) -> str:
+    """Prose about a state: the detail, led by the reason where something is not as it should be."""
+    if reason == Reason.OK or state in CONTENT:
+        return detail
+    return f"{reason}: {detail}" if detail else reason
+
+
+def _row(state: str, cells: tuple[str, ...], note: str) -> Row:
+    mark, style = MARKS.get(state, UNHEARD_OF)
+    return Row((mark, *(_clean(cell) for cell in cells)), style, _clean(note))
+
+
+def _clean(text: str) -> str:
+    """Names of processes and devices come from elsewhere: none may move the cursor or start a line."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def write(page: Page, stream: TextIO) -> None:
+    """Write a page: fitted and coloured on a terminal, elsewhere one row one line without either."""
+    for part in page:
+        if isinstance(part, str):
+            print(part, file=stream)
+        elif not (stream.isatty() and _write_rich(part, stream)):
+            _write_plain(part, stream)
+
+
+def _write_plain(table: Table, stream: TextIO) -> None:
+    lines = [table.columns, *(tuple(cell or EMPTY for cell in row.cells) for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells, note in zip(lines, ["", *(row.note for row in table.rows)], strict=True):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print(f"{line}  {note}".rstrip(), file=stream)
+
+
+def _write_rich(table: Table, stream: TextIO) -> bool:
+    """False without rich: it is an optional dependency, and the plain table says the same."""
+    try:
+        from rich.console import Console  # noqa: PLC0415  only tables on a terminal are worth its import
+        from rich.table import Table as RichTable  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        return False
+    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
+    for name in table.columns:
+        grid.add_column(name, overflow="fold", no_wrap=not name)
+    for row in table.rows:
+        cells = [
+            Text(cell, style=row.style if name in table.toned else "")
+            for name, cell in zip(table.columns, row.cells, strict=True)
+        ]
+        if row.note:
+            cells[-1] = _above(cells[-1], row.note)
+        grid.add_row(*cells)
+    color = None if os.environ.get("NO_COLOR") else "auto"
+    Console(file=stream, color_system=color, highlight=False, markup=False, emoji=False).print(grid)
+    return True
+
+
+def _above(cell: Text, note: str) -> Text:
+    """A cell with prose below it."""
+    return cell.copy().append(f"\n{note}" if cell.plain else note, style=QUIET)
+
+
+def error(what: str, hint: str, stream: TextIO, *, width: int = 80) -> None:
+    """Write what happened, then the hint; wrapped on a terminal only."""
+    for text, first, rest in ((what, "kerntune: ", "  "), (hint, "  ", "  ")):
+        if not text:
+            continue
+        if stream.isatty():
+            # Words stay whole: a hint may be a command to copy.
+            wrapper = textwrap.TextWrapper(
+                width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+            )
+            print(wrapper.fill(_clean(text)), file=stream)
+        else:
+            print(f"{first}{_clean(text)}", file=stream)

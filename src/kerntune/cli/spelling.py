@@ -1,0 +1,136 @@
+"""How settings and sizes are written on the command line; turns text into settings and asks nobody."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from kerntune.errors import Usage
+from kerntune.model import Setting
+
+HUGE_PAGES: Final = "hugepages"
+
+# One target and no instances; without `@` every other tunable means all of its instances.
+SINGLE: Final = frozenset({"overcommit"})
+
+UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)
+_COUNT: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
+
+SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io-scheduler@nvme*=none."
+
+
+class What(NamedTuple):
+    """Targets by name: `instances` is None when none were written."""
+
+    tunable: str
+    instances: str | None
+
+
+class Asked(NamedTuple):
+    """A setting as it was written, before defaults are filled in."""
+
+    what: What
+    value: str
+
+
+def size(text: str) -> int | None:
+    """Bytes of a size with a binary unit (`64G`, `2MiB`, `512kb`), or None when it is no such size."""
+    if found := _SIZE.fullmatch(text):
+        return int(found[1]) * UNITS[found[2].upper()]
+    return None
+
+
+def spell_size(count: int) -> str:
+    """Bytes in the largest binary unit that is exact: `2M`, `1536M`, `0`."""
+    unit = max((unit for unit, factor in UNITS.items() if count % factor == 0), key=UNITS.__getitem__) if count else ""
+    return f"{count // UNITS[unit]}{unit}"
+
+
+def what(text: str) -> What:
+    """Read `TUNABLE[@INSTANCES]`; raises Usage."""
+    tunable, at, instances = _printable(text).partition("@")
+    if "=" in tunable:
+        raise Usage(f"{text} has a value where only a name is expected", f"`kerntune set {text}` sets a value.")
+    return _what(text, tunable, instances if at else None)
+
+
+def asked(text: str) -> Asked:
+    """Read `TUNABLE[@INSTANCES]=VALUE`; raises Usage.
+
+    The value follows the last `=`: names below /dev/disk/by-id may contain one (and `@`), values do not.
+    """
+    name, equals, value = _printable(text).rpartition("=")
+    if not equals or not value:
+        raise Usage(f"{text} has no value", SHAPE)
+    tunable, at, instances = name.partition("@")
+    return Asked(_what(text, tunable, instances if at else None), value)
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise Usage(f"{text!a} holds a character that cannot be printed", SHAPE)
+    return text
+
+
+def _what(text: str, tunable: str, instances: str | None) -> What:
+    if not tunable:
+        raise Usage(f"{text!r} names no tunable", "`kerntune list` shows the tunables of this host.")
+    if instances == "":
+        raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write `*` for all of them.")
+    if instances is not None and tunable == HUGE_PAGES:
+        instances = _normal_pool(instances)
+    return What(tunable, instances)
+
+
+def _normal_pool(instances: str) -> str:
+    """`2048K/node0` -> `2M/node0`; what does not start with a size is left for the daemon to judge."""
+    first, slash, rest = instances.partition("/")
+    page_size = size(first)
+    return instances if page_size is None else f"{spell_size(page_size)}{slash}{rest}"
+
+
+def needs_default_page_size(request: Asked) -> bool:
+    """Whether `setting` has to be told the host's default size of huge pages."""
+    return request.what == What(HUGE_PAGES, None)
+
+
+def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
+    """What goes on the wire: instances filled in, sizes turned into pages; `default_page_size` is in bytes.
+
+    Raises Usage for a value of hugepages that is neither a count nor a whole number of pages.
+    """
+    tunable, instances = request.what
+    if tunable == HUGE_PAGES:
+        instances = instances or spell_size(default_page_size)
+        return Setting(tunable, instances, str(_pages(request.value, instances)))
+    return Setting(tunable, everything(tunable) if instances is None else instances, request.value)
+
+
+def everything(tunable: str) -> str:
+    """The instances that stand for all of a tunable."""
+    return "" if tunable in SINGLE else "*"
+
+
+def _pages(value: str, instances: str) -> int:
+    if _COUNT.fullmatch(value):
+        return int(value)
+    if (wanted := size(value)) is None:
+        raise Usage(
+            f"{value} is neither a number of huge pages nor a size",
+            "A bare number counts pages; a size takes one of K, M, G, T: hugepages=64G.",
+        )
+    page_size = size(instances.partition("/")[0])
+    if not page_size:
+        raise Usage(
+            f"{instances} names no page size to divide {value} by",
+            f"Write hugepages@2M={value}, hugepages@2M/node0={value}, or a number of pages.",
+        )
+    pages, rest = divmod(wanted, page_size)
+    if rest:
+        below, above = (f"{spell_size(n * page_size)} (hugepages@{instances}={n})" for n in (pages, pages + 1))
+        raise Usage(
+            f"{value} is not a whole number of {spell_size(page_size)} pages",
+            f"The nearest sizes are {below} and {above}.",
+        )
+    return pages

@@ -1,0 +1,1 @@
+"""From claims to kernel values: resolve, plan, write, read back, report."""

@@ -1,0 +1,100 @@
+"""What a caller is told of a pass: the outcomes of its own claims, or the error that they amount to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from kerntune import errors
+from kerntune.engine.passes import Result, nothing_matches
+from kerntune.model import Claim, ClaimId, Outcome, Reason, State, Target
+from kerntune.tunables.base import Tunable
+
+ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
+    Reason.NO_SUCH_TARGET: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
+    Reason.DEVICE_GONE: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
+    Reason.NO_KERNEL_SUPPORT: (errors.NotSupported, "Another kernel or other hardware is needed"),
+    Reason.VALUE_NOT_OFFERED: (errors.InvalidValue, "`kerntune list` shows what each device offers"),
+    Reason.OUT_OF_RANGE: (errors.InvalidValue, "`kerntune list` shows the values there are"),
+    Reason.PARTIALLY_ALLOCATED: (
+        errors.PartiallyAllocated,
+        "The old count was put back; to keep what can be had, allow a partial result",
+    ),
+    Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
+    Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
+    Reason.READ_ONLY: (errors.KernelRejected, "Run kerntuned on the host itself"),
+}
+KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
+KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
+
+
+def own_outcomes(claim: Claim, tunable: Tunable, result: Result) -> list[Outcome]:
+    """The outcomes of one claim: for each target it covers, or one for a pattern that covers nothing."""
+    covered = [t for t in result.readings if t.tunable == claim.tunable and tunable.matches(claim.instances, t)]
+    if not covered:
+        return [nothing_matches(claim, result.missing.get(claim.tunable, ""))]
+    return [own_outcome(claim, target, tunable, result) for target in covered]
+
+
+def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result) -> Outcome:
+    """The outcome for the claim that won; for one that was beaten, what is there instead of it."""
+    reading, wish = result.readings[target], result.wishes.get(target)
+    actual = reading.value or ""
+    outcome = result.outcomes.get(target, Outcome(target, "", actual, actual, State.UNMANAGED))
+    if wish is None or wish.is_baseline:
+        why = "another call withdrew this claim at the same moment"
+    elif (wish.winner.id, wish.winner.seq) == (claim.id, claim.seq):
+        return outcome
+    elif tunable.judge(replace(wish, value=claim.value), reading, result.readings).state is State.SATISFIED:
+        detail = f"the value is that of {described(wish.winner)}"
+        return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
+    elif wish.winner.id == claim.id:
+        why = f"a later call replaced this claim: {described(wish.winner)}"
+    else:
+        why = f"{described(wish.winner)} wins; this claim is kept and comes into force when that one goes"
+    return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
+
+
+def described(claim: Claim) -> str:
+    """A claim in prose."""
+    return f"{claim.id} = {claim.value}" + (f", by {claim.who}" if claim.who else "")
+
+
+def released_outcomes(dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result) -> list[Outcome]:
+    """What the targets of withdrawn claims are now: what the next claim wishes, or their own value."""
+    found = {}
+    for claim_id in dropped:
+        tunable = tunables[claim_id.tunable]
+        for target, reading in result.readings.items():
+            if target.tunable == claim_id.tunable and tunable.matches(claim_id.instances, target):
+                unmanaged = Outcome(target, "", reading.value or "", reading.value or "", State.UNMANAGED)
+                found[target] = result.outcomes.get(target, unmanaged)
+    return list(found.values())
+
+
+def failure(claim: Claim, outcomes: Sequence[Outcome], *, must_win: bool) -> errors.KerntuneError | None:
+    """The error that the outcomes of one claim amount to, if they do.
+
+    A shortfall that was not allowed and a refusal are errors, and so is a claim that no target took. A beaten claim
+    counts as taken (it is kept), except for a caller who `must_win`.
+    """
+    for outcome in outcomes:
+        short = outcome.state is State.PARTIAL and outcome.reason in (Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT)
+        if outcome.state is State.REFUSED or (short and not claim.partial):
+            return as_error(outcome)
+    if not any(taken(outcome, must_win=must_win) for outcome in outcomes):
+        return as_error(outcomes[0])
+    return None
+
+
+def taken(outcome: Outcome, *, must_win: bool) -> bool:
+    """Whether a claim with this outcome stays in the book."""
+    if outcome.state in (State.SATISFIED, State.PLANNED, State.PARTIAL):
+        return True
+    return outcome.reason in KEPT or (outcome.state is State.OVERRIDDEN and not must_win)
+
+
+def as_error(outcome: Outcome) -> errors.KerntuneError:
+    """The typed error for an outcome."""
+    cls, hint = ERRORS.get(outcome.reason, KERNEL_REJECTED)
+    return cls(outcome.detail or f"{outcome.target}: {outcome.reason}", hint)

@@ -1,0 +1,32 @@
+"""When to stop fighting over a value: three repairs in ten minutes. Pure; the clock is the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kerntune.model import Target
+
+REPAIRS = 3
+WINDOW = 600.0  # seconds
+
+
+class DriftLog:
+    """The times at which each target was put right after others had changed it."""
+
+    def __init__(self) -> None:
+        self._repairs: dict[Target, list[float]] = {}
+
+    def repaired(self, target: Target, now: float) -> None:
+        self._repairs[target] = [*self._recent(target, now), now]
+
+    def contested(self, target: Target, now: float) -> bool:
+        """Whether the target has been put right so often that another repair would be a fight."""
+        return len(self._recent(target, now)) >= REPAIRS
+
+    def forgive(self, targets: Iterable[Target]) -> None:
+        """Somebody named these targets: they are written again."""
+        for target in targets:
+            self._repairs.pop(target, None)
+
+    def _recent(self, target: Target, now: float) -> list[float]:
+        return [then for then in self._repairs.get(target, ()) if now - then < WINDOW]

@@ -1,0 +1,30 @@
+"""What the engine needs kept over a crash; how and where is the daemon's matter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from kerntune.engine.claims import ClaimBook
+from kerntune.model import Baseline, Target
+
+
+class Ledger(Protocol):
+    """Claims and baselines on disk. Every method returns after the data is safe, or raises OSError; thread-safe."""
+
+    @property
+    def book(self) -> ClaimBook:
+        """The claims that were committed last."""
+
+    @property
+    def baselines(self) -> Mapping[Target, str]:
+        """The host's own values of the targets we write."""
+
+    def keep(self, baselines: Sequence[Baseline]) -> None:
+        """Save the host's own values, before the first write."""
+
+    def forget(self, targets: Collection[Target]) -> None:
+        """Drop baselines that were put back."""
+
+    def commit(self, book: ClaimBook) -> None:
+        """Save the claims, before the caller is answered."""

@@ -1,0 +1,317 @@
+"""One pass of one lane, in a worker thread: observe, resolve, plan, write, read back, judge. Knows no asyncio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from kerntune.engine.drift import DriftLog
+from kerntune.engine.resolve import resolve, unmatched
+from kerntune.kernel.files import Kernel, KernelError
+from kerntune.kernel.memory import read_memory
+from kerntune.model import (
+    Baseline,
+    Claim,
+    ClaimId,
+    Limits,
+    Memory,
+    Outcome,
+    Reading,
+    Reason,
+    State,
+    Step,
+    Target,
+    Verdict,
+    Wish,
+)
+from kerntune.tunables.base import Tunable
+
+REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
+LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late
+PROGRESS_SECONDS = 0.25
+
+Progress = Callable[[Target, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload)."""
+
+    claims: tuple[Claim, ...]
+    baselines: Mapping[Target, str]
+    named: frozenset[ClaimId] = frozenset()
+    released: frozenset[ClaimId] = frozenset()
+    enforce: bool = False
+    dry: bool = False
+
+
+@dataclass(slots=True)
+class Result:
+    """What a pass found and did."""
+
+    readings: dict[Target, Reading] = field(default_factory=dict)
+    wishes: dict[Target, Wish] = field(default_factory=dict)
+    outcomes: dict[Target, Outcome] = field(default_factory=dict)
+    wrote: set[Target] = field(default_factory=set)
+    restored: set[Target] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a lane's passes need beside their orders, and what they remember; one pass at a time."""
+
+    kernel: Kernel
+    tunables: tuple[Tunable, ...]
+    limits: Limits
+    writers: ThreadPoolExecutor
+    keep: Callable[[Sequence[Baseline]], None]
+    drift: DriftLog = field(default_factory=DriftLog)
+    last: dict[Target, Outcome] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self, order: Order, progress: Progress | None = None) -> Result:
+        """The whole pass; blocks for as long as the kernel does."""
+        result = Result()
+        deadline = self.clock() + REMEDY_SECONDS
+        for tunable in self.tunables:
+            _Pass(self, tunable, order, result, deadline=deadline, progress=progress).run()
+        result.memory = read_memory(self.kernel)
+        if not order.dry:
+            self.last.clear()
+            self.last.update(result.outcomes)
+        return result
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One tunable in one pass."""
+
+    lane: Worker
+    tunable: Tunable
+    order: Order
+    result: Result
+    deadline: float
+    progress: Progress | None
+    errors: dict[Target, int] = field(default_factory=dict)
+
+    def run(self) -> None:
+        targets = self.tunable.targets(self.lane.kernel)
+        before = {target: self.tunable.read(self.lane.kernel, target) for target in targets}
+        wishes = resolve(self.tunable, self.order.claims, self.order.baselines, targets, self.order.named)
+        contested = self._contested(before, wishes)
+        free = {t: wish for t, wish in wishes.items() if self.tunable.group(t) not in contested}
+        steps, after = self._reach(before, free)
+        self.result.readings |= after
+        self.result.wishes |= wishes
+        self._report(before, after, steps, wishes)
+        if not targets:
+            self.result.missing[self.tunable.name] = self.tunable.missing(self.lane.kernel)
+        for claim in unmatched(self.tunable, self.order.claims, targets):
+            outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
+            self.result.outcomes[outcome.target] = outcome
+
+    def _contested(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> set[str]:
+        """The groups that are left alone because others keep changing a target of theirs."""
+        held = set()
+        for target, wish in wishes.items():
+            if self._insists(target, wish):
+                if not self.order.dry:
+                    self.lane.drift.forgive([target])
+                continue
+            last = self.lane.last.get(target)
+            if last is None or last.requested != wish.value or last.state not in (State.SATISFIED, State.CONTESTED):
+                continue
+            if self.tunable.judge(wish, readings[target], readings).state is State.SATISFIED:
+                continue
+            if self.tunable.drifted(wish, readings[target]) or self.lane.drift.contested(target, self.lane.clock()):
+                held.add(self.tunable.group(target))
+            elif not self.order.dry:
+                self.lane.drift.repaired(target, self.lane.clock())
+        return held
+
+    def _insists(self, target: Target, wish: Wish) -> bool:
+        """Whether somebody named the target just now, or everything is to be put right."""
+        named = self.order.named | self.order.released
+        return (
+            self.order.enforce
+            or wish.is_baseline
+            or wish.winner.id in named
+            or any(claim.id in named for claim in wish.beaten)
+            or any(i.tunable == self.tunable.name and self.tunable.matches(i.instances, target) for i in named)
+        )
+
+    def _reach(
+        self, readings: dict[Target, Reading], wishes: Mapping[Target, Wish]
+    ) -> tuple[list[Step], dict[Target, Reading]]:
+        """Plan and write until the plan is empty or the kernel gives no more; the last plan and the last readings.
+
+        `before` of the steps is the reading of the last plan; the report takes it from the first.
+        """
+        steps = self._plan(readings, wishes)
+        if self.order.dry or not any(step.writes for step in steps):
+            return steps, readings
+        self._keep_baselines(readings, steps)
+        first, remedied = steps, False
+        while True:
+            self._write(steps)
+            now = self._read_back(readings, steps)
+            if not self._worth_another_try(readings, now, steps, remedied=remedied):
+                return first, now
+            for write in self.tunable.remedy:
+                self._attempt(write.path, write.text)
+            remedied, readings = True, now
+            steps = self._plan(readings, wishes)
+
+    def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> list[Step]:
+        memory = read_memory(self.lane.kernel)
+        steps: list[Step] = []
+        for group in sorted({self.tunable.group(target) for target in wishes}):
+            within = {t: reading for t, reading in readings.items() if self.tunable.group(t) == group}
+            asked = {t: wish for t, wish in wishes.items() if self.tunable.group(t) == group}
+            steps += self.tunable.plan(within, asked, memory, self.lane.limits)
+        return steps
+
+    def _keep_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
+        """Saved before the first write: a crash after it can still be put right."""
+        new = [
+            Baseline(target, readings[target].restore or readings[target].value or "")
+            for step in steps
+            if step.writes
+            for target in step.touched
+            if target not in self.order.baselines and readings[target].value is not None
+        ]
+        if new:
+            self.lane.keep(new)
+
+    def _write(self, steps: Sequence[Step]) -> None:
+        """The writes of a step in their order; steps side by side where the tunable allows it."""
+        todo = [step for step in steps if step.writes]
+        self.result.wrote |= {target for step in todo for target in (step.wish.target, *step.touches)}
+        if self.tunable.parallel:
+            jobs = [self.lane.writers.submit(self._write_step, step) for step in todo]
+            for job in jobs:
+                job.result()
+            return
+        for step in todo:
+            job = self.lane.writers.submit(self._write_step, step)
+            while not self._finished(job):
+                self._tell_progress(step)
+
+    def _finished(self, job: Future[None]) -> bool:
+        done, _ = wait([job], timeout=PROGRESS_SECONDS)
+        if done:
+            job.result()
+        return bool(done)
+
+    def _tell_progress(self, step: Step) -> None:
+        value = self.tunable.read(self.lane.kernel, step.wish.target).value
+        if self.progress and value and value.isdigit() and step.wish.value.isdigit():
+            self.progress(step.wish.target, int(value), int(step.wish.value))
+
+    def _write_step(self, step: Step) -> None:
+        for write in step.writes:
+            if code := self._attempt(write.path, write.text):
+                self.errors[step.wish.target] = code
+                return
+        self.errors.pop(step.wish.target, None)
+
+    def _attempt(self, path: str, text: str) -> int:
+        """0, or the errno of the kernel's refusal."""
+        try:
+            self.lane.kernel.write(path, text)
+        except KernelError as error:
+            return error.errno or -1
+        return 0
+
+    def _read_back(self, readings: Mapping[Target, Reading], steps: Sequence[Step]) -> dict[Target, Reading]:
+        """Every target of the groups that were written, a little later again where the kernel seems to be late."""
+        groups = {self.tunable.group(step.wish.target) for step in steps if step.writes}
+        for pause in (*LATE, 0.0):
+            now = {
+                target: self.tunable.read(self.lane.kernel, target) if self.tunable.group(target) in groups else reading
+                for target, reading in readings.items()
+            }
+            if all(self._judge(step, now).reason is not Reason.READ_BACK_DIFFERS for step in steps if step.writes):
+                break
+            self.lane.sleep(pause)
+        return now
+
+    def _worth_another_try(
+        self, old: Mapping[Target, Reading], now: Mapping[Target, Reading], steps: Sequence[Step], *, remedied: bool
+    ) -> bool:
+        """Whether the kernel gave less than asked and may give more after the remedy.
+
+        The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
+        helps and until the lane's time is used up.
+        """
+        short = [
+            step for step in steps if not step.capped and self._judge(step, now).reason is Reason.PARTIALLY_ALLOCATED
+        ]
+        insisted = any(self._insists(step.wish.target, step.wish) for step in short)
+        if not (self.tunable.remedy and short and insisted) or self.lane.clock() >= self.deadline:
+            return False
+        return not remedied or any(now[t].value != old[t].value for step in short for t in step.touched)
+
+    def _judge(self, step: Step, now: Mapping[Target, Reading]) -> Verdict:
+        """What became of a step, by what is read now."""
+        target = step.wish.target
+        if step.verdict is not None:
+            return step.verdict
+        if target in self.errors:
+            return self.tunable.rejected(now[target], step.wish.value, self.errors[target])
+        verdict = self.tunable.judge(step.wish, now[target], now)
+        return step.capped if step.capped and verdict.state is not State.SATISFIED else verdict
+
+    def _report(
+        self,
+        before: Mapping[Target, Reading],
+        after: Mapping[Target, Reading],
+        steps: Sequence[Step],
+        wishes: Mapping[Target, Wish],
+    ) -> None:
+        planned = {step.wish.target: step for step in steps}
+        settled = {t for step in steps if not step.wish.is_baseline for t in step.touched}
+        for target, wish in wishes.items():
+            step = planned.get(target)
+            if wish.is_baseline and target in settled:
+                continue  # a claim on the pool as a whole settles this node
+            if step is None and not wish.is_baseline:
+                verdict = self._left_alone(wish, after)
+            elif self.order.dry and step is not None and step.writes:
+                verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
+            else:
+                verdict = self._judge(step, after) if step else Verdict(State.UNMANAGED, Reason.OK)
+            if wish.is_baseline and verdict.reason not in (Reason.OVER_LIMIT, Reason.CPU_OFFLINE):
+                self.result.restored.add(target)
+                verdict = verdict._replace(state=State.UNMANAGED) if not self.order.dry else verdict
+            self.result.outcomes[target] = outcome_of(wish, before[target], after[target], verdict)
+
+    def _left_alone(self, wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
+        """A target of a group that is contested."""
+        verdict = self.tunable.judge(wish, now[wish.target], now)
+        if verdict.state is State.SATISFIED:
+            return verdict
+        return Verdict(
+            State.CONTESTED,
+            Reason.CHANGED_BY_OTHERS,
+            f"something else set {wish.target} to {now[wish.target].value}; it is left so until somebody sets it "
+            "again. Likely: another tuning service, a udev rule or a script",
+        )
+
+
+def outcome_of(wish: Wish, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
+    """An outcome in words; what cannot be read is empty."""
+    requested = "" if wish.is_baseline else wish.value
+    return Outcome(wish.target, requested, before.value or "", after.value or "", *verdict)
+
+
+def nothing_matches(claim: Claim, missing: str) -> Outcome:
+    """A claim that covers nothing now: kept, and answered with one outcome."""
+    reason = Reason.NO_KERNEL_SUPPORT if missing else Reason.NO_SUCH_TARGET
+    detail = missing or f"nothing matches {claim.instances!r} now; the claim is kept for what comes later"
+    return Outcome(Target(claim.tunable, claim.instances), claim.value, "", "", State.UNSUPPORTED, reason, detail)

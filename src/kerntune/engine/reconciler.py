@@ -1,0 +1,332 @@
+"""The one loop: edits in, passes of the lanes, outcomes out; the only place that decides when the kernel is written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from kerntune.engine.answers import failure, own_outcomes, released_outcomes
+from kerntune.engine.claims import ClaimBook, Edit
+from kerntune.engine.drift import DriftLog
+from kerntune.engine.ledger import Ledger
+from kerntune.engine.passes import Order, Progress, Result, Worker
+from kerntune.engine.requests import Request, World, edit_for
+from kerntune.errors import Failed, KerntuneError, NoSuchTarget
+from kerntune.kernel.files import Kernel
+from kerntune.model import ClaimId, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
+from kerntune.tunables.base import Tunable
+
+log = logging.getLogger(__name__)
+WRITERS = 32  # writes to different devices at the same time
+TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller is told: whether anything changed, and the outcomes of its own targets."""
+
+    changed: bool
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One caller's wish for a pass; callers that come while a pass runs share the next."""
+
+    cause: str
+    released: Collection[ClaimId] = ()
+    enforce: bool = False
+    progress: Progress | None = None
+    result: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+@dataclass(slots=True)
+class Pending:
+    """An edit that is in force but not yet committed."""
+
+    edit: Edit
+    lanes: frozenset[Lane]
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Reconciler:
+    """Owns the claim book and what was last read; run `work()` beside everything else."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        tunables: Sequence[Tunable],
+        ledger: Ledger,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tunables = {tunable.name: tunable for tunable in tunables}
+        self.limits, self.ledger = limits or Limits(), ledger
+        self.readings: dict[Target, Reading] = {}
+        self.outcomes: dict[Target, Outcome] = {}
+        self.missing: dict[str, str] = {}
+        self.memory: Memory | None = None
+        self.generation = 0
+        self.listeners: list[Callable[[Report], None]] = []
+        self.committed = ledger.book
+        self._pending: list[Pending] = []
+        seqs = [claim.seq for claim in self.committed.claims.values()]
+        self._sequence = count(max(seqs, default=0) + 1)
+        self._committing = asyncio.Lock()
+        self._writers = ThreadPoolExecutor(WRITERS, "write")
+        self._passes = ThreadPoolExecutor(len(Lane), "pass")
+        self._readers = ThreadPoolExecutor(2, "read")
+        self._tickets: dict[Lane, asyncio.Queue[Ticket]] = {lane: asyncio.Queue() for lane in Lane}
+        self.busy: set[Lane] = set()
+        self._workers = {
+            lane: Worker(
+                kernel,
+                tuple(tunable for tunable in tunables if tunable.lane is lane),
+                self.limits,
+                self._writers,
+                ledger.keep,
+                DriftLog(),
+                clock=clock,
+            )
+            for lane in Lane
+        }
+
+    @property
+    def book(self) -> ClaimBook:
+        """The claims in force: those committed, with the edits on top that callers still wait for."""
+        book = self.committed
+        for pending in self._pending:
+            book = book.apply(pending.edit)
+        return book
+
+    @property
+    def world(self) -> World:
+        return World(self.tunables, self.readings, self.missing)
+
+    @property
+    def troubles(self) -> set[Reason]:
+        """The reasons for which something that is managed is not as it should be."""
+        return {outcome.reason for outcome in self.outcomes.values() if outcome.state in TROUBLE}
+
+    async def work(self) -> None:
+        """One worker a lane, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for lane in Lane:
+                group.create_task(self._work(lane), name=f"lane {lane}")
+
+    def close(self) -> None:
+        """Let go of the threads; a write that has begun is finished by the kernel."""
+        for pool in (self._passes, self._readers, self._writers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def observe(self) -> None:
+        """Read everything, write nothing."""
+        for result in await self._look(Order((), {}, dry=True), Lane):
+            self._learn(result)
+
+    async def reconcile(self, cause: str, *, enforce: bool = False) -> None:
+        """A pass of every lane; `enforce` also where drift would only be reported (at boot)."""
+        await asyncio.gather(*(self._pass(lane, Ticket(cause, enforce=enforce)) for lane in Lane))
+
+    async def check(self, request: Request) -> Edit:
+        """The edit that the request would be, or the error that refuses it; a name not known is looked for once."""
+        try:
+            return edit_for(request, self.world, self.book, self._sequence, self.limits)
+        except NoSuchTarget:
+            await self.observe()
+            return edit_for(request, self.world, self.book, self._sequence, self.limits)
+
+    async def change(self, request: Request, cause: str, progress: Progress | None = None) -> Answer:
+        """Carry out a request: the first pass that starts after it, commit, and what the kernel really did.
+
+        An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
+        """
+        edit = await self.check(request)
+        lanes = self._lanes(edit)
+        before = self.book
+        pending = Pending(edit, lanes)
+        earlier = [other for other in self._pending if other.lanes & lanes]
+        self._pending.append(pending)
+        changed = not before.same_as(before.apply(edit))
+        try:
+            tickets = [Ticket(cause, edit.drop, progress=progress) for _ in lanes]
+            results = await asyncio.gather(*map(self._pass, lanes, tickets))
+            for other in earlier:
+                await other.done.wait()
+            result = merge(results)
+            outcomes = self._outcomes(edit, result, must_win=request.must_win)
+            await self._commit(pending)
+        except KerntuneError:
+            self._pending.remove(pending)
+            pending.done.set()
+            await self._again(lanes, f"{cause} withdrawn", edit)
+            raise
+        pending.done.set()
+        wrote = bool({outcome.target for outcome in outcomes} & result.wrote)
+        return Answer(changed or wrote, tuple(outcomes))
+
+    async def plan(self, request: Request) -> Answer:
+        """What `change` would do, limits included; writes nothing and waits for no lane."""
+        edit = await self.check(request)
+        book = self.book
+        after = book.apply(edit)
+        named = frozenset(claim.id for claim in edit.put)
+        order = Order(tuple(after.claims.values()), dict(self.ledger.baselines), named, frozenset(edit.drop), dry=True)
+        result = merge(await self._look(order, self._lanes(edit)))
+        outcomes = self._outcomes(edit, result)
+        planned = any(outcome.state is State.PLANNED for outcome in outcomes)
+        return Answer(planned or not book.same_as(after), tuple(outcomes))
+
+    async def verify(self) -> tuple[Outcome, ...]:
+        """Everything managed that is not satisfied, read again; changes nothing."""
+        order = Order(tuple(self.book.claims.values()), dict(self.ledger.baselines), dry=True)
+        result = merge(await self._look(order, Lane))
+        now = [changed_since(outcome) for outcome in result.outcomes.values()]
+        return tuple(outcome for outcome in now if outcome.state not in (State.SATISFIED, State.UNMANAGED))
+
+    def _lanes(self, edit: Edit) -> frozenset[Lane]:
+        names = {claim.tunable for claim in edit.put} | {claim_id.tunable for claim_id in edit.drop}
+        return frozenset(self.tunables[name].lane for name in names)
+
+    def _outcomes(self, edit: Edit, result: Result, *, must_win: bool | None = None) -> list[Outcome]:
+        """The outcomes for an edit's own targets; with `must_win` given, raises the error that they amount to."""
+        if not edit.put:
+            return released_outcomes(edit.drop, self.tunables, result)
+        found = []
+        for claim in edit.put:
+            own = own_outcomes(claim, self.tunables[claim.tunable], result)
+            if must_win is not None and (error := failure(claim, own, must_win=must_win)):
+                raise error
+            found += own
+        return found
+
+    async def _commit(self, pending: Pending) -> None:
+        """Save the edit, then count it as committed; one at a time, so that none is lost."""
+        async with self._committing:
+            book = self.committed.apply(pending.edit)
+            if not book.same_as(self.committed) or pending.edit.put:
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._readers, self.ledger.commit, book)
+                except OSError as error:
+                    raise Failed(
+                        f"the claim cannot be saved: {error.strerror} ({error.filename})",
+                        "It was withdrawn; free space there and try again",
+                    ) from error
+            self.committed = book
+            self._pending.remove(pending)
+
+    async def _again(self, lanes: Iterable[Lane], cause: str, edit: Edit) -> None:
+        """After a withdrawal: what the edit had beaten comes into force again."""
+        named = {claim.id for claim in edit.put}
+        await asyncio.gather(*(self._pass(lane, Ticket(cause, released=named)) for lane in lanes))
+
+    async def _pass(self, lane: Lane, ticket: Ticket) -> Result:
+        """The result of the first pass of the lane that starts after now."""
+        self._tickets[lane].put_nowait(ticket)
+        return await asyncio.shield(ticket.result)
+
+    async def _work(self, lane: Lane) -> None:
+        queue = self._tickets[lane]
+        while True:
+            tickets = [await queue.get()]
+            while not queue.empty():
+                tickets.append(queue.get_nowait())
+            self.busy.add(lane)
+            try:
+                result = await self._serve(lane, tickets)
+            except Exception:
+                log.exception("a pass of the %s lane failed", lane)
+                for ticket in tickets:
+                    ticket.result.set_exception(Failed("internal error", "The daemon's journal says more"))
+            else:
+                for ticket in tickets:
+                    ticket.result.set_result(result)
+            finally:
+                self.busy.discard(lane)
+
+    async def _serve(self, lane: Lane, tickets: Sequence[Ticket]) -> Result:
+        loop = asyncio.get_running_loop()
+        order = Order(
+            tuple(self.book.claims.values()),
+            dict(self.ledger.baselines),
+            # Every caller who still waits, also those whose other lane is slower: theirs is all or nothing.
+            frozenset(claim.id for pending in self._pending for claim in pending.edit.put),
+            frozenset().union(*(ticket.released for ticket in tickets)),
+            enforce=any(ticket.enforce for ticket in tickets),
+        )
+        interested = [ticket.progress for ticket in tickets if ticket.progress]
+
+        def progress(target: Target, done: int, wanted: int) -> None:
+            for tell in interested:
+                loop.call_soon_threadsafe(tell, target, done, wanted)
+
+        result = await loop.run_in_executor(self._passes, self._workers[lane].run, order, progress)
+        if gone := self._gone(result) | result.restored:
+            await loop.run_in_executor(self._readers, self.ledger.forget, gone)
+        self._publish(result, lane, tickets)
+        return result
+
+    def _gone(self, result: Result) -> set[Target]:
+        """Baselines of devices that were replaced: another diskseq means that this one never comes back."""
+        names = {target.tunable for target in result.readings}
+        return {t for t in self.ledger.baselines if t.key and t.tunable in names and t not in result.readings}
+
+    async def _look(self, order: Order, lanes: Iterable[Lane]) -> list[Result]:
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._readers, self._workers[lane].run, order) for lane in lanes]
+        return list(await asyncio.gather(*jobs))
+
+    def _learn(self, result: Result) -> None:
+        """Take over what was read."""
+        names = {target.tunable for target in result.readings} | result.missing.keys()
+        self.readings = {t: r for t, r in self.readings.items() if t.tunable not in names} | result.readings
+        self.missing = {n: why for n, why in self.missing.items() if n not in names} | result.missing
+        self.missing = {name: why for name, why in self.missing.items() if why}
+        self.memory = result.memory
+
+    def _publish(self, result: Result, lane: Lane, tickets: Sequence[Ticket]) -> None:
+        self._learn(result)
+        own = {name for name, tunable in self.tunables.items() if tunable.lane is lane}
+        old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
+        new = result.outcomes
+        released = [
+            Outcome(t, "", o.actual, o.actual, State.UNMANAGED)
+            for t, o in old.items()
+            if t not in new and o.state is not State.UNMANAGED and t in result.readings
+        ]
+        managed = {t: o for t, o in new.items() if o.state is not State.UNMANAGED}
+        self.outcomes = {t: o for t, o in self.outcomes.items() if t.tunable not in own} | managed
+        changed = [o for t, o in new.items() if t not in old or replace(old[t], before=o.before) != o] + released
+        if changed:
+            self.generation += 1
+        report = Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed))
+        for listener in self.listeners:
+            listener(report)
+
+
+def changed_since(outcome: Outcome) -> Outcome:
+    """What Verify says of a value that a pass would write: it is not what it should be."""
+    if outcome.state is not State.PLANNED:
+        return outcome
+    detail = f"{outcome.target} reads {outcome.actual}: something else changed it, and the next pass puts it right"
+    return replace(outcome, state=State.FAILED, reason=Reason.CHANGED_BY_OTHERS, detail=detail)
+
+
+def merge(results: Iterable[Result]) -> Result:
+    """The results of several lanes as one."""
+    whole = Result()
+    for result in results:
+        whole.readings |= result.readings
+        whole.wishes |= result.wishes
+        whole.outcomes |= result.outcomes
+        whole.wrote |= result.wrote
+        whole.restored |= result.restored
+        whole.missing |= result.missing
+        whole.memory = result.memory
+    return whole

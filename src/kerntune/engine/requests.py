@@ -1,0 +1,144 @@
+"""From what a caller asks to an edit of the claim book, or the error that refuses it without asking the kernel.
+
+Pure: it sees the last readings, not the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from kerntune.engine.claims import ClaimBook, Edit
+from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, UnknownTunable
+from kerntune.model import Claim, ClaimId, Limits, Origin, Reading, Setting, Target
+from kerntune.tunables.base import Tunable
+
+EVERY = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A Set or an Unset: the settings, the options, and who asks. `must_win` makes a beaten claim an error."""
+
+    settings: tuple[Setting, ...]
+    unset: bool = False
+    persist: bool = False
+    partial: bool = False
+    must_win: bool = False
+    who: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.PERSISTENT if self.persist else Origin.RUNTIME
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What requests are checked against: the tunables, the last readings, and which tunables are missing and why."""
+
+    tunables: Mapping[str, Tunable]
+    readings: Mapping[Target, Reading]
+    missing: Mapping[str, str]
+
+    def tunable(self, name: str) -> Tunable:
+        if name not in self.tunables:
+            raise UnknownTunable(f"there is no tunable {name!r}", f"There are {', '.join(sorted(self.tunables))}")
+        return self.tunables[name]
+
+    def covered(self, tunable: Tunable, instances: str) -> list[Target]:
+        """The targets a pattern in normal form covers now."""
+        return [t for t in self.readings if t.tunable == tunable.name and tunable.matches(instances, t)]
+
+
+def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[int], limits: Limits) -> Edit:
+    """The edit a request amounts to, or the typed error that refuses it; nothing is changed here."""
+    if request.unset:
+        return withdraw(request, world, book, next(sequence))
+    claims = [claim_for(setting, request, world, next(sequence)) for setting in request.settings]
+    unique = {claim.id: claim for claim in claims}
+    if len(unique) < len(claims):
+        raise InvalidValue("two settings of one call name the same instances", "Give each tunable and instance once")
+    edit = Edit(next(sequence), tuple(claims), superseded(claims, world, book) if request.persist else ())
+    within_limit(book.apply(edit), request.origin, limits)
+    return edit
+
+
+def claim_for(setting: Setting, request: Request, world: World, seq: int) -> Claim:
+    """One checked setting as a claim."""
+    tunable = world.tunable(setting.tunable)
+    value = tunable.normal_value(setting.value)
+    instances = normal(tunable, setting.instances)
+    if missing := world.missing.get(tunable.name):
+        raise NotSupported(
+            f"this host has no {tunable.summary}: {missing}", "Another kernel or other hardware is needed"
+        )
+    covered = world.covered(tunable, instances)
+    if not covered and tunable.exact(instances):
+        there = ", ".join(sorted({t.instance for t in world.readings if t.tunable == tunable.name})) or "nothing"
+        raise NoSuchTarget(
+            f"{tunable.name} has no {instances!r}", f"There is {there}; a pattern may name what comes later"
+        )
+    check_value(tunable, [world.readings[target] for target in covered], value)
+    return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial)
+
+
+def normal(tunable: Tunable, instances: str) -> str:
+    """A pattern in normal form; too long a one is refused before it is looked at."""
+    if len(instances) > 256:
+        raise InvalidValue(f"a pattern of {len(instances)} characters is too long", "256 are allowed")
+    return tunable.normal(instances)
+
+
+def check_value(tunable: Tunable, readings: Iterable[Reading], value: str) -> None:
+    """InvalidValue when no covered target can take the value; some that cannot are told so by their outcomes."""
+    refusals = []
+    for reading in readings:
+        try:
+            tunable.validate(reading, value)
+        except InvalidValue as error:
+            refusals.append(error)
+        else:
+            return
+    if refusals:
+        raise refusals[0]
+
+
+def superseded(claims: Sequence[Claim], world: World, book: ClaimBook) -> tuple[ClaimId, ...]:
+    """The runtime claims that a persistent one takes the place of: those that cover any of the same targets."""
+    found = set()
+    for claim in claims:
+        tunable = world.tunables[claim.tunable]
+        mine = set(world.covered(tunable, claim.instances))
+        for other in book.by_origin(Origin.RUNTIME):
+            if other.tunable != claim.tunable:
+                continue
+            if other.instances == claim.instances or mine & set(world.covered(tunable, other.instances)):
+                found.add(other.id)
+    return tuple(found)
+
+
+def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
+    """The claims of the request's origin that it names; naming none is no error, but a name nobody knows is."""
+    dropped: list[ClaimId] = []
+    for setting in request.settings:
+        tunable = world.tunable(setting.tunable)
+        if setting.instances == EVERY:
+            dropped += [claim.id for claim in book.by_origin(request.origin) if claim.tunable == tunable.name]
+            continue
+        instances = normal(tunable, setting.instances)
+        claim_id = ClaimId(request.origin, tunable.name, instances)
+        known = claim_id in book.claims or not tunable.exact(instances) or world.covered(tunable, instances)
+        if not known and tunable.name not in world.missing:
+            raise NoSuchTarget(f"{tunable.name} has no {instances!r}, and no claim names it", "See `kerntune status`")
+        dropped.append(claim_id)
+    return Edit(seq, drop=tuple(dropped))
+
+
+def within_limit(book: ClaimBook, origin: Origin, limits: Limits) -> None:
+    """LimitsExceeded when a book would hold too many claims made by callers."""
+    if len(book.by_origin(origin)) > limits.claims:
+        raise LimitsExceeded(
+            f"there are {limits.claims} {origin.word} claims already",
+            "Withdraw some: kerntune unset, or patterns",
+        )

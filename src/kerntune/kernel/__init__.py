@@ -1,0 +1,1 @@
+"""The only package that touches /proc, /sys and udev; it knows files, not tunables."""

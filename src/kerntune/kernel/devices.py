@@ -1,0 +1,38 @@
+"""What udev knows of block devices; the only module that imports pyudev."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyudev import Context
+
+HOST = Path("/")
+
+
+@cache
+def _context() -> Context:
+    import pyudev  # noqa: PLC0415  (libudev is loaded only where there is a host to ask)
+
+    return pyudev.Context()
+
+
+def links(root: Path, device: str) -> Sequence[str]:
+    """The names a block device has below /dev/disk, without that prefix.
+
+    On the host udev's database is asked (the service's own /dev has no links: PrivateDevices=); in a tree the
+    symbolic links below dev/disk are read. A device that udev does not know has none.
+    """
+    if root == HOST:
+        import pyudev  # noqa: PLC0415
+
+        try:
+            found = pyudev.Devices.from_name(_context(), "block", device).device_links
+            return sorted(link.removeprefix("/dev/disk/") for link in found if link.startswith("/dev/disk/"))
+        except pyudev.DeviceNotFoundError:
+            return ()
+    disk = root / "dev/disk"
+    return sorted(str(p.relative_to(disk)) for p in disk.glob("*/*") if p.is_symlink() and p.readlink().name == device)

@@ -1,0 +1,128 @@
+"""Reading and writing the kernel's files below one root; the only place of the project that writes them."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, Protocol
+
+from kerntune.kernel import devices
+
+# What may be written, as patterns of paths below the root; `*` never crosses a slash.
+WRITABLE: Final = (
+    "proc/sys/vm/compact_memory",
+    "proc/sys/vm/overcommit_memory",
+    "proc/sys/vm/overcommit_ratio",
+    "proc/sys/vm/overcommit_kbytes",
+    "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
+    "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
+    "sys/block/*/queue/scheduler",
+)
+
+CHUNK: Final = 1 << 16
+
+
+class KernelError(OSError):
+    """A read or write that the kernel refused: `errno`, `strerror` and `filename` as in OSError."""
+
+
+class KernelView(Protocol):
+    """What a tunable may do: look. Paths have no leading slash and never leave the root."""
+
+    def read(self, path: str) -> str:
+        """The file's text without white space at its ends; KernelError when it cannot be read."""
+
+    def glob(self, pattern: str) -> Sequence[str]:
+        """The paths that match, sorted so that node2 comes before node10."""
+
+    def links(self, device: str) -> Sequence[str]:
+        """Other names of a block device, below /dev/disk: `by-id/nvme-...`."""
+
+
+class Kernel(KernelView, Protocol):
+    """A view that also writes: what the engine has and a tunable has not."""
+
+    simulated: bool
+
+    def write(self, path: str, text: str) -> None:
+        """Write the text with one write(2); KernelError when the kernel refuses."""
+
+
+def find(kernel: KernelView, path: str) -> str | None:
+    """The file's text, or None where it cannot be read (missing, busy, not permitted)."""
+    try:
+        return kernel.read(path)
+    except KernelError:
+        return None
+
+
+def number(kernel: KernelView, path: str, default: int = 0) -> int:
+    """The file's whole number, or `default` where there is none."""
+    text = find(kernel, path)
+    return int(text) if text is not None and text.lstrip("-").isdigit() else default
+
+
+def natural(path: str) -> list[str | int]:
+    """A sort key that takes digits as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+
+
+def allowed(path: str) -> bool:
+    """Whether WRITABLE names the path; each pattern matches part by part, so `*` stays between two slashes."""
+    parts = path.split("/")
+    return ".." not in parts and any(
+        len(parts) == len(wanted := pattern.split("/")) and all(map(fnmatchcase, parts, wanted)) for pattern in WRITABLE
+    )
+
+
+class HostKernel:
+    """The files below `root`: `/` for the host itself, or a tree of the same shape."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root.resolve()
+        self.simulated = self.root != Path("/")
+
+    def read(self, path: str) -> str:
+        try:
+            fd = os.open(self._locate(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                data = b"".join(iter(lambda: os.read(fd, CHUNK), b""))
+                # The one packed file we read is /proc/config.gz.
+                return (gzip.decompress(data) if path.endswith(".gz") else data).decode(errors="replace").strip()
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise KernelError(error.errno, error.strerror, path) from error
+
+    def glob(self, pattern: str) -> Sequence[str]:
+        if ".." in pattern.split("/"):
+            return ()
+        return sorted((str(p.relative_to(self.root)) for p in self.root.glob(pattern)), key=natural)
+
+    def links(self, device: str) -> Sequence[str]:
+        return devices.links(self.root, device)
+
+    def write(self, path: str, text: str) -> None:
+        if not allowed(path):
+            raise KernelError(errno.EPERM, "not a file that kerntune tunes", path)
+        try:
+            # A tree of plain files must not keep the tail of a longer value; sysfs ignores O_TRUNC.
+            fd = os.open(self._locate(path), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
+            try:
+                os.write(fd, f"{text}\n".encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise KernelError(error.errno, error.strerror, path) from error
+
+    def _locate(self, path: str) -> Path:
+        """The real path; symbolic links are followed, but not out of the root."""
+        place = (self.root / path.lstrip("/")).resolve()
+        if ".." in path.split("/") or not place.is_relative_to(self.root):
+            raise OSError(errno.EPERM, "outside the kernel's root")
+        return place

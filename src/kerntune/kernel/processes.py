@@ -1,0 +1,15 @@
+"""What a process is called, for logs and for `who`; the only module that imports psutil."""
+
+from __future__ import annotations
+
+
+def describe(pid: int, uid: int) -> str:
+    """`alice (busctl)`: the user's name and the program's, as far as they can be found. Never used to authorise."""
+    import psutil  # noqa: PLC0415  (its import costs more than the start of the daemon may)
+
+    try:
+        user = psutil.Process(pid).username()
+        command = psutil.Process(pid).name()
+    except psutil.Error:
+        return f"uid {uid}"
+    return f"{user} ({command})"

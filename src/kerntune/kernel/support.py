@@ -1,0 +1,30 @@
+"""Why a file of the kernel is missing: what its build configuration says."""
+
+from __future__ import annotations
+
+from kerntune.kernel.files import KernelView, find
+
+
+def kernel_release(kernel: KernelView) -> str:
+    """The running kernel's release, as `uname -r` prints it."""
+    return find(kernel, "proc/sys/kernel/osrelease") or "unknown"
+
+
+def missing(kernel: KernelView, path: str, option: str) -> str:
+    """Prose: the file is missing, and what CONFIG_`option` says of it where that can be read."""
+    said = configured(kernel, option)
+    return f"/{path} is missing; " + (said or f"whether the kernel has CONFIG_{option} cannot be read here")
+
+
+def configured(kernel: KernelView, option: str) -> str:
+    """One sentence on CONFIG_`option` with its source, or "" where no configuration is readable."""
+    for place in (f"boot/config-{kernel_release(kernel)}", "proc/config.gz"):
+        text = find(kernel, place)
+        if text is None:
+            continue
+        wanted = f"CONFIG_{option}="
+        for line in text.splitlines():
+            if line.startswith(wanted):
+                return f"/{place} has {line}"
+        return f"/{place} does not set CONFIG_{option}: this kernel was built without it"
+    return ""

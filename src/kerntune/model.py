@@ -1,0 +1,265 @@
+"""The nouns of kerntune, as frozen values; this module imports nothing of ours and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+
+class Origin(IntEnum):
+    """Where a claim comes from; a higher origin wins over a lower one."""
+
+    BASELINE = 0
+    CONFIG = 10
+    PROFILE = 20
+    PERSISTENT = 30
+    RUNTIME = 40
+    HOLD = 50
+    GUARD = 60
+
+    @property
+    def word(self) -> str:
+        """The origin as it is written in JSON and shown to people."""
+        return self.name.lower()
+
+
+class State(StrEnum):
+    """What became of a wish; the values are the strings on the wire."""
+
+    SATISFIED = "satisfied"
+    PLANNED = "planned"
+    PARTIAL = "partial"
+    OVERRIDDEN = "overridden"
+    CONTESTED = "contested"
+    REFUSED = "refused"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+    UNMANAGED = "unmanaged"
+
+
+class Reason(StrEnum):
+    """Why a target is in its state; every slug there is (kerntuned(8) lists them)."""
+
+    OK = "ok"
+    NO_SUCH_TARGET = "no-such-target"
+    DEVICE_GONE = "device-gone"
+    NO_KERNEL_SUPPORT = "no-kernel-support"
+    CPU_OFFLINE = "cpu-offline"
+    VALUE_NOT_OFFERED = "value-not-offered"
+    OUT_OF_RANGE = "out-of-range"
+    KERNEL_REJECTED = "kernel-rejected"
+    READ_BACK_DIFFERS = "read-back-differs"
+    PARTIALLY_ALLOCATED = "partially-allocated"
+    PAGES_IN_USE = "pages-in-use"
+    OVERRIDDEN = "overridden"
+    GUARD_LIMIT = "guard-limit"
+    OVER_LIMIT = "over-limit"
+    BOOT_PARAMETER_WINS = "boot-parameter-wins"
+    READ_ONLY = "read-only"
+    CHANGED_BY_OTHERS = "changed-by-others"
+
+
+class Lane(StrEnum):
+    """A kernel subsystem with one worker of its own, so that a slow one delays no other."""
+
+    MEMORY = "memory"
+    CPU = "cpu"
+    BLOCK = "block"
+
+
+class Setting(NamedTuple):
+    """What a caller asks for: `(sss)` on the wire."""
+
+    tunable: str
+    instances: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One knob: a tunable and an instance of it.
+
+    `key` tells two things of the same name apart (a drive's diskseq: /sys/block/X/diskseq);
+    `aliases` are other names a pattern may use (`by-id/...`), and do not make it another target.
+    """
+
+    tunable: str
+    instance: str = ""
+    key: str = ""
+    aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.tunable}@{self.instance}" if self.instance else self.tunable
+
+
+class ClaimId(NamedTuple):
+    """What makes two claims the same one: setting it again replaces it."""
+
+    origin: Origin
+    tunable: str
+    instances: str
+
+    def __str__(self) -> str:
+        at = f"@{self.instances}" if self.instances else ""
+        return f"{self.origin.word}:{self.tunable}{at}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Somebody wants `value` on every instance that matches `instances`.
+
+    `seq` is a saved counter (never a clock): of two claims of one origin the higher wins.
+    `partial` accepts fewer huge pages than asked.
+    """
+
+    origin: Origin
+    tunable: str
+    instances: str
+    value: str
+    who: str = ""
+    why: str = ""
+    seq: int = 0
+    partial: bool = False
+
+    @property
+    def id(self) -> ClaimId:
+        return ClaimId(self.origin, self.tunable, self.instances)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The value a target had before our first write to it."""
+
+    target: Target
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a target holds now; `value` is None when it cannot be read, and `reason` then says why.
+
+    `restore` is the exact value to save as a baseline where `value` leaves something out.
+    `figures` are numbers that belong to it (for a pool: total, free, reserved, surplus pages).
+    """
+
+    target: Target
+    value: str | None
+    choices: tuple[str, ...] = ()
+    reason: Reason = Reason.OK
+    detail: str = ""
+    restore: str = ""
+    figures: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a target should be now: the claim that won, and those it beat (strongest first).
+
+    `strict`: a caller waits for exactly this, so less than asked is an error, not a partial success.
+    """
+
+    target: Target
+    value: str
+    winner: Claim
+    beaten: tuple[Claim, ...] = ()
+    strict: bool = False
+
+    @property
+    def is_baseline(self) -> bool:
+        """Nobody claims the target any more: its own value is to be put back."""
+        return self.winner.origin is Origin.BASELINE
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One text for one file below the kernel's root; `path` has no leading slash."""
+
+    path: str
+    text: str
+
+
+class Verdict(NamedTuple):
+    """A judgement on one target: its state, the reason's slug, and prose with figures."""
+
+    state: State
+    reason: Reason
+    detail: str = ""
+
+
+SATISFIED = Verdict(State.SATISFIED, Reason.OK)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A wish, the reading before, and the writes that get there; with a `verdict` nothing is written.
+
+    `capped`: the writes stop short of the wish on purpose, and this is what to say of it.
+    `touches`: the targets whose value the writes settle, where that is not the wish's own (a pool's nodes).
+    """
+
+    wish: Wish
+    before: Reading
+    writes: tuple[Write, ...] = ()
+    verdict: Verdict | None = None
+    capped: Verdict | None = None
+    touches: tuple[Target, ...] = ()
+
+    @property
+    def touched(self) -> tuple[Target, ...]:
+        return self.touches or (self.wish.target,)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the kernel really did with one target: `(ssssssss)` on the wire."""
+
+    target: Target
+    requested: str
+    before: str
+    actual: str
+    state: State
+    reason: Reason = Reason.OK
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcomes that changed in one pass, with its cause and generation number."""
+
+    generation: int
+    cause: str
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What no request may go beyond: huge pages in percent of RAM, and claims of one origin made by callers."""
+
+    hugepages_percent: int = 75
+    claims: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The host's memory in bytes: /proc/meminfo and the sysctls of Documentation/mm/overcommit-accounting.rst.
+
+    `overcommit_mode` is None where the host has no such sysctl.
+    """
+
+    total: int
+    available: int
+    free: int
+    hugetlb: int
+    swap_total: int
+    committed: int
+    commit_limit: int
+    overcommit_mode: int | None
+    overcommit_ratio: int
+    overcommit_kbytes: int
+
+    @property
+    def reserve(self) -> int:
+        """What is left to the rest of the host, in bytes: 512 MiB or 5 % of RAM, whichever is more."""
+        return max(512 << 20, self.total // 20)

@@ -1,0 +1,11 @@
+"""The tunables there are: an explicit tuple, in the order in which a lane serves them."""
+
+from __future__ import annotations
+
+from kerntune.tunables.base import Tunable
+from kerntune.tunables.hugepages import HugePages
+from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.overcommit import Overcommit
+
+# Huge pages come before overcommit: what they take lowers the commit limit that overcommit is checked against.
+REGISTRY: tuple[Tunable, ...] = (HugePages(), Overcommit(), IoScheduler())

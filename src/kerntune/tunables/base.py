@@ -1,0 +1,131 @@
+"""What a tunable is: a description of knobs, their values and the writes that set them; it writes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Protocol
+
+from kerntune.kernel.files import KernelView
+from kerntune.model import (
+    SATISFIED,
+    Lane,
+    Limits,
+    Memory,
+    Reading,
+    Reason,
+    State,
+    Step,
+    Target,
+    Verdict,
+    Wish,
+    Write,
+)
+
+Action = Literal["set", "set-memory"]
+
+
+class Tunable(Protocol):
+    """A family of kernel knobs. `plan` and `judge` are pure: they see readings, never the kernel."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    lane: ClassVar[Lane]
+    action: ClassVar[Action]
+    # Writes to different targets may run at the same time.
+    parallel: ClassVar[bool]
+    # Done once between two tries when the kernel gave less than asked, while that helps.
+    remedy: ClassVar[tuple[Write, ...]]
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        """Every knob there is now."""
+
+    def missing(self, kernel: KernelView) -> str:
+        """Why this kernel has no such knob, and how that was found; "" when it may have."""
+
+    def normal(self, instances: str) -> str:
+        """A pattern in normal form; InvalidValue when it cannot be one."""
+
+    def exact(self, instances: str) -> bool:
+        """Whether the pattern (in normal form) names one instance and no more."""
+
+    def matches(self, instances: str, target: Target) -> bool:
+        """Whether the pattern (in normal form) covers the target."""
+
+    def group(self, target: Target) -> str:
+        """Targets of one group are planned together."""
+
+    def read(self, kernel: KernelView, target: Target) -> Reading:
+        """What the target holds now; an unreadable one is a reading with a reason."""
+
+    def normal_value(self, value: str) -> str:
+        """A value in normal form; InvalidValue when no target could ever take it."""
+
+    def validate(self, reading: Reading, value: str) -> None:
+        """InvalidValue when this target can never take the value (which is in normal form)."""
+
+    def plan(
+        self, group: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+    ) -> Sequence[Step]:
+        """A step for each wish: the writes that get there, or the verdict that forbids them."""
+
+    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
+        """What a reading means for a wish, after the writes (or without any)."""
+
+    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+        """What it means that the kernel refused a write with this errno."""
+
+    def drifted(self, wish: Wish, reading: Reading) -> bool:
+        """Whether a value that others changed is to be reported only, not put back."""
+
+
+class Plain:
+    """What most tunables share: one file a target, compared as text."""
+
+    parallel: ClassVar[bool] = False
+    remedy: ClassVar[tuple[Write, ...]] = ()
+
+    def group(self, target: Target) -> str:
+        return target.instance
+
+    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+        if reading.value == wish.value:
+            return SATISFIED
+        return unlike(reading)
+
+    def drifted(self, wish: Wish, reading: Reading) -> bool:  # noqa: ARG002
+        return False
+
+    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+        return refused_write(reading.target, value, code)
+
+
+def unlike(reading: Reading) -> Verdict:
+    """The verdict on a value that is not the one asked for."""
+    if reading.value is None:
+        return unreadable(reading)
+    return Verdict(
+        State.FAILED,
+        Reason.READ_BACK_DIFFERS,
+        f"the write was accepted, but {reading.target} still reads {reading.value}: "
+        "a driver ignored it, or something else changed it back at once",
+    )
+
+
+def unreadable(reading: Reading) -> Verdict:
+    """The verdict on a target that cannot be read."""
+    return Verdict(State.UNSUPPORTED, reading.reason, reading.detail)
+
+
+def refused_write(target: Target, value: str, code: int) -> Verdict:
+    """The verdict on an errno that needs no knowledge of the tunable."""
+    why = f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
+    match code:
+        case errno.ENOENT | errno.ENODEV | errno.ENXIO:
+            return Verdict(State.UNSUPPORTED, Reason.DEVICE_GONE, f"{target} went away while it was being set: {why}")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            detail = f"{target} is read-only here: {why}; in a container the host must set it"
+            return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, detail)
+        case _:
+            return Verdict(State.FAILED, Reason.KERNEL_REJECTED, f"the kernel refused {value} for {target}: {why}")

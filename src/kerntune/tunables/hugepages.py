@@ -1,0 +1,166 @@
+"""hugepages: the pools of persistent huge pages, whole host and per NUMA node, as one plan per page size.
+
+Documentation/admin-guide/mm/hugetlbpage.rst. In sysfs `nr_hugepages` counts surplus pages too (pages in use beyond
+what was asked); what was asked is nr_hugepages - surplus_hugepages, here called `asked`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from kerntune.errors import InvalidValue
+from kerntune.kernel import memory as host_memory
+from kerntune.kernel import support
+from kerntune.kernel.files import KernelView, find, natural, number
+from kerntune.model import (
+    SATISFIED,
+    Lane,
+    Limits,
+    Memory,
+    Reading,
+    Reason,
+    State,
+    Step,
+    Target,
+    Verdict,
+    Wish,
+    Write,
+)
+from kerntune.tunables import page_size
+from kerntune.tunables.base import Action, Plain, unreadable
+from kerntune.tunables.pool_plan import plan_group
+
+POOLS = "sys/kernel/mm/hugepages"
+COUNT = re.compile(r"\d{1,20}")
+FIGURES = {"free": "free_hugepages", "surplus": "surplus_hugepages", "borrow": "nr_overcommit_hugepages"}
+
+
+class HugePages(Plain):
+    """A target per page size (`2M`) and per node of it (`2M/node0`)."""
+
+    name: ClassVar[str] = "hugepages"
+    summary: ClassVar[str] = "pools of huge pages"
+    lane: ClassVar[Lane] = Lane.MEMORY
+    action: ClassVar[Action] = "set-memory"
+    remedy: ClassVar[tuple[Write, ...]] = (Write("proc/sys/vm/compact_memory", "1"),)
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        found = []
+        for folder in (
+            *kernel.glob(f"{POOLS}/hugepages-*kB"),
+            *kernel.glob("sys/devices/system/node/node*/hugepages/*"),
+        ):
+            parts = folder.split("/")
+            size = int(parts[-1].removeprefix("hugepages-").removesuffix("kB")) << 10
+            found.append(str(page_size.Pool(size, parts[4] if parts[1] == "devices" else "")))
+        return [Target(self.name, instance) for instance in sorted(found, key=natural)]
+
+    def missing(self, kernel: KernelView) -> str:
+        return "" if kernel.glob(f"{POOLS}/*") else support.missing(kernel, POOLS, "HUGETLBFS")
+
+    def normal(self, instances: str) -> str:
+        return str(page_size.parse(instances))
+
+    def exact(self, instances: str) -> bool:
+        return not instances.endswith("*")
+
+    def matches(self, instances: str, target: Target) -> bool:
+        if instances.endswith("/*"):
+            return target.instance.startswith(f"{instances[:-1]}node")
+        return instances == target.instance
+
+    def group(self, target: Target) -> str:
+        return target.instance.partition("/")[0]
+
+    def read(self, kernel: KernelView, target: Target) -> Reading:
+        folder = folder_of(target)
+        total = find(kernel, f"{folder}/nr_hugepages")
+        if total is None or not total.isdigit():
+            return Reading(target, None, reason=Reason.NO_SUCH_TARGET, detail=f"/{folder} is not there any more")
+        figures = {name: number(kernel, f"{folder}/{file}") for name, file in FIGURES.items()}
+        size, node = page_size.parse(target.instance)
+        if node:
+            figures["borrow"] = number(
+                kernel, f"{folder_of(Target(self.name, page_size.spell(size)))}/{FIGURES['borrow']}"
+            )
+        figures |= {
+            "size": size,
+            "total": int(total),
+            "asked": int(total) - figures["surplus"],
+            "reserved": number(kernel, f"{folder}/resv_hugepages"),
+            "room": node_free(kernel, node) // size if node else 0,
+        }
+        stuck = figures["surplus"] > figures["borrow"]
+        return Reading(
+            target,
+            total,
+            restore=str(figures["asked"]),
+            figures=figures,
+            detail=who_holds(kernel) if stuck else "",
+        )
+
+    def normal_value(self, value: str) -> str:
+        if not COUNT.fullmatch(value):
+            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a whole number of pages, 0 or more")
+        return str(int(value))
+
+    def validate(self, reading: Reading, value: str) -> None:
+        """Any count may be asked for; the limits of the host are checked by the plan."""
+
+    def plan(
+        self, group: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+    ) -> Sequence[Step]:
+        return plan_group(group, wishes, memory, limits, path_of=lambda target: f"{folder_of(target)}/nr_hugepages")
+
+    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+        if reading.value is None:
+            return unreadable(reading)
+        asked, wanted, figures = reading.figures["asked"], int(wish.value), reading.figures
+        stuck = figures["surplus"] - figures["borrow"]
+        if asked < wanted:
+            return Verdict(
+                State.PARTIAL,
+                Reason.PARTIALLY_ALLOCATED,
+                f"{wanted} pages asked for {reading.target.instance}, {asked} had: memory is too fragmented for the "
+                "rest; ask again when programs have ended, or at boot (hugepages= on the kernel command line)",
+            )
+        if asked == wanted and stuck > 0:
+            return Verdict(
+                State.PARTIAL,
+                Reason.PAGES_IN_USE,
+                f"{figures['total']} pages stay until they are given back, and the kernel frees them then: "
+                f"{figures['total'] - figures['free']} in use, {figures['free']} free, {figures['surplus']} surplus; "
+                f"{reading.detail}",
+            )
+        if asked == wanted:
+            return SATISFIED
+        return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
+
+    def drifted(self, wish: Wish, reading: Reading) -> bool:
+        return reading.value is not None and reading.figures["asked"] > int(wish.value)
+
+
+def folder_of(target: Target) -> str:
+    """The sysfs folder of a pool."""
+    size, node = page_size.parse(target.instance)
+    folder = f"hugepages-{size >> 10}kB"
+    return f"sys/devices/system/node/{node}/hugepages/{folder}" if node else f"{POOLS}/{folder}"
+
+
+def node_free(kernel: KernelView, node: str) -> int:
+    """Free memory of one NUMA node in bytes (MemFree in its meminfo)."""
+    text = find(kernel, f"sys/devices/system/node/{node}/meminfo") or ""
+    found = re.search(r"MemFree:\s+(\d+) kB", text)
+    return int(found[1]) << 10 if found else 0
+
+
+def who_holds(kernel: KernelView) -> str:
+    """Prose: the processes that have huge pages mapped."""
+    found = host_memory.holders(kernel)
+    if not found:
+        return "no process has huge pages mapped; a file in hugetlbfs or shared memory holds them"
+    listed = [f"{holder.command} (pid {holder.pid}, {holder.size >> 20} MiB)" for holder in found[:5]]
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return "held by " + ", ".join(listed) + more

@@ -1,0 +1,174 @@
+"""overcommit: how much memory the kernel promises, mode and ratio as one value.
+
+Documentation/mm/overcommit-accounting.rst; the formula of the limit is in mm/util.c (vm_commit_limit):
+CommitLimit = (overcommit_kbytes, or (RAM - huge pages) * ratio / 100) + swap, and is enforced in mode 2 (never) only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from kerntune.errors import InvalidValue
+from kerntune.kernel import support
+from kerntune.kernel.files import KernelView, find, number
+from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.tunables.base import Action, Plain, unlike
+
+MODES = ("heuristic", "always", "never")
+NEVER = "never"
+VALUE = re.compile(r"(heuristic|always|never)(?::(\d{1,9})(k?))?")
+TARGET = Target("overcommit")
+VM = "proc/sys/vm"
+
+
+class Overcommit(Plain):
+    """One target, the host. A baseline also names the ratio or the kilobytes that a mode does not use."""
+
+    name: ClassVar[str] = "overcommit"
+    summary: ClassVar[str] = "how much memory the kernel promises to programs"
+    lane: ClassVar[Lane] = Lane.MEMORY
+    action: ClassVar[Action] = "set-memory"
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        return [TARGET] if find(kernel, f"{VM}/overcommit_memory") is not None else []
+
+    def missing(self, kernel: KernelView) -> str:
+        path = f"{VM}/overcommit_memory"
+        return "" if find(kernel, path) is not None else support.missing(kernel, path, "MMU")
+
+    def normal(self, instances: str) -> str:
+        if instances not in ("", "*"):
+            raise InvalidValue(
+                f"overcommit has no instance {instances!r}", "It is one setting of the host: leave it out"
+            )
+        return ""
+
+    def exact(self, instances: str) -> bool:  # noqa: ARG002
+        return True
+
+    def matches(self, instances: str, target: Target) -> bool:
+        return instances == target.instance
+
+    def read(self, kernel: KernelView, target: Target) -> Reading:
+        mode = find(kernel, f"{VM}/overcommit_memory")
+        if mode not in ("0", "1", "2"):
+            return Reading(target, None, reason=Reason.NO_KERNEL_SUPPORT, detail=self.missing(kernel))
+        ratio, kbytes = number(kernel, f"{VM}/overcommit_ratio"), number(kernel, f"{VM}/overcommit_kbytes")
+        word = MODES[int(mode)]
+        limit = f"{kbytes}k" if kbytes else str(ratio)
+        shown = word if word == "heuristic" else f"{word}:{limit}"
+        return Reading(
+            target, shown, choices=MODES, restore=f"{word}:{limit}", figures={"ratio": ratio, "kbytes": kbytes}
+        )
+
+    def normal_value(self, value: str) -> str:
+        found = VALUE.fullmatch(value)
+        hint = "Give heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)"
+        if not found or found[3]:
+            raise InvalidValue(f"{value!r} is not an overcommit setting", hint)
+        mode, ratio = found[1], found[2]
+        if ratio is not None and not 1 <= int(ratio) <= 100:
+            raise InvalidValue(f"an overcommit ratio of {ratio} is out of range", hint)
+        if (mode == "heuristic") != (ratio is None) and mode != "always":
+            raise InvalidValue(f"{value!r}: heuristic takes no ratio, never needs one", hint)
+        return mode if ratio is None else f"{mode}:{int(ratio)}"
+
+    def validate(self, reading: Reading, value: str) -> None:
+        """Every value in normal form can be taken by the one target."""
+
+    def plan(
+        self,
+        group: Mapping[Target, Reading],
+        wishes: Mapping[Target, Wish],
+        memory: Memory,
+        limits: Limits,  # noqa: ARG002
+    ) -> Sequence[Step]:
+        return [plan_one(wish, group[target], memory) for target, wish in wishes.items()]
+
+    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+        if reading.value is None or writes_for(wish.value, reading):
+            return unlike(reading)
+        return Verdict(State.SATISFIED, Reason.OK, meaning(reading))
+
+    def drifted(self, wish: Wish, reading: Reading) -> bool:
+        return bool(writes_for(wish.value, reading))
+
+
+def split(value: str) -> tuple[str, int, int]:
+    """A value as (mode, ratio, kilobytes); 0 where it is not named."""
+    mode, _, limit = value.partition(":")
+    if limit.endswith("k"):
+        return mode, 0, int(limit[:-1])
+    return mode, int(limit or 0), 0
+
+
+def writes_for(value: str, reading: Reading) -> tuple[Write, ...]:
+    """What has to be written, in an order that never passes through mode never with the wrong limit.
+
+    The kernel sets the ratio to 0 when kilobytes are written and the reverse, so only the one in use is compared.
+    """
+    mode, ratio, kbytes = split(value)
+    now = split(reading.restore)[0]
+    limit: list[Write] = []
+    if kbytes and kbytes != reading.figures["kbytes"]:
+        limit = [Write(f"{VM}/overcommit_kbytes", str(kbytes))]
+    elif ratio and (ratio != reading.figures["ratio"] or reading.figures["kbytes"]):
+        limit = [Write(f"{VM}/overcommit_ratio", str(ratio))]
+    switch = [Write(f"{VM}/overcommit_memory", str(MODES.index(mode)))] if mode != now else []
+    return tuple(limit + switch if mode == NEVER else switch + limit)
+
+
+def predicted_limit(memory: Memory, *, ratio: int, kbytes: int = 0, more_hugetlb: int = 0) -> int:
+    """CommitLimit in bytes as the kernel would compute it, with `more_hugetlb` bytes more in huge pages."""
+    base = kbytes * 1024 if kbytes else (memory.total - memory.hugetlb - more_hugetlb) * ratio // 100
+    return max(0, base) + memory.swap_total
+
+
+def needed_limit(memory: Memory) -> int:
+    """The least CommitLimit, in bytes, with which the host stays usable in mode never."""
+    return memory.committed + memory.reserve
+
+
+def plan_one(wish: Wish, before: Reading, memory: Memory) -> Step:
+    """The writes, unless they would leave nobody any memory to start a program with."""
+    if before.value is None:
+        return Step(wish, before, verdict=unlike(before))
+    writes = writes_for(wish.value, before)
+    mode, ratio, kbytes = split(wish.value)
+    if writes and mode == NEVER:
+        limit = predicted_limit(memory, ratio=ratio, kbytes=kbytes)
+        if limit < needed_limit(memory):
+            return Step(
+                wish, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, lock_out(memory, limit, wish.value))
+            )
+    return Step(wish, before, writes)
+
+
+def lock_out(memory: Memory, limit: int, value: str) -> str:
+    """Why a limit would lock everybody out, with both figures."""
+    return (
+        f"{value} would make the commit limit {limit >> 20} MiB, but {memory.committed >> 20} MiB are promised already "
+        f"and {memory.reserve >> 20} MiB must stay free: not even a shell could start. "
+        f"A ratio of at least {least_ratio(memory)} is needed"
+    )
+
+
+def least_ratio(memory: Memory) -> int:
+    """The smallest ratio that keeps the host usable (above 100 when none does)."""
+    base = max(1, memory.total - memory.hugetlb)
+    return max(1, -(-(needed_limit(memory) - memory.swap_total) * 100 // base))
+
+
+def meaning(reading: Reading) -> str:
+    """What the kernel does with the ratio in the mode it is in."""
+    mode, ratio, kbytes = split(reading.restore)
+    limit = f"{kbytes} KiB" if kbytes else f"{ratio} % of RAM"
+    if mode == NEVER:
+        return f"the kernel refuses memory beyond {limit} less huge pages, plus swap"
+    if mode == "always":
+        return (
+            f"the kernel refuses nothing in this mode; the ratio ({limit}) caps nothing, it is read in mode never only"
+        )
+    return f"the kernel refuses only single requests beyond RAM and swap; the ratio ({limit}) is not read in this mode"

@@ -1,0 +1,180 @@
+"""Asking polkit, with an authority of our own on the bus that answers, refuses, asks back, hangs, or is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from kerntune import errors
+from kerntune.bus.dispatch import Caller, CallerGone, Service
+from kerntune.bus.interface import parse
+from kerntune.bus.names import ACTION_MANAGE, ACTION_SET
+from kerntune.bus.polkit import authorise
+from tests.bus import lab
+from tests.harness.privatebus import PrivateBus
+
+POLKIT = "org.freedesktop.PolicyKit1"
+PATH = "/org/freedesktop/PolicyKit1/Authority"
+XML = """
+<node>
+  <interface name="org.freedesktop.PolicyKit1.Authority">
+    <method name="CheckAuthorization">
+      <arg type="(sa{sv})" name="subject" direction="in"/>
+      <arg type="s" name="action_id" direction="in"/>
+      <arg type="a{ss}" name="details" direction="in"/>
+      <arg type="u" name="flags" direction="in"/>
+      <arg type="s" name="cancellation_id" direction="in"/>
+      <arg type="(bba{ss})" name="result" direction="out"/>
+    </method>
+    <method name="CancelCheckAuthorization">
+      <arg type="s" name="cancellation_id" direction="in"/>
+    </method>
+  </interface>
+</node>
+"""
+
+YES, NO, CHALLENGE = [True, False, {}], [False, False, {}], [False, True, {}]
+HANG = None
+
+
+class Authority:
+    """Gives its answers in order; HANG is no answer, an exception an error reply."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = list(answers)
+        self.asked: list[tuple[str, str, str, int]] = []
+        self.ids: list[str] = []
+        self.hanging = asyncio.Event()
+        self.cancelled: asyncio.Queue[str] = asyncio.Queue()
+
+    async def check_authorization(
+        self, caller: Caller, subject: list[Any], action: str, details: dict[str, str], flags: int, cancellation: str
+    ) -> list[Any]:
+        self.asked.append((subject[0], subject[1]["name"].value, action, flags))
+        self.ids.append(cancellation)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is HANG:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        assert isinstance(answer, list)
+        return answer
+
+    async def cancel_check_authorization(self, caller: Caller, cancellation: str) -> None:
+        self.cancelled.put_nowait(cancellation)
+
+
+@asynccontextmanager
+async def authority(bus: PrivateBus, *answers: Any) -> AsyncIterator[Authority]:
+    played = Authority(*answers)
+    service = Service({each.name: each for each in parse(ET.fromstring(XML))}, PATH, address=bus.address)
+    await service.connect(POLKIT)
+    service.publish(PATH, {f"{POLKIT}.Authority": played})
+    service.open()
+    try:
+        yield played
+    finally:
+        await service.close()
+
+
+def somebody(name: str, *, interactive: bool = False, uid: int = 1000) -> Caller:
+    return Caller(name, uid, 1, interactive)
+
+
+class TestAnswers:
+    async def test_yes(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, authority(bus, YES) as polkit:
+            await authorise(service, somebody(":1.7"), ACTION_SET)
+            assert polkit.asked == [("system-bus-name", ":1.7", ACTION_SET, 0)]
+
+    @pytest.mark.parametrize(("action", "advice"), [(ACTION_SET, "adduser .* kerntune"), (ACTION_MANAGE, "sudo")])
+    async def test_no(self, bus: PrivateBus, action: str, advice: str) -> None:
+        async with lab.serving(bus) as service, authority(bus, NO):
+            with pytest.raises(errors.AccessDenied, match=f"uid 1000 .*{action}.*{advice}") as caught:
+                await authorise(service, somebody(":1.7", interactive=True), action)
+            assert ("adduser" in str(caught.value)) == (action == ACTION_SET)
+
+    async def test_a_challenge_without_interaction(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, authority(bus, CHALLENGE) as polkit:
+            with pytest.raises(errors.InteractiveAuthorizationRequired, match="adduser"):
+                await authorise(service, somebody(":1.7"), ACTION_SET)
+            assert [flags for *_, flags in polkit.asked] == [0]
+
+    async def test_a_challenge_that_is_met(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, YES) as polkit:
+            await authorise(service, somebody(client.name, interactive=True), ACTION_SET)
+            assert [flags for *_, flags in polkit.asked] == [0, 1]
+            assert len(set(polkit.ids)) == 2
+
+    @pytest.mark.parametrize(("answer", "what"), [(NO, "does not let"), (CHALLENGE, "nobody was there")])
+    async def test_a_challenge_that_is_not_met(self, bus: PrivateBus, answer: list[Any], what: str) -> None:
+        async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, answer):
+            with pytest.raises(errors.AccessDenied, match=what):
+                await authorise(service, somebody(client.name, interactive=True), ACTION_SET)
+
+    async def test_root_passes_without_polkit(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service:
+            await authorise(service, somebody(":1.7", uid=0), ACTION_MANAGE)
+
+
+class TestNoAnswer:
+    async def test_absent(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service:
+            async with asyncio.timeout(2):
+                with pytest.raises(errors.AccessDenied, match="is polkit running"):
+                    await authorise(service, somebody(":1.7", interactive=True), ACTION_SET)
+
+    async def test_silent(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, authority(bus, HANG) as polkit:
+            with pytest.raises(errors.AccessDenied, match=r"did not say within 0.05 s.*is polkit running"):
+                await authorise(service, somebody(":1.7", interactive=True), ACTION_SET, timeout=0.05)
+            assert await polkit.cancelled.get() == polkit.ids[0]
+
+    async def test_nobody_types_the_password(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, HANG) as polkit:
+            caller = somebody(client.name, interactive=True)
+            with pytest.raises(errors.AccessDenied, match="nobody authenticated"):
+                await authorise(service, caller, ACTION_SET, interactive_timeout=0.05)
+            assert await polkit.cancelled.get() == polkit.ids[1]
+
+    async def test_an_action_it_does_not_know(self, bus: PrivateBus) -> None:
+        unknown = errors.Failed(f"Action {ACTION_SET} is not registered")
+        async with lab.serving(bus) as service, authority(bus, unknown):
+            with pytest.raises(errors.AccessDenied, match="reinstall"):
+                await authorise(service, somebody(":1.7"), ACTION_SET)
+
+    async def test_others_do_not_wait_meanwhile(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, HANG, YES) as polkit:
+            stuck = asyncio.create_task(authorise(service, somebody(":1.7"), ACTION_SET))
+            await polkit.hanging.wait()
+            await authorise(service, somebody(":1.8"), ACTION_SET)
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            stuck.cancel()
+            assert await polkit.cancelled.get() == polkit.ids[0]
+
+
+class TestWithdrawn:
+    async def test_the_client_leaves(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, authority(bus, CHALLENGE, HANG) as polkit:
+            async with lab.client(bus) as client:
+                caller = somebody(client.name, interactive=True)
+                asking = asyncio.create_task(authorise(service, caller, ACTION_SET))
+                await polkit.hanging.wait()
+            with pytest.raises(CallerGone):
+                await asking
+            assert await polkit.cancelled.get() == polkit.ids[1]
+
+    async def test_the_daemon_stops(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, HANG) as polkit:
+            asking = asyncio.create_task(authorise(service, somebody(client.name, interactive=True), ACTION_SET))
+            await polkit.hanging.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert await polkit.cancelled.get() == polkit.ids[1]
