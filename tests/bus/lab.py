@@ -150,12 +150,18 @@ async def client(bus: PrivateBus) -> AsyncIterator[Client]:
         yield connected
 
 
+async def settle(client: Client, service: Service) -> None:
+    """Return when the service has received all that the client has sent: the bus keeps the order."""
+    await client._link.bus("GetId")
+    await service._link.bus("GetId")
+
+
 class Raw:
     """A client that sends any message, and keeps all that it gets."""
 
     def __init__(self, bus: PrivateBus) -> None:
         self.got: asyncio.Queue[Message] = asyncio.Queue()
-        self.link = Link(self.got.put_nowait, address=bus.address, max_body=8 << 20)
+        self.link = Link(self.got.put_nowait, address=bus.address)
 
     async def __aenter__(self) -> Raw:
         await self.link.connect()
@@ -173,14 +179,24 @@ class Raw:
         interface: str | None = IFACE,
         flags: MessageFlag = MessageFlag.NONE,
     ) -> Message:
-        message = Message(NAME, path, None, member, flags=flags, signature=signature, body=list(args))  # type: ignore[arg-type]  # None is allowed
-        message.interface = interface  # type: ignore[assignment]  # as above
+        """Send a call without waiting; its reply, if there is one, is kept."""
+        message = Message(NAME, path, IFACE, member, flags=flags, signature=signature, body=list(args))
+        message.interface = interface  # type: ignore[assignment]  # None is allowed
         self.link.send(message)
+        waiting: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        waiting.add_done_callback(self._keep)
+        self.link._replies[message.serial] = waiting
         return message
 
     async def next_reply(self) -> Message:
         """The next method return or error."""
         return await self._next(MessageType.METHOD_RETURN, MessageType.ERROR)
+
+    async def reply_to(self, call: Message) -> Message:
+        """The reply to a call, others are skipped."""
+        while (message := await self.next_reply()).reply_serial != call.serial:
+            pass
+        return message
 
     async def method_call(self) -> Message:
         """The next call to us."""
@@ -190,3 +206,7 @@ class Raw:
         while (message := await self.got.get()).message_type not in kinds:
             pass
         return message
+
+    def _keep(self, waiting: asyncio.Future[Message]) -> None:
+        if not waiting.exception():
+            self.got.put_nowait(waiting.result())

@@ -52,9 +52,8 @@ class Authority:
         self.hanging = asyncio.Event()
         self.cancelled: asyncio.Queue[str] = asyncio.Queue()
 
-    async def check_authorization(
-        self, caller: Caller, subject: list[Any], action: str, details: dict[str, str], flags: int, cancellation: str
-    ) -> list[Any]:
+    async def check_authorization(self, caller: Caller, *args: Any) -> list[Any]:
+        subject, action, _details, flags, cancellation = args
         self.asked.append((subject[0], subject[1]["name"].value, action, flags))
         self.ids.append(cancellation)
         answer = self._answers.pop(0)

@@ -129,7 +129,7 @@ def tunable(document: Document, name: str) -> TunableRow:
         if row["name"] == name:
             return row
     there = ", ".join(row["name"] for row in document["tunables"])
-    raise errors.UnknownTunable(f"There is no tunable {name!r}", f"The tunables are {there}.")
+    raise errors.UnknownTunable(f"there is no tunable {name!r}", f"There are {there}")
 
 
 def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
@@ -142,9 +142,10 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     if found := [target for target in there if matches(pattern, target)]:
         return found
     if not row["supported"]:
-        raise errors.NotSupported(f"{name} is not supported on this host", row["detail"])
+        raise errors.NotSupported(f"this host does not support {name}", row["detail"])
     instances = ", ".join(target["instance"] for target in there if target["instance"])
-    hint = f"There is {instances}." if instances else f"{name} has no instances on this host."
-    if there and not instances:
-        hint = f"{name} has no instances: leave @{pattern} out."
-    raise errors.NoSuchTarget(f"No target matches {named(name, pattern)}", hint)
+    if instances:
+        hint = f"There is {instances}"
+    else:
+        hint = f"It is one setting of the host: leave @{pattern} out" if there else f"This host has no {name} now"
+    raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)

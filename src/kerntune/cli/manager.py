@@ -47,7 +47,7 @@ class BusManager:
         try:
             return cast(Document, json.loads(text))
         except ValueError as error:
-            raise Failed("The daemon's description is not JSON", str(error)) from error
+            raise Failed("the daemon's description is not JSON", str(error)) from error
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         return await self._edit("Set", "a(sss)a{sv}", settings, options)
@@ -58,7 +58,7 @@ class BusManager:
     async def _edit(
         self, member: str, signature: str, rows: Sequence[Sequence[str]], options: Mapping[str, bool]
     ) -> Change:
-        from kerntune.bus.link import Variant  # noqa: PLC0415  dbus_next takes longer to import than a call takes
+        from kerntune.bus.client import Variant  # noqa: PLC0415  # importing it takes longer than a call
 
         body: list[Any] = [[list(row) for row in rows], {key: Variant("b", value) for key, value in options.items()}]
         changed, outcomes = await self._client.call(
@@ -70,7 +70,7 @@ class BusManager:
 @asynccontextmanager
 async def connect() -> AsyncIterator[Manager]:
     """The daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set); raises Unreachable."""
-    from kerntune.bus import client  # noqa: PLC0415  as above
+    from kerntune.bus import client  # noqa: PLC0415  # as above
 
     async with client.connect() as connection:
         yield BusManager(connection)

@@ -25,7 +25,7 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
     State.CONTESTED: ("!", BAD),
     State.REFUSED: ("✘", BAD),
     State.FAILED: ("✘", BAD),
-    State.UNSUPPORTED: ("–", MIXED),
+    State.UNSUPPORTED: ("○", MIXED),
     State.UNMANAGED: ("·", QUIET),
 }
 UNHEARD_OF: Final = ("?", MIXED)
@@ -97,7 +97,7 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
     table += [_managed(row, claims) for row in managed if row["state"] in CONTENT]
     head = _head(document)
     if not table:
-        return [head, "Nothing is managed: no claim has been made (`kerntune set` makes one)."]
+        return [head, "Nothing is managed: no claim has been made (kerntune set makes one)"]
     return [head, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
 
 
@@ -175,7 +175,7 @@ def _write_plain(table: Table, stream: TextIO) -> None:
 def _write_rich(table: Table, stream: TextIO) -> bool:
     """False without rich: it is an optional dependency, and the plain table says the same."""
     try:
-        from rich.console import Console  # noqa: PLC0415  only tables on a terminal are worth its import
+        from rich.console import Console  # noqa: PLC0415  # only tables on a terminal are worth its import
         from rich.table import Table as RichTable  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
     except ImportError:
@@ -191,8 +191,14 @@ def _write_rich(table: Table, stream: TextIO) -> bool:
         if row.note:
             cells[-1] = _above(cells[-1], row.note)
         grid.add_row(*cells)
-    color = None if os.environ.get("NO_COLOR") else "auto"
-    Console(file=stream, color_system=color, highlight=False, markup=False, emoji=False).print(grid)
+    console = Console(
+        file=stream,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    console.print(grid)
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from kerntune.errors import Usage
+from kerntune.errors import NotSupported, Usage
 from kerntune.model import Setting
 
 HUGE_PAGES: Final = "hugepages"
@@ -17,7 +17,7 @@ UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)
 _COUNT: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
 
-SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io-scheduler@nvme*=none."
+SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io-scheduler@nvme*=none"
 
 
 class What(NamedTuple):
@@ -51,7 +51,7 @@ def what(text: str) -> What:
     """Read `TUNABLE[@INSTANCES]`; raises Usage."""
     tunable, at, instances = _printable(text).partition("@")
     if "=" in tunable:
-        raise Usage(f"{text} has a value where only a name is expected", f"`kerntune set {text}` sets a value.")
+        raise Usage(f"{text} has a value where only a name is expected", f"To set it: kerntune set {text}")
     return _what(text, tunable, instances if at else None)
 
 
@@ -75,9 +75,9 @@ def _printable(text: str) -> str:
 
 def _what(text: str, tunable: str, instances: str | None) -> What:
     if not tunable:
-        raise Usage(f"{text!r} names no tunable", "`kerntune list` shows the tunables of this host.")
+        raise Usage(f"{text!r} names no tunable", "kerntune list shows those of this host")
     if instances == "":
-        raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write `*` for all of them.")
+        raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write * for all of them")
     if instances is not None and tunable == HUGE_PAGES:
         instances = _normal_pool(instances)
     return What(tunable, instances)
@@ -98,11 +98,18 @@ def needs_default_page_size(request: Asked) -> bool:
 def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
     """What goes on the wire: instances filled in, sizes turned into pages; `default_page_size` is in bytes.
 
-    Raises Usage for a value of hugepages that is neither a count nor a whole number of pages.
+    Raises Usage for a value of hugepages that is neither a count nor a whole number of pages, NotSupported when
+    there is no default page size and one is needed.
     """
     tunable, instances = request.what
     if tunable == HUGE_PAGES:
-        instances = instances or spell_size(default_page_size)
+        if instances is None:
+            if not default_page_size:
+                raise NotSupported(
+                    "this host has no default size of huge pages",
+                    "Name one: kerntune list hugepages shows those it has",
+                )
+            instances = spell_size(default_page_size)
         return Setting(tunable, instances, str(_pages(request.value, instances)))
     return Setting(tunable, everything(tunable) if instances is None else instances, request.value)
 
@@ -118,19 +125,19 @@ def _pages(value: str, instances: str) -> int:
     if (wanted := size(value)) is None:
         raise Usage(
             f"{value} is neither a number of huge pages nor a size",
-            "A bare number counts pages; a size takes one of K, M, G, T: hugepages=64G.",
+            "A bare number counts pages; a size takes one of K, M, G, T: hugepages=64G",
         )
     page_size = size(instances.partition("/")[0])
     if not page_size:
         raise Usage(
             f"{instances} names no page size to divide {value} by",
-            f"Write hugepages@2M={value}, hugepages@2M/node0={value}, or a number of pages.",
+            f"Write hugepages@2M={value}, hugepages@2M/node0={value}, or a number of pages",
         )
     pages, rest = divmod(wanted, page_size)
     if rest:
         below, above = (f"{spell_size(n * page_size)} (hugepages@{instances}={n})" for n in (pages, pages + 1))
         raise Usage(
             f"{value} is not a whole number of {spell_size(page_size)} pages",
-            f"The nearest sizes are {below} and {above}.",
+            f"The nearest sizes are {below} and {above}",
         )
     return pages

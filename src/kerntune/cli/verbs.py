@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 from kerntune.cli import answers, show, spelling
 from kerntune.cli.answers import Change, Document, Outcome, TargetRow
 from kerntune.cli.manager import Connect
-from kerntune.errors import Exit, KerntuneError, NotSupported
-from kerntune.model import Setting, State
+from kerntune.errors import Exit, NotSupported
+from kerntune.model import State
 
 # Names the kernel gives in the order it finds the drives.
 UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
@@ -56,7 +56,7 @@ class Verb:
     arguments: tuple[Argument, ...] = ()
 
 
-async def status(connect: Connect, args: Namespace) -> Answer:
+async def status(connect: Connect, _args: Namespace) -> Answer:
     """What is managed, and for whom."""
     async with connect() as manager:
         document = await manager.describe()
@@ -95,12 +95,15 @@ async def get(connect: Connect, args: Namespace) -> Answer:
 async def set_(connect: Connect, args: Namespace) -> Answer:
     """Claim values; the answer is what the kernel then holds."""
     asked = [spelling.asked(text) for text in args.settings]
+    incomplete = [request for request in asked if spelling.needs_default_page_size(request)]
+    for request in asked:
+        if request not in incomplete:
+            spelling.setting(request)  # what is a usage error without the daemon should not need it
     unstable = [request for request in asked if args.persist and _has_unstable_name(request)]
-    # What can be refused unasked is: without the host's page size most settings are complete.
-    ready = {request: spelling.setting(request) for request in asked if not spelling.needs_default_page_size(request)}
     async with connect() as manager:
-        document = await manager.describe() if unstable or len(ready) < len(set(asked)) else None
-        settings = [ready.get(request) or _with_host(request, document) for request in asked]
+        document = await manager.describe() if incomplete or unstable else None
+        page_size = document["host"]["default_page_size"] if document else 0
+        settings = [spelling.setting(request, default_page_size=page_size) for request in asked]
         change = await manager.set(settings, _options(args, "persist", "allow_partial"))
     return _changed(change, [_stable_name(request, document) for request in unstable if document])
 
@@ -115,14 +118,91 @@ async def unset(connect: Connect, args: Namespace) -> Answer:
         change = await manager.unset(what, _options(args, "persist"))
     if change.changed or change.outcomes:
         return _changed(change)
-    other = "without --persist the runtime" if args.persist else "with --persist the persistent"
-    hint = f"`kerntune status` shows who wants what; {other} claims are withdrawn."
-    return _changed(change, [Advice("There was no such claim to withdraw", hint)])
+    kind, how = ("runtime", "without") if args.persist else ("persistent", "with")
+    hint = f"kerntune status shows who wants what; {kind} claims are withdrawn {how} --persist"
+    return _changed(change, [Advice("there was no such claim to withdraw", hint)])
 
 
 def _options(args: Namespace, *names: str) -> dict[str, bool]:
     return {name.replace("_", "-"): True for name in names if getattr(args, name)}
 
 
-def _with_host(request: spelling.Asked, document: Document | None) -> Setting:
-    return spelling.setting(request, default_page_size=document["host"]["default_page_size"] if document else 0)
+def _has_unstable_name(request: spelling.Asked) -> bool:
+    tunable, instances = request.what
+    return tunable in ON_BLOCK_DEVICES and bool(UNSTABLE_NAME.fullmatch(instances or ""))
+
+
+def _stable_name(request: spelling.Asked, document: Document) -> Advice:
+    """A persistent claim should follow the drive, not the slot it was found in."""
+    tunable, instance = request.what
+    aliases = [
+        alias
+        for row in document["targets"]
+        if (row["tunable"], row["instance"]) == (tunable, instance)
+        for alias in row["aliases"]
+        if alias.startswith("by-id/")
+    ]
+    what = f"{instance} may be another drive after a reboot"
+    if aliases:
+        return Advice(what, f"To follow the drive: kerntune set {tunable}@{aliases[0]}={request.value} --persist")
+    return Advice(what, f"A name below /dev/disk/by-id would follow the drive: {tunable}@by-id/...={request.value}")
+
+
+def _changed(change: Change, advice: Iterable[Advice] = ()) -> Answer:
+    data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
+    return Answer(data, show.outcomes(change.outcomes), exit_code(change.outcomes), tuple(advice))
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> Exit:
+    """0 when all is as asked; 6 when only some is, or a part of it; else 3 when nothing is supported, or 1."""
+    states = [outcome.state for outcome in outcomes]
+    if all(state in show.CONTENT for state in states):
+        return Exit.OK
+    if State.PARTIAL in states or any(state in show.CONTENT for state in states):
+        return Exit.PARTLY
+    if all(state == State.UNSUPPORTED for state in states):
+        return Exit.NOT_FOUND
+    return Exit.FAILED
+
+
+SETTINGS: Final = Argument(
+    ("settings",),
+    {
+        "nargs": "+",
+        "metavar": "TUNABLE[@INSTANCES]=VALUE",
+        "help": "for example hugepages=64G, io-scheduler@nvme*=none",
+    },
+)
+TARGETS: Final = Argument(
+    ("targets",),
+    {"nargs": "+", "metavar": "TUNABLE[@INSTANCES]", "help": "without instances: all of the tunable's"},
+)
+TUNABLE: Final = Argument(("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "only this tunable"})
+ALLOW_PARTIAL: Final = Argument(
+    ("--allow-partial",), {"action": "store_true", "help": "keep fewer huge pages than asked when there are no more"}
+)
+
+VERBS: Final = (
+    Verb("status", "what is managed, for whom, and what is not as wished (the default)", status),
+    Verb("list", "every target with its value and its choices", list_, (TUNABLE,)),
+    Verb("get", "print values in force now", get, (TARGETS,)),
+    Verb(
+        "set",
+        "claim values",
+        set_,
+        (
+            SETTINGS,
+            Argument(("--persist",), {"action": "store_true", "help": "also after a reboot"}),
+            ALLOW_PARTIAL,
+        ),
+    ),
+    Verb(
+        "unset",
+        "withdraw claims",
+        unset,
+        (
+            TARGETS,
+            Argument(("--persist",), {"action": "store_true", "help": "the persistent claims, not the runtime ones"}),
+        ),
+    ),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,6 +23,7 @@ from kerntune.model import ClaimId, Lane, Limits, Memory, Outcome, Reading, Reas
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
+REFRESH = 0.1  # seconds
 WRITERS = 32  # writes to different devices at the same time
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
@@ -78,7 +80,9 @@ class Reconciler:
         self._pending: list[Pending] = []
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
-        self._committing = asyncio.Lock()
+        self._committing, self._refreshing = asyncio.Lock(), asyncio.Lock()
+        self._clock = clock
+        self._read_at: dict[Lane, float] = {}
         self._writers = ThreadPoolExecutor(WRITERS, "write")
         self._passes = ThreadPoolExecutor(len(Lane), "pass")
         self._readers = ThreadPoolExecutor(2, "read")
@@ -120,6 +124,13 @@ class Reconciler:
             for lane in Lane:
                 group.create_task(self._work(lane), name=f"lane {lane}")
 
+    async def settle(self, seconds: float) -> None:
+        """Wait until no caller waits for an edit any more, but not longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._pending:
+                    await self._pending[0].done.wait()
+
     def close(self) -> None:
         """Let go of the threads; a write that has begun is finished by the kernel."""
         for pool in (self._passes, self._readers, self._writers):
@@ -129,6 +140,14 @@ class Reconciler:
         """Read everything, write nothing."""
         for result in await self._look(Order((), {}, dry=True), Lane):
             self._learn(result)
+
+    async def refresh(self, lane: Lane) -> None:
+        """Read a lane's targets again when that was done more than REFRESH seconds ago."""
+        async with self._refreshing:
+            if self._clock() - self._read_at.get(lane, -REFRESH) >= REFRESH:
+                for result in await self._look(Order((), {}, dry=True), [lane]):
+                    self._learn(result)
+                self._read_at[lane] = self._clock()
 
     async def reconcile(self, cause: str, *, enforce: bool = False) -> None:
         """A pass of every lane; `enforce` also where drift would only be reported (at boot)."""
@@ -302,12 +321,17 @@ class Reconciler:
         ]
         managed = {t: o for t, o in new.items() if o.state is not State.UNMANAGED}
         self.outcomes = {t: o for t, o in self.outcomes.items() if t.tunable not in own} | managed
-        changed = [o for t, o in new.items() if t not in old or replace(old[t], before=o.before) != o] + released
+        changed = [o for t, o in new.items() if t not in old or told(old[t]) != told(o)] + released
         if changed:
             self.generation += 1
         report = Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed))
         for listener in self.listeners:
             listener(report)
+
+
+def told(outcome: Outcome) -> tuple[str, ...]:
+    """What makes an outcome news: figures in its prose do not."""
+    return outcome.requested, outcome.actual, outcome.state, outcome.reason
 
 
 def changed_since(outcome: Outcome) -> Outcome:

@@ -162,13 +162,16 @@ class Room:
 def fit(part: Part, group: Mapping[Target, Reading], room: Room, path_of: Callable[[Target], str]) -> tuple[Step, Room]:
     """The step for one part: refused, capped to what there is room for, or as asked; and the room left."""
     wish, before, grows = part.wish, group[part.wish.target], growth(part, group)
+    if part.beaten:
+        # Beaten or not, a number the host could never bear is refused.
+        grows = max(grows, int(wish.value) - before.figures["total"])
     wants, capped = part.wants, part.beaten
     if grows > room.pages and grows > 0:
-        now = sum(group[target].figures["total"] for target in wants)
-        verdict = over_limit(part, now, now + room.pages, room.why)
+        now = before.figures["total"]
+        verdict = over_limit(wish, now, now + room.pages, room.why)
         if wish.strict:
             return Step(wish, before, verdict=verdict), room
-        capped = verdict._replace(state=State.PARTIAL)
+        capped = part.beaten or verdict._replace(state=State.PARTIAL)
         wants, grows = reduce(wants, group, room.pages), room.pages
     writes = [
         (want - group[target].figures["asked"], Write(path_of(target), str(want)))
@@ -179,13 +182,12 @@ def fit(part: Part, group: Mapping[Target, Reading], room: Room, path_of: Callab
     return Step(wish, before, ordered, capped=capped, touches=part.settles), replace(room, pages=room.pages - grows)
 
 
-def over_limit(part: Part, now: int, possible: int, why: str) -> Verdict:
+def over_limit(wish: Wish, now: int, possible: int, why: str) -> Verdict:
     """The refusal, with what was asked, what is possible and what there is."""
-    asked = sum(part.wants.values())
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,
-        f"{asked} pages asked for {part.wish.target.instance}, {possible} possible, {now} there now: {why}",
+        f"{wish.value} pages asked for {wish.target.instance}, {possible} possible, {now} there now: {why}",
     )
 
 

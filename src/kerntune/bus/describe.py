@@ -1,0 +1,100 @@
+"""Everything the daemon knows as one JSON document, for Describe and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kerntune import __version__
+from kerntune.engine.reconciler import Reconciler
+from kerntune.engine.resolve import resolve
+from kerntune.model import Claim, Memory, Reading, State, Target, Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What does not change while the daemon runs; page size in bytes."""
+
+    kernel: str
+    root: str
+    simulated: bool
+    default_page_size: int
+
+
+def describe(engine: Reconciler, host: Host, degraded: Sequence[str]) -> dict[str, Any]:
+    """The document; its field names are the model's, and only ever grow."""
+    claims = tuple(engine.book.claims.values())
+    baselines = engine.ledger.baselines
+    wishes: dict[Target, Wish] = {}
+    for tunable in engine.tunables.values():
+        mine = [target for target in engine.readings if target.tunable == tunable.name]
+        wishes |= resolve(tunable, claims, baselines, mine)
+    return {
+        "version": __version__,
+        "generation": engine.generation,
+        "degraded": list(degraded),
+        "host": {
+            "kernel": host.kernel,
+            "root": host.root,
+            "simulated": host.simulated,
+            "default_page_size": host.default_page_size,
+            "memory": figures(engine.memory),
+        },
+        "tunables": [
+            {
+                "name": tunable.name,
+                "summary": tunable.summary,
+                "supported": tunable.name not in engine.missing,
+                "detail": engine.missing.get(tunable.name, ""),
+            }
+            for tunable in engine.tunables.values()
+        ],
+        "targets": [target_row(t, reading, wishes.get(t), engine, baselines) for t, reading in engine.readings.items()],
+        "claims": [claim_row(claim, engine) for claim in claims],
+    }
+
+
+def figures(memory: Memory | None) -> dict[str, int]:
+    """The memory of the host in bytes."""
+    names = ("total", "available", "hugetlb", "swap_total", "committed", "commit_limit")
+    return {name: getattr(memory, name) for name in names} if memory else {}
+
+
+def target_row(
+    target: Target, reading: Reading, wish: Wish | None, engine: Reconciler, baselines: Mapping[Target, str]
+) -> dict[str, Any]:
+    """One knob: what it holds, what is wished of it and by whom."""
+    outcome = engine.outcomes.get(target)
+    claimed = wish if wish and not wish.is_baseline else None
+    return {
+        "tunable": target.tunable,
+        "instance": target.instance,
+        "aliases": list(target.aliases),
+        "value": reading.value,
+        "choices": list(reading.choices),
+        "requested": claimed.value if claimed else "",
+        "before": outcome.before if outcome else "",
+        "state": outcome.state if outcome else State.UNMANAGED,
+        "reason": outcome.reason if outcome else reading.reason,
+        "detail": outcome.detail if outcome else reading.detail,
+        "claim": str(claimed.winner.id) if claimed else None,
+        "beaten": [str(claim.id) for claim in claimed.beaten] if claimed else [],
+        "baseline": baselines.get(target),
+    }
+
+
+def claim_row(claim: Claim, engine: Reconciler) -> dict[str, Any]:
+    """One claim, and the instances it covers now."""
+    return {
+        "id": str(claim.id),
+        "origin": claim.origin.word,
+        "tunable": claim.tunable,
+        "instances": claim.instances,
+        "value": claim.value,
+        "who": claim.who,
+        "why": claim.why,
+        "seq": claim.seq,
+        "partial": claim.partial,
+        "matches": [t.instance for t in engine.world.covered(engine.tunables[claim.tunable], claim.instances)],
+    }

@@ -1,0 +1,64 @@
+"""The entry of kerntuned: arguments, logging, and which host it works on."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kerntune import __version__
+from kerntune.daemon import logs
+from kerntune.daemon.app import Directories, Status, run
+from kerntune.kernel.files import WRITABLE, HostKernel, Kernel
+from kerntune.kernel.simulated import demo_host
+
+log = logging.getLogger(__name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; kerntuned(8) documents them."""
+    parser = argparse.ArgumentParser(prog="kerntuned", description="Kernel tuning for AI hosts as a system service")
+    host = parser.add_mutually_exclusive_group()
+    host.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="use DIR/proc and DIR/sys")
+    host.add_argument("--demo", action="store_true", help="simulate a host in memory; nothing real is changed")
+    parser.add_argument("--version", action="version", version=f"kerntuned {__version__}")
+    return parser.parse_args(argv)
+
+
+def unwritable(root: Path) -> Path | None:
+    """A file of the tree that we tune and may not write, if there is one."""
+    files = (path for pattern in WRITABLE for path in root.glob(pattern))
+    return next((path for path in files if not os.access(path, os.W_OK)), None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; its exit status."""
+    options = parse(argv)
+    logs.set_up()
+    if options.root != Path("/") and not (options.root / "proc").is_dir():
+        log.error("%s has no proc directory: --root takes a tree with proc and sys in it", options.root)
+        return Status.USAGE
+    # On the host itself a read-only file is an outcome of its own (a container); without root nothing can be done.
+    checked = options.root != Path("/") or os.geteuid() != 0
+    if not options.demo and checked and (path := unwritable(options.root)):
+        log.error("%s may not be written: run kerntuned as root, or try it with --demo", path)
+        return Status.FAILED
+    with contextlib.ExitStack() as stack:
+        kernel: Kernel = demo_host() if options.demo else HostKernel(options.root)
+        directories = Directories.from_environment()
+        if options.demo and "RUNTIME_DIRECTORY" not in os.environ:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerntune-demo-")))
+            directories = Directories(folder / "run", folder / "state")
+        directories.make()
+        root = "(simulated)" if options.demo else str(options.root)
+        return asyncio.run(run(kernel, root, directories))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

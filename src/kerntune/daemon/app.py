@@ -1,0 +1,187 @@
+"""The composition root: puts kernel, engine and bus together and runs them in the order that the design prescribes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from kerntune import errors
+from kerntune.bus import names, objects
+from kerntune.bus.describe import Host
+from kerntune.bus.dispatch import NameTaken, Service, load
+from kerntune.daemon import logs, notify
+from kerntune.daemon.state import BOOT_ID, State
+from kerntune.engine.reconciler import Reconciler
+from kerntune.kernel.files import Kernel, find
+from kerntune.kernel.memory import default_page_size
+from kerntune.kernel.support import kernel_release
+from kerntune.tunables import REGISTRY
+
+log = logging.getLogger(__name__)
+BUS_WAIT = 5.0  # seconds to wait for a bus at start
+BUS_RETRY = 0.1
+SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
+
+
+class Status(IntEnum):
+    """Exit status of kerntuned."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    TAKEN = 17  # RestartPreventExitStatus= in the unit
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where things are kept; systemd names them (systemd.exec(5), RuntimeDirectory= and the like)."""
+
+    runtime: Path
+    state: Path
+
+    @classmethod
+    def from_environment(cls) -> Directories:
+        return cls(
+            Path(os.environ.get("RUNTIME_DIRECTORY", "/run/kerntune")),
+            Path(os.environ.get("STATE_DIRECTORY", "/var/lib/kerntune")),
+        )
+
+    def make(self) -> None:
+        for folder in (self.runtime, self.state):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+async def run(kernel: Kernel, root: str, directories: Directories) -> Status:
+    """The daemon, until it is told to stop or the bus is gone."""
+    with contextlib.ExitStack() as stack:
+        if not lock(directories.runtime, stack):
+            log.error("another kerntuned runs with %s", directories.runtime)
+            return Status.TAKEN
+        boot = find(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
+        state = State(directories.runtime, directories.state, boot_id=boot)
+        engine = Reconciler(kernel, REGISTRY, state)
+        stack.callback(engine.close)
+        engine.listeners.append(logs.recorder())
+        working = asyncio.create_task(engine.work(), name="lanes")
+        try:
+            return await serve(kernel, root, engine, state)
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
+
+
+async def serve(kernel: Kernel, root: str, engine: Reconciler, state: State) -> Status:
+    """Connect, own the name, observe, boot pass, READY; then answer until the end."""
+    extending = asyncio.create_task(notify.extend_start())
+    try:
+        service = await connect()
+        await engine.observe()
+        if service is None:
+            await engine.reconcile("boot", enforce=True)
+            log.error(
+                "no bus for %.0f s: the boot pass is done, and that is all that can be done without one", BUS_WAIT
+            )
+            return Status.FAILED
+        stop = stop_event()
+        publish(service, engine, Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel)), state)
+        booting = asyncio.create_task(engine.reconcile("boot", enforce=True))
+        # The boot pass is queued first; edits that come now wait for it or join it.
+        await asyncio.sleep(0)
+        service.open()
+        await booting
+    except NameTaken as error:
+        log.error("%s", error)
+        return Status.TAKEN
+    finally:
+        extending.cancel()
+    notify.tell(f"READY=1\nSTATUS={summary(engine)}")
+    engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine)}"))
+    return await until_end(service, engine, stop)
+
+
+async def connect() -> Service | None:
+    """The service with its name owned, or None when there is no bus for BUS_WAIT seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + BUS_WAIT
+    while True:
+        service = Service(load(names.interface_files()), names.ROOT)
+        try:
+            await service.connect(names.BUS_NAME)
+        except errors.Unreachable as error:
+            if loop.time() > deadline:
+                log.error("%s", error)
+                return None
+            await asyncio.sleep(BUS_RETRY)
+        else:
+            return service
+
+
+def publish(service: Service, engine: Reconciler, host: Host, state: State) -> None:
+    """Put the interfaces on the bus and let each pass announce what it changed."""
+    core = objects.Core(service, engine, host)
+    if state.set_aside:
+        core.troubles.add("state-set-aside")
+    impls: dict[str, object] = {
+        names.MANAGER: objects.Manager(core),
+        names.HUGE_PAGES: objects.HugePages(core),
+        names.IO_SCHEDULER: objects.IoScheduler(core),
+        names.MEMORY: objects.Memory(core),
+    }
+    service.publish(names.ROOT, impls)
+    contract = load(names.interface_files())
+    watched = {
+        name: (impl, [p for p, found in contract[name].properties.items() if found.emits == "true"])
+        for name, impl in impls.items()
+    }
+    engine.listeners.append(objects.announcer(service, watched))
+
+
+async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event) -> Status:
+    """Status.OK when told to stop, FAILED when the bus is gone (systemd starts us again)."""
+    ends = {
+        asyncio.create_task(stop.wait(), name="stop"),
+        asyncio.create_task(service.closed(), name="bus"),
+    }
+    beating = asyncio.create_task(notify.watchdog())
+    done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    told = any(task.get_name() == "stop" for task in done)
+    for task in (*ends, beating):
+        task.cancel()
+    if not told:
+        log.error("the connection to the bus is lost")
+        return Status.FAILED
+    notify.tell("STOPPING=1")
+    await engine.settle(SETTLE)
+    await service.close()
+    return Status.OK
+
+
+def stop_event() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether we are the only daemon with this runtime directory; the lock goes with the process."""
+    file = stack.enter_context((runtime / "lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def summary(engine: Reconciler) -> str:
+    """One line for `systemctl status`."""
+    managed, troubles = len(engine.outcomes), sorted(engine.troubles)
+    return f"{managed} targets managed" + (f"; not as asked: {', '.join(troubles)}" if troubles else "")

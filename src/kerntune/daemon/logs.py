@@ -1,0 +1,74 @@
+"""Where the daemon's messages go, and the structured fields of the journal's entries (kerntuned(8) lists them)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from kerntune.model import Outcome, Reason, Report, State
+
+log = logging.getLogger("kerntune")
+
+# One id per kind of event, for `journalctl MESSAGE_ID=`.
+TARGET_SET: Final = "6f3c1f0e5f0a4a6f9c0e2c1d7f6a4b10"
+TARGET_NOT_SET: Final = "0b9a8f1c3f6d4f52b5d7b0a95d3f1c22"
+GOOD: Final = frozenset({State.SATISFIED, State.UNMANAGED})
+
+
+def set_up() -> None:
+    """To the journal when standard error is connected to it (JOURNAL_STREAM names it), else to standard error."""
+    handler: logging.Handler
+    if to_journal():
+        from systemd.journal import JournalHandler  # noqa: PLC0415  (only where there is a journal)
+
+        handler = JournalHandler(SYSLOG_IDENTIFIER="kerntuned")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def to_journal() -> bool:
+    """Whether JOURNAL_STREAM names the device and inode of our standard error (systemd.exec(5))."""
+    stat = os.fstat(sys.stderr.fileno())
+    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def recorder() -> Callable[[Report], None]:
+    """A listener that logs what changed in a pass: what was set at info, what is not as asked as a warning.
+
+    A claim that waits for a device to be plugged is as asked.
+    """
+
+    def record(report: Report) -> None:
+        for outcome in report.outcomes:
+            good = outcome.state in GOOD or outcome.reason is Reason.NO_SUCH_TARGET
+            fields = {
+                "MESSAGE_ID": TARGET_SET if good else TARGET_NOT_SET,
+                "KERNTUNE_TARGET": str(outcome.target),
+                "KERNTUNE_REQUESTED": outcome.requested,
+                "KERNTUNE_ACTUAL": outcome.actual,
+                "KERNTUNE_STATE": outcome.state.value,
+                "KERNTUNE_REASON": outcome.reason.value,
+                "KERNTUNE_CAUSE": report.cause,
+                "KERNTUNE_GENERATION": str(report.generation),
+            }
+            log.log(logging.INFO if good else logging.WARNING, "%s", sentence(outcome, report.cause), extra=fields)
+
+    return record
+
+
+def sentence(outcome: Outcome, cause: str) -> str:
+    """An outcome for people who read the journal."""
+    if outcome.state is State.UNMANAGED:
+        return f"{outcome.target} is no longer managed and is {outcome.actual or 'unknown'} ({cause})"
+    if outcome.state is State.SATISFIED:
+        was = f", was {outcome.before}" if outcome.before != outcome.actual else ""
+        return f"{outcome.target} is {outcome.actual}{was} ({cause})"
+    detail = f": {outcome.detail}" if outcome.detail else ""
+    wanted = f"wanted {outcome.requested}, is {outcome.actual or 'unknown'}"
+    return f"{outcome.target} {outcome.state}, {outcome.reason}, {wanted} ({cause}){detail}"

@@ -1,0 +1,163 @@
+"""Claims and baselines on disk, so that a crash at any moment loses nothing that was answered.
+
+Two files: runtime claims and baselines in the runtime directory (with the boot id), persistent claims in the state
+directory. A commit that changes persistent claims writes both kinds into the persistent file, so one atomic replace
+decides it; of the two records of runtime claims the one with the higher serial counts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kerntune.engine.claims import ClaimBook
+from kerntune.model import Baseline, Claim, Origin, Target
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+Document = dict[str, Any]
+
+
+class State:
+    """A Ledger (engine/ledger.py) in two JSON files; `set_aside` names the files that could not be used."""
+
+    def __init__(self, runtime: Path, persistent: Path, *, boot_id: str | None = None) -> None:
+        self._runtime, self._persistent = runtime / "runtime.json", persistent / "claims.json"
+        self._boot = boot_id if boot_id is not None else BOOT_ID.read_text().strip()
+        self._lock = threading.Lock()
+        self.set_aside: list[Path] = []
+        run, lib = self._load(self._runtime), self._load(self._persistent)
+        if run.get("boot") != self._boot:
+            run = {}
+        committed = lib.get("commit", {})
+        if committed.get("boot") == self._boot and committed["serial"] > run.get("serial", 0):
+            run = run | {"serial": committed["serial"], "runtime": committed["runtime"]}
+        self._serial: int = run.get("serial", 0)
+        self._book = ClaimBook.of(
+            *load_claims(lib.get("persistent", ()), Origin.PERSISTENT),
+            *load_claims(run.get("runtime", ()), Origin.RUNTIME),
+        )
+        self._baselines = {Target(t, i, k): value for t, i, k, value in run.get("baselines", ())}
+
+    @property
+    def book(self) -> ClaimBook:
+        return self._book
+
+    @property
+    def baselines(self) -> Mapping[Target, str]:
+        return self._baselines
+
+    def keep(self, baselines: Sequence[Baseline]) -> None:
+        with self._lock:
+            added = {baseline.target: baseline.value for baseline in baselines}
+            self._save_runtime(self._book, added | self._baselines)
+
+    def forget(self, targets: Collection[Target]) -> None:
+        with self._lock:
+            self._save_runtime(self._book, {t: value for t, value in self._baselines.items() if t not in targets})
+
+    def commit(self, book: ClaimBook) -> None:
+        with self._lock:
+            if book.by_origin(Origin.PERSISTENT) != self._book.by_origin(Origin.PERSISTENT):
+                serial = self._serial + 1
+                runtime = dump_claims(book.by_origin(Origin.RUNTIME))
+                document = {
+                    "format": FORMAT,
+                    "persistent": dump_claims(book.by_origin(Origin.PERSISTENT)),
+                    "commit": {"boot": self._boot, "serial": serial, "runtime": runtime},
+                }
+                replace_file(self._persistent, document, durable=True)
+                self._serial, self._book = serial, book
+            self._save_runtime(book, self._baselines)
+
+    def _save_runtime(self, book: ClaimBook, baselines: dict[Target, str]) -> None:
+        serial = self._serial + 1
+        document = {
+            "format": FORMAT,
+            "boot": self._boot,
+            "serial": serial,
+            "runtime": dump_claims(book.by_origin(Origin.RUNTIME)),
+            "baselines": [[t.tunable, t.instance, t.key, value] for t, value in baselines.items()],
+        }
+        replace_file(self._runtime, document, durable=False)
+        self._serial, self._book, self._baselines = serial, book, baselines
+
+    def _load(self, path: Path) -> Document:
+        """The document, or an empty one; what cannot be used is set aside under another name and reported."""
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        try:
+            return checked(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            aside = path.with_name(f"{path.name}.bad")
+            path.replace(aside)
+            self.set_aside.append(aside)
+            log.error("%s cannot be used (%s); it was set aside as %s", path, error, aside)
+            return {}
+
+
+def checked(document: Any) -> Document:
+    """The document when this version can read all of it; ValueError or TypeError otherwise."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError("not a state file of this version")
+    for name in ("persistent", "runtime"):
+        load_claims(document.get(name, ()), Origin.RUNTIME)
+    if "commit" in document:
+        load_claims(document["commit"]["runtime"], Origin.RUNTIME)
+        int(document["commit"]["serial"])
+    int(document.get("serial", 0))
+    for row in document.get("baselines", ()):
+        if len(row) != 4 or not all(isinstance(field, str) for field in row):
+            raise ValueError("a baseline is four strings")
+    return document
+
+
+def dump_claims(claims: Iterable[Claim]) -> list[Document]:
+    """Claims of one origin as JSON objects."""
+    return [
+        {
+            "tunable": claim.tunable,
+            "instances": claim.instances,
+            "value": claim.value,
+            "who": claim.who,
+            "why": claim.why,
+            "seq": claim.seq,
+            "partial": claim.partial,
+        }
+        for claim in claims
+    ]
+
+
+def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
+    """The claims again; ValueError for a field of the wrong type."""
+    claims = [Claim(origin, **row) for row in rows]
+    for claim in claims:
+        texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why)
+        if not all(isinstance(text, str) for text in texts) or type(claim.seq) is not int:
+            raise ValueError("a claim has a field of the wrong type")
+    return claims
+
+
+def replace_file(path: Path, document: Document, *, durable: bool) -> None:
+    """Write beside the file and rename over it; `durable` also waits for the disk."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(document, file, ensure_ascii=False)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    beside.replace(path)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

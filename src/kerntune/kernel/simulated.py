@@ -1,0 +1,251 @@
+"""A host in memory behind the same seam as the real one: pools that run out, schedulers, overcommit.
+
+It plays the kernel's four ways of not obeying: it clamps (huge pages beyond what memory is free), refuses (`refuse`),
+ignores in silence (`ignore`) and obeys late (`late`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from kerntune.kernel.files import KernelError, allowed, natural
+
+MODULES = ("none", "mq-deadline", "kyber", "bfq")
+POOLS = "sys/kernel/mm/hugepages"
+NODES = "sys/devices/system/node"
+
+
+@dataclass(slots=True)
+class Pool:
+    """One node's huge pages of one size, in pages."""
+
+    asked: int = 0
+    used: int = 0
+
+    @property
+    def total(self) -> int:
+        return max(self.asked, self.used)
+
+
+@dataclass(slots=True)
+class Node:
+    """One NUMA node: its memory in bytes, less what programs use; `whole` caps what is unfragmented, in bytes."""
+
+    memory: int
+    programs: int = 0
+    whole: int | None = None
+    pools: dict[int, Pool] = field(default_factory=dict)
+
+    @property
+    def hugetlb(self) -> int:
+        return sum(size * pool.total for size, pool in self.pools.items())
+
+    @property
+    def free(self) -> int:
+        return self.memory - self.programs - self.hugetlb
+
+
+@dataclass(slots=True)
+class Disk:
+    """A block device and the scheduler it has; `offered` as the file lists them."""
+
+    scheduler: str = "none"
+    offered: tuple[str, ...] = ("none", "mq-deadline")
+    by_id: str = ""
+    diskseq: int = 0
+
+
+@dataclass(slots=True)
+class SimulatedKernel:
+    """The files of such a host; `journal` is every write that was accepted or refused, in order."""
+
+    nodes: list[Node]
+    disks: dict[str, Disk] = field(default_factory=dict)
+    overcommit: dict[str, int] = field(default_factory=lambda: {"memory": 0, "ratio": 50, "kbytes": 0})
+    committed: int = 2 << 30
+    swap: int = 0
+    sizes: tuple[int, ...] = (2 << 20, 1 << 30)
+    refuse: dict[str, int] = field(default_factory=dict)
+    ignore: set[str] = field(default_factory=set)
+    late: dict[str, int] = field(default_factory=dict)
+    compaction: int = 0
+    journal: list[tuple[str, str]] = field(default_factory=list)
+    before_write: Callable[[str, str], None] | None = None
+    simulated: bool = True
+    _seq: int = 0
+    _waiting: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def plug(self, name: str, **disk: object) -> None:
+        """A drive appears; the same name later is another drive."""
+        self._seq += 1
+        self.disks[name] = Disk(**{"diskseq": self._seq, **disk})  # type: ignore[arg-type]  # the fields of Disk
+
+    def unplug(self, name: str) -> None:
+        del self.disks[name]
+
+    def read(self, path: str) -> str:
+        with self._lock:
+            self._obey_late(path)
+            files = self._files()
+            if path not in files:
+                raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            return files[path]
+
+    def glob(self, pattern: str) -> Sequence[str]:
+        with self._lock:
+            wanted = pattern.split("/")
+            found = {
+                "/".join(parts[: len(wanted)])
+                for parts in (path.split("/") for path in self._files())
+                if len(parts) >= len(wanted) and all(map(fnmatchcase, parts, wanted))
+            }
+        return sorted(found, key=natural)
+
+    def links(self, device: str) -> Sequence[str]:
+        disk = self.disks.get(device)
+        return [f"by-id/{disk.by_id}"] if disk and disk.by_id else []
+
+    def write(self, path: str, text: str) -> None:
+        if self.before_write:
+            self.before_write(path, text)
+        with self._lock:
+            self.journal.append((path, text))
+            if code := self.refuse.get(path, 0 if allowed(path) else errno.EPERM):
+                raise KernelError(code, os.strerror(code), path)
+            if path in self.ignore:
+                return
+            if path in self.late:
+                self._waiting[path] = (self.late[path], text)
+                return
+            self._obey(path, text)
+
+    def _obey_late(self, path: str) -> None:
+        """A value that was written takes effect after so many more reads of its file."""
+        if path in self._waiting:
+            left, text = self._waiting.pop(path)
+            if left:
+                self._waiting[path] = (left - 1, text)
+            else:
+                self._obey(path, text)
+
+    def _obey(self, path: str, text: str) -> None:
+        parts = path.split("/")
+        if path.endswith("/compact_memory"):
+            for node in self.nodes:
+                node.whole = None if node.whole is None else node.whole + self.compaction
+        elif path.startswith("proc/sys/vm/overcommit_"):
+            self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
+        elif parts[-1] == "scheduler":
+            self._set_scheduler(parts[2], path, text)
+        elif path not in self._files():
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        elif path.startswith(NODES):
+            self._resize(self.nodes[int(parts[4].removeprefix("node"))], size_in(parts[6]), int(text))
+        else:
+            self._resize_whole(size_in(parts[4]), int(text))
+
+    def _set_overcommit(self, name: str, path: str, text: str) -> None:
+        """Ratio and kilobytes set each other to 0 (mm/util.c)."""
+        value = int(text)
+        if name == "memory" and value not in (0, 1, 2):
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        self.overcommit[name] = value
+        if name in ("ratio", "kbytes"):
+            self.overcommit["kbytes" if name == "ratio" else "ratio"] = 0
+
+    def _set_scheduler(self, name: str, path: str, text: str) -> None:
+        disk = self.disks.get(name)
+        if disk is None:
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if text not in (*disk.offered, *MODULES) or disk.offered == ("none",):
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        disk.scheduler = text
+        if text not in disk.offered:
+            disk.offered = (*disk.offered, text)
+
+    def _resize(self, node: Node, size: int, asked: int) -> int:
+        """Grow as far as memory goes, without an error; pages in use stay."""
+        pool = node.pools[size]
+        possible = node.free if node.whole is None else min(node.free, node.whole)
+        most = max(pool.total + possible // size, pool.used)
+        before, pool.asked = pool.total, min(asked, most)
+        if node.whole is not None:
+            node.whole -= (pool.total - before) * size
+        return pool.asked
+
+    def _resize_whole(self, size: int, asked: int) -> None:
+        """The kernel spreads a total over the nodes in turn."""
+        left = asked
+        for number, node in enumerate(self.nodes):
+            left -= self._resize(node, size, -(-left // (len(self.nodes) - number)))
+
+    def _files(self) -> dict[str, str]:
+        """Every file as it would be read now."""
+        files = {
+            "proc/meminfo": self._meminfo(),
+            "proc/sys/kernel/osrelease": "6.1.0-simulated",
+            "proc/sys/vm/compact_memory": "0",
+            **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},
+        }
+        for size in self.sizes:
+            folder = f"hugepages-{size >> 10}kB"
+            pools = [node.pools.setdefault(size, Pool()) for node in self.nodes]
+            files |= pool_files(f"{POOLS}/{folder}", pools)
+            files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = "0"
+            files[f"{POOLS}/{folder}/resv_hugepages"] = "0"
+            for number, pool in enumerate(pools):
+                files |= pool_files(f"{NODES}/node{number}/hugepages/{folder}", [pool])
+        for number, node in enumerate(self.nodes):
+            files[f"{NODES}/node{number}/meminfo"] = f"Node {number} MemFree:  {node.free >> 10} kB"
+        for name, disk in self.disks.items():
+            names = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
+            files[f"sys/block/{name}/queue/scheduler"] = " ".join(names)
+            files[f"sys/block/{name}/diskseq"] = str(disk.diskseq)
+        return files
+
+    def _meminfo(self) -> str:
+        total, free = sum(node.memory for node in self.nodes), sum(node.free for node in self.nodes)
+        hugetlb = sum(node.hugetlb for node in self.nodes)
+        over = self.overcommit
+        limit = over["kbytes"] << 10 if over["kbytes"] else (total - hugetlb) * over["ratio"] // 100
+        figures: Mapping[str, int] = {
+            "MemTotal": total,
+            "MemFree": free,
+            "MemAvailable": free,
+            "SwapTotal": self.swap,
+            "CommitLimit": limit + self.swap,
+            "Committed_AS": self.committed,
+            "Hugepagesize": self.sizes[0] if self.sizes else 0,
+            "Hugetlb": hugetlb,
+        }
+        return "\n".join(f"{name}: {value >> 10} kB" for name, value in figures.items())
+
+
+def size_in(folder: str) -> int:
+    """hugepages-2048kB -> bytes."""
+    return int(folder.removeprefix("hugepages-").removesuffix("kB")) << 10
+
+
+def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
+    """The counters of one pool, or of all nodes' together."""
+    total, used = sum(pool.total for pool in pools), sum(pool.used for pool in pools)
+    return {
+        f"{folder}/nr_hugepages": str(total),
+        f"{folder}/free_hugepages": str(total - used),
+        f"{folder}/surplus_hugepages": str(total - sum(pool.asked for pool in pools)),
+    }
+
+
+def demo_host() -> SimulatedKernel:
+    """What `kerntuned --demo` shows: two NUMA nodes of 32 GiB, two NVMe drives and a disk."""
+    kernel = SimulatedKernel([Node(32 << 30, programs=4 << 30), Node(32 << 30, programs=2 << 30)])
+    for number in range(2):
+        kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
+    kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Simulated_HDD")
+    return kernel
