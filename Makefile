@@ -2,13 +2,14 @@
 
 SHELL  := /bin/bash
 PYTHON ?= /usr/bin/python3
+BUS    ?= private
 VENV   := .venv
 SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
           dbus dbus-bin polkitd udev systemd
 
-.PHONY: setup run test lint clean
+.PHONY: setup run test lint format clean
 
 setup: $(VENV)/.ready
 
@@ -23,3 +24,20 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[cli,test]'
 	@touch $@
+
+# Runs the daemon in the foreground on a bus of its own; BUS=system takes the host's system bus.
+run: setup
+	@$(SUDO) env BUS=$(BUS) KERNTUNE_RUN_ONCE=$(KERNTUNE_RUN_ONCE) $(VENV)/bin/python -m tests.harness.run
+
+test: setup
+	@$(SUDO) env CI=$(CI) $(VENV)/bin/python -m pytest $(ARGS)
+
+lint: setup
+	@$(VENV)/bin/python -m pytest tests/static $(ARGS)
+
+format: setup
+	$(VENV)/bin/ruff format src tests
+	$(VENV)/bin/ruff check --fix src tests
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

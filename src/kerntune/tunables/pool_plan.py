@@ -162,17 +162,16 @@ class Room:
 def fit(part: Part, group: Mapping[Target, Reading], room: Room, path_of: Callable[[Target], str]) -> tuple[Step, Room]:
     """The step for one part: refused, capped to what there is room for, or as asked; and the room left."""
     wish, before, grows = part.wish, group[part.wish.target], growth(part, group)
-    if part.beaten:
-        # Beaten or not, a number the host could never bear is refused.
-        grows = max(grows, int(wish.value) - before.figures["total"])
+    # Beaten by the nodes' claims or not, a number that the host could never bear is refused.
+    asked = max(grows, int(wish.value) - before.figures["total"]) if part.beaten else grows
     wants, capped = part.wants, part.beaten
-    if grows > room.pages and grows > 0:
+    if asked > room.pages and asked > 0:
         now = before.figures["total"]
         verdict = over_limit(wish, now, now + room.pages, room.why)
         if wish.strict:
             return Step(wish, before, verdict=verdict), room
         capped = part.beaten or verdict._replace(state=State.PARTIAL)
-        wants, grows = reduce(wants, group, room.pages), room.pages
+        wants, grows = reduce(wants, group, room.pages), min(grows, room.pages)
     writes = [
         (want - group[target].figures["asked"], Write(path_of(target), str(want)))
         for target, want in wants.items()

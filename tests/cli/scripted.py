@@ -1,0 +1,244 @@
+"""A Manager that answers what a test tells it to and keeps what it was asked, in the process or on a bus."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from kerntune.bus import names
+from kerntune.bus.client import unwrap
+from kerntune.bus.dispatch import Caller, Service, load
+from kerntune.cli.answers import Change, ClaimRow, Document, Outcome, TargetRow, TunableRow
+from kerntune.errors import KerntuneError
+from kerntune.model import Setting
+from tests.harness.privatebus import PrivateBus
+
+LIMIT = 10.0  # seconds
+
+POLICY = f"""\
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <policy context="default">
+    <allow own="{names.BUS_NAME}"/>
+    <allow send_destination="{names.BUS_NAME}"/>
+  </policy>
+</busconfig>
+"""
+
+
+def outcome(
+    target: str,
+    state: str = "satisfied",
+    *,
+    requested: str = "none",
+    actual: str = "none",
+    reason: str = "ok",
+    detail: str = "",
+) -> Outcome:
+    tunable, _, instance = target.partition("@")
+    return Outcome(tunable, instance, requested, "before", actual, state, reason, detail)
+
+
+def target(name: str, value: str | None, **more: Any) -> TargetRow:
+    tunable, _, instance = name.partition("@")
+    row: TargetRow = {
+        "tunable": tunable,
+        "instance": instance,
+        "aliases": [],
+        "value": value,
+        "choices": [],
+        "requested": "",
+        "before": "",
+        "state": "unmanaged",
+        "reason": "ok",
+        "detail": "",
+        "claim": None,
+        "beaten": [],
+        "baseline": None,
+    }
+    return row | more  # type: ignore[return-value]  # `more` names fields of the row
+
+
+def claim(claim_id: str, value: str, **more: Any) -> ClaimRow:
+    origin, _, name = claim_id.partition(":")
+    tunable, _, instances = name.partition("@")
+    row: ClaimRow = {
+        "id": claim_id,
+        "origin": origin,
+        "tunable": tunable,
+        "instances": instances,
+        "value": value,
+        "who": "",
+        "why": "",
+        "seq": 1,
+        "partial": False,
+        "matches": [instances],
+    }
+    return row | more  # type: ignore[return-value]  # as above
+
+
+def tunable(name: str, *, supported: bool = True, detail: str = "") -> TunableRow:
+    return {"name": name, "summary": f"the {name}", "supported": supported, "detail": detail}
+
+
+def document(targets: Sequence[TargetRow] = (), claims: Sequence[ClaimRow] = (), **more: Any) -> Document:
+    """A host with 2 MiB pages, and a tunable it does not support."""
+    host: Document = {
+        "version": "0.1.0",
+        "generation": 3,
+        "degraded": [],
+        "host": {
+            "kernel": "6.1.0",
+            "simulated": False,
+            "root": "/",
+            "default_page_size": 2 << 20,
+            "memory": {
+                "total": 16 << 30,
+                "available": 12 << 30,
+                "hugetlb": 0,
+                "swap_total": 0,
+                "committed": 1 << 30,
+                "commit_limit": 8 << 30,
+            },
+        },
+        "tunables": [
+            tunable("cpu-governor", supported=False, detail="no cpufreq driver is loaded"),
+            tunable("hugepages"),
+            tunable("io-scheduler"),
+            tunable("overcommit"),
+        ],
+        "targets": list(targets),
+        "claims": list(claims),
+    }
+    return host | more  # type: ignore[return-value]  # as above
+
+
+DRIVES = (
+    target("io-scheduler@nvme0n1", "none", choices=["none", "mq-deadline"], aliases=["by-id/nvme-Fast_1"]),
+    target("io-scheduler@nvme1n1", "mq-deadline", choices=["none", "mq-deadline"], aliases=["by-id/nvme-Fast_2"]),
+    target("io-scheduler@sda", "bfq", choices=["bfq", "none"]),
+)
+POOLS = (target("hugepages@2M", "128"), target("hugepages@2M/node0", "128"), target("hugepages@1G", "0"))
+OVERCOMMIT = target("overcommit", "heuristic", choices=["heuristic", "always", "never"])
+
+
+class Script:
+    """What to answer, and what was asked: `calls` are (member, rows, options)."""
+
+    def __init__(
+        self,
+        described: Document | None = None,
+        *,
+        changed: bool = True,
+        outcomes: Sequence[Outcome] = (),
+        error: KerntuneError | None = None,
+    ) -> None:
+        self.described = described or document([*DRIVES, *POOLS, OVERCOMMIT])
+        self.change = Change(changed, tuple(outcomes))
+        self.error = error
+        self.calls: list[tuple[Any, ...]] = []
+
+    def answer(self, *call: Any) -> Change:
+        self.calls.append(call)
+        if self.error:
+            raise self.error
+        return self.change
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[ScriptedManager]:
+        """In place of the bus."""
+        yield ScriptedManager(self)
+
+
+class ScriptedManager:
+    """A Manager in the process."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def describe(self) -> Document:
+        self._script.answer("Describe")
+        return self._script.described
+
+    async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+        return self._script.answer("Set", [tuple(row) for row in settings], dict(options))
+
+    async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
+        return self._script.answer("Unset", list(what), dict(options))
+
+
+class ScriptedService:
+    """org.kerntune.Tuner1.Manager as the contract has it; what the command line does not call answers nothing."""
+
+    version, generation = "0.1.0", 3
+    degraded: tuple[str, ...] = ()
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.interactive: list[bool] = []
+
+    async def describe(self, caller: Caller) -> str:
+        self._script.answer("Describe")
+        return json.dumps(self._script.described)
+
+    async def set(self, caller: Caller, settings: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
+        return self._edit(caller, "Set", settings, options)
+
+    async def unset(self, caller: Caller, what: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
+        return self._edit(caller, "Unset", what, options)
+
+    async def plan(self, caller: Caller, settings: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
+        return False, []
+
+    async def verify(self, caller: Caller) -> list[Any]:
+        return []
+
+    def _edit(self, caller: Caller, member: str, rows: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
+        self.interactive.append(caller.interactive)
+        change = self._script.answer(member, [tuple(row) for row in rows], unwrap(options))
+        return change.changed, [list(row) for row in change.outcomes]
+
+
+@contextmanager
+def private_bus(folder: Path) -> Iterator[PrivateBus]:
+    """A bus on which anybody may be the daemon."""
+    policy = folder / "policy.conf"
+    policy.write_text(POLICY)
+    with PrivateBus(include=[policy]) as bus:
+        yield bus
+
+
+@contextmanager
+def serving(bus: PrivateBus, script: Script) -> Iterator[ScriptedService]:
+    """The script as the daemon on a bus, on a loop of its own thread."""
+    manager = ScriptedService(script)
+    ready, done = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        service = Service(load(names.interface_files()), names.ROOT, address=bus.address)
+        await service.connect(names.BUS_NAME)
+        try:
+            service.publish(names.ROOT, {names.MANAGER: manager})
+            service.open()
+            ready.set()
+            await done.wait()
+        finally:
+            await service.close()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(LIMIT), "the scripted daemon did not start"
+        yield manager
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+        loop.close()

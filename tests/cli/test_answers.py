@@ -1,0 +1,56 @@
+"""Finding targets in what the daemon describes."""
+
+from __future__ import annotations
+
+import pytest
+
+from kerntune.cli import answers
+from kerntune.errors import NoSuchTarget, NotSupported, UnknownTunable
+from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, document
+
+HOST = document([*DRIVES, *POOLS, OVERCOMMIT])
+
+
+@pytest.mark.parametrize(
+    ("tunable", "pattern", "instances"),
+    [
+        ("io-scheduler", "", ["nvme0n1", "nvme1n1", "sda"]),
+        ("io-scheduler", "*", ["nvme0n1", "nvme1n1", "sda"]),
+        ("io-scheduler", "nvme*", ["nvme0n1", "nvme1n1"]),
+        ("io-scheduler", "nvme[1-9]n1", ["nvme1n1"]),
+        ("io-scheduler", "by-id/nvme-Fast_2", ["nvme1n1"]),
+        ("io-scheduler", "by-id/*", ["nvme0n1", "nvme1n1"]),
+        ("hugepages", "*", ["2M", "2M/node0", "1G"]),
+        ("hugepages", "2M", ["2M"]),
+        ("hugepages", "2*", ["2M"]),
+        ("hugepages", "2M/*", ["2M/node0"]),
+        ("overcommit", "", [""]),
+    ],
+)
+def test_find(tunable: str, pattern: str, instances: list[str]) -> None:
+    assert [row["instance"] for row in answers.find(HOST, tunable, pattern)] == instances
+
+
+def test_what_is_not_found_names_what_there_is() -> None:
+    with pytest.raises(NoSuchTarget, match="nothing matches io-scheduler@vda. There is nvme0n1, nvme1n1, sda"):
+        answers.find(HOST, "io-scheduler", "vda")
+
+
+def test_a_tunable_without_instances_is_told_apart() -> None:
+    with pytest.raises(NoSuchTarget, match="one setting of the host: leave @x out"):
+        answers.find(HOST, "overcommit", "x")
+
+
+def test_a_supported_tunable_may_have_no_target_now() -> None:
+    with pytest.raises(NoSuchTarget, match="This host has no io-scheduler now"):
+        answers.find(document(), "io-scheduler", "*")
+
+
+def test_an_unsupported_tunable_says_why() -> None:
+    with pytest.raises(NotSupported, match="no cpufreq driver"):
+        answers.find(HOST, "cpu-governor", "*")
+
+
+def test_an_unknown_tunable_names_those_there_are() -> None:
+    with pytest.raises(UnknownTunable, match="'governor'. There are cpu-governor, hugepages, io-scheduler, overcommit"):
+        answers.find(HOST, "governor", "*")

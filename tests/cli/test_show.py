@@ -1,0 +1,218 @@
+"""How answers look: plain where nobody watches, fitted and coloured on a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from kerntune.cli import show
+from kerntune.cli.show import Row, Table
+from kerntune.model import State
+from tests.cli.scripted import DRIVES, claim, document, outcome, target
+
+LONG = "the kernel had fewer pages than asked, because memory is too fragmented: " * 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "72")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def plain(page: show.Page) -> list[str]:
+    stream = io.StringIO()
+    show.write(page, stream)
+    return stream.getvalue().splitlines()
+
+
+def on_terminal(page: show.Page) -> str:
+    stream = Terminal()
+    show.write(page, stream)
+    return stream.getvalue()
+
+
+def test_every_state_has_a_mark() -> None:
+    assert set(show.MARKS) == set(State)
+
+
+def test_outcomes() -> None:
+    page = show.outcomes(
+        [
+            outcome("io-scheduler@nvme0n1"),
+            outcome("hugepages@2M", "partial", requested="128", actual="96", reason="partially-allocated", detail="why"),
+            outcome("io-scheduler@sda", "failed", reason="read-back-differs"),
+        ]
+    )
+    assert plain(page) == [
+        "   TARGET                REQUESTED  ACTUAL  STATE",
+        "✔  io-scheduler@nvme0n1  none       none    satisfied",
+        "◐  hugepages@2M          128        96      partial    partially-allocated: why",
+        "✘  io-scheduler@sda      none       none    failed     read-back-differs",
+    ]
+
+
+def test_a_satisfied_outcome_may_have_a_detail_too() -> None:
+    assert plain(show.outcomes([outcome("overcommit", detail="the ratio has no effect now")]))[1].endswith("no effect now")
+
+
+def test_no_outcomes() -> None:
+    assert plain(show.outcomes([])) == ["Nothing changed."]
+
+
+def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
+    assert plain(show.outcomes([outcome("overcommit", "pondering", reason="mood")]))[1].split() == [
+        "?",
+        "overcommit",
+        "none",
+        "none",
+        "pondering",
+        "mood",
+    ]
+
+
+def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
+    host = document([*DRIVES[:1], target("hugepages@2M", None, state="unsupported", reason="read-only", detail="why")])
+    assert plain(show.targets(host["tunables"], host["targets"])) == [
+        "   TARGET                VALUE  STATE        CHOICES",
+        "·  io-scheduler@nvme0n1  none   unmanaged    none mq-deadline",
+        "○  hugepages@2M          -      unsupported  -                 read-only: why",
+        "○  cpu-governor          -      unsupported  -                 no cpufreq driver is loaded",
+    ]
+
+
+def test_values() -> None:
+    assert plain(show.values(DRIVES[:1])) == ["none"]
+    assert plain(show.values(DRIVES)) == [
+        "io-scheduler@nvme0n1 none",
+        "io-scheduler@nvme1n1 mq-deadline",
+        "io-scheduler@sda bfq",
+    ]
+
+
+def test_status_leads_with_what_is_not_as_wished() -> None:
+    managed = [
+        target("overcommit", "always", requested="always", state="satisfied", claim="config:overcommit"),
+        target(
+            "io-scheduler@sda",
+            "bfq",
+            requested="none",
+            state="contested",
+            reason="changed-by-others",
+            detail="three times",
+            claim="runtime:io-scheduler@s*",
+            beaten=["config:io-scheduler@*"],
+        ),
+    ]
+    claims = [
+        claim("config:overcommit", "always"),
+        claim("runtime:io-scheduler@s*", "none", who="alice (busctl)", why="a test", matches=["sda"]),
+        claim("persistent:io-scheduler@vd*", "none", who="root", matches=[]),
+    ]
+    host = document(managed, claims, degraded=["over-limit"])
+    assert plain(show.status(host, managed)) == [
+        "kerntuned 0.1.0 on Linux 6.1.0, generation 3, degraded: over-limit",
+        "   TARGET            WISHED  IS      STATE        WANTED BY",
+        "!  io-scheduler@sda  none    bfq     contested    "
+        "runtime, alice (busctl), a test; beats config:io-scheduler@*  changed-by-others: three times",
+        "○  io-scheduler@vd*  none    -       unsupported  persistent, root"
+        "                                              no-such-target: nothing matches now; kept for what comes",
+        "✔  overcommit        always  always  satisfied    config",
+    ]
+
+
+def test_status_of_a_host_where_nothing_is_managed() -> None:
+    head, rest = plain(show.status(document(), []))
+    assert head == "kerntuned 0.1.0 on Linux 6.1.0, generation 3, all well"
+    assert "Nothing is managed" in rest
+
+
+@pytest.mark.parametrize(
+    ("simulated", "root", "where"),
+    [(True, "/", "a simulated host"), (False, "/tree", "Linux 6.1.0 at /tree"), (False, "/", "Linux 6.1.0")],
+)
+def test_status_says_which_host_is_tuned(simulated: bool, root: str, where: str) -> None:
+    host = document()
+    host["host"]["simulated"], host["host"]["root"] = simulated, root
+    assert f" on {where}, " in plain(show.status(host, []))[0]
+
+
+def test_a_claim_that_is_not_described_is_shown_by_its_id() -> None:
+    row = target("overcommit", "always", state="satisfied", claim="hold:overcommit")
+    assert plain(show.status(document([row]), [row]))[-1].endswith("hold:overcommit")
+
+
+def test_no_colour_and_no_folding_unless_on_a_terminal() -> None:
+    lines = plain(show.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)] * 3))
+    assert len(lines) == 4
+    assert all(LONG.strip() in line for line in lines[1:])
+    assert "\x1b" not in "".join(lines)
+
+
+def test_fitted_and_coloured_on_a_terminal() -> None:
+    text = on_terminal(show.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)]))
+    assert "\x1b[33m" in text
+    seen = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert len(seen) > 4
+    assert max(map(len, seen)) <= 72
+    assert seen[2].split()[0] == "partially-allocated:", "the detail is below its row"
+    assert "".join(seen).replace(" ", "").count(LONG.replace(" ", "")) == 1, "nothing is cut off"
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = on_terminal(show.outcomes([outcome("overcommit", "failed", reason="kernel-rejected")]))
+    assert "overcommit" in text
+    assert "\x1b" not in text
+
+
+def test_rich_s_markup_is_no_markup_here() -> None:
+    text = on_terminal([Table(("", "WHO"), (Row(("", "[red]:smile:[/red]")),))])
+    assert "[red]:smile:[/red]" in text
+
+
+def test_without_rich_a_terminal_gets_the_plain_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = show.outcomes([outcome("overcommit")])
+    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    assert on_terminal(page).splitlines() == plain(page)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
+    row = target("overcommit", "always", state="satisfied", claim="runtime:overcommit")
+    host = document([row], [claim("runtime:overcommit", "always", who="\x1b[2Jmallory\nroot\udcff")])
+    page = show.status(host, [row])
+    text = on_terminal(page) if watched else "\n".join(plain(page))
+    assert "\x1b[2J" not in text
+    assert "mallory�root�" in text
+
+
+def test_an_error_has_two_parts() -> None:
+    stream = io.StringIO()
+    show.error("it broke " * 20, "Try again " * 20, stream)
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("kerntune: it broke")
+    assert second.startswith("  Try again")
+
+
+def test_an_error_is_wrapped_on_a_terminal() -> None:
+    stream = Terminal()
+    show.error("it broke " * 20, "Try: kerntune set io-scheduler@by-id/a-very-long-name=none", stream, width=40)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("kerntune: it broke")
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert "  io-scheduler@by-id/a-very-long-name=none" in lines, "a command to copy stays whole"
+
+
+def test_an_error_without_a_hint_is_one_line() -> None:
+    stream = io.StringIO()
+    show.error("it broke", "", stream)
+    assert stream.getvalue() == "kerntune: it broke\n"

@@ -1,0 +1,30 @@
+"""The manual lists what there is: every state, every reason, every message id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kerntune.daemon import logs
+from kerntune.daemon.app import Status
+from kerntune.model import Reason, State
+
+CHECKOUT = Path(__file__).parents[2]
+PAGE = (CHECKOUT / "docs/man/kerntuned.8").read_text().replace("\\-", "-")
+
+
+@pytest.mark.parametrize(("section", "words"), [("STATES", State), ("REASONS", Reason)])
+def test_every_slug_is_explained_once(section: str, words: type[State] | type[Reason]) -> None:
+    text = re.search(rf"^\.SH {section}\n(.*?)^\.SH", PAGE, re.M | re.S)
+    assert text
+    assert re.findall(r"^\.B (\S+)$", text[1], re.M) == [word.value for word in words]
+
+
+def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
+    assert logs.TARGET_SET in PAGE
+    assert logs.TARGET_NOT_SET in PAGE
+    unit = (CHECKOUT / "systemd/kerntuned.service").read_text()
+    assert f"RestartPreventExitStatus={Status.TAKEN.value}\n" in unit
+    assert f" {Status.TAKEN.value} when" in re.sub(r"\s+", " ", PAGE)
