@@ -241,6 +241,7 @@ class TestProperties:
             client.listen(lab.ROOT, lab.PROPERTIES) as signals,
         ):
             service.changed(lab.ROOT, lab.IFACE, "Version", "Sampled")  # neither is ever announced
+            service.changed(CHILD, SAMPLE, "Label")  # is not there
             bench.count = 8
             service.changed(lab.ROOT, lab.IFACE, "Version", "Count", "BigTable", "Sampled")
             assert (await anext(signals)).args == [lab.IFACE, {"Count": 8}, ["BigTable"]]

@@ -199,13 +199,12 @@ class TestLimits:
                     await client.call(lab.ROOT, lab.IFACE, "Echo", f"a({name})", [])
             assert len(SignatureTree._cache) <= link_module.MAX_SIGNATURES
 
-    async def test_calls_nobody_waits_for_go_first(self, bus: PrivateBus) -> None:
+    async def test_calls_nobody_waits_for_go_first(self, bus: PrivateBus, caplog: pytest.LogCaptureFixture) -> None:
         async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:
             for _ in range(20_000):
                 raw.send("Echo", "s", "flood", flags=MessageFlag.NO_REPLY_EXPECTED)
-            started = asyncio.get_running_loop().time()
-            await client.call(lab.ROOT, lab.PEER, "Ping", timeout=10)
-            assert asyncio.get_running_loop().time() - started < 5
+            await client.call(lab.ROOT, lab.PEER, "Ping", timeout=5)
+        assert caplog.text.count("dropped some that nobody waits for") == 1
 
 
 class TestDescriptors:

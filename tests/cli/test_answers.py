@@ -32,7 +32,7 @@ def test_find(tunable: str, pattern: str, instances: list[str]) -> None:
 
 
 def test_what_is_not_found_names_what_there_is() -> None:
-    with pytest.raises(NoSuchTarget, match="nothing matches io-scheduler@vda. There is nvme0n1, nvme1n1, sda"):
+    with pytest.raises(NoSuchTarget, match=r"nothing matches io-scheduler@vda\. There is nvme0n1, nvme1n1, sda"):
         answers.find(HOST, "io-scheduler", "vda")
 
 
@@ -52,5 +52,7 @@ def test_an_unsupported_tunable_says_why() -> None:
 
 
 def test_an_unknown_tunable_names_those_there_are() -> None:
-    with pytest.raises(UnknownTunable, match="'governor'. There are cpu-governor, hugepages, io-scheduler, overcommit"):
+    with pytest.raises(
+        UnknownTunable, match=r"'governor'\. There are cpu-governor, hugepages, io-scheduler, overcommit"
+    ):
         answers.find(HOST, "governor", "*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 
 import pytest
 
@@ -48,7 +49,9 @@ def test_outcomes() -> None:
     page = show.outcomes(
         [
             outcome("io-scheduler@nvme0n1"),
-            outcome("hugepages@2M", "partial", requested="128", actual="96", reason="partially-allocated", detail="why"),
+            outcome(
+                "hugepages@2M", "partial", requested="128", actual="96", reason="partially-allocated", detail="why"
+            ),
             outcome("io-scheduler@sda", "failed", reason="read-back-differs"),
         ]
     )
@@ -61,7 +64,9 @@ def test_outcomes() -> None:
 
 
 def test_a_satisfied_outcome_may_have_a_detail_too() -> None:
-    assert plain(show.outcomes([outcome("overcommit", detail="the ratio has no effect now")]))[1].endswith("no effect now")
+    assert plain(show.outcomes([outcome("overcommit", detail="the ratio has no effect now")]))[1].endswith(
+        "no effect now"
+    )
 
 
 def test_no_outcomes() -> None:
@@ -181,7 +186,7 @@ def test_rich_s_markup_is_no_markup_here() -> None:
 
 def test_without_rich_a_terminal_gets_the_plain_table(monkeypatch: pytest.MonkeyPatch) -> None:
     page = show.outcomes([outcome("overcommit")])
-    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
     assert on_terminal(page).splitlines() == plain(page)
 
 

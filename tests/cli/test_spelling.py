@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,21 +166,19 @@ def test_pages_as_a_size_are_as_many_pages(page_size: int, pages: int) -> None:
 
 
 @given(PAGE_SIZES, st.integers(0, 1 << 30))
-def test_a_size_is_exact_or_refused(page_size: int, kib: int) -> None:
-    pool = spelling.spell_size(page_size)
-    try:
-        pages = int(read(f"hugepages@{pool}={kib}K").value)
-    except Usage as error:
-        assert kib * KIB % page_size
-        for neighbour in (kib * KIB // page_size, kib * KIB // page_size + 1):
-            assert f"(hugepages@{pool}={neighbour})" in error.hint
-    else:
-        assert pages * page_size == kib * KIB
+def test_a_size_is_exact_or_refused_with_its_neighbours(page_size: int, kib: int) -> None:
+    text = f"hugepages@{spelling.spell_size(page_size)}="
+    pages, rest = divmod(kib * KIB, page_size)
+    if not rest:
+        assert read(f"{text}{kib}K").value == str(pages)
+        return
+    with pytest.raises(Usage) as raised:
+        read(f"{text}{kib}K")
+    assert f"({text}{pages}) and " in raised.value.hint
+    assert f"({text}{pages + 1})" in raised.value.hint
 
 
 @given(st.text())
 def test_any_text_is_a_setting_or_a_usage_error(text: str) -> None:
-    try:
+    with suppress(Usage):
         assert read(text).value
-    except Usage as error:
-        assert error.hint

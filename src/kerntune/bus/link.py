@@ -68,11 +68,8 @@ class BusError(errors.Failed):
         self.name = name
 
 
-class TimedOut(BusError):
+class TimedOut(errors.Failed):
     """No reply came in time; the other side may still be at it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(errors.FREEDESKTOP + "Timeout", text)
 
 
 class _Signatures(dict[str, SignatureTree]):

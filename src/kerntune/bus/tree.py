@@ -119,14 +119,16 @@ class Tree:
         return {name: _variant(impl, name, prop) for name, prop in model.properties.items()}
 
     def changes(self, path: str, interface: str, changed: tuple[str, ...]) -> tuple[Values, list[str]]:
-        """What PropertiesChanged says when these have changed: new values, and names without one."""
-        model, impl = self.interfaces[interface], self._objects[path][interface]
-        values = {
-            name: _variant(impl, name, model.properties[name])
-            for name in changed
-            if model.properties[name].emits is Emits.TRUE
-        }
-        return values, [name for name in changed if model.properties[name].emits is Emits.INVALIDATES]
+        """What PropertiesChanged says when these have changed: new values, and names without one.
+
+        Nothing for an object that is not there: nobody can know its old values.
+        """
+        impl = self._objects.get(path, {}).get(interface)
+        if impl is None:
+            return {}, []
+        properties = {name: self.interfaces[interface].properties[name] for name in changed}
+        values = {name: _variant(impl, name, prop) for name, prop in properties.items() if prop.emits is Emits.TRUE}
+        return values, [name for name, prop in properties.items() if prop.emits is Emits.INVALIDATES]
 
     async def ping(self, _path: str) -> None:
         """Peer.Ping: answered for any path."""

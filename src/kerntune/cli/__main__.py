@@ -68,7 +68,7 @@ def _run(words: Sequence[str], connect: manager.Connect) -> int:
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
-    import asyncio  # noqa: PLC0415  # help and usage errors should not wait for it
+    import asyncio  # noqa: PLC0415  # help should not wait for it
 
     answer: Answer = asyncio.run(args.run(connect, args))
     for advice in answer.advice:

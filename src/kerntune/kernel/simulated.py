@@ -16,6 +16,8 @@ from fnmatch import fnmatchcase
 from kerntune.kernel.files import KernelError, allowed, natural
 
 MODULES = ("none", "mq-deadline", "kyber", "bfq")
+GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace", "schedutil")
+POLICIES = "sys/devices/system/cpu/cpufreq"
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
 
@@ -61,11 +63,22 @@ class Disk:
 
 
 @dataclass(slots=True)
+class Policy:
+    """A cpufreq policy; `offered` as scaling_available_governors lists them (the rest loads on demand)."""
+
+    cpus: tuple[int, ...]
+    governor: str = "schedutil"
+    offered: tuple[str, ...] = ("performance", "schedutil")
+    online: bool = True
+
+
+@dataclass(slots=True)
 class SimulatedKernel:
     """The files of such a host; `journal` is every write that was accepted or refused, in order."""
 
     nodes: list[Node]
     disks: dict[str, Disk] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
     overcommit: dict[str, int] = field(default_factory=lambda: {"memory": 0, "ratio": 50, "kbytes": 0})
     committed: int = 2 << 30
     swap: int = 0
@@ -92,6 +105,8 @@ class SimulatedKernel:
     def read(self, path: str) -> str:
         with self._lock:
             self._obey_late(path)
+            if path.startswith(f"{POLICIES}/") and not self.policies[path.split("/")[5]].online:
+                raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
             files = self._files()
             if path not in files:
                 raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -141,6 +156,8 @@ class SimulatedKernel:
                 node.whole = None if node.whole is None else node.whole + self.compaction
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
+        elif parts[-1] == "scaling_governor":
+            self._set_governor(parts[5], path, text)
         elif parts[-1] == "scheduler":
             self._set_scheduler(parts[2], path, text)
         elif path not in self._files():
@@ -168,6 +185,19 @@ class SimulatedKernel:
         disk.scheduler = text
         if text not in disk.offered:
             disk.offered = (*disk.offered, text)
+
+    def _set_governor(self, name: str, path: str, text: str) -> None:
+        """An offline CPU's policy stays listed and is busy; governors in modules load when they are named."""
+        policy = self.policies.get(name)
+        if policy is None:
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if not policy.online:
+            raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        if text not in GOVERNORS:
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        policy.governor = text
+        if text not in policy.offered:
+            policy.offered = (*policy.offered, text)
 
     def _resize(self, node: Node, size: int, asked: int) -> int:
         """Grow as far as memory goes, without an error; pages in use stay."""
@@ -203,6 +233,11 @@ class SimulatedKernel:
                 files |= pool_files(f"{NODES}/node{number}/hugepages/{folder}", [pool])
         for number, node in enumerate(self.nodes):
             files[f"{NODES}/node{number}/meminfo"] = f"Node {number} MemFree:  {node.free >> 10} kB"
+        for name, policy in self.policies.items():
+            folder = f"{POLICIES}/{name}"
+            files[f"{folder}/scaling_governor"] = policy.governor
+            files[f"{folder}/scaling_available_governors"] = " ".join(policy.offered)
+            files[f"{folder}/related_cpus"] = " ".join(map(str, policy.cpus))
         for name, disk in self.disks.items():
             names = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
             files[f"sys/block/{name}/queue/scheduler"] = " ".join(names)
@@ -243,8 +278,9 @@ def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
 
 
 def demo_host() -> SimulatedKernel:
-    """What `kerntuned --demo` shows: two NUMA nodes of 32 GiB, two NVMe drives and a disk."""
+    """What `kerntuned --demo` shows: two NUMA nodes of 32 GiB, 8 CPUs, two NVMe drives and a disk."""
     kernel = SimulatedKernel([Node(32 << 30, programs=4 << 30), Node(32 << 30, programs=2 << 30)])
+    kernel.policies = {f"policy{cpu}": Policy((cpu,)) for cpu in range(8)}
     for number in range(2):
         kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
     kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Simulated_HDD")
