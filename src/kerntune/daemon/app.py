@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from kerntune import errors
-from kerntune.bus import names, objects
+from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.daemon import logs, notify
@@ -22,6 +22,7 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
 from kerntune.kernel.support import kernel_release
+from kerntune.model import Target
 from kerntune.tunables import REGISTRY
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,10 @@ async def run(kernel: Kernel, root: str, directories: Directories) -> Status:
             return Status.TAKEN
         boot = find(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
         state = State(directories.runtime, directories.state, boot_id=boot)
+        state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
         engine = Reconciler(kernel, REGISTRY, state)
+        for claim in engine.unsound:
+            log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
         engine.listeners.append(logs.recorder())
         working = asyncio.create_task(engine.work(), name="lanes")
@@ -126,13 +130,13 @@ async def connect() -> Service | None:
 def publish(service: Service, engine: Reconciler, host: Host, state: State) -> None:
     """Put the interfaces on the bus and let each pass announce what it changed."""
     core = objects.Core(service, engine, host)
-    if state.set_aside:
+    if state.set_aside or engine.unsound:
         core.troubles.add("state-set-aside")
     impls: dict[str, object] = {
         names.MANAGER: objects.Manager(core),
-        names.HUGE_PAGES: objects.HugePages(core),
-        names.IO_SCHEDULER: objects.IoScheduler(core),
-        names.MEMORY: objects.Memory(core),
+        names.HUGE_PAGES: typed.HugePages(core),
+        names.IO_SCHEDULER: typed.IoScheduler(core),
+        names.MEMORY: typed.Memory(core),
     }
     service.publish(names.ROOT, impls)
     contract = load(names.interface_files())
@@ -161,6 +165,11 @@ async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event) -
     await engine.settle(SETTLE)
     await service.close()
     return Status.OK
+
+
+def restorable(target: Target, value: str) -> bool:
+    """Whether a saved baseline belongs to a tunable there is, and could be written back."""
+    return any(tunable.name == target.tunable and tunable.restorable(value) for tunable in REGISTRY)
 
 
 def stop_event() -> asyncio.Event:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from kerntune.model import Claim, ClaimId, Origin
@@ -37,6 +37,10 @@ class ClaimBook:
             if claim.id not in book or book[claim.id].seq < claim.seq:
                 book[claim.id] = claim
         return ClaimBook(book)
+
+    def without(self, claims: Iterable[Claim]) -> ClaimBook:
+        gone = {claim.id for claim in claims}
+        return ClaimBook({claim_id: claim for claim_id, claim in self.claims.items() if claim_id not in gone})
 
     def by_origin(self, origin: Origin) -> tuple[Claim, ...]:
         return tuple(claim for claim in self.claims.values() if claim.origin is origin)

@@ -16,7 +16,7 @@ from kerntune.engine.claims import ClaimBook, Edit
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.ledger import Ledger
 from kerntune.engine.passes import Order, Progress, Result, Worker
-from kerntune.engine.requests import Request, World, edit_for
+from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget
 from kerntune.kernel.files import Kernel
 from kerntune.model import ClaimId, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
@@ -76,7 +76,8 @@ class Reconciler:
         self.memory: Memory | None = None
         self.generation = 0
         self.listeners: list[Callable[[Report], None]] = []
-        self.committed = ledger.book
+        self.unsound = [claim for claim in ledger.book.claims.values() if not sound(claim, self.tunables)]
+        self.committed = ledger.book.without(self.unsound)
         self._pending: list[Pending] = []
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)

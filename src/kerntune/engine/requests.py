@@ -83,6 +83,19 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> Cla
     return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial)
 
 
+def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
+    """Whether a claim that was read from a file could have been made by a call."""
+    tunable = tunables.get(claim.tunable)
+    try:
+        return (
+            tunable is not None
+            and tunable.normal(claim.instances) == claim.instances
+            and tunable.normal_value(claim.value) == claim.value
+        )
+    except InvalidValue:
+        return False
+
+
 def normal(tunable: Tunable, instances: str) -> str:
     """A pattern in normal form; too long a one is refused before it is looked at."""
     if len(instances) > 256:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Protocol
 
+from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView
 from kerntune.model import (
     SATISFIED,
@@ -62,6 +64,9 @@ class Tunable(Protocol):
     def normal_value(self, value: str) -> str:
         """A value in normal form; InvalidValue when no target could ever take it."""
 
+    def restorable(self, value: str) -> bool:
+        """Whether a saved baseline is a value that can be written back."""
+
     def validate(self, reading: Reading, value: str) -> None:
         """InvalidValue when this target can never take the value (which is in normal form)."""
 
@@ -80,11 +85,20 @@ class Tunable(Protocol):
         """Whether a value that others changed is to be reported only, not put back."""
 
 
-class Plain:
+class Plain(ABC):
     """What most tunables share: one file a target, compared as text."""
 
     parallel: ClassVar[bool] = False
     remedy: ClassVar[tuple[Write, ...]] = ()
+
+    @abstractmethod
+    def normal_value(self, value: str) -> str: ...
+
+    def restorable(self, value: str) -> bool:
+        try:
+            return self.normal_value(value) == value
+        except InvalidValue:
+            return False
 
     def group(self, target: Target) -> str:
         return target.instance

@@ -75,6 +75,9 @@ class Overcommit(Plain):
             raise InvalidValue(f"{value!r}: heuristic takes no ratio, never needs one", hint)
         return mode if ratio is None else f"{mode}:{int(ratio)}"
 
+    def restorable(self, value: str) -> bool:
+        return VALUE.fullmatch(value) is not None
+
     def validate(self, reading: Reading, value: str) -> None:
         """Every value in normal form can be taken by the one target."""
 

@@ -1,0 +1,128 @@
+"""The typed interfaces, for people and shell scripts: each makes one setting and takes the way of Manager.Set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kerntune.bus.dispatch import Caller
+from kerntune.bus.link import Variant
+from kerntune.bus.objects import PERSIST, SET, Core
+from kerntune.bus.wire import Row, options_from, outcome_rows
+from kerntune.errors import NotSupported
+from kerntune.model import Lane, Setting, Target
+from kerntune.tunables import page_size
+from kerntune.tunables.cpu_governor import spell_cpus
+
+Options = Mapping[str, Variant]
+
+
+class HugePages:
+    """org.kerntune.Tuner1.HugePages."""
+
+    def __init__(self, core: Core) -> None:
+        self._core, self._engine = core, core.engine
+
+    async def refresh(self) -> None:
+        await self._engine.refresh(Lane.MEMORY)
+
+    @property
+    def pools(self) -> list[list[Any]]:
+        rows = []
+        for target, reading in self._engine.readings.items():
+            if target.tunable == "hugepages" and reading.value is not None:
+                size, node = page_size.parse(target.instance)
+                figures, outcome = reading.figures, self._engine.outcomes.get(target)
+                wished = int(outcome.requested) if outcome and outcome.requested else figures["total"]
+                counts = [figures[name] for name in ("total", "free", "reserved", "surplus")]
+                rows.append([size, node.removeprefix("node"), *counts, wished])
+        return rows
+
+    async def set_count(self, caller: Caller, size: int, count: int, options: Options) -> int:
+        chosen = options_from(options, SET | {"node": "u"})
+        size = size or self._core.host.default_page_size
+        if not size:
+            why = self._engine.missing.get("hugepages", "/proc/meminfo names no Hugepagesize")
+            raise NotSupported(f"this host has no huge pages: {why}", "Another kernel is needed")
+        instance = page_size.spell(size) + (f"/node{chosen['node']}" if "node" in chosen else "")
+        setting = Setting("hugepages", instance, str(count))
+        answer = await self._core.set_one(caller, "SetCount", setting, chosen)
+        return int(answer.outcomes[0].actual)
+
+
+class CpuGovernor:
+    """org.kerntune.Tuner1.CpuGovernor."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @property
+    def policies(self) -> dict[str, list[str]]:
+        return {
+            target.instance: [reading.value or "", spell_cpus(int(a.removeprefix("cpu")) for a in target.aliases)]
+            for target, reading in self._core.engine.readings.items()
+            if target.tunable == "cpu-governor"
+        }
+
+    @property
+    def available(self) -> list[str]:
+        readings = self._core.engine.readings.items()
+        return sorted({name for t, reading in readings if t.tunable == "cpu-governor" for name in reading.choices})
+
+    async def set_governor(self, caller: Caller, cpus: str, governor: str, options: Options) -> list[Row]:
+        chosen = options_from(options, PERSIST)
+        setting = Setting("cpu-governor", cpus, governor)
+        return outcome_rows((await self._core.set_one(caller, "SetGovernor", setting, chosen)).outcomes)
+
+
+class IoScheduler:
+    """org.kerntune.Tuner1.IoScheduler."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @property
+    def devices(self) -> dict[str, list[Any]]:
+        return {
+            target.instance: [reading.value, list(reading.choices)]
+            for target, reading in self._core.engine.readings.items()
+            if target.tunable == "io-scheduler" and reading.value is not None
+        }
+
+    async def set_scheduler(self, caller: Caller, devices: str, scheduler: str, options: Options) -> list[Row]:
+        chosen = options_from(options, PERSIST)
+        setting = Setting("io-scheduler", devices, scheduler)
+        return outcome_rows((await self._core.set_one(caller, "SetScheduler", setting, chosen)).outcomes)
+
+
+class Memory:
+    """org.kerntune.Tuner1.Memory."""
+
+    def __init__(self, core: Core) -> None:
+        self._core, self._engine = core, core.engine
+
+    async def refresh(self) -> None:
+        await self._engine.refresh(Lane.MEMORY)
+
+    @property
+    def overcommit_mode(self) -> str:
+        reading = self._engine.readings.get(Target("overcommit"))
+        return reading.restore.partition(":")[0] if reading and reading.value is not None else ""
+
+    @property
+    def overcommit_ratio(self) -> int:
+        reading = self._engine.readings.get(Target("overcommit"))
+        return reading.figures.get("ratio", 0) if reading else 0
+
+    @property
+    def commit_limit(self) -> int:
+        return self._engine.memory.commit_limit if self._engine.memory else 0
+
+    @property
+    def committed(self) -> int:
+        return self._engine.memory.committed if self._engine.memory else 0
+
+    async def set_overcommit(self, caller: Caller, mode: str, ratio: int, options: Options) -> list[Row]:
+        chosen = options_from(options, PERSIST)
+        setting = Setting("overcommit", "", f"{mode}:{ratio}" if ratio else mode)
+        return outcome_rows((await self._core.set_one(caller, "SetOvercommit", setting, chosen)).outcomes)

@@ -1,0 +1,54 @@
+"""Events on the simulated host: a FIFO that takes `add NAME` and `remove NAME`, as if drives were plugged by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kerntune.kernel.simulated import SimulatedKernel
+
+log = logging.getLogger(__name__)
+FIFO = "demo"
+LONGEST = 4096
+
+
+@contextlib.contextmanager
+def listening(kernel: SimulatedKernel, runtime: Path, happened: Callable[[str], None]) -> Iterator[None]:
+    """Carry out what is written to the FIFO and call `happened` with each event, for as long as the context lasts."""
+    path = runtime / FIFO
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(path, 0o600)
+    # Open for both, so that the end of one writer is not the end of the file.
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        for line in os.read(fd, LONGEST).decode(errors="replace").splitlines():
+            if event := carry_out(kernel, line):
+                happened(event)
+
+    loop.add_reader(fd, read)
+    log.info("plug a simulated drive: echo add nvme2n1 > %s (and: remove nvme2n1)", path)
+    try:
+        yield
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+        path.unlink(missing_ok=True)
+
+
+def carry_out(kernel: SimulatedKernel, line: str) -> str:
+    """What a line did, as the cause of a pass; "" when it did nothing."""
+    match line.split():
+        case ["add", name] if name.isalnum() and name not in kernel.disks:
+            kernel.plug(name, by_id=f"nvme-Simulated_{name}")
+        case ["remove", name] if name in kernel.disks:
+            kernel.unplug(name)
+        case _:
+            log.warning("%r: say `add NAME` for a new drive or `remove NAME` for one there is", line[:80])
+            return ""
+    return line
