@@ -29,6 +29,7 @@ SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 BUS_POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_LIMIT: Final = 60.0  # seconds
+SIMULATED: Final = "simulated (--demo), nothing real is changed; as root, where /proc/sys is writable, it is the real one"
 
 NAME, ROOT = names.BUS_NAME, names.ROOT
 
@@ -92,7 +93,7 @@ def private_polkit(stack: ExitStack, bus: Bus) -> str:
     """Start polkitd where that can be done; says what came of it."""
     only_root = "root alone may change anything"
     if os.geteuid():
-        return f"none, for it takes root to start; {only_root}"
+        return "none, for it takes root to start; you and root may change everything"
     try:
         stack.enter_context(Polkitd(bus))
     except (OSError, RuntimeError) as error:
@@ -171,7 +172,7 @@ def run(stack: ExitStack) -> int:
     """Start everything, show it, follow the daemon to its end; its exit status."""
     bus = open_bus(stack)
     real = host_is_real()
-    say(f"host:   {'this machine: values that are set here are really set' if real else 'simulated (--demo)'}")
+    say(f"host:   {'this machine: values that are set here are really set' if real else SIMULATED}")
     daemon = Daemon(bus, *([] if real else ["--demo"]), stream=True, limit=READY_LIMIT)
     try:
         stack.enter_context(daemon)

@@ -1,0 +1,167 @@
+"""The machine for the end-to-end tests: a private bus, the real polkitd, the daemon on the real kernel.
+
+Every test is watched: the kernel's values are the same after it as before, or it fails and they are put back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.harness.daemon import Daemon
+from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
+from tests.harness.privatebus import PrivateBus
+from tests.live import host
+from tests.live.users import User, public_copy
+
+POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
+SYSTEM_POLICIES: Final = Path("/usr/share/dbus-1/system.d")
+LOOPS: Final = tuple(f"loop{number}" for number in range(4))
+
+
+def unfit() -> str:
+    """Why the kernel of this machine cannot be tuned by us, or ""."""
+    try:
+        os.close(os.open("/proc/sys/vm/overcommit_memory", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/proc/sys/vm cannot be written ({error.strerror}): the end-to-end tests need root on a real kernel"
+    return "" if os.geteuid() == 0 else "the end-to-end tests need root"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> Iterator[None]:
+    """This machine's kernel, for one run of these tests at a time."""
+    if why := unfit():
+        if os.environ.get("CI", "") not in ("", "0", "false"):
+            pytest.fail(why)
+        pytest.skip(why)
+    mine = os.open("/proc/sys/vm", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(mine)
+
+
+@pytest.fixture(scope="session")
+def loops(machine: None) -> tuple[str, ...]:
+    """Loop devices with nothing behind them, whose schedulers nobody misses."""
+    if not all(map(host.choices, LOOPS)):
+        subprocess.run(["modprobe", "loop", f"max_loop={len(LOOPS)}"], timeout=10, check=False)
+    poor = [name for name in LOOPS if "mq-deadline" not in host.choices(name)]
+    assert not poor, f"{', '.join(poor)}: no such loop device, or without the scheduler mq-deadline"
+    return LOOPS
+
+
+@pytest.fixture(autouse=True)
+def kernel_as_found(machine: None) -> Iterator[dict[str, str]]:
+    """What the kernel holds before the test, and has to hold after it."""
+    before = host.snapshot()
+    yield before
+    after = host.snapshot()
+    host.restore(before)
+    changed = {path: (was, after.get(path)) for path, was in before.items() if after.get(path) != was}
+    assert not changed, f"the test left other values behind (before, after): {changed}"
+
+
+@pytest.fixture(scope="session")
+def public(machine: None) -> Iterator[Path]:
+    with public_copy() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def bus(machine: None) -> Iterator[PrivateBus]:
+    with private_bus() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def polkitd(bus: PrivateBus) -> Iterator[Polkitd]:
+    with accounts(), Polkitd(bus) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def running(bus: PrivateBus, polkitd: Polkitd) -> Iterator[Daemon]:
+    """The daemon that most tests share."""
+    with Daemon(bus) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(running: Daemon, root: User, kernel_as_found: dict[str, str]) -> Iterator[Daemon]:
+    """The shared daemon; afterwards every claim is withdrawn, and nothing has gone wrong inside it."""
+    yield running
+    root.release()
+    left = root.describe()
+    assert left["claims"] == []
+    assert left["degraded"] == []
+    assert "Traceback" not in running.journal()
+
+
+@pytest.fixture(scope="session")
+def root(bus: PrivateBus, public: Path) -> Iterator[User]:
+    with User("root", bus, public) as user:
+        yield user
+
+
+@pytest.fixture(scope="session")
+def member(bus: PrivateBus, polkitd: Polkitd, public: Path) -> Iterator[User]:
+    """Somebody in the group kerntune."""
+    with User(MEMBER, bus, public) as user:
+        yield user
+
+
+@pytest.fixture(scope="session")
+def other(bus: PrivateBus, polkitd: Polkitd, public: Path) -> Iterator[User]:
+    """Somebody outside the group."""
+    with User(OTHER, bus, public) as user:
+        yield user
+
+
+def private_bus(*policies: Path) -> PrivateBus:
+    return PrivateBus(include=[POLICY, *policies], include_dirs=[SYSTEM_POLICIES])
+
+
+@pytest.fixture
+def own_bus(machine: None) -> Iterator[PrivateBus]:
+    """A bus for one test, without polkit: root alone may change anything there."""
+    with private_bus() as alone:
+        yield alone
+
+
+@pytest.fixture
+def own_root(own_bus: PrivateBus, public: Path) -> Iterator[User]:
+    with User("root", own_bus, public) as user:
+        yield user
+
+
+@pytest.fixture
+def daemon_with(own_bus: PrivateBus, kernel_as_found: dict[str, str]) -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons on the test's own bus that end with the test; they are not started yet."""
+    with ExitStack() as stack:
+
+        def make(*options: str, **how: object) -> Daemon:
+            daemon = Daemon(own_bus, *options, wait=False, **how)  # type: ignore[arg-type]  # the parameters of Daemon
+            stack.callback(daemon.__exit__, None, None, None)
+            return daemon
+
+        yield make
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers; the seed is shown when the test fails, and KERNTUNE_TEST_SEED sets it."""
+    seed = int(os.environ.get("KERNTUNE_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    sys.stdout.write(f"KERNTUNE_TEST_SEED={seed}\n")
+    return random.Random(seed)

@@ -1,0 +1,99 @@
+"""Speaks to the daemon for the tests, as the user who runs it; decides and checks nothing.
+
+`python -m tests.live.speaker ADDRESS` reads requests from standard input and writes replies and signals to standard
+output, a line of JSON each. A request names a connection, made when first used: several clients in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from kerntune.bus.client import Client, Signals, Variant, connect
+from kerntune.errors import KerntuneError
+
+LINE = 1 << 20  # bytes
+Request = dict[str, Any]
+
+
+class Speaker:
+    """The connections, each made once."""
+
+    def __init__(self, address: str, stack: AsyncExitStack) -> None:
+        self._address, self._stack = address, stack
+        self._clients: dict[tuple[str, int], asyncio.Task[Client]] = {}
+        self._listening: set[asyncio.Task[None]] = set()
+
+    async def serve(self, request: Request) -> None:
+        """Carry out one request and say what came of it."""
+        began = time.monotonic()
+        try:
+            reply: Request = {"value": await self._do(request)}
+        except KerntuneError as error:
+            reply = {"error": error.dbus_name, "message": str(error)}
+        say({"id": request["id"], "seconds": time.monotonic() - began, **reply})
+
+    async def _do(self, request: Request) -> Any:
+        key = request["service"], request["client"]
+        if key not in self._clients:
+            self._clients[key] = asyncio.create_task(self._connect(request["service"]))
+        client = await self._clients[key]
+        match request["do"]:
+            case "name":
+                return client.name
+            case "listen":
+                signals = client.listen(request["path"], request["interface"], request["member"])
+                await self._stack.enter_async_context(signals)
+                self._listening.add(asyncio.create_task(forward(signals, request["client"])))
+                return None
+            case "call":
+                return await client.call(
+                    request["path"],
+                    request["interface"],
+                    request["member"],
+                    request["signature"],
+                    *map(variants, request["args"]),
+                    interactive=request["interactive"],
+                )
+        raise ValueError(f"no such request: {request['do']}")
+
+    async def _connect(self, service: str) -> Client:
+        return await self._stack.enter_async_context(connect(self._address, service=service))
+
+
+async def forward(signals: Signals, client: int) -> None:
+    """Say what is heard, until the bus is lost."""
+    async for signal in signals:
+        say({"client": client, "path": signal.path, "signal": signal.member, "args": signal.args})
+
+
+def variants(value: Any) -> Any:
+    """JSON as D-Bus arguments: an object is an a{sv}, each of its values written [signature, value]."""
+    if isinstance(value, dict):
+        return {key: Variant(signature, variants(inner)) for key, (signature, inner) in value.items()}
+    return [variants(inner) for inner in value] if isinstance(value, list) else value
+
+
+def say(line: Request) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+async def main(address: str) -> None:
+    requests = asyncio.StreamReader(LINE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
+    async with AsyncExitStack() as stack:
+        speaker = Speaker(address, stack)
+        work: set[asyncio.Task[None]] = set()
+        while line := await requests.readline():
+            task = asyncio.create_task(speaker.serve(json.loads(line)))
+            work.add(task)
+            task.add_done_callback(work.discard)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
