@@ -24,6 +24,7 @@ NEEDS: Final[Mapping[str, Needs]] = {
     "Set": of_tunables,
     "Unset": of_tunables,
     "SetCount": of_tunables,
+    "SetGovernor": of_tunables,
     "SetScheduler": of_tunables,
     "SetOvercommit": of_tunables,
 }

@@ -11,6 +11,7 @@ ROOT: Final = "/org/kerntune/Tuner1"
 
 MANAGER: Final = f"{BUS_NAME}.Manager"
 HUGE_PAGES: Final = f"{BUS_NAME}.HugePages"
+CPU_GOVERNOR: Final = f"{BUS_NAME}.CpuGovernor"
 IO_SCHEDULER: Final = f"{BUS_NAME}.IoScheduler"
 MEMORY: Final = f"{BUS_NAME}.Memory"
 

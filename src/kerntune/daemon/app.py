@@ -16,11 +16,12 @@ from kerntune import errors
 from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
-from kerntune.daemon import logs, notify
+from kerntune.daemon import demo, logs, notify
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
+from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.kernel.support import kernel_release
 from kerntune.model import Target
 from kerntune.tunables import REGISTRY
@@ -73,6 +74,8 @@ async def run(kernel: Kernel, root: str, directories: Directories) -> Status:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
         engine.listeners.append(logs.recorder())
+        if isinstance(kernel, SimulatedKernel):
+            stack.enter_context(demo.listening(kernel, directories.runtime, engine.look_again))
         working = asyncio.create_task(engine.work(), name="lanes")
         try:
             return await serve(kernel, root, engine, state)
@@ -135,6 +138,7 @@ def publish(service: Service, engine: Reconciler, host: Host, state: State) -> N
     impls: dict[str, object] = {
         names.MANAGER: objects.Manager(core),
         names.HUGE_PAGES: typed.HugePages(core),
+        names.CPU_GOVERNOR: typed.CpuGovernor(core),
         names.IO_SCHEDULER: typed.IoScheduler(core),
         names.MEMORY: typed.Memory(core),
     }

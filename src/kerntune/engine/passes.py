@@ -275,17 +275,16 @@ class _Pass:
         wishes: Mapping[Target, Wish],
     ) -> None:
         planned = {step.wish.target: step for step in steps}
-        settled = {t for step in steps if not step.wish.is_baseline for t in step.touched}
         for target, wish in wishes.items():
             step = planned.get(target)
-            if wish.is_baseline and target in settled:
-                continue  # a claim on the pool as a whole settles this node
-            if step is None and not wish.is_baseline:
+            if step is None and wish.is_baseline:
+                continue  # not its turn: a claim on the pool as a whole settles this node, or the group is contested
+            if step is None:
                 verdict = self._left_alone(wish, after)
-            elif self.order.dry and step is not None and step.writes:
+            elif self.order.dry and step.writes:
                 verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
             else:
-                verdict = self._judge(step, after) if step else Verdict(State.UNMANAGED, Reason.OK)
+                verdict = self._judge(step, after)
             if wish.is_baseline and verdict.reason not in (Reason.OVER_LIMIT, Reason.CPU_OFFLINE):
                 self.result.restored.add(target)
                 verdict = verdict._replace(state=State.UNMANAGED) if not self.order.dry else verdict

@@ -154,6 +154,11 @@ class Reconciler:
         """A pass of every lane; `enforce` also where drift would only be reported (at boot)."""
         await asyncio.gather(*(self._pass(lane, Ticket(cause, enforce=enforce)) for lane in Lane))
 
+    def look_again(self, cause: str) -> None:
+        """Ask for a pass of every lane and do not wait for it: something came or went."""
+        for lane in Lane:
+            self._tickets[lane].put_nowait(Ticket(cause))
+
     async def check(self, request: Request) -> Edit:
         """The edit that the request would be, or the error that refuses it; a name not known is looked for once."""
         try:
@@ -167,6 +172,10 @@ class Reconciler:
 
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
         """
+        if len(request.settings) > 1 and not request.unset:
+            # What can be foreseen refuses the whole call before any lane has written its part.
+            edit = await self.check(request)
+            self._outcomes(edit, await self._rehearse(edit), must_win=request.must_win)
         edit = await self.check(request)
         lanes = self._lanes(edit)
         before = self.book
@@ -195,13 +204,16 @@ class Reconciler:
         """What `change` would do, limits included; writes nothing and waits for no lane."""
         edit = await self.check(request)
         book = self.book
-        after = book.apply(edit)
-        named = frozenset(claim.id for claim in edit.put)
-        order = Order(tuple(after.claims.values()), dict(self.ledger.baselines), named, frozenset(edit.drop), dry=True)
-        result = merge(await self._look(order, self._lanes(edit)))
-        outcomes = self._outcomes(edit, result)
+        outcomes = self._outcomes(edit, await self._rehearse(edit))
         planned = any(outcome.state is State.PLANNED for outcome in outcomes)
-        return Answer(planned or not book.same_as(after), tuple(outcomes))
+        return Answer(planned or not book.same_as(book.apply(edit)), tuple(outcomes))
+
+    async def _rehearse(self, edit: Edit) -> Result:
+        """A dry run of the lanes that an edit touches."""
+        claims = tuple(self.book.apply(edit).claims.values())
+        named = frozenset(claim.id for claim in edit.put)
+        order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.drop), dry=True)
+        return merge(await self._look(order, self._lanes(edit)))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Everything managed that is not satisfied, read again; changes nothing."""
@@ -316,7 +328,7 @@ class Reconciler:
         old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
         new = result.outcomes
         released = [
-            Outcome(t, "", o.actual, o.actual, State.UNMANAGED)
+            Outcome(t, "", o.actual, result.readings[t].value or "", State.UNMANAGED)
             for t, o in old.items()
             if t not in new and o.state is not State.UNMANAGED and t in result.readings
         ]

@@ -22,6 +22,7 @@ WRITABLE: Final = (
     "proc/sys/vm/overcommit_kbytes",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
+    "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
     "sys/block/*/queue/scheduler",
 )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from kerntune.tunables.base import Tunable
+from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.io_scheduler import IoScheduler
 from kerntune.tunables.overcommit import Overcommit
 
 # Huge pages come before overcommit: what they take lowers the commit limit that overcommit is checked against.
-REGISTRY: tuple[Tunable, ...] = (HugePages(), Overcommit(), IoScheduler())
+REGISTRY: tuple[Tunable, ...] = (HugePages(), Overcommit(), CpuGovernor(), IoScheduler())
