@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.resolve import resolve, unmatched
+from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel, KernelError
 from kerntune.kernel.memory import read_memory
 from kerntune.model import (
@@ -185,8 +186,14 @@ class _Pass:
             for target in step.touched
             if target not in self.order.baselines and readings[target].value is not None
         ]
-        if new:
-            self.lane.keep(new)
+        try:
+            if new:
+                self.lane.keep(new)
+        except OSError as error:
+            raise Failed(
+                f"the host's own values cannot be saved: {error.strerror} ({error.filename})",
+                "Nothing was written; free space there and try again",
+            ) from error
 
     def _write(self, steps: Sequence[Step]) -> None:
         """The writes of a step in their order; steps side by side where the tunable allows it."""

@@ -6,20 +6,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
 from kerntune.engine.answers import failure, own_outcomes, released_outcomes
 from kerntune.engine.claims import ClaimBook, Edit
 from kerntune.engine.drift import DriftLog
+from kerntune.engine.lanes import LaneQueue, Ticket
 from kerntune.engine.ledger import Ledger
 from kerntune.engine.passes import Order, Progress, Result, Worker
 from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget
 from kerntune.kernel.files import Kernel
-from kerntune.model import ClaimId, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
+from kerntune.model import Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -34,17 +36,6 @@ class Answer:
 
     changed: bool
     outcomes: tuple[Outcome, ...]
-
-
-@dataclass(slots=True)
-class Ticket:
-    """One caller's wish for a pass; callers that come while a pass runs share the next."""
-
-    cause: str
-    released: Collection[ClaimId] = ()
-    enforce: bool = False
-    progress: Progress | None = None
-    result: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 @dataclass(slots=True)
@@ -84,23 +75,17 @@ class Reconciler:
         self._committing, self._refreshing = asyncio.Lock(), asyncio.Lock()
         self._clock = clock
         self._read_at: dict[Lane, float] = {}
+        # Reads that anybody may ask for have threads of their own, so that they delay neither passes nor saves.
         self._writers = ThreadPoolExecutor(WRITERS, "write")
         self._passes = ThreadPoolExecutor(len(Lane), "pass")
         self._readers = ThreadPoolExecutor(2, "read")
-        self._tickets: dict[Lane, asyncio.Queue[Ticket]] = {lane: asyncio.Queue() for lane in Lane}
-        self.busy: set[Lane] = set()
-        self._workers = {
-            lane: Worker(
-                kernel,
-                tuple(tunable for tunable in tunables if tunable.lane is lane),
-                self.limits,
-                self._writers,
-                ledger.keep,
-                DriftLog(),
-                clock=clock,
-            )
-            for lane in Lane
-        }
+        self._savers = ThreadPoolExecutor(1, "save")
+        self._lanes = {lane: self._lane(lane, kernel, clock) for lane in Lane}
+
+    def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
+        own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
+        worker = Worker(kernel, own, self.limits, self._writers, self.ledger.keep, DriftLog(), clock=clock)
+        return LaneQueue(worker, self._passes, self._order, partial(self._publish, lane))
 
     @property
     def book(self) -> ClaimBook:
@@ -122,8 +107,8 @@ class Reconciler:
     async def work(self) -> None:
         """One worker a lane, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for lane in Lane:
-                group.create_task(self._work(lane), name=f"lane {lane}")
+            for lane, queue in self._lanes.items():
+                group.create_task(queue.work(), name=f"lane {lane}")
 
     async def settle(self, seconds: float) -> None:
         """Wait until no caller waits for an edit any more, but not longer than that."""
@@ -134,7 +119,7 @@ class Reconciler:
 
     def close(self) -> None:
         """Let go of the threads; a write that has begun is finished by the kernel."""
-        for pool in (self._passes, self._readers, self._writers):
+        for pool in (self._passes, self._readers, self._savers, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def observe(self) -> None:
@@ -152,12 +137,12 @@ class Reconciler:
 
     async def reconcile(self, cause: str, *, enforce: bool = False) -> None:
         """A pass of every lane; `enforce` also where drift would only be reported (at boot)."""
-        await asyncio.gather(*(self._pass(lane, Ticket(cause, enforce=enforce)) for lane in Lane))
+        await asyncio.gather(*(queue.result(Ticket(cause, enforce=enforce)) for queue in self._lanes.values()))
 
     def look_again(self, cause: str) -> None:
         """Ask for a pass of every lane and do not wait for it: something came or went."""
-        for lane in Lane:
-            self._tickets[lane].put_nowait(Ticket(cause))
+        for queue in self._lanes.values():
+            queue.put(Ticket(cause))
 
     async def check(self, request: Request) -> Edit:
         """The edit that the request would be, or the error that refuses it; a name not known is looked for once."""
@@ -177,15 +162,15 @@ class Reconciler:
             edit = await self.check(request)
             self._outcomes(edit, await self._rehearse(edit), must_win=request.must_win)
         edit = await self.check(request)
-        lanes = self._lanes(edit)
+        lanes = self._lanes_of(edit)
         before = self.book
         pending = Pending(edit, lanes)
         earlier = [other for other in self._pending if other.lanes & lanes]
         self._pending.append(pending)
         changed = not before.same_as(before.apply(edit))
         try:
-            tickets = [Ticket(cause, edit.drop, progress=progress) for _ in lanes]
-            results = await asyncio.gather(*map(self._pass, lanes, tickets))
+            passes = [self._lanes[lane].result(Ticket(cause, edit.drop, progress=progress)) for lane in lanes]
+            results = await asyncio.gather(*passes)
             for other in earlier:
                 await other.done.wait()
             result = merge(results)
@@ -213,7 +198,7 @@ class Reconciler:
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
         order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.drop), dry=True)
-        return merge(await self._look(order, self._lanes(edit)))
+        return merge(await self._look(order, self._lanes_of(edit)))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Everything managed that is not satisfied, read again; changes nothing."""
@@ -222,7 +207,7 @@ class Reconciler:
         now = [changed_since(outcome) for outcome in result.outcomes.values()]
         return tuple(outcome for outcome in now if outcome.state not in (State.SATISFIED, State.UNMANAGED))
 
-    def _lanes(self, edit: Edit) -> frozenset[Lane]:
+    def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
         names = {claim.tunable for claim in edit.put} | {claim_id.tunable for claim_id in edit.drop}
         return frozenset(self.tunables[name].lane for name in names)
 
@@ -244,7 +229,7 @@ class Reconciler:
             book = self.committed.apply(pending.edit)
             if not book.same_as(self.committed) or pending.edit.put:
                 try:
-                    await asyncio.get_running_loop().run_in_executor(self._readers, self.ledger.commit, book)
+                    await asyncio.get_running_loop().run_in_executor(self._savers, self.ledger.commit, book)
                 except OSError as error:
                     raise Failed(
                         f"the claim cannot be saved: {error.strerror} ({error.filename})",
@@ -256,35 +241,11 @@ class Reconciler:
     async def _again(self, lanes: Iterable[Lane], cause: str, edit: Edit) -> None:
         """After a withdrawal: what the edit had beaten comes into force again."""
         named = {claim.id for claim in edit.put}
-        await asyncio.gather(*(self._pass(lane, Ticket(cause, released=named)) for lane in lanes))
+        await asyncio.gather(*(self._lanes[lane].result(Ticket(cause, released=named)) for lane in lanes))
 
-    async def _pass(self, lane: Lane, ticket: Ticket) -> Result:
-        """The result of the first pass of the lane that starts after now."""
-        self._tickets[lane].put_nowait(ticket)
-        return await asyncio.shield(ticket.result)
-
-    async def _work(self, lane: Lane) -> None:
-        queue = self._tickets[lane]
-        while True:
-            tickets = [await queue.get()]
-            while not queue.empty():
-                tickets.append(queue.get_nowait())
-            self.busy.add(lane)
-            try:
-                result = await self._serve(lane, tickets)
-            except Exception:
-                log.exception("a pass of the %s lane failed", lane)
-                for ticket in tickets:
-                    ticket.result.set_exception(Failed("internal error", "The daemon's journal says more"))
-            else:
-                for ticket in tickets:
-                    ticket.result.set_result(result)
-            finally:
-                self.busy.discard(lane)
-
-    async def _serve(self, lane: Lane, tickets: Sequence[Ticket]) -> Result:
-        loop = asyncio.get_running_loop()
-        order = Order(
+    def _order(self, tickets: Sequence[Ticket]) -> Order:
+        """What a pass works on that starts now for these callers."""
+        return Order(
             tuple(self.book.claims.values()),
             dict(self.ledger.baselines),
             # Every caller who still waits, also those whose other lane is slower: theirs is all or nothing.
@@ -292,17 +253,6 @@ class Reconciler:
             frozenset().union(*(ticket.released for ticket in tickets)),
             enforce=any(ticket.enforce for ticket in tickets),
         )
-        interested = [ticket.progress for ticket in tickets if ticket.progress]
-
-        def progress(target: Target, done: int, wanted: int) -> None:
-            for tell in interested:
-                loop.call_soon_threadsafe(tell, target, done, wanted)
-
-        result = await loop.run_in_executor(self._passes, self._workers[lane].run, order, progress)
-        if gone := self._gone(result) | result.restored:
-            await loop.run_in_executor(self._readers, self.ledger.forget, gone)
-        self._publish(result, lane, tickets)
-        return result
 
     def _gone(self, result: Result) -> set[Target]:
         """Baselines of devices that were replaced: another diskseq means that this one never comes back."""
@@ -311,7 +261,7 @@ class Reconciler:
 
     async def _look(self, order: Order, lanes: Iterable[Lane]) -> list[Result]:
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._readers, self._workers[lane].run, order) for lane in lanes]
+        jobs = [loop.run_in_executor(self._readers, self._lanes[lane].worker.run, order) for lane in lanes]
         return list(await asyncio.gather(*jobs))
 
     def _learn(self, result: Result) -> None:
@@ -322,7 +272,14 @@ class Reconciler:
         self.missing = {name: why for name, why in self.missing.items() if why}
         self.memory = result.memory
 
-    def _publish(self, result: Result, lane: Lane, tickets: Sequence[Ticket]) -> None:
+    async def _publish(self, lane: Lane, result: Result, tickets: Sequence[Ticket]) -> None:
+        """Take over what a pass found, and tell everybody what is news."""
+        if gone := self._gone(result) | result.restored:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._savers, self.ledger.forget, gone)
+            except OSError as error:
+                # They stay wished, and the next pass tries again.
+                log.error("baselines that were put back cannot be dropped: %s", error)
         self._learn(result)
         own = {name for name, tunable in self.tunables.items() if tunable.lane is lane}
         old = {t: o for t, o in self.outcomes.items() if t.tunable in own}

@@ -1,0 +1,90 @@
+"""One worker a lane: callers queue for passes, and those who come while a pass runs share the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from kerntune.engine.passes import Order, Progress, Result, Worker
+from kerntune.errors import Failed, KerntuneError
+from kerntune.model import ClaimId, Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One caller's wish for a pass."""
+
+    cause: str
+    released: Collection[ClaimId] = ()
+    enforce: bool = False
+    progress: Progress | None = None
+    result: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class LaneQueue:
+    """The passes of one kernel subsystem, one after the other in a thread of `threads`.
+
+    `order` says what a pass works on when it starts; `publish` takes over its result before anybody is answered.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        threads: Executor,
+        order: Callable[[Sequence[Ticket]], Order],
+        publish: Callable[[Result, Sequence[Ticket]], Awaitable[None]],
+    ) -> None:
+        self.worker = worker
+        self._threads, self._order, self._publish = threads, order, publish
+        self._tickets: asyncio.Queue[Ticket] = asyncio.Queue()
+
+    def put(self, ticket: Ticket) -> None:
+        """Ask for a pass and do not wait for it."""
+        self._tickets.put_nowait(ticket)
+
+    async def result(self, ticket: Ticket) -> Result:
+        """The result of the first pass that starts after now."""
+        self.put(ticket)
+        return await asyncio.shield(ticket.result)
+
+    async def work(self) -> None:
+        """Serve the queue until cancelled; a pass that fails fails its callers, not the lane."""
+        while True:
+            tickets = [await self._tickets.get()]
+            while not self._tickets.empty():
+                tickets.append(self._tickets.get_nowait())
+            try:
+                result = await self._pass(tickets)
+            except KerntuneError as error:
+                fail(tickets, error)
+            except Exception:
+                log.exception("a pass failed")
+                fail(tickets, Failed("internal error", "The daemon's journal says more"))
+            else:
+                for ticket in tickets:
+                    ticket.result.set_result(result)
+
+    async def _pass(self, tickets: Sequence[Ticket]) -> Result:
+        loop = asyncio.get_running_loop()
+        interested = [ticket.progress for ticket in tickets if ticket.progress]
+
+        def progress(target: Target, done: int, wanted: int) -> None:
+            for tell in interested:
+                loop.call_soon_threadsafe(tell, target, done, wanted)
+
+        result = await loop.run_in_executor(self._threads, self.worker.run, self._order(tickets), progress)
+        await self._publish(result, tickets)
+        return result
+
+
+def fail(tickets: Sequence[Ticket], error: KerntuneError) -> None:
+    """Tell every caller of a pass that it failed."""
+    log.error("%s", error)
+    for ticket in tickets:
+        ticket.result.set_exception(error)
+        ticket.result.exception()  # seen, for nobody may be waiting
