@@ -83,13 +83,15 @@ class Client:
         (value,) = await self.call(path, f"{names.FREEDESKTOP}.Properties", "Get", "ss", interface, name)
         return value
 
-    def listen(self, path: str, interface: str, member: str | None = None) -> Signals:
-        """The signals of an object, all members of the interface or one.
+    def listen(
+        self, path: str, interface: str | None = None, member: str | None = None, *, restarts: bool = True
+    ) -> Signals:
+        """The signals of an object in their order: all, or those of one interface, or one member of it.
 
         `async with client.listen(...) as signals` hears everything from there on; `async for signal in
-        client.listen(...)` does so from its first step.
+        client.listen(...)` does so from its first step. Without `restarts` they end when the service leaves the bus.
         """
-        return Signals(self, path, interface, member)
+        return Signals(self, path, interface, member, restarts=restarts)
 
     def _incoming(self, message: Message) -> None:
         """Nobody calls a client: only signals matter."""
@@ -99,14 +101,22 @@ class Client:
 
 
 class Signals:
-    """Signals as they arrive; ends with Unreachable when the bus is lost, and waits on when only the daemon goes."""
+    """Signals as they arrive; ends with Unreachable when the bus is lost.
 
-    def __init__(self, client: Client, path: str, interface: str, member: str | None) -> None:
+    When only the daemon goes it waits for the next one, or without `restarts` ends with Unreachable too.
+    """
+
+    def __init__(
+        self, client: Client, path: str, interface: str | None, member: str | None, *, restarts: bool = True
+    ) -> None:
         self._client = client
-        self._wanted = (path, interface)
+        self._path = path
+        self._interface = interface
         self._member = member
+        self._restarts = restarts
         self._owner = ""
-        self._heard: asyncio.Queue[Signal] = asyncio.Queue(MAX_SIGNALS)
+        # None: the service has gone.
+        self._heard: asyncio.Queue[Signal | None] = asyncio.Queue(MAX_SIGNALS)
         self._listening = False
 
     async def __aenter__(self) -> Signals:
@@ -132,11 +142,16 @@ class Signals:
                 await asyncio.wait([heard, lost], return_when=asyncio.FIRST_COMPLETED)
                 if not heard.done():
                     raise errors.Unreachable("the connection to the bus was lost", HINT)
-                return heard.result()
+                return self._signal(heard.result())
             finally:
                 heard.cancel()
                 lost.cancel()
-        return self._heard.get_nowait()
+        return self._signal(self._heard.get_nowait())
+
+    def _signal(self, heard: Signal | None) -> Signal:
+        if heard is None:
+            raise errors.Unreachable(f"{self._client.service} has left the bus", HINT)
+        return heard
 
     async def _start(self) -> None:
         if self._listening:
@@ -151,11 +166,11 @@ class Signals:
             raise errors.Unreachable(f"{self._client.service} cannot be reached: {error.what}", HINT) from error
 
     def _rules(self) -> tuple[str, str]:
-        path, interface = self._wanted
+        interface = f",interface='{self._interface}'" if self._interface else ""
         member = f",member='{self._member}'" if self._member else ""
         service = self._client.service
         return (
-            f"type='signal',sender='{service}',path='{path}',interface='{interface}'{member}",
+            f"type='signal',sender='{service}',path='{self._path}'{interface}{member}",
             f"type='signal',sender='{names.FREEDESKTOP}',interface='{names.FREEDESKTOP}',"
             f"member='NameOwnerChanged',arg0='{service}'",
         )
@@ -163,16 +178,25 @@ class Signals:
     def _hear(self, message: Message) -> None:
         """Keep what is wanted; a signal sent to us alone needs no match, so anybody could send one: look who did."""
         if message.sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
-            name, _old, new = message.body
+            name, old, new = message.body
             if name == self._client.service:
                 self._owner = new
+                if old and not self._restarts:
+                    self._keep(None)
             return
-        where = (message.path, message.interface)
-        if message.sender == self._owner and where == self._wanted and self._member in (None, message.member):
-            if self._heard.full():
-                self._heard.get_nowait()
+        wanted = (
+            message.path == self._path
+            and self._interface in (None, message.interface)
+            and self._member in (None, message.member)
+        )
+        if message.sender == self._owner and wanted:
             args = [unwrap(value) for value in message.body]
-            self._heard.put_nowait(Signal(message.path, message.interface, message.member, args))
+            self._keep(Signal(message.path, message.interface, message.member, args))
+
+    def _keep(self, heard: Signal | None) -> None:
+        if self._heard.full():
+            self._heard.get_nowait()
+        self._heard.put_nowait(heard)
 
 
 def unwrap(value: Any) -> Any:

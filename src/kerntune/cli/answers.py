@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
 from kerntune import errors
+from kerntune.cli import spelling
+
+NAMED: Final = 16  # instances that a message lists before it only counts
 
 
 class Outcome(NamedTuple):
@@ -26,6 +29,23 @@ class Change(NamedTuple):
 
     changed: bool
     outcomes: tuple[Outcome, ...]
+
+
+class Pass(NamedTuple):
+    """A pass of the daemon that changed something, what it was for, and only the outcomes that changed."""
+
+    generation: int
+    cause: str
+    outcomes: tuple[Outcome, ...]
+
+
+class Health(NamedTuple):
+    """The daemon's Degraded, when it changes; empty is well."""
+
+    degraded: tuple[str, ...]
+
+
+Event = Pass | Health
 
 
 class MemoryRow(TypedDict):
@@ -111,16 +131,24 @@ def named(tunable: str, instance: str) -> str:
 def matches(pattern: str, target: TargetRow) -> bool:
     """Whether a pattern names a target, by its instance or an alias; "" and "*" name every one.
 
-    Globs do not cross a slash, as in the daemon.
+    Globs do not cross a slash, as in the daemon; a CPU list names the policies of these CPUs.
     """
     if pattern in {"", "*"}:
         return True
+    if target["tunable"] in spelling.ON_CPUS and (cpus := spelling.cpus(pattern)) is not None:
+        return any(f"cpu{cpu}" in target["aliases"] for cpu in cpus)
     return any(_same_depth_match(name, pattern) for name in (target["instance"], *target["aliases"]))
 
 
 def _same_depth_match(name: str, pattern: str) -> bool:
     parts, globs = name.split("/"), pattern.split("/")
     return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
+
+
+def managed(document: Document) -> set[tuple[str, str]]:
+    """(tunable, instance) of every target that somebody claims, and of every pattern kept for targets to come."""
+    targets = {(row["tunable"], row["instance"]) for row in document["targets"] if row["claim"]}
+    return targets | {(row["tunable"], row["instances"]) for row in document["claims"] if not row["matches"]}
 
 
 def tunable(document: Document, name: str) -> TunableRow:
@@ -143,9 +171,10 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
         return found
     if not row["supported"]:
         raise errors.NotSupported(f"this host does not support {name}", row["detail"])
-    instances = ", ".join(target["instance"] for target in there if target["instance"])
+    instances = [target["instance"] for target in there if target["instance"]]
     if instances:
-        hint = f"There is {instances}"
+        more = f" and {len(instances) - NAMED} more" if len(instances) > NAMED else ""
+        hint = f"There is {', '.join(instances[:NAMED])}{more}"
     else:
         hint = f"It is one setting of the host: leave @{pattern} out" if there else f"This host has no {name} now"
     raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)

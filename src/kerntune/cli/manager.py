@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from kerntune.bus.names import MANAGER, ROOT
-from kerntune.cli.answers import Change, Document, Outcome
+from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
+from kerntune.cli.answers import Change, Document, Event, Health, Outcome, Pass
 from kerntune.errors import Failed
 
 if TYPE_CHECKING:
-    from kerntune.bus.client import Client
+    from kerntune.bus.client import Client, Signal
     from kerntune.model import Setting
 
 READ_SECONDS: Final = 15.0
@@ -31,6 +31,15 @@ class Manager(Protocol):
 
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         """Withdraw claims; `options` are those of Manager.Unset."""
+
+    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+        """What `set`, or with the option `unset` that, would do."""
+
+    async def verify(self) -> tuple[Outcome, ...]:
+        """What is managed and not as wished."""
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterable[Event]]:
+        """Everything that changes from here on; it ends with Unreachable when the daemon goes."""
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Manager]]
@@ -55,6 +64,20 @@ class BusManager:
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         return await self._edit("Unset", "a(ss)a{sv}", what, options)
 
+    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+        return await self._edit("Plan", "a(sss)a{sv}", settings, options)
+
+    async def verify(self) -> tuple[Outcome, ...]:
+        (rows,) = await self._client.call(ROOT, MANAGER, "Verify", timeout=READ_SECONDS)
+        return _outcomes(rows)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
+        # To listen starts no daemon, a call does where the bus knows how to.
+        await self._client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=READ_SECONDS)
+        async with self._client.listen(ROOT, restarts=False) as signals:
+            yield _events(signals)
+
     async def _edit(
         self, member: str, signature: str, rows: Sequence[Sequence[str]], options: Mapping[str, bool]
     ) -> Change:
@@ -64,7 +87,21 @@ class BusManager:
         changed, outcomes = await self._client.call(
             ROOT, MANAGER, member, signature, *body, interactive=True, timeout=EDIT_SECONDS
         )
-        return Change(changed, tuple(Outcome(*row) for row in outcomes))
+        return Change(changed, _outcomes(outcomes))
+
+
+def _outcomes(rows: Sequence[Sequence[str]]) -> tuple[Outcome, ...]:
+    return tuple(Outcome(*row) for row in rows)
+
+
+async def _events(signals: AsyncIterable[Signal]) -> AsyncIterator[Event]:
+    """The signals that say something of what is managed."""
+    async for signal in signals:
+        match signal.member, signal.args:
+            case "Changed", [generation, cause, rows] if signal.interface == MANAGER:
+                yield Pass(generation, cause, _outcomes(rows))
+            case "PropertiesChanged", [interface, {"Degraded": degraded}, _] if interface == MANAGER:
+                yield Health(tuple(degraded))
 
 
 @asynccontextmanager

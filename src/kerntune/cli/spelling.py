@@ -12,10 +12,13 @@ HUGE_PAGES: Final = "hugepages"
 
 # One target and no instances; without `@` every other tunable means all of its instances.
 SINGLE: Final = frozenset({"overcommit"})
+# Their instances may be written as a list of CPUs.
+ON_CPUS: Final = frozenset({"cpu-governor"})
 
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)
 _COUNT: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
+_CPUS: Final = re.compile(r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*", re.ASCII)
 
 SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io-scheduler@nvme*=none"
 
@@ -45,6 +48,22 @@ def spell_size(count: int) -> str:
     """Bytes in the largest binary unit that is exact: `2M`, `1536M`, `0`."""
     unit = max((unit for unit, factor in UNITS.items() if count % factor == 0), key=UNITS.__getitem__) if count else ""
     return f"{count // UNITS[unit]}{unit}"
+
+
+def cpus(text: str) -> frozenset[int] | None:
+    """The CPUs of a list as the kernel writes it (`0-3,8`), or None when it is no such list.
+
+    Raises Usage for a range that runs backwards.
+    """
+    if not _CPUS.fullmatch(text):
+        return None
+    found: set[int] = set()
+    for span in text.split(","):
+        first, _, last = span.partition("-")
+        if int(last or first) < int(first):
+            raise Usage(f"the CPUs {span} run backwards", f"Write {last}-{first}")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 def what(text: str) -> What:
@@ -80,6 +99,8 @@ def _what(text: str, tunable: str, instances: str | None) -> What:
         raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write * for all of them")
     if instances is not None and tunable == HUGE_PAGES:
         instances = _normal_pool(instances)
+    if instances is not None and tunable in ON_CPUS:
+        cpus(instances)
     return What(tunable, instances)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from kerntune.engine.drift import DriftLog
@@ -171,10 +171,14 @@ class _Pass:
     def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> list[Step]:
         memory = read_memory(self.lane.kernel)
         steps: list[Step] = []
-        for group in sorted({self.tunable.group(target) for target in wishes}):
-            within = {t: reading for t, reading in readings.items() if self.tunable.group(t) == group}
-            asked = {t: wish for t, wish in wishes.items() if self.tunable.group(t) == group}
-            steps += self.tunable.plan(within, asked, memory, self.lane.limits)
+        asked: dict[str, dict[Target, Wish]] = {}
+        for target, wish in wishes.items():
+            asked.setdefault(self.tunable.group(target), {})[target] = wish
+        within: dict[str, dict[Target, Reading]] = {}
+        for target, reading in readings.items():
+            within.setdefault(self.tunable.group(target), {})[target] = reading
+        for group, wanted in sorted(asked.items()):
+            steps += self.tunable.plan(within[group], wanted, memory, self.lane.limits)
         return steps
 
     def _keep_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
@@ -200,25 +204,24 @@ class _Pass:
         todo = [step for step in steps if step.writes]
         self.result.wrote |= {target for step in todo for target in (step.wish.target, *step.touches)}
         if self.tunable.parallel:
-            jobs = [self.lane.writers.submit(self._write_step, step) for step in todo]
-            for job in jobs:
-                job.result()
-            return
-        for step in todo:
-            job = self.lane.writers.submit(self._write_step, step)
-            while not self._finished(job):
-                self._tell_progress(step)
-
-    def _finished(self, job: Future[None]) -> bool:
-        done, _ = wait([job], timeout=PROGRESS_SECONDS)
-        if done:
+            jobs = [self.lane.writers.submit(self._write_steps, [step]) for step in todo]
+        else:
+            jobs = [self.lane.writers.submit(self._write_steps, todo)]
+        while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
+            self._tell_progress(todo)
+        for job in jobs:
             job.result()
-        return bool(done)
 
-    def _tell_progress(self, step: Step) -> None:
-        value = self.tunable.read(self.lane.kernel, step.wish.target).value
-        if self.progress and value and value.isdigit() and step.wish.value.isdigit():
-            self.progress(step.wish.target, int(value), int(step.wish.value))
+    def _tell_progress(self, steps: Iterable[Step]) -> None:
+        """How far the kernel has come with what is counted."""
+        for step in steps:
+            done = self.tunable.read(self.lane.kernel, step.wish.target).value or ""
+            if self.progress and done.isdigit() and step.wish.value.isdigit():
+                self.progress(step.wish.target, int(done), int(step.wish.value))
+
+    def _write_steps(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            self._write_step(step)
 
     def _write_step(self, step: Step) -> None:
         for write in step.writes:

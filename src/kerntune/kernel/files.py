@@ -7,6 +7,7 @@ import glob
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -71,15 +72,23 @@ def number(kernel: KernelView, path: str, default: int = 0) -> int:
 
 def natural(path: str) -> list[str | int]:
     """A sort key that takes digits as numbers."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", path))]
 
 
 def allowed(path: str) -> bool:
     """Whether WRITABLE names the path; each pattern matches part by part, so `*` stays between two slashes."""
     parts = path.split("/")
-    return ".." not in parts and any(
+    return ".." not in path and any(
         len(parts) == len(wanted := pattern.split("/")) and all(map(fnmatchcase, parts, wanted)) for pattern in WRITABLE
     )
+
+
+def unpacked(data: bytes) -> bytes:
+    """/proc/config.gz is the one packed file we read; OSError when it is broken."""
+    try:
+        return gzip.decompress(data)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OSError(errno.EILSEQ, f"cannot be unpacked: {error}") from error
 
 
 class HostKernel:
@@ -91,18 +100,20 @@ class HostKernel:
 
     def read(self, path: str) -> str:
         try:
-            fd = os.open(self._locate(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
-                data = b"".join(iter(lambda: os.read(fd, CHUNK), b""))
-                # The one packed file we read is /proc/config.gz.
-                return (gzip.decompress(data) if path.endswith(".gz") else data).decode(errors="replace").strip()
+                # One read(2) is all of a file in sysfs; /proc gives its longer ones in pieces.
+                data = os.read(fd, CHUNK)
+                if not path.startswith("sys/"):
+                    data += b"".join(iter(lambda: os.read(fd, CHUNK), b""))
+                return (unpacked(data) if path.endswith(".gz") else data).decode(errors="replace").strip()
             finally:
                 os.close(fd)
         except OSError as error:
             raise KernelError(error.errno, error.strerror, path) from error
 
     def glob(self, pattern: str) -> Sequence[str]:
-        if ".." in pattern.split("/"):
+        if ".." in pattern.split("/") or pattern.startswith("/"):
             return ()
         return sorted(glob.glob(pattern, root_dir=self.root), key=natural)
 
@@ -113,21 +124,23 @@ class HostKernel:
         if not allowed(path):
             raise KernelError(errno.EPERM, "not a file that kerntune tunes", path)
         try:
-            # A tree of plain files must not keep the tail of a longer value; sysfs ignores O_TRUNC.
-            fd = os.open(self._locate(path), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
+            fd = self._open(path, os.O_WRONLY)
             try:
+                if self.simulated:
+                    os.ftruncate(fd, 0)  # a plain file would keep the tail of a longer value
                 os.write(fd, f"{text}\n".encode())
             finally:
                 os.close(fd)
         except OSError as error:
             raise KernelError(error.errno, error.strerror, path) from error
 
-    def _locate(self, path: str) -> str:
-        """The path below the root; symbolic links are followed, but not out of it."""
+    def _open(self, path: str, flags: int) -> int:
+        """A descriptor of the file; symbolic links are followed, but not out of the root."""
         if ".." in path.split("/"):
             raise OSError(errno.EPERM, "outside the kernel's root")
-        place = os.path.join(self.root, path.lstrip("/"))
-        # Nothing is outside /; resolving every path there would cost more than reading it.
-        if self.simulated and not Path(place).resolve().is_relative_to(self.root):
+        fd = os.open(os.path.join(self.root, path.lstrip("/")), flags | os.O_CLOEXEC)
+        # Nothing is outside /. In a tree the kernel tells where the descriptor really is.
+        if self.simulated and not os.readlink(f"/proc/self/fd/{fd}").startswith(f"{self.root}/"):
+            os.close(fd)
             raise OSError(errno.EPERM, "outside the kernel's root")
-        return place
+        return fd
