@@ -21,8 +21,8 @@ from tests.harness.polkitd import Bus
 READY: Final = "READY=1"
 LIMIT: Final = 10.0
 
-# What a service manager around us may have set, and is not meant for the daemon.
-FOREIGN: Final = ("JOURNAL_STREAM", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID")
+# What is set around us and is not meant for the daemon: an installed one has its bytecode compiled.
+FOREIGN: Final = ("PYTHONDONTWRITEBYTECODE", "JOURNAL_STREAM", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID")
 
 
 class DaemonError(RuntimeError):

@@ -44,6 +44,7 @@ READS: Final = (
 CHANGES: Final = (
     (names.HUGE_PAGES, f'call {NAME} {ROOT} {NAME}.HugePages SetCount "tta{{sv}}" 0 128 0'),
     (names.IO_SCHEDULER, f'call {NAME} {ROOT} {NAME}.IoScheduler SetScheduler "ssa{{sv}}" "nvme*" none 0'),
+    (names.CPU_GOVERNOR, f'call {NAME} {ROOT} {NAME}.CpuGovernor SetGovernor "ssa{{sv}}" "*" performance 0'),
     (names.MEMORY, f'call {NAME} {ROOT} {NAME}.Memory SetOvercommit "sua{{sv}}" always 95 0'),
     (names.MANAGER, f'call {NAME} {ROOT} {NAME}.Manager Unset "a(ss)a{{sv}}" 1 hugepages "*" 0'),
     (names.MANAGER, f"monitor {NAME}"),

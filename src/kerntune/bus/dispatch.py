@@ -20,6 +20,7 @@ from kerntune.bus.interface import Interface, load, snake
 from kerntune.bus.link import Link, Message, MessageFlag, MessageType, error_reply
 from kerntune.bus.presence import Presence
 from kerntune.bus.tree import OBJECT_MANAGER, PROPERTIES, Tree
+from kerntune.bus.unread import SMALL, Unread
 
 __all__ = ["Caller", "CallerGone", "Interface", "NameTaken", "Service", "load"]
 
@@ -30,6 +31,9 @@ DO_NOT_QUEUE: Final = 4  # flag of RequestName
 OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
 MAX_CALLERS: Final = 1024
 MAX_PLACES: Final = 1000
+STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
+QUESTIONS: Final = 64
+PROMPTS: Final = 32
 
 
 class NameTaken(errors.KerntuneError):
@@ -63,9 +67,13 @@ class Service:
         self, interfaces: Mapping[str, Interface], root: str, *, in_flight: int = 32, address: str | None = None
     ) -> None:
         self._tree = Tree(interfaces, root)
-        self._link = Link(self._incoming, address=address)
+        self._link = Link(self._incoming, address=address, fair=True)
         self._presence = Presence(self._link)
+        self._unread = Unread(self._kept, self._uid)
         self._opened = asyncio.Event()
+        # What may wait for somebody else at once: the bus allows a connection 128 calls without a reply
+        # (max_replies_per_connection, dbus-daemon(1)), and those that wait for a person must leave room for the others.
+        self.questions, self.prompts = asyncio.Semaphore(QUESTIONS), asyncio.Semaphore(PROMPTS)
         self._in_flight = in_flight
         self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +145,7 @@ class Service:
         message = Message.new_signal(path, interface, member, signature, list(args))
         message.destination = to  # type: ignore[assignment]  # dbus_next says str, and takes None for everybody
         try:
-            self._link.send(message)
+            self._unread.sent(self._link.send(message), to)
         except errors.LimitsExceeded as error:  # nobody is there to tell, and no pass may fail for it
             self._link.complain("signal", f"did not send {interface}.{member}: {error}")
 
@@ -162,7 +170,11 @@ class Service:
 
     async def caller(self, message: Message) -> Caller:
         """Who sent `message`, as the bus knows it."""
-        name = message.sender
+        uid, pid = await self._user(message.sender)
+        return Caller(message.sender, uid, pid, bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
+
+    async def _user(self, name: str) -> tuple[int, int]:
+        """uid and pid (0 when the bus does not know it) of a client."""
         if name not in self._credentials:
             (found,) = await self._link.bus("GetConnectionCredentials", "s", name)
             if "UnixUserID" not in found:
@@ -171,8 +183,19 @@ class Service:
                 del self._credentials[next(iter(self._credentials))]
             pid = found["ProcessID"].value if "ProcessID" in found else 0
             self._credentials[name] = (found["UnixUserID"].value, pid)
-        uid, pid = self._credentials[name]
-        return Caller(name, uid, pid, bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
+        return self._credentials[name]
+
+    async def _uid(self, name: str) -> int:
+        return (await self._user(name))[0]
+
+    async def _kept(self, name: str) -> tuple[int, int]:
+        """What the bus keeps that a connection has sent, and what it keeps for it to read, in bytes."""
+        (found,) = await self._link.call(
+            names.FREEDESKTOP, names.FREEDESKTOP_PATH, STATS, "GetConnectionStats", "s", name, timeout=5.0
+        )
+        if not {"IncomingBytes", "OutgoingBytes"} <= found.keys():
+            raise errors.UnknownMethod("the bus keeps no account of bytes")
+        return found["IncomingBytes"].value, found["OutgoingBytes"].value
 
     async def while_present(self, caller: Caller, awaitable: Awaitable[T]) -> T:
         """Await, but cancel it and raise CallerGone when the client leaves the bus."""
@@ -210,9 +233,12 @@ class Service:
     async def _serve(self, message: Message) -> None:
         try:
             await self._opened.wait()
+            await self._unread.room(message.sender)
             signature, body = await self._dispatch(message)
             if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
-                self._link.send(Message.new_method_return(message, signature, body))
+                await self._answer(Message.new_method_return(message, signature, body))
+            if kept := await self._unread.too_much(self._link.unique_name):
+                self._link.leave(f"the bus keeps {kept} bytes of ours that clients do not read")
         except errors.KerntuneError as error:
             self._refuse(message, error)
         except Exception as error:  # noqa: BLE001  # the dispatch edge: a client gets no traceback, the journal gets it once
@@ -236,9 +262,13 @@ class Service:
             return gives, []
         return gives, list(result) if isinstance(result, tuple) else [result]
 
+    async def _answer(self, reply: Message) -> None:
+        """Send a reply, but no long one to who has not read what it got before: a refusal would be untrue by now."""
+        self._unread.sent(self._link.send(reply), reply.destination)
+
     def _refuse(self, message: Message, error: errors.KerntuneError) -> None:
-        if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
-            self._link.send(error_reply(message, error.dbus_name, str(error)))
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED and not self._unread.silent(message.sender):
+            self._unread.sent(self._link.send(error_reply(message, error.dbus_name, str(error))), message.sender)
 
     def _log_once(self, message: Message, error: Exception) -> None:
         """Log the traceback, but only the first from each place: a client can cause any number."""

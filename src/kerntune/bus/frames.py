@@ -12,7 +12,10 @@ from typing import Final, NamedTuple
 FIXED: Final = 16
 MAX_MESSAGE: Final = 128 << 20
 METHOD_CALL: Final = 1
+SIGNAL: Final = 4
 NO_REPLY_EXPECTED: Final = 0x1
+SENDER: Final = 7  # code of the header field
+LONG_HEADER: Final = 4096  # bytes; the longest that a message keeps which is cut
 
 
 class StreamError(ValueError):
@@ -31,8 +34,31 @@ class Frame(NamedTuple):
 
     @property
     def unanswered(self) -> bool:
-        """A method call whose sender waits for no reply."""
-        return self.data[1:2] == bytes([METHOD_CALL]) and bool(self.data[2] & NO_REPLY_EXPECTED)
+        """Neither a reply nor a method call that its sender waits for."""
+        kind = self.data[1:2]
+        return kind == bytes([SIGNAL]) or (kind == bytes([METHOD_CALL]) and bool(self.data[2] & NO_REPLY_EXPECTED))
+
+    @property
+    def unasked(self) -> bool:
+        """A method call or a signal: not a reply to us."""
+        return self.data[1:2] in (bytes([METHOD_CALL]), bytes([SIGNAL]))
+
+    @property
+    def sender(self) -> bytes:
+        """The header field that the bus has filled in; nothing when it cannot be told without parsing."""
+        try:
+            return _sender(self.data)
+        except (IndexError, struct.error):
+            return b""
+
+    def cut(self) -> Frame:
+        """The same without its body."""
+        if not self.whole:
+            return self
+        head, body = _sizes(self.data)
+        if not body or head > LONG_HEADER:
+            return self if not body else Frame(b"", whole=False)
+        return Frame(self.data[:4] + bytes(4) + self.data[8:head], whole=False)
 
 
 class Cutter:
@@ -68,7 +94,29 @@ class Cutter:
             yield Frame(data, whole)
 
 
-def _sizes(held: bytearray) -> tuple[int, int]:
+def _sender(data: bytes) -> bytes:
+    """Walk the header fields, a(yv) from byte 16 on, of which all that the specification knows are s, o, u or g."""
+    number = struct.Struct("<I" if data[0] == ord("l") else ">I").unpack_from
+    at, end = FIXED, FIXED + number(data, 12)[0]
+    while at < end:
+        at += -at % 8
+        code, kind = data[at], data[at + 1 : at + 4]
+        at += 4
+        if kind in (b"\1s\0", b"\1o\0"):
+            size = number(data, at)[0]
+            if code == SENDER:
+                return data[at + 4 : at + 4 + size]
+            at += 4 + size + 1
+        elif kind == b"\1u\0":
+            at += 4
+        elif kind == b"\1g\0":
+            at += 1 + data[at] + 1
+        else:
+            return b""
+    return b""
+
+
+def _sizes(held: bytes | bytearray) -> tuple[int, int]:
     """The header's size, its padding included, and the body's."""
     order = {ord("l"): "<", ord("B"): ">"}.get(held[0])
     if order is None or held[3] != 1:

@@ -20,6 +20,7 @@ from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.frames import Cutter, Frame, StreamError
 from kerntune.bus.outbox import Outbox
+from kerntune.bus.turns import Turns
 
 if not hasattr(typing, "no_type_check_decorator"):  # dbus_next.service imports it; Python 3.15 dropped it
     setattr(typing, "no_type_check_decorator", lambda decorator: decorator)  # noqa: B010
@@ -48,12 +49,14 @@ log = logging.getLogger(__name__)
 SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
 MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for about 0.4 us a byte
 MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends more than 32 MiB
-CHUNK: Final = 16 << 10  # bytes read before other tasks have their turn
-BUSY: Final = 32  # messages in one chunk; above it, calls nobody waits for are dropped
+MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
+CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
+SLICE: Final = 0.001  # seconds of parsing, likewise
 MAX_SIGNATURES: Final = 1024
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
 
 THE_BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
+BUS_ITSELF: Final = names.FREEDESKTOP.encode()
 GONE: Final = frozenset(
     errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
 )
@@ -86,17 +89,25 @@ SignatureTree._cache = _Signatures(SignatureTree._cache)
 
 def error_reply(call: Message, name: str, text: str) -> Message:
     """The error reply to `call`; the text is made fit for the bus, which disconnects whoever sends a NUL."""
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT // 2]} ... {text[-MAX_TEXT // 2 :]}"
     return Message.new_error(call, name, text.replace("\0", "").encode(errors="replace").decode())
 
 
 class Link(asyncio.BufferedProtocol):
     """One connection to the bus; calls and signals go to `on_message`, which must neither block nor raise.
 
-    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded.
+    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded. With `fair`, senders have their
+    turns, and what one of them sends far too much of is dropped; without, everything is kept in its order.
     """
 
     def __init__(
-        self, on_message: Callable[[Message], None], *, address: str | None = None, max_body: int = MAX_CALL
+        self,
+        on_message: Callable[[Message], None],
+        *,
+        address: str | None = None,
+        max_body: int = MAX_CALL,
+        fair: bool = False,
     ) -> None:
         self.address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
         self.unique_name = ""
@@ -106,6 +117,8 @@ class Link(asyncio.BufferedProtocol):
         self._auth: bytearray | None = bytearray()  # the unfinished line; None once authenticated
         self._authenticated: asyncio.Future[None] | None = None
         self._cutter = Cutter(max_body)
+        self._turns = Turns() if fair else None
+        self._turning = False
         self._serials = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._lost = asyncio.Event()
@@ -129,8 +142,8 @@ class Link(asyncio.BufferedProtocol):
             if self._outbox and not self.unique_name:
                 self._outbox.abort()
 
-    def send(self, message: Message) -> None:
-        """Queue `message`; returns at once, and drops it when the connection is lost.
+    def send(self, message: Message) -> int:
+        """Queue `message` and return its size in bytes, at once; it is dropped when the connection is lost.
 
         Raises LimitsExceeded above MAX_SENT bytes, ValueError or TypeError when the body does not fit its signature.
         """
@@ -141,6 +154,7 @@ class Link(asyncio.BufferedProtocol):
             raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"the limit is {MAX_SENT}")
         if self._outbox:
             self._outbox.send(data)
+        return len(data)
 
     async def call(
         self,
@@ -184,6 +198,11 @@ class Link(asyncio.BufferedProtocol):
         """Call a method without waiting for, or being sent, a reply."""
         flags = MessageFlag.NO_REPLY_EXPECTED
         self.send(Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args)))
+
+    def leave(self, why: str) -> None:
+        """End the connection at once, and log why."""
+        if self._outbox:
+            self._outbox.give_up(why)
 
     async def closed(self) -> None:
         """Return when the connection has ended, whoever ended it."""
@@ -234,14 +253,12 @@ class Link(asyncio.BufferedProtocol):
             self._authenticate(chunk)
             return
         try:
-            for count, frame in enumerate(self._cutter.feed(chunk)):
-                if count >= BUSY and frame.unanswered:
-                    self.complain("busy", "too many calls at once: dropped some that nobody waits for")
-                else:
-                    self._receive(frame)
+            for frame in self._cutter.feed(chunk):
+                self._sort(frame)
         except StreamError as error:
-            if self._outbox:
-                self._outbox.give_up(f"the bus sent what is no message: {error}")
+            self.leave(f"the bus sent what is no message: {error}")
+        if self._turns and not self._turning:
+            self._take_turns()
 
     def pause_writing(self) -> None:
         if self._outbox:
@@ -275,6 +292,27 @@ class Link(asyncio.BufferedProtocol):
             answer = line[:100].decode(errors="replace")
             self._authenticated.set_exception(self._unreachable(f"refused to authenticate us: {answer}"))
 
+    def _sort(self, frame: Frame) -> None:
+        """Look at it now, or when it is its sender's turn; what the bus says and replies to us cannot wait."""
+        if self._turns is None or (frame.data and not frame.unasked):
+            self._receive(frame)
+        elif (sender := frame.sender) == BUS_ITSELF:
+            self._receive(frame)
+        elif not self._turns.put(sender, frame):
+            self.complain("busy", f"{sender.decode(errors='replace')} sends too much at once: dropped some of it")
+
+    def _take_turns(self) -> None:
+        """Look at what waits, for a while; then the calls that this began, and the socket, have their turn."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SLICE
+        while self._turns and not self._lost.is_set():
+            self._receive(self._turns.take())
+            if loop.time() >= until:
+                break
+        self._turning = bool(self._turns) and not self._lost.is_set()
+        if self._turning:
+            loop.call_soon(self._take_turns)
+
     def _receive(self, frame: Frame) -> None:
         try:
             message = _parse(frame.data)
@@ -291,7 +329,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _receive_cut(self, message: Message, waiting: asyncio.Future[Message] | None) -> None:
         """Answer for a message whose body was too long to look at."""
-        too_long = errors.LimitsExceeded("the message is too long", "ask for less in one call")
+        too_long = errors.LimitsExceeded("the message is too long, or too many of yours wait", "ask for less at once")
         if waiting and not waiting.done():
             waiting.set_exception(too_long)
             return

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.link import TimedOut, Variant
+from kerntune.bus.link import Variant
 
 POLKIT: Final = "org.freedesktop.PolicyKit1"
 TO_POLKIT: Final = (POLKIT, "/org/freedesktop/PolicyKit1/Authority", f"{POLKIT}.Authority")
@@ -55,19 +55,12 @@ async def authorise(
 
 
 async def _check(service: Service, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
-    """One CheckAuthorization, withdrawn when nobody waits for it any more; raises AccessDenied without an answer."""
-    subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
-    cancellation = uuid.uuid4().hex
-    args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
+    """One CheckAuthorization, when its turn comes; `timeout` counts from now. Raises AccessDenied without an answer."""
+    slots = service.prompts if flags & ALLOW_INTERACTION else service.questions
     try:
-        ((authorised, challenge, _details),) = await service.call(
-            *TO_POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", *args, timeout=timeout
-        )
-    except asyncio.CancelledError:
-        service.tell(*TO_POLKIT, "CancelCheckAuthorization", "s", cancellation)
-        raise
-    except TimedOut as error:
-        service.tell(*TO_POLKIT, "CancelCheckAuthorization", "s", cancellation)
+        async with asyncio.timeout(timeout), slots:
+            return await _ask(service, caller, action, flags)
+    except TimeoutError as error:
         if flags & ALLOW_INTERACTION:
             raise errors.AccessDenied(f"nobody authenticated for {action} in {timeout:g} s", _advice(action)) from error
         raise errors.AccessDenied(
@@ -76,6 +69,20 @@ async def _check(service: Service, caller: Caller, action: str, flags: int, time
     except errors.KerntuneError as error:
         hint = INSTALLED if "not registered" in str(error) else RUNNING
         raise errors.AccessDenied(f"polkit could not say whether {action} is allowed: {error}", hint) from error
+
+
+async def _ask(service: Service, caller: Caller, action: str, flags: int) -> _Answer:
+    """The call itself, withdrawn when it is cancelled."""
+    subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
+    cancellation = uuid.uuid4().hex
+    args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
+    try:
+        ((authorised, challenge, _details),) = await service.call(
+            *TO_POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", *args, timeout=None
+        )
+    except asyncio.CancelledError:
+        service.tell(*TO_POLKIT, "CancelCheckAuthorization", "s", cancellation)
+        raise
     return _Answer(authorised, challenge)
 
 

@@ -9,10 +9,11 @@ from kerntune.bus.dispatch import Caller
 from kerntune.bus.link import Variant
 from kerntune.bus.objects import PERSIST, SET, Core
 from kerntune.bus.wire import Row, options_from, outcome_rows
-from kerntune.errors import NotSupported
+from kerntune.errors import InvalidValue, NotSupported
 from kerntune.model import Lane, Setting, Target
 from kerntune.tunables import page_size
 from kerntune.tunables.cpu_governor import spell_cpus
+from kerntune.tunables.overcommit import MODES
 
 Options = Mapping[str, Variant]
 
@@ -124,5 +125,7 @@ class Memory:
 
     async def set_overcommit(self, caller: Caller, mode: str, ratio: int, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST)
+        if mode not in MODES:
+            raise InvalidValue(f"{mode!r} is not an overcommit mode", f"There are {', '.join(MODES)}")
         setting = Setting("overcommit", "", f"{mode}:{ratio}" if ratio else mode)
         return outcome_rows((await self._core.set_one(caller, "SetOvercommit", setting, chosen)).outcomes)

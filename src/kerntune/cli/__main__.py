@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, NoReturn
 
 import kerntune
 from kerntune.cli import manager, show
 from kerntune.cli.verbs import VERBS, Answer
-from kerntune.errors import KerntuneError, Usage
+from kerntune.errors import Exit, KerntuneError, Usage
 
 INTERRUPTED: Final = 130
 
@@ -70,17 +70,38 @@ def _run(words: Sequence[str], connect: manager.Connect) -> int:
         args = parser().parse_args([*words, "status"])
     import asyncio  # noqa: PLC0415  # help should not wait for it
 
-    answer: Answer = asyncio.run(args.run(connect, args))
+    running = args.run(connect, args)
+    if isinstance(running, AsyncIterator):
+        return _follow(running, as_json=args.json)
+    answer: Answer = asyncio.run(running)
     for advice in answer.advice:
         _complain(*advice)
     _print(answer.data if args.json else answer.page, as_json=args.json)
     return answer.exit_code
 
 
-def _fail(error: KerntuneError, *, as_json: bool) -> int:
+def _follow(answers: AsyncIterator[Answer], *, as_json: bool) -> int:
+    """Print answers as they come, one line of JSON each, until Ctrl-C: that is how it is meant to end."""
+    import asyncio  # noqa: PLC0415  # as above
+
+    async def follow() -> None:
+        async for answer in answers:
+            if not _print(answer.data if as_json else answer.page, as_json=as_json, indent=None):
+                return
+
+    try:
+        asyncio.run(follow())
+    except KerntuneError as error:
+        return _fail(error, as_json=as_json, indent=None)
+    except KeyboardInterrupt:
+        pass
+    return Exit.OK
+
+
+def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
     _complain(error.what, error.hint)
     if as_json:
-        _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True)
+        _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
     return error.exit_code
 
 
@@ -88,17 +109,19 @@ def _complain(what: str, hint: str) -> None:
     show.error(what, hint, sys.stderr, width=shutil.get_terminal_size().columns)
 
 
-def _print(answer: Any, *, as_json: bool) -> None:
-    """The answer, on stdout; a reader that has seen enough (`| head`) is no error."""
+def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
+    """The answer, on stdout, at once; False when its reader has seen enough (`| head`), which is no error."""
     try:
         if as_json:
-            print(json.dumps(answer, indent=2))
+            print(json.dumps(answer, indent=indent))
         else:
             show.write(answer, sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 if __name__ == "__main__":

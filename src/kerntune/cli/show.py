@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TextIO
 
-from kerntune.cli.answers import ClaimRow, Document, Outcome, TargetRow, TunableRow, named
+from kerntune.cli.answers import ClaimRow, Document, Event, Health, Outcome, TargetRow, TunableRow, named
+from kerntune.cli.codes import CONTENT
 from kerntune.model import Reason, State
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
     State.UNMANAGED: ("·", QUIET),
 }
 UNHEARD_OF: Final = ("?", MIXED)
-CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
 
 EMPTY: Final = "-"
+NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,13 @@ class Table:
 Page = Sequence[str | Table]
 
 
-def outcomes(rows: Iterable[Outcome]) -> Page:
-    """What became of every target that was named."""
+def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page:
+    """What became of every target that was named; `none` is said when there is no row."""
     table = [
         _row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), _why(*row[5:]))
         for row in rows
     ]
-    return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(table))] if table else ["Nothing changed."]
+    return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(table))] if table else [none]
 
 
 def targets(tunables: Sequence[TunableRow], rows: Sequence[TargetRow]) -> Page:
@@ -97,8 +98,37 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
     table += [_managed(row, claims) for row in managed if row["state"] in CONTENT]
     head = _head(document)
     if not table:
-        return [head, "Nothing is managed: no claim has been made (kerntune set makes one)"]
+        return [head, NOTHING_MANAGED]
     return [head, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
+
+
+def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
+    """What is managed and not as wished, and how much of all that is."""
+    if not managed:
+        return [NOTHING_MANAGED]
+    if not rows:
+        return [f"All as wished: {managed} of {managed} managed."]
+    return [f"As wished: {satisfied} of {managed} managed. The rest:", *outcomes(rows)]
+
+
+def watching(document: Document) -> Page:
+    """The first line of what is shown while it happens."""
+    return [f"Watching {_head(document)}; Ctrl-C ends it"]
+
+
+def happened(clock: str, event: Event) -> Page:
+    """A line for each thing that changed, with the time as it is to be shown."""
+    if isinstance(event, Health):
+        health = f"degraded: {', '.join(event.degraded)}" if event.degraded else "all well again"
+        return [f"{clock}  {_clean(health)}"]
+    return [f"{clock}  {_clean(event.cause)}  {_step(row)}" for row in event.outcomes]
+
+
+def _step(row: Outcome) -> str:
+    mark, _ = MARKS.get(row.state, UNHEARD_OF)
+    values = f"{row.before or EMPTY} -> {row.actual or EMPTY}"
+    parts = (mark, named(row.tunable, row.instance), values, row.state, _why(row.state, row.reason, row.detail))
+    return "  ".join(_clean(part) for part in parts if part)
 
 
 def _head(document: Document) -> str:

@@ -1,21 +1,22 @@
 """What each verb asks and answers, and the rows the parser is made of; a verb neither parses nor prints.
 
-A new verb is a coroutine and a row in VERBS.
+A new verb is a coroutine, or a generator of answers as things happen, and a row in VERBS.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from kerntune.cli import answers, show, spelling
-from kerntune.cli.answers import Change, Document, Outcome, TargetRow
-from kerntune.cli.manager import Connect
+from kerntune.cli import answers, codes, show, spelling
+from kerntune.cli.answers import Change, Document, Event, Health, Outcome, TargetRow
+from kerntune.cli.manager import Connect, Manager
 from kerntune.errors import Exit, NotSupported
-from kerntune.model import State
+from kerntune.model import Setting, State
 
 # Names the kernel gives in the order it finds the drives.
 UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
@@ -27,6 +28,12 @@ class Advice(NamedTuple):
 
     what: str
     hint: str
+
+
+NOTHING_WOULD_BE_SET: Final = Advice(
+    "as it stands nothing of this would be set",
+    "Settings of one call are set all or none: leave out what is not possible, or set them one by one",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Verb:
 
     name: str
     summary: str
-    run: Callable[[Connect, Namespace], Awaitable[Answer]]
+    run: Callable[[Connect, Namespace], Awaitable[Answer] | AsyncIterator[Answer]]
     arguments: tuple[Argument, ...] = ()
 
 
@@ -94,33 +101,95 @@ async def get(connect: Connect, args: Namespace) -> Answer:
 
 async def set_(connect: Connect, args: Namespace) -> Answer:
     """Claim values; the answer is what the kernel then holds."""
-    asked = [spelling.asked(text) for text in args.settings]
-    incomplete = [request for request in asked if spelling.needs_default_page_size(request)]
-    for request in asked:
-        if request not in incomplete:
-            spelling.setting(request)  # what is a usage error without the daemon should not need it
-    unstable = [request for request in asked if args.persist and _has_unstable_name(request)]
+    asked = _asked(args)
     async with connect() as manager:
-        document = await manager.describe() if incomplete or unstable else None
-        page_size = document["host"]["default_page_size"] if document else 0
-        settings = [spelling.setting(request, default_page_size=page_size) for request in asked]
+        settings, advice = await _settings(manager, asked, persist=args.persist)
         change = await manager.set(settings, _options(args, "persist", "allow_partial"))
-    return _changed(change, [_stable_name(request, document) for request in unstable if document])
+    return _changed(change, advice)
+
+
+async def plan(connect: Connect, args: Namespace) -> Answer:
+    """What set or unset would do; nothing is changed."""
+    options = _options(args, "unset", "persist", "allow_partial")
+    if args.unset:
+        what = [Setting(*name, "") for name in _named(args.settings)]
+        async with connect() as manager:
+            change = await manager.plan(what, options)
+        return _planned(change, codes.exit_code(change.outcomes), [] if change.outcomes else [_no_such_claim(args)])
+    asked = _asked(args)
+    async with connect() as manager:
+        settings, advice = await _settings(manager, asked, persist=args.persist)
+        change = await manager.plan(settings, options)
+    code = codes.foreseen(change.outcomes)
+    if code is not Exit.OK and code is not codes.exit_code(change.outcomes):
+        advice = [*advice, NOTHING_WOULD_BE_SET]
+    return _planned(change, code, advice)
+
+
+async def verify(connect: Connect, _args: Namespace) -> Answer:
+    """Whether the kernel holds what is wished of it; nothing is changed."""
+    async with connect() as manager:
+        outcomes = await manager.verify()
+        managed = answers.managed(await manager.describe())
+    others = {(row.tunable, row.instance) for row in outcomes}
+    satisfied = len(managed - others)
+    counts = {"managed": len(managed | others), "satisfied": satisfied}
+    page = show.verified(outcomes, **counts)
+    return Answer({**counts, "outcomes": _rows(outcomes)}, page, codes.verified(outcomes, satisfied=satisfied))
+
+
+async def monitor(connect: Connect, _args: Namespace) -> AsyncIterator[Answer]:
+    """Everything that changes, from here on; it ends with Unreachable when the daemon goes."""
+    async with connect() as manager, manager.watch() as events:
+        document = await manager.describe()
+        known = {key: document[key] for key in ("version", "generation", "degraded", "host")}
+        yield Answer({"event": "watching", **_now(), **known}, show.watching(document))
+        async for event in events:
+            for data, one in _each(event):
+                yield Answer({**data, **_now()}, show.happened(time.strftime("%H:%M:%S"), one))
 
 
 async def unset(connect: Connect, args: Namespace) -> Answer:
     """Withdraw claims; the answer is what the kernel then holds."""
-    what = [
-        (tunable, spelling.everything(tunable) if instances is None else instances)
-        for tunable, instances in map(spelling.what, args.targets)
-    ]
+    what = _named(args.targets)
     async with connect() as manager:
         change = await manager.unset(what, _options(args, "persist"))
-    if change.changed or change.outcomes:
-        return _changed(change)
+    return _changed(change, [] if change.changed or change.outcomes else [_no_such_claim(args)])
+
+
+def _named(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Names as unset takes them: without instances, all of a tunable's."""
+    return [
+        (tunable, spelling.everything(tunable) if instances is None else instances)
+        for tunable, instances in map(spelling.what, texts)
+    ]
+
+
+def _no_such_claim(args: Namespace) -> Advice:
     kind, how = ("runtime", "without") if args.persist else ("persistent", "with")
     hint = f"kerntune status shows who wants what; {kind} claims are withdrawn {how} --persist"
-    return _changed(change, [Advice("there was no such claim to withdraw", hint)])
+    return Advice("there is no such claim to withdraw", hint)
+
+
+def _asked(args: Namespace) -> list[spelling.Asked]:
+    """The settings as they were written; what is a usage error without the daemon should not need it."""
+    asked = [spelling.asked(text) for text in args.settings]
+    for request in asked:
+        if not spelling.needs_default_page_size(request):
+            spelling.setting(request)
+    return asked
+
+
+async def _settings(
+    manager: Manager, asked: Sequence[spelling.Asked], *, persist: bool
+) -> tuple[list[Setting], list[Advice]]:
+    """What goes on the wire, and what is to be said of names that a reboot may change."""
+    unstable = [request for request in asked if persist and _has_unstable_name(request)]
+    incomplete = any(map(spelling.needs_default_page_size, asked))
+    document = await manager.describe() if incomplete or unstable else None
+    page_size = document["host"]["default_page_size"] if document else 0
+    settings = [spelling.setting(request, default_page_size=page_size) for request in asked]
+    return settings, [_stable_name(request, document) for request in unstable if document]
 
 
 def _options(args: Namespace, *names: str) -> dict[str, bool]:
@@ -149,20 +218,31 @@ def _stable_name(request: spelling.Asked, document: Document) -> Advice:
 
 
 def _changed(change: Change, advice: Iterable[Advice] = ()) -> Answer:
-    data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
-    return Answer(data, show.outcomes(change.outcomes), exit_code(change.outcomes), tuple(advice))
+    data = {"changed": change.changed, "outcomes": _rows(change.outcomes)}
+    return Answer(data, show.outcomes(change.outcomes), codes.exit_code(change.outcomes), tuple(advice))
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> Exit:
-    """0 when all is as asked; 6 when only some is, or a part of it; else 3 when nothing is supported, or 1."""
-    states = [outcome.state for outcome in outcomes]
-    if all(state in show.CONTENT for state in states):
-        return Exit.OK
-    if State.PARTIAL in states or any(state in show.CONTENT for state in states):
-        return Exit.PARTLY
-    if all(state == State.UNSUPPORTED for state in states):
-        return Exit.NOT_FOUND
-    return Exit.FAILED
+def _planned(change: Change, code: Exit, advice: Iterable[Advice]) -> Answer:
+    page = show.outcomes(change.outcomes, none="Nothing would change.")
+    return replace(_changed(change, advice), page=page, exit_code=code)
+
+
+def _rows(outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
+    return [outcome._asdict() for outcome in outcomes]
+
+
+def _now() -> dict[str, str]:
+    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
+    """One answer for each thing that changed, so that each is a line of its own."""
+    if isinstance(event, Health):
+        yield {"event": "degraded", "degraded": list(event.degraded)}, event
+        return
+    for outcome in event.outcomes:
+        said = {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}
+        yield said, event._replace(outcomes=(outcome,))
 
 
 SETTINGS: Final = Argument(
@@ -182,27 +262,21 @@ ALLOW_PARTIAL: Final = Argument(
     ("--allow-partial",), {"action": "store_true", "help": "keep fewer huge pages than asked when there are no more"}
 )
 
+PERSIST: Final = Argument(("--persist",), {"action": "store_true", "help": "also after a reboot"})
+PERSISTENT: Final = Argument(
+    ("--persist",), {"action": "store_true", "help": "the persistent claims, not the runtime ones"}
+)
+UNSET: Final = Argument(
+    ("--unset",), {"action": "store_true", "help": "what unset would do: TUNABLE[@INSTANCES] without values"}
+)
+
 VERBS: Final = (
     Verb("status", "what is managed, for whom, and what is not as wished (the default)", status),
     Verb("list", "every target with its value and its choices", list_, (TUNABLE,)),
     Verb("get", "print values in force now", get, (TARGETS,)),
-    Verb(
-        "set",
-        "claim values",
-        set_,
-        (
-            SETTINGS,
-            Argument(("--persist",), {"action": "store_true", "help": "also after a reboot"}),
-            ALLOW_PARTIAL,
-        ),
-    ),
-    Verb(
-        "unset",
-        "withdraw claims",
-        unset,
-        (
-            TARGETS,
-            Argument(("--persist",), {"action": "store_true", "help": "the persistent claims, not the runtime ones"}),
-        ),
-    ),
+    Verb("set", "claim values", set_, (SETTINGS, PERSIST, ALLOW_PARTIAL)),
+    Verb("unset", "withdraw claims", unset, (TARGETS, PERSISTENT)),
+    Verb("plan", "what set would do; nothing is changed", plan, (SETTINGS, UNSET, PERSIST, ALLOW_PARTIAL)),
+    Verb("verify", "what is managed and not as wished", verify),
+    Verb("monitor", "print what changes as it happens, until Ctrl-C", monitor),
 )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import kerntune.daemon.lean  # noqa: F401
+
+# isort: split
+
 import argparse
 import asyncio
 import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kerntune import __version__
 from kerntune.daemon import logs
 from kerntune.daemon.app import Directories, Status, run
-from kerntune.kernel.files import WRITABLE, HostKernel, Kernel
-from kerntune.kernel.simulated import demo_host
+from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +52,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.demo and checked and (path := unwritable(options.root)):
         log.error("%s may not be written: run kerntuned as root, or try it with --demo", path)
         return Status.FAILED
-    with contextlib.ExitStack() as stack:
-        kernel: Kernel = demo_host() if options.demo else HostKernel(options.root)
-        directories = Directories.from_environment()
-        if options.demo and "RUNTIME_DIRECTORY" not in os.environ:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerntune-demo-")))
-            directories = Directories(folder / "run", folder / "state")
+    directories = Directories.from_environment()
+    if options.demo:
+        return simulate(directories)
+    directories.make()
+    return asyncio.run(
+        run(HostKernel(options.root), str(options.root), directories, lambda _: contextlib.nullcontext())
+    )
+
+
+def simulate(directories: Directories) -> int:
+    """Run on a host in memory; what is kept goes with it, unless the environment names directories."""
+    import tempfile  # noqa: PLC0415  (only the demonstration pays for these)
+
+    from kerntune.daemon import demo  # noqa: PLC0415
+    from kerntune.kernel.simulated import demo_host  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="kerntune-demo-") as folder:
+        if "RUNTIME_DIRECTORY" not in os.environ:
+            directories = Directories(Path(folder, "run"), Path(folder, "state"))
         directories.make()
-        root = "(simulated)" if options.demo else str(options.root)
-        return asyncio.run(run(kernel, root, directories))
+        kernel = demo_host()
+        events = partial(demo.listening, kernel, directories.runtime)
+        return asyncio.run(run(kernel, "(simulated)", directories, events))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -16,12 +17,11 @@ from kerntune import errors
 from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
-from kerntune.daemon import demo, logs, notify
+from kerntune.daemon import logs, notify
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
-from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.kernel.support import kernel_release
 from kerntune.model import Target
 from kerntune.tunables import REGISTRY
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
 SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
+
+
+Events = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[None]]
 
 
 class Status(IntEnum):
@@ -60,8 +63,8 @@ class Directories:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-async def run(kernel: Kernel, root: str, directories: Directories) -> Status:
-    """The daemon, until it is told to stop or the bus is gone."""
+async def run(kernel: Kernel, root: str, directories: Directories, events: Events) -> Status:
+    """The daemon, until it is told to stop or the bus is gone; `events` calls back when something comes or goes."""
     with contextlib.ExitStack() as stack:
         if not lock(directories.runtime, stack):
             log.error("another kerntuned runs with %s", directories.runtime)
@@ -74,8 +77,7 @@ async def run(kernel: Kernel, root: str, directories: Directories) -> Status:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
         engine.listeners.append(logs.recorder())
-        if isinstance(kernel, SimulatedKernel):
-            stack.enter_context(demo.listening(kernel, directories.runtime, engine.look_again))
+        stack.enter_context(events(engine.look_again))
         working = asyncio.create_task(engine.work(), name="lanes")
         try:
             return await serve(kernel, root, engine, state)

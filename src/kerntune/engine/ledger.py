@@ -9,6 +9,11 @@ from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline, Target
 
 
+def why_not_saved(error: OSError) -> str:
+    """The error in prose, with the file where it names one (a full disk does not)."""
+    return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
+
+
 class Ledger(Protocol):
     """Claims and baselines on disk. Every method returns after the data is safe, or raises OSError; thread-safe."""
 

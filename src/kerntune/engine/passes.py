@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from kerntune.engine.drift import DriftLog
+from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.resolve import resolve, unmatched
 from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel, KernelError
@@ -195,7 +196,7 @@ class _Pass:
                 self.lane.keep(new)
         except OSError as error:
             raise Failed(
-                f"the host's own values cannot be saved: {error.strerror} ({error.filename})",
+                f"the host's own values cannot be saved: {why_not_saved(error)}",
                 "Nothing was written; free space there and try again",
             ) from error
 

@@ -16,7 +16,7 @@ from kerntune.engine.answers import failure, own_outcomes, released_outcomes
 from kerntune.engine.claims import ClaimBook, Edit
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.lanes import LaneQueue, Ticket
-from kerntune.engine.ledger import Ledger
+from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.passes import Order, Progress, Result, Worker
 from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget
@@ -194,17 +194,20 @@ class Reconciler:
         return Answer(planned or not book.same_as(book.apply(edit)), tuple(outcomes))
 
     async def _rehearse(self, edit: Edit) -> Result:
-        """A dry run of the lanes that an edit touches."""
+        """A dry run of the lanes that an edit touches.
+
+        A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
+        """
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
-        order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.drop), dry=True)
+        order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.drop), enforce=True, dry=True)
         return merge(await self._look(order, self._lanes_of(edit)))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Everything managed that is not satisfied, read again; changes nothing."""
         order = Order(tuple(self.book.claims.values()), dict(self.ledger.baselines), dry=True)
         result = merge(await self._look(order, Lane))
-        now = [changed_since(outcome) for outcome in result.outcomes.values()]
+        now = [changed_since(outcome, self.outcomes.get(outcome.target)) for outcome in result.outcomes.values()]
         return tuple(outcome for outcome in now if outcome.state not in (State.SATISFIED, State.UNMANAGED))
 
     def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
@@ -232,7 +235,7 @@ class Reconciler:
                     await asyncio.get_running_loop().run_in_executor(self._savers, self.ledger.commit, book)
                 except OSError as error:
                     raise Failed(
-                        f"the claim cannot be saved: {error.strerror} ({error.filename})",
+                        f"the claim cannot be saved: {why_not_saved(error)}",
                         "It was withdrawn; free space there and try again",
                     ) from error
             self.committed = book
@@ -304,10 +307,16 @@ def told(outcome: Outcome) -> tuple[str, ...]:
     return outcome.requested, outcome.actual, outcome.state, outcome.reason
 
 
-def changed_since(outcome: Outcome) -> Outcome:
-    """What Verify says of a value that a pass would write: it is not what it should be."""
+def changed_since(outcome: Outcome, last: Outcome | None) -> Outcome:
+    """What Verify says of a value that a pass would write: it is not what it should be, and since when."""
     if outcome.state is not State.PLANNED:
         return outcome
+    if (
+        last
+        and last.state is not State.SATISFIED
+        and (last.requested, last.actual) == (outcome.requested, outcome.actual)
+    ):
+        return last
     detail = f"{outcome.target} reads {outcome.actual}: something else changed it, and the next pass puts it right"
     return replace(outcome, state=State.FAILED, reason=Reason.CHANGED_BY_OTHERS, detail=detail)
 

@@ -247,8 +247,8 @@ class SimulatedKernel:
     def _meminfo(self) -> str:
         total, free = sum(node.memory for node in self.nodes), sum(node.free for node in self.nodes)
         hugetlb = sum(node.hugetlb for node in self.nodes)
-        over = self.overcommit
-        limit = over["kbytes"] << 10 if over["kbytes"] else (total - hugetlb) * over["ratio"] // 100
+        kbytes, ratio = self.overcommit.get("kbytes", 0), self.overcommit.get("ratio", 0)
+        limit = kbytes << 10 if kbytes else (total - hugetlb) * ratio // 100
         figures: Mapping[str, int] = {
             "MemTotal": total,
             "MemFree": free,

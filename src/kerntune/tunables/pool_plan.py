@@ -104,7 +104,7 @@ def share(amount: int, room: Mapping[Target, int], most: Mapping[Target, int] | 
     shares = dict.fromkeys(room, 0)
     for bound in (room, most or dict.fromkeys(room, amount)):
         while amount and (open_ := [t for t in shares if shares[t] < bound[t]]):
-            each = -(-amount // len(open_))
+            each = max(1, amount // len(open_))
             for target in open_:
                 part = min(each, bound[target] - shares[target], amount)
                 shares[target] += part

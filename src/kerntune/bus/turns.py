@@ -1,0 +1,79 @@
+"""Whose message is looked at next: however much one sender sends, the others' come in between; parses nothing.
+
+Self-clocked fair queueing: each message is tagged with the amount of work its sender will have caused once it is done,
+and the lowest tag is next. A sender who was idle starts where the others are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+from typing import Final
+
+from kerntune.bus.frames import Frame
+
+# Work is counted in bytes to parse; a message without any costs about as much as this many.
+OVERHEAD: Final = 512
+# What may wait. dbus-daemon lets a client of the system bus wait for 128 replies (max_replies_per_connection).
+UNANSWERED: Final = 32  # messages of one sender, above which those that nobody waits for are dropped
+WAITING: Final = 256  # messages of one sender
+LONG: Final = 512 << 10  # bytes of one sender, above which only the headers are kept, and answered LimitsExceeded
+TOTAL: Final = 8 << 20  # bytes of all senders, likewise
+MOST: Final = 2 * TOTAL  # bytes of all senders
+
+
+class _Sender:
+    """What waits of one sender, and the tag of its last message."""
+
+    __slots__ = ("bytes", "messages", "tag")
+
+    def __init__(self, tag: int) -> None:
+        self.messages = self.bytes = 0
+        self.tag = tag
+
+
+class Turns:
+    """Messages that wait, at most `MOST` bytes of them."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, bytes, Frame]] = []
+        self._senders: dict[bytes, _Sender] = {}
+        self._order = count()
+        self._now = 0
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def put(self, sender: bytes, frame: Frame) -> bool:
+        """Queue a message; False when it is dropped, because too much waits already."""
+        found = self._senders.get(sender)
+        if found is None:
+            found = _Sender(self._now)
+        if found.messages >= (UNANSWERED if frame.unanswered else WAITING):
+            return False
+        if found.bytes + len(frame.data) > LONG or self._bytes + len(frame.data) > TOTAL:
+            if frame.unanswered:
+                return False
+            frame = frame.cut()
+        size = len(frame.data)
+        if self._bytes + size > MOST:
+            return False
+        self._senders[sender] = found
+        found.messages += 1
+        found.bytes += size
+        self._bytes += size
+        found.tag = max(found.tag, self._now) + OVERHEAD + size
+        heapq.heappush(self._heap, (found.tag, next(self._order), sender, frame))
+        return True
+
+    def take(self) -> Frame:
+        """The message whose turn it is; IndexError when none waits."""
+        self._now, _, sender, frame = heapq.heappop(self._heap)
+        self._bytes -= len(frame.data)
+        found = self._senders[sender]
+        found.messages -= 1
+        found.bytes -= len(frame.data)
+        if not found.messages:
+            del self._senders[sender]
+        return frame

@@ -1,0 +1,140 @@
+"""How much of our replies the bus still keeps for clients that do not read; who has too much of it gets no more.
+
+dbus-daemon stops reading from a connection of which it keeps more than max_incoming_bytes (127 MiB, dbus-daemon(1)), so
+one client that asks and never reads would cut off everybody. The bus itself tells what it keeps for whom
+(org.freedesktop.DBus.Debug.Stats, for root). Where it does not, nobody is refused: dbus-broker charges the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from kerntune import errors
+
+SMALL: Final = 64 << 10  # bytes; who was sent less is not looked at, and the bus limits how many they can be
+CLIENT: Final = 4 << 20  # bytes that one client may leave unread
+SILENCE: Final = CLIENT + (256 << 10)  # bytes, above which a client is not even refused: it would not read that either
+USER: Final = 16 << 20  # bytes that all clients of a user may leave unread
+ALL: Final = 96 << 20  # bytes that anybody may leave unread
+INTERVAL: Final = 0.05  # seconds between two questions about one client
+OURSELVES: Final = 8 << 20  # bytes sent between two questions about all of it
+CLIENTS: Final = 4096  # that are kept account of before those who have left are sorted out
+
+Ask = Callable[[str], Awaitable[tuple[int, int]]]
+
+
+class _Client:
+    """One client's account: `sent` is an upper bound of what it has not read."""
+
+    __slots__ = ("asked", "looking", "sent", "uid")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.uid: int | None = None
+        self.asked = -INTERVAL
+        self.looking = asyncio.Lock()
+
+
+class Unread:
+    """Keeps account of what is sent, by client.
+
+    `ask`: unique name -> bytes the bus keeps that the connection has sent, and bytes it keeps for it to read; raises
+    Unreachable for a client that has left, and another KerntuneError when the bus does not tell.
+    `uid_of`: unique name -> uid.
+    """
+
+    def __init__(self, ask: Ask, uid_of: Callable[[str], Awaitable[int]]) -> None:
+        self._ask, self._uid_of = ask, uid_of
+        self._clients: dict[str, _Client] = {}
+        self._large: dict[str, _Client] = {}  # those with more than SMALL, whose uid is known
+        self._since = 0
+        self._blind = False
+
+    def sent(self, size: int, to: str | None) -> None:
+        """So many bytes were sent to a client, or to everybody who listens."""
+        if self._blind:
+            return
+        self._since += size
+        if to is not None:
+            client = self._clients.get(to)
+            if client is None:
+                client = self._clients[to] = _Client()
+            client.sent += size
+
+    def silent(self, name: str) -> bool:
+        """Whether the client leaves so much unread that a refusal would only add to it."""
+        return name in self._clients and self._clients[name].sent > SILENCE
+
+    async def room(self, name: str) -> None:
+        """Return when more may be sent to this client; LimitsExceeded when it, or its user, has to read first."""
+        client = self._clients.get(name)
+        if client is None or client.sent <= SMALL:
+            return
+        if len(self._clients) > CLIENTS:
+            await self._look(*self._clients)
+        if client.uid is None:
+            client.uid = await self._uid_of(name)
+            self._large[name] = client
+        if client.sent > CLIENT:
+            await self._look(name)
+        if client.sent > CLIENT:
+            raise errors.LimitsExceeded(
+                f"{client.sent} bytes of replies to you wait", "read them before you ask for more"
+            )
+        if self._of_user(client.uid) > USER:
+            await self._look(*(other for other, found in self._large.items() if found.uid == client.uid))
+        if client.sent > SMALL and (waiting := self._of_user(client.uid)) > USER:
+            raise errors.LimitsExceeded(
+                f"{waiting} bytes of replies to clients of uid {client.uid} wait", "some of them do not read"
+            )
+
+    async def too_much(self, ourselves: str) -> int:
+        """The bytes the bus keeps of all we have sent, when they are more than is safe, else 0; seldom asks."""
+        if self._since < OURSELVES or self._blind:
+            return 0
+        self._since = 0
+        kept = await self._stats(ourselves)
+        return kept[0] if kept and kept[0] > ALL else 0
+
+    def _of_user(self, uid: int) -> int:
+        return sum(client.sent for client in self._large.values() if client.uid == uid)
+
+    async def _look(self, *names: str) -> None:
+        """Have the bus say what these clients have not read, unless it did so just now."""
+        for name in names:
+            if client := self._clients.get(name):
+                async with client.looking:
+                    if self._now() - client.asked >= INTERVAL:
+                        await self._look_at(name, client)
+
+    async def _look_at(self, name: str, client: _Client) -> None:
+        before = client.sent
+        kept = await self._stats(name)
+        client.asked = self._now()
+        if kept is None:
+            return
+        # The bus has dealt with all that was sent before the question.
+        client.sent += kept[1] - before
+        if client.sent <= SMALL:
+            self._large.pop(name, None)
+            self._clients.pop(name, None)
+
+    async def _stats(self, name: str) -> tuple[int, int] | None:
+        """What the bus keeps of and for a connection; None when it does not say."""
+        try:
+            return await self._ask(name)
+        except errors.Unreachable:
+            return 0, 0
+        except (errors.AccessDenied, errors.UnknownMethod, errors.UnknownInterface, errors.UnknownObject):
+            self._blind = True
+            self._clients.clear()
+            self._large.clear()
+            return None
+        except errors.KerntuneError:
+            return None
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

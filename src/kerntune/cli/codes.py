@@ -1,0 +1,51 @@
+"""Which exit code outcomes amount to; knows nothing of how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from kerntune.cli.answers import Outcome
+from kerntune.errors import Exit
+from kerntune.model import Reason, State
+
+CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
+# With these a claim stays, also where there is nothing for it to do yet.
+TAKEN: Final = CONTENT | {State.PARTIAL, State.OVERRIDDEN}
+KEPT: Final = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
+WRONG_VALUE: Final = frozenset({Reason.VALUE_NOT_OFFERED, Reason.OUT_OF_RANGE})
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> Exit:
+    """0 when all is as asked; 6 when only some is, or a part of it; else 3 when nothing is supported, or 1."""
+    states = [outcome.state for outcome in outcomes]
+    if all(state in CONTENT for state in states):
+        return Exit.OK
+    if State.PARTIAL in states or any(state in CONTENT for state in states):
+        return Exit.PARTLY
+    if all(state == State.UNSUPPORTED for state in states):
+        return Exit.NOT_FOUND
+    return Exit.FAILED
+
+
+def foreseen(outcomes: Sequence[Outcome]) -> Exit:
+    """The exit code that set would end with, going by its plan.
+
+    A refusal, and a setting that no target takes, is an error of the whole call, whatever else could be done.
+    """
+    if any(outcome.state == State.REFUSED for outcome in outcomes):
+        return Exit.FAILED
+    settings: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        settings.setdefault((outcome.tunable, outcome.requested), []).append(outcome)
+    for group in settings.values():
+        if not any(outcome.state in TAKEN or outcome.reason in KEPT for outcome in group):
+            return Exit.USAGE if group[0].reason in WRONG_VALUE else exit_code(group)
+    return exit_code(outcomes)
+
+
+def verified(outcomes: Sequence[Outcome], *, satisfied: int) -> Exit:
+    """0 when nothing managed is otherwise than wished; else 6 when so many others are as wished, or 1 for none."""
+    if not outcomes:
+        return Exit.OK
+    return Exit.PARTLY if satisfied else Exit.FAILED
