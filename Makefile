@@ -9,7 +9,7 @@ SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
           dbus dbus-bin polkitd udev systemd
 
-.PHONY: setup run test lint format clean
+.PHONY: setup run test bench lint format clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,10 @@ run: setup
 # As root everything; other users' tests that need root are skipped and counted.
 test: setup
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+# Beside TuneD, in one run; quote it only from a quiet machine.
+bench: setup
+	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/python -m pytest tests/static $(ARGS)
