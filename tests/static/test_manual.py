@@ -10,16 +10,24 @@ import pytest
 from kerntune.daemon import logs
 from kerntune.daemon.app import Status
 from kerntune.model import Reason, State
+from kerntune.tunables import REGISTRY
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs/man/kerntuned.8").read_text().replace("\\-", "-")
 
 
-@pytest.mark.parametrize(("section", "words"), [("STATES", State), ("REASONS", Reason)])
-def test_every_slug_is_explained_once(section: str, words: type[State] | type[Reason]) -> None:
+SECTIONS = {
+    "TUNABLES": [tunable.name for tunable in REGISTRY],
+    "STATES": [state.value for state in State],
+    "REASONS": [reason.value for reason in Reason],
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_word_is_explained_once(section: str) -> None:
     text = re.search(rf"^\.SH {section}\n(.*?)^\.SH", PAGE, re.M | re.S)
     assert text
-    assert re.findall(r"^\.B (\S+)$", text[1], re.M) == [word.value for word in words]
+    assert re.findall(r"^\.TP\n\.B (\S+)$", text[1], re.M) == SECTIONS[section]
 
 
 def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
