@@ -128,6 +128,29 @@ class TestSignals:
                 again.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
                 assert (await anext(ticks)).args[0] == 1
 
+    async def test_they_may_end_with_the_daemon(self, bus: PrivateBus) -> None:
+        async with lab.client(bus) as client:
+            async with lab.serving(bus) as service:
+                ticks = client.listen(lab.ROOT, restarts=False)
+                await ticks.__aenter__()
+                service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+                await lab.settle(client, service)
+            assert (await anext(ticks)).args[0] == 1, "what came before is heard first"
+            with pytest.raises(errors.Unreachable, match=r"org\.kerntune\.Lab has left the bus.*systemctl status"):
+                await anext(ticks)
+
+    async def test_all_of_an_object_in_one_order(self, bus: PrivateBus) -> None:
+        async with (
+            lab.serving(bus) as service,
+            lab.client(bus) as client,
+            client.listen(lab.ROOT) as signals,
+        ):
+            for number in range(3):
+                service.changed(lab.ROOT, lab.IFACE, "Count")
+                service.emit(lab.ROOT, lab.IFACE, "Tick", number, {})
+            heard = [(await anext(signals)).member for _ in range(6)]
+            assert heard == ["PropertiesChanged", "Tick"] * 3
+
     async def test_they_end_with_the_bus(self, bus: PrivateBus) -> None:
         async with lab.serving(bus), lab.client(bus) as client, client.listen(lab.ROOT, lab.IFACE) as ticks:
             waiting = asyncio.create_task(anext(ticks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from kerntune.bus import names
 from kerntune.bus.client import unwrap
 from kerntune.bus.dispatch import Caller, Service, load
-from kerntune.cli.answers import Change, ClaimRow, Document, Outcome, TargetRow, TunableRow
+from kerntune.cli.answers import Change, ClaimRow, Document, Event, Outcome, TargetRow, TunableRow
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from tests.harness.privatebus import PrivateBus
@@ -129,7 +129,10 @@ OVERCOMMIT = target("overcommit", "heuristic", choices=["heuristic", "always", "
 
 
 class Script:
-    """What to answer, and what was asked: `calls` are (member, rows, options)."""
+    """What to answer, and what was asked: `calls` are (member, rows, options).
+
+    `events` are what is heard by whoever watches; then `end` happens.
+    """
 
     def __init__(
         self,
@@ -138,10 +141,13 @@ class Script:
         changed: bool = True,
         outcomes: Sequence[Outcome] = (),
         error: KerntuneError | None = None,
+        events: Sequence[Event] = (),
+        end: BaseException | None = None,
     ) -> None:
         self.described = described or document([*DRIVES, *POOLS, OVERCOMMIT])
         self.change = Change(changed, tuple(outcomes))
         self.error = error
+        self.events, self.end = tuple(events), end
         self.calls: list[tuple[Any, ...]] = []
 
     def answer(self, *call: Any) -> Change:
@@ -172,15 +178,35 @@ class ScriptedManager:
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         return self._script.answer("Unset", list(what), dict(options))
 
+    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+        return self._script.answer("Plan", [tuple(row) for row in settings], dict(options))
+
+    async def verify(self) -> tuple[Outcome, ...]:
+        return self._script.answer("Verify").outcomes
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
+        self._script.answer("watch")
+        yield self._events()
+
+    async def _events(self) -> AsyncIterator[Event]:
+        for event in self._script.events:
+            yield event
+        if self._script.end:
+            raise self._script.end
+
 
 class ScriptedService:
-    """org.kerntune.Tuner1.Manager as the contract has it; what the command line does not call answers nothing."""
+    """org.kerntune.Tuner1.Manager as the contract has it."""
 
     version, generation = "0.1.0", 3
-    degraded: tuple[str, ...] = ()
 
-    def __init__(self, script: Script) -> None:
+    def __init__(
+        self, script: Script, service: Service, soon: Callable[..., object], leave: Callable[[], None]
+    ) -> None:
         self._script = script
+        self.degraded: list[str] = []
+        self._service, self._soon, self.leave = service, soon, leave
         self.interactive: list[bool] = []
 
     async def describe(self, caller: Caller) -> str:
@@ -194,10 +220,20 @@ class ScriptedService:
         return self._edit(caller, "Unset", what, options)
 
     async def plan(self, caller: Caller, settings: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
-        return False, []
+        return self._edit(caller, "Plan", settings, options)
 
     async def verify(self, caller: Caller) -> list[Any]:
-        return []
+        return [list(row) for row in self._script.answer("Verify").outcomes]
+
+    def announce(self, cause: str, *outcomes: Outcome) -> None:
+        """A pass has published."""
+        rows = [list(row) for row in outcomes]
+        self._soon(self._service.emit, names.ROOT, names.MANAGER, "Changed", self.generation, cause, rows)
+
+    def degrade(self, *degraded: str) -> None:
+        """Degraded is another."""
+        self.degraded = list(degraded)
+        self._soon(self._service.changed, names.ROOT, names.MANAGER, "Degraded")
 
     def _edit(self, caller: Caller, member: str, rows: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
         self.interactive.append(caller.interactive)
@@ -217,12 +253,16 @@ def private_bus(folder: Path) -> Iterator[PrivateBus]:
 @contextmanager
 def serving(bus: PrivateBus, script: Script) -> Iterator[ScriptedService]:
     """The script as the daemon on a bus, on a loop of its own thread."""
-    manager = ScriptedService(script)
     ready, done = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
+    service = Service(load(names.interface_files()), names.ROOT, address=bus.address)
+
+    def leave() -> None:
+        loop.call_soon_threadsafe(done.set)
+
+    manager = ScriptedService(script, service, loop.call_soon_threadsafe, leave)
 
     async def serve() -> None:
-        service = Service(load(names.interface_files()), names.ROOT, address=bus.address)
         await service.connect(names.BUS_NAME)
         try:
             service.publish(names.ROOT, {names.MANAGER: manager})
@@ -238,7 +278,7 @@ def serving(bus: PrivateBus, script: Script) -> Iterator[ScriptedService]:
         assert ready.wait(LIMIT), "the scripted daemon did not start"
         yield manager
     finally:
-        loop.call_soon_threadsafe(done.set)
+        leave()
         thread.join(LIMIT)
         assert not thread.is_alive()
         loop.close()

@@ -58,6 +58,25 @@ def test_unset(bus: PrivateBus) -> None:
     assert manager.interactive == [True]
 
 
+def test_plan(bus: PrivateBus) -> None:
+    with serving(bus, script := Script(outcomes=[outcome("overcommit", "planned", requested="always")])):
+        done = cli(bus, "plan", "overcommit=always", "--allow-partial")
+        withdrawn = cli(bus, "plan", "--unset", "overcommit")
+    assert (done.returncode, done.stderr) == (withdrawn.returncode, withdrawn.stderr) == (0, "")
+    assert "→  overcommit  always     none    planned" in done.stdout
+    assert script.calls == [
+        ("Plan", [("overcommit", "", "always")], {"allow-partial": True}),
+        ("Plan", [("overcommit", "", "")], {"unset": True}),
+    ]
+
+
+def test_verify(bus: PrivateBus) -> None:
+    with serving(bus, Script(outcomes=[outcome("overcommit", "failed", requested="always", actual="heuristic")])):
+        done = cli(bus, "verify")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "✘  overcommit  always     heuristic  failed" in done.stdout
+
+
 def test_get_prints_the_bare_value(bus: PrivateBus) -> None:
     with serving(bus, Script()):
         done = cli(bus, "get", "io-scheduler@by-id/nvme-Fast_1")

@@ -143,12 +143,15 @@ def test_a_locale_without_the_marks_shows_something_else() -> None:
 
 def test_the_man_page_has_every_verb_and_option() -> None:
     page = MAN_PAGE.read_text()
+    synopsis = page.partition(".Sh SYNOPSIS\n")[2].partition(".Sh DESCRIPTION\n")[0].split(".Nm\n")
     for verb in VERBS:
         assert f".It Cm {verb.name}\n" in page or f".It Cm {verb.name} " in page, verb.name
-        for argument in verb.arguments:
-            for name in argument.names:
-                if name.startswith("--"):
-                    assert f"Fl {name.removeprefix('-')}" in page, name
+        usage = "".join(form for form in synopsis if f"Cm {verb.name}\n" in form)
+        assert usage, verb.name
+        for name in ["--json", *(name for argument in verb.arguments for name in argument.names)]:
+            if name.startswith("--"):
+                assert f".It Fl {name.removeprefix('-')}\n" in page, name
+                assert f"Fl {name.removeprefix('-')}\n" in usage, (verb.name, name)
 
 
 def test_the_man_page_has_every_exit_code_state_and_reason() -> None:

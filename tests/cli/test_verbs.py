@@ -9,9 +9,6 @@ import pytest
 
 from kerntune import errors
 from kerntune.cli.__main__ import main
-from kerntune.cli.verbs import exit_code
-from kerntune.errors import Exit
-from kerntune.model import State
 from tests.cli.scripted import DRIVES, Script, claim, document, outcome, target
 
 Captured = pytest.CaptureFixture[str]
@@ -19,37 +16,6 @@ Captured = pytest.CaptureFixture[str]
 
 def run(script: Script, *words: str) -> int:
     return main(words, connect=script.connect)
-
-
-@pytest.mark.parametrize(
-    ("states", "code"),
-    [
-        ("", Exit.OK),
-        ("satisfied", Exit.OK),
-        ("satisfied unmanaged", Exit.OK),
-        ("planned", Exit.OK),
-        ("failed", Exit.FAILED),
-        ("refused", Exit.FAILED),
-        ("overridden", Exit.FAILED),
-        ("contested", Exit.FAILED),
-        ("pondering", Exit.FAILED),
-        ("failed unsupported", Exit.FAILED),
-        ("unsupported", Exit.NOT_FOUND),
-        ("unsupported unsupported", Exit.NOT_FOUND),
-        ("satisfied failed", Exit.PARTLY),
-        ("satisfied unsupported", Exit.PARTLY),
-        ("unmanaged overridden", Exit.PARTLY),
-        ("partial", Exit.PARTLY),
-        ("partial failed", Exit.PARTLY),
-        ("partial unsupported", Exit.PARTLY),
-    ],
-)
-def test_exit_code(states: str, code: Exit) -> None:
-    assert exit_code([outcome("overcommit", state) for state in states.split()]) is code
-
-
-def test_every_state_has_an_exit_code() -> None:
-    assert {exit_code([outcome("overcommit", state)]) for state in State} == {0, 1, 3, 6}
 
 
 class TestSet:

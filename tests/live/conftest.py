@@ -17,6 +17,9 @@ from typing import Final
 
 import pytest
 
+from kerntune.daemon.state import State
+from kerntune.engine.claims import ClaimBook
+from kerntune.model import Claim
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
 from tests.harness.privatebus import PrivateBus
@@ -157,6 +160,11 @@ def daemon_with(own_bus: PrivateBus, kernel_as_found: dict[str, str]) -> Iterato
             return daemon
 
         yield make
+
+
+def saved(daemon: Daemon, *claims: Claim) -> None:
+    """Persistent claims in the daemon's directory, as they were left before a reboot."""
+    State(daemon.runtime, daemon.state, boot_id="of another boot").commit(ClaimBook.of(*claims))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ TUNED: Final = (
     "sys/kernel/mm/hugepages/*/nr_hugepages",
     "sys/kernel/mm/hugepages/*/nr_overcommit_hugepages",
     "sys/devices/system/node/node*/hugepages/*/nr_hugepages",
+    "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
     "sys/block/*/queue/scheduler",
 )
 # The kernel sets one of these to 0 when the other is written.
@@ -48,9 +49,9 @@ def meminfo(root: Path = HOST) -> dict[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * (1024 if row[2:] else 1) for row in rows}
 
 
-def page_size() -> int:
+def page_size(root: Path = HOST) -> int:
     """The default size of huge pages in bytes."""
-    return meminfo()["Hugepagesize"]
+    return meminfo(root)["Hugepagesize"]
 
 
 def pool() -> str:
@@ -58,12 +59,10 @@ def pool() -> str:
     return spell(page_size())
 
 
-def pages(node: int | None = None) -> int:
-    """Huge pages of the default size: of the host as /proc counts them, or of one node."""
-    if node is None:
-        return int((HOST / "proc/sys/vm/nr_hugepages").read_text())
-    folder = f"sys/devices/system/node/node{node}/hugepages/hugepages-{page_size() >> 10}kB"
-    return int((HOST / folder / "nr_hugepages").read_text())
+def pages(node: int | None = None, root: Path = HOST) -> int:
+    """Huge pages of the default size: of the host, or of one node."""
+    where = "sys/kernel/mm" if node is None else f"sys/devices/system/node/node{node}"
+    return int((root / where / f"hugepages/hugepages-{page_size(root) >> 10}kB/nr_hugepages").read_text())
 
 
 def scheduler(device: str, root: Path = HOST) -> str:

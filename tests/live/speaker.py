@@ -7,14 +7,14 @@ output, a line of JSON each. A request names a connection, made when first used:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
-from contextlib import AsyncExitStack
 from typing import Any
 
 from kerntune.bus.client import Client, Signals, Variant, connect
-from kerntune.errors import KerntuneError
+from kerntune.errors import KerntuneError, Unreachable
 
 LINE = 1 << 20  # bytes
 Request = dict[str, Any]
@@ -23,7 +23,7 @@ Request = dict[str, Any]
 class Speaker:
     """The connections, each made once."""
 
-    def __init__(self, address: str, stack: AsyncExitStack) -> None:
+    def __init__(self, address: str, stack: contextlib.AsyncExitStack) -> None:
         self._address, self._stack = address, stack
         self._clients: dict[tuple[str, int], asyncio.Task[Client]] = {}
         self._listening: set[asyncio.Task[None]] = set()
@@ -35,6 +35,8 @@ class Speaker:
             reply: Request = {"value": await self._do(request)}
         except KerntuneError as error:
             reply = {"error": error.dbus_name, "message": str(error)}
+        except Exception as error:  # noqa: BLE001  # the test that asked is told, and fails
+            reply = {"error": type(error).__name__, "message": str(error)}
         say({"id": request["id"], "seconds": time.monotonic() - began, **reply})
 
     async def _do(self, request: Request) -> Any:
@@ -46,7 +48,7 @@ class Speaker:
             case "name":
                 return client.name
             case "listen":
-                signals = client.listen(request["path"], request["interface"], request["member"])
+                signals = client.listen(request["path"])
                 await self._stack.enter_async_context(signals)
                 self._listening.add(asyncio.create_task(forward(signals, request["client"])))
                 return None
@@ -56,7 +58,7 @@ class Speaker:
                     request["interface"],
                     request["member"],
                     request["signature"],
-                    *map(variants, request["args"]),
+                    *arguments(request["signature"], request["args"]),
                     interactive=request["interactive"],
                 )
         raise ValueError(f"no such request: {request['do']}")
@@ -67,15 +69,26 @@ class Speaker:
 
 async def forward(signals: Signals, client: int) -> None:
     """Say what is heard, until the bus is lost."""
-    async for signal in signals:
-        say({"client": client, "path": signal.path, "signal": signal.member, "args": signal.args})
+    with contextlib.suppress(Unreachable):
+        async for signal in signals:
+            say({"client": client, "signal": signal.member, "args": signal.args})
+
+
+def arguments(signature: str, values: list[Any]) -> list[Any]:
+    """JSON as the arguments of a call; a lone variant at the end is written [signature, value]."""
+    found = [variants(value) for value in values]
+    return [*found[:-1], variant(*values[-1])] if signature.endswith("v") else found
 
 
 def variants(value: Any) -> Any:
-    """JSON as D-Bus arguments: an object is an a{sv}, each of its values written [signature, value]."""
+    """JSON as a D-Bus value: an object is an a{sv}, each of its values written [signature, value]."""
     if isinstance(value, dict):
-        return {key: Variant(signature, variants(inner)) for key, (signature, inner) in value.items()}
+        return {key: variant(*inner) for key, inner in value.items()}
     return [variants(inner) for inner in value] if isinstance(value, list) else value
+
+
+def variant(signature: str, value: Any) -> Variant:
+    return Variant(signature, variant(*value) if signature == "v" else variants(value))
 
 
 def say(line: Request) -> None:
@@ -86,7 +99,7 @@ def say(line: Request) -> None:
 async def main(address: str) -> None:
     requests = asyncio.StreamReader(LINE)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
-    async with AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         speaker = Speaker(address, stack)
         work: set[asyncio.Task[None]] = set()
         while line := await requests.readline():

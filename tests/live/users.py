@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from kerntune import errors
 from kerntune.bus.names import BUS_NAME, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY, ROOT
+from kerntune.tunables import REGISTRY
 from tests.harness.polkitd import CHECKOUT, Bus, as_user
 
 LIMIT: Final = 20.0  # seconds that anything may take
@@ -28,7 +29,7 @@ BY_NAME: Final = errors.by_name()
 RUNTIME: Final[Mapping[str, Any]] = {}
 PERSIST: Final = {"persist": ["b", True]}
 PARTIAL: Final = {"allow-partial": ["b", True]}
-TUNABLES: Final = ("hugepages", "overcommit", "io-scheduler")
+TUNABLES: Final = tuple(tunable.name for tunable in REGISTRY)
 
 Options = Mapping[str, Any]
 
@@ -78,6 +79,7 @@ class User:
     def __init__(self, name: str, bus: Bus, public: Path) -> None:
         self.name, self.bus, self._public = name, bus, public
         self._speaker: _Speaker | None = None
+        self._ears = 0
 
     def __enter__(self) -> Self:
         return self
@@ -149,15 +151,16 @@ class User:
         """The unique name of one of our connections."""
         return str(self._ask({"do": "name", "service": service, "client": client}).result(LIMIT).get())
 
-    def listen(self, interface: str, member: str, *, path: str = ROOT, client: int = 0) -> None:
-        """Hear these signals from now on."""
-        what = {"do": "listen", "path": path, "interface": interface, "member": member}
-        self._ask({**what, "service": BUS_NAME, "client": client}).result(LIMIT).get()
+    def listen(self) -> int:
+        """Hear every signal of the daemon from now on, with a connection of its own; its number, for `heard`."""
+        self._ears += 1
+        self._ask({"do": "listen", "path": ROOT, "service": BUS_NAME, "client": -self._ears}).result(LIMIT).get()
+        return -self._ears
 
-    def heard(self, until: Callable[[Sequence[Heard]], bool]) -> list[Heard]:
+    def heard(self, ear: int, until: Callable[[Sequence[Heard]], bool]) -> list[Heard]:
         """All signals so far, once `until` says that these are enough; AssertionError when that does not come."""
         assert self._speaker is not None, "nobody listens"
-        return self._speaker.heard(until)
+        return self._speaker.heard(ear, until)
 
     def _ask(self, request: dict[str, Any]) -> Future[Reply]:
         if self._speaker is None:
@@ -179,9 +182,7 @@ class User:
         return int(self.call(HUGE_PAGES, "SetCount", "tta{sv}", size, count, dict(options))[0])
 
     def set_scheduler(self, devices: str, scheduler: str, options: Options = RUNTIME) -> list[list[str]]:
-        rows: list[list[str]] = self.call(
-            IO_SCHEDULER, "SetScheduler", "ssa{sv}", devices, scheduler, dict(options)
-        )[0]
+        rows: list[list[str]] = self.call(IO_SCHEDULER, "SetScheduler", "ssa{sv}", devices, scheduler, dict(options))[0]
         return rows
 
     def set_overcommit(self, mode: str, ratio: int = 0, options: Options = RUNTIME) -> list[list[str]]:
@@ -226,12 +227,12 @@ class _Speaker:
             self._process.stdin.flush()
         return reply
 
-    def heard(self, until: Callable[[Sequence[Heard]], bool]) -> list[Heard]:
+    def heard(self, ear: int, until: Callable[[Sequence[Heard]], bool]) -> list[Heard]:
         deadline = time.monotonic() + LIMIT
         with self._change:
-            while not until(self._heard):
-                assert self._change.wait(deadline - time.monotonic()), f"heard only {self._heard}"
-            return list(self._heard)
+            while not until(own := [heard for heard in self._heard if heard.client == ear]):
+                assert self._change.wait(deadline - time.monotonic()), f"heard only {own}"
+            return own
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -78,6 +78,7 @@ class Service:
         self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._credentials: dict[str, tuple[int, int]] = {}
+        self.asking: Counter[int] = Counter()  # uid -> its calls that wait for polkit
         self._seen: set[tuple[type[BaseException], str, int]] = set()
 
     # life
@@ -236,7 +237,7 @@ class Service:
             await self._unread.room(message.sender)
             signature, body = await self._dispatch(message)
             if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
-                await self._answer(Message.new_method_return(message, signature, body))
+                await self._answer(message, Message.new_method_return(message, signature, body))
             if kept := await self._unread.too_much(self._link.unique_name):
                 self._link.leave(f"the bus keeps {kept} bytes of ours that clients do not read")
         except errors.KerntuneError as error:
@@ -262,9 +263,17 @@ class Service:
             return gives, []
         return gives, list(result) if isinstance(result, tuple) else [result]
 
-    async def _answer(self, reply: Message) -> None:
-        """Send a reply, but no long one to who has not read what it got before: a refusal would be untrue by now."""
-        self._unread.sent(self._link.send(reply), reply.destination)
+    async def _answer(self, call: Message, reply: Message) -> None:
+        """Send a reply; but no long one to who does not read, nor an error instead: the call was carried out."""
+        data = self._link.pack(reply)
+        if len(data) > SMALL:
+            try:
+                await self._unread.room(call.sender)
+            except errors.LimitsExceeded as error:
+                self._link.complain("unread", f"did not send a reply to {call.sender}: {error}")
+                return
+        self._link.post(data)
+        self._unread.sent(len(data), call.sender)
 
     def _refuse(self, message: Message, error: errors.KerntuneError) -> None:
         if not message.flags & MessageFlag.NO_REPLY_EXPECTED and not self._unread.silent(message.sender):

@@ -52,6 +52,9 @@ MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends mor
 MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
 CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
 SLICE: Final = 0.001  # seconds of parsing, likewise
+HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more comes, for others' may be behind it
+QUIET: Final = 0.005  # seconds without a read, after which no more comes
+PATIENCE: Final = 0.5  # seconds between two long messages when more comes all the time
 MAX_SIGNATURES: Final = 1024
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
 
@@ -118,7 +121,8 @@ class Link(asyncio.BufferedProtocol):
         self._authenticated: asyncio.Future[None] | None = None
         self._cutter = Cutter(max_body)
         self._turns = Turns() if fair else None
-        self._turning = False
+        self._turning: asyncio.Handle | None = None
+        self._read_at = self._heavy_at = 0.0
         self._serials = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._lost = asyncio.Event()
@@ -145,6 +149,15 @@ class Link(asyncio.BufferedProtocol):
     def send(self, message: Message) -> int:
         """Queue `message` and return its size in bytes, at once; it is dropped when the connection is lost.
 
+        Raises as `pack` does.
+        """
+        data = self.pack(message)
+        self.post(data)
+        return len(data)
+
+    def pack(self, message: Message) -> bytes:
+        """`message` as `post` takes it.
+
         Raises LimitsExceeded above MAX_SENT bytes, ValueError or TypeError when the body does not fit its signature.
         """
         if not message.serial:
@@ -152,9 +165,12 @@ class Link(asyncio.BufferedProtocol):
         data: bytes = message._marshall()  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
         if len(data) > MAX_SENT:
             raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"the limit is {MAX_SENT}")
+        return data
+
+    def post(self, data: bytes) -> None:
+        """Queue a message that is packed."""
         if self._outbox:
             self._outbox.send(data)
-        return len(data)
 
     async def call(
         self,
@@ -257,8 +273,10 @@ class Link(asyncio.BufferedProtocol):
                 self._sort(frame)
         except StreamError as error:
             self.leave(f"the bus sent what is no message: {error}")
-        if self._turns and not self._turning:
-            self._take_turns()
+        if self._turns:
+            self._read_at = asyncio.get_running_loop().time()
+            if self._turning is None or isinstance(self._turning, asyncio.TimerHandle):
+                self._take_turns()
 
     def pause_writing(self) -> None:
         if self._outbox:
@@ -294,24 +312,30 @@ class Link(asyncio.BufferedProtocol):
 
     def _sort(self, frame: Frame) -> None:
         """Look at it now, or when it is its sender's turn; what the bus says and replies to us cannot wait."""
-        if self._turns is None or (frame.data and not frame.unasked):
-            self._receive(frame)
-        elif (sender := frame.sender) == BUS_ITSELF:
+        sender = frame.sender
+        if self._turns is None or sender == BUS_ITSELF or (frame.data and not frame.unasked):
             self._receive(frame)
         elif not self._turns.put(sender, frame):
             self.complain("busy", f"{sender.decode(errors='replace')} sends too much at once: dropped some of it")
 
     def _take_turns(self) -> None:
         """Look at what waits, for a while; then the calls that this began, and the socket, have their turn."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + SLICE
-        while self._turns and not self._lost.is_set():
-            self._receive(self._turns.take())
-            if loop.time() >= until:
-                break
-        self._turning = bool(self._turns) and not self._lost.is_set()
         if self._turning:
-            loop.call_soon(self._take_turns)
+            self._turning.cancel()
+            self._turning = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        until = now + SLICE
+        while self._turns and now < until and not self._lost.is_set():
+            if self._turns.size > HEAVY:
+                if now < self._read_at + QUIET and now < self._heavy_at + PATIENCE:
+                    self._turning = loop.call_later(QUIET, self._take_turns)
+                    return
+                self._heavy_at = now
+            self._receive(self._turns.take())
+            now = loop.time()
+        if self._turns and not self._lost.is_set():
+            self._turning = loop.call_soon(self._take_turns)
 
     def _receive(self, frame: Frame) -> None:
         try:
@@ -343,7 +367,11 @@ class Link(asyncio.BufferedProtocol):
 
 def _parse(data: bytes) -> Message:
     """Raises one of UNPARSEABLE; the bus has validated the message, so this is where dbus_next is stricter than it."""
-    message: Message | None = Unmarshaller(io.BytesIO(data)).unmarshall()  # type: ignore[no-untyped-call]  # as above
+    unmarshaller = Unmarshaller(io.BytesIO(data))  # type: ignore[no-untyped-call]  # as above
+    try:
+        message: Message | None = unmarshaller.unmarshall()  # type: ignore[no-untyped-call]  # as above
+    finally:
+        unmarshaller.readers.clear()  # a cycle: it would keep the message until the garbage is collected
     if message is None:
         raise ValueError(f"{len(data)} bytes are not enough")
     return message

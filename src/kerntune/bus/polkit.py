@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
 from typing import Final, NamedTuple
 
 from kerntune import errors
@@ -18,9 +17,13 @@ from kerntune.bus.link import Variant
 POLKIT: Final = "org.freedesktop.PolicyKit1"
 TO_POLKIT: Final = (POLKIT, "/org/freedesktop/PolicyKit1/Authority", f"{POLKIT}.Authority")
 ALLOW_INTERACTION: Final = 1
+OF_USER: Final = 16  # calls of one user that may wait for polkit, so that some slots are left for the others
 
-JOIN: Final = "join the group and log in again: sudo adduser $USER kerntune; or run it with sudo"
-SUDO: Final = "this is for administrators: run it with sudo"
+JOIN: Final = (
+    "Members of the group kerntune may: sudo adduser $USER kerntune, then log in again (id shows it); "
+    "or run it with sudo"
+)
+SUDO: Final = "This is for administrators: run it with sudo"
 RUNNING: Final = "is polkit running? systemctl status polkit; root may do it without"
 INSTALLED: Final = "is the policy file in /usr/share/polkit-1/actions? reinstall kerntune"
 
@@ -37,10 +40,24 @@ async def authorise(
 
     polkit is asked without interaction first, so that a silent one is found out in `timeout` and not only after the
     time a person may take for a password. Root, and whoever runs the daemon, may do everything without being asked
-    about. Raises AccessDenied, InteractiveAuthorizationRequired, or CallerGone.
+    about. Raises AccessDenied, InteractiveAuthorizationRequired, CallerGone, or LimitsExceeded when OF_USER calls of the
+    caller's user wait for polkit already.
     """
     if caller.uid in (0, os.geteuid()):
         return
+    if service.asking[caller.uid] >= OF_USER:
+        what = f"{OF_USER} calls of uid {caller.uid} wait for polkit already"
+        raise errors.LimitsExceeded(what, "wait for the replies")
+    service.asking[caller.uid] += 1
+    try:
+        await _decide(service, caller, action, timeout, interactive_timeout)
+    finally:
+        service.asking[caller.uid] -= 1
+        if not service.asking[caller.uid]:
+            del service.asking[caller.uid]
+
+
+async def _decide(service: Service, caller: Caller, action: str, timeout: float, interactive_timeout: float) -> None:
     answer = await _check(service, caller, action, 0, timeout)
     if answer.challenge and not answer.authorised:
         if not caller.interactive:
@@ -51,7 +68,9 @@ async def authorise(
             what = f"{action} needs authentication, and nobody was there to ask for the password"
             raise errors.AccessDenied(what, _advice(action))
     if not answer.authorised:
-        raise errors.AccessDenied(f"polkit does not let uid {caller.uid} do {action}", _advice(action))
+        raise errors.AccessDenied(
+            f"permission denied: polkit does not let uid {caller.uid} do {action}", _advice(action)
+        )
 
 
 async def _check(service: Service, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
@@ -74,7 +93,7 @@ async def _check(service: Service, caller: Caller, action: str, flags: int, time
 async def _ask(service: Service, caller: Caller, action: str, flags: int) -> _Answer:
     """The call itself, withdrawn when it is cancelled."""
     subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
-    cancellation = uuid.uuid4().hex
+    cancellation = os.urandom(16).hex()
     args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
     try:
         ((authorised, challenge, _details),) = await service.call(

@@ -67,6 +67,11 @@ class Turns:
         heapq.heappush(self._heap, (found.tag, next(self._order), sender, frame))
         return True
 
+    @property
+    def size(self) -> int:
+        """Bytes of the message whose turn it is, 0 when none waits."""
+        return len(self._heap[0][-1].data) if self._heap else 0
+
     def take(self) -> Frame:
         """The message whose turn it is; IndexError when none waits."""
         self._now, _, sender, frame = heapq.heappop(self._heap)

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Final, NoReturn
 
 import kerntune
@@ -71,7 +72,7 @@ def _run(words: Sequence[str], connect: manager.Connect) -> int:
     import asyncio  # noqa: PLC0415  # help should not wait for it
 
     running = args.run(connect, args)
-    if isinstance(running, AsyncIterator):
+    if isinstance(running, AsyncGenerator):
         return _follow(running, as_json=args.json)
     answer: Answer = asyncio.run(running)
     for advice in answer.advice:
@@ -80,14 +81,16 @@ def _run(words: Sequence[str], connect: manager.Connect) -> int:
     return answer.exit_code
 
 
-def _follow(answers: AsyncIterator[Answer], *, as_json: bool) -> int:
+def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
     """Print answers as they come, one line of JSON each, until Ctrl-C: that is how it is meant to end."""
     import asyncio  # noqa: PLC0415  # as above
 
     async def follow() -> None:
-        async for answer in answers:
-            if not _print(answer.data if as_json else answer.page, as_json=as_json, indent=None):
-                return
+        # Closed here when nobody reads on, and not by the collector: the connection ends in order.
+        async with aclosing(answers):
+            async for answer in answers:
+                if not _print(answer.data if as_json else answer.page, as_json=as_json, indent=None):
+                    return
 
     try:
         asyncio.run(follow())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -59,7 +59,7 @@ class Verb:
 
     name: str
     summary: str
-    run: Callable[[Connect, Namespace], Awaitable[Answer] | AsyncIterator[Answer]]
+    run: Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
     arguments: tuple[Argument, ...] = ()
 
 
@@ -138,7 +138,7 @@ async def verify(connect: Connect, _args: Namespace) -> Answer:
     return Answer({**counts, "outcomes": _rows(outcomes)}, page, codes.verified(outcomes, satisfied=satisfied))
 
 
-async def monitor(connect: Connect, _args: Namespace) -> AsyncIterator[Answer]:
+async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, None]:
     """Everything that changes, from here on; it ends with Unreachable when the daemon goes."""
     async with connect() as manager, manager.watch() as events:
         document = await manager.describe()

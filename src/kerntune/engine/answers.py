@@ -13,16 +13,19 @@ from kerntune.tunables.base import Tunable
 ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.NO_SUCH_TARGET: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
     Reason.DEVICE_GONE: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
-    Reason.NO_KERNEL_SUPPORT: (errors.NotSupported, "Another kernel or other hardware is needed"),
+    Reason.NO_KERNEL_SUPPORT: (
+        errors.NotSupported,
+        "It takes another kernel, other firmware settings or other hardware",
+    ),
     Reason.VALUE_NOT_OFFERED: (errors.InvalidValue, "`kerntune list` shows what each device offers"),
     Reason.OUT_OF_RANGE: (errors.InvalidValue, "`kerntune list` shows the values there are"),
     Reason.PARTIALLY_ALLOCATED: (
         errors.PartiallyAllocated,
-        "The old count was put back; to keep what can be had, allow a partial result",
+        "The old count was put back; ask for fewer, or keep what can be had (--allow-partial, option allow-partial)",
     ),
     Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
     Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
-    Reason.READ_ONLY: (errors.KernelRejected, "Run kerntuned on the host itself"),
+    Reason.READ_ONLY: (errors.KernelRejected, "Run kerntuned on the host itself, as root"),
 }
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
 KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
@@ -61,14 +64,21 @@ def described(claim: Claim) -> str:
 
 
 def released_outcomes(dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result) -> list[Outcome]:
-    """What the targets of withdrawn claims are now: what the next claim wishes, or their own value."""
+    """What the targets of withdrawn claims are now: what the next claim wishes, or their own value.
+
+    In a plan, what others of the same group get back changes a target that has nothing of its own to get back: the
+    total of pools on several nodes.
+    """
     found = {}
+    planned = {target for target, outcome in result.outcomes.items() if outcome.state is State.PLANNED}
     for claim_id in dropped:
         tunable = tunables[claim_id.tunable]
+        moving = {tunable.group(target) for target in planned if target.tunable == claim_id.tunable}
         for target, reading in result.readings.items():
             if target.tunable == claim_id.tunable and tunable.matches(claim_id.instances, target):
-                unmanaged = Outcome(target, "", reading.value or "", reading.value or "", State.UNMANAGED)
-                found[target] = result.outcomes.get(target, unmanaged)
+                state = State.PLANNED if tunable.group(target) in moving else State.UNMANAGED
+                own = Outcome(target, "", reading.value or "", reading.value or "", state)
+                found[target] = result.outcomes.get(target, own)
     return list(found.values())
 
 

@@ -51,7 +51,7 @@ class Order:
 
 @dataclass(slots=True)
 class Result:
-    """What a pass found and did."""
+    """What a pass found and did; for a dry run `wrote` is what it would have written."""
 
     readings: dict[Target, Reading] = field(default_factory=dict)
     wishes: dict[Target, Wish] = field(default_factory=dict)
@@ -120,8 +120,10 @@ class _Pass:
     def _contested(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> set[str]:
         """The groups that are left alone because others keep changing a target of theirs."""
         held = set()
+        # Pools of a page size are one plan: who names one of them names the plan.
+        named = {self.tunable.group(target) for target, wish in wishes.items() if self._named(target, wish)}
         for target, wish in wishes.items():
-            if self._insists(target, wish):
+            if self.tunable.group(target) in named:
                 if not self.order.dry:
                     self.lane.drift.forgive([target])
                 continue
@@ -130,18 +132,22 @@ class _Pass:
                 continue
             if self.tunable.judge(wish, readings[target], readings).state is State.SATISFIED:
                 continue
-            if self.tunable.drifted(wish, readings[target]) or self.lane.drift.contested(target, self.lane.clock()):
+            fought_over = last.state is State.CONTESTED or self.lane.drift.contested(target, self.lane.clock())
+            if fought_over or self.tunable.drifted(wish, readings[target]):
                 held.add(self.tunable.group(target))
             elif not self.order.dry:
                 self.lane.drift.repaired(target, self.lane.clock())
         return held
 
     def _insists(self, target: Target, wish: Wish) -> bool:
+        """Whether the kernel is to be asked as often as it helps."""
+        return wish.is_baseline or self._named(target, wish)
+
+    def _named(self, target: Target, wish: Wish) -> bool:
         """Whether somebody named the target just now, or everything is to be put right."""
         named = self.order.named | self.order.released
         return (
             self.order.enforce
-            or wish.is_baseline
             or wish.winner.id in named
             or any(claim.id in named for claim in wish.beaten)
             or any(i.tunable == self.tunable.name and self.tunable.matches(i.instances, target) for i in named)
@@ -180,6 +186,7 @@ class _Pass:
             within.setdefault(self.tunable.group(target), {})[target] = reading
         for group, wanted in sorted(asked.items()):
             steps += self.tunable.plan(within[group], wanted, memory, self.lane.limits)
+        self.result.wrote |= {t for step in steps if step.writes for t in (step.wish.target, *step.touches)}
         return steps
 
     def _keep_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
@@ -203,7 +210,6 @@ class _Pass:
     def _write(self, steps: Sequence[Step]) -> None:
         """The writes of a step in their order; steps side by side where the tunable allows it."""
         todo = [step for step in steps if step.writes]
-        self.result.wrote |= {target for step in todo for target in (step.wish.target, *step.touches)}
         if self.tunable.parallel:
             jobs = [self.lane.writers.submit(self._write_steps, [step]) for step in todo]
         else:

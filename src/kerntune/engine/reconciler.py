@@ -189,9 +189,10 @@ class Reconciler:
         """What `change` would do, limits included; writes nothing and waits for no lane."""
         edit = await self.check(request)
         book = self.book
-        outcomes = self._outcomes(edit, await self._rehearse(edit))
-        planned = any(outcome.state is State.PLANNED for outcome in outcomes)
-        return Answer(planned or not book.same_as(book.apply(edit)), tuple(outcomes))
+        result = await self._rehearse(edit)
+        outcomes = self._outcomes(edit, result)
+        would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
+        return Answer(would_write or not book.same_as(book.apply(edit)), tuple(outcomes))
 
     async def _rehearse(self, edit: Edit) -> Result:
         """A dry run of the lanes that an edit touches.

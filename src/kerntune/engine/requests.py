@@ -71,7 +71,8 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> Cla
     instances = normal(tunable, setting.instances)
     if missing := world.missing.get(tunable.name):
         raise NotSupported(
-            f"this host has no {tunable.summary}: {missing}", "Another kernel or other hardware is needed"
+            f"this host has no {tunable.summary}: {missing}",
+            "It takes another kernel, other firmware settings or other hardware",
         )
     covered = world.covered(tunable, instances)
     if not covered and tunable.exact(instances):

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pyudev import Context
 
 HOST = Path("/")
+# What ctypes.util would find. It runs ldconfig for that, and where there is one a compiler, and is a quarter MiB.
+LIBRARIES: Final = {"udev": "libudev.so.1", "c": "libc.so.6"}
 
 
 @cache
 def _context() -> Context:
-    import pyudev  # noqa: PLC0415  (libudev is loaded only where there is a host to ask)
-
+    finder = ModuleType("ctypes.util")
+    vars(finder)["find_library"] = LIBRARIES.get
+    ours = sys.modules.setdefault("ctypes.util", finder) is finder
+    try:
+        import pyudev  # noqa: PLC0415  (libudev is loaded only where there is a host to ask)
+    finally:
+        if ours:
+            del sys.modules["ctypes.util"]
     return pyudev.Context()
 
 
@@ -27,10 +37,11 @@ def links(root: Path, device: str) -> Sequence[str]:
     symbolic links below dev/disk are read. A device that udev does not know has none.
     """
     if root == HOST:
-        import pyudev  # noqa: PLC0415
+        context = _context()
+        import pyudev  # noqa: PLC0415  (after the context, which imports it in its own way)
 
         try:
-            found = pyudev.Devices.from_name(_context(), "block", device).device_links
+            found = pyudev.Devices.from_name(context, "block", device).device_links
             return sorted(link.removeprefix("/dev/disk/") for link in found if link.startswith("/dev/disk/"))
         except pyudev.DeviceNotFoundError:
             return ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import gzip
 import os
 import re
 import zlib
@@ -28,6 +27,7 @@ WRITABLE: Final = (
 )
 
 CHUNK: Final = 1 << 16
+GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's word for the format; the module gzip is a quarter MiB more
 
 
 class KernelError(OSError):
@@ -86,8 +86,8 @@ def allowed(path: str) -> bool:
 def unpacked(data: bytes) -> bytes:
     """/proc/config.gz is the one packed file we read; OSError when it is broken."""
     try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        return zlib.decompress(data, GZIP)
+    except zlib.error as error:
         raise OSError(errno.EILSEQ, f"cannot be unpacked: {error}") from error
 
 
@@ -126,9 +126,13 @@ class HostKernel:
         try:
             fd = self._open(path, os.O_WRONLY)
             try:
+                data = f"{text}\n".encode()
                 if self.simulated:
-                    os.ftruncate(fd, 0)  # a plain file would keep the tail of a longer value
-                os.write(fd, f"{text}\n".encode())
+                    # A plain file keeps the tail of a longer value: blanks first, for a kill may come in between.
+                    os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
+                    os.ftruncate(fd, len(data))
+                else:
+                    os.write(fd, data)
             finally:
                 os.close(fd)
         except OSError as error:

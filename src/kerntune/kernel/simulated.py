@@ -105,9 +105,7 @@ class SimulatedKernel:
     def read(self, path: str) -> str:
         with self._lock:
             self._obey_late(path)
-            if path.startswith(f"{POLICIES}/") and not self.policies[path.split("/")[5]].online:
-                raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
-            files = self._files()
+            files = self._files_around(path)
             if path not in files:
                 raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return files[path]
@@ -215,6 +213,17 @@ class SimulatedKernel:
         for number, node in enumerate(self.nodes):
             left -= self._resize(node, size, -(-left // (len(self.nodes) - number)))
 
+    def _files_around(self, path: str) -> Mapping[str, str]:
+        """The files of the policy or the drive that `path` belongs to (there may be hundreds), else every file."""
+        parts = path.split("/")
+        if path.startswith(f"{POLICIES}/") and (policy := self.policies.get(parts[5])):
+            if not policy.online:
+                raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+            return policy_files(parts[5], policy)
+        if path.startswith("sys/block/") and (disk := self.disks.get(parts[2])):
+            return disk_files(parts[2], disk)
+        return self._files()
+
     def _files(self) -> dict[str, str]:
         """Every file as it would be read now."""
         files = {
@@ -234,14 +243,9 @@ class SimulatedKernel:
         for number, node in enumerate(self.nodes):
             files[f"{NODES}/node{number}/meminfo"] = f"Node {number} MemFree:  {node.free >> 10} kB"
         for name, policy in self.policies.items():
-            folder = f"{POLICIES}/{name}"
-            files[f"{folder}/scaling_governor"] = policy.governor
-            files[f"{folder}/scaling_available_governors"] = " ".join(policy.offered)
-            files[f"{folder}/related_cpus"] = " ".join(map(str, policy.cpus))
+            files |= policy_files(name, policy)
         for name, disk in self.disks.items():
-            names = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
-            files[f"sys/block/{name}/queue/scheduler"] = " ".join(names)
-            files[f"sys/block/{name}/diskseq"] = str(disk.diskseq)
+            files |= disk_files(name, disk)
         return files
 
     def _meminfo(self) -> str:
@@ -275,6 +279,22 @@ def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
         f"{folder}/free_hugepages": str(total - used),
         f"{folder}/surplus_hugepages": str(total - sum(pool.asked for pool in pools)),
     }
+
+
+def policy_files(name: str, policy: Policy) -> dict[str, str]:
+    """One cpufreq policy."""
+    folder = f"{POLICIES}/{name}"
+    return {
+        f"{folder}/scaling_governor": policy.governor,
+        f"{folder}/scaling_available_governors": " ".join(policy.offered),
+        f"{folder}/related_cpus": " ".join(map(str, policy.cpus)),
+    }
+
+
+def disk_files(name: str, disk: Disk) -> dict[str, str]:
+    """One block device."""
+    offered = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
+    return {f"sys/block/{name}/queue/scheduler": " ".join(offered), f"sys/block/{name}/diskseq": str(disk.diskseq)}
 
 
 def demo_host() -> SimulatedKernel:

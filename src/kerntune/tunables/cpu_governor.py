@@ -27,7 +27,7 @@ class CpuGovernor(Plain):
     """One target per cpufreq policy; its aliases are the CPUs it moves (`cpu3`)."""
 
     name: ClassVar[str] = "cpu-governor"
-    summary: ClassVar[str] = "the CPU frequency governor"
+    summary: ClassVar[str] = "CPU frequency governor"
     lane: ClassVar[Lane] = Lane.CPU
     action: ClassVar[Action] = "set"
 
@@ -38,9 +38,12 @@ class CpuGovernor(Plain):
     def missing(self, kernel: KernelView) -> str:
         if kernel.glob(f"{POLICIES}/policy*"):
             return ""
-        why = f"/{POLICIES} has no policy: the CPUs run at a fixed frequency, as in most virtual machines and where "
-        how = "the firmware decides, or no driver is loaded (acpi_cpufreq, intel_pstate, amd_pstate). "
-        return why + how + support.configured(kernel, "CPU_FREQ")
+        why = (
+            f"there is no scaling_governor, for /{POLICIES} has no policy: the CPUs run at a fixed frequency, as in "
+            "most virtual machines (their host decides) and where the firmware decides, or no driver is loaded"
+        )
+        how = "On bare metal, let the operating system control power in the firmware's setup, or modprobe acpi_cpufreq"
+        return ". ".join(part for part in (why, how, support.configured(kernel, "CPU_FREQ")) if part)
 
     def normal(self, instances: str) -> str:
         if instances == "*" or POLICY.fullmatch(instances):

@@ -6,6 +6,8 @@ what was asked); what was asked is nr_hugepages - surplus_hugepages, here called
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -124,7 +126,7 @@ class HugePages(Plain):
                 State.PARTIAL,
                 Reason.PARTIALLY_ALLOCATED,
                 f"{wanted} pages asked for {reading.target.instance}, {asked} had: memory is too fragmented for the "
-                "rest; ask again when programs have ended, or at boot (hugepages= on the kernel command line)",
+                f"rest; ask again when programs have ended, or {at_boot(reading, wanted)}",
             )
         if asked == wanted and stuck > 0:
             return Verdict(
@@ -138,8 +140,28 @@ class HugePages(Plain):
             return SATISFIED
         return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
 
+    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+        """The kernel gives fewer pages without an error; those it has are of other kinds (mm/hugetlb.c)."""
+        instance = reading.target.instance
+        if code == errno.EINVAL:
+            why = f"it cannot make pages of this size while it runs; {at_boot(reading, int(value))}"
+        elif code == errno.ENOMEM:
+            why = "it has no memory left even to try; stop programs that hold memory, and ask again"
+        else:
+            return super().rejected(reading, value, code)
+        detail = (
+            f"the kernel refused {value} pages for {instance}: {os.strerror(code)} ({errno.errorcode[code]}): {why}"
+        )
+        return Verdict(State.FAILED, Reason.KERNEL_REJECTED, detail)
+
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         return reading.value is not None and reading.figures["asked"] > int(wish.value)
+
+
+def at_boot(reading: Reading, wanted: int) -> str:
+    """Prose: how to have pages while memory is still whole (Documentation/admin-guide/kernel-parameters.txt)."""
+    size = reading.target.instance.partition("/")[0]
+    return f"reserve them at boot, with hugepagesz={size} hugepages={wanted} on the kernel command line"
 
 
 def folder_of(target: Target) -> str:

@@ -26,7 +26,7 @@ class IoScheduler(Plain):
     """One target per whole disk that has a queue; partitions have none and never match."""
 
     name: ClassVar[str] = "io-scheduler"
-    summary: ClassVar[str] = "the I/O scheduler of a block device"
+    summary: ClassVar[str] = "I/O scheduler of a block device"
     lane: ClassVar[Lane] = Lane.BLOCK
     action: ClassVar[Action] = "set"
     parallel: ClassVar[bool] = True

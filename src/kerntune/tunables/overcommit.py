@@ -27,7 +27,7 @@ class Overcommit(Plain):
     """One target, the host. A baseline also names the ratio or the kilobytes that a mode does not use."""
 
     name: ClassVar[str] = "overcommit"
-    summary: ClassVar[str] = "how much memory the kernel promises to programs"
+    summary: ClassVar[str] = "control of how much memory the kernel promises to programs"
     lane: ClassVar[Lane] = Lane.MEMORY
     action: ClassVar[Action] = "set-memory"
 

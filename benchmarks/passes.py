@@ -1,0 +1,99 @@
+"""A pass over many simulated CPU policies, beside as many bare writes through the same kernel in the same process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kerntune.engine.passes import Order, Worker
+from kerntune.kernel.files import HostKernel, Kernel
+from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
+from kerntune.model import Baseline, Claim, Limits, Origin, State
+from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
+
+COUNT: Final = 512
+GOVERNORS: Final = ("performance", "powersave")
+TMPFS: Final = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds for all policies: a pass that changes them, one that finds them satisfied, the bare writes."""
+
+    changing: float
+    satisfied: float
+    bare: float
+
+
+def in_memory() -> SimulatedKernel:
+    """A host with so many policies, each CPU its own."""
+    kernel = SimulatedKernel([Node(8 << 30)])
+    kernel.policies = {f"policy{cpu}": Policy((cpu,), offered=GOVERNORS) for cpu in range(COUNT)}
+    return kernel
+
+
+@contextmanager
+def on_tmpfs() -> Iterator[Kernel]:
+    """The same as files, read and written with system calls."""
+    folder = Path(tempfile.mkdtemp(prefix="kerntune-bench-", dir=TMPFS if TMPFS.is_dir() else None))
+    try:
+        for cpu in range(COUNT):
+            policy = folder / POLICIES / f"policy{cpu}"
+            policy.mkdir(parents=True)
+            (policy / "scaling_governor").write_text("powersave\n")
+            (policy / "scaling_available_governors").write_text(" ".join(GOVERNORS))
+            (policy / "related_cpus").write_text(str(cpu))
+        (folder / "proc").mkdir()
+        (folder / "proc/meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 8388608 kB\n")
+        yield HostKernel(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(kernel: Kernel) -> Times:
+    """One round."""
+    worker = worker_on(kernel)
+    with worker.writers:
+        # The threads exist and the files are cached before anything is timed.
+        run(worker, GOVERNORS[0])
+        changing = timed(lambda: run(worker, GOVERNORS[1]))
+        satisfied = timed(lambda: run(worker, GOVERNORS[1]))
+    bare = timed(lambda: write_all(kernel, GOVERNORS[0]))
+    return Times(changing, satisfied, bare)
+
+
+def worker_on(kernel: Kernel) -> Worker:
+    """The cpu lane without a daemon around it; baselines are kept nowhere."""
+
+    def keep(_baselines: Sequence[Baseline]) -> None:
+        """No crash to prepare for."""
+
+    return Worker(kernel, (CpuGovernor(),), Limits(), ThreadPoolExecutor(32), keep)
+
+
+def run(worker: Worker, governor: str) -> None:
+    """A pass for one claim on every policy; AssertionError when it did not reach them all."""
+    claim = Claim(Origin.RUNTIME, CpuGovernor.name, "*", governor, seq=1)
+    result = worker.run(Order((claim,), {}, named=frozenset({claim.id})))
+    reached = [outcome for outcome in result.outcomes.values() if outcome.state is State.SATISFIED]
+    assert len(reached) == COUNT, f"{len(reached)} of {COUNT} policies are {governor}"
+
+
+def write_all(kernel: Kernel, governor: str) -> None:
+    """What the pass has to do at the least."""
+    for cpu in range(COUNT):
+        kernel.write(f"{POLICIES}/policy{cpu}/scaling_governor", governor)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Milliseconds."""
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1000

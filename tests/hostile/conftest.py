@@ -1,0 +1,210 @@
+"""The attacked: the daemon on a simulated host, on a private bus with the real polkitd; and the attackers' side.
+
+The figures of every attack are printed at the end of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from kerntune.bus.names import BUS_NAME, ROOT
+from tests.harness.daemon import Daemon
+from tests.harness.polkitd import CHECKOUT, OTHER, Polkitd, accounts, as_user
+from tests.harness.privatebus import PrivateBus
+from tests.hostile.raw import THE_BUS, Raw
+
+POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
+SYSTEM_POLICIES: Final = Path("/usr/share/dbus-1/system.d")
+GET_ALL: Final = (BUS_NAME, ROOT, f"{THE_BUS}.Properties", "GetAll")
+STATS: Final = (THE_BUS, "/org/freedesktop/DBus", f"{THE_BUS}.Debug.Stats", "GetConnectionStats")
+LONGEST: Final = 40.0  # seconds an attack may take
+OFTEN: Final = 0.05  # seconds between two calls of the bystander
+ANSWERED: Final = 2.0  # seconds
+GROWTH: Final = 10 << 10  # KiB of memory an attack may leave behind
+
+FIGURES: Final[list[str]] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("attacks")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def able() -> None:
+    """The attackers are other users, so it takes root."""
+    if os.geteuid():
+        if os.environ.get("CI", "") not in ("", "0", "false"):
+            pytest.fail("the attacks need root")
+        pytest.skip("the attacks need root")
+
+
+@pytest.fixture(scope="session")
+def public(able: None) -> Iterator[Path]:
+    """The attackers' program where every user can read it."""
+    with tempfile.TemporaryDirectory(prefix="kerntune-hostile-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        package = folder / "tests/hostile"
+        package.mkdir(parents=True)
+        (folder / "tests/__init__.py").touch()
+        for module in ("__init__.py", "raw.py", "attacker.py"):
+            shutil.copy(CHECKOUT / "tests/hostile" / module, package)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def bus(able: None) -> Iterator[PrivateBus]:
+    with PrivateBus(include=[POLICY], include_dirs=[SYSTEM_POLICIES]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def polkitd(bus: PrivateBus) -> Iterator[Polkitd]:
+    with accounts(), Polkitd(bus) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def daemon(bus: PrivateBus, polkitd: Polkitd) -> Iterator[Daemon]:
+    """One daemon for all attacks, as on a host; it has served some calls before the first."""
+    with Daemon(bus, "--demo") as running:
+        with Raw(bus.address) as client:
+            for _ in range(300):
+                client.call(*GET_ALL, signature="s", args=[""])
+        yield running
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What /proc tells of the daemon."""
+
+    memory: int  # KiB resident
+    descriptors: int
+    cpu: float  # seconds
+
+    @classmethod
+    def of(cls, pid: int) -> Health:
+        status = Path(f"/proc/{pid}/status").read_text()
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found, "the daemon is gone"
+        cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+        return cls(int(found[1]), len(os.listdir(f"/proc/{pid}/fd")), cpu)
+
+
+@dataclass(slots=True)
+class Result:
+    """What the attacker saw, and how a bystander fared meanwhile (seconds a call took, connecting included)."""
+
+    replies: int
+    errors: dict[str, int]
+    longest: int
+    leaks: list[str]
+    facts: dict[str, Any]
+    waits: list[float] = field(default_factory=list)
+
+
+class Victim:
+    """The daemon under attack, and what is asked of it whatever happens."""
+
+    def __init__(self, bus: PrivateBus, daemon: Daemon, public: Path) -> None:
+        self.bus, self.daemon, self._public = bus, daemon, public
+
+    @contextmanager
+    def under(self, name: str) -> Iterator[Result]:
+        """Carry out an attack; its connections last as long as the context, and then the daemon must be well."""
+        health, logged, began = Health.of(self.daemon.pid), self.daemon.journal(), time.monotonic()
+        with self._attacker(name) as attacker:
+            waits = [self.answer()]
+            assert attacker.stdout
+            while not select.select([attacker.stdout], [], [], OFTEN)[0]:
+                assert time.monotonic() - began < LONGEST, f"{name} does not end"
+                waits.append(self.answer())
+            line = attacker.stdout.readline()
+            assert line, f"{name} failed: {attacker.stderr.read().decode() if attacker.stderr else ''}"
+            took = time.monotonic() - began
+            result = Result(**json.loads(line), waits=waits)
+            after = self.answer()
+            yield result
+        self._well(name, health, logged[len(logged) :] or self.daemon.journal()[len(logged) :], result)
+        now = Health.of(self.daemon.pid)
+        FIGURES.append(
+            f"{name:12} {took:5.1f} s; a bystander's call: {max(waits) * 1e3:5.0f} ms at worst ({len(waits)}), "
+            f"{after * 1e3:4.0f} ms after; memory {health.memory} -> {now.memory} KiB, "
+            f"descriptors {health.descriptors} -> {now.descriptors}, {now.cpu - health.cpu:.1f} s of CPU"
+        )
+
+    def answer(self) -> float:
+        """Seconds that a new client waits for all properties."""
+        began = time.monotonic()
+        with Raw(self.bus.address) as client:
+            assert not client.call(*GET_ALL, signature="s", args=[""]).error
+        return time.monotonic() - began
+
+    def kept(self) -> int:
+        """Bytes that the bus keeps of what the daemon has sent and others have not read."""
+        with Raw(self.bus.address) as client:
+            return int(client.call(*STATS, signature="s", args=[BUS_NAME]).body[0]["IncomingBytes"])
+
+    def _well(self, name: str, before: Health, logged: str, result: Result) -> None:
+        """Still on the bus and answering, no larger, nothing told to clients that is not theirs, a quiet journal."""
+        assert self.daemon.process.poll() is None, self.daemon.journal()
+        after = self.answer()
+        now = Health.of(self.daemon.pid)
+        assert max(*result.waits, after) < ANSWERED
+        assert now.memory - before.memory < GROWTH
+        assert now.descriptors <= before.descriptors
+        assert result.leaks == []
+        kinds = Counter(re.sub(r":\d+\.\d+|\d+", "N", line) for line in logged.splitlines())
+        assert "Traceback" not in logged
+        assert all(count == 1 for count in kinds.values()), kinds
+
+    @contextmanager
+    def _attacker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        python = str(Path(sys.executable).resolve())
+        process = subprocess.Popen(
+            as_user(OTHER, [python, "-m", "tests.hostile.attacker", self.bus.address, name]),
+            env={**os.environ, "PYTHONPATH": str(self._public), "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            with process:
+                try:
+                    yield process
+                finally:
+                    assert process.stdin
+                    process.stdin.close()
+                    try:
+                        process.wait(10)
+                    except subprocess.TimeoutExpired:
+                        process.send_signal(signal.SIGKILL)
+        finally:
+            process.wait(10)
+
+
+@pytest.fixture
+def victim(bus: PrivateBus, daemon: Daemon, public: Path) -> Victim:
+    return Victim(bus, daemon, public)

@@ -1,0 +1,367 @@
+"""Every method of the contract with whatever its signature allows: no write that was not permitted, no internal error.
+
+The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones, and more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.describe import Host
+from kerntune.bus.dispatch import Caller, Service, load
+from kerntune.bus.interface import Interface, parse
+from kerntune.bus.link import Link, Message, MessageFlag, MessageType, Variant, _parse
+from kerntune.bus.tree import PROPERTIES
+from kerntune.daemon.app import publish
+from kerntune.daemon.state import State
+from kerntune.engine.reconciler import Reconciler
+from kerntune.kernel.files import allowed
+from kerntune.kernel.simulated import SimulatedKernel, demo_host
+from kerntune.tunables import REGISTRY
+from tests.harness.daemon import Daemon
+from tests.harness.privatebus import PrivateBus
+from tests.hostile.attacker import Tally
+from tests.hostile.conftest import FIGURES, Victim
+from tests.hostile.raw import Reader, Writer, split
+
+FEW: Final = settings(derandomize=True, database=None, deadline=timedelta(seconds=10), max_examples=60)
+MANY: Final = settings(database=None, deadline=timedelta(seconds=10), max_examples=2000)
+HARD: Final = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else FEW
+
+CONTRACT: Final = load(names.interface_files())
+METHODS: Final = [(interface, member) for interface, found in CONTRACT.items() for member in sorted(found.methods)]
+KNOWN: Final = {cls.dbus_name for cls in errors.KerntuneError.__subclasses__()}
+
+# What each action lets a caller write, as prefixes of paths: kept apart from the tunables' own word for it.
+PERMITS: Final = {
+    names.ACTION_SET: ("sys/block/", "sys/devices/system/cpu/"),
+    names.ACTION_SET_MEMORY: ("proc/sys/vm/", "sys/kernel/mm/", "sys/devices/system/node/"),
+}
+
+# values
+
+
+TUNABLES: Final = [tunable.name for tunable in REGISTRY]
+PATTERNS: Final = (
+    "* ? [ [!a]* nvme* nvme0n1 nvme[01]n1 sda by-id/* by-id/nvme-Simulated_SSD_0 by-id/.. . .. ../.. ../../etc/passwd "
+    "/dev/sda sda/../../sda policy0 policy* policy99 0-3,7 7-0 0-99999999999 -1 2M 2M/* 2M/node0 2M/node1 2M/node7 1G "
+    "1G/node0 64K 0 3M 2M/node-1 2M/../1G 2m 2M/node0/../.. 99999999999999999999G"
+).split()
+VALUES: Final = (
+    "0 1 16 00016 512 40000 18446744073709551615 99999999999999999999999 -1 1e3 0x10 ٣ ² none mq-deadline bfq kyber "
+    "NONE performance powersave schedutil ondemand userspace heuristic always always:95 never never:50 never:1 never:101 "
+    "never:0 never:4096k always: :50 never:50:50"
+).split()
+OPTIONS: Final = "persist allow-partial node unset profile reset holds baseline ttl-usec detached".split()
+ODD: Final = ["", " ", "\n", "2M\n", "sda\nnvme0n1", "\u202e\ufeff", "é\u0301", "\U0001f600", "%s%n", "'\"\\", "x" * 300]
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+strings = st.one_of(st.sampled_from([*TUNABLES, *PATTERNS, *VALUES, *ODD]), text)
+
+
+def whole(bits: int, *, signed: bool = False) -> SearchStrategy[int]:
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    usual = st.sampled_from([n for n in (0, 1, 2, 50, 64, 128, 2 << 20, 1 << 30, 65536, high, low) if low <= n <= high])
+    return st.one_of(usual, st.integers(low, high))
+
+
+PATHS: Final = st.from_regex(r"/|(/[A-Za-z0-9_]{1,8}){1,4}", fullmatch=True)
+BASIC: Final[Mapping[str, SearchStrategy[Any]]] = {
+    "y": whole(8),
+    "b": st.booleans(),
+    "n": whole(16, signed=True),
+    "q": whole(16),
+    "i": whole(32, signed=True),
+    "u": whole(32),
+    "x": whole(64, signed=True),
+    "t": whole(64),
+    "d": st.floats(),
+    "s": strings,
+    "o": PATHS,
+    "g": st.sampled_from(["", "s", "a{sv}", "(sss)", "ai"]),
+}
+VARIANTS: Final = ["b", "b", "u", "t", "s", "i", "y", "d", "o", "g", "as", "v", "a{sv}", "(su)", "a(sss)", "aav"]
+
+
+@cache
+def anything(kind: str) -> SearchStrategy[Any]:
+    """Values of one complete D-Bus type, as a handler gets them."""
+    if kind in BASIC:
+        return BASIC[kind]
+    if kind == "v":
+        return st.deferred(lambda: st.sampled_from(VARIANTS).flatmap(variant))
+    if kind == "a{sv}":
+        known = st.dictionaries(st.sampled_from(OPTIONS), anything("v"), max_size=3)
+        right = st.fixed_dictionaries({}, optional={key: st.builds(Variant, st.just("b"), st.booleans()) for key in OPTIONS[:2]})
+        return st.one_of(right, right, known, st.dictionaries(strings, anything("v"), max_size=3))
+    if kind == "(sss)":
+        return st.one_of(sensible(), everything(kind[1:-1]))
+    if kind.startswith("a{"):
+        key, value = split(kind[2:-1])
+        return st.dictionaries(anything(key), anything(value), max_size=3)
+    if kind.startswith("a"):
+        return st.lists(anything(kind[1:]), max_size=4)
+    return everything(kind[1:-1])
+
+
+def variant(kind: str) -> SearchStrategy[Variant]:
+    return anything(kind).map(lambda value: Variant(kind, value))
+
+
+def everything(signature: str) -> SearchStrategy[list[Any]]:
+    return st.tuples(*map(anything, split(signature))).map(list)
+
+
+def sensible() -> SearchStrategy[list[str]]:
+    """Settings that may well be carried out."""
+    return st.sampled_from(
+        [
+            [tunable, instances, value]
+            for tunable, found, wanted in (
+                ("hugepages", ("2M", "1G", "2M/node0", "2M/*"), ("0", "16", "2000", "20000", "99999999")),
+                ("overcommit", ("",), ("heuristic", "always:95", "never:80", "never:1")),
+                ("io-scheduler", ("*", "nvme*", "sda", "nvme9*"), ("none", "mq-deadline", "kyber")),
+                ("cpu-governor", ("*", "policy1", "0-3"), ("performance", "schedutil", "powersave")),
+            )
+            for instances in found
+            for value in wanted
+        ]
+    )
+
+
+class Call(NamedTuple):
+    """A call of a method of the contract."""
+
+    interface: str
+    member: str
+    args: list[Any]
+    flags: MessageFlag
+
+    @property
+    def signature(self) -> str:
+        return CONTRACT[self.interface].methods[self.member][0]
+
+
+def calls(interface: str, member: str) -> SearchStrategy[Call]:
+    takes, _ = CONTRACT[interface].methods[member]
+    flags = st.sampled_from([MessageFlag.NONE, MessageFlag.NONE, MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION])
+    return st.builds(Call, st.just(interface), st.just(member), everything(takes), flags)
+
+
+ANY_CALL: Final = st.sampled_from(METHODS).flatmap(lambda method: calls(*method))
+
+
+# in process
+
+
+class Wire(Link):
+    """A connection whose other end is a list."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service._incoming, address="unix:path=/nowhere", fair=True)
+        self.posted: list[Message] = []
+        self.complaints: list[str] = []
+
+    def post(self, data: bytes) -> None:
+        self.posted.append(_parse(data))
+
+    def complain(self, kind: str, text: str) -> None:
+        self.complaints.append(text)
+
+
+class Stage(Service):
+    """The dispatcher without a bus; polkit permits the actions in `permitted` and counts what it is asked."""
+
+    def __init__(self, permitted: frozenset[str], uid: int) -> None:
+        super().__init__(CONTRACT, names.ROOT)
+        self.wire = self._link = Wire(self)
+        self.permitted, self.uid = permitted, uid
+        self.asked: Counter[str] = Counter()
+        self.open()
+
+    async def _user(self, name: str) -> tuple[int, int]:
+        return self.uid, 1
+
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        timeout: float | None,
+    ) -> list[Any]:
+        assert member == "CheckAuthorization"
+        action = args[1]
+        self.asked[action] += 1
+        return [[action in self.permitted, False, {}]]
+
+    async def while_present(self, caller: Caller, awaitable: Awaitable[Any]) -> Any:
+        return await awaitable
+
+    async def serve(self, serial: int, call: Call) -> Message:
+        """The reply to a call that goes over the wire both ways."""
+        message = Message(
+            names.BUS_NAME,
+            names.ROOT,
+            call.interface,
+            call.member,
+            signature=call.signature,
+            body=call.args,
+            flags=call.flags,
+            serial=serial,
+            sender=":1.7",
+        )
+        self._incoming(_parse(message._marshall()))  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
+        replies = [found for found in self.wire.posted if found.reply_serial == serial]
+        assert len(replies) == 1, self.wire.complaints
+        return replies[0]
+
+
+class World(NamedTuple):
+    """A stage with everything behind it."""
+
+    stage: Stage
+    kernel: SimulatedKernel
+    engine: Reconciler
+
+
+async def play(permitted: frozenset[str], uid: int, script: list[Call]) -> World:
+    """The calls one after another on a fresh host; each is checked by itself."""
+    kernel = demo_host()
+    with tempfile.TemporaryDirectory(prefix="kerntune-fuzz-", dir=memory_folder()) as name:
+        folders = [Path(name) / part for part in ("run", "state")]
+        for folder in folders:
+            folder.mkdir()
+        state = State(*folders, boot_id="boot")
+        engine = Reconciler(kernel, REGISTRY, state)
+        stage = Stage(permitted, uid)
+        working = asyncio.create_task(engine.work())
+        try:
+            await engine.observe()
+            publish(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), state)
+            for serial, call in enumerate(script, 1):
+                written = len(kernel.journal)
+                reply = await stage.serve(serial, call)
+                check_reply(call, reply)
+                check_writes(stage, [path for path, _ in kernel.journal[written:]])
+            return World(stage, kernel, engine)
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
+            engine.close()
+
+
+def memory_folder() -> str | None:
+    """Where fsync(2) costs nothing, if there is such a place."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def check_reply(call: Call, reply: Message) -> None:
+    """It fits the contract, or it is an error of ours that says what happened."""
+    if reply.message_type is MessageType.ERROR:
+        assert reply.error_name in KNOWN
+        (said,) = reply.body
+        assert said
+        assert not re.search(r"internal error|Traceback|\.py\b|site-packages", said.replace(repr(call.args), "")), said
+    else:
+        assert reply.signature == CONTRACT[call.interface].methods[call.member][1]
+
+
+def check_writes(stage: Stage, paths: list[str]) -> None:
+    """All on the list of what is tuned, and each of a kind that this caller may change."""
+    for path in paths:
+        assert allowed(path), path
+        if stage.uid:
+            actions = [action for action, prefixes in PERMITS.items() if path.startswith(prefixes)]
+            assert len(actions) == 1, path
+            assert actions[0] in stage.permitted, path
+            assert stage.asked[actions[0]], f"{path} was written, and polkit was not asked"
+
+
+@contextmanager
+def nothing_logged() -> Iterator[None]:
+    """An internal error is logged by the dispatcher or a lane's worker."""
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = heard.append  # type: ignore[method-assign]  # all it takes
+    logging.getLogger("kerntune").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("kerntune").removeHandler(handler)
+    assert [record.getMessage() for record in heard] == []
+
+
+class TestInProcess:
+    @pytest.mark.parametrize(("interface", "member"), METHODS, ids=[f"{i.rpartition('.')[2]}.{m}" for i, m in METHODS])
+    def test_who_may_not_changes_nothing(self, interface: str, member: str) -> None:
+        @HARD
+        @given(st.lists(calls(interface, member), min_size=1, max_size=6))
+        def run(script: list[Call]) -> None:
+            with nothing_logged():
+                world = asyncio.run(play(frozenset(), 1000, script))
+            assert world.kernel.journal == []
+            assert not world.engine.book.claims
+            assert not world.engine.ledger.book.claims
+
+        run()
+
+    @pytest.mark.parametrize("permitted", [{names.ACTION_SET}, {names.ACTION_SET_MEMORY}, set(PERMITS)], ids=["set", "memory", "both"])
+    def test_who_may_changes_no_more_than_that(self, permitted: set[str]) -> None:
+        writes = 0
+
+        @HARD
+        @given(st.lists(ANY_CALL, min_size=1, max_size=8))
+        def run(script: list[Call]) -> None:
+            nonlocal writes
+            with nothing_logged():
+                writes += len(asyncio.run(play(frozenset(permitted), 1000, script)).kernel.journal)
+
+        run()
+        FIGURES.append(f"fuzz: {writes} writes by a caller who may {', '.join(sorted(permitted))}")
+        assert writes, "nothing was carried out: the values are too odd to find anything"
+
+    def test_root(self) -> None:
+        @HARD
+        @given(st.lists(ANY_CALL, min_size=1, max_size=8))
+        def run(script: list[Call]) -> None:
+            with nothing_logged():
+                world = asyncio.run(play(frozenset(), 0, script))
+            assert not world.stage.asked
+
+        run()
+
+    def test_properties(self) -> None:
+        """Whatever is asked of the properties interface."""
+        (standard,) = [found for found in Stage(frozenset(), 0)._tree.interfaces.values() if found.name == PROPERTIES]
+        assert sorted(standard.methods) == ["Get", "GetAll", "Set"]
+
+
+class TestOverTheBus:
+    def test_as_somebody_who_may_not(self, victim: Victim) -> None:
+        """The same values over a real bus, by a process of an ordinary user; nothing is changed."""
+        with victim.under("fuzzed") as result:
+            assert result.replies == result.facts["calls"]
+            FIGURES.append(f"fuzz: {result.replies} calls over the bus: {result.errors}")

@@ -1,0 +1,297 @@
+"""The busctl lines of the manual, as a member of the group and as somebody else, on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.dispatch import Caller, Service
+from kerntune.bus.gate import pass_gate
+from tests.harness.daemon import Daemon
+from tests.harness.polkitd import MEMBER, OTHER
+from tests.live import host
+from tests.live.users import User
+
+NAME, ROOT = names.BUS_NAME, names.ROOT
+COUNT: Final = f'call {NAME} {ROOT} {NAME}.HugePages SetCount "tta{{sv}}" 0 128 0'
+NODE: Final = f'call {NAME} {ROOT} {NAME}.HugePages SetCount "tta{{sv}}" 0 64 1 node u 0'
+NVME: Final = f'call {NAME} {ROOT} {NAME}.IoScheduler SetScheduler "ssa{{sv}}" "nvme*" none 1 persist b true'
+LOOP: Final = f'call {NAME} {ROOT} {NAME}.IoScheduler SetScheduler "ssa{{sv}}" "loop[0-1]" mq-deadline 0'
+OVERCOMMIT: Final = f'call {NAME} {ROOT} {NAME}.Memory SetOvercommit "sua{{sv}}" always 95 0'
+GOVERNOR: Final = f'call {NAME} {ROOT} {NAME}.CpuGovernor SetGovernor "ssa{{sv}}" "*" performance 0'
+SETTERS: Final = (COUNT, NODE, NVME, LOOP, OVERCOMMIT)
+
+READS: Final = (
+    f"get-property {NAME} {ROOT} {NAME}.HugePages Pools",
+    f"get-property {NAME} {ROOT} {NAME}.IoScheduler Devices",
+    f"get-property {NAME} {ROOT} {NAME}.Memory OvercommitMode OvercommitRatio CommitLimit Committed",
+    f"get-property {NAME} {ROOT} {NAME}.Manager Version Generation Degraded",
+    f"--json=short call {NAME} {ROOT} {NAME}.Manager Describe",
+    f"call {NAME} {ROOT} {NAME}.Manager Verify",
+    f'call {NAME} {ROOT} {NAME}.Manager Plan "a(sss)a{{sv}}" 1 overcommit "" always 0',
+    f"introspect {NAME} {ROOT}",
+    f"tree {NAME}",
+)
+
+POLKIT: Final = "org.freedesktop.PolicyKit1"
+AUTHORITY: Final = (f"{POLKIT}.Authority", "CheckAuthorization", "(sa{sv})sa{ss}us")
+AT_POLKIT: Final[dict[str, Any]] = {"path": "/org/freedesktop/PolicyKit1/Authority", "service": POLKIT}
+
+
+@pytest.fixture(params=[MEMBER, OTHER])
+def anybody(request: pytest.FixtureRequest, member: User, other: User) -> User:
+    return member if request.param == MEMBER else other
+
+
+def line(user: User, words: str) -> subprocess.CompletedProcess[str]:
+    """A line as it is pasted into a shell."""
+    return user.busctl(*shlex.split(words))
+
+
+def done(user: User, words: str) -> str:
+    """What the line prints; it has to work."""
+    result = line(user, words)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# What a member of the group may do
+
+
+def test_a_member_sets_the_number_of_huge_pages(daemon: Daemon, member: User) -> None:
+    assert done(member, COUNT) == "t 128\n"
+    assert host.pages() == 128
+
+
+def test_a_member_sets_the_huge_pages_of_a_node(daemon: Daemon, member: User) -> None:
+    done(member, COUNT)
+    assert done(member, NODE) == "t 64\n"
+    assert host.pages(node=0) == 64
+    (whole,) = (row for row in member.describe()["targets"] if row["instance"] == host.pool())
+    assert whole["requested"] == "128"
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+    assert (whole["state"], host.pages()) == (("overridden", 64) if len(nodes) == 1 else ("satisfied", 128))
+
+
+def test_a_member_keeps_a_scheduler_for_drives_that_may_come(daemon: Daemon, member: User) -> None:
+    rows = json.loads(done(member, f"--json=short {NVME}"))["data"][0]
+    drives = sorted(path.name for path in Path("/sys/block").glob("nvme*") if host.choices(path.name))
+    assert {row[1] for row in rows} == (set(drives) or {"nvme*"})
+    if not drives:
+        assert rows[0][5:7] == ["unsupported", "no-such-target"]
+    assert [host.scheduler(drive) for drive in drives] == ["none"] * len(drives)
+    assert member.claims() == {"persistent:io-scheduler@nvme*": "none"}
+    (saved,) = json.loads((daemon.state / "claims.json").read_text())["persistent"]
+    assert (saved["instances"], saved["value"]) == ("nvme*", "none")
+
+
+def test_a_member_sets_the_scheduler_of_loop_devices(daemon: Daemon, member: User, loops: Sequence[str]) -> None:
+    assert [host.scheduler(name) for name in loops[:3]] == ["none"] * 3, "this test changes none to mq-deadline"
+    rows = json.loads(done(member, f"--json=short {LOOP}"))["data"][0]
+    assert [row[:7] for row in rows] == [
+        ["io-scheduler", name, "mq-deadline", "none", "mq-deadline", "satisfied", "ok"] for name in loops[:2]
+    ]
+    assert [host.scheduler(name) for name in loops[:3]] == ["mq-deadline", "mq-deadline", "none"]
+
+
+def test_a_member_sets_overcommit(daemon: Daemon, member: User) -> None:
+    ((*_, state, reason, detail),) = json.loads(done(member, f"--json=short {OVERCOMMIT}"))["data"][0]
+    assert (state, reason) == ("satisfied", "ok")
+    assert "caps nothing" in detail
+    assert host.overcommit() == ("always", 95)
+
+
+def test_a_member_sets_the_governor_where_there_is_one(daemon: Daemon, member: User, other: User) -> None:
+    policies = sorted(Path("/sys/devices/system/cpu/cpufreq").glob("policy*"))
+    if policies:
+        assert line(other, GOVERNOR).returncode != 0
+        done(member, GOVERNOR)
+        assert {host.value(policy / "scaling_governor") for policy in policies} == {"performance"}
+        return
+    refused = line(member, GOVERNOR)
+    assert refused.returncode != 0
+    assert "no policy" in refused.stderr
+    with pytest.raises(errors.NotSupported, match="has no policy"):
+        member.call(names.CPU_GOVERNOR, "SetGovernor", "ssa{sv}", "*", "performance", {})
+    assert member.claims() == {}
+
+
+def test_the_command_line_sets_shows_and_unsets(
+    daemon: Daemon, member: User, other: User, loops: Sequence[str]
+) -> None:
+    own = host.scheduler("loop2")
+    wanted = ("io-scheduler@loop2=mq-deadline", f"hugepages={32 * host.page_size() >> 20}M", "overcommit=always:60")
+    before = host.snapshot()
+    denied = other.kerntune("set", *wanted)
+    assert (denied.returncode, denied.stdout) == (errors.Exit.NOT_AUTHORISED, "")
+    assert host.snapshot() == before
+
+    made = member.kerntune("--json", "set", *wanted)
+    assert made.returncode == errors.Exit.OK, made.stderr
+    assert [row["state"] for row in json.loads(made.stdout)["outcomes"]] == ["satisfied"] * 3
+    assert (host.scheduler("loop2"), host.pages(), host.overcommit()) == ("mq-deadline", 32, ("always", 60))
+
+    shown = other.kerntune("status", "--json")
+    assert shown.returncode == errors.Exit.OK, shown.stderr
+    targets = {(row["tunable"], row["instance"]): row["value"] for row in json.loads(shown.stdout)["targets"]}
+    assert targets["io-scheduler", "loop2"] == "mq-deadline"
+    assert targets["hugepages", host.pool()] == "32"
+
+    what = ("io-scheduler@loop2", "hugepages", "overcommit")
+    assert other.kerntune("unset", *what).returncode == errors.Exit.NOT_AUTHORISED
+    assert host.pages() == 32
+    withdrawn = member.kerntune("unset", *what)
+    assert withdrawn.returncode == errors.Exit.OK, withdrawn.stderr
+    assert host.snapshot() == before
+    assert host.scheduler("loop2") == own
+
+
+# What somebody else may not
+
+
+@pytest.mark.parametrize("words", SETTERS)
+def test_somebody_else_is_refused(daemon: Daemon, other: User, loops: Sequence[str], words: str) -> None:
+    before = host.snapshot()
+    refused = line(other, words)
+    assert refused.returncode != 0
+    assert "denied" in refused.stderr.lower()
+    assert refused.stdout == ""
+    assert host.snapshot() == before
+    assert other.claims() == {}
+
+
+@pytest.mark.parametrize(
+    ("interactive", "error"),
+    [
+        pytest.param(False, errors.InteractiveAuthorizationRequired, id="a-password-would-do"),
+        pytest.param(True, errors.AccessDenied, id="nobody-is-there-to-ask"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        (names.MANAGER, "Set", "a(sss)a{sv}", [["io-scheduler", "loop0", "mq-deadline"]], {}),
+        (names.MANAGER, "Unset", "a(ss)a{sv}", [["io-scheduler", "*"]], {}),
+        (names.HUGE_PAGES, "SetCount", "tta{sv}", 0, 8, {}),
+        (names.IO_SCHEDULER, "SetScheduler", "ssa{sv}", "loop0", "mq-deadline", {}),
+        (names.MEMORY, "SetOvercommit", "sua{sv}", "always", 95, {}),
+    ],
+    ids=lambda call: str(call[1]),
+)
+def test_the_refusal_has_a_name(
+    daemon: Daemon, other: User, call: Sequence[Any], *, interactive: bool, error: type[errors.KerntuneError]
+) -> None:
+    before = host.snapshot()
+    with pytest.raises(error, match=r"sudo adduser|authentication"):
+        other.call(*call, interactive=interactive)
+    assert host.snapshot() == before
+    assert other.claims() == {}
+
+
+def test_a_call_needs_the_action_of_every_tunable_it_names(daemon: Daemon, other: User) -> None:
+    before = host.snapshot()
+    with pytest.raises(errors.InteractiveAuthorizationRequired):
+        other.set(("io-scheduler", "loop0", "mq-deadline"), ("overcommit", "", "always"))
+    assert host.snapshot() == before
+
+
+def test_the_group_may_set_and_hold_and_not_manage(daemon: Daemon, member: User, root: User) -> None:
+    """Asked of polkit itself, by root about a member's connection and by the member about its own."""
+    about = ["system-bus-name", {"name": ["s", member.bus_name()]}]
+    mine = ["system-bus-name", {"name": ["s", member.bus_name(service=POLKIT)]}]
+    for action in (names.ACTION_SET, names.ACTION_SET_MEMORY, names.ACTION_HOLD, names.ACTION_MANAGE):
+        for user, subject in ((root, about), (member, mine)):
+            ((authorised, challenge, _details),) = user.call(*AUTHORITY, subject, action, {}, 0, "", **AT_POLKIT)
+            assert authorised is (action != names.ACTION_MANAGE), f"{action}, asked by {user.name}"
+            assert challenge is (action == names.ACTION_MANAGE)
+
+
+@pytest.mark.parametrize("member_", ["SetProfile", "ClearProfile", "Reset", "Reload", "Hold", "set", "_set", "Chown"])
+def test_what_is_not_in_the_contract_cannot_be_called(daemon: Daemon, member: User, member_: str) -> None:
+    with pytest.raises(errors.UnknownMethod):
+        member.call(names.MANAGER, member_, "a{sv}", {})
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_the_gate_lets_nobody_do_what_its_table_has_not(uid: int) -> None:
+    service = Service({}, names.ROOT)
+    with pytest.raises(errors.AccessDenied, match="table of authorisations"):
+        asyncio.run(pass_gate(service, Caller(":1.1", uid, 1, interactive=True), "Reset", ()))
+
+
+def test_nobody_but_root_may_own_the_name(own_bus: Any, member: User) -> None:
+    asked = member.run(
+        member.argv(
+            "busctl", f"--address={own_bus.address}", "call", names.FREEDESKTOP, names.FREEDESKTOP_PATH,
+            names.FREEDESKTOP, "RequestName", "su", NAME, "4",
+        )
+    )  # fmt: skip
+    assert asked.returncode != 0
+    assert "denied" in asked.stderr
+
+
+# What everybody may
+
+
+@pytest.mark.parametrize("words", READS)
+def test_everybody_reads(daemon: Daemon, anybody: User, words: str) -> None:
+    before = host.snapshot()
+    assert done(anybody, words)
+    assert host.snapshot() == before
+
+
+def test_pools_are_those_of_sysfs(daemon: Daemon, member: User, other: User) -> None:
+    done(member, COUNT)
+    rows = json.loads(done(other, f"--json=short {READS[0]}"))["data"]
+    for size, node, total, free, _reserved, surplus, requested in rows:
+        where = f"/sys/devices/system/node/node{node}" if node else "/sys/kernel/mm"
+        pool = Path(where) / f"hugepages/hugepages-{size >> 10}kB"
+        assert total == int((pool / "nr_hugepages").read_text())
+        assert free == int((pool / "free_hugepages").read_text())
+        assert (surplus, requested) == (0, total)
+    assert [host.page_size(), "", 128, 128] in [row[:4] for row in rows]
+
+
+def test_the_description_is_one_json_document(daemon: Daemon, member: User, other: User) -> None:
+    done(member, LOOP)
+    document = json.loads(json.loads(done(other, READS[4]))["data"][0])
+    supported = {row["name"] for row in document["tunables"] if row["supported"]}
+    assert {"hugepages", "overcommit", "io-scheduler"} <= supported
+    assert all(row["detail"] for row in document["tunables"] if not row["supported"])
+    assert document["host"]["simulated"] is False
+    (claim,) = document["claims"]
+    assert (claim["id"], claim["matches"]) == ("runtime:io-scheduler@loop[0-1]", ["loop0", "loop1"])
+    assert MEMBER in claim["who"]
+    own = {row["instance"]: row for row in document["targets"] if row["claim"]}
+    assert {name: (row["value"], row["baseline"]) for name, row in own.items()} == {
+        "loop0": ("mq-deadline", "none"),
+        "loop1": ("mq-deadline", "none"),
+    }
+
+
+def test_introspection_is_the_contract(daemon: Daemon, other: User) -> None:
+    assert ROOT in done(other, f"tree {NAME}")
+    shown = done(other, f"introspect --xml-interface {NAME} {ROOT}")
+    for file in names.interface_files():
+        assert f'<interface name="{file.stem}">' in shown
+        assert set(re.findall(r'<(?:method|signal|property) name="\w+"', file.read_text())) <= set(
+            re.findall(r'<(?:method|signal|property) name="\w+"', shown)
+        )
+
+
+def test_properties_are_the_kernels_values(daemon: Daemon, other: User, loops: Sequence[str]) -> None:
+    current, offered = other.get(names.IO_SCHEDULER, "Devices")["loop0"]
+    assert (current, sorted(offered)) == (host.scheduler("loop0"), sorted(host.choices("loop0")))
+    mode, ratio = (other.get(names.MEMORY, f"Overcommit{name}") for name in ("Mode", "Ratio"))
+    assert (mode, ratio) == host.overcommit()
+    assert other.get(names.MEMORY, "CommitLimit") == host.meminfo()["CommitLimit"]

@@ -1,0 +1,196 @@
+"""Whatever is asked in whatever order: replies are true, plans write nothing, and letting go gives the host back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerntune.errors import KerntuneError
+from kerntune.kernel.simulated import Policy, SimulatedKernel
+from kerntune.model import Lane, State, Target
+from kerntune.tunables import REGISTRY
+from tests.unit.lab import BOUND, PAGE, Lab, have_pages, host_values, large_host, request, running
+
+VALUES = {
+    "hugepages": ["0", "3", "46", "80", "200", "99999999"],
+    "overcommit": ["heuristic", "always", "always:95", "never:1", "never:80"],
+    "io-scheduler": ["none", "mq-deadline", "bfq", "kyber"],
+    "cpu-governor": ["performance", "powersave", "schedutil"],
+}
+INSTANCES = {
+    "hugepages": ["2M", "2M/node0", "2M/node1", "2M/*", "1G", "1G/*"],
+    "overcommit": [""],
+    "io-scheduler": ["*", "nvme*", "nvme0n1", "sda", "by-id/nvme-First", "vd*"],
+    "cpu-governor": ["*", "policy0", "0-1"],
+}
+QUIET = {State.SATISFIED, State.OVERRIDDEN, State.UNMANAGED}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call: several settings, or what they name withdrawn."""
+
+    settings: tuple[tuple[str, str, str], ...]
+    unset: bool
+    persist: bool
+    partial: bool
+    must_win: bool
+
+
+setting = st.sampled_from(sorted(VALUES)).flatmap(
+    lambda name: st.tuples(st.just(name), st.sampled_from(INSTANCES[name]), st.sampled_from(VALUES[name]))
+)
+asks = st.builds(
+    Ask,
+    settings=st.lists(setting, min_size=1, max_size=3).map(tuple),
+    unset=st.sampled_from([False, False, True]),
+    persist=st.booleans(),
+    partial=st.booleans(),
+    must_win=st.booleans(),
+)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> SimulatedKernel:
+    """Two nodes with pages and values of their own; memory may be in pieces, programs may hold pages."""
+    kernel = large_host()
+    used = draw(st.sampled_from([0, 5]))
+    have_pages(kernel, 12, 34, used=used)
+    for node in kernel.nodes:
+        node.whole = draw(st.none() | st.integers(0, 100).map(lambda count: count * PAGE))
+    kernel.compaction = draw(st.sampled_from([0, 2 * PAGE]))
+    kernel.policies = {"policy0": Policy((0, 1)), "policy2": Policy((2, 3), governor="powersave")}
+    kernel.overcommit = draw(
+        st.sampled_from(
+            [
+                {"memory": 0, "ratio": 50, "kbytes": 0},
+                {"memory": 1, "ratio": 150, "kbytes": 0},
+                {"memory": 2, "ratio": 0, "kbytes": 20 << 20},
+            ]
+        )
+    )
+    return kernel
+
+
+async def do(lab: Lab, ask: Ask) -> None:
+    """One call and what must hold of it and after it."""
+    what = request(*ask.settings, unset=ask.unset, persist=ask.persist, partial=ask.partial, must_win=ask.must_win)
+    before, claims = in_all(lab.kernel), lab.claims
+    lab.writes()
+    planned = None
+    with contextlib.suppress(KerntuneError):
+        planned = await lab.engine.plan(what)
+    assert lab.writes() == []
+    try:
+        answer = await lab.engine.change(what, "Set")
+    except KerntuneError:
+        assert in_all(lab.kernel) == before
+        assert lab.claims == claims
+    else:
+        for outcome in answer.outcomes:
+            reading = next((r for t, r in now(lab.kernel).items() if str(t) == str(outcome.target)), None)
+            assert outcome.actual == (reading or "")
+        assert planned is not None
+        assert answer.changed == planned.changed
+    assert lab.engine.book == lab.engine.committed
+    if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
+        lab.writes()
+        await lab.engine.reconcile("again")
+        assert lab.writes() == []
+
+
+def in_all(kernel: SimulatedKernel) -> dict[str, object]:
+    """The values, with pools as totals: how a total is spread over nodes that nobody named is nobody's claim."""
+    totals = {size: sum(node.pools[size].asked for node in kernel.nodes) for size in kernel.sizes}
+    return host_values(kernel) | {"pools": totals}
+
+
+def now(kernel: SimulatedKernel) -> dict[Target, str | None]:
+    return {t: tunable.read(kernel, t).value for tunable in REGISTRY for t in tunable.targets(kernel)}
+
+
+async def let_go(lab: Lab) -> None:
+    for persist in (False, True):
+        await lab.unset(*((name, "*") for name in sorted(VALUES)), persist=persist)
+
+
+@settings(max_examples=400)
+@given(kernel=hosts(), calls=st.lists(asks, max_size=6))
+def test_after_letting_go_the_host_is_as_it_was(kernel: SimulatedKernel, calls: list[Ask]) -> None:
+    start = host_values(kernel)
+
+    async def story() -> None:
+        async with running(kernel) as lab:
+            for ask in calls:
+                await do(lab, ask)
+            await let_go(lab)
+            assert host_values(kernel) == start
+            assert lab.claims == []
+            assert not lab.ledger.baselines
+            assert lab.engine.outcomes == {}
+
+    asyncio.run(asyncio.wait_for(story(), BOUND))
+
+
+@settings(max_examples=250)
+@given(kernel=hosts(), calls=st.lists(asks, min_size=1, max_size=4), more=st.lists(asks, max_size=2))
+def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: list[Ask], more: list[Ask]) -> None:
+    start = host_values(kernel)
+
+    async def story() -> None:
+        async with running(kernel) as lab:
+            for ask in calls:
+                await do(lab, ask)
+            states = {outcome.state for outcome in lab.engine.outcomes.values()}
+        before = host_values(kernel)
+        saved = lab.ledger.book.claims.values()
+        async with running(kernel, claims=saved, baselines=lab.ledger.baselines) as later:
+            later.writes()
+            await later.engine.reconcile("boot", enforce=True)
+            if states <= QUIET:
+                assert later.writes() == []
+                assert host_values(kernel) == before
+            for ask in more:
+                await do(later, ask)
+            await let_go(later)
+            assert host_values(kernel) == start
+            assert not later.ledger.baselines
+
+    asyncio.run(asyncio.wait_for(story(), BOUND))
+
+
+@settings(max_examples=250)
+@given(kernel=hosts(), calls=st.lists(asks, min_size=2, max_size=6))
+def test_calls_at_the_same_moment_leave_what_is_saved_in_force(kernel: SimulatedKernel, calls: list[Ask]) -> None:
+    start = host_values(kernel)
+
+    async def story() -> None:
+        async with running(kernel) as lab:
+            asked = [
+                lab.engine.change(
+                    request(*ask.settings, unset=ask.unset, persist=ask.persist, partial=ask.partial), "Set"
+                )
+                for ask in calls
+            ]
+            for found in await asyncio.gather(*asked, return_exceptions=True):
+                assert not isinstance(found, BaseException) or isinstance(found, KerntuneError)
+            assert lab.engine.book == lab.engine.committed
+            assert dict(lab.engine.book.claims) == dict(lab.ledger.book.claims)
+            if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
+                lab.writes()
+                await lab.engine.reconcile("again")
+                assert lab.writes() == []
+            await let_go(lab)
+            assert host_values(kernel) == start
+            assert not lab.ledger.baselines
+
+    asyncio.run(asyncio.wait_for(story(), BOUND))
+
+
+def test_every_lane_is_asked() -> None:
+    names = {tunable.name for tunable in REGISTRY if tunable.lane in Lane}
+    assert names == set(VALUES), "a new tunable: say what may be asked of it"

@@ -1,0 +1,307 @@
+"""Several requests at once: they share passes, each is told the truth, and no lane waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+
+import pytest
+
+from kerntune.engine.reconciler import Answer
+from kerntune.errors import KernelRejected, KerntuneError, OverLimit, Overridden
+from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.model import Reason, State
+from tests.unit.lab import (
+    BOUND,
+    FULL,
+    POOL,
+    VM,
+    have_pages,
+    host_values,
+    large_host,
+    pages,
+    queue,
+    request,
+    running,
+    small_host,
+)
+
+
+@dataclass(slots=True)
+class Gate:
+    """A kernel that does not return from its first write to a file until it is let go."""
+
+    path: str
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    free: threading.Event = field(default_factory=threading.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def __call__(self, path: str, text: str) -> None:
+        if path == self.path and not self.free.is_set():
+            self.loop.call_soon_threadsafe(self.reached.set)
+            self.free.wait(BOUND)
+
+
+def held(kernel: SimulatedKernel, path: str) -> Gate:
+    gate = Gate(path)
+    kernel.before_write = gate
+    return gate
+
+
+async def begun(*requests: Awaitable[Answer]) -> list[asyncio.Task[Answer]]:
+    """Each request has asked for its pass, in this order."""
+    tasks = [asyncio.ensure_future(one) for one in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def ends(*tasks: asyncio.Task[Answer]) -> list[Answer | BaseException]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# Joining
+
+
+async def test_requests_that_come_during_a_pass_share_the_next() -> None:
+    async with running(large_host()) as lab:
+        gate = held(lab.kernel, queue("sda"))
+        (first,) = await begun(lab.set(("io-scheduler", "sda", "bfq")))
+        await gate.reached.wait()
+        others = await begun(
+            lab.set(("io-scheduler", "nvme0n1", "kyber")),
+            lab.set(("io-scheduler", "nvme1n1", "bfq")),
+            lab.unset(("io-scheduler", "vd*")),
+        )
+        gate.free.set()
+        answers = await asyncio.gather(first, *others)
+        assert [[o.actual for o in answer.outcomes] for answer in answers] == [["bfq"], ["kyber"], ["bfq"], []]
+        assert [answer.changed for answer in answers] == [True, True, True, False]
+        # One pass for the first, one for all the others.
+        assert [report.cause for report in lab.reports] == ["Set", "Set, Unset"]
+        assert len(lab.claims) == 3
+
+
+async def test_of_two_for_the_same_drive_the_later_wins_and_the_earlier_is_told() -> None:
+    async with running(large_host()) as lab:
+        gate = held(lab.kernel, queue("nvme0n1"))
+        (first,) = await begun(lab.set(("io-scheduler", "nvme0n1", "kyber")))
+        await gate.reached.wait()
+        pair = await begun(
+            lab.set(("io-scheduler", "sda", "bfq")),
+            lab.set(("io-scheduler", "sda", "none")),
+        )
+        gate.free.set()
+        (beaten,), (winner,) = [answer.outcomes for answer in await asyncio.gather(*pair)]
+        await first
+        assert (beaten.state, beaten.actual, beaten.requested) == (State.OVERRIDDEN, "none", "bfq")
+        assert "a later call replaced this claim: runtime:io-scheduler@sda = none, by alice" in beaten.detail
+        assert (winner.state, winner.actual) == (State.SATISFIED, "none")
+        assert [text for path, text in lab.writes() if path == queue("sda")] == ["none"]
+        assert "runtime:io-scheduler@sda=none" in lab.claims
+
+
+async def test_of_two_patterns_the_later_wins_and_both_are_kept() -> None:
+    async with running(large_host()) as lab:
+        gate = held(lab.kernel, queue("nvme0n1"))
+        (first,) = await begun(lab.set(("io-scheduler", "nvme0n1", "kyber")))
+        await gate.reached.wait()
+        pair = await begun(lab.set(("io-scheduler", "sda", "bfq")), lab.set(("io-scheduler", "sd?", "none")))
+        gate.free.set()
+        (beaten,), (winner,) = [answer.outcomes for answer in await asyncio.gather(*pair)]
+        await first
+        assert (beaten.state, beaten.reason, beaten.actual) == (State.OVERRIDDEN, Reason.OVERRIDDEN, "none")
+        assert "runtime:io-scheduler@sd? = none, by alice wins" in beaten.detail
+        assert winner.state is State.SATISFIED
+        assert {"runtime:io-scheduler@sda=bfq", "runtime:io-scheduler@sd?=none"} < set(lab.claims)
+
+
+async def test_of_two_for_the_same_value_both_have_it() -> None:
+    async with running(large_host()) as lab:
+        answers = await asyncio.gather(*await begun(*(lab.set(("io-scheduler", "sda", "bfq")) for _ in range(4))))
+        assert [answer.outcomes[0].state for answer in answers] == [State.SATISFIED] * 4
+        assert lab.writes() == [(queue("sda"), "bfq")]
+        assert lab.claims == ["runtime:io-scheduler@sda=bfq"]
+
+
+async def test_who_must_win_and_is_replaced_at_once_takes_nothing_from_the_other() -> None:
+    async with running(large_host()) as lab:
+        beaten, winner = await ends(
+            *await begun(
+                lab.set(("io-scheduler", "sda", "bfq"), must_win=True),
+                lab.set(("io-scheduler", "sda", "none"), must_win=True),
+            )
+        )
+        assert isinstance(beaten, Overridden)
+        assert isinstance(winner, Answer)
+        assert lab.claims == ["runtime:io-scheduler@sda=none"]
+        assert lab.kernel.disks["sda"].scheduler == "none"
+
+
+async def test_set_and_unset_at_the_same_moment() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        new, gone = await begun(lab.set(("io-scheduler", "sda", "none")), lab.unset(("io-scheduler", "sda")))
+        (outcome,) = (await new).outcomes
+        await gone
+        assert (outcome.state, outcome.actual) == (State.OVERRIDDEN, "mq-deadline")
+        assert "withdrew this claim at the same moment" in outcome.detail
+        assert lab.claims == []
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
+
+
+async def test_unset_and_set_at_the_same_moment() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        gone, new = await begun(lab.unset(("io-scheduler", "sda")), lab.set(("io-scheduler", "sda", "none")))
+        (outcome,) = (await new).outcomes
+        await gone
+        assert (outcome.state, outcome.actual) == (State.SATISFIED, "none")
+        assert lab.claims == ["runtime:io-scheduler@sda=none"]
+
+
+async def test_one_that_fails_takes_nobody_with_it() -> None:
+    async with running(large_host()) as lab:
+        bad, good = await ends(
+            *await begun(lab.set(("hugepages", "2M/node0", 99999)), lab.set(("hugepages", "2M/node1", 10)))
+        )
+        assert isinstance(bad, OverLimit)
+        assert isinstance(good, Answer)
+        assert pages(lab.kernel) == [0, 10]
+        assert lab.claims == ["runtime:hugepages@2M/node1=10"]
+
+
+async def test_one_that_fails_gives_back_what_an_earlier_one_of_the_same_pass_wants() -> None:
+    async with running(large_host()) as lab:
+        lab.kernel.ignore.add(queue("sda"))
+        earlier, failing = await ends(
+            *await begun(
+                lab.set(("io-scheduler", "*", "kyber")),
+                lab.set(("io-scheduler", "sda", "bfq")),
+            )
+        )
+        assert isinstance(earlier, Answer)
+        assert isinstance(failing, KernelRejected)
+        lab.kernel.ignore.clear()
+        await lab.engine.reconcile("again")
+        assert lab.claims == ["runtime:io-scheduler@*=kyber"]
+        assert lab.kernel.disks["sda"].scheduler == "kyber"
+
+
+async def test_whoever_is_answered_is_saved() -> None:
+    async with running(large_host()) as lab:
+        answers = await asyncio.gather(
+            *(lab.set(("io-scheduler", name, "bfq"), ("overcommit", "", "always")) for name in lab.kernel.disks)
+        )
+        assert all(answer.outcomes[0].actual == "bfq" for answer in answers)
+        assert len(lab.claims) == 4
+
+
+async def test_many_at_once_leave_what_the_last_one_asked() -> None:
+    values = ["bfq", "kyber", "none", "mq-deadline"]
+    async with running(large_host()) as lab:
+        await asyncio.gather(*await begun(*(lab.set(("io-scheduler", "*", values[n % 4])) for n in range(30))))
+        assert {disk.scheduler for disk in lab.kernel.disks.values()} == {values[29 % 4]}
+        assert lab.claims == [f"runtime:io-scheduler@*={values[29 % 4]}"]
+        before = host_values(large_host())
+        await lab.unset(("io-scheduler", "*"))
+        assert host_values(lab.kernel) == before
+
+
+async def test_two_that_cannot_be_saved_leave_nothing() -> None:
+    async with running(large_host()) as lab:
+        lab.ledger.full_for_claims = FULL
+        found = await ends(
+            *await begun(lab.set(("io-scheduler", "sda", "bfq")), lab.set(("io-scheduler", "sda", "none")))
+        )
+        assert all(isinstance(one, KerntuneError) for one in found)
+        assert lab.claims == []
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
+        assert not lab.ledger.baselines
+
+
+# Lanes
+
+
+async def test_slow_memory_delays_no_drive() -> None:
+    async with running(small_host()) as lab:
+        gate = held(lab.kernel, POOL)
+        (slow,) = await begun(lab.set(("hugepages", "2M", 100)))
+        await gate.reached.wait()
+        outcome = await lab.one("io-scheduler", "nvme0n1", "mq-deadline")
+        assert outcome.state is State.SATISFIED
+        assert not slow.done()
+        assert [claim.tunable for claim in lab.ledger.book.claims.values()] == ["io-scheduler"]
+        gate.free.set()
+        assert (await slow).outcomes[0].actual == "100"
+        assert len(lab.claims) == 2
+
+
+async def test_a_slow_drive_delays_no_memory() -> None:
+    async with running(small_host()) as lab:
+        gate = held(lab.kernel, queue("nvme0n1"))
+        (slow,) = await begun(lab.set(("io-scheduler", "nvme0n1", "mq-deadline")))
+        await gate.reached.wait()
+        assert (await lab.one("hugepages", "2M", 100)).actual == "100"
+        assert (await lab.one("overcommit", "", "always")).state is State.SATISFIED
+        assert not slow.done()
+        gate.free.set()
+        await slow
+
+
+async def test_looking_waits_for_no_write() -> None:
+    async with running(small_host()) as lab:
+        gate = held(lab.kernel, POOL)
+        (slow,) = await begun(lab.set(("hugepages", "2M", 100)))
+        await gate.reached.wait()
+        async with asyncio.timeout(BOUND):
+            planned = await lab.engine.plan(request(("hugepages", "2M", 50)))
+            await lab.engine.verify()
+            await lab.engine.observe()
+        assert not slow.done()
+        assert planned.outcomes[0].state is State.PLANNED
+        gate.free.set()
+        await slow
+
+
+async def test_within_a_lane_passes_follow_each_other() -> None:
+    async with running(small_host()) as lab:
+        gate = held(lab.kernel, POOL)
+        (slow,) = await begun(lab.set(("hugepages", "2M", 100)))
+        await gate.reached.wait()
+        (next_,) = await begun(lab.set(("overcommit", "", "always")))
+        assert [path for path, _ in lab.kernel.journal] == []
+        gate.free.set()
+        await asyncio.gather(slow, next_)
+        assert lab.writes() == [(POOL, "100"), (f"{VM}memory", "1")]
+
+
+async def test_a_failure_in_a_fast_lane_waits_for_the_slow_one_to_put_it_back() -> None:
+    kernel = small_host()
+    have_pages(kernel, 7)
+    async with running(kernel) as lab:
+        gate = held(kernel, POOL)
+        kernel.ignore.add(queue("nvme0n1"))
+        (both,) = await begun(lab.set(("hugepages", "2M", 100), ("io-scheduler", "nvme0n1", "mq-deadline")))
+        await gate.reached.wait()
+        gate.free.set()
+        with pytest.raises(KernelRejected):
+            await both
+        assert pages(kernel) == [7]
+        assert lab.claims == []
+        assert not lab.ledger.baselines
+
+
+async def test_settling_waits_for_callers() -> None:
+    async with running(small_host()) as lab:
+        await lab.engine.settle(BOUND)
+        gate = held(lab.kernel, POOL)
+        (slow,) = await begun(lab.set(("hugepages", "2M", 100)))
+        await gate.reached.wait()
+        await lab.engine.settle(0)
+        assert not slow.done()
+        gate.free.set()
+        await lab.engine.settle(BOUND)
+        assert lab.claims == ["runtime:hugepages@2M=100"]
+        await slow

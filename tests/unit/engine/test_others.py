@@ -1,0 +1,254 @@
+"""When somebody else changes a value: put it right, report it, or stop fighting."""
+
+from __future__ import annotations
+
+import pytest
+
+from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.model import Outcome, Reason, State, Target
+from tests.unit.lab import PAGE, VM, Clock, Lab, have_pages, large_host, node_pool, pages, queue, running, small_host
+
+CONTESTED = (State.CONTESTED, Reason.CHANGED_BY_OTHERS)
+OVERCOMMIT, WHOLE = Target("overcommit"), Target("hugepages", "2M")
+
+
+def outcome_of(lab: Lab, instance: str) -> Outcome:
+    return next(outcome for target, outcome in lab.engine.outcomes.items() if target.instance == instance)
+
+
+async def fight(lab: Lab, clock: Clock, times: int, *, every: float = 60.0, device: str = "sda") -> None:
+    """Somebody sets the drive back so often, and we look each time."""
+    for _ in range(times):
+        clock.now += every
+        lab.kernel.disks[device].scheduler = "mq-deadline"
+        await lab.engine.reconcile("timer")
+
+
+async def test_a_changed_scheduler_is_put_right_three_times_in_ten_minutes() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        lab.writes()
+        await fight(lab, clock, 3)
+        assert lab.writes() == [(queue("sda"), "bfq")] * 3
+        await fight(lab, clock, 1)
+        assert lab.writes() == []
+        outcome = outcome_of(lab, "sda")
+        assert (outcome.state, outcome.reason) == CONTESTED
+        assert (outcome.requested, outcome.actual) == ("bfq", "mq-deadline")
+        assert lab.engine.troubles == {Reason.CHANGED_BY_OTHERS}
+
+
+async def test_one_that_is_contested_leaves_the_others_alone() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "*", "bfq"))
+        await fight(lab, clock, 4)
+        lab.writes()
+        lab.kernel.disks["nvme0n1"].scheduler = "none"
+        await lab.engine.reconcile("timer")
+        assert lab.writes() == [(queue("nvme0n1"), "bfq")]
+        assert outcome_of(lab, "sda").state is State.CONTESTED
+
+
+async def test_contested_is_until_somebody_names_it_and_not_until_time_has_gone() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        await fight(lab, clock, 4)
+        lab.writes()
+        clock.now += 24 * 3600
+        await lab.engine.reconcile("timer")
+        await lab.set(("io-scheduler", "nvme0n1", "mq-deadline"))
+        assert [path for path, _ in lab.writes()] == [queue("nvme0n1")]
+        assert outcome_of(lab, "sda").state is State.CONTESTED
+
+
+async def test_repairs_far_apart_are_no_fight() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        lab.writes()
+        await fight(lab, clock, 8, every=301.0)
+        assert lab.writes() == [(queue("sda"), "bfq")] * 8
+
+
+@pytest.mark.parametrize("pattern", ["sda", "*", "sd?"])
+async def test_a_set_that_names_it_forgives(pattern: str) -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        await fight(lab, clock, 4)
+        lab.writes()
+        answer = await lab.set(("io-scheduler", pattern, "bfq"))
+        assert {o.target.instance: o.state for o in answer.outcomes}["sda"] is State.SATISFIED
+        assert (queue("sda"), "bfq") in lab.writes()
+        assert answer.changed
+        await fight(lab, clock, 3)
+        assert lab.kernel.disks["sda"].scheduler == "bfq"
+
+
+async def test_a_set_of_another_drive_does_not_forgive() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        await fight(lab, clock, 4)
+        await lab.set(("io-scheduler", "nvme*", "mq-deadline"))
+        assert outcome_of(lab, "sda").state is State.CONTESTED
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
+
+
+async def test_a_reload_forgives() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        await fight(lab, clock, 4)
+        await lab.engine.reconcile("Reload", enforce=True)
+        assert lab.kernel.disks["sda"].scheduler == "bfq"
+        assert outcome_of(lab, "sda").state is State.SATISFIED
+
+
+async def test_what_is_contested_is_released_as_anything_else() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        await fight(lab, clock, 4)
+        lab.kernel.disks["sda"].scheduler = "kyber"
+        await lab.unset(("io-scheduler", "sda"))
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
+        assert lab.engine.outcomes == {}
+
+
+async def test_when_the_others_give_in_it_is_satisfied() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        await fight(lab, clock, 4)
+        lab.kernel.disks["sda"].scheduler = "bfq"
+        await lab.engine.reconcile("timer")
+        assert outcome_of(lab, "sda").state is State.SATISFIED
+
+
+async def test_looking_and_rehearsing_are_no_repairs() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        lab.kernel.disks["sda"].scheduler = "none"
+        for _ in range(10):
+            await lab.engine.verify()
+        lab.writes()
+        await lab.engine.reconcile("timer")
+        assert lab.writes() == [(queue("sda"), "bfq")]
+
+
+async def test_overcommit_of_others_is_reported_and_not_written() -> None:
+    async with running(small_host()) as lab:
+        await lab.set(("overcommit", "", "always:95"))
+        lab.writes()
+        lab.kernel.overcommit["memory"] = 0
+        await lab.engine.reconcile("timer")
+        assert lab.writes() == []
+        outcome = lab.engine.outcomes[OVERCOMMIT]
+        assert (outcome.state, outcome.reason) == CONTESTED
+        assert "set overcommit to heuristic" in outcome.detail
+        assert (await lab.one("overcommit", "", "always:95")).state is State.SATISFIED
+        assert lab.writes() == [(f"{VM}memory", "1")]
+
+
+async def test_pages_above_the_wish_are_reported_and_not_taken() -> None:
+    async with running(small_host()) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        lab.writes()
+        lab.kernel.nodes[0].pools[PAGE].asked = 150
+        await lab.engine.reconcile("timer")
+        assert (lab.writes(), pages(lab.kernel)) == ([], [150])
+        outcome = lab.engine.outcomes[WHOLE]
+        assert (outcome.state, outcome.reason, outcome.actual) == (*CONTESTED, "150")
+        await lab.set(("overcommit", "", "always"))
+        assert pages(lab.kernel) == [150]
+        await lab.set(("hugepages", "2M", 100))
+        assert pages(lab.kernel) == [100]
+
+
+async def test_pages_below_the_wish_are_put_right() -> None:
+    async with running(small_host()) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        lab.kernel.nodes[0].pools[PAGE].asked = 50
+        await lab.engine.reconcile("timer")
+        assert pages(lab.kernel) == [100]
+        assert lab.engine.outcomes[WHOLE].state is State.SATISFIED
+
+
+async def test_pages_that_moved_between_nodes_are_still_as_many() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        lab.kernel.nodes[0].pools[PAGE].asked, lab.kernel.nodes[1].pools[PAGE].asked = 30, 70
+        lab.writes()
+        await lab.engine.reconcile("timer")
+        assert lab.writes() == []
+        assert lab.engine.outcomes[WHOLE].state is State.SATISFIED
+
+
+async def test_one_contested_node_leaves_its_page_size_alone() -> None:
+    """The pools of a page size are one plan: repairing one node would undo the other."""
+    async with running(large_host()) as lab:
+        await lab.set(("hugepages", "2M/*", 50))
+        lab.kernel.nodes[0].pools[PAGE].asked = 80
+        lab.kernel.nodes[1].pools[PAGE].asked = 20
+        lab.writes()
+        await lab.engine.reconcile("timer")
+        assert node_pool(0) not in [path for path, _ in lab.writes()]
+        assert outcome_of(lab, "2M/node0").state is State.CONTESTED
+
+
+@pytest.mark.parametrize("wanted", ["heuristic", "always:50"])
+async def test_what_was_set_after_a_crash_is_put_right_at_boot(wanted: str) -> None:
+    """`enforce`: at boot even what is else only reported is written."""
+    kernel: SimulatedKernel = small_host()
+    have_pages(kernel, 0)
+    async with running(kernel) as lab:
+        await lab.set(("overcommit", "", wanted), ("hugepages", "2M", 10))
+        lab.kernel.overcommit["memory"] = 2 if wanted == "heuristic" else 0
+        lab.kernel.nodes[0].pools[PAGE].asked = 30
+        await lab.engine.reconcile("boot", enforce=True)
+        assert lab.kernel.overcommit["memory"] == (0 if wanted == "heuristic" else 1)
+        assert pages(kernel) == [10]
+
+
+async def both_nodes_contested(lab: Lab) -> None:
+    await lab.set(("hugepages", "2M/node0", 50))
+    await lab.set(("hugepages", "2M/node1", 50))
+    lab.kernel.nodes[0].pools[PAGE].asked = lab.kernel.nodes[1].pools[PAGE].asked = 80
+    await lab.engine.reconcile("timer")
+    assert {o.state for o in lab.engine.outcomes.values()} == {State.CONTESTED}
+    lab.writes()
+
+
+async def test_a_set_of_one_node_is_carried_out_though_the_other_is_contested() -> None:
+    async with running(large_host()) as lab:
+        await both_nodes_contested(lab)
+        assert (await lab.one("hugepages", "2M/node0", 20)).state is State.SATISFIED
+        assert pages(lab.kernel)[0] == 20
+
+
+async def test_a_release_of_one_node_is_carried_out_though_the_other_is_contested() -> None:
+    kernel = large_host()
+    have_pages(kernel, 12, 34)
+    async with running(kernel) as lab:
+        await both_nodes_contested(lab)
+        await lab.unset(("hugepages", "2M/node0"))
+        assert pages(kernel)[0] == 12
+        await lab.unset(("hugepages", "2M/node1"))
+        assert pages(kernel) == [12, 34]
+        assert not lab.ledger.baselines
+
+
+async def test_a_contested_total_is_not_forgiven_by_its_nodes_baselines() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        lab.kernel.nodes[0].pools[PAGE].asked = 90
+        lab.writes()
+        for _ in range(2):
+            await lab.engine.reconcile("timer")
+        assert lab.writes() == []
+        assert lab.engine.outcomes[WHOLE].state is State.CONTESTED

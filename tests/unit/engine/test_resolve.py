@@ -1,0 +1,94 @@
+"""Desired state as a function of the claims: who wins, in whatever order they came."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerntune.engine.resolve import resolve, unmatched
+from kerntune.model import Claim, Origin, Target
+from kerntune.tunables.io_scheduler import IoScheduler
+from tests.unit.lab import claim
+
+SCHEDULERS = IoScheduler()
+DRIVES = tuple(Target("io-scheduler", name) for name in ("nvme0n1", "nvme1n1", "sda"))
+FIRST = DRIVES[0]
+PATTERNS = ("*", "nvme*", "nvme0n1", "nvme1n1", "sda", "sd?", "vd*")
+ORIGINS = [origin for origin in Origin if origin is not Origin.BASELINE]
+
+
+@st.composite
+def books(draw: st.DrawFn) -> list[Claim]:
+    """Claims of one book: each identity once, each with a place of its own."""
+    ids = draw(st.lists(st.tuples(st.sampled_from(ORIGINS), st.sampled_from(PATTERNS)), unique=True, max_size=12))
+    places = draw(st.permutations(range(len(ids))))
+    values = draw(st.lists(st.sampled_from(["none", "bfq", "kyber"]), min_size=len(ids), max_size=len(ids)))
+    return [
+        claim(origin, "io-scheduler", pattern, value, seq=seq)
+        for (origin, pattern), seq, value in zip(ids, places, values, strict=True)
+    ]
+
+
+baselines = st.dictionaries(st.sampled_from(DRIVES), st.sampled_from(["none", "mq-deadline"]))
+
+
+@given(books().flatmap(lambda book: st.tuples(st.just(book), st.permutations(book))), baselines)
+def test_any_order_of_the_same_claims_gives_the_same_wishes(
+    book: tuple[list[Claim], list[Claim]], own: dict[Target, str]
+) -> None:
+    one, other = book
+    assert resolve(SCHEDULERS, one, own, DRIVES) == resolve(SCHEDULERS, other, own, reversed(DRIVES))
+
+
+@given(books(), baselines)
+def test_the_winner_is_the_highest_origin_and_then_the_newest(book: list[Claim], own: dict[Target, str]) -> None:
+    wishes = resolve(SCHEDULERS, book, own, DRIVES)
+    for target in DRIVES:
+        asking = [claim for claim in book if SCHEDULERS.matches(claim.instances, target)]
+        if not asking:
+            assert (target in wishes) is (target in own)
+            continue
+        wish = wishes[target]
+        highest = max(claim.origin for claim in asking)
+        newest = max(claim.seq for claim in asking if claim.origin is highest)
+        assert (wish.winner.origin, wish.winner.seq, wish.value) == (highest, newest, wish.winner.value)
+        assert {wish.winner, *wish.beaten} == set(asking)
+        assert list(wish.beaten) == sorted(wish.beaten, key=lambda c: (-c.origin, -c.seq))
+
+
+@given(books(), st.sampled_from(DRIVES))
+def test_a_target_that_appears_changes_nothing_for_the_others(book: list[Claim], late: Target) -> None:
+    before = resolve(SCHEDULERS, book, {}, [target for target in DRIVES if target != late])
+    after = resolve(SCHEDULERS, book, {}, DRIVES)
+    assert {target: wish for target, wish in after.items() if target != late} == before
+
+
+def test_a_claim_of_another_tunable_says_nothing() -> None:
+    assert resolve(SCHEDULERS, [claim(Origin.RUNTIME, "overcommit", "*", "always")], {}, DRIVES) == {}
+
+
+def test_where_nobody_claims_the_baseline_is_wished() -> None:
+    (wish,) = resolve(SCHEDULERS, [], {FIRST: "none"}, DRIVES).values()
+    assert (wish.target, wish.value, wish.is_baseline, wish.strict) == (FIRST, "none", True, False)
+
+
+def test_a_baseline_of_another_drive_of_that_name_is_not_wished() -> None:
+    replaced = Target("io-scheduler", "nvme0n1", key="2")
+    assert resolve(SCHEDULERS, [], {Target("io-scheduler", "nvme0n1", key="1"): "none"}, [replaced]) == {}
+
+
+def test_strict_is_who_waits_and_allows_no_less() -> None:
+    exact = claim(Origin.RUNTIME, "io-scheduler", "nvme0n1", "none")
+    lenient = Claim(Origin.RUNTIME, "io-scheduler", "nvme1n1", "none", partial=True)
+    unheard = claim(Origin.RUNTIME, "io-scheduler", "sda", "none")
+    wishes = resolve(SCHEDULERS, [exact, lenient, unheard], {}, DRIVES, strict={exact.id, lenient.id})
+    assert [wishes[target].strict for target in DRIVES] == [True, False, False]
+
+
+@given(books())
+def test_a_claim_is_either_in_a_wish_or_unmatched(book: list[Claim]) -> None:
+    wishes = resolve(SCHEDULERS, book, {}, DRIVES).values()
+    heard = {claim for wish in wishes for claim in (wish.winner, *wish.beaten)}
+    left = set(unmatched(SCHEDULERS, book, DRIVES))
+    assert heard | left == set(book)
+    assert not heard & left

@@ -1,0 +1,230 @@
+"""HostKernel: nothing outside its root is read, and nothing but the listed files is written."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerntune.kernel.files import WRITABLE, HostKernel, KernelError, KernelView, allowed, find, natural, number
+from tests.hosts import plant
+
+SCHEDULER = "sys/block/sda/queue/scheduler"
+TREE = f"""\
+{SCHEDULER}\t[none] mq-deadline
+sys/block/sda/diskseq\t7
+proc/sys/vm/overcommit_memory\t0
+proc/sys/vm/swappiness\t60
+proc/sys/vm/negative\t-3
+sys/block/loop2/diskseq\t2
+sys/block/loop10/diskseq\t10
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The root of a tree; beside it lies a secret, and links lead to it."""
+    (tmp_path / "secret").write_text("[none] secret\n")
+    (tmp_path / "outside/queue").mkdir(parents=True)
+    (tmp_path / "outside/queue/scheduler").write_text("[none] secret\n")
+    root = tmp_path / "root"
+    plant(root, TREE)
+    (root / "sys/block/out").symlink_to(tmp_path / "outside")
+    (root / "sys/block/up").symlink_to("../../../outside")
+    (root / "proc/secret").symlink_to("../../secret")
+    return root
+
+
+@pytest.fixture
+def kernel(root: Path) -> HostKernel:
+    return HostKernel(root)
+
+
+def code_of_read(kernel: KernelView, path: str) -> int | None:
+    with pytest.raises(KernelError) as caught:
+        kernel.read(path)
+    assert caught.value.filename == path
+    return caught.value.errno
+
+
+def code_of_write(kernel: HostKernel, path: str, text: str = "1") -> int | None:
+    with pytest.raises(KernelError) as caught:
+        kernel.write(path, text)
+    assert caught.value.filename == path
+    return caught.value.errno
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_reads_without_the_white_space_around(kernel: HostKernel) -> None:
+    assert kernel.read(SCHEDULER) == "[none] mq-deadline"
+    assert kernel.read("/" + SCHEDULER) == "[none] mq-deadline"
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret", "proc/../../secret", "sys/block/../../../secret", "proc/..", "..", "proc/../proc/sys"]
+)
+def test_dots_do_not_lead_out(kernel: HostKernel, path: str) -> None:
+    assert code_of_read(kernel, path) == errno.EPERM
+
+
+@pytest.mark.parametrize("path", ["proc/secret", "sys/block/out/queue/scheduler", "sys/block/up/queue/scheduler"])
+def test_links_do_not_lead_out(kernel: HostKernel, path: str) -> None:
+    assert code_of_read(kernel, path) == errno.EPERM
+
+
+def test_links_inside_are_followed(root: Path, kernel: HostKernel) -> None:
+    (root / "sys/block/sdb").symlink_to("../block/sda")
+    assert kernel.read("sys/block/sdb/diskseq") == "7"
+    kernel.write("sys/block/sdb/queue/scheduler", "mq-deadline")
+    assert kernel.read(SCHEDULER) == "mq-deadline"
+
+
+def test_an_absolute_path_is_below_the_root(root: Path, kernel: HostKernel) -> None:
+    assert code_of_read(kernel, str(root.parent / "secret")) == errno.ENOENT
+    assert code_of_read(kernel, "/etc/hostname") == errno.ENOENT
+
+
+@pytest.mark.parametrize("pattern", ["../*", "sys/../../*", "..", "/etc/*", "//etc/*"])
+def test_glob_does_not_lead_out(kernel: HostKernel, pattern: str) -> None:
+    assert list(kernel.glob(pattern)) == []
+
+
+@pytest.mark.parametrize("path", ["sys/block/out/queue/scheduler", "sys/block/up/queue/scheduler"])
+def test_a_write_does_not_follow_a_link_out(root: Path, kernel: HostKernel, path: str) -> None:
+    before = contents(root.parent)
+    assert code_of_write(kernel, path) == errno.EPERM
+    assert contents(root.parent) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "proc/sys/vm/swappiness",
+        "sys/block/sda/diskseq",
+        "/proc/sys/vm/overcommit_memory",
+        "proc/sys/vm/overcommit_memory/",
+        "proc/sys/vm/../vm/overcommit_memory",
+        "sys/block/sda/../sda/queue/scheduler",
+        "sys/block/../block/queue/scheduler",
+        "sys/block/sda/x/queue/scheduler",
+        "sys/block/sda/queue/scheduler/x",
+        "proc/sys/vm/new",
+        "proc/sysrq-trigger",
+        "",
+    ],
+)
+def test_a_file_that_is_not_listed_is_not_written(root: Path, kernel: HostKernel, path: str) -> None:
+    before = contents(root.parent)
+    assert code_of_write(kernel, path) == errno.EPERM
+    assert contents(root.parent) == before
+
+
+def test_a_write_replaces_the_whole_text(root: Path, kernel: HostKernel) -> None:
+    kernel.write(SCHEDULER, "none")
+    assert (root / SCHEDULER).read_bytes() == b"none\n"
+
+
+def test_a_write_makes_no_file(root: Path, kernel: HostKernel) -> None:
+    before = contents(root)
+    assert code_of_write(kernel, "sys/block/sdz/queue/scheduler") == errno.ENOENT
+    assert code_of_write(kernel, "proc/sys/vm/overcommit_ratio") == errno.ENOENT
+    assert contents(root) == before
+
+
+def test_the_errno_is_the_kernels(root: Path, kernel: HostKernel) -> None:
+    assert code_of_read(kernel, "proc/nothing") == errno.ENOENT
+    assert code_of_read(kernel, "proc/sys") == errno.EISDIR
+    assert code_of_read(kernel, f"{SCHEDULER}/more") == errno.ENOTDIR
+    (root / "proc/sys/vm/overcommit_ratio").mkdir()
+    assert code_of_write(kernel, "proc/sys/vm/overcommit_ratio") == errno.EISDIR
+
+
+def test_only_a_tree_is_simulated(kernel: HostKernel) -> None:
+    assert kernel.simulated
+    assert not HostKernel(Path("/")).simulated
+
+
+@pytest.mark.parametrize("path", ["proc/../etc/hostname", "../etc/hostname"])
+def test_dots_are_refused_on_the_host_as_well(path: str) -> None:
+    assert code_of_read(HostKernel(), path) == errno.EPERM
+
+
+def test_a_star_stays_between_two_slashes(kernel: HostKernel) -> None:
+    assert list(kernel.glob("sys/*/queue/scheduler")) == []
+    assert list(kernel.glob("sys/block/*/diskseq")) == [
+        "sys/block/loop2/diskseq",
+        "sys/block/loop10/diskseq",
+        "sys/block/sda/diskseq",
+    ]
+    assert list(kernel.glob("sys/**/diskseq")) == []
+
+
+@pytest.mark.parametrize("pattern", WRITABLE)
+def test_allowed_is_as_narrow_as_the_list(pattern: str) -> None:
+    path = pattern.replace("*", "0")
+    assert allowed(path)
+    assert not allowed(f"/{path}")
+    assert not allowed(f"x/{path}")
+    assert not allowed(f"{path}/x")
+    assert not allowed(f"{path}x")
+    if "*" in pattern:
+        assert not allowed(pattern.replace("*", "a/b"))
+        assert not allowed(pattern.replace("*", ".."))
+
+
+@given(st.text("abc/.*0", max_size=12))
+def test_no_name_of_a_device_opens_another_file(name: str) -> None:
+    path = f"sys/block/{name}/queue/scheduler"
+    if allowed(path):
+        assert "/" not in name
+        assert name != ".."
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [("node2", "node10"), ("a/loop9", "a/loop10"), ("cpu", "cpu0"), ("2M/node2", "2M/node10"), ("sda", "sdb")],
+)
+def test_natural_order(smaller: str, larger: str) -> None:
+    assert natural(smaller) < natural(larger)
+
+
+@given(st.lists(st.text("a1/²٣", max_size=6)))
+def test_any_names_can_be_sorted(names: list[str]) -> None:
+    assert sorted(sorted(names, key=natural)) == sorted(names)
+
+
+def test_find_and_number_have_an_answer_for_what_is_not_there(kernel: HostKernel) -> None:
+    assert find(kernel, "proc/nothing") is None
+    assert find(kernel, "sys/block/sda/diskseq") == "7"
+    assert number(kernel, "proc/nothing") == 0
+    assert number(kernel, "proc/nothing", 5) == 5
+    assert number(kernel, SCHEDULER, 5) == 5
+    assert number(kernel, "sys/block/sda/diskseq") == 7
+    assert number(kernel, "proc/sys/vm/negative") == -3
+
+
+def test_what_is_no_text_is_read_all_the_same(root: Path, kernel: HostKernel) -> None:
+    (root / "proc/bytes").write_bytes(b"ab\xffcd\n")
+    assert kernel.read("proc/bytes") == "ab\ufffdcd"
+
+
+def test_a_packed_file_is_unpacked(root: Path, kernel: HostKernel) -> None:
+    (root / "proc/config.gz").write_bytes(gzip.compress(b"CONFIG_X=y\n" * 20_000))
+    assert kernel.read("proc/config.gz").splitlines() == ["CONFIG_X=y"] * 20_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"not packed", gzip.compress(b"CONFIG_X=y\n")[:-9], gzip.compress(b"CONFIG_X=y\n")[:10] + b"\xff" * 20],
+    ids=["empty", "plain", "cut", "garbage"],
+)
+def test_a_broken_packed_file_is_a_file_that_cannot_be_read(root: Path, kernel: HostKernel, damage: bytes) -> None:
+    (root / "proc/config.gz").write_bytes(damage)
+    assert not find(kernel, "proc/config.gz")

@@ -1,0 +1,179 @@
+"""The engine on a simulated kernel, with a ledger in memory: what most tests of the engine are told with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kerntune.engine.claims import ClaimBook
+from kerntune.engine.reconciler import Answer, Reconciler
+from kerntune.engine.requests import Request
+from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import Baseline, Claim, Limits, Origin, Outcome, Report, Setting, Target
+from kerntune.tunables import REGISTRY
+
+MIB, GIB = 1 << 20, 1 << 30
+PAGE = 2 * MIB
+POOL = "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+COMPACT = "proc/sys/vm/compact_memory"
+VM = "proc/sys/vm/overcommit_"
+BOUND = 10.0  # seconds that anything may take here
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/kerntune/claims.json")
+
+
+def node_pool(number: int) -> str:
+    return f"sys/devices/system/node/node{number}/hugepages/hugepages-2048kB/nr_hugepages"
+
+
+def queue(device: str) -> str:
+    return f"sys/block/{device}/queue/scheduler"
+
+
+def small_host(*, programs: int = GIB, whole: int | None = None, compaction: int = 0) -> SimulatedKernel:
+    """One node of 16 GiB and two NVMe drives; 6144 pages of 2 MiB are the limit."""
+    kernel = SimulatedKernel([Node(16 * GIB, programs=programs, whole=whole)], compaction=compaction)
+    kernel.plug("nvme0n1", by_id="nvme-First")
+    kernel.plug("nvme1n1", by_id="nvme-Second")
+    return kernel
+
+
+def large_host(nodes: int = 2) -> SimulatedKernel:
+    """Nodes of 16 GiB, two NVMe drives and a disk."""
+    kernel = SimulatedKernel([Node(16 * GIB, programs=GIB) for _ in range(nodes)])
+    kernel.plug("nvme0n1", by_id="nvme-First")
+    kernel.plug("nvme1n1", by_id="nvme-Second")
+    kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Disk")
+    return kernel
+
+
+def have_pages(kernel: SimulatedKernel, *counts: int, used: int = 0, size: int = PAGE) -> None:
+    """Each node has so many pages before the daemon starts, `used` of them mapped by a program."""
+    kernel.read(POOL)  # the pools exist once they were read
+    for node, count in zip(kernel.nodes, counts, strict=True):
+        node.pools[size].asked, node.pools[size].used = count, used
+
+
+def pages(kernel: SimulatedKernel, size: int = PAGE) -> list[int]:
+    """What each node's pool was asked to be."""
+    return [node.pools[size].asked for node in kernel.nodes]
+
+
+def host_values(kernel: SimulatedKernel) -> dict[str, object]:
+    """Every value that a tunable may change."""
+    kernel.read(POOL)
+    return {
+        "pools": [{size: pool.asked for size, pool in node.pools.items()} for node in kernel.nodes],
+        "schedulers": {name: disk.scheduler for name, disk in kernel.disks.items()},
+        "governors": {name: policy.governor for name, policy in kernel.policies.items()},
+        "overcommit": dict(kernel.overcommit),
+    }
+
+
+@dataclass(slots=True)
+class MemoryLedger:
+    """A Ledger that forgets at the end of the test; `full` is raised by whatever would save."""
+
+    book: ClaimBook = field(default_factory=ClaimBook)
+    baselines: Mapping[Target, str] = field(default_factory=dict)
+    full: OSError | None = None
+    full_for_claims: OSError | None = None
+
+    def keep(self, baselines: Sequence[Baseline]) -> None:
+        self._save()
+        self.baselines = {baseline.target: baseline.value for baseline in baselines} | dict(self.baselines)
+
+    def forget(self, targets: Collection[Target]) -> None:
+        self._save()
+        self.baselines = {target: value for target, value in self.baselines.items() if target not in targets}
+
+    def commit(self, book: ClaimBook) -> None:
+        self._save()
+        if self.full_for_claims:
+            raise self.full_for_claims
+        self.book = book
+
+    def _save(self) -> None:
+        if self.full:
+            raise self.full
+
+
+@dataclass(slots=True)
+class Lab:
+    """A running engine, and short words for what is asked of it."""
+
+    kernel: SimulatedKernel
+    ledger: MemoryLedger
+    engine: Reconciler
+    reports: list[Report] = field(default_factory=list)
+
+    async def set(self, *settings: tuple[str, str, str | int], **options: bool) -> Answer:
+        """A Set; options are those of Request: persist, partial, must_win."""
+        return await self.engine.change(request(*settings, **options), "Set")
+
+    async def unset(self, *what: tuple[str, str], persist: bool = False) -> Answer:
+        named = tuple(Setting(tunable, instances, "") for tunable, instances in what)
+        return await self.engine.change(Request(named, unset=True, persist=persist), "Unset")
+
+    async def one(self, tunable: str, instances: str, value: str | int, **options: bool) -> Outcome:
+        """A Set of one setting that covers one target: its outcome."""
+        (outcome,) = (await self.set((tunable, instances, value), **options)).outcomes
+        return outcome
+
+    @property
+    def claims(self) -> list[str]:
+        """The claims in force, which are those that are saved."""
+        assert dict(self.engine.book.claims) == dict(self.ledger.book.claims)
+        return sorted(f"{claim.id}={claim.value}" for claim in self.engine.book.claims.values())
+
+    def writes(self) -> list[tuple[str, str]]:
+        """What was written since this was asked last."""
+        done = list(self.kernel.journal)
+        self.kernel.journal.clear()
+        return done
+
+
+def request(*settings: tuple[str, str, str | int], **options: bool) -> Request:
+    return Request(tuple(Setting(tunable, at, str(value)) for tunable, at, value in settings), who="alice", **options)
+
+
+def claim(origin: Origin, tunable: str, instances: str, value: str | int, seq: int = 1) -> Claim:
+    return Claim(origin, tunable, instances, str(value), who=origin.word, seq=seq)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    kernel: SimulatedKernel,
+    *,
+    claims: Iterable[Claim] = (),
+    baselines: Mapping[Target, str] | None = None,
+    limits: Limits | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Lab]:
+    """An engine that has looked at the kernel; nothing was written yet."""
+    ledger = MemoryLedger(ClaimBook.of(*claims), baselines or {})
+    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, clock=clock)
+    lab = Lab(kernel, ledger, engine)
+    engine.listeners.append(lab.reports.append)
+    working = asyncio.create_task(engine.work())
+    try:
+        await engine.observe()
+        yield lab
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+        engine.close()
+
+
+@dataclass(slots=True)
+class Clock:
+    """A clock that stands until it is told."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -1,0 +1,296 @@
+"""The arithmetic of huge pages: how a total is divided, and what the host can bear."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kerntune.model import Claim, Limits, Memory, Origin, Reading, State, Target, Wish
+from kerntune.tunables.overcommit import needed_limit, predicted_limit
+from kerntune.tunables.pool_plan import Room, plan_group, share, spread
+from tests.unit.lab import GIB, PAGE
+
+MANY = 1 << 20
+counts = st.integers(0, 5000)
+
+
+def node(number: int) -> Target:
+    return Target("hugepages", f"2M/node{number}")
+
+
+WHOLE = Target("hugepages", "2M")
+
+
+def pool(target: Target, asked: int, *, used: int = 0, room: int = MANY) -> Reading:
+    """A pool in which programs have `used` pages; `room` is what its node has free memory for."""
+    total = max(asked, used)
+    figures = {
+        "size": PAGE,
+        "total": total,
+        "asked": asked,
+        "free": total - used,
+        "surplus": total - asked,
+        "borrow": 0,
+        "reserved": 0,
+        "room": room,
+    }
+    return Reading(target, str(total), restore=str(asked), figures=figures)
+
+
+pools = st.lists(st.tuples(counts, counts, counts), min_size=1, max_size=6).map(
+    lambda rows: {node(n): pool(node(n), asked, used=used, room=room) for n, (asked, used, room) in enumerate(rows)}
+)
+
+
+def by_node(*values: int) -> dict[Target, int]:
+    return {node(number): value for number, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("amount", "room", "shares"),
+    [
+        (4, (10, 10), (2, 2)),
+        (5, (10, 10), (3, 2)),
+        (5, (10, 10, 10, 10), (2, 1, 1, 1)),
+        (10, (3, 10), (3, 7)),
+        (10, (0, 10), (0, 10)),
+        (10, (2, 2), (5, 5)),
+        (0, (2, 2), (0, 0)),
+    ],
+)
+def test_share(amount: int, room: tuple[int, ...], shares: tuple[int, ...]) -> None:
+    assert share(amount, by_node(*room)) == by_node(*shares)
+
+
+@given(amount=counts, room=st.lists(counts, min_size=1, max_size=8))
+def test_all_is_shared_out_and_within_room_while_there_is_any(amount: int, room: list[int]) -> None:
+    shares = share(amount, by_node(*room))
+    assert sum(shares.values()) == amount
+    assert min(shares.values()) >= 0
+    if amount <= sum(room):
+        assert all(shares[node(n)] <= bound for n, bound in enumerate(room))
+
+
+@given(amount=counts, bounds=st.lists(st.tuples(counts, counts).map(sorted), min_size=1, max_size=8))
+def test_nobody_gives_more_than_it_has(amount: int, bounds: list[list[int]]) -> None:
+    room, most = by_node(*(low for low, _ in bounds)), by_node(*(high for _, high in bounds))
+    shares = share(amount, room, most)
+    assert sum(shares.values()) == min(amount, sum(most.values()))
+    assert all(shares[target] <= most[target] for target in most)
+
+
+@given(amount=counts, room=st.lists(counts, min_size=1, max_size=8))
+def test_shares_are_even(amount: int, room: list[int]) -> None:
+    assume(amount <= sum(room))
+    shares = share(amount, by_node(*room))
+    open_ = [shares[node(n)] for n, bound in enumerate(room) if shares[node(n)] < bound]
+    # Whoever has room left got as much as anybody, but for the one page that cannot be halved.
+    assert all(max(shares.values()) - taken <= 1 for taken in open_)
+
+
+def test_nobody_to_share_with() -> None:
+    assert share(5, {}) == {}
+
+
+@given(total=st.integers(0, 40_000), pools=pools)
+def test_a_spread_total_is_the_total(total: int, pools: dict[Target, Reading]) -> None:
+    wants = spread(total, pools)
+    assert sum(wants.values()) == total
+    assert min(wants.values()) >= 0
+
+
+@given(total=st.integers(0, 40_000), pools=pools)
+def test_growing_takes_from_nobody_and_shrinking_gives_to_nobody(total: int, pools: dict[Target, Reading]) -> None:
+    asked = {target: reading.figures["asked"] for target, reading in pools.items()}
+    wants = spread(total, pools)
+    if total >= sum(asked.values()):
+        assert all(wants[target] >= asked[target] for target in pools)
+    else:
+        assert all(wants[target] <= asked[target] for target in pools)
+
+
+@given(pools=pools)
+def test_a_sum_that_is_right_is_left_as_it_is(pools: dict[Target, Reading]) -> None:
+    asked = {target: reading.figures["asked"] for target, reading in pools.items()}
+    assert spread(sum(asked.values()), pools) == asked
+
+
+def test_growth_goes_where_memory_is() -> None:
+    two = {node(0): pool(node(0), 10, room=5), node(1): pool(node(1), 10)}
+    assert spread(120, two) == by_node(15, 105)
+
+
+def test_shrinking_takes_free_pages_first() -> None:
+    two = {node(0): pool(node(0), 100, used=90), node(1): pool(node(1), 100)}
+    assert spread(100, two) == by_node(90, 10)
+    assert spread(60, two) == by_node(60, 0)
+
+
+def memory(
+    total: int, available: int, hugetlb: int = 0, committed: int = 0, *, mode: int = 0, ratio: int = 50, kbytes: int = 0
+) -> Memory:
+    return Memory(total, available, available, hugetlb, 0, committed, 0, mode, ratio, kbytes)
+
+
+def wish(target: Target, value: int, *, strict: bool = True, origin: Origin = Origin.RUNTIME) -> Wish:
+    claim = Claim(origin, "hugepages", target.instance, str(value))
+    return Wish(target, claim.value, claim, strict=strict)
+
+
+hosts = st.builds(
+    lambda gib, free, huge, promised, mode, ratio: memory(
+        gib * GIB, int(gib * GIB * free), int(gib * GIB * huge), int(gib * GIB * promised), mode=mode, ratio=ratio
+    ),
+    st.integers(1, 2048),
+    st.floats(0, 1),
+    st.floats(0, 0.9),
+    st.floats(0, 1),
+    st.sampled_from([0, 1, 2]),
+    st.integers(1, 100),
+)
+
+
+@given(host=hosts, percent=st.integers(1, 100))
+def test_what_there_is_room_for_leaves_the_host_alive(host: Memory, percent: int) -> None:
+    room = Room.on(host, Limits(hugepages_percent=percent), PAGE)
+    assert room.pages >= 0
+    if room.pages:
+        taken = room.pages * PAGE
+        assert host.available - taken >= host.reserve
+        assert host.hugetlb + taken <= host.total * percent // 100
+        if host.overcommit_mode == 2:
+            # A byte may be lost in rounding.
+            limit = predicted_limit(host, ratio=host.overcommit_ratio, more_hugetlb=taken)
+            assert limit >= needed_limit(host) - 1
+
+
+@given(host=hosts, percent=st.integers(1, 100))
+def test_there_is_no_room_for_a_page_more(host: Memory, percent: int) -> None:
+    taken = (Room.on(host, Limits(hugepages_percent=percent), PAGE).pages + 1) * PAGE
+    assert (
+        host.available - taken < host.reserve
+        or host.hugetlb + taken > host.total * percent // 100
+        or (
+            host.overcommit_mode == 2
+            and predicted_limit(host, ratio=host.overcommit_ratio, more_hugetlb=taken) <= needed_limit(host)
+        )
+    )
+
+
+def test_kilobytes_are_no_matter_of_huge_pages() -> None:
+    """In mode never with overcommit_kbytes the limit does not depend on huge pages."""
+    bound = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=50)
+    free = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=0, kbytes=8 << 20)
+    assert Room.on(bound, Limits(), PAGE).pages < Room.on(free, Limits(), PAGE).pages == 6144
+
+
+def plan(group: dict[Target, Reading], *wishes: Wish, host: Memory | None = None) -> dict[Target, list[str]]:
+    """What would be written: pool -> texts; a refused wish writes nothing."""
+    steps = plan_group(
+        group,
+        {wish.target: wish for wish in wishes},
+        host or memory(64 * GIB, 60 * GIB),
+        Limits(),
+        path_of=lambda target: target.instance,
+    )
+    found: dict[Target, list[str]] = {}
+    for step in steps:
+        for write in step.writes:
+            found.setdefault(Target("hugepages", write.path), []).append(write.text)
+    return found
+
+
+def two_nodes(*asked: int) -> dict[Target, Reading]:
+    group = {node(n): pool(node(n), count) for n, count in enumerate(asked)}
+    return group | {WHOLE: pool(WHOLE, sum(asked))}
+
+
+def test_with_several_nodes_only_their_files_are_written() -> None:
+    assert plan(two_nodes(10, 10), wish(WHOLE, 100)) == {node(0): ["50"], node(1): ["50"]}
+
+
+def test_nodes_get_theirs_and_the_others_the_rest() -> None:
+    assert plan(two_nodes(0, 0), wish(WHOLE, 200), wish(node(0), 80)) == {node(0): ["80"], node(1): ["120"]}
+
+
+def test_a_total_below_the_nodes_is_beaten_by_them() -> None:
+    group = two_nodes(80, 5)
+    steps = plan_group(
+        group,
+        {WHOLE: wish(WHOLE, 40), node(0): wish(node(0), 80)},
+        memory(64 * GIB, 60 * GIB),
+        Limits(),
+        path_of=lambda target: target.instance,
+    )
+    beaten = next(step for step in steps if step.wish.target == WHOLE)
+    assert beaten.capped is not None
+    assert beaten.capped.state is State.OVERRIDDEN
+    assert "80 pages in all" in beaten.capped.detail
+    assert [(write.path, write.text) for step in steps for write in step.writes] == [("2M/node1", "0")]
+
+
+def test_shrinking_comes_before_growing() -> None:
+    group = two_nodes(100, 0)
+    steps = plan_group(
+        group,
+        {node(1): wish(node(1), 100), node(0): wish(node(0), 0)},
+        memory(64 * GIB, 60 * GIB),
+        Limits(),
+        path_of=lambda target: target.instance,
+    )
+    assert [write.path for step in steps for write in step.writes] == ["2M/node0", "2M/node1"]
+    within = plan_group(
+        two_nodes(100, 0) | {node(2): pool(node(2), 0)},
+        {WHOLE: wish(WHOLE, 20), node(2): wish(node(2), 10)},
+        memory(64 * GIB, 60 * GIB),
+        Limits(),
+        path_of=lambda target: target.instance,
+    )
+    assert [write.path for step in within for write in step.writes] == ["2M/node0", "2M/node2"]
+
+
+@given(
+    asked=st.lists(counts, min_size=2, max_size=4),
+    total=st.none() | st.integers(0, 20_000),
+    own=st.dictionaries(st.integers(0, 1), counts),
+    percent=st.integers(10, 100),
+    strict=st.booleans(),
+)
+def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
+    asked: list[int], total: int | None, own: dict[int, int], percent: int, strict: bool
+) -> None:
+    group = two_nodes(*asked)
+    taken = sum(asked) * PAGE
+    host = memory(64 * GIB, 60 * GIB - taken, taken)
+    limits = Limits(hugepages_percent=percent)
+    wishes = {node(n): wish(node(n), count, strict=strict) for n, count in own.items()}
+    wishes |= {WHOLE: wish(WHOLE, total, strict=strict)} if total is not None else {}
+    steps = plan_group(group, wishes, host, limits, path_of=lambda target: target.instance)
+    assert {step.wish.target for step in steps} == set(wishes)
+    after = {node(n): count for n, count in enumerate(asked)}
+    for step in steps:
+        assert not (step.verdict and step.writes)
+        for write in step.writes:
+            after[Target("hugepages", write.path)] = int(write.text)
+    assert sum(after.values()) <= max(sum(asked), sum(asked) + Room.on(host, limits, PAGE).pages)
+    if any(step.verdict or step.capped for step in steps):
+        return
+    taken = sum(after.values()) * PAGE
+    again = plan_group(
+        two_nodes(*after.values()),
+        wishes,
+        memory(64 * GIB, 60 * GIB - taken, taken),
+        limits,
+        path_of=lambda target: target.instance,
+    )
+    assert not any(step.writes for step in again)
+
+
+@pytest.mark.parametrize("used", [0, 50])
+def test_a_pool_may_shrink_on_a_host_that_is_full(used: int) -> None:
+    group = {WHOLE: pool(WHOLE, 100, used=used)}
+    full = memory(GIB, 0, GIB)
+    assert plan(group, wish(WHOLE, 20), host=full) == {WHOLE: ["20"]}
+    assert plan(group, wish(WHOLE, 100), host=full) == {}
+    assert plan(group, wish(WHOLE, 101), host=full) == {}
