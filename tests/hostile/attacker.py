@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from tests.hostile.raw import ERROR, NO_REPLY, SIGNAL, THE_BUS, Got, Raw, Writer, message
+from tests.hostile.raw import ERROR, NO_REPLY, SIGNAL, THE_BUS, Got, Raw, Writer, frame_size, message
 
 NAME: Final = "org.kerntune.Tuner1"
 ROOT: Final = "/org/kerntune/Tuner1"
@@ -328,6 +329,20 @@ def questions(address: str, stack: ExitStack) -> Tally:
     return tally
 
 
+def given(address: str, stack: ExitStack) -> Tally:
+    """Calls that somebody else has made up, in a file beside this one."""
+    raw, tally = stack.enter_context(Raw(address)), Tally()
+
+    def frames() -> Iterator[bytes]:
+        data, at = Path(__file__).with_name("calls").read_bytes(), 0
+        while size := frame_size(data[at : at + 16]):
+            yield data[at : at + size]
+            at += size
+
+    pipeline(raw, frames(), tally)
+    return tally
+
+
 def introspected(raw: Raw) -> list[ET.Element]:
     got = raw.call(NAME, ROOT, f"{THE_BUS}.Introspectable", "Introspect")
     return list(ET.fromstring(got.body[0]).iter("interface"))
@@ -350,6 +365,7 @@ ATTACKS: Final[dict[str, Callable[[str, ExitStack], Tally]]] = {
         deep,
         big_endian,
         questions,
+        given,
     )
 }
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, ROOT
+from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT, OTHER, Polkitd, accounts, as_user
 from tests.harness.privatebus import PrivateBus
@@ -160,6 +160,17 @@ class Victim:
         with Raw(self.bus.address) as client:
             assert not client.call(*GET_ALL, signature="s", args=[""]).error
         return time.monotonic() - began
+
+    def give(self, name: str, data: bytes) -> None:
+        """Put a file where the attackers' program is."""
+        (self._public / "tests/hostile" / name).write_bytes(data)
+
+    def targets(self) -> dict[str, str]:
+        """What every target holds; AssertionError when there is a claim."""
+        with Raw(self.bus.address) as client:
+            document = json.loads(client.call(BUS_NAME, ROOT, MANAGER, "Describe").body[0])
+        assert document["claims"] == []
+        return {f"{row['tunable']}@{row['instance']}": row["value"] for row in document["targets"]}
 
     def kept(self) -> int:
         """Bytes that the bus keeps of what the daemon has sent and others have not read."""

@@ -17,7 +17,9 @@ from kerntune.bus.link import Variant
 POLKIT: Final = "org.freedesktop.PolicyKit1"
 TO_POLKIT: Final = (POLKIT, "/org/freedesktop/PolicyKit1/Authority", f"{POLKIT}.Authority")
 ALLOW_INTERACTION: Final = 1
-OF_USER: Final = 16  # calls of one user that may wait for polkit, so that some slots are left for the others
+# Of one user's calls so many are asked about at once, so that slots are left for the others; and so many may wait.
+OF_USER: Final = 16
+WAITING: Final = 200
 
 JOIN: Final = (
     "Members of the group kerntune may: sudo adduser $USER kerntune, then log in again (id shows it); "
@@ -40,24 +42,26 @@ async def authorise(
 
     polkit is asked without interaction first, so that a silent one is found out in `timeout` and not only after the
     time a person may take for a password. Root, and whoever runs the daemon, may do everything without being asked
-    about. Raises AccessDenied, InteractiveAuthorizationRequired, CallerGone, or LimitsExceeded when OF_USER calls of the
-    caller's user wait for polkit already.
+    about. Raises AccessDenied, InteractiveAuthorizationRequired or CallerGone; and LimitsExceeded when WAITING calls of
+    the caller's user wait for polkit already.
     """
     if caller.uid in (0, os.geteuid()):
         return
-    if service.asking[caller.uid] >= OF_USER:
-        what = f"{OF_USER} calls of uid {caller.uid} wait for polkit already"
+    if service.asking[caller.uid] >= WAITING:
+        what = f"{WAITING} calls of uid {caller.uid} wait for polkit already"
         raise errors.LimitsExceeded(what, "wait for the replies")
     service.asking[caller.uid] += 1
+    service.asked.setdefault(caller.uid, asyncio.Semaphore(OF_USER))
     try:
         await _decide(service, caller, action, timeout, interactive_timeout)
     finally:
         service.asking[caller.uid] -= 1
         if not service.asking[caller.uid]:
-            del service.asking[caller.uid]
+            del service.asking[caller.uid], service.asked[caller.uid]
 
 
 async def _decide(service: Service, caller: Caller, action: str, timeout: float, interactive_timeout: float) -> None:
+    """Ask without interaction, then with it where that may help; raises as `authorise` does."""
     answer = await _check(service, caller, action, 0, timeout)
     if answer.challenge and not answer.authorised:
         if not caller.interactive:
@@ -65,7 +69,7 @@ async def _decide(service: Service, caller: Caller, action: str, timeout: float,
         asking = _check(service, caller, action, ALLOW_INTERACTION, interactive_timeout)
         answer = await service.while_present(caller, asking)
         if answer.challenge and not answer.authorised:
-            what = f"{action} needs authentication, and nobody was there to ask for the password"
+            what = f"permission denied: {action} needs authentication, and nobody was there to ask for the password"
             raise errors.AccessDenied(what, _advice(action))
     if not answer.authorised:
         raise errors.AccessDenied(
@@ -77,7 +81,7 @@ async def _check(service: Service, caller: Caller, action: str, flags: int, time
     """One CheckAuthorization, when its turn comes; `timeout` counts from now. Raises AccessDenied without an answer."""
     slots = service.prompts if flags & ALLOW_INTERACTION else service.questions
     try:
-        async with asyncio.timeout(timeout), slots:
+        async with asyncio.timeout(timeout), service.asked[caller.uid], slots:
             return await _ask(service, caller, action, flags)
     except TimeoutError as error:
         if flags & ALLOW_INTERACTION:

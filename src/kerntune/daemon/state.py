@@ -74,7 +74,8 @@ class State:
                 }
                 replace_file(self._persistent, document, durable=True)
                 self._serial, self._book = serial, book
-            self._save_runtime(book, self._baselines)
+            else:
+                self._save_runtime(book, self._baselines)
 
     def _save_runtime(self, book: ClaimBook, baselines: dict[Target, str]) -> None:
         serial = self._serial + 1
@@ -96,7 +97,7 @@ class State:
             return {}
         try:
             return checked(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             aside = path.with_name(f"{path.name}.bad")
             path.replace(aside)
             self.set_aside.append(aside)
@@ -108,12 +109,14 @@ def checked(document: Any) -> Document:
     """The document when this version can read all of it; ValueError or TypeError otherwise."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError("not a state file of this version")
+    serials = [document.get("serial", 0)]
     for name in ("persistent", "runtime"):
         load_claims(document.get(name, ()), Origin.RUNTIME)
     if "commit" in document:
         load_claims(document["commit"]["runtime"], Origin.RUNTIME)
-        int(document["commit"]["serial"])
-    int(document.get("serial", 0))
+        serials.append(document["commit"]["serial"])
+    if any(type(serial) is not int for serial in serials):
+        raise ValueError("a serial is a whole number")
     for row in document.get("baselines", ()):
         if len(row) != 4 or not all(isinstance(field, str) for field in row):
             raise ValueError("a baseline is four strings")
@@ -141,7 +144,8 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
     claims = [Claim(origin, **row) for row in rows]
     for claim in claims:
         texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why)
-        if not all(isinstance(text, str) for text in texts) or type(claim.seq) is not int:
+        kinds = type(claim.seq), type(claim.partial)
+        if not all(isinstance(text, str) for text in texts) or kinds != (int, bool):
             raise ValueError("a claim has a field of the wrong type")
     return claims
 
@@ -149,12 +153,17 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
 def replace_file(path: Path, document: Document, *, durable: bool) -> None:
     """Write beside the file and rename over it; `durable` also waits for the disk."""
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(document, file, ensure_ascii=False)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        # What json reads, half a surrogate pair included, it has to be able to write.
+        with beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
+            json.dump(document, file, ensure_ascii=False)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk it would be in the way
+        raise
     if durable:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

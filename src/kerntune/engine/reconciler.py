@@ -157,12 +157,12 @@ class Reconciler:
 
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
         """
-        if len(request.settings) > 1 and not request.unset:
-            # What can be foreseen refuses the whole call before any lane has written its part.
-            edit = await self.check(request)
-            self._outcomes(edit, await self._rehearse(edit), must_win=request.must_win)
         edit = await self.check(request)
         lanes = self._lanes_of(edit)
+        if len(edit.put) > 1 or (edit.put and Lane.MEMORY in lanes):
+            # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
+            self._outcomes(edit, await self._rehearse(edit), must_win=request.must_win)
+            edit = await self.check(request)
         before = self.book
         pending = Pending(edit, lanes)
         earlier = [other for other in self._pending if other.lanes & lanes]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyudev import Context
 
 HOST = Path("/")
-# What ctypes.util would find. It runs ldconfig for that, and where there is one a compiler, and is a quarter MiB.
+# What ctypes.util would find, for the pyudev that asks it. It brings shutil and tempfile with it, a quarter MiB.
 LIBRARIES: Final = {"udev": "libudev.so.1", "c": "libc.so.6"}
 
 

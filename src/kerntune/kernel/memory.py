@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kerntune.kernel.files import KernelView, find, number
+from kerntune.kernel.processes import printable
 from kerntune.model import Memory
 
 VM = "proc/sys/vm"
@@ -61,5 +62,5 @@ def holders(kernel: KernelView) -> Sequence[Holder]:
         fields = {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
         size = fields.get("HugetlbPages", "0").split()[0]
         if size.isdigit() and int(size):
-            found.append(Holder(int(path.split("/")[1]), fields.get("Name", "?"), int(size) * 1024))
+            found.append(Holder(int(path.split("/")[1]), printable(fields.get("Name", "?")), int(size) * 1024))
     return sorted(found, key=lambda holder: -holder.size)

@@ -12,4 +12,9 @@ def describe(pid: int, uid: int) -> str:
         command = psutil.Process(pid).name()
     except psutil.Error:
         return f"uid {uid}"
-    return f"{user} ({command})"
+    return f"{user} ({printable(command)})"
+
+
+def printable(name: str) -> str:
+    """A name that its process chose, without what would break a log line, a terminal or a file of text."""
+    return "".join(char if char.isprintable() else "?" for char in name)

@@ -51,6 +51,12 @@ def test_who_has_huge_pages_the_largest_first(tmp_path: Path) -> None:
     ]
 
 
+def test_a_process_cannot_write_to_a_terminal_by_its_name(tmp_path: Path) -> None:
+    lines = ("Name:\ta\x1b[31mb", "HugetlbPages:\t4 kB")
+    kernel = plant(tmp_path, "\n".join(f"proc/7/status\t{line}" for line in lines))
+    assert [holder.command for holder in holders(kernel)] == ["a?[31mb"]
+
+
 def test_a_process_that_ends_meanwhile_is_left_out(tmp_path: Path) -> None:
     kernel = plant(
         tmp_path, "proc/7/status/\nproc/8/status\t\nproc/9/status\tName:\tx\nproc/9/status\tHugetlbPages:\t4 kB"

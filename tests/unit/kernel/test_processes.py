@@ -1,0 +1,52 @@
+"""What a process is called, whatever it calls itself."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from kerntune.kernel.processes import describe, printable
+
+# Takes a name of bytes (PR_SET_NAME) and says when it has it; ends with its standard input.
+NAMED = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"a\\xff\\nb\\x1b[31m", 0, 0, 0)
+print("named", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def odd_process() -> Iterator[int]:
+    with subprocess.Popen([sys.executable, "-c", NAMED], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"named\n"
+        yield child.pid
+        child.communicate(timeout=10)
+
+
+def test_the_user_and_the_program() -> None:
+    described = describe(os.getpid(), os.getuid())
+    assert described.startswith(f"{pwd.getpwuid(os.getuid()).pw_name} (")
+
+
+def test_a_name_cannot_break_a_log_line_or_a_file(odd_process: int) -> None:
+    described = describe(odd_process, os.getuid())
+    assert described.endswith(" (a??b?[31m)")
+    described.encode()
+
+
+def test_a_process_that_is_gone() -> None:
+    with subprocess.Popen(["true"]) as child:
+        child.wait(timeout=10)
+    assert describe(child.pid, 4711) == "uid 4711"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("busctl", "busctl"), ("a b", "a b"), ("\udcff", "?"), ("ü", "ü")])
+def test_printable(name: str, shown: str) -> None:
+    assert printable(name) == shown
