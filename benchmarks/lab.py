@@ -23,6 +23,7 @@ from kerntune.bus import names
 
 BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
 POLICIES: Final = Path("/usr/share/dbus-1/system.d")
+UNIT: Final = CHECKOUT / "systemd/kerntuned.service"
 LIMIT: Final = 20.0  # seconds to start, and to get a name
 SCHEDULERS: Final = ("none", "mq-deadline")
 
@@ -59,7 +60,8 @@ class Lab:
     def __init__(self, stack: ExitStack, peer: tuned.Package | None) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerntune-bench-")))
         # Both daemons find their byte code in place, as they would when installed from a package.
-        self.env = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+        cached = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+        self.env = cached | unit_environment(UNIT.read_text())
         stack.enter_context(accounts())
         own = folder / "floor.conf"
         own.write_text(floor.POLICY)
@@ -71,7 +73,7 @@ class Lab:
         self.polkitd = stack.enter_context(Polkitd(self.bus))
         self.drives = stack.enter_context(idle_drives())
         disk = self.drives[1] if self.drives else "none"
-        self.tuned = stack.enter_context(tuned.Tuned(peer, self.bus, disk, self.env)) if peer else None
+        self.tuned = stack.enter_context(tuned.Tuned(peer, self.bus, disk, cached)) if peer else None
         stack.enter_context(standing_floor(self.bus.address))
 
     @contextmanager
@@ -93,6 +95,12 @@ class Lab:
             yield self.tuned
         finally:
             self.tuned.stop()
+
+
+def unit_environment(unit: str) -> dict[str, str]:
+    """What the unit file sets for the daemon (Environment= in systemd.exec(5), one assignment a line)."""
+    lines = [line.removeprefix("Environment=") for line in unit.splitlines() if line.startswith("Environment=")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
 class Owned:

@@ -20,16 +20,22 @@ from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
 
 COUNT: Final = 512
 GOVERNORS: Final = ("performance", "powersave")
+READ: Final = ("related_cpus", *("scaling_governor", "scaling_available_governors") * 2)
 TMPFS: Final = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Milliseconds for all policies: a pass that changes them, one that finds them satisfied, the bare writes."""
+    """Milliseconds for all policies: a pass that changes them, one that finds them satisfied, the bare system calls.
+
+    `reads` are those of one pass: the CPUs of each policy, its governor and what it offers, the last two again after
+    the write.
+    """
 
     changing: float
     satisfied: float
-    bare: float
+    writes: float
+    reads: float
 
 
 def in_memory() -> SimulatedKernel:
@@ -65,8 +71,7 @@ def measure(kernel: Kernel) -> Times:
         run(worker, GOVERNORS[0])
         changing = timed(lambda: run(worker, GOVERNORS[1]))
         satisfied = timed(lambda: run(worker, GOVERNORS[1]))
-    bare = timed(lambda: write_all(kernel, GOVERNORS[0]))
-    return Times(changing, satisfied, bare)
+    return Times(changing, satisfied, timed(lambda: write_all(kernel, GOVERNORS[0])), timed(lambda: read_all(kernel)))
 
 
 def worker_on(kernel: Kernel) -> Worker:
@@ -90,6 +95,13 @@ def write_all(kernel: Kernel, governor: str) -> None:
     """What the pass has to do at the least."""
     for cpu in range(COUNT):
         kernel.write(f"{POLICIES}/policy{cpu}/scaling_governor", governor)
+
+
+def read_all(kernel: Kernel) -> None:
+    """What it has to look at, to know the targets before and after."""
+    for cpu in range(COUNT):
+        for name in READ:
+            kernel.read(f"{POLICIES}/policy{cpu}/{name}")
 
 
 def timed(work: Callable[[], object]) -> float:

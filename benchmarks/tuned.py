@@ -7,6 +7,7 @@ only the folders it works in are others.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -135,6 +136,7 @@ class Tuned:
             self._process = subprocess.Popen(
                 [PYTHON, "-c", LAUNCH, str(tree / "usr/sbin/tuned"), "--no-socket", "--pid", str(folder / "pid")],
                 env={
+                    **os.environ,
                     **self._env,
                     "DBUS_SYSTEM_BUS_ADDRESS": self._bus.address,
                     "PYTHONPATH": str(tree / "usr/lib/python3/dist-packages"),

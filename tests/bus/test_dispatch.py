@@ -196,6 +196,16 @@ class TestErrors:
             with pytest.raises(errors.Failed, match=r"a NUL  and a surrogate \?"):
                 await client.call(lab.ROOT, lab.IFACE, "Refuse")
 
+    async def test_a_long_error_text_keeps_its_ends(self, bus: PrivateBus) -> None:
+        class Wordy(lab.Bench):
+            async def refuse(self, caller: Caller) -> None:
+                raise errors.Failed(f"begins {'x' * 100_000}", "ends")
+
+        async with lab.serving(bus, Wordy()), lab.client(bus) as client:
+            with pytest.raises(errors.Failed, match=r"^begins x+ \.\.\. x+\. ends$") as caught:
+                await client.call(lab.ROOT, lab.IFACE, "Refuse")
+            assert len(str(caught.value)) < 5000
+
     async def test_in_flight(self, bus: PrivateBus) -> None:
         bench = lab.Bench()
         async with lab.serving(bus, bench, in_flight=3), lab.Raw(bus) as greedy, lab.client(bus) as other:

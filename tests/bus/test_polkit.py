@@ -14,7 +14,7 @@ from kerntune import errors
 from kerntune.bus.dispatch import Caller, CallerGone, Service
 from kerntune.bus.interface import parse
 from kerntune.bus.names import ACTION_MANAGE, ACTION_SET
-from kerntune.bus.polkit import authorise
+from kerntune.bus.polkit import OF_USER, authorise
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -156,6 +156,18 @@ class TestNoAnswer:
             assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
             stuck.cancel()
             assert await polkit.cancelled.get() == polkit.ids[0]
+
+    async def test_one_user_does_not_take_up_all_that_may_wait(self, bus: PrivateBus) -> None:
+        hanging = [HANG] * OF_USER
+        async with lab.serving(bus) as service, authority(bus, *hanging) as polkit:
+            stuck = [asyncio.create_task(authorise(service, somebody(f":1.{n}"), ACTION_SET)) for n in range(OF_USER)]
+            await polkit.hanging.wait()
+            with pytest.raises(errors.LimitsExceeded, match="wait for polkit already"):
+                await authorise(service, somebody(":1.99"), ACTION_SET)
+            for task in stuck:
+                task.cancel()
+            await asyncio.wait(stuck)
+            assert not service.asking
 
 
 class TestWithdrawn:

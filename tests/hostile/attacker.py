@@ -324,6 +324,8 @@ def questions(address: str, stack: ExitStack) -> Tally:
     for raw in raws:
         for _ in range(31):
             raw.send(raw.make(*SET, signature="a(sss)a{sv}", args=[[["io-scheduler", "sda", "none"]], {}]))
+        if raw is not raws[-1]:
+            raw.call(NAME, ROOT, f"{NAME}.Manager", "Describe")  # answered once those before it wait
     for _ in range(31):
         tally.take(raws[-1].next_reply())
     return tally

@@ -41,7 +41,7 @@ from tests.hostile.conftest import FIGURES, Victim
 from tests.hostile.raw import split
 
 FEW: Final = settings(derandomize=True, database=None, deadline=timedelta(seconds=10), max_examples=60)
-MANY: Final = settings(database=None, deadline=timedelta(seconds=10), max_examples=2000)
+MANY: Final = settings(database=None, deadline=timedelta(seconds=10), max_examples=400)
 HARD: Final = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else FEW
 
 CONTRACT: Final = {found.name: found for found in parse(ET.fromstring(STANDARD))} | load(names.interface_files())

@@ -79,7 +79,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._credentials: dict[str, tuple[int, int]] = {}
         self.asking: Counter[int] = Counter()  # uid -> its calls that wait for polkit
-        self.asked: dict[int, asyncio.Semaphore] = {}  # uid -> those that polkit has been asked about
+        self.at_polkit: dict[int, asyncio.Semaphore] = {}  # uid -> those that polkit has been asked about
         self._seen: set[tuple[type[BaseException], str, int]] = set()
 
     # life

@@ -51,13 +51,13 @@ async def authorise(
         what = f"{WAITING} calls of uid {caller.uid} wait for polkit already"
         raise errors.LimitsExceeded(what, "wait for the replies")
     service.asking[caller.uid] += 1
-    service.asked.setdefault(caller.uid, asyncio.Semaphore(OF_USER))
+    service.at_polkit.setdefault(caller.uid, asyncio.Semaphore(OF_USER))
     try:
         await _decide(service, caller, action, timeout, interactive_timeout)
     finally:
         service.asking[caller.uid] -= 1
         if not service.asking[caller.uid]:
-            del service.asking[caller.uid], service.asked[caller.uid]
+            del service.asking[caller.uid], service.at_polkit[caller.uid]
 
 
 async def _decide(service: Service, caller: Caller, action: str, timeout: float, interactive_timeout: float) -> None:
@@ -81,7 +81,7 @@ async def _check(service: Service, caller: Caller, action: str, flags: int, time
     """One CheckAuthorization, when its turn comes; `timeout` counts from now. Raises AccessDenied without an answer."""
     slots = service.prompts if flags & ALLOW_INTERACTION else service.questions
     try:
-        async with asyncio.timeout(timeout), service.asked[caller.uid], slots:
+        async with asyncio.timeout(timeout), service.at_polkit[caller.uid], slots:
             return await _ask(service, caller, action, flags)
     except TimeoutError as error:
         if flags & ALLOW_INTERACTION:

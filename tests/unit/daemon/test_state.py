@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.daemon import state as module
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline, Claim, Origin, Target
@@ -295,7 +294,7 @@ def test_a_full_disk_changes_nothing(
     before = files(folder)
     known = (dict(state.book.claims), dict(state.baselines))
     with monkeypatch.context() as patch:
-        patch.setattr(module.json, "dump", full)
+        patch.setattr(json, "dump", full)
         with pytest.raises(OSError, match="No space left"):
             save(state)
     assert (dict(state.book.claims), dict(state.baselines)) == known

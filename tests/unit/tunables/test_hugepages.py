@@ -455,6 +455,47 @@ async def test_two_nodes_in_one_call_do_not_take_the_same_room() -> None:
         assert (lab.writes(), lab.claims) == ([], [])
 
 
+async def test_two_sizes_in_one_call_do_not_take_the_same_room() -> None:
+    async with running(small_host()) as lab:
+        with pytest.raises(OverLimit):
+            await lab.set(("hugepages", "2M", 6000), ("hugepages", "1G", 11))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_with_partial_two_sizes_share_what_is_possible() -> None:
+    async with running(small_host()) as lab:
+        await lab.set(("hugepages", "2M", 6000), ("hugepages", "1G", 11), partial=True)
+        assert lab.kernel.nodes[0].hugetlb <= 12 * GIB
+
+
+async def test_saved_claims_on_two_sizes_share_what_is_possible_at_boot() -> None:
+    saved = [claim(Origin.PERSISTENT, "hugepages", "2M", 6000), claim(Origin.PERSISTENT, "hugepages", "1G", 11)]
+    async with running(small_host(), claims=saved) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        assert lab.kernel.nodes[0].hugetlb <= 12 * GIB
+        assert lab.engine.troubles == {Reason.OVER_LIMIT}
+
+
+async def test_on_a_full_host_pages_of_one_size_become_pages_of_another() -> None:
+    async with running(small_host()) as lab:
+        await lab.set(("hugepages", "1G", 12))
+        answer = await lab.set(("hugepages", "2M", 6144), ("hugepages", "1G", 0))
+        assert {o.state for o in answer.outcomes} == {State.SATISFIED}
+        assert (pages(lab.kernel), pages(lab.kernel, GIB)) == ([6144], [0])
+
+
+async def test_what_one_size_gives_back_another_gets_back() -> None:
+    kernel = large_host()
+    have_pages(kernel, 12, 34)
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M", 0))
+        await lab.set(("hugepages", "1G", 24))
+        await lab.unset(("hugepages", "*"))
+        assert (pages(kernel), pages(kernel, GIB)) == ([12, 34], [0, 0])
+        assert not lab.ledger.baselines
+        assert COMPACT not in [path for path, _ in lab.writes()]
+
+
 async def test_a_number_that_nodes_beat_is_refused_if_no_host_could_bear_it() -> None:
     async with running(small_host()) as lab:
         await lab.set(("hugepages", "2M/node0", 10))

@@ -1,0 +1,96 @@
+"""The benchmark without running it: its modules import, and its table says what the figures say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from benchmarks import figures, table, wire
+from benchmarks.figures import FLOOR, KERNTUNE, TUNED, Book
+from benchmarks.floor import reply_to
+from benchmarks.lab import OUR_READ, unit_environment
+
+CHECKOUT = Path(__file__).parents[2]
+MACHINE = {"cpus": 2, "cpu": "CPU", "memory_gib": 8, "kernel": "6.1", "versions": {"kerntune": "0", "TuneD": "2"}}
+RUN = {
+    "date": "2026-01-01",
+    "quick": True,
+    "rounds": 3,
+    "seconds": 60.0,
+    "load": [0.1, 0.1, 0.1],
+    "idle_before_rounds": [0.99, 0.97],
+    "quiet": True,
+}
+
+
+def rendered(book: Book, **run: object) -> list[str]:
+    return table.render({"machine": MACHINE, "run": RUN | run, "rows": book.summary()}).splitlines()
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (CHECKOUT / "benchmarks").glob("*.py")))
+def test_module_imports(module: str) -> None:
+    importlib.import_module(f"benchmarks.{module}")
+
+
+def test_rows_have_names_of_their_own() -> None:
+    assert len({row.id for row in figures.ROWS}) == len(figures.ROWS)
+
+
+def test_a_row_is_the_median_with_the_ratio_of_each_round() -> None:
+    book = Book()
+    for ours, theirs in ((0.2, 2.0), (0.4, 2.0), (0.25, 1.0)):
+        book.note("read-user", KERNTUNE, ours, ours * 2)
+        book.note("read-user", TUNED, theirs)
+        book.note("read-user", FLOOR, 0.1)
+    (row,) = book.summary()
+    assert row["subjects"][KERNTUNE] == {"median": 0.25, "low": 0.2, "high": 0.4, "p99": 0.5}
+    assert row["ratios"][TUNED] == pytest.approx(0.2)
+    assert row["met"]
+    found = "| read, one client, one string, ordinary user (ms) | 0.25 / 0.5 | 2 | 0.1 | 0.2 | ≤ 0.3 met |"
+    assert found in rendered(book)
+
+
+def test_the_floor_is_the_peer_where_there_is_no_other() -> None:
+    book = Book()
+    book.note("rate-user", KERNTUNE, 3000.0)
+    book.note("rate-user", FLOOR, 6000.0)
+    (line,) = (line for line in rendered(book) if line.startswith("| reads, 32 clients"))
+    assert line.endswith("| 3000 |  | 6000 | *0.5* | ≥ 4000 **missed** |")
+
+
+def test_who_does_not_answer_has_no_ratio() -> None:
+    book = Book()
+    book.note("read-user-stopped", KERNTUNE, 0.2)
+    book.note("read-user-stopped", TUNED, float("inf"))
+    (row,) = book.summary()
+    assert row["ratios"] == {}
+    assert any("| 0.2 | no answer |" in line for line in rendered(book))
+
+
+def test_a_busy_machine_and_remarks_are_told() -> None:
+    book = Book()
+    book.note("pass-files", KERNTUNE, 50.0)
+    book.remark("pass-files", "reads are most of it")
+    text = "\n".join(rendered(book, quiet=False))
+    assert "was not quiet" in text
+    assert "files on tmpfs: reads are most of it" in text
+
+
+def test_an_unknown_row_is_refused() -> None:
+    with pytest.raises(KeyError):
+        Book().note("read-nobody", KERNTUNE, 1.0)
+
+
+def test_messages_are_cut_and_matched_by_serial() -> None:
+    reply = bytes(reply_to(":1.7"))
+    held = bytearray(wire.hello() + reply + reply[:-1])
+    first, second = wire.cut(held)
+    assert (wire.reply_serial(first), wire.reply_serial(second)) == (0, 1)
+    assert held == reply[:-1]
+    assert OUR_READ.marshalled(5)[wire.SERIAL_AT] == 5
+
+
+def test_the_daemon_is_measured_with_the_environment_of_its_unit() -> None:
+    assert unit_environment("[Service]\nEnvironment=A=b\n# Environment=C=d\nUser=x\n") == {"A": "b"}
