@@ -22,7 +22,8 @@ What is measured how:
 - **Reads.** kerntuned: `Properties.Get` of `OvercommitMode`. TuneD: `active_profile`. Floor: a process that
   answers any call with a reply made beforehand, on the same bus. Clients send messages made beforehand over a plain
   socket, each with one call in flight, in two processes for 32 clients. While polkitd is stopped (SIGSTOP), a change
-  asked for by another client waits for it.
+  asked of kerntuned by another client waits for it, and a client that was not answered within 2 s gives up
+  ("no answer").
 - **Sets.** The scheduler of a loop device, to and fro. TuneD: `switch_profile` between two profiles that set
   nothing else. Floor: the bare write. The simulated drive has no kernel behind it and shows what we add to the write.
 - **Start.** From the start of the process; byte code is in place, as in a package. TuneD has no READY: its name stands

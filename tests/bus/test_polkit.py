@@ -14,7 +14,7 @@ from kerntune import errors
 from kerntune.bus.dispatch import Caller, CallerGone, Service
 from kerntune.bus.interface import parse
 from kerntune.bus.names import ACTION_MANAGE, ACTION_SET
-from kerntune.bus.polkit import OF_USER, authorise
+from kerntune.bus.polkit import OF_USER, WAITING, authorise
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -158,12 +158,14 @@ class TestNoAnswer:
             assert await polkit.cancelled.get() == polkit.ids[0]
 
     async def test_one_user_does_not_take_up_all_that_may_wait(self, bus: PrivateBus) -> None:
-        hanging = [HANG] * OF_USER
-        async with lab.serving(bus) as service, authority(bus, *hanging) as polkit:
-            stuck = [asyncio.create_task(authorise(service, somebody(f":1.{n}"), ACTION_SET)) for n in range(OF_USER)]
-            await polkit.hanging.wait()
-            with pytest.raises(errors.LimitsExceeded, match="wait for polkit already"):
+        async with lab.serving(bus) as service, authority(bus, *[HANG] * OF_USER, YES) as polkit:
+            stuck = [asyncio.create_task(authorise(service, somebody(f":1.{n}"), ACTION_SET)) for n in range(WAITING)]
+            while len(polkit.asked) < OF_USER:
+                await service.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
+            with pytest.raises(errors.LimitsExceeded, match="wait"):
                 await authorise(service, somebody(":1.99"), ACTION_SET)
+            await authorise(service, somebody(":1.99", uid=2000), ACTION_SET)
+            assert len(polkit.asked) == OF_USER + 1
             for task in stuck:
                 task.cancel()
             await asyncio.wait(stuck)

@@ -43,7 +43,7 @@ class TestOrder:
         assert drain(turns)[:10] == [short] * 10
 
     def test_who_was_idle_has_saved_nothing_up(self) -> None:
-        turns, one, two = Turns(), frame(1), frame(2)
+        turns, one, two = Turns(), frame(), frame(flags=MessageFlag.NO_AUTOSTART)
         for _ in range(50):
             turns.put(b":1.1", one)
             turns.take()

@@ -11,6 +11,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus import dispatch, unread
+from kerntune.bus.dispatch import Caller
 from kerntune.bus.link import Message
 from kerntune.bus.unread import CLIENT, CLIENTS, OURSELVES, SILENCE, SMALL, USER, Unread
 from tests.bus import lab
@@ -183,12 +184,20 @@ class TestOnABus:
     ) -> None:
         """The call was carried out, so no error can be sent instead."""
         monkeypatch.setattr(dispatch, "SMALL", 1000)
-        async with lab.serving(bus) as service, lab.Raw(bus) as raw:
-            rooms = iter([None, errors.LimitsExceeded("reads nothing")])
+
+        class Late(lab.Bench):
+            done = False
+
+            async def big(self, caller: Caller, size: int) -> bytes:
+                self.done = True
+                return bytes(size)
+
+        bench = Late()
+        async with lab.serving(bus, bench) as service, lab.Raw(bus) as raw:
 
             async def room(name: str) -> None:
-                if error := next(rooms, None):
-                    raise error
+                if bench.done:
+                    raise errors.LimitsExceeded("reads nothing")
 
             monkeypatch.setattr(service._unread, "room", room)
             raw.send("Big", "u", 2000)

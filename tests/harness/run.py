@@ -29,7 +29,7 @@ SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 BUS_POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_LIMIT: Final = 60.0  # seconds
-SIMULATED: Final = "simulated (--demo), nothing real is changed; as root, where /proc/sys is writable, it is the real one"
+SIMULATED: Final = "simulated (--demo), nothing real is changed; root gets the real one where /proc/sys is writable"
 
 NAME, ROOT = names.BUS_NAME, names.ROOT
 

@@ -6,7 +6,6 @@ import importlib
 from pathlib import Path
 
 import pytest
-
 from benchmarks import figures, table, wire
 from benchmarks.figures import FLOOR, KERNTUNE, TUNED, Book
 from benchmarks.floor import reply_to

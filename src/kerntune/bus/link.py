@@ -123,6 +123,7 @@ class Link(asyncio.BufferedProtocol):
         self._turns = Turns() if fair else None
         self._turning: asyncio.Handle | None = None
         self._read_at = self._heavy_at = 0.0
+        self._more = False  # the last read filled the chunk, so more is there
         self._serials = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._lost = asyncio.Event()
@@ -275,6 +276,7 @@ class Link(asyncio.BufferedProtocol):
             self.leave(f"the bus sent what is no message: {error}")
         if self._turns:
             self._read_at = asyncio.get_running_loop().time()
+            self._more = nbytes == CHUNK
             if self._turning is None or isinstance(self._turning, asyncio.TimerHandle):
                 self._take_turns()
 
@@ -319,14 +321,18 @@ class Link(asyncio.BufferedProtocol):
             self.complain("busy", f"{sender.decode(errors='replace')} sends too much at once: dropped some of it")
 
     def _take_turns(self) -> None:
-        """Look at what waits, for a while; then the calls that this began, and the socket, have their turn."""
+        """Look at what waits, for a while; then the calls that this began, and the socket, have their turn.
+
+        While the socket holds more it is one message at a time: what is behind has to be sorted before it is too much.
+        """
         if self._turning:
             self._turning.cancel()
             self._turning = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        until = now + SLICE
-        while self._turns and now < until and not self._lost.is_set():
+        until = now if self._more else now + SLICE
+        self._more = False
+        while self._turns and not self._lost.is_set():
             if self._turns.size > HEAVY:
                 if now < self._read_at + QUIET and now < self._heavy_at + PATIENCE:
                     self._turning = loop.call_later(QUIET, self._take_turns)
@@ -334,6 +340,8 @@ class Link(asyncio.BufferedProtocol):
                 self._heavy_at = now
             self._receive(self._turns.take())
             now = loop.time()
+            if now >= until:
+                break
         if self._turns and not self._lost.is_set():
             self._turning = loop.call_soon(self._take_turns)
 

@@ -18,7 +18,7 @@ CLIENT: Final = 4 << 20  # bytes that one client may leave unread
 SILENCE: Final = CLIENT + (256 << 10)  # bytes, above which a client is not even refused: it would not read that either
 USER: Final = 16 << 20  # bytes that all clients of a user may leave unread
 ALL: Final = 96 << 20  # bytes that anybody may leave unread
-INTERVAL: Final = 0.05  # seconds between two questions about one client
+INTERVAL: Final = 0.05  # seconds between two questions about a client that has much to read
 OURSELVES: Final = 8 << 20  # bytes sent between two questions about all of it
 CLIENTS: Final = 4096  # that are kept account of before those who have left are sorted out
 
@@ -26,12 +26,12 @@ Ask = Callable[[str], Awaitable[tuple[int, int]]]
 
 
 class _Client:
-    """One client's account: `sent` is an upper bound of what it has not read."""
+    """One client's account: `sent` is an upper bound of what it has not read, `kept` what the bus said last."""
 
-    __slots__ = ("asked", "looking", "sent", "uid")
+    __slots__ = ("asked", "kept", "looking", "sent", "uid")
 
     def __init__(self) -> None:
-        self.sent = 0
+        self.sent = self.kept = 0
         self.uid: int | None = None
         self.asked = -INTERVAL
         self.looking = asyncio.Lock()
@@ -78,13 +78,15 @@ class Unread:
             client.uid = await self._uid_of(name)
             self._large[name] = client
         if client.sent > CLIENT:
-            await self._look(name)
+            await self._look(name, above=CLIENT)
+        if self._of_user(client.uid) > USER:
+            await self._look(*(other for other, found in self._large.items() if found.uid == client.uid))
+        if self._blind:
+            return
         if client.sent > CLIENT:
             raise errors.LimitsExceeded(
                 f"{client.sent} bytes of replies to you wait", "read them before you ask for more"
             )
-        if self._of_user(client.uid) > USER:
-            await self._look(*(other for other, found in self._large.items() if found.uid == client.uid))
         if client.sent > SMALL and (waiting := self._of_user(client.uid)) > USER:
             raise errors.LimitsExceeded(
                 f"{waiting} bytes of replies to clients of uid {client.uid} wait", "some of them do not read"
@@ -101,13 +103,16 @@ class Unread:
     def _of_user(self, uid: int) -> int:
         return sum(client.sent for client in self._large.values() if client.uid == uid)
 
-    async def _look(self, *names: str) -> None:
-        """Have the bus say what these clients have not read, unless it did so just now."""
+    async def _look(self, *names: str, above: int = 0) -> None:
+        """Have the bus say what those clients have not read that were sent more than `above`; not twice at once."""
         for name in names:
-            if client := self._clients.get(name):
-                async with client.looking:
-                    if self._now() - client.asked >= INTERVAL:
-                        await self._look_at(name, client)
+            client = self._clients.get(name)
+            if client is None or self._blind:
+                continue
+            async with client.looking:
+                news = client.kept <= above or self._now() - client.asked >= INTERVAL
+                if news and client.sent > above:
+                    await self._look_at(name, client)
 
     async def _look_at(self, name: str, client: _Client) -> None:
         before = client.sent
@@ -116,7 +121,8 @@ class Unread:
         if kept is None:
             return
         # The bus has dealt with all that was sent before the question.
-        client.sent += kept[1] - before
+        client.kept = kept[1]
+        client.sent += client.kept - before
         if client.sent <= SMALL:
             self._large.pop(name, None)
             self._clients.pop(name, None)

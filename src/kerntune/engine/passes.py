@@ -155,7 +155,7 @@ class _Pass:
 
     def _reach(
         self, readings: dict[Target, Reading], wishes: Mapping[Target, Wish]
-    ) -> tuple[list[Step], dict[Target, Reading]]:
+    ) -> tuple[Sequence[Step], dict[Target, Reading]]:
         """Plan and write until the plan is empty or the kernel gives no more; the last plan and the last readings.
 
         `before` of the steps is the reading of the last plan; the report takes it from the first.
@@ -175,17 +175,8 @@ class _Pass:
             remedied, readings = True, now
             steps = self._plan(readings, wishes)
 
-    def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> list[Step]:
-        memory = read_memory(self.lane.kernel)
-        steps: list[Step] = []
-        asked: dict[str, dict[Target, Wish]] = {}
-        for target, wish in wishes.items():
-            asked.setdefault(self.tunable.group(target), {})[target] = wish
-        within: dict[str, dict[Target, Reading]] = {}
-        for target, reading in readings.items():
-            within.setdefault(self.tunable.group(target), {})[target] = reading
-        for group, wanted in sorted(asked.items()):
-            steps += self.tunable.plan(within[group], wanted, memory, self.lane.limits)
+    def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> Sequence[Step]:
+        steps = self.tunable.plan(readings, wishes, read_memory(self.lane.kernel), self.lane.limits)
         self.result.wrote |= {t for step in steps if step.writes for t in (step.wish.target, *step.touches)}
         return steps
 

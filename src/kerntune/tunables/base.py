@@ -56,7 +56,7 @@ class Tunable(Protocol):
         """Whether the pattern (in normal form) covers the target."""
 
     def group(self, target: Target) -> str:
-        """Targets of one group are planned together."""
+        """Targets of one group settle each other: they are read back, named and contested together."""
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         """What the target holds now; an unreadable one is a reading with a reason."""
@@ -71,7 +71,7 @@ class Tunable(Protocol):
         """InvalidValue when this target can never take the value (which is in normal form)."""
 
     def plan(
-        self, group: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
     ) -> Sequence[Step]:
         """A step for each wish: the writes that get there, or the verdict that forbids them."""
 

@@ -87,12 +87,12 @@ class CpuGovernor(Plain):
 
     def plan(
         self,
-        group: Mapping[Target, Reading],
+        readings: Mapping[Target, Reading],
         wishes: Mapping[Target, Wish],
         memory: Memory,  # noqa: ARG002
         limits: Limits,  # noqa: ARG002
     ) -> Sequence[Step]:
-        return [plan_one(wish, group[target]) for target, wish in wishes.items()]
+        return [plan_one(wish, readings[target]) for target, wish in wishes.items()]
 
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value != wish.value:

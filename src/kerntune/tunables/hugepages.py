@@ -32,7 +32,7 @@ from kerntune.model import (
 )
 from kerntune.tunables import page_size
 from kerntune.tunables.base import Action, Plain, unreadable
-from kerntune.tunables.pool_plan import plan_group
+from kerntune.tunables.pool_plan import plan_pools
 
 POOLS = "sys/kernel/mm/hugepages"
 COUNT = re.compile(r"\d{1,20}")
@@ -112,9 +112,9 @@ class HugePages(Plain):
         """Any count may be asked for; the limits of the host are checked by the plan."""
 
     def plan(
-        self, group: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
     ) -> Sequence[Step]:
-        return plan_group(group, wishes, memory, limits, path_of=lambda target: f"{folder_of(target)}/nr_hugepages")
+        return plan_pools(readings, wishes, memory, limits, path_of=lambda target: f"{folder_of(target)}/nr_hugepages")
 
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value is None:

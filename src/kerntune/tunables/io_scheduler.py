@@ -84,12 +84,12 @@ class IoScheduler(Plain):
 
     def plan(
         self,
-        group: Mapping[Target, Reading],
+        readings: Mapping[Target, Reading],
         wishes: Mapping[Target, Wish],
         memory: Memory,  # noqa: ARG002
         limits: Limits,  # noqa: ARG002
     ) -> Sequence[Step]:
-        return [plan_one(wish, group[target]) for target, wish in wishes.items()]
+        return [plan_one(wish, readings[target]) for target, wish in wishes.items()]
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         if code in (errno.EINVAL, errno.ENOENT) and reading.value is not None:

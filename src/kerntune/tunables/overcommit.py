@@ -83,12 +83,12 @@ class Overcommit(Plain):
 
     def plan(
         self,
-        group: Mapping[Target, Reading],
+        readings: Mapping[Target, Reading],
         wishes: Mapping[Target, Wish],
         memory: Memory,
         limits: Limits,  # noqa: ARG002
     ) -> Sequence[Step]:
-        return [plan_one(wish, group[target], memory) for target, wish in wishes.items()]
+        return [plan_one(wish, readings[target], memory) for target, wish in wishes.items()]
 
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value is None or writes_for(wish.value, reading):

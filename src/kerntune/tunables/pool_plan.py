@@ -1,4 +1,4 @@
-"""The arithmetic of huge pages: one plan for all pools of a page size, inside what the host can bear. Pure."""
+"""The arithmetic of huge pages: one plan for all pools, inside what the host can bear. Pure."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ class Part:
     beaten: Verdict | None = None
 
 
-def plan_group(
-    group: Mapping[Target, Reading],
+def plan_pools(
+    pools: Mapping[Target, Reading],
     wishes: Mapping[Target, Wish],
     memory: Memory,
     limits: Limits,
     *,
     path_of: Callable[[Target], str],
 ) -> Sequence[Step]:
-    """Steps for every wish on the pools of one page size; shrinking comes before growing."""
-    known = {target: reading for target, reading in group.items() if reading.value is not None}
-    steps = [
-        Step(wish, group[target], verdict=unreadable(group[target]))
-        for target, wish in wishes.items()
-        if target not in known
-    ]
-    parts = divide(known, {target: wish for target, wish in wishes.items() if target in known})
-    if not parts:
-        return steps
-    room = Room.on(memory, limits, known[parts[0].wish.target].figures["size"])
-    for part in sorted(parts, key=lambda part: growth(part, known)):
+    """Steps for every wish on every pool; shrinking comes before growing, for all sizes share one memory."""
+    known = {target: reading for target, reading in pools.items() if reading.value is not None}
+    steps = [Step(wish, pools[t], verdict=unreadable(pools[t])) for t, wish in wishes.items() if t not in known]
+    parts: list[Part] = []
+    for size in sorted({target.instance.partition("/")[0] for target in known}):
+        own = {t: reading for t, reading in known.items() if t.instance.partition("/")[0] == size}
+        parts += divide(own, {target: wish for target, wish in wishes.items() if target in own})
+    room = Room.on(memory, limits)
+    for part in sorted(parts, key=lambda part: growth(part, known) * page_bytes(part, known)):
         step, room = fit(part, known, room, path_of)
         steps.append(step)
     return steps
+
+
+def page_bytes(part: Part, pools: Mapping[Target, Reading]) -> int:
+    """The page size of a part, in bytes."""
+    return pools[part.wish.target].figures["size"]
 
 
 def divide(group: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> list[Part]:
@@ -125,14 +127,13 @@ def growth(part: Part, group: Mapping[Target, Reading]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many pages of one size may still be taken, and what the bound is."""
+    """How many bytes may still be taken (below 0: too many are taken already), and what the bound is."""
 
-    size: int
-    pages: int
+    spare: int
     why: str
 
     @classmethod
-    def on(cls, memory: Memory, limits: Limits, size: int) -> Room:
+    def on(cls, memory: Memory, limits: Limits) -> Room:
         """The tightest of: memory that others need, the limit on all pools, the commit limit in mode never."""
         ceiling = memory.total * limits.hugepages_percent // 100
         bounds = [
@@ -155,30 +156,36 @@ class Room:
                     f"{needed_limit(memory) >> 20} MiB of it are needed",
                 )
             )
-        spare, why = min(bounds)
-        return cls(size, max(0, spare // size), why)
+        return cls(*min(bounds))
+
+    def pages(self, size: int) -> int:
+        """How many pages of that many bytes."""
+        return max(0, self.spare // size)
 
 
 def fit(part: Part, group: Mapping[Target, Reading], room: Room, path_of: Callable[[Target], str]) -> tuple[Step, Room]:
     """The step for one part: refused, capped to what there is room for, or as asked; and the room left."""
     wish, before, grows = part.wish, group[part.wish.target], growth(part, group)
+    size = page_bytes(part, group)
+    pages = room.pages(size)
     # Beaten by the nodes' claims or not, a number that the host could never bear is refused.
     asked = max(grows, int(wish.value) - before.figures["total"]) if part.beaten else grows
     wants, capped = part.wants, part.beaten
-    if asked > room.pages and asked > 0:
+    if asked > pages and asked > 0:
         now = before.figures["total"]
-        verdict = over_limit(wish, now, now + room.pages, room.why)
+        verdict = over_limit(wish, now, now + pages, room.why)
         if wish.strict:
             return Step(wish, before, verdict=verdict), room
         capped = part.beaten or verdict._replace(state=State.PARTIAL)
-        wants, grows = reduce(wants, group, room.pages), min(grows, room.pages)
+        wants, grows = reduce(wants, group, pages), min(grows, pages)
     writes = [
         (want - group[target].figures["asked"], Write(path_of(target), str(want)))
         for target, want in wants.items()
         if want != group[target].figures["asked"]
     ]
     ordered = tuple(write for _, write in sorted(writes, key=lambda pair: pair[0]))
-    return Step(wish, before, ordered, capped=capped, touches=part.settles), replace(room, pages=room.pages - grows)
+    step = Step(wish, before, ordered, capped=capped, touches=part.settles)
+    return step, replace(room, spare=room.spare - grows * size)
 
 
 def over_limit(wish: Wish, now: int, possible: int, why: str) -> Verdict:

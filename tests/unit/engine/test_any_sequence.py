@@ -97,6 +97,7 @@ async def do(lab: Lab, ask: Ask) -> None:
         assert planned is not None
         assert answer.changed == planned.changed
     assert lab.engine.book == lab.engine.committed
+    assert sum(node.hugetlb for node in lab.kernel.nodes) <= sum(node.memory for node in lab.kernel.nodes) * 75 // 100
     if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
         lab.writes()
         await lab.engine.reconcile("again")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kerntune.model import Claim, Limits, Memory, Origin, Reading, State, Target, Wish
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
-from kerntune.tunables.pool_plan import Room, plan_group, share, spread
+from kerntune.tunables.pool_plan import Room, plan_pools, share, spread
 from tests.unit.lab import GIB, PAGE
 
 MANY = 1 << 20
@@ -153,10 +153,10 @@ hosts = st.builds(
 
 @given(host=hosts, percent=st.integers(1, 100))
 def test_what_there_is_room_for_leaves_the_host_alive(host: Memory, percent: int) -> None:
-    room = Room.on(host, Limits(hugepages_percent=percent), PAGE)
-    assert room.pages >= 0
-    if room.pages:
-        taken = room.pages * PAGE
+    room = Room.on(host, Limits(hugepages_percent=percent))
+    taken = room.pages(PAGE) * PAGE
+    assert taken >= 0
+    if taken:
         assert host.available - taken >= host.reserve
         assert host.hugetlb + taken <= host.total * percent // 100
         if host.overcommit_mode == 2:
@@ -167,7 +167,7 @@ def test_what_there_is_room_for_leaves_the_host_alive(host: Memory, percent: int
 
 @given(host=hosts, percent=st.integers(1, 100))
 def test_there_is_no_room_for_a_page_more(host: Memory, percent: int) -> None:
-    taken = (Room.on(host, Limits(hugepages_percent=percent), PAGE).pages + 1) * PAGE
+    taken = (Room.on(host, Limits(hugepages_percent=percent)).pages(PAGE) + 1) * PAGE
     assert (
         host.available - taken < host.reserve
         or host.hugetlb + taken > host.total * percent // 100
@@ -182,12 +182,12 @@ def test_kilobytes_are_no_matter_of_huge_pages() -> None:
     """In mode never with overcommit_kbytes the limit does not depend on huge pages."""
     bound = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=50)
     free = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=0, kbytes=8 << 20)
-    assert Room.on(bound, Limits(), PAGE).pages < Room.on(free, Limits(), PAGE).pages == 6144
+    assert Room.on(bound, Limits()).pages(PAGE) < Room.on(free, Limits()).pages(PAGE) == 6144
 
 
 def plan(group: dict[Target, Reading], *wishes: Wish, host: Memory | None = None) -> dict[Target, list[str]]:
     """What would be written: pool -> texts; a refused wish writes nothing."""
-    steps = plan_group(
+    steps = plan_pools(
         group,
         {wish.target: wish for wish in wishes},
         host or memory(64 * GIB, 60 * GIB),
@@ -216,7 +216,7 @@ def test_nodes_get_theirs_and_the_others_the_rest() -> None:
 
 def test_a_total_below_the_nodes_is_beaten_by_them() -> None:
     group = two_nodes(80, 5)
-    steps = plan_group(
+    steps = plan_pools(
         group,
         {WHOLE: wish(WHOLE, 40), node(0): wish(node(0), 80)},
         memory(64 * GIB, 60 * GIB),
@@ -232,7 +232,7 @@ def test_a_total_below_the_nodes_is_beaten_by_them() -> None:
 
 def test_shrinking_comes_before_growing() -> None:
     group = two_nodes(100, 0)
-    steps = plan_group(
+    steps = plan_pools(
         group,
         {node(1): wish(node(1), 100), node(0): wish(node(0), 0)},
         memory(64 * GIB, 60 * GIB),
@@ -240,7 +240,7 @@ def test_shrinking_comes_before_growing() -> None:
         path_of=lambda target: target.instance,
     )
     assert [write.path for step in steps for write in step.writes] == ["2M/node0", "2M/node1"]
-    within = plan_group(
+    within = plan_pools(
         two_nodes(100, 0) | {node(2): pool(node(2), 0)},
         {WHOLE: wish(WHOLE, 20), node(2): wish(node(2), 10)},
         memory(64 * GIB, 60 * GIB),
@@ -266,18 +266,18 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
     limits = Limits(hugepages_percent=percent)
     wishes = {node(n): wish(node(n), count, strict=strict) for n, count in own.items()}
     wishes |= {WHOLE: wish(WHOLE, total, strict=strict)} if total is not None else {}
-    steps = plan_group(group, wishes, host, limits, path_of=lambda target: target.instance)
+    steps = plan_pools(group, wishes, host, limits, path_of=lambda target: target.instance)
     assert {step.wish.target for step in steps} == set(wishes)
     after = {node(n): count for n, count in enumerate(asked)}
     for step in steps:
         assert not (step.verdict and step.writes)
         for write in step.writes:
             after[Target("hugepages", write.path)] = int(write.text)
-    assert sum(after.values()) <= max(sum(asked), sum(asked) + Room.on(host, limits, PAGE).pages)
+    assert sum(after.values()) <= max(sum(asked), sum(asked) + Room.on(host, limits).pages(PAGE))
     if any(step.verdict or step.capped for step in steps):
         return
     taken = sum(after.values()) * PAGE
-    again = plan_group(
+    again = plan_pools(
         two_nodes(*after.values()),
         wishes,
         memory(64 * GIB, 60 * GIB - taken, taken),
