@@ -10,6 +10,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -36,6 +37,8 @@ def main() -> int:
     if os.geteuid():
         sys.stderr.write("the benchmark starts polkitd and sets real drives: run it as root (sudo make bench)\n")
         return 1
+    # Told to stop, it cleans up as at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scale = phases.QUICK if options.quick else phases.FULL
     began, load = time.monotonic(), os.getloadavg()
     book, idle = Book(), list[float]()

@@ -163,7 +163,6 @@ class Usage(KerntuneError):
 
 def by_name() -> dict[str, type[KerntuneError]]:
     """D-Bus error name -> class, for clients that turn a reply into an exception again."""
-    found: dict[str, type[KerntuneError]] = {}
-    for cls in KerntuneError.__subclasses__():
-        found.setdefault(cls.dbus_name, cls)
-    return found
+    ours = [cls for cls in KerntuneError.__subclasses__() if cls.__module__ == __name__]
+    # Classes that only clients raise share a name with one that the daemon sends: the first stands for it.
+    return {cls.dbus_name: cls for cls in reversed(ours)}
