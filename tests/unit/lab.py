@@ -82,9 +82,11 @@ class MemoryLedger:
     baselines: Mapping[Target, str] = field(default_factory=dict)
     full: OSError | None = None
     full_for_claims: OSError | None = None
+    kept: list[Target] = field(default_factory=list)
 
     def keep(self, baselines: Sequence[Baseline]) -> None:
         self._save()
+        self.kept += [baseline.target for baseline in baselines]
         self.baselines = {baseline.target: baseline.value for baseline in baselines} | dict(self.baselines)
 
     def forget(self, targets: Collection[Target]) -> None:

@@ -293,6 +293,19 @@ async def test_a_failure_in_a_fast_lane_waits_for_the_slow_one_to_put_it_back() 
         assert not lab.ledger.baselines
 
 
+async def test_what_is_withdrawn_while_a_slower_lane_works_stays_withdrawn() -> None:
+    async with running(large_host()) as lab:
+        gate = held(lab.kernel, node_pool(0))
+        (both,) = await begun(lab.set(("hugepages", "2M", 100), ("io-scheduler", "sda", "bfq")))
+        await gate.reached.wait()
+        (gone,) = await begun(lab.unset(("io-scheduler", "sda")))
+        await lab.engine.reconcile_lane_for_test() if False else None
+        gate.free.set()
+        await asyncio.gather(both, gone)
+        assert lab.claims == ["runtime:hugepages@2M=100"]
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
+
+
 async def test_settling_waits_for_callers() -> None:
     async with running(small_host()) as lab:
         await lab.engine.settle(BOUND)

@@ -491,6 +491,13 @@ async def test_the_hosts_own_value_is_saved_before_it_is_overwritten() -> None:
         assert saved[-1] == {"hugepages@2M/node0": "3"}
 
 
+async def test_a_baseline_is_saved_once() -> None:
+    async with running(large_host()) as lab:
+        for value in ("bfq", "none", "kyber"):
+            await lab.set(("io-scheduler", "sda", value))
+        assert [target.instance for target in lab.ledger.kept] == ["sda"]
+
+
 async def test_only_what_was_written_has_a_baseline() -> None:
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "*", "mq-deadline"))

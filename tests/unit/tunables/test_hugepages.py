@@ -349,6 +349,11 @@ async def test_compaction_goes_on_while_it_helps() -> None:
         assert lab.writes() == [(POOL, "150"), *[(COMPACT, "1"), (POOL, "150")] * 3]
 
 
+async def test_compaction_is_tried_where_nothing_was_had_at_first() -> None:
+    async with running(small_host(whole=0, compaction=20 * PAGE)) as lab:
+        assert told(await lab.one("hugepages", "2M", 15)) == ("2M", "15", State.SATISFIED, Reason.OK)
+
+
 async def test_compaction_takes_no_longer_than_ten_seconds() -> None:
     clock = Clock()
     kernel = small_host(whole=FREE_FOR_100, compaction=PAGE)
