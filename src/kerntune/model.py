@@ -235,10 +235,16 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What no request may go beyond: huge pages in percent of RAM, and claims of one origin made by callers."""
+    """What no request may go beyond: huge pages in percent of RAM, and claims of one origin made by callers.
+
+    `comparisons` bounds what one call makes us do, its settings times the targets each is compared with; `outcomes`
+    what it is answered.
+    """
 
     hugepages_percent: int = 75
     claims: int = 1000
+    comparisons: int = 100_000
+    outcomes: int = 5000
 
 
 @dataclass(frozen=True, slots=True)

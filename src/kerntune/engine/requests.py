@@ -5,6 +5,7 @@ Pure: it sees the last readings, not the kernel.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -53,12 +54,16 @@ class World:
 
 def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[int], limits: Limits) -> Edit:
     """The edit a request amounts to, or the typed error that refuses it; nothing is changed here."""
+    within_reason(request, world, limits)
     if request.unset:
         return withdraw(request, world, book, next(sequence))
     claims = [claim_for(setting, request, world, next(sequence)) for setting in request.settings]
     unique = {claim.id: claim for claim in claims}
     if len(unique) < len(claims):
         raise InvalidValue("two settings of one call name the same instances", "Give each tunable and instance once")
+    covered = sum(len(world.covered(world.tunables[claim.tunable], claim.instances)) for claim in claims)
+    if covered > limits.outcomes:
+        raise too_much(f"the settings of the call cover {covered} targets together, and {limits.outcomes} are allowed")
     edit = Edit(next(sequence), tuple(claims), superseded(claims, world, book) if request.persist else ())
     within_limit(book.apply(edit), request.origin, limits)
     return edit
@@ -120,16 +125,19 @@ def check_value(tunable: Tunable, readings: Iterable[Reading], value: str) -> No
 
 def superseded(claims: Sequence[Claim], world: World, book: ClaimBook) -> tuple[ClaimId, ...]:
     """The runtime claims that a persistent one takes the place of: those that cover any of the same targets."""
-    found = set()
+    mine: dict[str, set[Target]] = {}
     for claim in claims:
-        tunable = world.tunables[claim.tunable]
-        mine = set(world.covered(tunable, claim.instances))
-        for other in book.by_origin(Origin.RUNTIME):
-            if other.tunable != claim.tunable:
-                continue
-            if other.instances == claim.instances or mine & set(world.covered(tunable, other.instances)):
-                found.add(other.id)
-    return tuple(found)
+        mine.setdefault(claim.tunable, set()).update(world.covered(world.tunables[claim.tunable], claim.instances))
+    named = {(claim.tunable, claim.instances) for claim in claims}
+    return tuple(
+        other.id
+        for other in book.by_origin(Origin.RUNTIME)
+        if (other.tunable, other.instances) in named
+        or (
+            other.tunable in mine
+            and not mine[other.tunable].isdisjoint(world.covered(world.tunables[other.tunable], other.instances))
+        )
+    )
 
 
 def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
@@ -147,6 +155,21 @@ def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
             raise NoSuchTarget(f"{tunable.name} has no {instances!r}, and no claim names it", "See `kerntune status`")
         dropped.append(claim_id)
     return Edit(seq, drop=tuple(dropped))
+
+
+def within_reason(request: Request, world: World, limits: Limits) -> None:
+    """LimitsExceeded for a call that would keep us busy too long; anybody may ask for a plan."""
+    settings = len(request.settings)
+    if settings > limits.claims:
+        raise too_much(f"a call of {settings} settings is too long, and {limits.claims} are allowed")
+    targets = Counter(target.tunable for target in world.readings)
+    comparisons = sum(targets[setting.tunable] for setting in request.settings)
+    if comparisons > limits.comparisons:
+        raise too_much(f"{settings} settings for so many targets are too much for one call")
+
+
+def too_much(what: str) -> LimitsExceeded:
+    return LimitsExceeded(what, "Use patterns that cover more at once, or several calls")
 
 
 def within_limit(book: ClaimBook, origin: Origin, limits: Limits) -> None:

@@ -21,6 +21,7 @@ from tests.unit.lab import (
     have_pages,
     host_values,
     large_host,
+    node_pool,
     pages,
     queue,
     request,
@@ -298,12 +299,14 @@ async def test_what_is_withdrawn_while_a_slower_lane_works_stays_withdrawn() -> 
         gate = held(lab.kernel, node_pool(0))
         (both,) = await begun(lab.set(("hugepages", "2M", 100), ("io-scheduler", "sda", "bfq")))
         await gate.reached.wait()
+        released = asyncio.Event()
+        lab.engine.listeners.append(lambda report: released.set() if report.cause == "Unset" else None)
         (gone,) = await begun(lab.unset(("io-scheduler", "sda")))
-        await lab.engine.reconcile_lane_for_test() if False else None
+        await released.wait()
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
         gate.free.set()
         await asyncio.gather(both, gone)
         assert lab.claims == ["runtime:hugepages@2M=100"]
-        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
 
 
 async def test_settling_waits_for_callers() -> None:
