@@ -14,7 +14,7 @@ from kerntune.engine.claims import ClaimBook
 from kerntune.engine.reconciler import Answer, Reconciler
 from kerntune.engine.requests import Request
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Baseline, Claim, Limits, Origin, Outcome, Report, Setting, Target
+from kerntune.model import Baseline, Claim, Limits, Origin, Outcome, Reason, Report, Setting, State, Target
 from kerntune.tunables import REGISTRY
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -22,6 +22,7 @@ PAGE = 2 * MIB
 POOL = "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 COMPACT = "proc/sys/vm/compact_memory"
 VM = "proc/sys/vm/overcommit_"
+SETTINGS = [("io-scheduler", "*", "bfq"), ("hugepages", "2M", "100"), ("overcommit", "", "always:95")]
 BOUND = 10.0  # seconds that anything may take here
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/kerntune/claims.json")
 
@@ -179,3 +180,8 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def told(outcome: Outcome) -> tuple[str, str, State, Reason]:
+    """What a caller reads first."""
+    return outcome.target.instance, outcome.actual, outcome.state, outcome.reason

@@ -1,4 +1,4 @@
-"""State on disk: a crash at any moment loses nothing that was answered, and no file of any content is fatal."""
+"""State on disk: a crash at any moment loses nothing that was answered."""
 
 from __future__ import annotations
 
@@ -8,55 +8,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.claims import ClaimBook
-from kerntune.model import Baseline, Claim, Origin, Target
-
-SDA, POOL = Target("io-scheduler", "sda", key="7"), Target("hugepages", "2M/node0")
-NOW = Claim(Origin.RUNTIME, "io-scheduler", "nvme*", "none", "alice (busctl)", "", 3)
-GOOD = Claim(Origin.PERSISTENT, "hugepages", "2M/node0", "128", "böb", "for the model", 5, partial=True)
-LATER = Claim(Origin.RUNTIME, "overcommit", "", "always:95", "carol", "", 7)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "lib").mkdir()
-    return tmp_path
-
-
-def opened(folder: Path, boot: str = "boot-1") -> State:
-    return State(folder / "run", folder / "lib", boot_id=boot)
-
-
-def runtime(folder: Path) -> Path:
-    return folder / "run/runtime.json"
-
-
-def persistent(folder: Path) -> Path:
-    return folder / "lib/claims.json"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def saved(folder: Path) -> tuple[dict[Any, Claim], dict[Target, str]]:
-    """What another daemon would find, without the files being touched."""
-    state = opened(folder)
-    assert state.set_aside == []
-    return dict(state.book.claims), dict(state.baselines)
-
-
-def held(*claims: Claim) -> dict[Any, Claim]:
-    return {claim.id: claim for claim in claims}
+from kerntune.model import Baseline, Claim, Target
+from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
 
 
 def test_nothing_is_known_and_nothing_written_at_first(folder: Path) -> None:
@@ -330,173 +289,3 @@ def test_a_folder_that_is_read_only_is_an_error(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         state.commit(ClaimBook.of(NOW, GOOD))
     assert dict(state.book.claims) == {}
-
-
-# Files of any content
-
-
-def written(folder: Path) -> None:
-    state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline")])
-    state.commit(ClaimBook.of(NOW, GOOD))
-    state.commit(ClaimBook.of(LATER, GOOD))
-
-
-BROKEN = [
-    b"",
-    b"{",
-    b"null",
-    b"[]",
-    b"5",
-    b'"text"',
-    b"\0" * 100,
-    b"\xff\xfe\x00",
-    b"[" * 100_000,
-    b'{"format": 2, "persistent": [], "runtime": []}',
-    b'{"format": "1"}',
-    b'{"persistent": []}',
-    b'{"format": 1, "boot": "boot-1", "serial": "5", "persistent": null, "runtime": null}',
-    b'{"format": 1, "boot": "boot-1", "serial": "5"}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1e999}',
-    b'{"format": 1, "boot": "boot-1", "serial": null}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1, "runtime": [5], "persistent": [5]}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1, "runtime": [{"tunable": 5}], "persistent": [{"tunable": 5}]}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1, "runtime": {"a": 1}, "persistent": {"a": 1}}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1, "baselines": [["a", "b", "c"]], "commit": 5}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1, "baselines": 5, "commit": []}',
-    b'{"format": 1, "boot": "boot-1", "serial": 1, "baselines": ["abcd"], "commit": "x"}',
-    b'{"format": 1, "boot": "boot-1", "serial": -1, "baselines": {"abcd": 1}, "commit": {"boot": "boot-1"}}',
-    b'{"format": 1, "serial": 1, "runtime": [], "persistent": [], "baselines": [[1, 2, 3, 4]],'
-    b' "commit": {"boot": "boot-1", "serial": "9", "runtime": []}}',
-    b'{"format": 1, "serial": 1, "runtime": [], "persistent": [], "baselines": 7,'
-    b' "commit": {"boot": "boot-1", "serial": 1e999, "runtime": []}}',
-]
-
-
-@pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
-@pytest.mark.parametrize("content", BROKEN, ids=lambda content: content[:60].decode(errors="replace"))
-def test_a_broken_file_is_set_aside_and_the_other_is_used(folder: Path, name: str, content: bytes) -> None:
-    written(folder)
-    path = folder / name
-    path.write_bytes(content)
-    state = opened(folder)
-    if state.set_aside:
-        assert state.set_aside == [path.with_name(f"{path.name}.bad")]
-        assert state.set_aside[0].read_bytes() == content
-        assert not path.exists()
-    if name.startswith("run/"):
-        assert GOOD.id in state.book.claims
-    else:
-        assert state.book.claims.get(LATER.id) == LATER
-        assert dict(state.baselines) == {SDA: "mq-deadline"}
-    state.keep([Baseline(POOL, "12")])
-    state.commit(ClaimBook.of(NOW, GOOD))
-    assert opened(folder).book.claims == held(NOW, GOOD)
-
-
-@pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
-@pytest.mark.parametrize("content", BROKEN[:12], ids=lambda content: content[:60].decode(errors="replace"))
-def test_what_is_no_state_file_is_always_set_aside(folder: Path, name: str, content: bytes) -> None:
-    written(folder)
-    (folder / name).write_bytes(content)
-    assert [path.name for path in opened(folder).set_aside] == [Path(name).name + ".bad"]
-
-
-def test_a_file_of_a_later_version_is_set_aside_whole(folder: Path) -> None:
-    written(folder)
-    later = json.loads(persistent(folder).read_text()) | {"format": 2, "holds": []}
-    persistent(folder).write_text(json.dumps(later))
-    state = opened(folder)
-    assert json.loads(state.set_aside[0].read_text()) == later
-
-
-def test_two_broken_files_are_two(folder: Path) -> None:
-    written(folder)
-    runtime(folder).write_bytes(b"{")
-    persistent(folder).write_bytes(b"}")
-    state = opened(folder)
-    assert {path.name for path in state.set_aside} == {"runtime.json.bad", "claims.json.bad"}
-    assert (dict(state.book.claims), dict(state.baselines)) == ({}, {})
-
-
-@pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
-def test_a_file_cut_anywhere_is_not_fatal(folder: Path, name: str) -> None:
-    written(folder)
-    whole = (folder / name).read_bytes()
-    other = files(folder)
-    for length in range(len(whole)):
-        for path, data in other.items():
-            (folder / path).write_bytes(data)
-        (folder / name).write_bytes(whole[:length])
-        assert len(opened(folder).set_aside) == 1
-
-
-damage = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6)
-
-
-def damaged(data: bytes, hits: list[tuple[float, int]]) -> bytes:
-    wounded = bytearray(data)
-    for place, value in hits:
-        wounded[int(place * len(wounded))] = value
-    return bytes(wounded)
-
-
-@given(run=damage | st.none() | st.binary(max_size=200), lib=damage | st.none() | st.binary(max_size=200))
-def test_bytes_that_changed_are_not_fatal(
-    run: list[tuple[float, int]] | bytes | None, lib: list[tuple[float, int]] | bytes | None
-) -> None:
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in ("run", "lib"):
-            (folder / part).mkdir()
-        written(folder)
-        for path, hits in ((runtime(folder), run), (persistent(folder), lib)):
-            if hits is not None:
-                data = path.read_bytes()
-                path.write_bytes(hits if isinstance(hits, bytes) else damaged(data, hits))
-        state = opened(folder)
-        state.keep([Baseline(POOL, "12")])
-        state.forget({SDA})
-        state.commit(ClaimBook.of(NOW))
-        again = opened(folder)
-        assert again.set_aside == []
-        assert again.book.claims == held(NOW)
-
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-FIELDS = ("boot", "serial", "runtime", "baselines", "persistent", "commit")
-
-
-@given(st.sampled_from(FIELDS), json_values, st.sampled_from([None, "boot", "serial", "runtime"]))
-def test_a_field_of_any_value_is_not_fatal(name: str, value: Any, inner: str | None) -> None:
-    """A file that somebody edited by hand."""
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        for part in ("run", "lib"):
-            (folder / part).mkdir()
-        written(folder)
-        for path in (runtime(folder), persistent(folder)):
-            document = json.loads(path.read_text())
-            if inner and isinstance(document.get("commit"), dict):
-                document["commit"][inner] = value
-            else:
-                document[name] = value
-            path.write_text(json.dumps(document))
-        state = opened(folder)
-        state.keep([Baseline(POOL, "12")])
-        state.commit(ClaimBook.of(NOW, GOOD))
-        again = opened(folder)
-        assert again.book.claims == held(NOW, GOOD)
-        assert again.baselines[POOL] == "12"
-
-
-def test_claims_with_a_field_of_the_wrong_kind(folder: Path) -> None:
-    written(folder)
-    row = json.loads(persistent(folder).read_text())["persistent"][0]
-    for name, value in [("seq", "5"), ("seq", True), ("seq", 1.5), ("value", 5), ("partial", "yes"), ("who", None)]:
-        persistent(folder).write_text(json.dumps({"format": 1, "persistent": [row | {name: value}]}))
-        assert len(opened(folder).set_aside) == 1, (name, value)

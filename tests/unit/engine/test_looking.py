@@ -14,6 +14,7 @@ from tests.unit.lab import (
     BOUND,
     PAGE,
     POOL,
+    SETTINGS,
     have_pages,
     host_values,
     large_host,
@@ -23,9 +24,6 @@ from tests.unit.lab import (
     running,
     small_host,
 )
-
-SDA = Target("io-scheduler", "sda", key="3")
-
 
 # Looking
 

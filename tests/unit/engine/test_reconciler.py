@@ -10,7 +10,7 @@ from kerntune.errors import (
     Overridden,
     UnknownTunable,
 )
-from kerntune.model import Origin, Reason, State, Target
+from kerntune.model import Origin, Reason, State
 from tests.unit.lab import (
     claim,
     large_host,
@@ -19,9 +19,6 @@ from tests.unit.lab import (
     running,
     small_host,
 )
-
-SDA = Target("io-scheduler", "sda", key="3")
-
 
 # Idempotence
 

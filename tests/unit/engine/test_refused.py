@@ -18,10 +18,11 @@ from kerntune.errors import (
     PartiallyAllocated,
     UnknownTunable,
 )
-from kerntune.model import Limits, Reason, State, Target
+from kerntune.model import Limits, Reason, State
 from tests.unit.lab import (
     FULL,
     PAGE,
+    SETTINGS,
     VM,
     have_pages,
     host_values,
@@ -29,9 +30,6 @@ from tests.unit.lab import (
     queue,
     running,
 )
-
-SDA = Target("io-scheduler", "sda", key="3")
-
 
 # Refused before anything is asked of the kernel
 
@@ -168,9 +166,6 @@ async def test_of_the_writes_of_a_step_none_follows_one_that_was_refused() -> No
             await lab.set(("overcommit", "", "never:80"))
         assert (f"{VM}memory", "2") not in lab.writes()
         assert lab.kernel.overcommit == {"memory": 0, "ratio": 50, "kbytes": 0}
-
-
-SETTINGS = [("io-scheduler", "*", "bfq"), ("hugepages", "2M", "100"), ("overcommit", "", "always:95")]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[0])

@@ -8,7 +8,7 @@ import pytest
 
 from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.files import HostKernel
-from kerntune.model import Claim, Origin, Outcome, Reason, State, Target, Verdict, Wish
+from kerntune.model import Claim, Origin, Reason, State, Target, Verdict, Wish
 from kerntune.tunables.hugepages import HugePages
 from tests.hosts import lay_out
 from tests.unit.lab import (
@@ -21,15 +21,11 @@ from tests.unit.lab import (
     pages,
     running,
     small_host,
+    told,
 )
 
 HUGE = HugePages()
 WHOLE = Target("hugepages", "2M")
-FREE_FOR_100 = 100 * PAGE
-
-
-def told(outcome: Outcome) -> tuple[str, str, State, Reason]:
-    return outcome.target.instance, outcome.actual, outcome.state, outcome.reason
 
 
 def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:

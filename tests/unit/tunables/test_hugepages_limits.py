@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kerntune.errors import OverLimit
-from kerntune.kernel.files import HostKernel
 from kerntune.kernel.memory import read_memory
 from kerntune.kernel.simulated import SimulatedKernel
-from kerntune.model import Claim, Limits, Origin, Outcome, Reason, State, Target, Verdict, Wish
-from kerntune.tunables.hugepages import HugePages
+from kerntune.model import Limits, Origin, Reason, State, Target
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
 from tests.unit.lab import (
     COMPACT,
@@ -23,21 +21,10 @@ from tests.unit.lab import (
     pages,
     running,
     small_host,
+    told,
 )
 
-HUGE = HugePages()
 WHOLE = Target("hugepages", "2M")
-FREE_FOR_100 = 100 * PAGE
-
-
-def told(outcome: Outcome) -> tuple[str, str, State, Reason]:
-    return outcome.target.instance, outcome.actual, outcome.state, outcome.reason
-
-
-def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
-    wish = Wish(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
-    reading = HUGE.read(kernel, target)
-    return HUGE.judge(wish, reading, {target: reading})
 
 
 # What the host can bear

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kerntune.errors import KernelRejected, PartiallyAllocated
-from kerntune.kernel.files import HostKernel
-from kerntune.model import Claim, Origin, Outcome, Reason, State, Target, Verdict, Wish
-from kerntune.tunables.hugepages import HugePages
+from kerntune.model import Origin, Reason, State, Target
 from tests.unit.lab import (
     COMPACT,
     PAGE,
@@ -20,21 +18,11 @@ from tests.unit.lab import (
     pages,
     running,
     small_host,
+    told,
 )
 
-HUGE = HugePages()
 WHOLE = Target("hugepages", "2M")
 FREE_FOR_100 = 100 * PAGE
-
-
-def told(outcome: Outcome) -> tuple[str, str, State, Reason]:
-    return outcome.target.instance, outcome.actual, outcome.state, outcome.reason
-
-
-def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
-    wish = Wish(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
-    reading = HUGE.read(kernel, target)
-    return HUGE.judge(wish, reading, {target: reading})
 
 
 # Pages in use
