@@ -286,9 +286,9 @@ class World(NamedTuple):
     engine: Reconciler
 
 
-async def play(permitted: frozenset[str], uid: int, script: list[Call]) -> World:
+async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: SimulatedKernel | None = None) -> World:
     """The calls one after another on a fresh host; each is checked by itself."""
-    kernel = demo_host()
+    kernel = kernel or demo_host()
     with tempfile.TemporaryDirectory(prefix="kerntune-fuzz-", dir=memory_folder()) as name:
         folders = [Path(name) / part for part in ("run", "state")]
         for folder in folders:
