@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from kerntune.bus import turns as turns_module
 from kerntune.bus.frames import Frame
 from kerntune.bus.link import Message, MessageFlag
-from kerntune.bus.turns import LONG, OVERHEAD, UNANSWERED, WAITING, Turns
+from kerntune.bus.turns import HEAVY, LONG, OVERHEAD, PATIENCE, SLICE, UNANSWERED, WAITING, Intake, Turns
 from tests.hostile.raw import message
 
 
@@ -78,6 +81,55 @@ class TestLimits:
         assert [each.whole for each in drain(turns)].count(False) == 3
         assert turns.put(b":1.1", frame(LONG // 2))
         assert turns.take().whole
+
+
+class TestIntake:
+    async def test_the_loop_has_its_turn_in_between(self) -> None:
+        seen: list[str] = []
+
+        def receive(frame: Frame) -> None:
+            time.sleep(2 * SLICE)  # what parsing does: it holds the loop
+            seen.append("message")
+
+        intake = Intake(receive)
+        for _ in range(3):
+            intake.turns.put(b":1.1", frame())
+        intake.run(more=False)
+        while intake.turns:
+            seen.append("others")
+            await asyncio.sleep(0)
+        assert seen == ["message", "others", "message", "others", "message"]
+
+    async def test_a_long_message_waits_until_no_more_comes(self) -> None:
+        got: asyncio.Queue[int] = asyncio.Queue()
+        intake = Intake(lambda frame: got.put_nowait(len(frame.data)))
+        intake._heavy_at = asyncio.get_running_loop().time()
+        intake.turns.put(b":1.1", frame(2 * HEAVY))
+        intake.run(more=True)
+        assert got.empty()
+        intake.turns.put(b":1.2", frame())
+        intake.run(more=True)
+        assert await got.get() < HEAVY
+        assert await got.get() > HEAVY
+
+    async def test_but_not_for_ever(self) -> None:
+        got: list[Frame] = []
+        intake = Intake(got.append)
+        intake.turns.put(b":1.1", frame(2 * HEAVY))
+        intake._heavy_at = asyncio.get_running_loop().time() - PATIENCE
+        intake.run(more=True)
+        assert got
+
+    async def test_nothing_after_the_end(self) -> None:
+        got: list[Frame] = []
+        intake = Intake(got.append)
+        for _ in range(3):
+            intake.turns.put(b":1.1", frame())
+        intake.run(more=True)
+        intake.stop()
+        await asyncio.sleep(0)
+        intake.run(more=False)
+        assert len(got) == 1
 
 
 class TestFrame:

@@ -20,7 +20,7 @@ from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.frames import Cutter, Frame, StreamError
 from kerntune.bus.outbox import Outbox
-from kerntune.bus.turns import Turns
+from kerntune.bus.turns import Intake
 
 if not hasattr(typing, "no_type_check_decorator"):  # dbus_next.service imports it; Python 3.15 dropped it
     setattr(typing, "no_type_check_decorator", lambda decorator: decorator)  # noqa: B010
@@ -51,10 +51,6 @@ MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for about 0
 MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends more than 32 MiB
 MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
 CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
-SLICE: Final = 0.001  # seconds of parsing, likewise
-HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more comes, for others' may be behind it
-QUIET: Final = 0.005  # seconds without a read, after which no more comes
-PATIENCE: Final = 0.5  # seconds between two long messages when more comes all the time
 MAX_SIGNATURES: Final = 1024
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
 
@@ -120,10 +116,7 @@ class Link(asyncio.BufferedProtocol):
         self._auth: bytearray | None = bytearray()  # the unfinished line; None once authenticated
         self._authenticated: asyncio.Future[None] | None = None
         self._cutter = Cutter(max_body)
-        self._turns = Turns() if fair else None
-        self._turning: asyncio.Handle | None = None
-        self._read_at = self._heavy_at = 0.0
-        self._more = False  # the last read filled the chunk, so more is there
+        self._intake = Intake(self._receive) if fair else None
         self._serials = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._lost = asyncio.Event()
@@ -274,11 +267,8 @@ class Link(asyncio.BufferedProtocol):
                 self._sort(frame)
         except StreamError as error:
             self.leave(f"the bus sent what is no message: {error}")
-        if self._turns:
-            self._read_at = asyncio.get_running_loop().time()
-            self._more = nbytes == CHUNK
-            if self._turning is None or isinstance(self._turning, asyncio.TimerHandle):
-                self._take_turns()
+        if self._intake:
+            self._intake.run(more=nbytes == CHUNK)
 
     def pause_writing(self) -> None:
         if self._outbox:
@@ -290,6 +280,8 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._lost.set()
+        if self._intake:
+            self._intake.stop()
         if self._outbox:
             self._outbox.lost()
         for waiting in (self._authenticated, *self._replies.values()):
@@ -315,35 +307,10 @@ class Link(asyncio.BufferedProtocol):
     def _sort(self, frame: Frame) -> None:
         """Look at it now, or when it is its sender's turn; what the bus says and replies to us cannot wait."""
         sender = frame.sender
-        if self._turns is None or sender == BUS_ITSELF or (frame.data and not frame.unasked):
+        if self._intake is None or sender == BUS_ITSELF or (frame.data and not frame.unasked):
             self._receive(frame)
-        elif not self._turns.put(sender, frame):
+        elif not self._intake.turns.put(sender, frame):
             self.complain("busy", f"{sender.decode(errors='replace')} sends too much at once: dropped some of it")
-
-    def _take_turns(self) -> None:
-        """Look at what waits, for a while; then the calls that this began, and the socket, have their turn.
-
-        While the socket holds more it is one message at a time: what is behind has to be sorted before it is too much.
-        """
-        if self._turning:
-            self._turning.cancel()
-            self._turning = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        until = now if self._more else now + SLICE
-        self._more = False
-        while self._turns and not self._lost.is_set():
-            if self._turns.size > HEAVY:
-                if now < self._read_at + QUIET and now < self._heavy_at + PATIENCE:
-                    self._turning = loop.call_later(QUIET, self._take_turns)
-                    return
-                self._heavy_at = now
-            self._receive(self._turns.take())
-            now = loop.time()
-            if now >= until:
-                break
-        if self._turns and not self._lost.is_set():
-            self._turning = loop.call_soon(self._take_turns)
 
     def _receive(self, frame: Frame) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Whose message is looked at next: however much one sender sends, the others' come in between; parses nothing.
+"""Whose message is looked at next, and when: whatever one sender sends, the others' come in between; parses nothing.
 
 Self-clocked fair queueing: each message is tagged with the amount of work its sender will have caused once it is done,
 and the lowest tag is next. A sender who was idle starts where the others are.
@@ -6,7 +6,9 @@ and the lowest tag is next. A sender who was idle starts where the others are.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+from collections.abc import Callable
 from itertools import count
 from typing import Final
 
@@ -20,6 +22,11 @@ WAITING: Final = 256  # messages of one sender
 LONG: Final = 512 << 10  # bytes of one sender, above which only the headers are kept, and answered LimitsExceeded
 TOTAL: Final = 8 << 20  # bytes of all senders, likewise
 MOST: Final = 2 * TOTAL  # bytes of all senders
+
+SLICE: Final = 0.001  # seconds of looking at messages before other tasks have their turn
+HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more comes, for others' may be behind it
+QUIET: Final = 0.005  # seconds without a read, after which no more comes
+PATIENCE: Final = 0.5  # seconds between two long messages when more comes all the time
 
 
 class _Sender:
@@ -82,3 +89,54 @@ class Turns:
         if not found.messages:
             del self._senders[sender]
         return frame
+
+
+class Intake:
+    """Hands what waits in `turns` to `receive`, in the loop's own time."""
+
+    def __init__(self, receive: Callable[[Frame], None]) -> None:
+        self.turns = Turns()
+        self._receive = receive
+        self._next: asyncio.Handle | None = None
+        self._read_at = self._heavy_at = 0.0
+        self._more = False
+        self._stopped = False
+
+    def run(self, *, more: bool) -> None:
+        """The socket was read, and the messages are queued; with `more` it holds others still."""
+        if self.turns and not self._stopped:
+            self._read_at = asyncio.get_running_loop().time()
+            self._more = more
+            if self._next is None or isinstance(self._next, asyncio.TimerHandle):
+                self._take()
+
+    def stop(self) -> None:
+        """What waits is of no use any more."""
+        self._stopped = True
+        if self._next:
+            self._next.cancel()
+
+    def _take(self) -> None:
+        """Look at messages for a while; then the calls that this began, and the socket, have their turn.
+
+        While the socket holds more it is one message at a time: what is behind has to be sorted before it is too much.
+        """
+        if self._next:
+            self._next.cancel()
+            self._next = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        until = now if self._more else now + SLICE
+        self._more = False
+        while self.turns and not self._stopped:
+            if self.turns.size > HEAVY:
+                if now < min(self._read_at + QUIET, self._heavy_at + PATIENCE):
+                    self._next = loop.call_later(QUIET, self._take)
+                    return
+                self._heavy_at = now
+            self._receive(self.turns.take())
+            now = loop.time()
+            if now >= until:
+                break
+        if self.turns and not self._stopped:
+            self._next = loop.call_soon(self._take)
