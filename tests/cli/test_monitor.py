@@ -82,15 +82,18 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBus]:
 
 
 @contextmanager
-def monitor(bus: PrivateBus, *words: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
-    """The process, and what reads its next line; it has to come in time though nobody makes it flush."""
+def monitor(bus: PrivateBus, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """The process, and what reads its next line; it has to come in time though nobody makes it flush.
+
+    The pipe is unbuffered bytes: a text reader would take in the lines after it, and neither select nor communicate
+    would see them.
+    """
     environment = {name: value for name, value in bus.environment.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [sys.executable, "-m", "kerntune.cli", "monitor", *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         bufsize=0,
     ) as process:
         try:
@@ -99,10 +102,10 @@ def monitor(bus: PrivateBus, *words: str) -> Iterator[tuple[subprocess.Popen[str
             process.kill()
 
 
-def line(process: subprocess.Popen[str]) -> str:
+def line(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout
     assert select.select([process.stdout], [], [], LIMIT)[0], "no line came"
-    return process.stdout.readline()
+    return process.stdout.readline().decode()
 
 
 def test_it_is_live_and_ends_with_an_interrupt(bus: PrivateBus) -> None:
@@ -117,7 +120,7 @@ def test_it_is_live_and_ends_with_an_interrupt(bus: PrivateBus) -> None:
         daemon.degrade()
         assert next_line().endswith("  all well again\n")
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=LIMIT) == ("", "")
+        assert process.communicate(timeout=LIMIT) == (b"", b"")
         assert process.returncode == 0
 
 
@@ -130,7 +133,7 @@ def test_it_says_that_the_daemon_has_gone(bus: PrivateBus) -> None:
         rest, complaint = process.communicate(timeout=LIMIT)
     assert process.returncode == 5
     assert json.loads(rest)["error"]["name"] == errors.Unreachable.dbus_name
-    assert complaint == (
+    assert complaint.decode() == (
         "kerntune: org.kerntune.Tuner1 has left the bus\n  is kerntuned running? systemctl status kerntuned\n"
     )
 
@@ -143,4 +146,4 @@ def test_a_reader_that_has_seen_enough_ends_it(bus: PrivateBus) -> None:
         daemon.announce("Set", outcome("overcommit"))
         assert process.wait(LIMIT) == 0
         assert process.stderr
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == b""
