@@ -20,7 +20,7 @@ from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
 
 COUNT: Final = 512
 GOVERNORS: Final = ("performance", "powersave")
-READ: Final = ("related_cpus", *("scaling_governor", "scaling_available_governors") * 2)
+READ: Final = ("related_cpus", "scaling_governor", "scaling_governor")
 TMPFS: Final = Path("/dev/shm")
 
 

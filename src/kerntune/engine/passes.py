@@ -103,7 +103,7 @@ class _Pass:
 
     def run(self) -> None:
         targets = self.tunable.targets(self.lane.kernel)
-        before = {target: self.tunable.read(self.lane.kernel, target) for target in targets}
+        before = self.tunable.read_all(self.lane.kernel, targets)
         wishes = resolve(self.tunable, self.order.claims, self.order.baselines, targets, self.order.named)
         contested = self._contested(before, wishes)
         free = {t: wish for t, wish in wishes.items() if self.tunable.group(t) not in contested}
@@ -239,11 +239,9 @@ class _Pass:
     def _read_back(self, readings: Mapping[Target, Reading], steps: Sequence[Step]) -> dict[Target, Reading]:
         """Every target of the groups that were written, a little later again where the kernel seems to be late."""
         groups = {self.tunable.group(step.wish.target) for step in steps if step.writes}
+        written = [target for target in readings if self.tunable.group(target) in groups]
         for pause in (*LATE, 0.0):
-            now = {
-                target: self.tunable.read(self.lane.kernel, target) if self.tunable.group(target) in groups else reading
-                for target, reading in readings.items()
-            }
+            now = {**readings, **self.tunable.read_all(self.lane.kernel, written)}
             if all(self._judge(step, now).reason is not Reason.READ_BACK_DIFFERS for step in steps if step.writes):
                 break
             self.lane.sleep(pause)

@@ -97,6 +97,7 @@ class HostKernel:
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root.resolve()
         self.simulated = self.root != Path("/")
+        self._inside = f"{self.root}/" if self.simulated else "/"
 
     def read(self, path: str) -> str:
         try:
@@ -142,9 +143,9 @@ class HostKernel:
         """A descriptor of the file; symbolic links are followed, but not out of the root."""
         if ".." in path.split("/"):
             raise OSError(errno.EPERM, "outside the kernel's root")
-        fd = os.open(os.path.join(self.root, path.lstrip("/")), flags | os.O_CLOEXEC)
+        fd = os.open(f"{self._inside}{path.lstrip('/')}", flags | os.O_CLOEXEC)
         # Nothing is outside /. In a tree the kernel tells where the descriptor really is.
-        if self.simulated and not os.readlink(f"/proc/self/fd/{fd}").startswith(f"{self.root}/"):
+        if self.simulated and not os.readlink(f"/proc/self/fd/{fd}").startswith(self._inside):
             os.close(fd)
             raise OSError(errno.EPERM, "outside the kernel's root")
         return fd

@@ -61,6 +61,9 @@ class Tunable(Protocol):
     def read(self, kernel: KernelView, target: Target) -> Reading:
         """What the target holds now; an unreadable one is a reading with a reason."""
 
+    def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
+        """The same of many, where what they have in common is read once."""
+
     def normal_value(self, value: str) -> str:
         """A value in normal form; InvalidValue when no target could ever take it."""
 
@@ -93,6 +96,12 @@ class Plain(ABC):
 
     @abstractmethod
     def normal_value(self, value: str) -> str: ...
+
+    @abstractmethod
+    def read(self, kernel: KernelView, target: Target) -> Reading: ...
+
+    def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
+        return {target: self.read(kernel, target) for target in targets}
 
     def restorable(self, value: str) -> bool:
         try:

@@ -64,6 +64,15 @@ class CpuGovernor(Plain):
         return any(int(alias.removeprefix("cpu")) in listed for alias in target.aliases)
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
+        return self.read_all(kernel, [target])[target]
+
+    def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
+        """One driver serves all policies, so all offer the same (show_scaling_available_governors of cpufreq.c)."""
+        files = (f"{POLICIES}/{target.instance}/scaling_available_governors" for target in targets)
+        offered = next((text for file in files if (text := find(kernel, file))), "")
+        return {target: self._read(kernel, target, tuple(offered.split())) for target in targets}
+
+    def _read(self, kernel: KernelView, target: Target, offered: tuple[str, ...]) -> Reading:
         try:
             governor = kernel.read(path_of(target))
         except KernelError as error:
@@ -71,8 +80,7 @@ class CpuGovernor(Plain):
                 return Reading(target, None, reason=Reason.CPU_OFFLINE, detail=offline(target))
             detail = f"cannot be read: {error.strerror}"
             return Reading(target, None, reason=Reason.DEVICE_GONE, detail=detail)
-        offered = find(kernel, f"{POLICIES}/{target.instance}/scaling_available_governors") or governor
-        return Reading(target, governor, choices=tuple(offered.split()))
+        return Reading(target, governor, choices=offered or (governor,))
 
     def normal_value(self, value: str) -> str:
         if not NAME.fullmatch(value):
