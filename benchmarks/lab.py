@@ -51,6 +51,8 @@ def of_tuned(member: str, signature: str = "", *args: Any) -> Call:
 
 OUR_READ: Final = get(names.MEMORY, "OvercommitMode")
 THEIR_READ: Final = of_tuned("active_profile")
+# As the package's program starts it: with the host's Python and its packages, as TuneD is too.
+INSTALLED: Final = ("/usr/bin/python3", "-c", "import sys; from kerntune.daemon.__main__ import main; sys.exit(main())")
 FLOOR_READ: Final = replace(OUR_READ, destination=floor.FLOOR)
 
 
@@ -61,7 +63,7 @@ class Lab:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerntune-bench-")))
         # Both daemons find their byte code in place, as they would when installed from a package.
         cached = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-        self.env = cached | unit_environment(UNIT.read_text())
+        self.env = cached | unit_environment(UNIT.read_text()) | {"PYTHONPATH": str(CHECKOUT / "src")}
         stack.enter_context(accounts())
         own = folder / "floor.conf"
         own.write_text(floor.POLICY)
@@ -79,7 +81,7 @@ class Lab:
     @contextmanager
     def kerntuned(self, *options: str) -> Iterator[Daemon]:
         """Our daemon, ready."""
-        with Daemon(self.bus, *options, env=self.env, limit=LIMIT) as daemon:
+        with Daemon(self.bus, *options, program=INSTALLED, env=self.env, limit=LIMIT) as daemon:
             yield daemon
 
     @contextmanager
@@ -98,9 +100,9 @@ class Lab:
 
 
 def unit_environment(unit: str) -> dict[str, str]:
-    """What the unit file sets for the daemon (Environment= in systemd.exec(5), one assignment a line)."""
+    """What the unit file sets for the daemon (Environment= in systemd.exec(5), without quotes)."""
     lines = [line.removeprefix("Environment=") for line in unit.splitlines() if line.startswith("Environment=")]
-    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+    return dict(assignment.split("=", 1) for assignment in " ".join(lines).split())
 
 
 class Owned:

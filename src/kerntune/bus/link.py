@@ -12,8 +12,9 @@ import itertools
 import logging
 import os
 import struct
-import typing
+import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec, module_from_spec
 from typing import Any, Final
 
 from kerntune import errors
@@ -22,8 +23,9 @@ from kerntune.bus.frames import Cutter, Frame, StreamError
 from kerntune.bus.outbox import Outbox
 from kerntune.bus.turns import Intake
 
-if not hasattr(typing, "no_type_check_decorator"):  # dbus_next.service imports it; Python 3.15 dropped it
-    setattr(typing, "no_type_check_decorator", lambda decorator: decorator)  # noqa: B010
+if package := find_spec("dbus_next"):
+    # Without its __init__, which imports loops, services and GLib: half a MiB and some milliseconds nothing here uses.
+    sys.modules.setdefault("dbus_next", module_from_spec(package))
 
 from dbus_next._private.address import parse_address
 from dbus_next._private.unmarshaller import Unmarshaller
