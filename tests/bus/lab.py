@@ -12,7 +12,8 @@ from kerntune import errors
 from kerntune.bus.client import Client, connect
 from kerntune.bus.dispatch import Caller, Interface, Service
 from kerntune.bus.interface import parse
-from kerntune.bus.link import Link, Message, MessageFlag, MessageType, Variant
+from kerntune.bus.link import Link
+from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from tests.harness.privatebus import PrivateBus
 
 NAME = "org.kerntune.Lab"

@@ -10,7 +10,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus.client import connect, unwrap
-from kerntune.bus.link import Message, Variant
+from kerntune.bus.messages import Message, Variant
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 

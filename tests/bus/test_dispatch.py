@@ -16,7 +16,7 @@ from kerntune import errors
 from kerntune.bus.client import connect
 from kerntune.bus.dispatch import Caller, CallerGone, NameTaken, Service, load
 from kerntune.bus.interface import Emits, parse, snake
-from kerntune.bus.link import MessageFlag, MessageType, Variant
+from kerntune.bus.messages import MessageFlag, MessageType, Variant
 from kerntune.bus.names import BUS_NAME, interface_files
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus

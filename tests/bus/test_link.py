@@ -18,10 +18,12 @@ from dbus_next.signature import SignatureTree
 
 from kerntune import errors
 from kerntune.bus import link as link_module
+from kerntune.bus import messages
 from kerntune.bus import outbox as outbox_module
 from kerntune.bus.dispatch import Service
 from kerntune.bus.frames import Cutter, Frame, StreamError
-from kerntune.bus.link import MAX_CALL, MAX_SENT, Link, Message, MessageFlag, Variant
+from kerntune.bus.link import MAX_CALL, MAX_SENT, Link
+from kerntune.bus.messages import Message, MessageFlag, Variant
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -193,11 +195,11 @@ class TestLimits:
     async def test_signatures_are_forgotten(self, bus: PrivateBus) -> None:
         kinds = "bdinqstuxy"
         async with lab.serving(bus), lab.client(bus) as client:
-            for n in range(link_module.MAX_SIGNATURES + 50):
+            for n in range(messages.MAX_SIGNATURES + 50):
                 name = "".join(kinds[int(digit)] for digit in f"{n:05}")
                 with pytest.raises(errors.InvalidArgs):
                     await client.call(lab.ROOT, lab.IFACE, "Echo", f"a({name})", [])
-            assert len(SignatureTree._cache) <= link_module.MAX_SIGNATURES
+            assert len(SignatureTree._cache) <= messages.MAX_SIGNATURES
 
     async def test_calls_nobody_waits_for_go_first(self, bus: PrivateBus, caplog: pytest.LogCaptureFixture) -> None:
         async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:
@@ -306,7 +308,7 @@ class TestComplaints:
     async def test_what_cannot_be_parsed_is_dropped_with_one_line(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        parse = link_module._parse
+        parse = messages.parse
 
         def fussy(data: bytes) -> Message:
             if b"poison" in data:
@@ -314,7 +316,7 @@ class TestComplaints:
             return parse(data)
 
         async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:
-            monkeypatch.setattr(link_module, "_parse", fussy)
+            monkeypatch.setattr(messages, "parse", fussy)
             with caplog.at_level(logging.WARNING):
                 for _ in range(5):
                     raw.send("Echo", "s", "poison")

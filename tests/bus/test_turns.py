@@ -7,7 +7,7 @@ import time
 
 from kerntune.bus import turns as turns_module
 from kerntune.bus.frames import Frame
-from kerntune.bus.link import Message, MessageFlag
+from kerntune.bus.messages import Message, MessageFlag
 from kerntune.bus.turns import HEAVY, LONG, OVERHEAD, PATIENCE, SLICE, UNANSWERED, WAITING, Intake, Turns
 from tests.hostile.raw import message
 

@@ -12,7 +12,7 @@ import pytest
 from kerntune import errors
 from kerntune.bus import dispatch, unread
 from kerntune.bus.dispatch import Caller
-from kerntune.bus.link import Message
+from kerntune.bus.messages import Message
 from kerntune.bus.unread import CLIENT, CLIENTS, OURSELVES, SILENCE, SMALL, USER, Unread
 from tests.bus import lab
 from tests.bus.test_link import bare_client

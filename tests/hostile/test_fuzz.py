@@ -25,13 +25,17 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from kerntune import errors
-from kerntune.bus import names
+from kerntune.bus import messages, names
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import Caller, Service, load
 from kerntune.bus.interface import parse
-from kerntune.bus.link import Link, Message, MessageFlag, MessageType, Variant, _parse
+from kerntune.bus.link import Link
+from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
+from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
 from kerntune.daemon.app import publish
+from kerntune.daemon.config import Configuration
+from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import allowed
@@ -229,7 +233,7 @@ class Wire(Link):
         self.complaints: list[str] = []
 
     def post(self, data: bytes) -> None:
-        self.posted.append(_parse(data))
+        self.posted.append(messages.parse(data))
 
     def complain(self, kind: str, text: str) -> None:
         self.complaints.append(text)
@@ -268,7 +272,7 @@ class Stage(Service):
 
     async def serve(self, serial: int, call: Call) -> Message:
         """The reply to a call that goes over the wire both ways."""
-        message = _parse(call.message(serial)._marshall())  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
+        message = messages.parse(call.message(serial)._marshall())  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
         message.sender = ":1.7"
         self._incoming(message)
         while self._tasks:
@@ -299,7 +303,10 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         working = asyncio.create_task(engine.work())
         try:
             await engine.observe()
-            publish(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), state)
+            troubles: set[str] = set()
+            reloading = Reloading(Configuration(Path(name), folders[0], REGISTRY), engine, troubles)
+            reloading.booted()
+            publish(stage, Core(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), troubles, reloading.ask))
             for serial, call in enumerate(script, 1):
                 written = len(kernel.journal)
                 reply = await stage.serve(serial, call)

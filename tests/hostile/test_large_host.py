@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kerntune.bus import names
-from kerntune.bus.link import MessageFlag, Variant
+from kerntune.bus.messages import MessageFlag, Variant
 from kerntune.kernel.simulated import Policy, SimulatedKernel, demo_host
 from tests.hostile.conftest import FIGURES
 from tests.hostile.test_fuzz import Call, play

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.bus.link import THE_BUS, Link, Message, MessageType, TimedOut, Variant
+from kerntune.bus.link import THE_BUS, Link, TimedOut
+from kerntune.bus.messages import Message, MessageType, Variant
 
 __all__ = ["Client", "Signal", "Signals", "Variant", "connect"]
 

@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.interface import Interface, load, snake
-from kerntune.bus.link import Link, Message, MessageFlag, MessageType, error_reply
+from kerntune.bus.link import Link
+from kerntune.bus.messages import Message, MessageFlag, MessageType, error_reply
 from kerntune.bus.presence import Presence
 from kerntune.bus.tree import OBJECT_MANAGER, PROPERTIES, Tree
 from kerntune.bus.unread import SMALL, Unread

@@ -1,4 +1,4 @@
-"""The connection to the bus; the only module that imports dbus_next: its messages and their marshalling.
+"""The connection to the bus: who waits for which reply, and what goes to whom; knows no object of ours.
 
 The socket is asyncio's: dbus_next's own loops end the connection on EAGAIN, spin on EOF during authentication and never
 yield while data keeps coming. No descriptor passing is negotiated, so no client can fill our table of them.
@@ -7,53 +7,35 @@ yield while data keeps coming. No descriptor passing is negotiated, so no client
 from __future__ import annotations
 
 import asyncio
-import io
 import itertools
 import logging
 import os
-import struct
-import sys
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec, module_from_spec
+from collections.abc import Callable
 from typing import Any, Final
 
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.frames import Cutter, Frame, StreamError
+from kerntune.bus.messages import (
+    UNPARSEABLE,
+    InvalidAddressError,
+    Memo,
+    Message,
+    MessageFlag,
+    MessageType,
+    error_reply,
+    marshalled,
+    sockets,
+)
 from kerntune.bus.outbox import Outbox
 from kerntune.bus.turns import Intake
-
-if package := find_spec("dbus_next"):
-    # Without its __init__, which imports loops, services and GLib: half a MiB and some milliseconds nothing here uses.
-    sys.modules.setdefault("dbus_next", module_from_spec(package))
-
-from dbus_next._private.address import parse_address
-from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.errors import InvalidAddressError
-from dbus_next.message import Message
-from dbus_next.signature import SignatureTree, Variant
-
-__all__ = [
-    "THE_BUS",
-    "BusError",
-    "Link",
-    "Message",
-    "MessageFlag",
-    "MessageType",
-    "TimedOut",
-    "Variant",
-    "error_reply",
-]
 
 log = logging.getLogger(__name__)
 
 SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
 MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for about 0.4 us a byte
 MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends more than 32 MiB
-MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
 CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
-MAX_SIGNATURES: Final = 1024
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
 
 THE_BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
@@ -61,7 +43,6 @@ BUS_ITSELF: Final = names.FREEDESKTOP.encode()
 GONE: Final = frozenset(
     errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
 )
-UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
 
 
 class BusError(errors.Failed):
@@ -74,25 +55,6 @@ class BusError(errors.Failed):
 
 class TimedOut(errors.Failed):
     """No reply came in time; the other side may still be at it."""
-
-
-class _Signatures(dict[str, SignatureTree]):
-    """dbus_next keeps every signature it has ever seen, and clients choose them: this forgets all when full."""
-
-    def __setitem__(self, signature: str, tree: SignatureTree) -> None:
-        if len(self) >= MAX_SIGNATURES:
-            self.clear()
-        super().__setitem__(signature, tree)
-
-
-SignatureTree._cache = _Signatures(SignatureTree._cache)
-
-
-def error_reply(call: Message, name: str, text: str) -> Message:
-    """The error reply to `call`; the text is made fit for the bus, which disconnects whoever sends a NUL."""
-    if len(text) > MAX_TEXT:
-        text = f"{text[: MAX_TEXT // 2]} ... {text[-MAX_TEXT // 2 :]}"
-    return Message.new_error(call, name, text.replace("\0", "").encode(errors="replace").decode())
 
 
 class Link(asyncio.BufferedProtocol):
@@ -119,6 +81,7 @@ class Link(asyncio.BufferedProtocol):
         self._authenticated: asyncio.Future[None] | None = None
         self._cutter = Cutter(max_body)
         self._intake = Intake(self._receive) if fair else None
+        self._memo = Memo()
         self._serials = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._lost = asyncio.Event()
@@ -158,7 +121,7 @@ class Link(asyncio.BufferedProtocol):
         """
         if not message.serial:
             message.serial = next(self._serials)
-        data: bytes = message._marshall()  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
+        data = marshalled(message)
         if len(data) > MAX_SENT:
             raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"the limit is {MAX_SENT}")
         return data
@@ -243,7 +206,7 @@ class Link(asyncio.BufferedProtocol):
         """Connect to the first socket of the address that answers, and start to authenticate."""
         loop = asyncio.get_running_loop()
         failure: OSError | None = None
-        for where in _sockets(self.address):
+        for where in sockets(self.address):
             try:
                 transport, _ = await loop.create_unix_connection(lambda: self, where)
             except OSError as error:
@@ -316,7 +279,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _receive(self, frame: Frame) -> None:
         try:
-            message = _parse(frame.data)
+            message = self._memo.parse(frame.data)
         except UNPARSEABLE as error:
             self.complain("unparseable", f"dropped a message that could not be parsed: {error!r:.200}")
             return
@@ -342,18 +305,6 @@ class Link(asyncio.BufferedProtocol):
         return errors.Unreachable(f"the bus at {self.address} {what}", "is dbus running? systemctl status dbus")
 
 
-def _parse(data: bytes) -> Message:
-    """Raises one of UNPARSEABLE; the bus has validated the message, so this is where dbus_next is stricter than it."""
-    unmarshaller = Unmarshaller(io.BytesIO(data))  # type: ignore[no-untyped-call]  # as above
-    try:
-        message: Message | None = unmarshaller.unmarshall()  # type: ignore[no-untyped-call]  # as above
-    finally:
-        unmarshaller.readers.clear()  # a cycle: it would keep the message until the garbage is collected
-    if message is None:
-        raise ValueError(f"{len(data)} bytes are not enough")
-    return message
-
-
 def _exception(reply: Message) -> errors.KerntuneError:
     """The exception for an error reply, with or without a text in its body."""
     name = reply.error_name
@@ -362,12 +313,3 @@ def _exception(reply: Message) -> errors.KerntuneError:
         return errors.Unreachable(text or name)
     cls = errors.by_name().get(name)
     return cls(text or name) if cls else BusError(name, text)
-
-
-def _sockets(address: str) -> Iterator[str]:
-    """The unix sockets a bus address names ("Server Addresses" in the specification); raises InvalidAddressError."""
-    for transport, options in parse_address(address):  # type: ignore[no-untyped-call]  # as above
-        if transport == "unix" and "path" in options:
-            yield options["path"]
-        elif transport == "unix" and "abstract" in options:
-            yield "\0" + options["abstract"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from kerntune.bus.describe import Host, describe
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.gate import pass_gate
 from kerntune.bus.interface import snake
-from kerntune.bus.link import Variant
+from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
 from kerntune.engine.reconciler import Answer, Reconciler
 from kerntune.engine.requests import Request
@@ -33,9 +33,17 @@ SET: Final = PERSIST | {"allow-partial": "b"}
 class Core:
     """What the interfaces share: the engine, the bus, and the one way from a request to an answer."""
 
-    def __init__(self, service: Service, engine: Reconciler, host: Host) -> None:
+    def __init__(
+        self,
+        service: Service,
+        engine: Reconciler,
+        host: Host,
+        troubles: Set[str],
+        reload: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`troubles` are slugs of what is wrong with the daemon itself, and change; `reload` reads its files again."""
         self.service, self.engine, self.host = service, engine, host
-        self.troubles: set[str] = set()
+        self.troubles, self.reload = troubles, reload
 
     async def change(self, caller: Caller, member: str, request: Request) -> Answer:
         """Validate, authorise, and carry out; a refused call writes nothing."""
@@ -105,6 +113,11 @@ class Manager:
 
     async def verify(self, caller: Caller) -> list[Row]:  # noqa: ARG002
         return outcome_rows(await self._engine.verify())
+
+    async def reload(self, caller: Caller, options: Options) -> None:
+        options_from(options, {})
+        await pass_gate(self._core.service, caller, "Reload", ())
+        await self._core.reload()
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
         return json.dumps(describe(self._engine, self._core.host, self.degraded), ensure_ascii=False)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.link import Variant
+from kerntune.bus.messages import Variant
 
 POLKIT: Final = "org.freedesktop.PolicyKit1"
 TO_POLKIT: Final = (POLKIT, "/org/freedesktop/PolicyKit1/Authority", f"{POLKIT}.Authority")

@@ -11,7 +11,7 @@ from typing import Any, Final
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.interface import Emits, Interface, Property, parse, snake
-from kerntune.bus.link import Variant
+from kerntune.bus.messages import Variant
 
 PEER: Final = f"{names.FREEDESKTOP}.Peer"
 INTROSPECTABLE: Final = f"{names.FREEDESKTOP}.Introspectable"

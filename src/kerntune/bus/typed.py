@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerntune.bus.dispatch import Caller
-from kerntune.bus.link import Variant
+from kerntune.bus.messages import Variant
 from kerntune.bus.objects import PERSIST, SET, Core
 from kerntune.bus.wire import Row, options_from, outcome_rows
 from kerntune.errors import InvalidValue, NotSupported

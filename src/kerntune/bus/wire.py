@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kerntune.bus.link import Variant
+from kerntune.bus.messages import Variant
 from kerntune.errors import InvalidArgs
 from kerntune.model import Outcome, Setting
 

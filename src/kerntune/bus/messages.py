@@ -1,0 +1,98 @@
+"""What is used of dbus_next, and the only module that imports it: messages, their marshalling, addresses."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec, module_from_spec
+from typing import Final
+
+if package := find_spec("dbus_next"):
+    # Without its __init__, which imports loops, services and GLib: half a MiB and some milliseconds nothing here uses.
+    sys.modules.setdefault("dbus_next", module_from_spec(package))
+
+from dbus_next._private.address import parse_address
+from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.errors import InvalidAddressError
+from dbus_next.message import Message
+from dbus_next.signature import SignatureTree, Variant
+
+__all__ = ["InvalidAddressError", "Message", "MessageFlag", "MessageType", "Variant"]
+
+UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
+MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
+MAX_SIGNATURES: Final = 1024
+REMEMBERED: Final = 64  # calls
+SHORT: Final = 512  # bytes of one that is remembered
+TEXTS: Final = frozenset({"", "s", "ss"})  # signatures of bodies that nobody can change
+
+
+class _Signatures(dict[str, SignatureTree]):
+    """dbus_next keeps every signature it has ever seen, and clients choose them: this forgets all when full."""
+
+    def __setitem__(self, signature: str, tree: SignatureTree) -> None:
+        if len(self) >= MAX_SIGNATURES:
+            self.clear()
+        super().__setitem__(signature, tree)
+
+
+SignatureTree._cache = _Signatures(SignatureTree._cache)
+
+
+def error_reply(call: Message, name: str, text: str) -> Message:
+    """The error reply to `call`; the text is made fit for the bus, which disconnects whoever sends a NUL."""
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT // 2]} ... {text[-MAX_TEXT // 2 :]}"
+    return Message.new_error(call, name, text.replace("\0", "").encode(errors="replace").decode())
+
+
+def marshalled(message: Message) -> bytes:
+    """The message as bytes; raises ValueError or TypeError when the body does not fit its signature."""
+    return bytes(message._marshall())  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
+
+
+def parse(data: bytes) -> Message:
+    """Raises one of UNPARSEABLE; the bus has validated the message, so this is where dbus_next is stricter than it."""
+    unmarshaller = Unmarshaller(io.BytesIO(data))  # type: ignore[no-untyped-call]  # as above
+    try:
+        message: Message | None = unmarshaller.unmarshall()  # type: ignore[no-untyped-call]  # as above
+    finally:
+        unmarshaller.readers.clear()  # a cycle: it would keep the message until the garbage is collected
+    if message is None:
+        raise ValueError(f"{len(data)} bytes are not enough")
+    return message
+
+
+class Memo:
+    """Parses, and remembers the last short calls: who polls us sends the same one again, with another serial."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Message] = {}
+
+    def parse(self, data: bytes) -> Message:
+        """As `parse`; parsing costs more than all the rest of a read."""
+        key = data[:8] + data[12:]
+        known = self._known.get(key)
+        if known is None:
+            message = parse(data)
+            if len(data) <= SHORT and message.message_type is MessageType.METHOD_CALL and message.signature in TEXTS:
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                self._known[key] = message
+            return message
+        message = Message.__new__(Message)
+        vars(message).update(vars(known))
+        message.serial = int.from_bytes(data[8:12], "little" if data[0] == ord("l") else "big")
+        return message
+
+
+def sockets(address: str) -> Iterator[str]:
+    """The unix sockets a bus address names ("Server Addresses" in the specification); raises InvalidAddressError."""
+    for transport, options in parse_address(address):  # type: ignore[no-untyped-call]  # as above
+        if transport == "unix" and "path" in options:
+            yield options["path"]
+        elif transport == "unix" and "abstract" in options:
+            yield "\0" + options["abstract"]
