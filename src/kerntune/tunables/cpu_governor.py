@@ -18,9 +18,9 @@ POLICIES = "sys/devices/system/cpu/cpufreq"
 # Governors that the kernel loads when their name is written, though the file does not list them before.
 ON_DEMAND = frozenset({"conservative", "ondemand", "performance", "powersave", "schedutil", "userspace"})
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-POLICY = re.compile(r"policy\d{1,5}")
+POLICY = re.compile(r"policy[0-9]{1,5}")
 # Up to the 9999th CPU: the kernel can be built for 8192.
-CPU_LIST = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
+CPU_LIST = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
 
 
 class CpuGovernor(Plain):

@@ -35,7 +35,7 @@ from kerntune.tunables.base import Action, Plain, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 
 POOLS = "sys/kernel/mm/hugepages"
-COUNT = re.compile(r"\d{1,20}")
+COUNT = re.compile(r"[0-9]{1,20}")
 FIGURES = {"free": "free_hugepages", "surplus": "surplus_hugepages", "borrow": "nr_overcommit_hugepages"}
 
 
@@ -174,7 +174,7 @@ def folder_of(target: Target) -> str:
 def node_free(kernel: KernelView, node: str) -> int:
     """Free memory of one NUMA node in bytes (MemFree in its meminfo)."""
     text = find(kernel, f"sys/devices/system/node/{node}/meminfo") or ""
-    found = re.search(r"MemFree:\s+(\d+) kB", text)
+    found = re.search(r"MemFree:\s+([0-9]+) kB", text)
     return int(found[1]) << 10 if found else 0
 
 

@@ -18,7 +18,7 @@ from kerntune.tunables.base import Action, Plain, unlike
 
 MODES = ("heuristic", "always", "never")
 NEVER = "never"
-VALUE = re.compile(r"(heuristic|always|never)(?::(\d{1,9})(k?))?")
+VALUE = re.compile(r"(heuristic|always|never)(?::([0-9]{1,9})(k?))?")
 TARGET = Target("overcommit")
 VM = "proc/sys/vm"
 

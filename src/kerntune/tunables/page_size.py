@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kerntune.errors import InvalidValue
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-INSTANCE = re.compile(r"(\d{1,9})([KMGT])(?:i?B)?(?:/(node\d{1,4}|\*))?", re.IGNORECASE)
+INSTANCE = re.compile(r"([0-9]{1,9})([KMGT])(?:i?B)?(?:/(node[0-9]{1,4}|\*))?", re.IGNORECASE)
 
 
 class Pool(NamedTuple):
