@@ -8,22 +8,28 @@ SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
           dbus dbus-bin polkitd udev systemd
+DEBIAN_VM := qemu-system-x86 qemu-utils mmdebstrap acpica-tools e2fsprogs util-linux
 
-.PHONY: setup run test bench lint format clean
+# What of these Debian packages is missing is installed.
+define install
+missing=$$(comm -13 <(dpkg-query -W -f '$${Status} $${Package}\n' $(1) 2>/dev/null \
+        | awk '/^install ok installed/ {print $$4}' | sort) <(printf '%s\n' $(1) | sort)); \
+if [ -n "$$missing" ]; then \
+    if [ -n "$(SUDO)" ] && ! command -v sudo >/dev/null; then \
+        echo "missing, and only root can install them:" $$missing; exit 1; \
+    fi; \
+    echo "installing Debian packages:" $$missing; \
+    $(SUDO) apt-get update -qq && \
+    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+fi
+endef
+
+.PHONY: setup setup-vm run test test-vm soak bench lint deb format clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
-	@missing=$$(comm -13 <(dpkg-query -W -f '$${Status} $${Package}\n' $(DEBIAN) 2>/dev/null \
-	        | awk '/^install ok installed/ {print $$4}' | sort) <(printf '%s\n' $(DEBIAN) | sort)); \
-	if [ -n "$$missing" ]; then \
-	    if [ -n "$(SUDO)" ] && ! command -v sudo >/dev/null; then \
-	        echo "missing, and only root can install them:" $$missing; exit 1; \
-	    fi; \
-	    echo "installing Debian packages:" $$missing; \
-	    $(SUDO) apt-get update -qq && \
-	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
+	@$(call install,$(DEBIAN))
 	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[cli,test]'
 	@touch $@
@@ -36,12 +42,26 @@ run: setup
 test: setup
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
+# The package on a real system, in a virtual machine. The first run makes its disk; what it makes stays in ~/.cache.
+test-vm: setup setup-vm deb
+	@$(VENV)/bin/python -m pytest tests/system -m 'not soak' $(ARGS)
+
+soak: setup setup-vm deb
+	@$(VENV)/bin/python -m pytest tests/system -m soak $(ARGS)
+
+setup-vm:
+	@$(call install,$(DEBIAN_VM))
+
 # Beside TuneD, in one run; quote it only from a quiet machine.
 bench: setup
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/python -m pytest tests/static $(ARGS)
+
+# build/deb/kerntune_*.deb, with the Debian packages that takes; quick when nothing has changed.
+deb:
+	@packaging/deb/build.sh
 
 format: setup
 	$(VENV)/bin/ruff format src tests

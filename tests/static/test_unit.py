@@ -12,6 +12,7 @@ from kerntune.kernel.files import WRITABLE
 
 CHECKOUT = Path(__file__).parents[2]
 UNIT = CHECKOUT / "systemd/kerntuned.service"
+TARGET = CHECKOUT / "systemd/kerntune.target"
 
 
 def settings(name: str) -> list[str]:
@@ -31,14 +32,20 @@ def analyze(unit: Path, verb: str, *options: str) -> subprocess.CompletedProcess
 
 @pytest.fixture
 def runnable(tmp_path: Path) -> Path:
-    """The unit with a program that is there: systemd-analyze looks for it."""
+    """The unit with programs that are there, beside its target: systemd-analyze looks for all of them."""
     copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("ExecStart=/usr/bin/kerntuned", "ExecStart=/bin/true"))
+    copy.write_text(re.sub(r"^(Exec\w+)=\S+", r"\1=/bin/true", UNIT.read_text(), flags=re.MULTILINE))
+    (tmp_path / TARGET.name).write_text(TARGET.read_text())
     return copy
 
 
 def test_systemd_accepts_it(runnable: Path) -> None:
     done = analyze(runnable, "verify", "--man=no")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_systemd_accepts_the_target(runnable: Path) -> None:
+    done = analyze(runnable.with_name(TARGET.name), "verify", "--man=no")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -60,7 +67,7 @@ def test_the_threshold_would_see_a_hole(runnable: Path) -> None:
 def test_every_setting_is_said_once() -> None:
     names = re.findall(r"^(\w+)=", UNIT.read_text(), re.MULTILINE)
     repeated = {name for name in names if names.count(name) > 1}
-    assert repeated == {"After", "SystemCallFilter"}
+    assert repeated == {"Wants", "After", "Before", "SystemCallFilter"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,7 @@ def test_every_setting_is_said_once() -> None:
     [
         ("Type", "notify"),
         ("ExecStart", "/usr/bin/kerntuned"),
+        ("ExecReload", "/usr/bin/kerntune reload"),
         ("WatchdogSec", "30"),
         ("Restart", "always"),
         ("RestartSec", "200ms"),
@@ -93,7 +101,7 @@ def test_life_of_the_service(name: str, value: str) -> None:
         ("AmbientCapabilities", ""),
         ("NoNewPrivileges", "yes"),
         ("ProtectSystem", "strict"),
-        ("ReadOnlyPaths", "/proc/sys /sys"),
+        ("ReadOnlyPaths", "/proc/sys /sys /etc/kerntune"),
         ("ProtectHome", "yes"),
         ("PrivateTmp", "yes"),
         ("PrivateDevices", "yes"),
@@ -132,6 +140,7 @@ def test_system_calls() -> None:
         ("User", "root owns the files that are tuned"),
         ("DynamicUser", "root owns the files that are tuned"),
         ("BusName", "it belongs to Type=dbus; READY=1 comes later than the name"),
+        ("Alias", "activation names the unit itself, so that it works where the unit is not enabled"),
         ("Conflicts", "one unprivileged call to the bus could then stop the other service"),
         ("DefaultDependencies", "the order of the boot is the usual one"),
     ],
@@ -159,10 +168,18 @@ def test_nothing_is_writable_in_vain() -> None:
 
 
 def test_order_of_the_boot() -> None:
-    assert words("Wants") == ["dbus.socket"]
-    assert set(words("After")) >= {"dbus.socket", "systemd-sysctl.service", "systemd-modules-load.service"}
+    assert set(words("Wants")) == {"dbus.socket", "kerntune.target"}
+    assert set(words("After")) >= {"dbus.socket", "dbus.service"}
+    assert set(words("After")) >= {"systemd-sysctl.service", "systemd-modules-load.service"}
     assert set(words("After")) >= {"tuned.service", "power-profiles-daemon.service"}
     assert set(words("Before")) >= {"kubelet.service", "docker.service", "containerd.service", "ollama.service"}
-    assert set(words("Before")) >= {"libvirtd.service", "slurmd.service"}
+    assert set(words("Before")) >= {"libvirtd.service", "slurmd.service", "kerntune.target"}
     # Before one of these would close a circle with the default dependencies.
     assert not {"basic.target", "sysinit.target"} & set(words("Before"))
+
+
+def test_the_target_brings_the_service_and_does_not_bind_to_it() -> None:
+    said = dict(re.findall(r"^(\w+)=(.*)$", TARGET.read_text(), re.MULTILINE))
+    assert (said.pop("Wants"), said.pop("After")) == (UNIT.name, UNIT.name)
+    # Anything more, such as Requires=, would stop workloads when the service is restarted.
+    assert set(said) == {"Description", "Documentation"}

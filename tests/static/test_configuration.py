@@ -1,0 +1,92 @@
+"""The rows of the settings, the file that is shipped and the manual page agree with each other and with the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kerntune.daemon import config_text, settings, shipped
+from kerntune.daemon.config import Configuration
+from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS
+from kerntune.model import Limits
+from kerntune.tunables import REGISTRY
+
+CHECKOUT = Path(__file__).parents[2]
+TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
+STALE = "python -m kerntune.daemon.shipped brings it up to date"
+
+
+def test_every_tunable_has_a_row() -> None:
+    assert [row.tunable for row in CLAIM_TABLES] == list(TUNABLES)
+
+
+def test_every_limit_is_a_field_of_the_model_and_has_its_default() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(Limits)}
+    for option in OPTIONS:
+        assert fields[option.name.replace("-", "_")] == option.default
+        assert option.checked(option.default) == option.default
+    assert settings.limits_from({option.path: option.least for option in OPTIONS}) == Limits(0, 1)
+
+
+def test_no_table_has_two_meanings() -> None:
+    assert {option.table for option in OPTIONS}.isdisjoint(TUNABLES)
+
+
+def test_the_shipped_file_is_up_to_date() -> None:
+    assert (CHECKOUT / shipped.FILE).read_text() == shipped.shipped_file(), STALE
+
+
+def test_the_manual_page_is_up_to_date() -> None:
+    page = (CHECKOUT / shipped.MANUAL).read_text()
+    assert page == shipped.inserted(page), STALE
+
+
+def test_the_shipped_file_says_nothing() -> None:
+    config = Configuration(CHECKOUT / shipped.FILE, None, REGISTRY).read()
+    assert (config.claims, config.problems, config.limits) == ((), (), Limits())
+
+
+def test_the_shipped_file_costs_a_daemon_nothing(tmp_path: Path) -> None:
+    """Neither the parser nor the rows: half a MiB of a service that is never to be in the way."""
+    program = f"""
+import sys
+from pathlib import Path
+from kerntune.daemon import app
+from kerntune.daemon.config_files import silent
+(Path({str(tmp_path)!r}) / "kerntune.toml").write_bytes(Path({str(CHECKOUT / shipped.FILE)!r}).read_bytes())
+assert silent(Path({str(tmp_path)!r}), Path("/nonexistent"))
+print(sorted({{"tomllib", "kerntune.daemon.settings", "kerntune.daemon.config"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_without_its_marks_the_shipped_file_is_in_order() -> None:
+    """Each line can be used as it stands: its table is above it."""
+    text = re.sub(r"^#(?=\S)", "", (CHECKOUT / shipped.FILE).read_text(), flags=re.M)
+    found = config_text.read("kerntune.toml", text.encode(), TUNABLES)
+    assert found.problems == ()
+    assert found.options == {option.path: option.default for option in OPTIONS}
+    assert len(found.claims) == sum(len(row.examples) for row in CLAIM_TABLES)
+
+
+def test_a_page_without_its_marks_is_told() -> None:
+    with pytest.raises(ValueError, match="marks"):
+        shipped.inserted(".Dd\n")
+
+
+@pytest.mark.parametrize("page", ["kerntune.toml.5", "kerntune.1", "kerntuned.8"])
+def test_the_manual_is_well_formed(page: str) -> None:
+    done = subprocess.run(
+        ["groff", "-mandoc", "-Tutf8", "-ww", "-z", str(CHECKOUT / "docs/man" / page)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
