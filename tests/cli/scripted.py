@@ -184,6 +184,9 @@ class ScriptedManager:
     async def verify(self) -> tuple[Outcome, ...]:
         return self._script.answer("Verify").outcomes
 
+    async def reload(self) -> None:
+        self._script.answer("Reload")
+
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
         self._script.answer("watch")
@@ -221,6 +224,10 @@ class ScriptedService:
 
     async def plan(self, caller: Caller, settings: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
         return self._edit(caller, "Plan", settings, options)
+
+    async def reload(self, caller: Caller, options: dict[str, Any]) -> None:
+        self.interactive.append(caller.interactive)
+        self._script.answer("Reload", unwrap(options))
 
     async def verify(self, caller: Caller) -> list[Any]:
         return [list(row) for row in self._script.answer("Verify").outcomes]

@@ -34,7 +34,6 @@ from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
 from kerntune.daemon.app import publish
-from kerntune.daemon.config import Configuration
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
@@ -304,7 +303,7 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         try:
             await engine.observe()
             troubles: set[str] = set()
-            reloading = Reloading(Configuration(Path(name), folders[0], REGISTRY), engine, troubles)
+            reloading = Reloading(Path(name), folders[0], engine, troubles)
             reloading.booted()
             publish(stage, Core(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), troubles, reloading.ask))
             for serial, call in enumerate(script, 1):

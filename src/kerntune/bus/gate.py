@@ -19,6 +19,11 @@ def of_tunables(tunables: Iterable[Tunable]) -> frozenset[str]:
     return frozenset(f"{names.BUS_NAME}.{tunable.action}" for tunable in tunables)
 
 
+def manage(tunables: Iterable[Tunable]) -> frozenset[str]:  # noqa: ARG001
+    """What concerns everybody on the host is the administrator's."""
+    return frozenset({names.ACTION_MANAGE})
+
+
 # Member -> what it needs. `persist` adds nothing; reads, Plan, Verify and Describe never come here.
 NEEDS: Final[Mapping[str, Needs]] = {
     "Set": of_tunables,
@@ -27,6 +32,7 @@ NEEDS: Final[Mapping[str, Needs]] = {
     "SetGovernor": of_tunables,
     "SetScheduler": of_tunables,
     "SetOvercommit": of_tunables,
+    "Reload": manage,
 }
 
 

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None, *, connect: manager.Connect = manage
 
 
 def _run(words: Sequence[str], connect: manager.Connect) -> int:
+    if "--json" in words:
+        # argparse would take an option between two arguments for the end of them.
+        words = ["--json", *(word for word in words if word != "--json")]
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])

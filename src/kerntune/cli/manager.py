@@ -38,6 +38,9 @@ class Manager(Protocol):
     async def verify(self) -> tuple[Outcome, ...]:
         """What is managed and not as wished."""
 
+    async def reload(self) -> None:
+        """Have the configuration files read again, and wait for the pass."""
+
     def watch(self) -> AbstractAsyncContextManager[AsyncIterable[Event]]:
         """Everything that changes from here on; it ends with Unreachable when the daemon goes."""
 
@@ -70,6 +73,9 @@ class BusManager:
     async def verify(self) -> tuple[Outcome, ...]:
         (rows,) = await self._client.call(ROOT, MANAGER, "Verify", timeout=READ_SECONDS)
         return _outcomes(rows)
+
+    async def reload(self) -> None:
+        await self._client.call(ROOT, MANAGER, "Reload", "a{sv}", {}, interactive=True, timeout=EDIT_SECONDS)
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:

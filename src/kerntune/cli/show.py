@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TextIO
 
 from kerntune.cli.answers import ClaimRow, Document, Event, Health, Outcome, TargetRow, TunableRow, named
+from kerntune.cli.check import Report, line_of
 from kerntune.cli.codes import CONTENT
 from kerntune.model import Reason, State
 
@@ -111,6 +112,19 @@ def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
     return [f"As wished: {satisfied} of {managed} managed. The rest:", *outcomes(rows)]
 
 
+def reloaded(document: Document) -> Page:
+    """That the files are in force, and how the host is with them."""
+    return [f"The configuration was read again: {_head(document)}"]
+
+
+def checked(report: Report) -> Page:
+    """What is wrong with the configuration files, and how much they say."""
+    wrong = [_clean(line_of(problem)) for problem in report["problems"]]
+    files, claims = len(report["files"]), len(report["claims"])
+    said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
+    return [*wrong, f"{said}, nothing wrong" if not wrong else said]
+
+
 def watching(document: Document) -> Page:
     """The first line of what is shown while it happens."""
     return [f"Watching {_head(document)}; Ctrl-C ends it"]
@@ -165,7 +179,8 @@ def _wanted_by(claim_id: str | None, claims: dict[str, ClaimRow]) -> str:
         return ""
     if (claim := claims.get(claim_id)) is None:
         return claim_id
-    return ", ".join(part for part in (claim["origin"], claim["who"], claim["why"]) if part)
+    # A claim of the configuration is by nobody else.
+    return ", ".join(dict.fromkeys(part for part in (claim["origin"], claim["who"], claim["why"]) if part))
 
 
 def _why(state: str, reason: str, detail: str) -> str:

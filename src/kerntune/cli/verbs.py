@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from kerntune.cli import answers, codes, show, spelling
+from kerntune.cli import answers, check, codes, show, spelling
 from kerntune.cli.answers import Change, Document, Event, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.errors import Exit, NotSupported
@@ -157,6 +157,21 @@ async def unset(connect: Connect, args: Namespace) -> Answer:
     return _changed(change, [] if change.changed or change.outcomes else [_no_such_claim(args)])
 
 
+async def reload(connect: Connect, _args: Namespace) -> Answer:
+    """Have the configuration files read again; the answer is what is not as they wish."""
+    async with connect() as manager:
+        await manager.reload()
+        document = await manager.describe()
+    return Answer({"degraded": document["degraded"]}, show.reloaded(document))
+
+
+async def config(_connect: Connect, args: Namespace) -> Answer:
+    """What the configuration files say, and what is wrong with them; no daemon is asked."""
+    report = await check.check(args.path)
+    failed = any(problem["severity"] == "error" for problem in report["problems"])
+    return Answer(report, show.checked(report), Exit.FAILED if failed else Exit.OK)
+
+
 def _named(texts: Iterable[str]) -> list[tuple[str, str]]:
     """Names as unset takes them: without instances, all of a tunable's."""
     return [
@@ -167,7 +182,10 @@ def _named(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 def _no_such_claim(args: Namespace) -> Advice:
     kind, how = ("runtime", "without") if args.persist else ("persistent", "with")
-    hint = f"kerntune status shows who wants what; {kind} claims are withdrawn {how} --persist"
+    hint = (
+        f"kerntune status shows who wants what; {kind} claims are withdrawn {how} --persist, and those of the "
+        "configuration in its files"
+    )
     return Advice("there is no such claim to withdraw", hint)
 
 
@@ -270,6 +288,11 @@ UNSET: Final = Argument(
     ("--unset",), {"action": "store_true", "help": "what unset would do: TUNABLE[@INSTANCES] without values"}
 )
 
+CHECK: Final = Argument(("action",), {"choices": ["check"], "help": "what is wrong with them, line by line"})
+PLACE: Final = Argument(
+    ("path",), {"nargs": "?", "metavar": "PATH", "help": "another folder than /etc/kerntune, or one file"}
+)
+
 VERBS: Final = (
     Verb("status", "what is managed, for whom, and what is not as wished (the default)", status),
     Verb("list", "every target with its value and its choices", list_, (TUNABLE,)),
@@ -278,5 +301,7 @@ VERBS: Final = (
     Verb("unset", "withdraw claims", unset, (TARGETS, PERSISTENT)),
     Verb("plan", "what set would do; nothing is changed", plan, (SETTINGS, UNSET, PERSIST, ALLOW_PARTIAL)),
     Verb("verify", "what is managed and not as wished", verify),
+    Verb("reload", "read the configuration files again", reload),
+    Verb("config", "check the configuration files; needs no daemon", config, (CHECK, PLACE)),
     Verb("monitor", "print what changes as it happens, until Ctrl-C", monitor),
 )

@@ -6,7 +6,6 @@ import kerntune.daemon.lean  # noqa: F401
 
 # isort: split
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -16,22 +15,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from kerntune import __version__
 from kerntune.daemon import logs
 from kerntune.daemon.app import Directories, Status, run
+from kerntune.daemon.options import HOST, parse
 from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; kerntuned(8) documents them."""
-    parser = argparse.ArgumentParser(prog="kerntuned", description="Kernel tuning for AI hosts as a system service")
-    host = parser.add_mutually_exclusive_group()
-    host.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="use DIR/proc and DIR/sys")
-    host.add_argument("--demo", action="store_true", help="simulate a host in memory; nothing real is changed")
-    parser.add_argument("--version", action="version", version=f"kerntuned {__version__}")
-    return parser.parse_args(argv)
 
 
 def unwritable(root: Path) -> Path | None:
@@ -42,17 +31,21 @@ def unwritable(root: Path) -> Path | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; its exit status."""
-    options = parse(argv)
+    directories = Directories.from_environment()
+    options = parse(sys.argv[1:] if argv is None else argv, directories.config)
+    if options.check:
+        from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks)
+
+        return check(options.check, as_json=options.json)
     logs.set_up()
-    if options.root != Path("/") and not (options.root / "proc").is_dir():
+    if options.root != HOST and not (options.root / "proc").is_dir():
         log.error("%s has no proc directory: --root takes a tree with proc and sys in it", options.root)
         return Status.USAGE
     # On the host itself a read-only file is an outcome of its own (a container); without root nothing can be done.
-    checked = options.root != Path("/") or os.geteuid() != 0
+    checked = options.root != HOST or os.geteuid() != 0
     if not options.demo and checked and (path := unwritable(options.root)):
         log.error("%s may not be written: run kerntuned as root, or try it with --demo", path)
         return Status.FAILED
-    directories = Directories.from_environment()
     if options.demo:
         return simulate(directories)
     directories.make()
@@ -70,7 +63,8 @@ def simulate(directories: Directories) -> int:
 
     with tempfile.TemporaryDirectory(prefix="kerntune-demo-") as folder:
         if "RUNTIME_DIRECTORY" not in os.environ:
-            directories = Directories(Path(folder, "run"), Path(folder, "state"))
+            config = directories.config if "CONFIGURATION_DIRECTORY" in os.environ else Path(folder, "config")
+            directories = Directories(Path(folder, "run"), Path(folder, "state"), config)
         directories.make()
         kernel = demo_host()
         events = partial(demo.listening, kernel, directories.runtime)

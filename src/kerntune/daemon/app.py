@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -18,6 +18,7 @@ from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.daemon import logs, notify
+from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
@@ -29,6 +30,7 @@ from kerntune.tunables import REGISTRY
 log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
+STATE_SET_ASIDE = "state-set-aside"
 SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
 
 
@@ -50,15 +52,18 @@ class Directories:
 
     runtime: Path
     state: Path
+    config: Path
 
     @classmethod
     def from_environment(cls) -> Directories:
         return cls(
             Path(os.environ.get("RUNTIME_DIRECTORY", "/run/kerntune")),
             Path(os.environ.get("STATE_DIRECTORY", "/var/lib/kerntune")),
+            Path(os.environ.get("CONFIGURATION_DIRECTORY", "/etc/kerntune")),
         )
 
     def make(self) -> None:
+        """The configuration's is the administrator's: it is not made."""
         for folder in (self.runtime, self.state):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -76,17 +81,21 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
+        troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
+        reloading = Reloading(directories.config, directories.runtime, engine, troubles)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.soon)
+        reloading.start()
         engine.listeners.append(logs.recorder())
         stack.enter_context(events(engine.look_again))
         working = asyncio.create_task(engine.work(), name="lanes")
         try:
-            return await serve(kernel, root, engine, state)
+            return await serve(kernel, root, engine, troubles, reloading)
         finally:
             working.cancel()
             await asyncio.wait([working])
 
 
-async def serve(kernel: Kernel, root: str, engine: Reconciler, state: State) -> Status:
+async def serve(kernel: Kernel, root: str, engine: Reconciler, troubles: Set[str], reloading: Reloading) -> Status:
     """Connect, own the name, observe, boot pass, READY; then answer until the end."""
     extending = asyncio.create_task(notify.extend_start())
     try:
@@ -99,7 +108,8 @@ async def serve(kernel: Kernel, root: str, engine: Reconciler, state: State) -> 
             )
             return Status.FAILED
         stop = stop_event()
-        publish(service, engine, Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel)), state)
+        host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
+        publish(service, objects.Core(service, engine, host, troubles, reloading.ask))
         booting = asyncio.create_task(engine.reconcile("boot", enforce=True))
         # The boot pass is queued first; edits that come now wait for it or join it.
         await asyncio.sleep(0)
@@ -110,8 +120,9 @@ async def serve(kernel: Kernel, root: str, engine: Reconciler, state: State) -> 
         return Status.TAKEN
     finally:
         extending.cancel()
-    notify.tell(f"READY=1\nSTATUS={summary(engine)}")
-    engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine)}"))
+    notify.tell(f"READY=1\nSTATUS={summary(engine, troubles)}")
+    engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine, troubles)}"))
+    reloading.booted()
     return await until_end(service, engine, stop)
 
 
@@ -132,11 +143,8 @@ async def connect() -> Service | None:
             return service
 
 
-def publish(service: Service, engine: Reconciler, host: Host, state: State) -> None:
+def publish(service: Service, core: objects.Core) -> None:
     """Put the interfaces on the bus and let each pass announce what it changed."""
-    core = objects.Core(service, engine, host)
-    if state.set_aside or engine.unsound:
-        core.troubles.add("state-set-aside")
     impls: dict[str, object] = {
         names.MANAGER: objects.Manager(core),
         names.HUGE_PAGES: typed.HugePages(core),
@@ -150,7 +158,7 @@ def publish(service: Service, engine: Reconciler, host: Host, state: State) -> N
         name: (impl, [p for p, found in contract[name].properties.items() if found.emits == "true"])
         for name, impl in impls.items()
     }
-    engine.listeners.append(objects.announcer(service, watched))
+    core.engine.listeners.append(objects.announcer(service, watched))
 
 
 async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event) -> Status:
@@ -196,7 +204,9 @@ def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def summary(engine: Reconciler) -> str:
+def summary(engine: Reconciler, troubles: Set[str]) -> str:
     """One line for `systemctl status`."""
-    managed, troubles = len(engine.outcomes), sorted(engine.troubles)
-    return f"{managed} targets managed" + (f"; not as asked: {', '.join(troubles)}" if troubles else "")
+    said = [f"{len(engine.outcomes)} targets managed"]
+    if engine.troubles:
+        said.append(f"not as asked: {', '.join(sorted(engine.troubles))}")
+    return "; ".join([*said, *sorted(troubles)])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
 
 from kerntune.model import Outcome, Reason, Report, State
+
+if TYPE_CHECKING:
+    from kerntune.daemon.config_text import Problem
 
 log = logging.getLogger("kerntune")
 
 # One id per kind of event, for `journalctl MESSAGE_ID=`.
 TARGET_SET: Final = "6f3c1f0e5f0a4a6f9c0e2c1d7f6a4b10"
 TARGET_NOT_SET: Final = "0b9a8f1c3f6d4f52b5d7b0a95d3f1c22"
+CONFIG_PROBLEM: Final = "4d1f0a7be2a94d0c8c1b6f5e93a7d208"
 GOOD: Final = frozenset({State.SATISFIED, State.UNMANAGED})
 
 
@@ -60,6 +64,13 @@ def recorder() -> Callable[[Report], None]:
             log.log(logging.INFO if good else logging.WARNING, "%s", sentence(outcome, report.cause), extra=fields)
 
     return record
+
+
+def problems(found: Iterable[Problem]) -> None:
+    """What is wrong with the configuration, a line each: errors, and warnings for what is not known."""
+    for problem in found:
+        level = logging.ERROR if problem.is_error else logging.WARNING
+        log.log(level, "%s", problem, extra={"MESSAGE_ID": CONFIG_PROBLEM})
 
 
 def sentence(outcome: Outcome, cause: str) -> str:

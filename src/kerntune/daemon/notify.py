@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from systemd import daemon
 
@@ -14,6 +15,11 @@ EXTEND_BY = 20_000_000  # microseconds
 def tell(text: str) -> None:
     """Send one or more KEY=VALUE lines; nothing happens where no service manager listens."""
     daemon.notify(text)
+
+
+def reloading() -> None:
+    """Say that the configuration is being read again; READY=1 ends it. systemd 253 and later want the time."""
+    tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
 async def extend_start() -> None:

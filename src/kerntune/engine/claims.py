@@ -38,6 +38,10 @@ class ClaimBook:
                 book[claim.id] = claim
         return ClaimBook(book)
 
+    def having(self, claims: Iterable[Claim]) -> ClaimBook:
+        """The book with these beside those it has."""
+        return ClaimBook({**self.claims, **{claim.id: claim for claim in claims}})
+
     def without(self, claims: Iterable[Claim]) -> ClaimBook:
         gone = {claim.id for claim in claims}
         return ClaimBook({claim_id: claim for claim_id, claim in self.claims.items() if claim_id not in gone})

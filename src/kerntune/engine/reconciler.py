@@ -21,7 +21,7 @@ from kerntune.engine.passes import Order, Progress, Result, Worker
 from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget
 from kerntune.kernel.files import Kernel
-from kerntune.model import Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
+from kerntune.model import Claim, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Reconciler:
         self.listeners: list[Callable[[Report], None]] = []
         self.unsound = [claim for claim in ledger.book.claims.values() if not sound(claim, self.tunables)]
         self.committed = ledger.book.without(self.unsound)
+        self.configured: tuple[Claim, ...] = ()
         self._pending: list[Pending] = []
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
@@ -89,8 +90,8 @@ class Reconciler:
 
     @property
     def book(self) -> ClaimBook:
-        """The claims in force: those committed, with the edits on top that callers still wait for."""
-        book = self.committed
+        """The claims in force: those committed and configured, with the edits that callers still wait for."""
+        book = self.committed.having(self.configured) if self.configured else self.committed
         for pending in self._pending:
             book = book.apply(pending.edit)
         return book
@@ -138,6 +139,23 @@ class Reconciler:
     async def reconcile(self, cause: str, *, enforce: bool = False) -> None:
         """A pass of every lane; `enforce` also where drift would only be reported (at boot)."""
         await asyncio.gather(*(queue.result(Ticket(cause, enforce=enforce)) for queue in self._lanes.values()))
+
+    def configure(self, claims: Sequence[Claim], limits: Limits) -> None:
+        """What the configuration says from the next pass on; a pass that runs ends as it began.
+
+        These claims are the files': no Ledger saves them, and no Unset withdraws them.
+        """
+        self.configured, self.limits = tuple(claims), limits
+        for queue in self._lanes.values():
+            queue.worker = replace(queue.worker, limits=limits)
+
+    async def reload(self, claims: Sequence[Claim], limits: Limits) -> None:
+        """Configure, and a pass that puts everything right that the configuration names, or has named until now."""
+        # As with what is released, nobody waits for exactly these: less than asked is no error.
+        named = {claim.id for claim in (*self.configured, *claims)}
+        self.configure(claims, limits)
+        tickets = [(queue, Ticket("reload", released=named)) for queue in self._lanes.values()]
+        await asyncio.gather(*(queue.result(ticket) for queue, ticket in tickets))
 
     def look_again(self, cause: str) -> None:
         """Ask for a pass of every lane and do not wait for it: something came or went."""

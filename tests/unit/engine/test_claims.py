@@ -98,3 +98,9 @@ def test_edits_that_put_may_be_committed_in_any_order(rows: list[tuple[bool, str
     for edit in shuffled:
         other = other.apply(edit)
     assert dict(one.claims) == dict(other.claims)
+
+
+def test_claims_beside_those_it_has() -> None:
+    own, other = claim(Origin.CONFIG, "io-scheduler", "*", "bfq"), claim(Origin.CONFIG, "overcommit", "", "always")
+    assert ClaimBook.of(RUNTIME).having([own, other]).claims == {c.id: c for c in (RUNTIME, own, other)}
+    assert ClaimBook.of(RUNTIME).having([]) == ClaimBook.of(RUNTIME)

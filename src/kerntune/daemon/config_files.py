@@ -1,0 +1,91 @@
+"""Which configuration files there are, and whether they say anything; light, for on most hosts they do not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kerntune.model import Claim, Limits
+
+if TYPE_CHECKING:
+    from kerntune.daemon.config_text import Problem
+
+MAIN: Final = "kerntune.toml"
+DROP_INS: Final = "kerntune.d"
+COPY: Final = "config.json"  # in the runtime directory, see config.py
+LONGEST: Final = 1 << 20  # bytes of a file
+DEFAULT: Final = Limits()
+HEADER: Final = re.compile(rb"\[[a-z0-9-]+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What all files say together; the later file and line wins."""
+
+    claims: tuple[Claim, ...] = ()
+    limits: Limits = DEFAULT
+    problems: tuple[Problem, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.is_error)
+
+
+def silent(folder: Path, runtime: Path) -> bool:
+    """Whether no file says anything, and none did before: then there is nothing to parse and nothing to keep."""
+    paths, unlisted = listed(folder)
+    if unlisted or (runtime / COPY).exists():
+        return False
+    try:
+        return all(says_nothing(contents_of(path)) for path in paths)
+    except OSError:
+        return False
+
+
+def says_nothing(data: bytes) -> bool:
+    """Whether there are only comments, blank lines and headers of tables, as in the file that is shipped."""
+    left = [line for line in (line.partition(b"#")[0].strip() for line in data.split(b"\n")) if line]
+    return len(set(left)) == len(left) and all(map(HEADER.fullmatch, left))
+
+
+def listed(folder: Path) -> tuple[list[Path], OSError | None]:
+    """The files there are, in the order in which they count, and why the folder of drop-ins cannot be listed.
+
+    A file may stand in place of the folder: then it is the only one.
+    """
+    if folder.is_file():
+        return [folder], None
+    paths = [] if absent(folder / MAIN) else [folder / MAIN]
+    try:
+        names = sorted(os.listdir(folder / DROP_INS))
+    except FileNotFoundError:
+        return paths, None
+    except OSError as error:
+        return paths, error
+    # A leading dot is an editor's mark of a file in work.
+    return paths + [folder / DROP_INS / name for name in names if name.endswith(".toml") and name[0] != "."], None
+
+
+def absent(path: Path) -> bool:
+    """Whether there is surely no such file; one that we may not see could be there."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def contents_of(path: Path) -> bytes:
+    """The file's bytes; OSError also for one that is too long. A pipe without a writer is empty, and not waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise OSError(errno.EFBIG, f"it is longer than {LONGEST} bytes")
+    return data or b""

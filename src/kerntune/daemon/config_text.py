@@ -1,0 +1,254 @@
+"""One configuration file as text: its claims, its options, and what is wrong with it, line by line; reads no disk."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from kerntune.daemon import settings
+from kerntune.daemon.settings import shown
+from kerntune.engine.requests import normal
+from kerntune.errors import InvalidValue
+from kerntune.model import Claim, Origin
+from kerntune.tunables import page_size
+from kerntune.tunables.base import Tunable
+
+LONGEST_VALUE: Final = 256  # characters
+HUGE_PAGES: Final = "hugepages"
+WHO: Final = "config"
+Path = tuple[str, ...]
+
+# A key as it stands before `=` or between brackets; strings may hold any of the signs that end it.
+_KEY: Final = r"""((?:"(?:[^"\\]|\\.)*"|'[^']*'|[^"'=\[\]#])+)"""
+_ENTRY: Final = re.compile(rf"\s*{_KEY}=")
+_HEADER: Final = re.compile(rf"\s*\[\[?{_KEY}\]")
+_SIMPLE: Final = re.compile(r"""([A-Za-z0-9_-]+)|"([^"\\]*)"|'([^']*)'""")
+_AT_LINE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+
+
+class Kind(StrEnum):
+    """What a problem means.
+
+    `unknown` is a warning only; a bad option has its default; with a bad claim the file's claims stay as they were,
+    and with a bad file its options too.
+    """
+
+    UNKNOWN = "unknown"
+    OPTION = "option"
+    CLAIM = "claim"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong in a file, where (line 0: the file as a whole), and what is allowed there."""
+
+    file: str
+    line: int
+    kind: Kind
+    what: str
+    allowed: str = ""
+
+    @property
+    def is_error(self) -> bool:
+        return self.kind is not Kind.UNKNOWN
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        severity = "" if self.is_error else "warning: "
+        return f"{where}: {severity}{self.what}" + (f". {self.allowed}" if self.allowed else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file says. The claims are in the order of the file; `why` of each is its place."""
+
+    claims: tuple[Claim, ...] = ()
+    options: Mapping[Path, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not (self.claims or self.options)
+
+    @property
+    def sound(self) -> bool:
+        """Whether these claims may take the place of those that the file had before."""
+        return all(problem.kind not in (Kind.CLAIM, Kind.FILE) for problem in self.problems)
+
+    @property
+    def parsed(self) -> bool:
+        """Whether anything could be read."""
+        return all(problem.kind is not Kind.FILE for problem in self.problems)
+
+
+def read(file: str, data: bytes, tunables: Mapping[str, Tunable]) -> Content:
+    """What a file says; whatever it holds is a report, never an exception."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return Content(problems=(Problem(file, line, Kind.FILE, "this is not UTF-8", "TOML is written in UTF-8"),))
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Content(problems=(unparseable(file, text, error),))
+    return _Reader(file, lines(text), tunables).read(document)
+
+
+def unparseable(file: str, text: str, error: Exception) -> Problem:
+    """What the parser complains of; it gives the place in words."""
+    found = _AT_LINE.search(str(error))
+    what = str(error)[: found.start()] if found else "this is nested too deeply, or holds too long a number"
+    line = 0 if not found else int(found[1] or text.count("\n") + (not text.endswith("\n")))
+    hint = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
+    return Problem(file, line, Kind.FILE, f"this is not TOML: {what}", hint)
+
+
+def lines(text: str) -> dict[Path, int]:
+    """Where each key and each table stands, counted from 1.
+
+    A look at each line by itself: inside a string of several lines, which nothing here takes, it sees keys that are
+    none.
+    """
+    found: dict[Path, int] = {}
+    table: Path = ()
+    for number, line in enumerate(text.split("\n"), 1):
+        if header := _HEADER.match(line):
+            path = table = parts(header[1])
+        elif entry := _ENTRY.match(line):
+            path = (*table, *parts(entry[1]))
+        else:
+            continue
+        # Tables and the keys in them: nothing here is deeper.
+        for depth in (1, 2):
+            found.setdefault(path[:depth], number)
+    return found
+
+
+def parts(key: str) -> Path:
+    """A key with its dots and quotes as the names it is made of; () for what is no key."""
+    if simple := _SIMPLE.fullmatch(key.strip()):
+        return (simple[simple.lastindex or 0],)
+    try:
+        inner: Any = tomllib.loads(f"{key.strip()} = 0")
+    except (ValueError, RecursionError):
+        return ()
+    path = []
+    while isinstance(inner, dict):
+        ((name, inner),) = inner.items()
+        path.append(name)
+    return tuple(path)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One file that was parsed, and what was found wrong with it so far."""
+
+    file: str
+    lines: Mapping[Path, int]
+    tunables: Mapping[str, Tunable]
+    problems: list[Problem] = field(default_factory=list)
+
+    def read(self, document: Mapping[str, Any]) -> Content:
+        options = settings.by_path()
+        tables = sorted({*self.tunables, *(table for table, _ in options)})
+        claims: list[Claim] = []
+        chosen: dict[Path, int] = {}
+        for table, entries in document.items():
+            if table in self.tunables:
+                claims += self._claims(self.tunables[table], entries)
+            elif table in tables:
+                chosen |= self._options(table, entries, options)
+            else:
+                self._complain((table,), Kind.UNKNOWN, f"nothing here is called {shown(table)}", there_are(tables))
+        return Content(tuple(claims), chosen, tuple(sorted(self.problems, key=lambda problem: problem.line)))
+
+    def _options(self, table: str, entries: Any, options: Mapping[Path, settings.Option]) -> Iterator[tuple[Path, int]]:
+        """The options of one table that are as they should be."""
+        if not isinstance(entries, dict):
+            self._complain((table,), Kind.OPTION, f"{table} is a table", f"Write [{table}], and its settings below it")
+            return
+        known = [name for other, name in options if other == table]
+        for name, value in entries.items():
+            path = (table, name)
+            if path not in options:
+                self._complain(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known))
+                continue
+            try:
+                yield path, options[path].checked(value)
+            except InvalidValue as error:
+                self._complain(path, Kind.OPTION, error.what, error.hint)
+
+    def _claims(self, tunable: Tunable, entries: Any) -> Iterator[Claim]:
+        """The claims of one tunable's table that could be ones."""
+        if not isinstance(entries, dict):
+            how = f'Write [{tunable.name}], and below it a line for each pattern, such as "*" = "..."'
+            self._complain((tunable.name,), Kind.CLAIM, f"{tunable.name} is a table", how)
+            return
+        for pattern, value in entries.items():
+            path = (tunable.name, pattern)
+            try:
+                instances, text = normal_entry(tunable, pattern, plain(value))
+            except InvalidValue as error:
+                self._complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
+            else:
+                why = f"{self.file}:{self._line(path)}"
+                # Nobody waits for an answer: what memory has of the pages is better than none.
+                partial = tunable.name == HUGE_PAGES
+                yield Claim(Origin.CONFIG, tunable.name, instances, text, WHO, why, partial=partial)
+
+    def _line(self, path: Path) -> int:
+        """The line of a key, or else of the table it stands in."""
+        return self.lines.get(path) or self.lines.get(path[:1], 0)
+
+    def _complain(self, path: Path, kind: Kind, what: str, allowed: str) -> None:
+        self.problems.append(Problem(self.file, self._line(path), kind, what, allowed))
+
+
+def plain(value: object) -> str:
+    """A value as text, a whole number too; InvalidValue for anything else."""
+    if isinstance(value, dict):
+        raise InvalidValue("there is a dot in the name", 'A name with a dot needs quotes: "a.b"')
+    if type(value) not in (str, int) or (isinstance(value, int) and value.bit_length() > LONGEST_VALUE):
+        raise InvalidValue(f"{shown(value)} is no value", 'Give a whole number, or a word in quotes: "none"')
+    text = str(value)
+    if len(text) > LONGEST_VALUE:
+        raise InvalidValue(f"a value of {len(text)} characters is too long", f"{LONGEST_VALUE} are allowed")
+    return text
+
+
+def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
+    """Both sides of an entry in normal form, or InvalidValue that says what the files may have there."""
+    row = settings.claim_table(tunable.name)
+    try:
+        instances = normal(tunable, pattern)
+    except InvalidValue as error:
+        raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
+    counted = as_pages(value, instances) if tunable.name == HUGE_PAGES else value
+    try:
+        return instances, tunable.normal_value(counted)
+    except InvalidValue as error:
+        raise InvalidValue(error.what, f"The value is {row.values}" if row else error.hint) from error
+
+
+def as_pages(value: str, instances: str) -> str:
+    """A size (64G) as a number of pages; anything else as it is."""
+    if not page_size.INSTANCE.fullmatch(value) or "/" in value:
+        return value
+    size, wanted = page_size.parse(instances).size, page_size.parse(value).size
+    pages, rest = divmod(wanted, size)
+    if rest:
+        raise InvalidValue(
+            f"{value} is not a whole number of {page_size.spell(size)} pages",
+            f"The nearest numbers of pages are {pages} and {pages + 1}",
+        )
+    return str(pages)
+
+
+def there_are(names: list[str]) -> str:
+    return f"There are {', '.join(sorted(names))}"

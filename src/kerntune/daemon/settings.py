@@ -1,0 +1,142 @@
+"""Every setting of the configuration as a row: its validation, the shipped file and kerntune.toml(5) come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kerntune.daemon.config_files import DEFAULT
+from kerntune.errors import InvalidValue
+from kerntune.model import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One key of one table: a whole number from `least` to `most`, counted in `unit`."""
+
+    table: str
+    name: str
+    least: int
+    most: int
+    default: int
+    unit: str
+    about: str
+
+    @property
+    def path(self) -> tuple[str, str]:
+        return self.table, self.name
+
+    @property
+    def allowed(self) -> str:
+        """What may be written, in prose."""
+        return f"a whole number from {self.least} to {self.most}" + (f" ({self.unit})" if self.unit else "")
+
+    def checked(self, value: object) -> int:
+        """The value, or InvalidValue that says what is allowed. True and false are no numbers here."""
+        if type(value) is not int or not self.least <= value <= self.most:
+            raise InvalidValue(f"{self.name} is {shown(value)}", f"Give {self.allowed}; the default is {self.default}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a tunable's table, and what it means."""
+
+    pattern: str
+    value: str | int
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTable:
+    """The table of one tunable: patterns of instances as keys; the tunable itself validates both sides."""
+
+    tunable: str
+    about: str
+    patterns: str
+    values: str
+    examples: tuple[Example, ...]
+
+
+OPTIONS: Final = (
+    Option(
+        "limits", "hugepages-percent", 0, 95, DEFAULT.hugepages_percent, "percent of RAM",
+        "How much of RAM all pools of huge pages may take together. Nobody can ask for more, root included; memory "
+        "that other programs need stays free in any case.",
+    ),
+    Option(
+        "limits", "claims", 1, 100_000, DEFAULT.claims, "",
+        "How many runtime claims, and how many persistent claims, callers may have made at a time. Claims of the "
+        "configuration do not count.",
+    ),
+)  # fmt: skip
+
+CLAIM_TABLES: Final = (
+    ClaimTable(
+        "hugepages",
+        "Pools of huge pages. When memory has fewer, those are kept and the gap is shown; pages that the rest of the "
+        "host needs are never taken.",
+        "a page size (2M), one node of it (2M/node0) or each node (2M/*)",
+        "a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)",
+        (
+            Example("2M", "64G", "64 GiB in pages of 2 MiB, shared out over all nodes"),
+            Example("1G/node0", 4, "four pages of 1 GiB on node 0"),
+        ),
+    ),
+    ClaimTable(
+        "overcommit",
+        "How much memory the kernel promises to programs. A limit that would lock the host out is refused.",
+        "* (it is one setting of the host)",
+        "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
+        (Example("*", "always:95", "promise whatever is asked for"),),
+    ),
+    ClaimTable(
+        "cpu-governor",
+        "CPU frequency governors.",
+        "* (every CPU), a CPU list (0-3,8) or a policy (policy0)",
+        "the kernel's name of a governor",
+        (
+            Example("*", "performance", "the highest frequency on every CPU"),
+            Example("0-3", "powersave", "but not on the first four"),
+        ),
+    ),
+    ClaimTable(
+        "io-scheduler",
+        "I/O schedulers of block devices, also of those plugged later.",
+        "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+        "the kernel's name of a scheduler",
+        (
+            Example("nvme*", "none", "every NVMe drive"),
+            Example("by-id/ata-*", "mq-deadline", "every drive whose name in /dev/disk/by-id begins with ata-"),
+        ),
+    ),
+)
+
+
+def by_path() -> dict[tuple[str, ...], Option]:
+    """The options by table and name."""
+    return {option.path: option for option in OPTIONS}
+
+
+def claim_table(tunable: str) -> ClaimTable | None:
+    """The row of a tunable."""
+    return next((row for row in CLAIM_TABLES if row.tunable == tunable), None)
+
+
+def limits_from(options: Mapping[tuple[str, ...], int]) -> Limits:
+    """The limits that the options make; what is not said keeps its default."""
+    said = {name.replace("-", "_"): value for (table, name), value in options.items() if table == "limits"}
+    return Limits(**said)
+
+
+def shown(value: object) -> str:
+    """A value for a message: as it was written where that is short."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a table"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a very long number"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

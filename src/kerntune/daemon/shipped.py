@@ -1,0 +1,119 @@
+"""The commented file that is shipped and the lists of kerntune.toml(5), from the rows of settings.py.
+
+`python -m kerntune.daemon.shipped` writes both into a checkout; a test tells when that is due.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS, ClaimTable, Example, Option
+
+WIDTH: Final = 100
+FILE: Final = "packaging/kerntune.toml"
+MANUAL: Final = "docs/man/kerntune.toml.5"
+BEGIN: Final = '.\\" From here to the end mark: written by python -m kerntune.daemon.shipped\n'
+END: Final = '.\\" The end mark\n'
+
+PREAMBLE: Final = (
+    "What kerntuned keeps in force on this host; kerntune.toml(5) explains it all.",
+    "Every setting is commented out: nothing is changed on a host until somebody asks for it. Remove the # in front of "
+    "a line and change its value, then run `kerntune config check` and `kerntune reload`.",
+    "Files in kerntune.d beside this one (*.toml, in the order of their names) are read after it, and the later file "
+    "and line wins. What is set with `kerntune set` wins over all of them.",
+)
+
+
+def shipped_file() -> str:
+    """kerntune.toml with every setting commented out. The headers are not, so that each line has its table."""
+    parts = ["#\n".join(comment(text) for text in PREAMBLE)]
+    for table, options in groupby(OPTIONS, key=lambda option: option.table):
+        parts.append(f"[{table}]\n" + "\n".join(map(option_lines, options)))
+    parts += [claim_lines(row) for row in CLAIM_TABLES]
+    return "\n".join(parts)
+
+
+def option_lines(option: Option) -> str:
+    allowed = f"{option.allowed[0].upper()}{option.allowed[1:]}."
+    return comment(f"{option.about} {allowed}") + f"#{option.name} = {option.default}\n"
+
+
+def claim_lines(row: ClaimTable) -> str:
+    """A tunable's table with its examples."""
+    lines = [f"#{entry(example)}" for example in row.examples]
+    width = max(map(len, lines)) + 2
+    examples = "".join(f"{line:{width}}# {example.about}\n" for line, example in zip(lines, row.examples, strict=True))
+    about = comment(row.about) + comment(f"Name: {row.patterns}.") + comment(f"Value: {row.values}.")
+    return f"{about}[{row.tunable}]\n{examples}"
+
+
+def entry(example: Example) -> str:
+    """A pattern and its value in TOML."""
+    value = example.value if isinstance(example.value, int) else f'"{example.value}"'
+    return f'"{example.pattern}" = {value}'
+
+
+def comment(text: str) -> str:
+    return "".join(f"{line}\n" for line in textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# "))
+
+
+def manual_lists() -> str:
+    """The tables in mdoc(7)."""
+    lines = []
+    for table, options in groupby(OPTIONS, key=lambda option: option.table):
+        lines += [f".Ss [{table}]", '.Bl -tag -width "hugepages-percent"']
+        for option in options:
+            lines += [f".It Ic {option.name}", *sentences(option.about)]
+            lines += sentences(f"{option.allowed[0].upper()}{option.allowed[1:]}; {option.default} if it is not given.")
+        lines.append(".El")
+    for row in CLAIM_TABLES:
+        lines += [f".Ss [{row.tunable}]", *sentences(row.about), ".Pp"]
+        lines += [f"The name is {row.patterns}.", f"The value is {row.values}."]
+        for example in row.examples:
+            lines += [".Pp", f".Dl {quoted(entry(example))}", *sentences(f"{capital(example.about)}.")]
+    return "\n".join(wrapped(lines)) + "\n"
+
+
+def sentences(text: str) -> list[str]:
+    """One to a line, as mdoc(7) wants them."""
+    return [f"{part}." for part in text.removesuffix(".").split(". ")]
+
+
+def wrapped(lines: list[str]) -> Iterator[str]:
+    for line in lines:
+        yield from [line] if line.startswith(".") else textwrap.wrap(line, 120, break_on_hyphens=False)
+
+
+def quoted(text: str) -> str:
+    return text.replace('"', "\\(dq")
+
+
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def inserted(page: str) -> str:
+    """The manual page with its lists up to date; ValueError when it has lost its marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{MANUAL} has lost the marks between which its lists stand")
+    return before + begin + manual_lists() + end + after
+
+
+def main() -> int:
+    """Write both into the checkout."""
+    checkout = Path(__file__).parents[3]
+    (checkout / FILE).write_text(shipped_file())
+    page = checkout / MANUAL
+    page.write_text(inserted(page.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

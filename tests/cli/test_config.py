@@ -1,0 +1,172 @@
+"""`kerntune config check`, which asks kerntuned's own reader, and `kerntune reload`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kerntune.cli.__main__ import main
+from kerntune.errors import AccessDenied, InvalidValue
+from tests.cli.scripted import Script, claim, document, private_bus, serving, target
+from tests.harness.privatebus import PrivateBus
+
+Captured = pytest.CaptureFixture[str]
+
+LIMIT = 20.0  # seconds
+GOOD = '[hugepages]\n"2M" = "64G"\n[io-scheduler]\n"nvme*" = "none"\n'
+BAD = 'x = 1\n[limits]\nclaims = 0\n[hugepages]\n"2M" = "3M"\n[io-scheduler]\n"nvme*" = "none"\n'
+
+
+def cli(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Where no bus can be reached."""
+    return subprocess.run(
+        [sys.executable, "-m", "kerntune.cli", *words],
+        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/bus", **env},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def daemon(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kerntune.daemon", *words], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+
+
+def test_what_is_in_order(tmp_path: Path) -> None:
+    (tmp_path / "kerntune.toml").write_text(GOOD)
+    done = cli("config", "check", str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 file with 2 claims, nothing wrong\n", "")
+
+
+def test_what_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "kerntune.toml"
+    file.write_text(BAD)
+    (tmp_path / "kerntune.d").mkdir()
+    (tmp_path / "kerntune.d/10.toml").write_text("[")
+    done = cli("config", "check", CONFIGURATION_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, "")
+    *problems, last = done.stdout.splitlines()
+    assert [line.partition(". ")[0] for line in problems] == [
+        f"{file}:1: warning: nothing here is called 'x'",
+        f"{file}:3: claims is 0",
+        f"{file}:5: hugepages: 3M is not a whole number of 2M pages",
+        f"{tmp_path}/kerntune.d/10.toml:1: this is not TOML: Invalid initial character for a key part",
+    ]
+    assert last == "2 files with 1 claim"
+
+
+def test_json(tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text(BAD)
+    done = cli("config", "check", "--json", str(file))
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["files"] == [str(file)]
+    assert report["claims"] == [{"tunable": "io-scheduler", "instances": "nvme*", "value": "none", "why": f"{file}:7"}]
+    assert [(row["line"], row["severity"]) for row in report["problems"]] == [
+        (1, "warning"),
+        (3, "error"),
+        (5, "error"),
+    ]
+    assert report["problems"][1] == {
+        "file": str(file),
+        "line": 3,
+        "severity": "error",
+        "what": "claims is 0",
+        "allowed": "Give a whole number from 1 to 100000; the default is 1000",
+    }
+
+
+def test_a_warning_is_no_failure(tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text("[later]\n")
+    done = cli("config", "check", str(file))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 file with 0 claims")
+
+
+def test_a_place_that_is_not_there(tmp_path: Path) -> None:
+    done = cli("config", "check", str(tmp_path / "no"))
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, f"{tmp_path}/no: there is no such file or folder")
+
+
+def test_a_module_of_that_name_where_the_user_is_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "kerntune").mkdir()
+    (tmp_path / "kerntune/__init__.py").write_text("raise SystemExit('not this one')")
+    (tmp_path / "kerntune.toml").write_text(GOOD)
+    program = f"import os, sys; os.chdir({str(tmp_path)!r}); sys.exit(main(['config', 'check', '.']))"
+    argv = [sys.executable, "-c", f"from kerntune.cli.__main__ import main; {program}"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.stdout == "1 file with 2 claims, nothing wrong\n"
+
+
+def test_the_action_is_named(capsys: Captured) -> None:
+    assert main(["config"]) == 2
+    assert main(["config", "edit"]) == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_the_daemon_checks_by_itself(tmp_path: Path) -> None:
+    """Without a bus, without root's rights over anything, and without an effect."""
+    file = tmp_path / "kerntune.toml"
+    file.write_text(GOOD)
+    done = daemon("--check", str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "1 file, 2 claims, 0 errors, 0 warnings\n")
+    file.write_text(BAD)
+    done = daemon("--check", str(tmp_path))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 file, 1 claim, 2 errors, 1 warning")
+    assert list(tmp_path.iterdir()) == [file]
+    assert daemon("--check", str(tmp_path), "--demo").returncode == 2
+
+
+# Reload
+
+
+def test_reload_says_how_the_host_is_with_it(capsys: Captured) -> None:
+    script = Script(document(degraded=["over-limit"]))
+    assert main(["reload"], connect=script.connect) == 0
+    assert script.calls == [("Reload",), ("Describe",)]
+    assert "generation 3, degraded: over-limit" in capsys.readouterr().out
+    assert main(["reload", "--json"], connect=script.connect) == 0
+    assert json.loads(capsys.readouterr().out) == {"degraded": ["over-limit"]}
+
+
+@pytest.mark.parametrize(("error", "code"), [(InvalidValue("x.toml:3: no", "Do."), 2), (AccessDenied("no"), 4)])
+def test_a_reload_that_fails_says_why(error: InvalidValue | AccessDenied, code: int, capsys: Captured) -> None:
+    assert main(["reload"], connect=Script(error=error).connect) == code
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", f"kerntune: {error.what}")
+
+
+def test_reload_over_the_bus(tmp_path: Path) -> None:
+    script = Script()
+    with private_bus(tmp_path) as bus, serving(bus, script) as manager:
+        done = on(bus, "reload")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert script.calls == [("Reload", {}), ("Describe",)]
+    assert manager.interactive == [True]
+
+
+def on(bus: PrivateBus, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kerntune.cli", *words],
+        env=bus.environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def test_status_says_which_line_wants_it(capsys: Captured) -> None:
+    wanted = claim("config:io-scheduler@sda", "none", who="config", why="/etc/kerntune/kerntune.toml:12")
+    row = target("io-scheduler@sda", "none", requested="none", state="satisfied", claim=wanted["id"])
+    assert main(["status"], connect=Script(document([row], [wanted])).connect) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  config, /etc/kerntune/kerntune.toml:12")

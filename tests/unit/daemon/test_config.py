@@ -1,0 +1,311 @@
+"""The configuration files of a folder: their order, and what is in force when one of them goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kerntune.daemon.config import STALE, Configuration
+from kerntune.daemon.config_files import LONGEST, Config, silent
+from kerntune.model import Limits
+from kerntune.tunables import REGISTRY
+
+NONE, BFQ, KYBER = (f'[io-scheduler]\n"nvme*" = "{name}"\n' for name in ("none", "bfq", "kyber"))
+POOL = '[hugepages]\n"2M" = 64\n'
+
+
+@dataclass(slots=True)
+class Folder:
+    """The files, the runtime directory, and the daemon's eye on both."""
+
+    config: Path
+    runtime: Path
+    configuration: Configuration
+
+    def write(self, text: str, name: str = "kerntune.toml") -> None:
+        path = self.config / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def read(self) -> Config:
+        return self.configuration.read()
+
+    def restart(self) -> None:
+        self.configuration = Configuration(self.config, self.runtime, REGISTRY)
+
+
+@pytest.fixture
+def etc(folder: Path) -> Folder:
+    return Folder(folder / "etc", folder / "run", Configuration(folder / "etc", folder / "run", REGISTRY))
+
+
+def claims(config: Config) -> dict[str, str]:
+    return {f"{claim.tunable}@{claim.instances}": claim.value for claim in config.claims}
+
+
+def where(config: Config) -> list[str]:
+    """File and line of each claim."""
+    return [claim.why.rpartition("/")[2] for claim in config.claims]
+
+
+# Which files there are
+
+
+def test_without_files_nothing_is_claimed(etc: Folder) -> None:
+    assert etc.read() == Config()
+    assert silent(etc.config, etc.runtime)
+    assert not (etc.runtime / "config.json").exists()
+    etc.write("", "kerntune.d/README")
+    assert etc.read() == Config()
+
+
+def test_the_later_file_and_line_wins(etc: Folder) -> None:
+    etc.write(KYBER, "kerntune.d/20-b.toml")
+    etc.write("[limits]\nhugepages-percent = 50\nclaims = 7\n" + NONE + '"*" = "mq-deadline"\n')
+    etc.write("[limits]\nhugepages-percent = 60\n" + POOL, "kerntune.d/10-a.toml")
+    config = etc.read()
+    assert [path.name for path in config.files] == ["kerntune.toml", "10-a.toml", "20-b.toml"]
+    ranked = sorted(config.claims, key=lambda claim: claim.seq)
+    assert [(claim.tunable, claim.instances, claim.value) for claim in ranked] == [
+        ("io-scheduler", "*", "mq-deadline"),
+        ("hugepages", "2M", "64"),
+        ("io-scheduler", "nvme*", "kyber"),
+    ]
+    assert len({claim.seq for claim in config.claims}) == 3
+    assert config.limits == Limits(hugepages_percent=60, claims=7)
+    assert config.problems == ()
+
+
+def test_only_toml_files_in_sight_are_read(etc: Folder) -> None:
+    for name in (".#10.toml", ".10.toml", "10.toml~", "10.toml.dpkg-new", "10.conf", "toml"):
+        etc.write("no TOML", f"kerntune.d/{name}")
+    etc.write("no TOML", "other.toml")
+    assert etc.read() == Config()
+
+
+def test_a_link_to_nothing_masks_a_file(etc: Folder) -> None:
+    (etc.config / "kerntune.d").mkdir(parents=True)
+    (etc.config / "kerntune.d/10.toml").symlink_to("/dev/null")
+    os.mkfifo(etc.config / "kerntune.d/20.toml")
+    config = etc.read()
+    assert (config.claims, config.problems) == ((), ())
+
+
+def test_two_spellings_of_one_pool_are_one_claim(etc: Folder) -> None:
+    etc.write('[hugepages]\n"2048K" = 5\n"2M" = 6\n')
+    assert claims(etc.read()) == {"hugepages@2M": "6"}
+
+
+# What is in force when a file is not in order
+
+
+BROKEN = {
+    "not TOML": "[io-scheduler]\nnvme* = none\n",
+    "a bad claim": '[hugepages]\n"2M" = 128\n[io-scheduler]\n"nvme*" = "no such name"\n',
+    "a bad table": 'io-scheduler = "bfq"\n',
+    "not a text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_a_broken_file_keeps_its_last_good_claims(etc: Folder, *, broken: str, restarted: bool) -> None:
+    etc.write(POOL + NONE)
+    etc.write('[overcommit]\n"*" = "always"', "kerntune.d/10.toml")
+    etc.read()
+    (etc.config / "kerntune.toml").write_bytes(broken.encode(errors="surrogateescape"))
+    etc.write('[overcommit]\n"*" = "heuristic"', "kerntune.d/10.toml")
+    for _ in range(2):
+        if restarted:
+            etc.restart()
+        config = etc.read()
+        assert claims(config) == {"hugepages@2M": "64", "io-scheduler@nvme*": "none", "overcommit@": "heuristic"}
+        assert where(config) == [f"kerntune.toml:2{STALE}", f"kerntune.toml:4{STALE}", "10.toml:2"]
+        assert [problem.file for problem in config.errors] == [str(etc.config / "kerntune.toml")]
+    etc.write(BFQ)
+    config = etc.read()
+    assert (claims(config), config.problems) == ({"io-scheduler@nvme*": "bfq", "overcommit@": "heuristic"}, ())
+    assert where(config) == ["kerntune.toml:2", "10.toml:2"]
+
+
+def test_at_a_first_start_only_what_is_bad_is_left_out(etc: Folder) -> None:
+    etc.write(POOL + '[io-scheduler]\nsda = "none"\n"../x" = "none"\n[limits]\nclaims = 0\nhugepages-percent = 5')
+    config = etc.read()
+    assert claims(config) == {"hugepages@2M": "64", "io-scheduler@sda": "none"}
+    assert config.limits == Limits(hugepages_percent=5)
+    assert [problem.line for problem in config.errors] == [5, 7]
+    # From then on these are what the file keeps.
+    etc.write("[[[")
+    assert claims(etc.read()) == {"hugepages@2M": "64", "io-scheduler@sda": "none"}
+
+
+def test_where_nothing_was_claimed_before_only_what_is_bad_is_left_out(etc: Folder) -> None:
+    etc.write("# nothing yet\n[io-scheduler]\n")
+    etc.read()
+    etc.write(POOL + "[io-scheduler]\nsda = 1.5\n")
+    config = etc.read()
+    assert (claims(config), len(config.errors)) == ({"hugepages@2M": "64"}, 1)
+
+
+def test_a_file_that_is_no_toml_keeps_its_limits_and_a_bad_option_has_its_default(etc: Folder) -> None:
+    etc.write("[limits]\nhugepages-percent = 30\n" + POOL)
+    assert etc.read().limits.hugepages_percent == 30
+    etc.write("[limits]\nhugepages-percent = 3o\n" + POOL)
+    etc.restart()
+    assert etc.read().limits.hugepages_percent == 30
+    etc.write("[limits]\nhugepages-percent = 300\n" + NONE)
+    config = etc.read()
+    assert config.limits.hugepages_percent == 75
+    assert claims(config) == {"io-scheduler@nvme*": "none"}
+    etc.write("[limits]\nhugepages-percent = 40\n[hugepages]\n2M = 1.5")
+    config = etc.read()
+    assert (config.limits.hugepages_percent, claims(config)) == (40, {"io-scheduler@nvme*": "none"})
+
+
+def test_a_file_that_is_removed_is_gone(etc: Folder) -> None:
+    etc.write(POOL)
+    etc.write(NONE, "kerntune.d/10.toml")
+    etc.read()
+    (etc.config / "kerntune.d/10.toml").unlink()
+    assert claims(etc.read()) == {"hugepages@2M": "64"}
+    (etc.config / "kerntune.toml").unlink()
+    assert etc.read() == Config()
+    etc.write("[[[", "kerntune.d/10.toml")
+    assert etc.read().claims == ()
+
+
+def test_a_warning_keeps_nothing_back(etc: Folder) -> None:
+    etc.write(POOL)
+    etc.read()
+    etc.write(NONE + "[profile]\nx = 1\n")
+    config = etc.read()
+    assert claims(config) == {"io-scheduler@nvme*": "none"}
+    assert (len(config.problems), config.errors) == (1, ())
+
+
+@pytest.mark.parametrize("name", ["kerntune.toml", "kerntune.d/10.toml"])
+def test_a_file_that_cannot_be_read_keeps_its_claims(etc: Folder, name: str) -> None:
+    etc.write(POOL, name)
+    etc.read()
+    path = etc.config / name
+    path.unlink()
+    path.mkdir()
+    config = etc.read()
+    assert claims(config) == {"hugepages@2M": "64"}
+    assert list(map(str, config.errors)) == [f"{path}: this file cannot be read: Is a directory"]
+    path.rmdir()
+    path.symlink_to("nowhere")
+    config = etc.read()
+    assert claims(config) == {"hugepages@2M": "64"}
+    assert "No such file" in str(config.errors[0])
+
+
+def test_a_file_that_is_too_long_is_not_read(etc: Folder) -> None:
+    etc.write("#" * (LONGEST + 1))
+    assert [problem.what for problem in etc.read().errors] == [
+        f"this file cannot be read: it is longer than {LONGEST} bytes"
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_keeps_the_claims_of_its_files(etc: Folder) -> None:
+    etc.write(POOL)
+    etc.write(NONE, "kerntune.d/10.toml")
+    etc.read()
+    (etc.config / "kerntune.d").rename(etc.config / "away")
+    (etc.config / "kerntune.d").write_text("no folder")
+    etc.restart()
+    config = etc.read()
+    assert claims(config) == {"hugepages@2M": "64", "io-scheduler@nvme*": "none"}
+    assert [problem.what for problem in config.errors] == ["this folder cannot be listed: Not a directory"]
+
+
+# The copy
+
+
+COPIES = ["", "null", "[]", "{", '{"format": 2}', '{"format": 1, "files": 5}', '{"format": 1, "files": {"a": 1}}',
+          '{"format": 1, "files": {"a": {"claims": [{"x": 1}], "options": []}}}',
+          '{"format": 1, "files": {"a": {"claims": [], "options": [["limits", "claims", "x"]]}}}',
+          '{"format": 1, "files": {"a": {"claims": [], "options": [5]}}}', "[" * 100_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", COPIES, ids=lambda text: text[:50])
+def test_a_copy_that_cannot_be_used_is_not_used(etc: Folder, text: str) -> None:
+    (etc.runtime / "config.json").write_text(text)
+    etc.write(POOL)
+    etc.restart()
+    assert claims(etc.read()) == {"hugepages@2M": "64"}
+    etc.write("[[[")
+    etc.restart()
+    assert claims(etc.read()) == {"hugepages@2M": "64"}
+
+
+def test_no_claim_comes_from_the_copy_that_no_file_could_make(etc: Folder) -> None:
+    etc.write(POOL)
+    etc.read()
+    copy = etc.runtime / "config.json"
+    document = json.loads(copy.read_text())
+    (kept,) = document["files"].values()
+    kept["claims"].append(kept["claims"][0] | {"tunable": "io-scheduler", "instances": "../sda"})
+    kept["options"] = [["limits", "gone", 5], ["limits", "claims", 9]]
+    copy.write_text(json.dumps(document))
+    etc.write("[[[")
+    etc.restart()
+    config = etc.read()
+    assert (claims(config), config.limits.claims) == ({"hugepages@2M": "64"}, 9)
+
+
+def test_the_copy_is_written_only_when_it_changes_and_a_failure_is_none(
+    etc: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    etc.write(POOL)
+    etc.read()
+    before = (etc.runtime / "config.json").stat().st_mtime_ns, (etc.runtime / "config.json").stat().st_ino
+    etc.restart()
+    etc.read()
+    assert ((etc.runtime / "config.json").stat().st_mtime_ns, (etc.runtime / "config.json").stat().st_ino) == before
+    etc.write(NONE)
+    etc.runtime.rename(etc.runtime.with_name("away"))
+    assert claims(etc.read()) == {"io-scheduler@nvme*": "none"}
+    assert "cannot be saved" in caplog.text
+
+
+# Whether there is anything to read
+
+
+SAYS_NOTHING = ["", "\n\n", "# [x]\n", "[limits]\n\n [io-scheduler] # none\r\n", "[not-known]"]
+SAYS_SOMETHING = [
+    "x",
+    "[limits]\nclaims = 5",
+    "[limits]\n[limits]\n",
+    "[[limits]]",
+    "[a",
+    '["a"]',
+    "[a.b]",
+    '"#" = 1',
+    "\0",
+]
+
+
+@pytest.mark.parametrize("text", [*SAYS_NOTHING, *SAYS_SOMETHING])
+def test_what_says_nothing(etc: Folder, text: str) -> None:
+    etc.write(text, "kerntune.d/10.toml")
+    assert silent(etc.config, etc.runtime) is (text in SAYS_NOTHING)
+    assert claims(etc.read()) == {}
+
+
+def test_a_file_that_claimed_something_before_is_looked_at(etc: Folder) -> None:
+    etc.write("")
+    (etc.runtime / "config.json").touch()
+    assert not silent(etc.config, etc.runtime)
+
+
+def test_what_cannot_be_read_is_not_silent(etc: Folder) -> None:
+    (etc.config / "kerntune.toml").mkdir(parents=True)
+    assert not silent(etc.config, etc.runtime)
+    (etc.config / "kerntune.toml").rmdir()
+    (etc.config / "kerntune.d").touch()
+    assert not silent(etc.config, etc.runtime)

@@ -1,0 +1,189 @@
+"""From files to the kernel: at start, on request, on a signal; requests share a reading, and readings take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kerntune.daemon import notify
+from kerntune.daemon.config_files import Config
+from kerntune.daemon.logs import CONFIG_PROBLEM
+from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
+from kerntune.engine.reconciler import Reconciler
+from kerntune.errors import Failed, InvalidValue
+from tests.unit.lab import BOUND, FULL, Lab, large_host, running
+
+BFQ, NONE = ('[io-scheduler]\n"nvme*" = "bfq"\n', '[io-scheduler]\n"nvme*" = "none"\n')
+
+
+class Slow(Reloading):
+    """Counts its readings, and takes its time when it is told to."""
+
+    def __init__(self, folder: Path, engine: Reconciler, troubles: set[str]) -> None:
+        super().__init__(folder, folder / "run", engine, troubles)
+        self.readings = 0
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def read(self) -> Config:
+        self.readings += 1
+        self.begun.set()
+        assert self.go_on.wait(BOUND)
+        return super().read()
+
+
+@dataclass
+class Bench:
+    """A daemon's inner parts: the file, what it leads to, and what systemd hears of it."""
+
+    lab: Lab
+    file: Path
+    reloading: Slow
+    troubles: set[str]
+    told: list[str]
+
+    @property
+    def drive(self) -> str:
+        return self.lab.kernel.disks["nvme0n1"].scheduler
+
+
+@contextlib.asynccontextmanager
+async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str = "") -> AsyncIterator[Bench]:
+    """After the boot pass, with `text` as the configuration."""
+    told: list[str] = []
+    monkeypatch.setattr(notify, "tell", told.append)
+    file = folder / "kerntune.toml"
+    file.write_text(text)
+    troubles: set[str] = set()
+    async with running(large_host()) as lab:
+        reloading = Slow(folder, lab.engine, troubles)
+        reloading.start()
+        await lab.engine.reconcile("boot", enforce=True)
+        reloading.booted()
+        reloading.readings = 0
+        reloading.begun.clear()
+        yield Bench(lab, file, reloading, troubles, told)
+
+
+async def test_the_start_reads_and_a_reload_reads_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch, BFQ) as bench:
+        assert (bench.drive, bench.told) == ("bfq", [])
+        bench.file.write_text("[limits]\nclaims = 5\n" + NONE)
+        await bench.reloading.ask()
+        assert (bench.drive, bench.lab.engine.limits.claims) == ("none", 5)
+        begun, ended = bench.told
+        assert begun.startswith("RELOADING=1\nMONOTONIC_USEC=")
+        assert begun.rpartition("=")[2].isdigit()
+        assert ended == "READY=1"
+
+
+async def test_a_file_that_is_not_in_order_is_an_error_and_what_is_good_is_in_force(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(folder, monkeypatch, BFQ) as bench:
+        (folder / "kerntune.d").mkdir()
+        (folder / "kerntune.d/10.toml").write_text('[overcommit]\n"*" = "always"\n')
+        bench.file.write_text("[limit]\n[io-scheduler]\n" + "".join(f"sd{name} = 1.5\n" for name in "abcde"))
+        with pytest.raises(InvalidValue) as refusal:
+            await bench.reloading.ask()
+        assert f"{bench.file}:3: io-scheduler: 1.5 is no value" in refusal.value.what
+        assert refusal.value.what.endswith("; and 2 more")
+        assert "last good claims of these files stay in force" in refusal.value.hint
+        assert (bench.drive, bench.lab.kernel.overcommit["memory"]) == ("bfq", 1)
+        assert bench.troubles == {CONFIG_INVALID}
+        assert bench.told[-1] == "READY=1"
+        said = [(record.levelno, record.message.partition(": ")[0]) for record in caplog.records]
+        said = [row for row in said if row[1].startswith(str(bench.file))]
+        assert said == [
+            (logging.WARNING, f"{bench.file}:1"),
+            *((logging.ERROR, f"{bench.file}:{n}") for n in range(3, 8)),
+        ]
+        assert {vars(record).get("MESSAGE_ID") for record in caplog.records if record.name == "kerntune"} == {
+            CONFIG_PROBLEM
+        }
+        bench.file.write_text(NONE)
+        await bench.reloading.ask()
+        assert (bench.drive, bench.troubles) == ("none", set())
+
+
+async def test_a_broken_file_at_start_is_told_and_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch, BFQ + "sda = [1]\n") as bench:
+        assert (bench.drive, bench.troubles) == ("bfq", {CONFIG_INVALID})
+
+
+async def test_a_warning_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        bench.file.write_text("[new-in-a-later-version]\nx = 1\n" + BFQ)
+        await bench.reloading.ask()
+        assert (bench.drive, bench.troubles) == ("bfq", set())
+
+
+async def test_who_asks_while_one_waits_shares_it_and_who_asks_while_one_reads_gets_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch, BFQ) as bench:
+        bench.reloading.go_on.clear()
+        first = [asyncio.create_task(bench.reloading.ask()) for _ in range(3)]
+        assert await asyncio.to_thread(bench.reloading.begun.wait, BOUND)
+        second = [asyncio.create_task(bench.reloading.ask()) for _ in range(3)]
+        bench.reloading.soon()
+        await asyncio.sleep(0)
+        assert bench.reloading.readings == 1
+        bench.reloading.go_on.set()
+        await asyncio.gather(*first, *second)
+        assert bench.reloading.readings == 2
+        assert [line.partition("\n")[0] for line in bench.told] == ["RELOADING=1", "READY=1"] * 2
+
+
+async def test_a_caller_who_goes_takes_nobody_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        bench.reloading.go_on.clear()
+        one, other = (asyncio.create_task(bench.reloading.ask()) for _ in range(2))
+        assert await asyncio.to_thread(bench.reloading.begun.wait, BOUND)
+        one.cancel()
+        bench.file.write_text(BFQ)
+        bench.reloading.go_on.set()
+        await other
+        assert bench.drive == "bfq"
+
+
+async def test_nothing_is_read_again_before_the_boot_pass_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "tell", lambda text: None)
+    (folder / "kerntune.toml").write_text(BFQ)
+    async with running(large_host()) as lab:
+        reloading = Slow(folder, lab.engine, set())
+        early = reloading.soon()
+        reloading.start()
+        await lab.engine.reconcile("boot", enforce=True)
+        assert reloading.readings == 1
+        assert not early.done()
+        reloading.booted()
+        await early
+        assert reloading.readings == 2
+
+
+@pytest.mark.parametrize("signalled", [True, False], ids=["signal", "call"])
+async def test_a_pass_that_fails_fails_the_reload_and_not_the_daemon(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, signalled: bool
+) -> None:
+    async with started(folder, monkeypatch) as bench:
+        bench.file.write_text(BFQ)
+        bench.lab.ledger.full = FULL
+        if signalled:
+            await asyncio.wait([bench.reloading.soon()])
+        else:
+            with pytest.raises(Failed, match="cannot be saved"):
+                await bench.reloading.ask()
+        assert bench.told[-1] == "READY=1"
+        bench.lab.ledger.full = None
+        await bench.reloading.ask()
+        assert bench.drive == "bfq"
