@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -63,6 +63,8 @@ class Configuration:
         except OSError as error:
             now = Content(problems=(Problem(name, 0, Kind.FILE, f"this file cannot be read: {error.strerror}"),))
         last = self._kept.get(name)
+        if last and now.sound:
+            now = replace(now, problems=tuple(misspelt(now, last)))
         if now.sound or last is None:
             return now
         claims = tuple(replace(claim, why=f"{claim.why.removesuffix(STALE)}{STALE}") for claim in last.claims)
@@ -104,6 +106,17 @@ class Configuration:
             replace_file(self._copy, {"format": FORMAT, "files": rows}, durable=False)
         except OSError as error:
             log.error("the last good configuration cannot be saved in %s: %s", self._copy, error.strerror)
+
+
+def misspelt(now: Content, last: Content) -> Iterator[Problem]:
+    """The problems, where a table nobody knows stands for one that is lost: a typo there must not free pages in use."""
+    lost = {claim.tunable for claim in last.claims} - {claim.tunable for claim in now.claims}
+    for problem in now.problems:
+        if problem.kind is Kind.TABLE and lost:
+            why = f"{problem.what}, and the claims of {', '.join(sorted(lost))} are gone"
+            yield replace(problem, kind=Kind.CLAIM, what=why)
+        else:
+            yield problem
 
 
 def in_order(claims: Iterable[Claim]) -> tuple[Claim, ...]:

@@ -33,10 +33,11 @@ _AT_LINE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\
 class Kind(StrEnum):
     """What a problem means.
 
-    `unknown` is a warning only; a bad option has its default; with a bad claim the file's claims stay as they were,
+    `table` and `unknown` (a table or a setting nobody knows) are warnings only; a bad option has its default; with a bad claim the file's claims stay as they were,
     and with a bad file its options too.
     """
 
+    TABLE = "table"
     UNKNOWN = "unknown"
     OPTION = "option"
     CLAIM = "claim"
@@ -55,7 +56,7 @@ class Problem:
 
     @property
     def is_error(self) -> bool:
-        return self.kind is not Kind.UNKNOWN
+        return self.kind not in (Kind.TABLE, Kind.UNKNOWN)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
@@ -165,7 +166,7 @@ class _Reader:
             elif table in tables:
                 chosen |= self._options(table, entries, options)
             else:
-                self._complain((table,), Kind.UNKNOWN, f"nothing here is called {shown(table)}", there_are(tables))
+                self._complain((table,), Kind.TABLE, f"nothing here is called {shown(table)}", there_are(tables))
         return Content(tuple(claims), chosen, tuple(sorted(self.problems, key=lambda problem: problem.line)))
 
     def _options(self, table: str, entries: Any, options: Mapping[Path, settings.Option]) -> Iterator[tuple[Path, int]]:

@@ -106,6 +106,7 @@ def test_two_spellings_of_one_pool_are_one_claim(etc: Folder) -> None:
 BROKEN = {
     "not TOML": "[io-scheduler]\nnvme* = none\n",
     "a bad claim": '[hugepages]\n"2M" = 128\n[io-scheduler]\n"nvme*" = "no such name"\n',
+    "a misspelt table": '[hugepage]\n"2M" = 128\n[io-scheduler]\n"nvme*" = "bfq"\n',
     "a bad table": 'io-scheduler = "bfq"\n',
     "not a text": "\udcff",
 }
@@ -181,9 +182,9 @@ def test_a_file_that_is_removed_is_gone(etc: Folder) -> None:
 def test_a_warning_keeps_nothing_back(etc: Folder) -> None:
     etc.write(POOL)
     etc.read()
-    etc.write(NONE + "[profile]\nx = 1\n")
+    etc.write(POOL.replace("64", "32") + NONE + "[profile]\nx = 1\n")
     config = etc.read()
-    assert claims(config) == {"io-scheduler@nvme*": "none"}
+    assert claims(config) == {"hugepages@2M": "32", "io-scheduler@nvme*": "none"}
     assert (len(config.problems), config.errors) == (1, ())
 
 

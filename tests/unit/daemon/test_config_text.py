@@ -80,8 +80,8 @@ TABLES = "There are cpu-governor, hugepages, io-scheduler, limits, overcommit"
     ("text", "kind", "said"),
     [
         # what is not known
-        ("[limit]\nclaims = 5", Kind.UNKNOWN, f":1: warning: nothing here is called 'limit'. {TABLES}"),
-        ("claims = 5", Kind.UNKNOWN, f":1: warning: nothing here is called 'claims'. {TABLES}"),
+        ("[limit]\nclaims = 5", Kind.TABLE, f":1: warning: nothing here is called 'limit'. {TABLES}"),
+        ("claims = 5", Kind.TABLE, f":1: warning: nothing here is called 'claims'. {TABLES}"),
         ("[limits]\ncliams = 5", Kind.UNKNOWN,
          ":2: warning: [limits] has no setting 'cliams'. There are claims, hugepages-percent"),
         # options
@@ -151,7 +151,7 @@ def test_what_is_said_of_a_mistake(text: str | bytes, kind: Kind, said: str) -> 
     found = read(text)
     assert [(problem.kind, str(problem)) for problem in found.problems] == [(kind, FILE + said)]
     assert (found.claims, dict(found.options)) == ((), {})
-    assert found.sound is (kind in (Kind.UNKNOWN, Kind.OPTION))
+    assert found.sound is (kind in (Kind.TABLE, Kind.UNKNOWN, Kind.OPTION))
     assert found.parsed is (kind is not Kind.FILE)
 
 
@@ -165,7 +165,7 @@ def test_what_is_good_stays_beside_what_is_bad_and_problems_are_in_the_order_of_
     assert [(problem.line, problem.kind) for problem in found.problems] == [
         (4, Kind.OPTION),
         (7, Kind.CLAIM),
-        (8, Kind.UNKNOWN),
+        (8, Kind.TABLE),
     ]
 
 
