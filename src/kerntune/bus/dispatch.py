@@ -9,7 +9,7 @@ import asyncio
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -71,6 +71,8 @@ class Service:
         self._link = Link(self._incoming, address=address, fair=True)
         self._presence = Presence(self._link)
         self._unread = Unread(self._kept, self._uid)
+        self._listeners: dict[tuple[str, str, str], list[Callable[..., None]]] = {}
+        self.on_signal(names.FREEDESKTOP, "NameOwnerChanged", "sss", self._presence.owner_changed)
         self._opened = asyncio.Event()
         # What may wait for somebody else at once: the bus allows a connection 128 calls without a reply
         # (max_replies_per_connection, dbus-daemon(1)), and those that wait for a person must leave room for the others.
@@ -167,6 +169,14 @@ class Service:
         """Call somebody else's method, for `timeout` seconds at most; raises as Link.call does."""
         return await self._link.call(destination, path, interface, member, signature, *args, timeout=timeout)
 
+    async def match(self, rule: str) -> None:
+        """Have the bus send us the signals that a rule matches."""
+        await self._link.bus("AddMatch", "s", rule)
+
+    def on_signal(self, interface: str, member: str, signature: str, listener: Callable[..., None]) -> None:
+        """Call `listener(sender, *body)` with such signals. Anybody may send us one: it looks at the sender."""
+        self._listeners.setdefault((interface, member, signature), []).append(listener)
+
     def tell(self, destination: str, path: str, interface: str, member: str, signature: str, *args: Any) -> None:
         """Call somebody else's method without waiting for a reply."""
         self._link.tell(destination, path, interface, member, signature, *args)
@@ -221,9 +231,8 @@ class Service:
     def _incoming(self, message: Message) -> None:
         sender = message.sender
         if message.message_type is MessageType.SIGNAL:
-            if sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
-                name, _old, new = message.body
-                self._presence.owner_changed(name, new)
+            for listener in self._listeners.get((message.interface, message.member, message.signature), ()):
+                listener(sender, *message.body)
         elif self._busy[sender] >= self._in_flight:
             many = errors.LimitsExceeded(f"more than {self._in_flight} calls at once", "wait for the replies")
             self._refuse(message, many)

@@ -27,6 +27,14 @@ SETTING: Final = "(sss)"
 OUTCOME: Final = "(ssssssss)"
 
 
+def owner_rule(name: str) -> str:
+    """The match rule for who owns a name."""
+    return (
+        f"type='signal',sender='{FREEDESKTOP}',path='{FREEDESKTOP_PATH}',"
+        f"interface='{FREEDESKTOP}',member='NameOwnerChanged',arg0='{name}'"
+    )
+
+
 def interface_files() -> list[Path]:
     """The XML files of the contract: beside the sources in a checkout, else where the package installs them."""
     checkout = Path(__file__).parents[3] / "dbus" / "interfaces"

@@ -19,7 +19,7 @@ class _Watch:
 
 
 class Presence:
-    """Watches unique names; the owner of the connection feeds it NameOwnerChanged through `owner_changed`."""
+    """Watches unique names; the owner of the connection feeds it the bus's signals through `owner_changed`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -41,23 +41,16 @@ class Presence:
             if not watch.users:
                 del self._watches[name]
                 watch.ready.cancel()
-                self._link.tell(*THE_BUS, "RemoveMatch", "s", _rule(name))
+                self._link.tell(*THE_BUS, "RemoveMatch", "s", names.owner_rule(name))
 
-    def owner_changed(self, name: str, owner: str) -> None:
-        """The new owner of a name as NameOwnerChanged tells it; "" when it has none any more."""
-        watch = self._watches.get(name)
+    def owner_changed(self, sender: str, name: str, _old: str, owner: str) -> None:
+        """NameOwnerChanged: the new owner of a name, "" when it has none any more."""
+        watch = self._watches.get(name) if sender == names.FREEDESKTOP else None
         if watch and not owner and not watch.gone.done():
             watch.gone.set_result(None)
 
     async def _start(self, name: str, gone: asyncio.Future[None]) -> None:
-        await self._link.bus("AddMatch", "s", _rule(name))
+        await self._link.bus("AddMatch", "s", names.owner_rule(name))
         (there,) = await self._link.bus("NameHasOwner", "s", name)  # it may have left before the match was in place
         if not there and not gone.done():
             gone.set_result(None)
-
-
-def _rule(name: str) -> str:
-    return (
-        f"type='signal',sender='{names.FREEDESKTOP}',path='{names.FREEDESKTOP_PATH}',"
-        f"interface='{names.FREEDESKTOP}',member='NameOwnerChanged',arg0='{name}'"
-    )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from kerntune.daemon import logs
+from kerntune.daemon import hotplug, logs
 from kerntune.daemon.app import Directories, Status, run
 from kerntune.daemon.options import HOST, parse
 from kerntune.kernel.files import WRITABLE, HostKernel
@@ -49,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.demo:
         return simulate(directories)
     directories.make()
-    return asyncio.run(
-        run(HostKernel(options.root), str(options.root), directories, lambda _: contextlib.nullcontext())
-    )
+    events = hotplug.on_host if options.root == HOST else lambda _look: contextlib.nullcontext()
+    return asyncio.run(run(HostKernel(options.root), str(options.root), directories, events))
 
 
 def simulate(directories: Directories) -> int:

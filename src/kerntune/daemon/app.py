@@ -17,7 +17,10 @@ from kerntune import errors
 from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
+from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
+from kerntune.daemon.drift import DriftTimer
+from kerntune.daemon.hotplug import Look
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.reconciler import Reconciler
@@ -34,7 +37,7 @@ STATE_SET_ASIDE = "state-set-aside"
 SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
 
 
-Events = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[None]]
+Events = Callable[[Look], contextlib.AbstractContextManager[None]]
 
 
 class Status(IntEnum):
@@ -84,8 +87,11 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
         reloading = Reloading(directories.config, directories.runtime, engine, troubles)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.soon)
+        drift = DriftTimer(engine)
+        stack.callback(drift.stop)
+        reloading.listeners.append(lambda config: drift.set(config.drift_interval))
         reloading.start()
-        engine.listeners.append(logs.recorder())
+        engine.listeners += [logs.recorder(), drift.noted]
         stack.enter_context(events(engine.look_again))
         working = asyncio.create_task(engine.work(), name="lanes")
         try:
@@ -95,7 +101,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             await asyncio.wait([working])
 
 
-async def serve(kernel: Kernel, root: str, engine: Reconciler, troubles: Set[str], reloading: Reloading) -> Status:
+async def serve(kernel: Kernel, root: str, engine: Reconciler, troubles: set[str], reloading: Reloading) -> Status:
     """Connect, own the name, observe, boot pass, READY; then answer until the end."""
     extending = asyncio.create_task(notify.extend_start())
     try:
@@ -123,6 +129,7 @@ async def serve(kernel: Kernel, root: str, engine: Reconciler, troubles: Set[str
     notify.tell(f"READY=1\nSTATUS={summary(engine, troubles)}")
     engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine, troubles)}"))
     reloading.booted()
+    await Neighbours(service, troubles, engine.look_again).watch()
     return await until_end(service, engine, stop)
 
 

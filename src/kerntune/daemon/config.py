@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kerntune.daemon import config_text, settings
-from kerntune.daemon.config_files import COPY, DROP_INS, Config, contents_of, listed
+from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, Config, contents_of, listed
 from kerntune.daemon.config_text import Content, Kind, Problem
 from kerntune.daemon.state import dump_claims, load_claims, replace_file
 from kerntune.engine.requests import sound
@@ -53,7 +53,8 @@ class Configuration:
         self._kept = kept
         options = {path: value for content in kept.values() for path, value in content.options.items()}
         claims = in_order(claim for content in kept.values() for claim in content.claims)
-        return Config(claims, settings.limits_from(options), tuple(problems), tuple(paths))
+        limits, interval = settings.limits_from(options), options.get(("drift", "interval"), DRIFT_INTERVAL)
+        return Config(claims, limits, interval, tuple(problems), tuple(paths))
 
     def _content(self, path: Path) -> Content:
         """What a file says; where that is not in order, its last good claims and what is wrong."""

@@ -19,6 +19,7 @@ DROP_INS: Final = "kerntune.d"
 COPY: Final = "config.json"  # in the runtime directory, see config.py
 LONGEST: Final = 1 << 20  # bytes of a file
 DEFAULT: Final = Limits()
+DRIFT_INTERVAL: Final = 60  # seconds
 HEADER: Final = re.compile(rb"\[[a-z0-9-]+\]")
 
 
@@ -28,6 +29,7 @@ class Config:
 
     claims: tuple[Claim, ...] = ()
     limits: Limits = DEFAULT
+    drift_interval: int = DRIFT_INTERVAL
     problems: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
 

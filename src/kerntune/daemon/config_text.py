@@ -33,8 +33,8 @@ _AT_LINE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\
 class Kind(StrEnum):
     """What a problem means.
 
-    `table` and `unknown` (a table or a setting nobody knows) are warnings only; a bad option has its default; with a bad claim the file's claims stay as they were,
-    and with a bad file its options too.
+    `table` and `unknown` (a table or a setting nobody knows) are warnings only; a bad option has its default; with a
+    bad claim the file's claims stay as they were, and with a bad file its options too.
     """
 
     TABLE = "table"

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from kerntune.daemon.hotplug import Look
 from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.model import Lane
 
 log = logging.getLogger(__name__)
 FIFO = "demo"
@@ -17,7 +19,7 @@ LONGEST = 4096
 
 
 @contextlib.contextmanager
-def listening(kernel: SimulatedKernel, runtime: Path, happened: Callable[[str], None]) -> Iterator[None]:
+def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterator[None]:
     """Carry out what is written to the FIFO and call `happened` with each event, for as long as the context lasts."""
     path = runtime / FIFO
     with contextlib.suppress(FileExistsError):
@@ -29,7 +31,7 @@ def listening(kernel: SimulatedKernel, runtime: Path, happened: Callable[[str], 
     def read() -> None:
         for line in os.read(fd, LONGEST).decode(errors="replace").splitlines():
             if event := carry_out(kernel, line):
-                happened(event)
+                happened(event, [Lane.BLOCK])
 
     loop.add_reader(fd, read)
     log.info("plug a simulated drive: echo add nvme2n1 > %s (and: remove nvme2n1)", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ class Reloading:
     def __init__(self, folder: Path, runtime: Path, engine: Reconciler, troubles: set[str]) -> None:
         """`folder` has the files, `runtime` the copy of what they said when they were in order."""
         self._folder, self._runtime, self._engine, self._troubles = folder, runtime, engine, troubles
+        self.listeners: list[Callable[[Config], None]] = []
         self._configuration: Configuration | None = None
         self._next: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -82,12 +84,14 @@ class Reloading:
             raise not_in_order(config)
 
     def _note(self, config: Config) -> None:
-        """Tell the journal, and keep in mind whether all is well."""
+        """Tell the journal and the listeners, and keep in mind whether all is well."""
         logs.problems(config.problems)
         if config.errors:
             self._troubles.add(CONFIG_INVALID)
         else:
             self._troubles.discard(CONFIG_INVALID)
+        for listener in self.listeners:
+            listener(config)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody may be waiting: after SIGHUP the journal is all there is."""

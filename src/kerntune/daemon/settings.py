@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from kerntune.daemon.config_files import DEFAULT
+from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL
 from kerntune.errors import InvalidValue
 from kerntune.model import Limits
 
@@ -69,6 +69,11 @@ OPTIONS: Final = (
         "limits", "claims", 1, 100_000, DEFAULT.claims, "",
         "How many runtime claims, and how many persistent claims, callers may have made at a time. Claims of the "
         "configuration do not count.",
+    ),
+    Option(
+        "drift", "interval", 0, 86_400, DRIFT_INTERVAL, "seconds; 0 is never",
+        "How often values are read again while something is managed, and put right where others have changed them. "
+        "What is changed three times in ten minutes is left alone and shown as contested.",
     ),
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kerntune import errors
@@ -82,26 +82,29 @@ def released_outcomes(dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable
     return list(found.values())
 
 
-def failure(claim: Claim, outcomes: Sequence[Outcome], *, must_win: bool) -> errors.KerntuneError | None:
+def failure(
+    claim: Claim, tunable: Tunable, outcomes: Sequence[Outcome], *, must_win: bool
+) -> errors.KerntuneError | None:
     """The error that the outcomes of one claim amount to, if they do.
 
     A shortfall that was not allowed and a refusal are errors, and so is a claim that no target took. A beaten claim
-    counts as taken (it is kept), except for a caller who `must_win`.
+    counts as taken (it is kept), except for a caller who `must_win`; so does a pattern that waits for what comes.
     """
+    kept = KEPT - {Reason.NO_SUCH_TARGET} if tunable.exact(claim.instances) else KEPT
     for outcome in outcomes:
         short = outcome.state is State.PARTIAL and outcome.reason in (Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT)
         if outcome.state is State.REFUSED or (short and not claim.partial):
             return as_error(outcome)
-    if not any(taken(outcome, must_win=must_win) for outcome in outcomes):
+    if not any(taken(outcome, kept, must_win=must_win) for outcome in outcomes):
         return as_error(outcomes[0])
     return None
 
 
-def taken(outcome: Outcome, *, must_win: bool) -> bool:
-    """Whether a claim with this outcome stays in the book."""
+def taken(outcome: Outcome, kept: Collection[Reason], *, must_win: bool) -> bool:
+    """Whether a claim with this outcome stays in the book; `kept` are the reasons for which it waits there."""
     if outcome.state in (State.SATISFIED, State.PLANNED, State.PARTIAL):
         return True
-    return outcome.reason in KEPT or (outcome.state is State.OVERRIDDEN and not must_win)
+    return outcome.reason in kept or (outcome.state is State.OVERRIDDEN and not must_win)
 
 
 def as_error(outcome: Outcome) -> errors.KerntuneError:

@@ -100,6 +100,7 @@ class _Pass:
     deadline: float
     progress: Progress | None
     errors: dict[Target, int] = field(default_factory=dict)
+    repaired: set[Target] = field(default_factory=set)
 
     def run(self) -> None:
         targets = self.tunable.targets(self.lane.kernel)
@@ -137,6 +138,7 @@ class _Pass:
                 held.add(self.tunable.group(target))
             elif not self.order.dry:
                 self.lane.drift.repaired(target, self.lane.clock())
+                self.repaired.add(target)
         return held
 
     def _insists(self, target: Target, wish: Wish) -> bool:
@@ -291,6 +293,9 @@ class _Pass:
                 verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
             else:
                 verdict = self._judge(step, after)
+            if target in self.repaired and verdict.state is State.SATISFIED:
+                detail = f"something else had set it to {before[target].value}; it was put back"
+                verdict = verdict._replace(detail=detail)
             if wish.is_baseline and verdict.reason not in (Reason.OVER_LIMIT, Reason.CPU_OFFLINE):
                 self.result.restored.add(target)
                 verdict = verdict._replace(state=State.UNMANAGED) if not self.order.dry else verdict

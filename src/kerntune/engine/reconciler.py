@@ -17,9 +17,10 @@ from kerntune.engine.claims import ClaimBook, Edit
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.lanes import LaneQueue, Ticket
 from kerntune.engine.ledger import Ledger, why_not_saved
+from kerntune.engine.news import changed_since, news
 from kerntune.engine.passes import Order, Progress, Result, Worker
 from kerntune.engine.requests import Request, World, edit_for, sound
-from kerntune.errors import Failed, KerntuneError, NoSuchTarget
+from kerntune.errors import Failed, KerntuneError, NoSuchTarget, NotSupported
 from kerntune.kernel.files import Kernel
 from kerntune.model import Claim, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
 from kerntune.tunables.base import Tunable
@@ -157,16 +158,16 @@ class Reconciler:
         tickets = [(queue, Ticket("reload", released=named)) for queue in self._lanes.values()]
         await asyncio.gather(*(queue.result(ticket) for queue, ticket in tickets))
 
-    def look_again(self, cause: str) -> None:
-        """Ask for a pass of every lane and do not wait for it: something came or went."""
-        for queue in self._lanes.values():
-            queue.put(Ticket(cause))
+    def look_again(self, cause: str, lanes: Iterable[Lane] = Lane) -> None:
+        """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed."""
+        for lane in lanes:
+            self._lanes[lane].put(Ticket(cause))
 
     async def check(self, request: Request) -> Edit:
-        """The edit that the request would be, or the error that refuses it; a name not known is looked for once."""
+        """The edit that the request would be, or the error that refuses it; what is not there is looked for once."""
         try:
             return edit_for(request, self.world, self.book, self._sequence, self.limits)
-        except NoSuchTarget:
+        except (NoSuchTarget, NotSupported):
             await self.observe()
             return edit_for(request, self.world, self.book, self._sequence, self.limits)
 
@@ -239,8 +240,9 @@ class Reconciler:
             return released_outcomes(edit.drop, self.tunables, result)
         found = []
         for claim in edit.put:
-            own = own_outcomes(claim, self.tunables[claim.tunable], result)
-            if must_win is not None and (error := failure(claim, own, must_win=must_win)):
+            tunable = self.tunables[claim.tunable]
+            own = own_outcomes(claim, tunable, result)
+            if must_win is not None and (error := failure(claim, tunable, own, must_win=must_win)):
                 raise error
             found += own
         return found
@@ -305,39 +307,14 @@ class Reconciler:
         self._learn(result)
         own = {name for name, tunable in self.tunables.items() if tunable.lane is lane}
         old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
-        new = result.outcomes
-        released = [
-            Outcome(t, "", o.actual, result.readings[t].value or "", State.UNMANAGED)
-            for t, o in old.items()
-            if t not in new and o.state is not State.UNMANAGED and t in result.readings
-        ]
-        managed = {t: o for t, o in new.items() if o.state is not State.UNMANAGED}
+        managed = {t: o for t, o in result.outcomes.items() if o.state is not State.UNMANAGED}
         self.outcomes = {t: o for t, o in self.outcomes.items() if t.tunable not in own} | managed
-        changed = [o for t, o in new.items() if t not in old or told(old[t]) != told(o)] + released
+        changed = news(old, result)
         if changed:
             self.generation += 1
         report = Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed))
         for listener in self.listeners:
             listener(report)
-
-
-def told(outcome: Outcome) -> tuple[str, ...]:
-    """What makes an outcome news: figures in its prose do not."""
-    return outcome.requested, outcome.actual, outcome.state, outcome.reason
-
-
-def changed_since(outcome: Outcome, last: Outcome | None) -> Outcome:
-    """What Verify says of a value that a pass would write: it is not what it should be, and since when."""
-    if outcome.state is not State.PLANNED:
-        return outcome
-    if (
-        last
-        and last.state is not State.SATISFIED
-        and (last.requested, last.actual) == (outcome.requested, outcome.actual)
-    ):
-        return last
-    detail = f"{outcome.target} reads {outcome.actual}: something else changed it, and the next pass puts it right"
-    return replace(outcome, state=State.FAILED, reason=Reason.CHANGED_BY_OTHERS, detail=detail)
 
 
 def merge(results: Iterable[Result]) -> Result:

@@ -1,19 +1,25 @@
-"""What udev knows of block devices; the only module that imports pyudev."""
+"""What udev knows of devices, and the events of those that come and go; the only module that imports pyudev."""
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from pyudev import Context
 
 HOST = Path("/")
 # What ctypes.util would find, for the pyudev that asks it. It brings shutil and tempfile with it, a quarter MiB.
+UDEVD: Final = Path("/run/udev/control")  # systemd-udevd's socket
+# Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs.
+SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu")
 LIBRARIES: Final = {"udev": "libudev.so.1", "c": "libc.so.6"}
 
 
@@ -47,3 +53,56 @@ def links(root: Path, device: str) -> Sequence[str]:
             return ()
     disk = root / "dev/disk"
     return sorted(str(p.relative_to(disk)) for p in disk.glob("*/*") if p.is_symlink() and p.readlink().name == device)
+
+
+class Event(NamedTuple):
+    """A device came, changed or went: `block`, `add`, `nvme1n1`."""
+
+    subsystem: str
+    action: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.device}"
+
+
+class Overrun(Exception):
+    """More events came than the socket could hold: what happened to which device is not known."""
+
+
+class Monitor:
+    """Events of the host's devices, once udev has dealt with them; at once where no udevd runs.
+
+    `fileno` is readable when there are some (netlink(7), NETLINK_KOBJECT_UEVENT). libudev asks for the largest receive
+    buffer that it may have.
+    """
+
+    def __init__(self) -> None:
+        context = _context()
+        import pyudev  # noqa: PLC0415  (after the context, as above)
+
+        self.source = "udev" if UDEVD.exists() else "kernel"
+        self._monitor = pyudev.Monitor.from_netlink(context, self.source)
+        for subsystem in SUBSYSTEMS:
+            self._monitor.filter_by(subsystem)
+        self._monitor.start()
+        self._socket = socket.socket(fileno=os.dup(self.fileno()))
+
+    def fileno(self) -> int:
+        return int(self._monitor.fileno())
+
+    def events(self) -> Iterator[Event]:
+        """What has come, without waiting for more; raises Overrun."""
+        while True:
+            try:
+                device = self._monitor.poll(0)
+            except OSError as error:
+                # pyudev's poll tells no errno, and leaves the error on the socket; asking for it clears it.
+                if (error.errno or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) != errno.ENOBUFS:
+                    raise
+                raise Overrun from error
+            if device is None:
+                return
+            # A partition has no queue of its own.
+            if device.device_type != "partition":
+                yield Event(device.subsystem, device.action, device.sys_name)

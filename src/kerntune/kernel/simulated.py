@@ -60,6 +60,7 @@ class Disk:
     offered: tuple[str, ...] = ("none", "mq-deadline")
     by_id: str = ""
     diskseq: int = 0
+    hidden: bool = False
 
 
 @dataclass(slots=True)
@@ -294,7 +295,11 @@ def policy_files(name: str, policy: Policy) -> dict[str, str]:
 def disk_files(name: str, disk: Disk) -> dict[str, str]:
     """One block device."""
     offered = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
-    return {f"sys/block/{name}/queue/scheduler": " ".join(offered), f"sys/block/{name}/diskseq": str(disk.diskseq)}
+    return {
+        f"sys/block/{name}/queue/scheduler": " ".join(offered),
+        f"sys/block/{name}/diskseq": str(disk.diskseq),
+        f"sys/block/{name}/hidden": str(int(disk.hidden)),
+    }
 
 
 def demo_host() -> SimulatedKernel:

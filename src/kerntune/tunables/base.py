@@ -146,7 +146,7 @@ def refused_write(target: Target, value: str, code: int) -> Verdict:
     why = f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
     match code:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-            return Verdict(State.UNSUPPORTED, Reason.DEVICE_GONE, f"{target} went away while it was being set: {why}")
+            return Verdict(State.UNSUPPORTED, Reason.NO_SUCH_TARGET, f"{target} went away while it was set: {why}")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             detail = f"{target} is read-only here: {why}; in a container the host must set it"
             return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, detail)

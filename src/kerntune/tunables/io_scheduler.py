@@ -20,10 +20,16 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 PATTERN = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
 GLOB = re.compile(r"[*?\[]")
+# A path of a multipath drive: subsystem, controller, namespace (nvme_mpath_set_disk_name in drivers/nvme/host).
+HIDDEN_PATH = re.compile(r"(nvme[0-9]+)c[0-9]+(n[0-9]+)")
 
 
 class IoScheduler(Plain):
-    """One target per whole disk that has a queue; partitions have none and never match."""
+    """One target per whole disk that has a queue; partitions have none and never match.
+
+    Where NVMe's native multipath is at work the drive (nvme0n1) has nothing to schedule and its hidden paths
+    (nvme0c0n1) do: they are the targets, and go by the drive's names too.
+    """
 
     name: ClassVar[str] = "io-scheduler"
     summary: ClassVar[str] = "I/O scheduler of a block device"
@@ -33,9 +39,11 @@ class IoScheduler(Plain):
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         names = [path.split("/")[2] for path in kernel.glob("sys/block/*/queue/scheduler")]
+        heads = {name: head for name in names if (head := head_of(kernel, name))}
         return [
-            Target(self.name, name, key=find(kernel, f"sys/block/{name}/diskseq") or "", aliases=by_id(kernel, name))
+            Target(self.name, name, diskseq(kernel, name), aliases=other_names(kernel, name, heads.get(name)))
             for name in names
+            if name not in heads.values()
         ]
 
     def missing(self, kernel: KernelView) -> str:
@@ -55,9 +63,10 @@ class IoScheduler(Plain):
         return not GLOB.search(instances)
 
     def matches(self, instances: str, target: Target) -> bool:
-        if instances.startswith("by-id/"):
-            return any(fnmatchcase(alias, instances) for alias in target.aliases)
-        return instances == target.instance or fnmatchcase(target.instance, instances)
+        names = (target.instance, *target.aliases)
+        # The slash of by-id/ is not crossed.
+        alike = (name for name in names if name.count("/") == instances.count("/"))
+        return instances in names or any(fnmatchcase(name, instances) for name in alike)
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         try:
@@ -102,9 +111,21 @@ def path_of(target: Target) -> str:
     return f"sys/block/{target.instance}/queue/scheduler"
 
 
-def by_id(kernel: KernelView, device: str) -> tuple[str, ...]:
-    """The device's persistent names."""
-    return tuple(link for link in kernel.links(device) if link.startswith("by-id/"))
+def head_of(kernel: KernelView, device: str) -> str:
+    """The drive of which this is a hidden path, or ""."""
+    found = HIDDEN_PATH.fullmatch(device)
+    return f"{found[1]}{found[2]}" if found and find(kernel, f"sys/block/{device}/hidden") == "1" else ""
+
+
+def diskseq(kernel: KernelView, device: str) -> str:
+    """What tells two drives of the same name apart."""
+    return find(kernel, f"sys/block/{device}/diskseq") or ""
+
+
+def other_names(kernel: KernelView, device: str, head: str | None) -> tuple[str, ...]:
+    """The device's persistent names, and those of the drive it is a path of."""
+    links = tuple(link for link in kernel.links(head or device) if link.startswith("by-id/"))
+    return (head, *links) if head else links
 
 
 def plan_one(wish: Wish, before: Reading) -> Step:

@@ -52,7 +52,9 @@ def page_bytes(part: Part, pools: Mapping[Target, Reading]) -> int:
 def divide(group: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> list[Part]:
     """Who settles which pool: nodes with claims get exactly theirs, the rest of a total goes to the other nodes.
 
-    With several nodes only their files are written. A node's own baseline counts only while no total is claimed.
+    With several nodes only their files are written, but for pages in use that are more than asked: the kernel counts
+    those of the other nodes in each node's file (set_max_huge_pages of mm/hugetlb.c), and only the total's is true.
+    A node's own baseline counts only while no total is claimed.
     """
     nodes = [target for target in group if "/" in target.instance]
     if len(nodes) == 1:
@@ -70,6 +72,8 @@ def divide(group: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> li
     total, fixed = int(whole.value), sum(int(wish.value) for wish in claimed.values())
     others = {target: group[target] for target in nodes if target not in claimed}
     beaten = beaten_by_nodes(fixed) if claimed and (total < fixed or (not others and total != fixed)) else None
+    if nodes and not claimed and strands(total, others):
+        return [Part(whole, {whole.target: total}, (whole.target, *nodes))]
     if claimed or nodes:
         wants = spread(max(0, total - fixed), others)
         return [*parts, Part(whole, wants, tuple(wants), beaten)]
@@ -84,6 +88,12 @@ def restore(wish: Wish, *, written: bool) -> Part:
 def beaten_by_nodes(fixed: int) -> Verdict:
     """The nodes' own claims make another total."""
     return Verdict(State.OVERRIDDEN, Reason.OVERRIDDEN, f"the claims on single nodes make {fixed} pages in all")
+
+
+def strands(total: int, pools: Mapping[Target, Reading]) -> bool:
+    """Whether pages in use stay beyond what is asked (surplus): some do now, or the total is less than those in use."""
+    busy = sum(reading.figures["total"] - reading.figures["free"] for reading in pools.values())
+    return total < busy or any(reading.figures["surplus"] for reading in pools.values())
 
 
 def spread(total: int, pools: Mapping[Target, Reading]) -> dict[Target, int]:

@@ -255,7 +255,7 @@ async def test_a_drive_pulled_in_the_middle_of_its_write() -> None:
         answer = await lab.set(("io-scheduler", "nvme*", "mq-deadline"))
         assert [(o.target.instance, o.state, o.reason, o.actual) for o in answer.outcomes] == [
             ("nvme0n1", State.SATISFIED, Reason.OK, "mq-deadline"),
-            ("nvme1n1", State.UNSUPPORTED, Reason.DEVICE_GONE, ""),
+            ("nvme1n1", State.UNSUPPORTED, Reason.NO_SUCH_TARGET, ""),
         ]
         assert lab.claims == ["runtime:io-scheduler@nvme*=mq-deadline"]
 

@@ -1,0 +1,70 @@
+"""Other services on the bus that concern us: those that tune the same knobs, and logind, which tells of resume."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.dispatch import Service
+from kerntune.bus.link import THE_BUS
+
+log = logging.getLogger(__name__)
+
+LOGIND: Final = "org.freedesktop.login1"
+# Their names on the bus, and the slugs in Degraded.
+RIVALS: Final = {
+    "com.redhat.tuned": "rival-tuned",
+    "net.hadess.PowerProfiles": "rival-power-profiles-daemon",
+    "org.freedesktop.UPower.PowerProfiles": "rival-power-profiles-daemon",
+}
+RESUME: Final = (
+    f"type='signal',sender='{LOGIND}',path='/org/freedesktop/login1',interface='{LOGIND}.Manager',"
+    "member='PrepareForSleep'"
+)
+
+
+class Neighbours:
+    """Keeps the slugs of rivals that run in `troubles`, and calls `look` with a cause when something happened."""
+
+    def __init__(self, service: Service, troubles: set[str], look: Callable[[str], None]) -> None:
+        self._service, self._troubles, self._look = service, troubles, look
+        self._owners: dict[str, str] = {}
+
+    async def watch(self) -> None:
+        """From now on; raises nothing, for all this is only good to know."""
+        self._service.on_signal(names.FREEDESKTOP, "NameOwnerChanged", "sss", self._owner_changed)
+        self._service.on_signal(f"{LOGIND}.Manager", "PrepareForSleep", "b", self._sleep)
+        try:
+            await self._service.match(RESUME)
+            await asyncio.gather(*(self._look_for(name) for name in (LOGIND, *RIVALS)))
+        except errors.KerntuneError as error:
+            log.warning("who else tunes this host is not known: %s", error)
+
+    async def _look_for(self, name: str) -> None:
+        await self._service.match(names.owner_rule(name))
+        try:
+            (owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", name, timeout=5.0)
+        except errors.KerntuneError:
+            return  # nobody has it
+        self._owner_changed(names.FREEDESKTOP, name, "", owner)
+
+    def _owner_changed(self, sender: str, name: str, _old: str, new: str) -> None:
+        if sender != names.FREEDESKTOP or (name != LOGIND and name not in RIVALS):
+            return
+        self._owners[name] = new
+        before = set(self._troubles)
+        self._troubles.difference_update(RIVALS.values())
+        self._troubles.update(slug for rival, slug in RIVALS.items() if self._owners.get(rival))
+        if self._troubles != before:
+            running = [rival for rival in RIVALS if self._owners.get(rival)]
+            log.info("services beside us that tune the same values: %s", ", ".join(running) or "none any more")
+            self._look("rival")
+
+    def _sleep(self, sender: str, *starts: bool) -> None:
+        """Before sleep it is true, after it false; anybody may send us such a signal, so its sender is checked."""
+        if sender == self._owners.get(LOGIND) and not any(starts):
+            self._look("resume")

@@ -1,0 +1,49 @@
+"""The slow look at values that others may have changed: a timer that asks for passes while something is managed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kerntune.engine.reconciler import Reconciler
+from kerntune.model import Report
+
+
+class DriftTimer:
+    """Asks for a pass every so many seconds, of the lanes that manage something.
+
+    It fires at whole multiples of the interval on the monotonic clock, so that others of its kind wake the CPU with it.
+    """
+
+    def __init__(self, engine: Reconciler) -> None:
+        self._engine, self._interval = engine, 0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, interval: int) -> None:
+        """The interval from now on, in seconds; 0 is never."""
+        self.stop()
+        self._interval = interval
+        self._arm()
+
+    def noted(self, _report: Report) -> None:
+        """A pass ended: there may be the first value to look after, or none any more."""
+        if not self._engine.outcomes:
+            self.stop()
+        elif self._timer is None:
+            self._arm()
+
+    def stop(self) -> None:
+        """No more passes."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        if self._interval and self._engine.outcomes:
+            now = self._loop.time()
+            self._timer = self._loop.call_at((now // self._interval + 1) * self._interval, self._fire)
+
+    def _fire(self) -> None:
+        tunables = self._engine.tunables
+        self._engine.look_again("drift", {tunables[target.tunable].lane for target in self._engine.outcomes})
+        self._arm()

@@ -1,0 +1,102 @@
+"""Follows the host's devices: an event asks for a pass of the lane that it concerns, and writes nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Protocol
+
+from kerntune.kernel.devices import Event, Monitor, Overrun
+from kerntune.model import Lane
+
+log = logging.getLogger(__name__)
+
+LANES: Final = {"block": Lane.BLOCK, "nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK, "cpu": Lane.CPU}
+# Seconds after the last event. A drive may not be ready at its event; the hidden paths of a multipath drive, and the
+# policies of a cpufreq driver, have none.
+FOLLOW_UPS: Final = (0.5, 2.0, 8.0)
+
+Look = Callable[[str, Iterable[Lane]], None]
+
+
+class Source(Protocol):
+    """Where events come from (kernel/devices.py)."""
+
+    def fileno(self) -> int:
+        """Readable when there are events."""
+
+    def events(self) -> Iterator[Event]:
+        """Those that have come; raises Overrun."""
+
+
+class Hotplug:
+    """Asks `look` for passes, with a cause and their lanes."""
+
+    def __init__(self, source: Source, look: Look) -> None:
+        self._source, self._look = source, look
+        self._loop = asyncio.get_running_loop()
+        self._timers: dict[Lane, asyncio.TimerHandle] = {}
+
+    def ready(self) -> None:
+        """The source has events."""
+        found: dict[Lane, list[Event]] = {}
+        try:
+            for event in self._source.events():
+                if event.subsystem in LANES:
+                    found.setdefault(LANES[event.subsystem], []).append(event)
+        except Overrun:
+            log.info("more device events at once than could be kept: everything is looked at")
+            self._look("device events", Lane)
+            for lane in Lane:
+                self._follow_up(lane, FOLLOW_UPS)
+            return
+        except OSError as error:
+            log.warning("device events cannot be read: %s", error)
+        for lane, events in found.items():
+            self._look(cause(events), [lane])
+            self._follow_up(lane, FOLLOW_UPS)
+
+    def stop(self) -> None:
+        """No more passes."""
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def _follow_up(self, lane: Lane, pauses: Sequence[float]) -> None:
+        """Look again after each pause; another event starts this anew."""
+        if lane in self._timers:
+            self._timers.pop(lane).cancel()
+        if pauses:
+            self._timers[lane] = self._loop.call_later(pauses[0], self._again, lane, pauses[1:])
+
+    def _again(self, lane: Lane, pauses: Sequence[float]) -> None:
+        self._look("device follow-up", [lane])
+        self._follow_up(lane, pauses)
+
+
+def on_host(look: Look) -> contextlib.AbstractContextManager[None]:
+    """Follow the host's devices; without their events, as in some containers, drift is what finds them."""
+    try:
+        return following(Monitor(), look)
+    except OSError as error:
+        log.warning("there are no device events here (%s): what is plugged is found when values are checked", error)
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def following(source: Source, look: Look) -> Iterator[None]:
+    """Ask for passes as events come, until the end of the context; needs a running loop."""
+    hotplug, loop = Hotplug(source, look), asyncio.get_running_loop()
+    loop.add_reader(source.fileno(), hotplug.ready)
+    try:
+        yield
+    finally:
+        loop.remove_reader(source.fileno())
+        hotplug.stop()
+
+
+def cause(events: Sequence[Event]) -> str:
+    """What happened, in few words."""
+    first, others = events[0], len({event.device for event in events}) - 1
+    return f"{first} and {others} more" if others else str(first)
