@@ -77,7 +77,7 @@ def released_outcomes(dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable
         for target, reading in result.readings.items():
             if target.tunable == claim_id.tunable and tunable.matches(claim_id.instances, target):
                 state = State.PLANNED if tunable.group(target) in moving else State.UNMANAGED
-                own = Outcome(target, "", reading.value or "", reading.value or "", state)
+                own = Outcome(target, "", result.before[target].value or "", reading.value or "", state)
                 found[target] = result.outcomes.get(target, own)
     return list(found.values())
 

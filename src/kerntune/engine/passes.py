@@ -51,8 +51,12 @@ class Order:
 
 @dataclass(slots=True)
 class Result:
-    """What a pass found and did; for a dry run `wrote` is what it would have written."""
+    """What a pass found and did; for a dry run `wrote` is what it would have written.
 
+    `readings` are those after the writes, `before` those it began with.
+    """
+
+    before: dict[Target, Reading] = field(default_factory=dict)
     readings: dict[Target, Reading] = field(default_factory=dict)
     wishes: dict[Target, Wish] = field(default_factory=dict)
     outcomes: dict[Target, Outcome] = field(default_factory=dict)
@@ -109,6 +113,7 @@ class _Pass:
         contested = self._contested(before, wishes)
         free = {t: wish for t, wish in wishes.items() if self.tunable.group(t) not in contested}
         steps, after = self._reach(before, free)
+        self.result.before |= before
         self.result.readings |= after
         self.result.wishes |= wishes
         self._report(before, after, steps, wishes)

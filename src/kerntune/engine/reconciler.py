@@ -321,6 +321,7 @@ def merge(results: Iterable[Result]) -> Result:
     """The results of several lanes as one."""
     whole = Result()
     for result in results:
+        whole.before |= result.before
         whole.readings |= result.readings
         whole.wishes |= result.wishes
         whole.outcomes |= result.outcomes

@@ -22,7 +22,7 @@ async def test_a_total_of_several_pools_changes_with_its_nodes(nodes: int) -> No
         ]
         assert lab.writes() == []
         done = await lab.unset(("hugepages", "*"), ("overcommit", ""))
-        assert [(one.actual, one.state) for one in done.outcomes] == [
-            ("0", State.UNMANAGED),
-            ("heuristic", State.UNMANAGED),
+        assert [(one.before, one.actual, one.state) for one in done.outcomes] == [
+            ("64", "0", State.UNMANAGED),
+            ("heuristic", "heuristic", State.UNMANAGED),
         ]
