@@ -96,8 +96,10 @@ def polkitd(bus: PrivateBus) -> Iterator[Polkitd]:
 
 @pytest.fixture(scope="session")
 def running(bus: PrivateBus, polkitd: Polkitd) -> Iterator[Daemon]:
-    """The daemon that most tests share."""
-    with Daemon(bus) as daemon:
+    """The daemon that most tests share; it looks for drift when a test asks, and not by the clock."""
+    daemon = Daemon(bus)
+    (daemon.config / "kerntune.toml").write_text("[drift]\ninterval = 0\n")
+    with daemon:
         yield daemon
 
 
