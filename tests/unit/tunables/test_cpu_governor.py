@@ -180,6 +180,14 @@ async def test_without_cpufreq_it_says_why() -> None:
         assert lab.claims == []
 
 
+async def test_cpufreq_that_was_missing_and_comes_is_found() -> None:
+    async with running(SimulatedKernel([Node(8 * GIB)])) as lab:
+        with pytest.raises(NotSupported):
+            await lab.set((NAME, "*", "performance"))
+        lab.kernel.policies = {"policy0": Policy((0,))}
+        assert (await lab.one(NAME, "*", "performance")).state is State.SATISFIED
+
+
 async def test_a_policy_that_is_not_there() -> None:
     async with running(host()) as lab:
         with pytest.raises(NoSuchTarget):

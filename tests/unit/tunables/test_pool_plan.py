@@ -210,6 +210,25 @@ def test_with_several_nodes_only_their_files_are_written() -> None:
     assert plan(two_nodes(10, 10), wish(WHOLE, 100)) == {node(0): ["50"], node(1): ["50"]}
 
 
+@pytest.mark.parametrize(
+    ("total", "used", "where"),
+    [(4, 8, WHOLE), (15, 8, WHOLE), (16, 8, None), (12, 4, node(0))],
+    ids=["below what is in use", "one below", "as it is", "free pages are enough"],
+)
+def test_pages_in_use_beyond_the_total_are_the_totals_matter(total: int, used: int, where: Target | None) -> None:
+    """The kernel counts the surplus of the other nodes in each node's file: a node's number would be off by it."""
+    group = {node(n): pool(node(n), 8, used=used) for n in (0, 1)} | {WHOLE: pool(WHOLE, 16, used=2 * used)}
+    written = plan(group, wish(WHOLE, total))
+    assert next(iter(written), None) == where
+    if where == WHOLE:
+        assert written == {WHOLE: [str(total)]}
+
+
+def test_while_pages_stay_the_total_is_written() -> None:
+    group = {node(n): pool(node(n), 2, used=8) for n in (0, 1)} | {WHOLE: pool(WHOLE, 4, used=16)}
+    assert plan(group, wish(WHOLE, 6)) == {WHOLE: ["6"]}
+
+
 def test_nodes_get_theirs_and_the_others_the_rest() -> None:
     assert plan(two_nodes(0, 0), wish(WHOLE, 200), wish(node(0), 80)) == {node(0): ["80"], node(1): ["120"]}
 
