@@ -1,0 +1,164 @@
+"""kerntune on a machine, and the kernel beside it, as the users of that machine see them; decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.tunables import REGISTRY
+from tests.system.machine import Machine
+from tests.system.qmp import MachineError
+
+UNIT: Final = "kerntuned.service"
+TUNABLES: Final = tuple(tunable.name for tunable in REGISTRY)
+TWO_MIB: Final = 2048  # kB, as in the names of the kernel's directories
+ONE_GIB: Final = 1 << 20
+CPUFREQ: Final = "/sys/devices/system/cpu/cpufreq"
+Setting = tuple[str, str, str]
+
+
+class Outcome(NamedTuple):
+    """A row of an answer, as it comes over the bus."""
+
+    tunable: str
+    instance: str
+    requested: str
+    before: str
+    actual: str
+    state: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a call: outcomes, or the words of the refusal."""
+
+    changed: bool
+    outcomes: tuple[Outcome, ...]
+    refusal: str
+
+    @property
+    def short(self) -> list[tuple[str, str, str]]:
+        """Instance, state and reason of each outcome."""
+        return [(row.instance, row.state, row.reason) for row in self.outcomes]
+
+
+class Host:
+    """The machine's daemon, by way of busctl, and the kernel's files without it."""
+
+    def __init__(self, vm: Machine) -> None:
+        self.vm = vm
+
+    # what a user of it asks
+
+    def set(self, *settings: Setting, user: str = "root", session: bool = False, **options: bool) -> Answer:
+        """Set; an option is written as `persist=True`, `allow_partial=True`."""
+        return self._change("Set", settings, 3, user=user, session=session, options=options)
+
+    def plan(self, *settings: Setting, user: str = "root", **options: bool) -> Answer:
+        return self._change("Plan", settings, 3, user=user, session=False, options=options)
+
+    def unset(self, *what: tuple[str, str], user: str = "root", session: bool = False, **options: bool) -> Answer:
+        return self._change("Unset", what, 2, user=user, session=session, options=options)
+
+    def describe(self, *, user: str = "root") -> dict[str, Any]:
+        text = self.vm.check(["busctl", "--json=short", "call", BUS_NAME, ROOT, MANAGER, "Describe"], user=user)
+        document: dict[str, Any] = json.loads(json.loads(text)["data"][0])
+        return document
+
+    def get(self, interface: str, name: str, *, user: str = "root") -> Any:
+        """A property."""
+        words = ["busctl", "--json=short", "get-property", BUS_NAME, ROOT, interface, name]
+        return json.loads(self.vm.check(words, user=user))["data"]
+
+    def target(self, tunable: str, instance: str = "") -> dict[str, Any]:
+        """One row of the description."""
+        rows = self.describe()["targets"]
+        (row,) = (row for row in rows if (row["tunable"], row["instance"]) == (tunable, instance))
+        found: dict[str, Any] = row
+        return found
+
+    def claims(self) -> dict[str, str]:
+        """Claim id -> value."""
+        return {claim["id"]: claim["value"] for claim in self.describe()["claims"]}
+
+    def release(self) -> None:
+        """Withdraw every claim there is."""
+        everything = [(tunable, "*") for tunable in TUNABLES]
+        for persist in (False, True):
+            answer = self.unset(*everything, persist=persist)
+            assert not answer.refusal, answer.refusal
+
+    def _change(
+        self,
+        member: str,
+        rows: Sequence[Sequence[str]],
+        width: int,
+        *,
+        user: str,
+        session: bool,
+        options: dict[str, bool],
+    ) -> Answer:
+        given = [word for name, value in options.items() for word in (name.replace("_", "-"), "b", str(value).lower())]
+        settings = [word for row in rows for word in row]
+        words = ["busctl", "--json=short", "--", "call", BUS_NAME, ROOT, MANAGER, member, f"a({'s' * width})a{{sv}}"]
+        words += [str(len(rows)), *settings, str(len(options)), *given]
+        result = self.vm.run(words, user=user, session=session)
+        if result.status:
+            return Answer(changed=False, outcomes=(), refusal=result.err.strip() or f"status {result.status}")
+        changed, outcomes = json.loads(result.out)["data"]
+        return Answer(changed=changed, outcomes=tuple(Outcome(*row) for row in outcomes), refusal="")
+
+    # its service
+
+    def unit(self, name: str, unit: str = UNIT) -> str:
+        """A property of a unit, as systemd shows it."""
+        return self.vm.check(["systemctl", "show", "--value", f"--property={name}", unit])
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process, 0 when there is none."""
+        return int(self.unit("MainPID"))
+
+    def wait_restarted(self, former: int, limit: float = 60) -> None:
+        """Return when the daemon runs and is ready, as another process than `former`."""
+        again = f"[ $(systemctl show --value --property=MainPID {UNIT}) -ne {former} ]"
+        self.vm.wait_for(f"{again} && systemctl is-active --quiet {UNIT}", limit)
+
+    def journal(self) -> str:
+        """All that the daemon has logged in this boot."""
+        return self.vm.check(["journalctl", "--output=cat", f"--unit={UNIT}"])
+
+    # the kernel
+
+    def pages(self, node: int | None = None, *, size: int = TWO_MIB, which: str = "nr") -> int:
+        """Huge pages of a size in kB, of the host or of one node; `which` may be free or surplus too."""
+        where = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
+        return int(self.vm.read(f"{where}/hugepages/hugepages-{size}kB/{which}_hugepages"))
+
+    def governor(self, policy: int) -> str:
+        return self.vm.read(f"{CPUFREQ}/policy{policy}/scaling_governor")
+
+    def scheduler(self, device: str) -> str:
+        words = self.vm.read(f"/sys/block/{device}/queue/scheduler").split()
+        return next((word.strip("[]") for word in words if word.startswith("[")), " ".join(words))
+
+    def overcommit(self) -> tuple[int, int]:
+        """The kernel's number of the mode, and the ratio."""
+        mode, ratio = self.vm.check("cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_ratio").split()
+        return int(mode), int(ratio)
+
+    def meminfo(self) -> dict[str, int]:
+        """/proc/meminfo: bytes, or counts where it has no unit."""
+        rows = (line.split() for line in self.vm.read("/proc/meminfo").splitlines())
+        return {row[0].rstrip(":"): int(row[1]) * (1024 if row[2:] else 1) for row in rows}
+
+    def set_online(self, cpu: int, *, online: bool) -> None:
+        self.vm.check(f"echo {int(online)} > /sys/devices/system/cpu/cpu{cpu}/online")
+        state = self.vm.read("/sys/devices/system/cpu/online")
+        if (str(cpu) in state) is not online:
+            raise MachineError(f"CPUs online: {state}")

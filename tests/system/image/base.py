@@ -1,0 +1,99 @@
+"""Builds the guest's disk: Debian 12 with what kerntune depends on, and the agent; kerntune itself is not in it."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from tests.system.image.cache import key_of
+
+HERE: Final = Path(__file__).parent
+CHECKOUT: Final = HERE.parents[2]
+LIMIT: Final = 480  # seconds for the whole of Debian
+SUITE: Final = "bookworm"
+PACKAGES: Final = (
+    # The cloud kernel has neither nvme nor acpi-cpufreq.
+    *("linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev", "systemd", "systemd-sysv", "libpam-systemd"),
+    *("dbus", "polkitd", "python3", "python3-dbus-next", "python3-systemd", "python3-pyudev", "python3-psutil"),
+    *("procps", "iproute2", "e2fsprogs", "nvme-cli", "numactl", "python3-pytest"),
+)
+# What a guest of this kind never uses is left out as dpkg unpacks it.
+DRIVERS: Final = (
+    *("gpu", "media", "infiniband", "isdn", "staging", "hid", "input/joystick", "input/touchscreen", "iio", "usb"),
+    *("bluetooth", "scsi", "ata", "mtd", "comedi", "thunderbolt", "firewire", "video", "w1", "leds"),
+    *("platform/surface", "net/ethernet", "net/wireless", "net/can", "net/usb", "net/wwan", "net/fddi"),
+    *("net/hamradio", "net/dsa"),
+)
+FILESYSTEMS: Final = (
+    *("xfs", "btrfs", "ocfs2", "gfs2", "f2fs", "ceph", "cifs", "smb", "afs", "jfs", "reiserfs", "nilfs2", "ntfs3"),
+    *("ubifs", "coda", "dlm", "orangefs", "ksmbd", "nfs", "nfsd"),
+)
+LEFT_OUT: Final = (
+    *(f"/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")),
+    "/lib/modules/*/kernel/sound/*",
+    *(f"/lib/modules/*/kernel/drivers/{name}/*" for name in DRIVERS),
+    *(f"/lib/modules/*/kernel/fs/{name}/*" for name in FILESYSTEMS),
+)
+SIZE: Final = "2G"
+
+
+def key() -> str:
+    """Changes with everything that goes into the disk."""
+    return key_of(Path(__file__), HERE / "customize.sh", *sorted((HERE / "guest").glob("agent.*")))
+
+
+def build(into: Path) -> None:
+    """Make disk.img, vmlinux and initrd in `into`. Needs root: goes through sudo when it is not."""
+    if os.geteuid() != 0:
+        again = ["sudo", sys.executable, "-m", "tests.system.image.base", str(into)]
+        subprocess.run(again, cwd=CHECKOUT, check=True, timeout=LIMIT + 60)
+        return
+    tree = into / "tree"
+    try:
+        options = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
+        subprocess.run(
+            [
+                "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory", *options,
+                "--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io",
+                f"--include={','.join(PACKAGES)}", f"--customize-hook={HERE / 'customize.sh'} \"$1\" {HERE / 'guest'}",
+                SUITE, str(tree),
+            ],
+            check=True,
+            timeout=LIMIT,
+        )  # fmt: skip
+        (kernel,) = tree.glob("boot/vmlinuz-*")
+        (initrd,) = tree.glob("boot/initrd.img-*")
+        (into / "vmlinux").write_bytes(unpacked(kernel.read_bytes()))
+        shutil.move(initrd, into / "initrd")
+        kernel.unlink()
+        # Thrown away after each run: no journal.
+        ext4 = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-L", "root"]
+        subprocess.run(
+            [*ext4, "-d", str(tree), str(into / "disk.img"), SIZE], check=True, timeout=120, stdout=subprocess.DEVNULL
+        )
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+    for path in into.iterdir():
+        path.chmod(0o644)
+
+
+def unpacked(kernel: bytes) -> bytes:
+    """The ELF file inside a bzImage, which QEMU starts by its PVH note: emulated, unpacking it would take seconds."""
+    start = -1
+    while (start := kernel.find(b"\xfd7zXZ\0", start + 1)) >= 0:
+        try:
+            found = lzma.LZMADecompressor().decompress(kernel[start:])
+        except lzma.LZMAError:
+            continue
+        if found.startswith(b"\x7fELF"):
+            return found
+    raise ValueError("there is no xz-compressed ELF file in the kernel")
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""What the running service may do: no capability, and no file to write outside of what it tunes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tests.system.host import UNIT, Host
+from tests.system.machine import Machine
+
+WORST = 2.0
+MAY = (
+    "/proc/sys/vm/nr_hugepages",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+    "/sys/devices/system/node/node1/hugepages/hugepages-1048576kB/nr_hugepages",
+    "/sys/devices/system/cpu/cpufreq/policy0/scaling_governor",
+    "/sys/block/vdb/queue/scheduler",
+    "/var/lib/kerntune/new",
+    "/run/kerntune/new",
+)
+MAY_NOT = (
+    *("/etc/passwd", "/etc/new", "/etc/kerntune/kerntune.toml", "/etc/kerntune/kerntune.d/new.toml"),
+    *("/usr/bin/kerntuned", "/usr/bin/new", "/usr/lib/python3/dist-packages/kerntune/__init__.py", "/boot/new"),
+    *("/root/kerntune.deb", "/root/new", "/home/bob/.bashrc", "/home/new", "/var/lib/new", "/var/log/new", "/run/new"),
+    *("/proc/sys/kernel/panic", "/proc/sys/kernel/core_pattern", "/proc/sys/fs/file-max", "/proc/sysrq-trigger"),
+    *("/sys/module/nvme_core/parameters/io_timeout", "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/dev/vda"),
+)
+# In the service's view of the file system and with its capabilities; files that are opened are not written to.
+TRY = """
+import errno, json, os, sys
+said = {}
+for path in json.load(sys.stdin):
+    new = os.O_CREAT if path.rpartition("/")[2].startswith("new") else 0
+    try:
+        os.close(os.open(path, os.O_WRONLY | new, 0o600))
+    except OSError as error:
+        said[path] = errno.errorcode[error.errno]
+    else:
+        said[path] = "written"
+        if new:
+            os.unlink(path)
+print(json.dumps(said))
+"""
+POWERLESS = ("--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs")
+
+
+def test_the_score_of_its_exposure(vm: Machine) -> None:
+    shown = vm.check(["systemd-analyze", "security", "--no-pager", UNIT])
+    found = re.search(r"Overall exposure level for kerntuned\.service: ([\d.]+)", shown)
+    assert found, shown
+    assert float(found[1]) <= WORST, shown
+
+
+def test_its_units_are_in_order(vm: Machine) -> None:
+    units = "/lib/systemd/system/kerntuned.service /lib/systemd/system/kerntune.target"
+    checked = vm.run(f"systemd-analyze verify --man=no {units}")
+    assert (checked.status, checked.out, checked.err) == (0, "", "")
+
+
+def test_it_has_no_capability(host: Host, vm: Machine) -> None:
+    status = dict(line.split(":\t", 1) for line in vm.read(f"/proc/{host.pid}/status").splitlines())
+    for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
+        assert int(status[f"Cap{kind}"], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert status["Uid"].split()[0] == "0"
+
+
+def test_it_writes_what_it_tunes_and_nothing_else(host: Host, vm: Machine) -> None:
+    there = vm.check(["ls", *(path for path in (*MAY, *MAY_NOT) if not path.rpartition("/")[2].startswith("new"))])
+    assert there, "the files of the host are there, so that a refusal means something"
+    inside = ["nsenter", f"--target={host.pid}", "--mount", "setpriv", *POWERLESS, "python3", "-c", TRY]
+    said = json.loads(vm.check(inside, data=json.dumps([*MAY, *MAY_NOT])))
+    assert {path: said[path] for path in MAY} == dict.fromkeys(MAY, "written")
+    assert {path: said[path] for path in MAY_NOT if said[path] == "written"} == {}
+    assert set(said.values()) <= {"written", "EROFS", "EACCES", "ENOENT", "EPERM", "ENXIO"}

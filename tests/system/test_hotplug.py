@@ -1,0 +1,202 @@
+"""Drives and CPUs that come and go, and hands other than ours: every one is right again, by events or by the clock."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.host import CPUFREQ, Host
+from tests.system.machine import Machine
+from tests.system.scenes import fragment
+
+SCHEDULER = "io-scheduler"
+WISHED = "mq-deadline"
+DRIVES = 16
+STORM = 64
+QUIET = 10.0  # seconds in which nothing happens
+
+
+def right(device: str, value: str = WISHED) -> str:
+    """The shell's condition for a device that has the scheduler."""
+    return f"grep -q '\\[{value}\\]' /sys/block/{device}/queue/scheduler"
+
+
+def all_right(pattern: str, number: int) -> str:
+    return f"[ $(grep -l '\\[{WISHED}\\]' /sys/block/{pattern}/queue/scheduler | wc -l) = {number} ]"
+
+
+def gone(pattern: str) -> str:
+    return f"! ls /sys/block | grep -q '^{pattern}'"
+
+
+@pytest.fixture
+def wishing(host: Host) -> Host:
+    """Every NVMe drive is wished a scheduler, and there is none yet."""
+    answer = host.set((SCHEDULER, "nvme*", WISHED), user="bob")
+    assert answer.short == [("nvme*", "unsupported", "no-such-target")]
+    return host
+
+
+@pytest.fixture
+def checking(host: Host) -> Iterator[Host]:
+    """The values are looked at every second."""
+    host.vm.write("/etc/kerntune/kerntune.d/drift.toml", "[drift]\ninterval = 1\n")
+    host.vm.check("kerntune reload")
+    yield host
+    host.vm.check("rm /etc/kerntune/kerntune.d/drift.toml; kerntune reload")
+
+
+def plug_and_pull(vm: Machine, times: int) -> None:
+    for _ in range(times):
+        vm.nvme_add("plugged")
+        vm.wait_for(right("nvme0n1"))
+        vm.nvme_del("plugged")
+        vm.wait_for(gone("nvme0n1"))
+
+
+def errors(host: Host) -> str:
+    return host.vm.check("journalctl --output=cat --priority=err --unit=kerntuned.service")
+
+
+def test_a_drive_is_set_each_time_it_is_plugged(wishing: Host) -> None:
+    plug_and_pull(wishing.vm, 5)
+    assert errors(wishing) == ""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_drive_is_set_fifty_times(wishing: Host) -> None:
+    plug_and_pull(wishing.vm, 50)
+    assert errors(wishing) == ""
+
+
+def test_a_claim_by_id_follows_the_drive(host: Host) -> None:
+    host.set((SCHEDULER, "by-id/nvme-*_wanted*", WISHED), user="bob")
+    for name in ("other", "wanted"):
+        host.vm.nvme_add(name)
+        host.vm.wait_for(f"[ $(ls /dev/disk/by-id | grep -c _{name}) -ge 1 ]")
+    host.vm.wait_for(right("nvme1n1"))
+    assert host.scheduler("nvme0n1") == "none"
+    for name in ("other", "wanted"):
+        host.vm.nvme_del(name)
+    host.vm.nvme_add("wanted")
+    host.vm.wait_for(right("nvme0n1"))
+    host.vm.nvme_del("wanted")
+    host.vm.wait_for(gone("nvme0n1"))
+
+
+@pytest.mark.timeout(240)
+def test_sixteen_drives_at_once(wishing: Host) -> None:
+    names = [f"drive{number}" for number in range(DRIVES)]
+    for name in names:
+        wishing.vm.nvme_add(name)
+    wishing.vm.wait_for(all_right("nvme*n1", DRIVES), 60)
+    assert (
+        len(wishing.get("org.kerntune.Tuner1.IoScheduler", "Devices").keys() & {f"nvme{n}n1" for n in range(16)}) == 16
+    )
+    for name in names:
+        wishing.vm.nvme_del(name)
+    wishing.vm.wait_for(gone("nvme"), 60)
+    assert errors(wishing) == ""
+
+
+@pytest.mark.timeout(240)
+def test_a_storm_of_devices(wishing: Host) -> None:
+    vm = wishing.vm
+
+    def memory() -> int:
+        """Private dirty KiB of the daemon."""
+        return int(vm.check(f"awk '/^Private_Dirty/ {{print $2}}' /proc/{wishing.pid}/smaps_rollup"))
+
+    sizes = []
+    for _ in range(3):
+        vm.check(f"nvme-storm add {STORM}")
+        vm.wait_for(all_right("nvme1*n1", STORM), 60)
+        vm.check(f"nvme-storm del {STORM}")
+        vm.wait_for(gone("nvme1"), 60)
+        vm.wait_for("udevadm settle")
+        sizes.append(memory())
+    assert sizes[-1] - sizes[0] < 1024, f"memory grows with each storm (KiB): {sizes}"
+    assert errors(wishing) == ""
+
+
+def test_multipath(wishing: Host) -> None:
+    vm = wishing.vm
+    vm.check("nvme-fabric up 1")
+    vm.wait_for(right("nvme0c0n1"))
+    assert host_targets(wishing) == ["nvme0c0n1"], "the drive itself has nothing to schedule"
+    vm.check("nvme-fabric path")
+    vm.wait_for(right("nvme0c1n1"), 20)
+    assert host_targets(wishing) == ["nvme0c0n1", "nvme0c1n1"]
+    answer = wishing.set((SCHEDULER, "nvme0n1", "none"), user="bob")
+    assert answer.short == [("nvme0c0n1", "satisfied", "ok"), ("nvme0c1n1", "satisfied", "ok")]
+    vm.check("nvme-fabric down")
+    vm.wait_for(gone("nvme0"))
+
+
+def host_targets(host: Host) -> list[str]:
+    rows = host.describe()["targets"]
+    return sorted(row["instance"] for row in rows if row["tunable"] == SCHEDULER and row["instance"].startswith("nvme"))
+
+
+def test_somebody_elses_hand(checking: Host) -> None:
+    vm = checking.vm
+    vm.check("nvme-storm add 1")
+    checking.set((SCHEDULER, "nvme100n1", WISHED), user="bob")
+    for _ in range(3):
+        vm.check("echo none > /sys/block/nvme100n1/queue/scheduler")
+        vm.wait_for(right("nvme100n1"), 10)
+    vm.check("echo none > /sys/block/nvme100n1/queue/scheduler")
+    vm.wait_for("kerntune --json status | grep -q contested", 10)
+    for _ in range(6):
+        vm.check("echo bfq > /sys/block/nvme100n1/queue/scheduler")
+    assert checking.scheduler("nvme100n1") == "bfq", "it has stopped fighting"
+    assert "left so until somebody sets it again" in checking.target(SCHEDULER, "nvme100n1")["detail"]
+    checking.set((SCHEDULER, "nvme100n1", WISHED), user="bob")
+    assert checking.scheduler("nvme100n1") == WISHED
+    vm.check("nvme-storm del 1")
+    vm.wait_for(gone("nvme100n1"))
+
+
+def test_a_cpu_that_comes_back_and_a_driver_that_is_loaded_again(checking: Host) -> None:
+    vm = checking.vm
+    checking.set(("cpu-governor", "*", "performance"), user="bob")
+    checking.set_online(1, online=False)
+    checking.set_online(1, online=True)
+    vm.wait_for(f"[ $(cat {CPUFREQ}/policy1/scaling_governor) = performance ]", 20)
+    vm.check("rmmod acpi_cpufreq && modprobe acpi_cpufreq")
+    for policy in (0, 1):
+        vm.wait_for(f"[ $(cat {CPUFREQ}/policy{policy}/scaling_governor) = performance ]", 20)
+    # What it lets go to is the host's own, also where a driver was loaded anew.
+    checking.unset(("cpu-governor", "*"), user="bob")
+    assert checking.governor(0) == "schedutil"
+
+
+@pytest.mark.timeout(240)
+def test_slow_huge_pages_delay_no_drive(wishing: Host) -> None:
+    vm = wishing.vm
+    spoiler = fragment(wishing, 1)
+    slow = vm.spawn(f"kerntune set hugepages@2M/node1={wishing.pages(1) + 150}")
+    vm.check("nvme-storm add 1")
+    began = time.monotonic()
+    vm.wait_for(right("nvme100n1"), 30)
+    waited = time.monotonic() - began
+    done = slow.wait(120)
+    sys.stdout.write(f"the drive waited {waited:.1f} s, the pages {time.monotonic() - began:.1f} s: {done.err}\n")
+    spoiler.kill(9)
+    spoiler.wait()
+    vm.check("echo 0 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages; nvme-storm del 1")
+    assert waited < 5
+
+
+def test_at_rest_it_wakes_less_than_once_a_second(wishing: Host) -> None:
+    vm = wishing.vm
+    vm.wait_for("udevadm settle")
+    switches = f"awk '/^voluntary/ {{n += $2}} END {{print n}}' /proc/{wishing.pid}/task/*/status"
+    vm.check("sleep 9")  # the last look after the last event
+    before = int(vm.check(switches))
+    vm.check(f"sleep {QUIET:.0f}")
+    assert int(vm.check(switches)) - before < QUIET
