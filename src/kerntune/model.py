@@ -269,3 +269,6 @@ class Memory:
     def reserve(self) -> int:
         """What is left to the rest of the host, in bytes: 512 MiB or 5 % of RAM, whichever is more."""
         return max(512 << 20, self.total // 20)
+
+
+NO_MEMORY = Memory(0, 0, 0, 0, 0, 0, 0, None, 0, 0)

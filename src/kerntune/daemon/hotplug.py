@@ -8,12 +8,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
-from kerntune.kernel.devices import Event, Monitor, Overrun
+from kerntune.kernel.devices import Event, Overrun, monitors
 from kerntune.model import Lane
 
 log = logging.getLogger(__name__)
 
-LANES: Final = {"block": Lane.BLOCK, "nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK, "cpu": Lane.CPU}
+LANES: Final = {"block": Lane.BLOCK, "cpu": Lane.CPU}
+# Of a controller nothing is known yet but that drives or paths may follow.
+LATER: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
 # Seconds after the last event. A drive may not be ready at its event; the hidden paths of a multipath drive, and the
 # policies of a cpufreq driver, have none.
 FOLLOW_UPS: Final = (0.5, 2.0, 8.0)
@@ -34,18 +36,20 @@ class Source(Protocol):
 class Hotplug:
     """Asks `look` for passes, with a cause and their lanes."""
 
-    def __init__(self, source: Source, look: Look) -> None:
-        self._source, self._look = source, look
+    def __init__(self, look: Look) -> None:
+        self._look = look
         self._loop = asyncio.get_running_loop()
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
 
-    def ready(self) -> None:
-        """The source has events."""
+    def ready(self, source: Source) -> None:
+        """A source has events."""
         found: dict[Lane, list[Event]] = {}
         try:
-            for event in self._source.events():
-                if event.subsystem in LANES:
-                    found.setdefault(LANES[event.subsystem], []).append(event)
+            for event in source.events():
+                if lane := LANES.get(event.subsystem):
+                    found.setdefault(lane, []).append(event)
+                elif lane := LATER.get(event.subsystem):
+                    self._follow_up(lane, FOLLOW_UPS)
         except Overrun:
             log.info("more device events at once than could be kept: everything is looked at")
             self._look("device events", Lane)
@@ -78,21 +82,23 @@ class Hotplug:
 def on_host(look: Look) -> contextlib.AbstractContextManager[None]:
     """Follow the host's devices; without their events, as in some containers, drift is what finds them."""
     try:
-        return following(Monitor(), look)
+        return following(monitors(), look)
     except OSError as error:
         log.warning("there are no device events here (%s): what is plugged is found when values are checked", error)
         return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def following(source: Source, look: Look) -> Iterator[None]:
+def following(sources: Sequence[Source], look: Look) -> Iterator[None]:
     """Ask for passes as events come, until the end of the context; needs a running loop."""
-    hotplug, loop = Hotplug(source, look), asyncio.get_running_loop()
-    loop.add_reader(source.fileno(), hotplug.ready)
+    hotplug, loop = Hotplug(look), asyncio.get_running_loop()
+    for source in sources:
+        loop.add_reader(source.fileno(), hotplug.ready, source)
     try:
         yield
     finally:
-        loop.remove_reader(source.fileno())
+        for source in sources:
+            loop.remove_reader(source.fileno())
         hotplug.stop()
 
 

@@ -14,9 +14,11 @@ from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel, KernelError
 from kerntune.kernel.memory import read_memory
 from kerntune.model import (
+    NO_MEMORY,
     Baseline,
     Claim,
     ClaimId,
+    Lane,
     Limits,
     Memory,
     Outcome,
@@ -86,7 +88,8 @@ class Worker:
         deadline = self.clock() + REMEDY_SECONDS
         for tunable in self.tunables:
             _Pass(self, tunable, order, result, deadline=deadline, progress=progress).run()
-        result.memory = read_memory(self.kernel)
+        if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
+            result.memory = read_memory(self.kernel)
         if not order.dry:
             self.last.clear()
             self.last.update(result.outcomes)
@@ -183,7 +186,9 @@ class _Pass:
             steps = self._plan(readings, wishes)
 
     def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> Sequence[Step]:
-        steps = self.tunable.plan(readings, wishes, read_memory(self.lane.kernel), self.lane.limits)
+        # The other lanes have no use for it, and a plugged drive waits.
+        memory = read_memory(self.lane.kernel) if self.tunable.lane is Lane.MEMORY else NO_MEMORY
+        steps = self.tunable.plan(readings, wishes, memory, self.lane.limits)
         self.result.wrote |= {t for step in steps if step.writes for t in (step.wish.target, *step.touches)}
         return steps
 

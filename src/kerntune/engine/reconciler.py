@@ -294,7 +294,7 @@ class Reconciler:
         self.readings = {t: r for t, r in self.readings.items() if t.tunable not in names} | result.readings
         self.missing = {n: why for n, why in self.missing.items() if n not in names} | result.missing
         self.missing = {name: why for name, why in self.missing.items() if why}
-        self.memory = result.memory
+        self.memory = result.memory or self.memory
 
     async def _publish(self, lane: Lane, result: Result, tickets: Sequence[Ticket]) -> None:
         """Take over what a pass found, and tell everybody what is news."""
@@ -328,5 +328,5 @@ def merge(results: Iterable[Result]) -> Result:
         whole.wrote |= result.wrote
         whole.restored |= result.restored
         whole.missing |= result.missing
-        whole.memory = result.memory
+        whole.memory = result.memory or whole.memory
     return whole

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HOST = Path("/")
 # What ctypes.util would find, for the pyudev that asks it. It brings shutil and tempfile with it, a quarter MiB.
 UDEVD: Final = Path("/run/udev/control")  # systemd-udevd's socket
+DATABASE: Final = Path("/run/udev/data")  # a file a device, written anew at each of its events
 # Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs.
 SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu")
 LIBRARIES: Final = {"udev": "libudev.so.1", "c": "libc.so.6"}
@@ -36,6 +37,28 @@ def _context() -> Context:
     return pyudev.Context()
 
 
+def _written(device: str) -> int:
+    """When udev wrote last what it knows of a block device (ns), 0 when it knows nothing of it."""
+    try:
+        with open(f"/sys/class/block/{device}/dev", "rb", buffering=0) as file:
+            return os.stat(b"%s/b%s" % (os.fsencode(DATABASE), file.read().strip())).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=1024)
+def _links(device: str, _written: int) -> Sequence[str]:
+    """Asking costs as much as all the rest of a pass, and the answer stays the same until udev writes again."""
+    context = _context()
+    import pyudev  # noqa: PLC0415  (after the context, which imports it in its own way)
+
+    try:
+        found = pyudev.Devices.from_name(context, "block", device).device_links
+        return sorted(link.removeprefix("/dev/disk/") for link in found if link.startswith("/dev/disk/"))
+    except pyudev.DeviceNotFoundError:
+        return ()
+
+
 def links(root: Path, device: str) -> Sequence[str]:
     """The names a block device has below /dev/disk, without that prefix.
 
@@ -43,14 +66,7 @@ def links(root: Path, device: str) -> Sequence[str]:
     symbolic links below dev/disk are read. A device that udev does not know has none.
     """
     if root == HOST:
-        context = _context()
-        import pyudev  # noqa: PLC0415  (after the context, which imports it in its own way)
-
-        try:
-            found = pyudev.Devices.from_name(context, "block", device).device_links
-            return sorted(link.removeprefix("/dev/disk/") for link in found if link.startswith("/dev/disk/"))
-        except pyudev.DeviceNotFoundError:
-            return ()
+        return _links(device, _written(device)) if DATABASE.is_dir() else _links.__wrapped__(device, 0)
     disk = root / "dev/disk"
     return sorted(str(p.relative_to(disk)) for p in disk.glob("*/*") if p.is_symlink() and p.readlink().name == device)
 
@@ -71,18 +87,17 @@ class Overrun(Exception):
 
 
 class Monitor:
-    """Events of the host's devices, once udev has dealt with them; at once where no udevd runs.
+    """Events of the host's devices: from the `kernel` at once, from `udev` when it has dealt with them.
 
     `fileno` is readable when there are some (netlink(7), NETLINK_KOBJECT_UEVENT). libudev asks for the largest receive
     buffer that it may have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
         context = _context()
         import pyudev  # noqa: PLC0415  (after the context, as above)
 
-        self.source = "udev" if UDEVD.exists() else "kernel"
-        self._monitor = pyudev.Monitor.from_netlink(context, self.source)
+        self._monitor = pyudev.Monitor.from_netlink(context, source)
         for subsystem in SUBSYSTEMS:
             self._monitor.filter_by(subsystem)
         self._monitor.start()
@@ -106,3 +121,11 @@ class Monitor:
             # A partition has no queue of its own.
             if device.device_type != "partition":
                 yield Event(device.subsystem, device.action, device.sys_name)
+
+
+def monitors() -> list[Monitor]:
+    """Those there can be here. The kernel's is as early as a udev rule; udev's knows by-id names, and is the last word.
+
+    Values in sysfs need nothing that udev makes, so the kernel's events can be used at once.
+    """
+    return [Monitor("kernel"), *([Monitor("udev")] if UDEVD.exists() else [])]

@@ -70,21 +70,30 @@ def source() -> Iterator[Source]:
     [
         (ADDED, Lane.BLOCK),
         (Event("block", "change", "sda"), Lane.BLOCK),
-        (Event("nvme", "change", "nvme1"), Lane.BLOCK),
-        (Event("nvme-subsystem", "add", "nvme-subsys1"), Lane.BLOCK),
         (Event("cpu", "online", "cpu3"), Lane.CPU),
     ],
 )
 async def test_an_event_asks_for_a_pass_of_its_lane(source: Source, event: Event, lane: Lane) -> None:
     look = Looks()
-    with following(source, look):
+    with following([source], look):
         source.send(event)
         assert await look.next() == (f"{event.action} {event.device}", {lane})
 
 
+@pytest.mark.parametrize("event", [Event("nvme", "change", "nvme1"), Event("nvme-subsystem", "add", "nvme-subsys1")])
+async def test_a_controller_is_followed_by_later_looks(
+    source: Source, monkeypatch: pytest.MonkeyPatch, event: Event
+) -> None:
+    monkeypatch.setattr(hotplug, "FOLLOW_UPS", (0.01,))
+    look = Looks()
+    with following([source], look):
+        source.send(event)
+        assert await look.next() == ("device follow-up", {Lane.BLOCK})
+
+
 async def test_many_at_once_are_one_pass_a_lane(source: Source) -> None:
     look = Looks()
-    with following(source, look):
+    with following([source], look):
         drives = [Event("block", "add", f"nvme{number}n1") for number in range(64)]
         source.send(*drives, Event("cpu", "online", "cpu1"), Event("sound", "add", "card0"))
         assert await look.next() == ("add nvme0n1 and 63 more", {Lane.BLOCK})
@@ -94,14 +103,14 @@ async def test_many_at_once_are_one_pass_a_lane(source: Source) -> None:
 
 async def test_after_an_overrun_everything_is_looked_at(source: Source) -> None:
     look = Looks()
-    with following(source, look):
+    with following([source], look):
         source.send(ADDED, Overrun())
         assert await look.next() == ("device events", set(Lane))
 
 
 async def test_an_error_is_no_end(source: Source) -> None:
     look = Looks()
-    with following(source, look):
+    with following([source], look):
         source.send(OSError(errno.EIO, "broken"))
         source.send(ADDED)
         assert await look.next() == ("add nvme1n1", {Lane.BLOCK})
@@ -110,7 +119,7 @@ async def test_an_error_is_no_end(source: Source) -> None:
 async def test_it_looks_again_after_an_event_and_then_rests(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "FOLLOW_UPS", (0.01, 0.02))
     look = Looks()
-    with following(source, look):
+    with following([source], look):
         source.send(ADDED)
         seen = [await look.next() for _ in range(3)]
         assert [why for why, _ in seen] == ["add nvme1n1", "device follow-up", "device follow-up"]
@@ -121,10 +130,10 @@ async def test_it_looks_again_after_an_event_and_then_rests(source: Source, monk
 async def test_another_event_starts_the_later_looks_anew(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "FOLLOW_UPS", (30.0,))
     source.send(ADDED)
-    follower = Hotplug(source, Looks())
+    follower = Hotplug(Looks())
     for _ in range(3):
         source.send(ADDED)
-        follower.ready()
+        follower.ready(source)
     (timer,) = follower._timers.values()
     follower.stop()
     assert timer.cancelled()
@@ -141,7 +150,7 @@ async def test_without_events_it_says_so_and_goes_on(
     def refused() -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(hotplug, "Monitor", refused)
+    monkeypatch.setattr(hotplug, "monitors", refused)
     with hotplug.on_host(Looks()):
         pass
     assert "there are no device events here" in caplog.text
