@@ -24,7 +24,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup setup-vm run test test-vm soak bench lint deb format clean
+.PHONY: setup setup-vm run test test-vm soak bench bench-vm lint deb format clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,10 @@ setup-vm:
 # Beside TuneD, in one run; quote it only from a quiet machine.
 bench: setup
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+# A plugged drive in the virtual machine, beside a udev rule and TuneD.
+bench-vm: setup setup-vm deb
+	@$(VENV)/bin/python -m benchmarks.hotplug $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/python -m pytest tests/static $(ARGS)

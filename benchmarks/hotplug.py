@@ -1,6 +1,6 @@
 """A plugged NVMe drive's way to its scheduler, in a virtual machine: kerntuned, beside a udev rule and TuneD.
 
-`python -m benchmarks.hotplug [--plugs N]` prints a table and writes benchmarks/results/hotplug.json. One after the
+`python -m benchmarks.hotplug [--plugs N]` writes benchmarks/results/hotplug.json and docs/benchmarks.md. One after the
 other has the same guest to itself; the time runs from the drive's folder in sysfs to the value, both seen by a look
 every half millisecond inside the guest. Under emulation only the ratios mean anything.
 """
@@ -8,20 +8,26 @@ every half millisecond inside the guest. Under emulation only the ratios mean an
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.load import CHECKOUT
 from tests.system.host import UNIT, Host
 from tests.system.image.installed import installed
 from tests.system.machine import Machine
 
-RESULTS: Final = CHECKOUT / "benchmarks/results/hotplug.json"
+from benchmarks.load import CHECKOUT
+from benchmarks.run import PLUGS as RESULTS
+from benchmarks.run import RESULTS as LATEST
+from benchmarks.run import TABLE
+from benchmarks.table import render
+
 DEVICE, WISHED = "nvme0n1", "mq-deadline"
 RULE: Final = "/etc/udev/rules.d/60-scheduler.rules"
 RULE_TEXT: Final = (
@@ -29,6 +35,11 @@ RULE_TEXT: Final = (
     f'ATTR{{queue/scheduler}}="{WISHED}"\n'
 )
 MOST: Final = 1.2  # times the udev rule's median
+PEERS: Final = CHECKOUT / "build/peers/guest"
+PACKAGES: Final = (
+    "tuned", "python3-linux-procfs", "python3-six", "python3-dbus", "python3-gi", "gir1.2-glib-2.0",
+    "libgirepository-1.0-1",
+)  # fmt: skip
 
 # Prints milliseconds.
 WATCH: Final = """\
@@ -66,7 +77,33 @@ def kerntuned(host: Host) -> Iterator[None]:
     host.release()
 
 
-SUBJECTS: Final[Mapping[str, Callable[[Host], object]]] = {"udev rule": udev_rule, "kerntuned": kerntuned}
+@contextmanager
+def tuned(host: Host) -> Iterator[None]:
+    """Its disk plugin, with one profile that sets nothing else."""
+    vm = host.vm
+    vm.check(["systemctl", "stop", UNIT])
+    if vm.run("dpkg-query -W tuned").status:
+        for package in packages():
+            vm.write(f"/root/peer/{package.name}", package.read_bytes())
+        # What it only recommends, and tools that this profile does not use, are not there.
+        vm.check("dpkg --unpack /root/peer/*.deb && dpkg --configure --force-depends --pending", limit=120)
+        vm.write("/etc/tuned/bench/tuned.conf", f"[disk]\ntype=disk\nelevator={WISHED}\n")
+    vm.check("systemctl start tuned && tuned-adm profile bench && systemctl is-active --quiet tuned")
+    yield
+    vm.check(f"systemctl stop tuned; systemctl start {UNIT}")
+
+
+def packages() -> list[Path]:
+    """TuneD and what the guest has not of what it imports, from the host's own Debian mirror."""
+    PEERS.mkdir(parents=True, exist_ok=True)
+    for name in PACKAGES:
+        if not list(PEERS.glob(f"{name}_*.deb")):
+            subprocess.run(["apt-get", "download", "-q", name], cwd=PEERS, check=True, capture_output=True, timeout=120)
+    return [next(PEERS.glob(f"{name}_*.deb")) for name in PACKAGES]
+
+
+Subject = Callable[[Host], AbstractContextManager[None]]
+SUBJECTS: Final[Mapping[str, Subject]] = {"udev rule": udev_rule, "kerntuned": kerntuned, "TuneD": tuned}
 
 
 def plug(vm: Machine) -> float:
@@ -88,7 +125,7 @@ def measure(plugs: int) -> dict[str, list[float]]:
         host = Host(vm)
         while len(times["kerntuned"]) < plugs:
             for name, running in SUBJECTS.items():
-                with running(host):  # type: ignore[attr-defined]  # a context manager
+                with running(host):
                     plug(vm)  # the first finds nothing in the cache
                     times[name] += [plug(vm) for _ in range(10)]
     return times
@@ -107,7 +144,8 @@ def main() -> int:
     for name, row in rows.items():
         ratio = row["median_ms"] / floor
         sys.stdout.write(f"{name:10} {row['median_ms']:7.1f} ms, worst {row['worst_ms']:7.1f} ms, ratio {ratio:.2f}\n")
-    RESULTS.write_text(json.dumps({"rows": rows, "times_ms": times}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"date": f"{datetime.date.today()}", "rows": rows, "times_ms": times}) + "\n")
+    TABLE.write_text(render(json.loads(LATEST.read_text()), json.loads(RESULTS.read_text())))
     return int(rows["kerntuned"]["median_ms"] > MOST * floor)
 
 

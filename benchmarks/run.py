@@ -24,6 +24,7 @@ from benchmarks.load import CHECKOUT
 from benchmarks.table import render
 
 RESULTS: Final = CHECKOUT / "benchmarks/results/latest.json"
+PLUGS: Final = CHECKOUT / "benchmarks/results/hotplug.json"
 TABLE: Final = CHECKOUT / "docs/benchmarks.md"
 PEERS: Final = CHECKOUT / "build/peers"
 QUIET_LOAD: Final = 0.5  # load average before the run
@@ -111,8 +112,9 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
     """The figures and the table, and the table on standard output too."""
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=1) + "\n")
-    options.table.write_text(render(results))
-    print(render(results))
+    plugs = json.loads(PLUGS.read_text()) if PLUGS.exists() else None
+    options.table.write_text(render(results, plugs))
+    print(render(results, plugs))
 
 
 def say(what: str) -> None:

@@ -34,14 +34,35 @@ What is measured how:
 """
 
 
-def render(results: Mapping[str, Any]) -> str:
-    """The whole document."""
+PLUGGED: Final = """\
+## A drive that is plugged
+
+`make bench-vm`, {date}: from an NVMe drive's appearance in sysfs to its scheduler, in one virtual machine (emulated, so
+only the ratios mean anything), one service after the other, ten plugs at a time.
+
+| | plugs | median / worst (ms) | ratio to the udev rule |
+| --- | --- | --- | --- |"""
+
+
+def render(results: Mapping[str, Any], plugs: Mapping[str, Any] | None = None) -> str:
+    """The whole document; `plugs` are the results of benchmarks.hotplug."""
     rows = [line(row) for row in results["rows"]]
     table = ["| | kerntuned | TuneD | floor | ratio | target |", "| --- | --- | --- | --- | --- | --- |", *rows]
     notes = [f"- {row['title']}: {row['note']}" for row in results["rows"] if row["note"]]
     parts = [HEAD, machine(results), "\n".join(table) + "\n"]
     parts += ["\n".join(notes) + "\n"] if notes else []
-    return "\n".join([*parts, FOOT])
+    return "\n".join([*parts, FOOT, *([plugged(plugs)] if plugs else [])])
+
+
+def plugged(plugs: Mapping[str, Any]) -> str:
+    """The table of benchmarks.hotplug."""
+    floor = plugs["rows"]["udev rule"]["median_ms"]
+    rows = [
+        f"| {name} | {row['plugs']} | {number(row['median_ms'])} / {number(row['worst_ms'])} | "
+        f"{number(row['median_ms'] / floor)} |"
+        for name, row in plugs["rows"].items()
+    ]
+    return "\n".join([PLUGGED.format(date=plugs["date"]), *rows]) + "\n"
 
 
 def machine(results: Mapping[str, Any]) -> str:
