@@ -24,7 +24,8 @@ MAY_NOT = (
     *("/usr/bin/kerntuned", "/usr/bin/new", "/usr/lib/python3/dist-packages/kerntune/__init__.py", "/boot/new"),
     *("/root/kerntune.deb", "/root/new", "/home/bob/.bashrc", "/home/new", "/var/lib/new", "/var/log/new", "/run/new"),
     *("/proc/sys/kernel/panic", "/proc/sys/kernel/core_pattern", "/proc/sys/fs/file-max", "/proc/sysrq-trigger"),
-    *("/sys/module/nvme_core/parameters/io_timeout", "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/dev/vda"),
+    "/proc/irq/default_smp_affinity",
+    *("/sys/module/printk/parameters/time", "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/dev/vda"),
 )
 # In the service's view of the file system and with its capabilities; files that are opened are not written to.
 TRY = """

@@ -309,7 +309,8 @@ def _exception(reply: Message) -> errors.KerntuneError:
     """The exception for an error reply, with or without a text in its body."""
     name = reply.error_name
     text = str(reply.body[0]) if reply.body else ""
-    if name in GONE or name.startswith(errors.FREEDESKTOP + "Spawn."):
+    # systemd's, when it cannot start the service: it is masked, or fails.
+    if name in GONE or name.startswith((errors.FREEDESKTOP + "Spawn.", "org.freedesktop.systemd1.")):
         return errors.Unreachable(text or name)
     cls = errors.by_name().get(name)
     return cls(text or name) if cls else BusError(name, text)
