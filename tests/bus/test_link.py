@@ -23,7 +23,7 @@ from kerntune.bus import outbox as outbox_module
 from kerntune.bus.dispatch import Service
 from kerntune.bus.frames import Cutter, Frame, StreamError
 from kerntune.bus.link import MAX_CALL, MAX_SENT, Link
-from kerntune.bus.messages import Message, MessageFlag, Variant
+from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -302,6 +302,17 @@ class TestWriter:
                     hoarder.sendall(hoard._marshall())  # type: ignore[no-untyped-call]  # as above
                 for _ in range(20):
                     assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "fine") == ["fine"]
+
+
+@pytest.mark.parametrize(
+    "name", ["org.freedesktop.systemd1.UnitMasked", "org.freedesktop.DBus.Error.Spawn.ChildExited"]
+)
+def test_a_service_that_cannot_be_started_is_not_reachable(name: str) -> None:
+    text = "Unit kerntuned.service is masked."
+    refused = Message(message_type=MessageType.ERROR, error_name=name, reply_serial=1, signature="s", body=[text])
+    found = link_module._exception(refused)
+    assert isinstance(found, errors.Unreachable)
+    assert text in str(found)
 
 
 class TestComplaints:
