@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.cli.answers import Outcome
 from kerntune.tunables import REGISTRY
 from tests.system.machine import Machine
 from tests.system.qmp import MachineError
@@ -18,19 +19,6 @@ TWO_MIB: Final = 2048  # kB, as in the names of the kernel's directories
 ONE_GIB: Final = 1 << 20
 CPUFREQ: Final = "/sys/devices/system/cpu/cpufreq"
 Setting = tuple[str, str, str]
-
-
-class Outcome(NamedTuple):
-    """A row of an answer, as it comes over the bus."""
-
-    tunable: str
-    instance: str
-    requested: str
-    before: str
-    actual: str
-    state: str
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
