@@ -20,7 +20,6 @@ from tests.harness.polkitd import Bus
 
 READY: Final = "READY=1"
 LIMIT: Final = 10.0
-PROGRAM: Final = (sys.executable, "-m", "kerntune.daemon")
 
 # What is set around us and is not meant for the daemon: an installed one has its bytecode compiled.
 FOREIGN: Final = ("PYTHONDONTWRITEBYTECODE", "JOURNAL_STREAM", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID")
@@ -36,20 +35,20 @@ class Daemon:
     Its directories (`config`, `state`, `runtime`) are empty at first, last until exit, and survive a restart.
     With `stream` its log goes to our own stderr, and `journal()` is empty.
     With `wait` off, entry does not wait for READY=1: `wait_for(READY)` or `wait()` do.
-    `program` is the command to start, before the options.
+    `program` is the command to start, before the options; otherwise it is the checkout's with our own Python.
     """
 
     def __init__(
         self,
         bus: Bus,
         *options: str,
-        program: Sequence[str] = PROGRAM,
+        program: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         stream: bool = False,
         wait: bool = True,
         limit: float = LIMIT,
     ) -> None:
-        self.argv = [*program, *options]
+        self.program, self.options = program, options
         self.limit = limit
         self._stream = stream
         self._wait = wait
@@ -102,7 +101,7 @@ class Daemon:
         """Start it; unless told not to wait, return when it is ready."""
         with _listen(self._socket) as listener, self._open_log() as log:
             self._process = subprocess.Popen(
-                self.argv,
+                [*(self.program or (sys.executable, "-m", "kerntune.daemon")), *self.options],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -216,7 +216,7 @@ def test_the_group_may_set_and_hold_and_not_manage(daemon: Daemon, member: User,
             assert challenge is (action == names.ACTION_MANAGE)
 
 
-@pytest.mark.parametrize("member_", ["SetProfile", "ClearProfile", "Reset", "Reload", "Hold", "set", "_set", "Chown"])
+@pytest.mark.parametrize("member_", ["SetProfile", "ClearProfile", "Reset", "Hold", "set", "_set", "Chown"])
 def test_what_is_not_in_the_contract_cannot_be_called(daemon: Daemon, member: User, member_: str) -> None:
     with pytest.raises(errors.UnknownMethod):
         member.call(names.MANAGER, member_, "a{sv}", {})

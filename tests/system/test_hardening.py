@@ -68,8 +68,8 @@ def test_it_has_no_capability(host: Host, vm: Machine) -> None:
 
 
 def test_it_writes_what_it_tunes_and_nothing_else(host: Host, vm: Machine) -> None:
-    there = vm.check(["ls", *(path for path in (*MAY, *MAY_NOT) if not path.rpartition("/")[2].startswith("new"))])
-    assert there, "the files of the host are there, so that a refusal means something"
+    # They are there, so that a refusal means something.
+    vm.check(["ls", *(path for path in (*MAY, *MAY_NOT) if not path.rpartition("/")[2].startswith("new"))])
     inside = ["nsenter", f"--target={host.pid}", "--mount", "setpriv", *POWERLESS, "python3", "-c", TRY]
     said = json.loads(vm.check(inside, data=json.dumps([*MAY, *MAY_NOT])))
     assert {path: said[path] for path in MAY} == dict.fromkeys(MAY, "written")
