@@ -24,7 +24,7 @@ TOTAL: Final = 8 << 20  # bytes of all senders, likewise
 MOST: Final = 2 * TOTAL  # bytes of all senders
 
 SLICE: Final = 0.001  # seconds of looking at messages before other tasks have their turn
-BATCH: Final = 16  # messages in a slice: what they begin costs more than looking at them, and the socket fills meanwhile
+BATCH: Final = 16  # messages in a slice: what they begin costs more than they do, and the socket fills meanwhile
 HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more comes, for others' may be behind it
 QUIET: Final = 0.005  # seconds without a read, after which no more comes
 PATIENCE: Final = 0.5  # seconds between two long messages when more comes all the time
