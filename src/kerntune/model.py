@@ -272,3 +272,82 @@ class Memory:
 
 
 NO_MEMORY = Memory(0, 0, 0, 0, 0, 0, 0, None, 0, 0)
+
+
+class GuardState(StrEnum):
+    """What the memory guard does; the values are the strings on the wire."""
+
+    OFF = "off"
+    RELAXED = "relaxed"
+    CAPPED = "capped"
+    EXHAUSTED = "exhausted"
+    RELEASED = "released"
+    OBSERVING = "observing"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the memory guard sees at one moment, in bytes: /proc/meminfo and /proc/swaps; `at` is in seconds.
+
+    `swap_free` leaves out zram, which is made of the same memory.
+    """
+
+    at: float
+    total: int
+    hugetlb: int
+    available: int
+    swap_total: int
+    swap_free: int
+    committed: int
+    commit_limit: int
+
+    @property
+    def base(self) -> int:
+        """What percentages are of: RAM without huge pages."""
+        return self.total - self.hugetlb
+
+    @property
+    def headroom(self) -> int:
+        """What programs can still take before something has to go."""
+        return self.available + self.swap_free
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimits:
+    """When the memory guard acts. The floor is (100 - ratio) % of memory; warn, cap and release are points above it.
+
+    Seconds: `steady` is how long headroom stays above `release` before the cap goes, `capped` the least time it is
+    held, `longest` what `steady` may grow to by doubling, `quiet` how long after a release nothing may happen.
+    """
+
+    enabled: bool = True
+    warn_percent: int = 15
+    cap_percent: int = 7
+    release_percent: int = 13
+    steady_seconds: int = 10
+    capped_seconds: int = 5
+    longest_seconds: int = 300
+    quiet_seconds: int = 30
+    ratio: int = 95
+
+
+@dataclass(frozen=True, slots=True)
+class Stance:
+    """Where the memory guard stands: its state with a reason, and what it remembers from one sample to the next.
+
+    Bytes: `headroom`, `floor`, and `limit`, the CommitLimit it holds (0: none). `level` is 0, 50, 100 or 255.
+    Seconds of the sample's clock: `since` the cap, `steady_since` above the line of release, `released`; -1 is never.
+    `dwell` is how long it wants headroom to be steady; `interval` is until the next sample.
+    """
+
+    state: GuardState = GuardState.OFF
+    level: int = 0
+    headroom: int = 0
+    floor: int = 0
+    limit: int = 0
+    reason: str = ""
+    since: float = -1.0
+    steady_since: float = -1.0
+    released: float = -1.0
+    dwell: float = 0.0
+    interval: float = 1.0
