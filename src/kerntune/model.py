@@ -251,7 +251,8 @@ class Limits:
 class Memory:
     """The host's memory in bytes: /proc/meminfo and the sysctls of Documentation/mm/overcommit-accounting.rst.
 
-    `overcommit_mode` is None where the host has no such sysctl.
+    `overcommit_mode` is None where the host has no such sysctl. `swap_total` is all swap, as the kernel adds all of it
+    to the limit; `swap_free` leaves out zram, for what is swapped there stays in RAM.
     """
 
     total: int
@@ -264,6 +265,17 @@ class Memory:
     overcommit_mode: int | None
     overcommit_ratio: int
     overcommit_kbytes: int
+    swap_free: int = 0
+
+    @property
+    def base(self) -> int:
+        """What huge pages leave, in bytes."""
+        return max(1, self.total - self.hugetlb)
+
+    @property
+    def headroom(self) -> int:
+        """What programs can still take before the OOM killer comes, in bytes."""
+        return self.available + self.swap_free
 
     @property
     def reserve(self) -> int:
@@ -272,3 +284,12 @@ class Memory:
 
 
 NO_MEMORY = Memory(0, 0, 0, 0, 0, 0, 0, None, 0, 0)
+
+
+class Consumer(NamedTuple):
+    """A process and bytes of memory: what it has, or what it has got lately."""
+
+    pid: int
+    command: str
+    uid: int
+    size: int

@@ -16,7 +16,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.cli.__main__ import main
-from kerntune.cli.answers import Health, Pass
+from kerntune.cli.answers import GuardChange, Health, Pass
 from tests.cli.scripted import Script, outcome, private_bus, serving
 from tests.harness.privatebus import PrivateBus
 
@@ -61,6 +61,21 @@ class TestMonitor:
         assert second["instance"] == "policy1"
         assert [row["degraded"] for row in (bad, good)] == [["cpu-offline"], []]
         assert error == {"error": {"name": self.GONE.dbus_name, "message": str(self.GONE)}}
+
+    HOG = ((4711, "hog\x1b", 1000, 9 << 30),)
+    SHORT = GuardChange("capped", 100, "", 900 << 20, 600 << 20, 15 << 30, HOG, ())
+
+    def test_the_memory_guard_says_who_has_the_memory(self, capsys: Captured) -> None:
+        run(Script(events=[self.SHORT], end=self.GONE), "monitor")
+        _, state, most = capsys.readouterr().out.splitlines()
+        assert state.endswith("  memory guard  capped, 900 MiB left, floor 600 MiB, limit 15360 MiB")
+        assert most.endswith("  memory guard  largest: hog\N{REPLACEMENT CHARACTER} (pid 4711, uid 1000) 9216 MiB")
+
+    def test_the_memory_guard_in_json(self, capsys: Captured) -> None:
+        run(Script(events=[self.SHORT], end=self.GONE), "monitor", "--json")
+        _, said, _ = map(json.loads, capsys.readouterr().out.splitlines())
+        assert (said["event"], said["state"], said["level"], said["headroom"]) == ("guard", "capped", 100, 900 << 20)
+        assert said["largest"] == [[4711, "hog\x1b", 1000, 9 << 30]]
 
     def test_ctrl_c_is_how_it_ends(self, capsys: Captured) -> None:
         assert run(Script(events=self.EVENTS[:1], end=KeyboardInterrupt()), "monitor") == 0

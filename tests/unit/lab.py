@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from dataclasses import dataclass, field
 
 from kerntune.engine.claims import ClaimBook
+from kerntune.engine.guard import Guard
 from kerntune.engine.reconciler import Answer, Reconciler
 from kerntune.engine.requests import Request
 from kerntune.kernel.simulated import Node, SimulatedKernel
@@ -155,11 +156,12 @@ async def running(
     claims: Iterable[Claim] = (),
     baselines: Mapping[Target, str] | None = None,
     limits: Limits | None = None,
+    guard: Guard | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Lab]:
     """An engine that has looked at the kernel; nothing was written yet."""
     ledger = MemoryLedger(ClaimBook.of(*claims), baselines or {})
-    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, clock=clock)
+    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, guard=guard, clock=clock)
     lab = Lab(kernel, ledger, engine)
     engine.listeners.append(lab.reports.append)
     working = asyncio.create_task(engine.work())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kerntune import __version__
+from kerntune.engine.guard import GuardVerdict
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.resolve import resolve
 from kerntune.model import Claim, Memory, Reading, State, Target, Wish
@@ -41,6 +42,7 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str]) -> dict[st
             "default_page_size": host.default_page_size,
             "memory": figures(engine.memory),
         },
+        "guard": guard_row(engine),
         "tunables": [
             {
                 "name": tunable.name,
@@ -57,8 +59,21 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str]) -> dict[st
 
 def figures(memory: Memory | None) -> dict[str, int]:
     """The memory of the host in bytes."""
-    names = ("total", "available", "hugetlb", "swap_total", "committed", "commit_limit")
+    names = ("total", "available", "hugetlb", "swap_total", "swap_free", "committed", "commit_limit")
     return {name: getattr(memory, name) for name in names} if memory else {}
+
+
+def guard_row(engine: Reconciler) -> dict[str, Any]:
+    """The memory guard: its state, and in bytes what is left and what it keeps free."""
+    guard, memory = engine.guard, engine.memory
+    verdict = guard.verdict if guard else GuardVerdict()
+    return {
+        "state": verdict.state,
+        "level": verdict.level,
+        "reason": verdict.reason,
+        "headroom": memory.headroom if memory else 0,
+        "floor": guard.limits.floor(memory) if guard and guard.limits and memory else 0,
+    }
 
 
 def target_row(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kerntune.bus import names
 from kerntune.bus.dispatch import Caller
 from kerntune.bus.messages import Variant
 from kerntune.bus.objects import PERSIST, SET, Core
 from kerntune.bus.wire import Row, options_from, outcome_rows
+from kerntune.engine.guard import Alert, GuardVerdict
 from kerntune.errors import InvalidValue, NotSupported
 from kerntune.model import Lane, Setting, Target
 from kerntune.tunables import page_size
@@ -122,6 +124,40 @@ class Memory:
     @property
     def committed(self) -> int:
         return self._engine.memory.committed if self._engine.memory else 0
+
+    @property
+    def guard_state(self) -> str:
+        return self._verdict.state.value
+
+    @property
+    def warning_level(self) -> int:
+        return self._verdict.level
+
+    @property
+    def headroom(self) -> int:
+        return self._engine.memory.headroom if self._engine.memory else 0
+
+    @property
+    def floor(self) -> int:
+        guard, memory = self._engine.guard, self._engine.memory
+        return guard.limits.floor(memory) if guard and guard.limits and memory else 0
+
+    @property
+    def _verdict(self) -> GuardVerdict:
+        return self._engine.guard.verdict if self._engine.guard else GuardVerdict()
+
+    def announce(self, alert: Alert) -> None:
+        """GuardChanged."""
+        verdict = alert.verdict
+        details = {"reason": Variant("s", verdict.reason)}
+        details |= {name: Variant("t", getattr(alert, name)) for name in ("headroom", "floor", "limit")}
+        if verdict.level:
+            details |= {
+                name: Variant("a(usut)", [list(row) for row in found])
+                for name, found in (("largest", alert.largest), ("growing", alert.growing))
+            }
+        signal = (verdict.state.value, verdict.level, details)
+        self._core.service.emit(names.ROOT, names.MEMORY, "GuardChanged", *signal)
 
     async def set_overcommit(self, caller: Caller, mode: str, ratio: int, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST)

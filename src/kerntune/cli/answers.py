@@ -45,7 +45,20 @@ class Health(NamedTuple):
     degraded: tuple[str, ...]
 
 
-Event = Pass | Health
+class GuardChange(NamedTuple):
+    """The memory guard is in another state; bytes, and (pid, command, uid, bytes) of those who have most."""
+
+    state: str
+    level: int
+    reason: str
+    headroom: int
+    floor: int
+    limit: int
+    largest: tuple[tuple[int, str, int, int], ...]
+    growing: tuple[tuple[int, str, int, int], ...]
+
+
+Event = Pass | Health | GuardChange
 
 
 class MemoryRow(TypedDict):
@@ -55,6 +68,7 @@ class MemoryRow(TypedDict):
     available: int
     hugetlb: int
     swap_total: int
+    swap_free: int
     committed: int
     commit_limit: int
 
@@ -67,6 +81,16 @@ class HostRow(TypedDict):
     root: str
     default_page_size: int
     memory: MemoryRow
+
+
+class GuardRow(TypedDict):
+    """The memory guard; headroom and floor in bytes."""
+
+    state: str
+    level: int
+    reason: str
+    headroom: int
+    floor: int
 
 
 class TunableRow(TypedDict):
@@ -118,6 +142,7 @@ class Document(TypedDict):
     generation: int
     degraded: list[str]
     host: HostRow
+    guard: GuardRow
     tunables: list[TunableRow]
     targets: list[TargetRow]
     claims: list[ClaimRow]

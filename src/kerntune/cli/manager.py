@@ -7,8 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Seq
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
-from kerntune.cli.answers import Change, Document, Event, Health, Outcome, Pass
+from kerntune.bus.names import FREEDESKTOP, MANAGER, MEMORY, ROOT
+from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass
 from kerntune.errors import Failed
 
 if TYPE_CHECKING:
@@ -108,6 +108,14 @@ async def _events(signals: AsyncIterable[Signal]) -> AsyncIterator[Event]:
                 yield Pass(generation, cause, _outcomes(rows))
             case "PropertiesChanged", [interface, {"Degraded": degraded}, _] if interface == MANAGER:
                 yield Health(tuple(degraded))
+            case "GuardChanged", [state, level, details] if signal.interface == MEMORY:
+                yield _guard_change(state, level, {name: found.value for name, found in details.items()})
+
+
+def _guard_change(state: str, level: int, details: Mapping[str, Any]) -> GuardChange:
+    figures = (details.get(name, 0) for name in ("headroom", "floor", "limit"))
+    most = (tuple(tuple(row) for row in details.get(name, ())) for name in ("largest", "growing"))
+    return GuardChange(state, level, details.get("reason", ""), *figures, *most)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TextIO
 
-from kerntune.cli.answers import ClaimRow, Document, Event, Health, Outcome, TargetRow, TunableRow, named
+from kerntune.cli.answers import ClaimRow, Document, Event, GuardChange, Health, Outcome, TargetRow, TunableRow, named
 from kerntune.cli.check import Report, line_of
 from kerntune.cli.codes import CONTENT
 from kerntune.model import Reason, State
@@ -33,6 +33,7 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
 UNHEARD_OF: Final = ("?", MIXED)
 
 EMPTY: Final = "-"
+MIB: Final = 1 << 20
 NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
 
 
@@ -97,10 +98,10 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
     table = [_managed(row, claims) for row in managed if row["state"] not in CONTENT]
     table += [_waiting(claim) for claim in document["claims"] if not claim["matches"]]
     table += [_managed(row, claims) for row in managed if row["state"] in CONTENT]
-    head = _head(document)
+    head = [_head(document), *_guard(document)]
     if not table:
-        return [head, NOTHING_MANAGED]
-    return [head, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
+        return [*head, NOTHING_MANAGED]
+    return [*head, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
 
 
 def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
@@ -135,7 +136,19 @@ def happened(clock: str, event: Event) -> Page:
     if isinstance(event, Health):
         health = f"degraded: {', '.join(event.degraded)}" if event.degraded else "all well again"
         return [f"{clock}  {_clean(health)}"]
+    if isinstance(event, GuardChange):
+        return [f"{clock}  memory guard  {part}" for part in _guard_change(event)]
     return [f"{clock}  {_clean(event.cause)}  {_step(row)}" for row in event.outcomes]
+
+
+def _guard_change(event: GuardChange) -> Iterable[str]:
+    """What it does now, and where memory is short who has it."""
+    limit = f", limit {event.limit // MIB} MiB" if event.limit else ""
+    yield _guarding(event.state, event.reason, event.headroom, event.floor) + limit
+    for title, found in (("largest", event.largest), ("growing", event.growing)):
+        if found:
+            rows = (f"{command} (pid {pid}, uid {uid}) {size // MIB} MiB" for pid, command, uid, size in found)
+            yield _clean(f"{title}: {', '.join(rows)}")
 
 
 def _step(row: Outcome) -> str:
@@ -152,6 +165,18 @@ def _head(document: Document) -> str:
         where += f" at {host['root']}"
     health = f"degraded: {', '.join(document['degraded'])}" if document["degraded"] else "all well"
     return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {health}"
+
+
+def _guard(document: Document) -> Iterable[str]:
+    """The memory guard in a line, where it has something to do."""
+    guard = document["guard"]
+    if guard["floor"] or guard["reason"]:
+        yield f"memory guard: {_guarding(guard['state'], guard['reason'], guard['headroom'], guard['floor'])}"
+
+
+def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
+    left = f"{headroom // MIB} MiB left, floor {floor // MIB} MiB" if floor else ""
+    return _clean(", ".join(part for part in (state, left, reason) if part))
 
 
 def _managed(row: TargetRow, claims: dict[str, ClaimRow]) -> Row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from kerntune.cli import answers, check, codes, show, spelling
-from kerntune.cli.answers import Change, Document, Event, Health, Outcome, TargetRow
+from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.errors import Exit, NotSupported
 from kerntune.model import Setting, State
@@ -257,6 +257,9 @@ def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
     """One answer for each thing that changed, so that each is a line of its own."""
     if isinstance(event, Health):
         yield {"event": "degraded", "degraded": list(event.degraded)}, event
+        return
+    if isinstance(event, GuardChange):
+        yield {"event": "guard", **event._asdict()}, event
         return
     for outcome in event.outcomes:
         said = {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kerntune.daemon import hotplug, logs
 from kerntune.daemon.app import Directories, Status, run
+from kerntune.daemon.cap_file import undo_cap_alone
 from kerntune.daemon.options import HOST, parse
 from kerntune.kernel.files import WRITABLE, HostKernel
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return check(options.check, as_json=options.json)
     logs.set_up()
+    if options.uncap:
+        return undo_cap_alone(HostKernel(options.root), directories.runtime)
     if options.root != HOST and not (options.root / "proc").is_dir():
         log.error("%s has no proc directory: --root takes a tree with proc and sys in it", options.root)
         return Status.USAGE

@@ -19,10 +19,14 @@ from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
+from kerntune.daemon.alarm import Alarm
+from kerntune.daemon.cap_file import undo_cap_alone
 from kerntune.daemon.drift import DriftTimer
+from kerntune.daemon.guard import MemoryGuard
 from kerntune.daemon.hotplug import Look
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import BOOT_ID, State
+from kerntune.engine.guard import Alert
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
@@ -78,30 +82,40 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             log.error("another kerntuned runs with %s", directories.runtime)
             return Status.TAKEN
         boot = find(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
+        undo_cap_alone(kernel, directories.runtime)
         state = State(directories.runtime, directories.state, boot_id=boot)
         state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
-        engine = Reconciler(kernel, REGISTRY, state)
+        alarm = Alarm()
+        stack.callback(alarm.close)
+        guard = MemoryGuard(kernel, directories.runtime, alarm.tell)
+        engine = Reconciler(kernel, REGISTRY, state, guard=guard)
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
+        stack.callback(guard.stop)
         troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
         reloading = Reloading(directories.config, directories.runtime, engine, troubles)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.soon)
         drift = DriftTimer(engine)
         stack.callback(drift.stop)
-        reloading.listeners.append(lambda config: drift.set(config.drift_interval))
+        reloading.listeners += [lambda config: drift.set(config.drift_interval), lambda c: guard.configure(c.guard)]
         reloading.start()
         engine.listeners += [logs.recorder(), drift.noted]
         stack.enter_context(events(engine.look_again))
-        working = asyncio.create_task(engine.work(), name="lanes")
+        working = [
+            asyncio.create_task(engine.work(), name="lanes"),
+            asyncio.create_task(alarm.work(engine), name="alarm"),
+        ]
         try:
-            return await serve(kernel, root, engine, troubles, reloading)
+            host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
+            return await serve(host, engine, troubles, reloading, alarm)
         finally:
-            working.cancel()
-            await asyncio.wait([working])
+            for task in working:
+                task.cancel()
+            await asyncio.wait(working)
 
 
-async def serve(kernel: Kernel, root: str, engine: Reconciler, troubles: set[str], reloading: Reloading) -> Status:
+async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: Reloading, alarm: Alarm) -> Status:
     """Connect, own the name, observe, boot pass, READY; then answer until the end."""
     extending = asyncio.create_task(notify.extend_start())
     try:
@@ -114,8 +128,7 @@ async def serve(kernel: Kernel, root: str, engine: Reconciler, troubles: set[str
             )
             return Status.FAILED
         stop = stop_event()
-        host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
-        publish(service, objects.Core(service, engine, host, troubles, reloading.ask))
+        alarm.listeners.append(publish(service, objects.Core(service, engine, host, troubles, reloading.ask)))
         booting = asyncio.create_task(engine.reconcile("boot", enforce=True))
         # The boot pass is queued first; edits that come now wait for it or join it.
         await asyncio.sleep(0)
@@ -150,14 +163,15 @@ async def connect() -> Service | None:
             return service
 
 
-def publish(service: Service, core: objects.Core) -> None:
-    """Put the interfaces on the bus and let each pass announce what it changed."""
+def publish(service: Service, core: objects.Core) -> Callable[[Alert], None]:
+    """Put the interfaces on the bus and let each pass announce what it changed; what announces the guard's alerts."""
+    memory = typed.Memory(core)
     impls: dict[str, object] = {
         names.MANAGER: objects.Manager(core),
         names.HUGE_PAGES: typed.HugePages(core),
         names.CPU_GOVERNOR: typed.CpuGovernor(core),
         names.IO_SCHEDULER: typed.IoScheduler(core),
-        names.MEMORY: typed.Memory(core),
+        names.MEMORY: memory,
     }
     service.publish(names.ROOT, impls)
     contract = load(names.interface_files())
@@ -166,6 +180,7 @@ def publish(service: Service, core: objects.Core) -> None:
         for name, impl in impls.items()
     }
     core.engine.listeners.append(objects.announcer(service, watched))
+    return memory.announce
 
 
 async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event) -> Status:

@@ -54,7 +54,8 @@ class Configuration:
         options = {path: value for content in kept.values() for path, value in content.options.items()}
         claims = in_order(claim for content in kept.values() for claim in content.claims)
         limits, interval = settings.limits_from(options), options.get(("drift", "interval"), DRIFT_INTERVAL)
-        return Config(claims, limits, interval, tuple(problems), tuple(paths))
+        guard = settings.guard_from(options)
+        return Config(claims, limits, interval, guard, tuple(problems), tuple(paths))
 
     def _content(self, path: Path) -> Content:
         """What a file says; where that is not in order, its last good claims and what is wrong."""

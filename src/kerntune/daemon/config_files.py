@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from kerntune.engine.guard import GuardLimits
 from kerntune.model import Claim, Limits
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ COPY: Final = "config.json"  # in the runtime directory, see config.py
 LONGEST: Final = 1 << 20  # bytes of a file
 DEFAULT: Final = Limits()
 DRIFT_INTERVAL: Final = 60  # seconds
+GUARD: Final = GuardLimits()
 HEADER: Final = re.compile(rb"\[[a-z0-9-]+\]")
 
 
@@ -30,6 +32,7 @@ class Config:
     claims: tuple[Claim, ...] = ()
     limits: Limits = DEFAULT
     drift_interval: int = DRIFT_INTERVAL
+    guard: GuardLimits = GUARD
     problems: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
 

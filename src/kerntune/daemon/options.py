@@ -19,6 +19,7 @@ class Options:
     demo: bool = False
     check: Path | None = None
     json: bool = False
+    uncap: bool = False
 
 
 def parse(argv: Sequence[str], config: Path) -> Options:
@@ -35,5 +36,6 @@ def parse(argv: Sequence[str], config: Path) -> Options:
         "--check", nargs="?", type=Path, const=config, metavar="DIR", help="check the configuration files"
     )
     parser.add_argument("--json", action="store_true", help="with --check: answer in JSON")
+    parser.add_argument("--uncap", action="store_true", help="undo a cap that a killed daemon has left, and end")
     parser.add_argument("--version", action="version", version=f"kerntuned {__version__}")
     return Options(**vars(parser.parse_args(argv)))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL
+from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL, GUARD
+from kerntune.engine.guard import GuardLimits
 from kerntune.errors import InvalidValue
 from kerntune.model import Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One key of one table: a whole number from `least` to `most`, counted in `unit`."""
+    """One key of one table: a whole number from `least` to `most`, counted in `unit`; of a switch true or false."""
 
     table: str
     name: str
@@ -22,6 +23,7 @@ class Option:
     default: int
     unit: str
     about: str
+    switch: bool = False
 
     @property
     def path(self) -> tuple[str, str]:
@@ -30,12 +32,16 @@ class Option:
     @property
     def allowed(self) -> str:
         """What may be written, in prose."""
+        if self.switch:
+            return "true or false"
         return f"a whole number from {self.least} to {self.most}" + (f" ({self.unit})" if self.unit else "")
 
     def checked(self, value: object) -> int:
-        """The value, or InvalidValue that says what is allowed. True and false are no numbers here."""
-        if type(value) is not int or not self.least <= value <= self.most:
-            raise InvalidValue(f"{self.name} is {shown(value)}", f"Give {self.allowed}; the default is {self.default}")
+        """The value, or InvalidValue that says what is allowed. True is no number, and 1 no switch."""
+        wanted = bool if self.switch else int
+        if type(value) is not wanted or not self.least <= value <= self.most:
+            hint = f"Give {self.allowed}; the default is {shown(self.default)}"
+            raise InvalidValue(f"{self.name} is {shown(value)}", hint)
         return value
 
 
@@ -69,6 +75,37 @@ OPTIONS: Final = (
         "limits", "claims", 1, 100_000, DEFAULT.claims, "",
         "How many runtime claims, and how many persistent claims, callers may have made at a time. Claims of the "
         "configuration do not count.",
+    ),
+    Option(
+        "guard", "enabled", 0, 1, GUARD.enabled, "",
+        "Whether the memory guard makes the limit of overcommit always real: it watches free memory and refuses "
+        "further promises before it is gone. It never ends a process.",
+        switch=True,
+    ),
+    Option(
+        "guard", "cap", 1, 50, GUARD.cap, "percent of RAM above the floor",
+        "At how much headroom the guard caps. The floor is what the ratio leaves: 5 % of RAM with always:95.",
+    ),
+    Option(
+        "guard", "release", 2, 60, GUARD.release, "percent of RAM above the floor",
+        "At how much headroom it may let go again; at least one more than cap.",
+    ),
+    Option(
+        "guard", "warn", 2, 70, GUARD.warn, "percent of RAM above the floor",
+        "At how much headroom it warns first (level 50).",
+    ),
+    Option(
+        "guard", "calm", 0, 3600, int(GUARD.calm), "seconds",
+        "How long there must have been that much headroom before it lets go.",
+    ),
+    Option(
+        "guard", "dwell", 1, 300, int(GUARD.dwell), "seconds",
+        "How long a cap lasts at least.",
+    ),
+    Option(
+        "guard", "doubling", 0, 1, GUARD.doubling, "",
+        "Whether that doubles (to 5 minutes at most) when memory is short again within a minute.",
+        switch=True,
     ),
     Option(
         "drift", "interval", 0, 86_400, DRIFT_INTERVAL, "seconds; 0 is never",
@@ -133,6 +170,13 @@ def limits_from(options: Mapping[tuple[str, ...], int]) -> Limits:
     """The limits that the options make; what is not said keeps its default."""
     said = {name.replace("-", "_"): value for (table, name), value in options.items() if table == "limits"}
     return Limits(**said)
+
+
+def guard_from(options: Mapping[tuple[str, ...], int]) -> GuardLimits:
+    """The guard's settings; what is not said keeps its default."""
+    said = {name: value for (table, name), value in options.items() if table == "guard"}
+    guard = GuardLimits(**said)  # type: ignore[arg-type]  # a switch is bool, as checked
+    return replace(guard, release=max(guard.release, guard.cap + 1))
 
 
 def shown(value: object) -> str:

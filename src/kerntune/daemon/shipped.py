@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS, ClaimTable, Example, Option
+from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS, ClaimTable, Example, Option, shown
 
 WIDTH: Final = 100
 FILE: Final = "packaging/kerntune.toml"
@@ -40,7 +40,7 @@ def shipped_file() -> str:
 
 def option_lines(option: Option) -> str:
     allowed = f"{option.allowed[0].upper()}{option.allowed[1:]}."
-    return comment(f"{option.about} {allowed}") + f"#{option.name} = {option.default}\n"
+    return comment(f"{option.about} {allowed}") + f"#{option.name} = {shown(option.default)}\n"
 
 
 def claim_lines(row: ClaimTable) -> str:
@@ -69,7 +69,9 @@ def manual_lists() -> str:
         lines += [f".Ss [{table}]", '.Bl -tag -width "hugepages-percent"']
         for option in options:
             lines += [f".It Ic {option.name}", *sentences(option.about)]
-            lines += sentences(f"{option.allowed[0].upper()}{option.allowed[1:]}; {option.default} if it is not given.")
+            lines += sentences(
+                f"{option.allowed[0].upper()}{option.allowed[1:]}; {shown(option.default)} if it is not given."
+            )
         lines.append(".El")
     for row in CLAIM_TABLES:
         lines += [f".Ss [{row.tunable}]", *sentences(row.about), ".Pp"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kerntune import errors
 from kerntune.engine.passes import Result, nothing_matches
-from kerntune.model import Claim, ClaimId, Outcome, Reason, State, Target
+from kerntune.model import Claim, ClaimId, Origin, Outcome, Reason, State, Target
 from kerntune.tunables.base import Tunable
 
 ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
@@ -28,7 +28,7 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.READ_ONLY: (errors.KernelRejected, "Run kerntuned on the host itself, as root"),
 }
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
-KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
+KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GUARD_LIMIT})
 
 
 def own_outcomes(claim: Claim, tunable: Tunable, result: Result) -> list[Outcome]:
@@ -53,6 +53,9 @@ def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result) 
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
     elif wish.winner.id == claim.id:
         why = f"a later call replaced this claim: {described(wish.winner)}"
+    elif wish.winner.origin is Origin.GUARD:
+        why = "memory is short and the memory guard holds a limit; this claim is kept and comes into force after it"
+        return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.GUARD_LIMIT, detail=why)
     else:
         why = f"{described(wish.winner)} wins; this claim is kept and comes into force when that one goes"
     return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kerntune.engine.drift import DriftLog
+from kerntune.engine.guard import Guard
 from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.resolve import resolve, unmatched
 from kerntune.errors import Failed
@@ -21,6 +22,7 @@ from kerntune.model import (
     Lane,
     Limits,
     Memory,
+    Origin,
     Outcome,
     Reading,
     Reason,
@@ -77,6 +79,7 @@ class Worker:
     limits: Limits
     writers: ThreadPoolExecutor
     keep: Callable[[Sequence[Baseline]], None]
+    guard: Guard | None = None
     drift: DriftLog = field(default_factory=DriftLog)
     last: dict[Target, Outcome] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
@@ -110,11 +113,32 @@ class _Pass:
     repaired: set[Target] = field(default_factory=set)
 
     def run(self) -> None:
+        guard = self.lane.guard
+        if guard is None or guard.tunable != self.tunable.name:
+            self._run(self.order.claims)
+            return
+        with guard.lock:
+            self._run(guard.follow(self.order.claims, self.order.released, dry=self.order.dry))
+            self._remark(guard)
+
+    def _remark(self, guard: Guard) -> None:
+        """What the guard has to say of the outcome that it looks after."""
+        for target, outcome in self.result.outcomes.items():
+            if target.tunable == guard.tunable and outcome.state in (State.SATISFIED, State.PLANNED):
+                said = (outcome.detail, guard.remark(outcome.requested, read_memory(self.lane.kernel)))
+                self.result.outcomes[target] = replace(outcome, detail="; ".join(filter(None, said)))
+
+    def _run(self, claims: Sequence[Claim]) -> None:
         targets = self.tunable.targets(self.lane.kernel)
         before = self.tunable.read_all(self.lane.kernel, targets)
-        wishes = resolve(self.tunable, self.order.claims, self.order.baselines, targets, self.order.named)
+        wishes = resolve(self.tunable, claims, self.order.baselines, targets, self.order.named)
         contested = self._contested(before, wishes)
-        free = {t: wish for t, wish in wishes.items() if self.tunable.group(t) not in contested}
+        # What the guard claims it has written itself.
+        free = {
+            target: wish
+            for target, wish in wishes.items()
+            if self.tunable.group(target) not in contested and wish.winner.origin is not Origin.GUARD
+        }
         steps, after = self._reach(before, free)
         self.result.before |= before
         self.result.readings |= after
@@ -122,7 +146,7 @@ class _Pass:
         self._report(before, after, steps, wishes)
         if not targets:
             self.result.missing[self.tunable.name] = self.tunable.missing(self.lane.kernel)
-        for claim in unmatched(self.tunable, self.order.claims, targets):
+        for claim in unmatched(self.tunable, claims, targets):
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
 

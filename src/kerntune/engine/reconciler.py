@@ -14,7 +14,7 @@ from itertools import count
 
 from kerntune.engine.answers import failure, own_outcomes, released_outcomes
 from kerntune.engine.claims import ClaimBook, Edit
-from kerntune.engine.drift import DriftLog
+from kerntune.engine.guard import Guard
 from kerntune.engine.lanes import LaneQueue, Ticket
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, news
@@ -58,10 +58,11 @@ class Reconciler:
         ledger: Ledger,
         *,
         limits: Limits | None = None,
+        guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tunables = {tunable.name: tunable for tunable in tunables}
-        self.limits, self.ledger = limits or Limits(), ledger
+        self.limits, self.ledger, self.guard = limits or Limits(), ledger, guard
         self.readings: dict[Target, Reading] = {}
         self.outcomes: dict[Target, Outcome] = {}
         self.missing: dict[str, str] = {}
@@ -86,13 +87,14 @@ class Reconciler:
 
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
-        worker = Worker(kernel, own, self.limits, self._writers, self.ledger.keep, DriftLog(), clock=clock)
+        worker = Worker(kernel, own, self.limits, self._writers, self.ledger.keep, self.guard, clock=clock)
         return LaneQueue(worker, self._passes, self._order, partial(self._publish, lane))
 
     @property
     def book(self) -> ClaimBook:
-        """The claims in force: those committed and configured, with the edits that callers still wait for."""
-        book = self.committed.having(self.configured) if self.configured else self.committed
+        """The claims in force: those committed, configured and the guard's, with the edits that callers wait for."""
+        others = (*self.configured, *(self.guard.claims if self.guard else ()))
+        book = self.committed.having(others) if others else self.committed
         for pending in self._pending:
             book = book.apply(pending.edit)
         return book
@@ -157,6 +159,11 @@ class Reconciler:
         self.configure(claims, limits)
         tickets = [(queue, Ticket("reload", released=named)) for queue in self._lanes.values()]
         await asyncio.gather(*(queue.result(ticket) for queue, ticket in tickets))
+
+    def announce(self, cause: str) -> None:
+        """Tell the listeners that something beside the outcomes is different."""
+        for listener in self.listeners:
+            listener(Report(self.generation, cause, ()))
 
     def look_again(self, cause: str, lanes: Iterable[Lane] = Lane) -> None:
         """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed."""

@@ -7,7 +7,8 @@ import glob
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,6 +21,7 @@ WRITABLE: Final = (
     "proc/sys/vm/overcommit_memory",
     "proc/sys/vm/overcommit_ratio",
     "proc/sys/vm/overcommit_kbytes",
+    "proc/sys/vm/admin_reserve_kbytes",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
@@ -47,6 +49,16 @@ class KernelView(Protocol):
         """Other names of a block device, below /dev/disk: `by-id/nvme-...`."""
 
 
+class Kept(Protocol):
+    """A file that stays open: it is read and written again without a path being looked up. KernelError as elsewhere."""
+
+    def read(self) -> str: ...
+
+    def write(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Kernel(KernelView, Protocol):
     """A view that also writes: what the engine has and a tunable has not."""
 
@@ -54,6 +66,9 @@ class Kernel(KernelView, Protocol):
 
     def write(self, path: str, text: str) -> None:
         """Write the text with one write(2); KernelError when the kernel refuses."""
+
+    def keep(self, path: str, *, writable: bool = False) -> Kept:
+        """Open the file to keep it; KernelError when it cannot be opened so."""
 
 
 def find(kernel: KernelView, path: str) -> str | None:
@@ -127,17 +142,29 @@ class HostKernel:
         try:
             fd = self._open(path, os.O_WRONLY)
             try:
-                data = f"{text}\n".encode()
-                if self.simulated:
-                    # A plain file keeps the tail of a longer value: blanks first, for a kill may come in between.
-                    os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
-                    os.ftruncate(fd, len(data))
-                else:
-                    os.write(fd, data)
+                self._put(fd, text)
             finally:
                 os.close(fd)
         except OSError as error:
             raise KernelError(error.errno, error.strerror, path) from error
+
+    def keep(self, path: str, *, writable: bool = False) -> KeptFile:
+        if writable and not allowed(path):
+            raise KernelError(errno.EPERM, "not a file that kerntune tunes", path)
+        try:
+            fd = self._open(path, os.O_RDWR if writable else os.O_RDONLY)
+        except OSError as error:
+            raise KernelError(error.errno, error.strerror, path) from error
+        return KeptFile(path, fd, self._put)
+
+    def _put(self, fd: int, text: str) -> None:
+        data = f"{text}\n".encode()
+        if self.simulated:
+            # A plain file keeps the tail of a longer value: blanks first, for a kill may come in between.
+            os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
+            os.ftruncate(fd, len(data))
+        else:
+            os.pwrite(fd, data, 0)
 
     def _open(self, path: str, flags: int) -> int:
         """A descriptor of the file; symbolic links are followed, but not out of the root."""
@@ -149,3 +176,27 @@ class HostKernel:
             os.close(fd)
             raise OSError(errno.EPERM, "outside the kernel's root")
         return fd
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFile:
+    """An open file of the kernel."""
+
+    path: str
+    fd: int
+    put: Callable[[int, str], None]
+
+    def read(self) -> str:
+        try:
+            return os.pread(self.fd, CHUNK, 0).decode(errors="replace").strip()
+        except OSError as error:
+            raise KernelError(error.errno, error.strerror, self.path) from error
+
+    def write(self, text: str) -> None:
+        try:
+            self.put(self.fd, text)
+        except OSError as error:
+            raise KernelError(error.errno, error.strerror, self.path) from error
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -21,9 +21,14 @@ class Holder(NamedTuple):
 
 
 def meminfo(kernel: KernelView) -> dict[str, int]:
-    """/proc/meminfo as name -> bytes; lines without a unit (HugePages_Total) stay counts."""
+    """What /proc/meminfo says."""
+    return parse_meminfo(find(kernel, "proc/meminfo") or "")
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """The lines of /proc/meminfo as name -> bytes; those without a unit (HugePages_Total) stay counts."""
     found = {}
-    for line in (find(kernel, "proc/meminfo") or "").splitlines():
+    for line in text.splitlines():
         name, _, rest = line.partition(":")
         value, _, unit = rest.strip().partition(" ")
         if value.isdigit():
@@ -33,8 +38,19 @@ def meminfo(kernel: KernelView) -> dict[str, int]:
 
 def read_memory(kernel: KernelView) -> Memory:
     """One snapshot of the figures that the limits rest on."""
-    info = meminfo(kernel)
     mode = find(kernel, f"{VM}/overcommit_memory")
+    return memory_of(
+        find(kernel, "proc/meminfo") or "",
+        find(kernel, "proc/swaps") or "",
+        mode=int(mode) if mode is not None and mode.isdigit() else None,
+        ratio=number(kernel, f"{VM}/overcommit_ratio"),
+        kbytes=number(kernel, f"{VM}/overcommit_kbytes"),
+    )
+
+
+def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes: int) -> Memory:
+    """The figures in the texts of /proc/meminfo and /proc/swaps, with vm.overcommit_*."""
+    info = parse_meminfo(meminfo)
     return Memory(
         total=info.get("MemTotal", 0),
         available=info.get("MemAvailable", 0),
@@ -43,10 +59,17 @@ def read_memory(kernel: KernelView) -> Memory:
         swap_total=info.get("SwapTotal", 0),
         committed=info.get("Committed_AS", 0),
         commit_limit=info.get("CommitLimit", 0),
-        overcommit_mode=int(mode) if mode is not None and mode.isdigit() else None,
-        overcommit_ratio=number(kernel, f"{VM}/overcommit_ratio"),
-        overcommit_kbytes=number(kernel, f"{VM}/overcommit_kbytes"),
+        overcommit_mode=mode,
+        overcommit_ratio=ratio,
+        overcommit_kbytes=kbytes,
+        swap_free=max(0, info.get("SwapFree", 0) - free_zram(swaps)),
     )
+
+
+def free_zram(swaps: str) -> int:
+    """Bytes of swap that are free in /proc/swaps on zram, which is RAM again."""
+    rows = (line.split() for line in swaps.splitlines()[1:])
+    return sum(int(row[2]) - int(row[3]) for row in rows if len(row) > 3 and "/zram" in row[0]) * 1024
 
 
 def default_page_size(kernel: KernelView) -> int:

@@ -20,6 +20,7 @@ GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace"
 POLICIES = "sys/devices/system/cpu/cpufreq"
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
+ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
 
 
 @dataclass(slots=True)
@@ -81,6 +82,7 @@ class SimulatedKernel:
     disks: dict[str, Disk] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     overcommit: dict[str, int] = field(default_factory=lambda: {"memory": 0, "ratio": 50, "kbytes": 0})
+    admin_reserve: int = 8192  # KiB
     committed: int = 2 << 30
     swap: int = 0
     sizes: tuple[int, ...] = (2 << 20, 1 << 30)
@@ -139,6 +141,12 @@ class SimulatedKernel:
                 return
             self._obey(path, text)
 
+    def keep(self, path: str, *, writable: bool = False) -> KeptPath:
+        if writable and (code := self.refuse.get(path, 0 if allowed(path) else errno.EPERM)):
+            raise KernelError(code, os.strerror(code), path)
+        self.read(path)
+        return KeptPath(self, path)
+
     def _obey_late(self, path: str) -> None:
         """A value that was written takes effect after so many more reads of its file."""
         if path in self._waiting:
@@ -153,6 +161,8 @@ class SimulatedKernel:
         if path.endswith("/compact_memory"):
             for node in self.nodes:
                 node.whole = None if node.whole is None else node.whole + self.compaction
+        elif path == ADMIN_RESERVE:
+            self.admin_reserve = int(text)
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
         elif parts[-1] == "scaling_governor":
@@ -231,6 +241,7 @@ class SimulatedKernel:
             "proc/meminfo": self._meminfo(),
             "proc/sys/kernel/osrelease": "6.1.0-simulated",
             "proc/sys/vm/compact_memory": "0",
+            ADMIN_RESERVE: str(self.admin_reserve),
             **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},
         }
         for size in self.sizes:
@@ -259,12 +270,30 @@ class SimulatedKernel:
             "MemFree": free,
             "MemAvailable": free,
             "SwapTotal": self.swap,
+            "SwapFree": self.swap,
             "CommitLimit": limit + self.swap,
             "Committed_AS": self.committed,
             "Hugepagesize": self.sizes[0] if self.sizes else 0,
             "Hugetlb": hugetlb,
         }
         return "\n".join(f"{name}: {value >> 10} kB" for name, value in figures.items())
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPath:
+    """A file of a simulated host that is kept open: nothing but its path."""
+
+    kernel: SimulatedKernel
+    path: str
+
+    def read(self) -> str:
+        return self.kernel.read(self.path)
+
+    def write(self, text: str) -> None:
+        self.kernel.write(self.path, text)
+
+    def close(self) -> None:
+        pass
 
 
 def size_in(folder: str) -> int:

@@ -29,6 +29,7 @@ def test_one_snapshot(tmp_path: Path) -> None:
         overcommit_mode=0,
         overcommit_ratio=50,
         overcommit_kbytes=0,
+        swap_free=8388604 * KIB,
     )
 
 

@@ -1,0 +1,133 @@
+"""What the memory guard's verdicts are told to: the journal, the bus and the engine; with who holds the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from kerntune.daemon import logs
+from kerntune.engine.guard import Alert, GuardLimits, GuardState, GuardVerdict
+from kerntune.engine.reconciler import Reconciler
+from kerntune.kernel.processes import Consumers
+from kerntune.model import Consumer, Lane, Memory
+
+log = logging.getLogger(__name__)
+TOP: Final = 5
+RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with room and without
+CAUSE: Final = "memory guard"
+MIB: Final = 1 << 20
+
+
+class Told(NamedTuple):
+    """What the guard's thread says."""
+
+    verdict: GuardVerdict
+    memory: Memory | None
+    limits: GuardLimits | None
+
+
+class Alarm:
+    """Takes verdicts from any thread; `work` tells them one after the other."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[Alert], None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Told] = asyncio.Queue()
+        # A thread of its own, made in good time: in mode never there may be no room for another.
+        self._threads = ThreadPoolExecutor(1, "consumers")
+        self._consumers: Consumers | None = None
+
+    def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
+        """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, Told(verdict, memory, limits))
+
+    async def work(self, engine: Reconciler) -> None:
+        """Until cancelled."""
+        last = Told(GuardVerdict(), None, None)
+        while True:
+            often = OFTEN if last.verdict.level else RARELY
+            try:
+                async with asyncio.timeout(often if last.memory else None):
+                    told = await self._queue.get()
+            except TimeoutError:
+                await self._look()
+                continue
+            if told.memory:
+                await self._look()
+            alert = self._alert(told)
+            record(alert)
+            if told.verdict.caps != last.verdict.caps:
+                engine.look_again(CAUSE, [Lane.MEMORY])
+            engine.announce(CAUSE)
+            for listener in self.listeners:
+                listener(alert)
+            last = told
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _look(self) -> None:
+        await self._loop.run_in_executor(self._threads, self._look_now)
+
+    def _look_now(self) -> None:
+        if self._consumers is None:
+            self._consumers = Consumers()
+        self._consumers.look()
+
+    def _alert(self, told: Told) -> Alert:
+        verdict, memory, limits = told
+        if memory is None or limits is None:
+            return Alert(verdict, 0, 0, 0)
+        limit = verdict.kbytes * 1024 + memory.swap_total if verdict.caps else 0
+        figures = memory.headroom, limits.floor(memory), limit
+        if not verdict.level or self._consumers is None:
+            return Alert(verdict, *figures)
+        return Alert(verdict, *figures, self._consumers.largest(TOP), self._consumers.growing(TOP))
+
+
+def record(alert: Alert) -> None:
+    """The journal's entry."""
+    verdict = alert.verdict
+    fields = {
+        "MESSAGE_ID": logs.GUARD_CHANGED,
+        "KERNTUNE_GUARD": verdict.state.value,
+        "KERNTUNE_LEVEL": str(verdict.level),
+        "KERNTUNE_HEADROOM": str(alert.headroom),
+        "KERNTUNE_FLOOR": str(alert.floor),
+    }
+    log.log(logging.WARNING if verdict.level else logging.INFO, "%s", sentence(alert), extra=fields)
+
+
+WORDS: Final[Mapping[GuardState, str]] = {
+    GuardState.OFF: "the memory guard is off",
+    GuardState.RELAXED: "the memory guard watches",
+    GuardState.CAPPED: "memory is short: the memory guard caps what the kernel promises",
+    GuardState.EXHAUSTED: "memory is below the floor, and nothing more is promised; what was promised before can still "
+    "be used",
+    GuardState.RELEASED: "there is memory again: the memory guard has let go",
+    GuardState.OBSERVING: "the memory guard only watches",
+}
+
+
+def sentence(alert: Alert) -> str:
+    """An alert for people who read the journal."""
+    verdict = alert.verdict
+    words = WORDS[verdict.state] + (f" ({verdict.reason})" if verdict.reason else "")
+    if not alert.floor:
+        return words
+    parts = [f"{words}; {alert.headroom // MIB} MiB are left, the floor is {alert.floor // MIB} MiB"]
+    if alert.limit:
+        parts.append(f"the limit is {alert.limit // MIB} MiB")
+    parts += [
+        f"{title}: {', '.join(map(described, found))}"
+        for title, found in (("largest", alert.largest), ("grown lately", alert.growing))
+        if found
+    ]
+    return "; ".join(parts)
+
+
+def described(consumer: Consumer) -> str:
+    return f"{consumer.command} (pid {consumer.pid}, uid {consumer.uid}) {consumer.size // MIB} MiB"

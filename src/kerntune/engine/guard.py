@@ -1,0 +1,267 @@
+"""The memory guard's verdict: figures, limits and the verdict before in, the next verdict out. Pure.
+
+It reads no clock and no kernel, and writes nothing. What the kernel counts and refuses is in
+Documentation/mm/overcommit-accounting.rst and mm/util.c (vm_commit_limit, __vm_enough_memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from kerntune.model import Claim, ClaimId, Consumer, Memory
+
+MIB: Final = 1 << 20
+FASTEST: Final = 8 << 30  # bytes a second that programs take at most
+SHORTEST, LONGEST = 0.02, 1.0  # seconds between two looks
+ALWAYS_RATIO: Final = 95  # percent, for `always` without a ratio: the kernel's own 50 would cap a half full host
+MODE_ALWAYS, MODE_NEVER = 1, 2  # vm.overcommit_memory
+WARNED_UNTIL: Final = 2  # points: level 50 goes when so much more is free than it came at
+AGAIN_WITHIN: Final = 60.0  # seconds after a release in which another cap doubles the dwell
+LONGEST_DWELL: Final = 300.0
+RAISE_EVERY: Final = 10.0  # seconds
+
+
+class GuardState(StrEnum):
+    """What the guard does; the values are the strings on the wire. OFF: nobody wants `always`, or it is disabled."""
+
+    OFF = "off"
+    RELAXED = "relaxed"
+    CAPPED = "capped"
+    EXHAUSTED = "exhausted"
+    RELEASED = "released"
+    OBSERVING = "observing"
+
+
+CAPPING: Final = frozenset({GuardState.CAPPED, GuardState.EXHAUSTED})
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimits:
+    """When the guard acts: points are percent of RAM (less huge pages) above the floor, times are seconds."""
+
+    enabled: bool = True
+    ratio: int = ALWAYS_RATIO
+    cap: int = 7
+    release: int = 13
+    warn: int = 15
+    calm: float = 10.0
+    dwell: float = 5.0
+    quiet: float = 30.0
+    doubling: bool = True
+
+    def floor(self, memory: Memory) -> int:
+        """What is to stay free, in bytes."""
+        return memory.base * (100 - self.ratio) // 100
+
+    def above(self, memory: Memory, points: int) -> int:
+        """The headroom in bytes that is so many points above the floor."""
+        return self.floor(memory) + memory.base * points // 100
+
+
+@dataclass(frozen=True, slots=True)
+class GuardVerdict:
+    """What the guard is to be; `kbytes` is the limit to have written while it caps, 0 when it does not.
+
+    `since`: when it was capped or released. `calm_since`: since when there has been enough while capped, None when
+    there is not. `released_at`, `raised_at`: the last release, and the last time the limit was raised.
+    """
+
+    state: GuardState = GuardState.OFF
+    level: int = 0
+    kbytes: int = 0
+    reason: str = ""
+    since: float = 0.0
+    calm_since: float | None = None
+    released_at: float | None = None
+    raised_at: float | None = None
+    dwell: float = 0.0
+
+    @property
+    def caps(self) -> bool:
+        return self.state in CAPPING
+
+    @property
+    def news(self) -> tuple[GuardState, int, str]:
+        """What makes a verdict worth telling."""
+        return self.state, self.level, self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One change of the guard, in bytes; no processes where nothing is short."""
+
+    verdict: GuardVerdict
+    headroom: int
+    floor: int
+    limit: int
+    largest: Sequence[Consumer] = ()
+    growing: Sequence[Consumer] = ()
+
+
+class Guard(Protocol):
+    """The guard as the passes see it: a claim maker that writes one tunable by itself, beside them."""
+
+    @property
+    def tunable(self) -> str:
+        """The name of that tunable."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while that tunable is written, by the guard or by a pass."""
+
+    @property
+    def verdict(self) -> GuardVerdict: ...
+
+    @property
+    def limits(self) -> GuardLimits | None:
+        """None while it does not watch."""
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What the guard itself claims now."""
+
+    def follow(self, claims: Sequence[Claim], released: Collection[ClaimId], *, dry: bool) -> tuple[Claim, ...]:
+        """The claims of a pass that begins, with the guard's own; begins and ends to watch. Called with the lock held.
+
+        `released` are the claims that are withdrawn. A dry run changes nothing.
+        """
+
+    def remark(self, value: str, memory: Memory) -> str:
+        """What to say of a value, "" when the guard has no part in it."""
+
+
+def decide(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict, hindrance: str = "") -> GuardVerdict:
+    """The next verdict, at `now` seconds of a clock that never goes back; `hindrance` is why nothing can be written."""
+    if before.caps:
+        return _while_capped(memory, now, limits, before)
+    if memory.overcommit_mode != MODE_ALWAYS:
+        reason = f"vm.overcommit_memory is {memory.overcommit_mode}, not {MODE_ALWAYS}: something else set it"
+        return _observing(memory, limits, before, reason)
+    if hindrance:
+        return _observing(memory, limits, before, hindrance)
+    if memory.headroom > limits.above(memory, limits.cap):
+        return _with_room(memory, now, limits, before)
+    if reason := inexpressible(memory, limits):
+        return _observing(memory, limits, before, reason)
+    again = before.released_at is not None and now - before.released_at < AGAIN_WITHIN
+    dwell = min(before.dwell * 2, LONGEST_DWELL) if again and limits.doubling else limits.dwell
+    capped = replace(before, kbytes=wanted_kbytes(memory, limits), since=now, calm_since=None, dwell=dwell)
+    return _pressed(memory, limits, capped)
+
+
+def _while_capped(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict) -> GuardVerdict:
+    """Hold the cap, move it, or release it; leave it alone when it is no longer ours."""
+    if (memory.overcommit_mode, memory.overcommit_kbytes) != (MODE_NEVER, before.kbytes):
+        reason = (
+            f"something else set vm.overcommit_memory to {memory.overcommit_mode} and vm.overcommit_kbytes to "
+            f"{memory.overcommit_kbytes}, where the guard had {MODE_NEVER} and {before.kbytes}"
+        )
+        return _observing(memory, limits, before, reason)
+    enough = memory.headroom >= limits.above(memory, limits.release)
+    calm_since = (now if before.calm_since is None else before.calm_since) if enough else None
+    calm = calm_since is not None and now - calm_since >= limits.calm
+    if calm and now - before.since >= before.dwell:
+        level = warning(memory, limits, before.level)
+        return GuardVerdict(GuardState.RELEASED, level, since=now, released_at=now, dwell=before.dwell)
+    kbytes = moved_kbytes(memory, now, limits, before)
+    raised_at = now if kbytes > before.kbytes else before.raised_at
+    return _pressed(memory, limits, replace(before, kbytes=kbytes, calm_since=calm_since, raised_at=raised_at))
+
+
+def _pressed(memory: Memory, limits: GuardLimits, capped: GuardVerdict) -> GuardVerdict:
+    """The state of a cap."""
+    exhausted = memory.headroom <= limits.floor(memory)
+    state, level = (GuardState.EXHAUSTED, 255) if exhausted else (GuardState.CAPPED, 100)
+    return replace(capped, state=state, level=level, reason="")
+
+
+def _with_room(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict) -> GuardVerdict:
+    """Nothing to do now."""
+    level = warning(memory, limits, before.level)
+    if before.state is GuardState.RELEASED and now - before.since < limits.quiet:
+        return replace(before, level=level)
+    return replace(before, state=GuardState.RELAXED, level=level, reason="", kbytes=0)
+
+
+def _observing(memory: Memory, limits: GuardLimits, before: GuardVerdict, reason: str) -> GuardVerdict:
+    """Nothing is written; the level still warns."""
+    if memory.headroom <= limits.floor(memory):
+        level = 255
+    elif memory.headroom <= limits.above(memory, limits.cap):
+        level = 100
+    else:
+        level = warning(memory, limits, before.level)
+    return replace(before, state=GuardState.OBSERVING, level=level, reason=reason, kbytes=0, calm_since=None)
+
+
+def warning(memory: Memory, limits: GuardLimits, before: int) -> int:
+    """0, or 50 when it is time to look."""
+    points = limits.warn + (WARNED_UNTIL if before else 0)
+    return 50 if memory.headroom <= limits.above(memory, points) else 0
+
+
+def reserve(memory: Memory) -> int:
+    """What only root is promised while the guard caps, in bytes: 1 % of RAM, 128 MiB at most.
+
+    Everybody may lose it again to one program of root, so it has to be small beside the floor.
+    """
+    return min(128 * MIB, memory.total // 100)
+
+
+def margin(memory: Memory, limits: GuardLimits) -> int:
+    """What may be promised to all when the cap begins, in bytes: not all that is above the floor.
+
+    A program that takes all it can get leaves a quarter to the rest of the host; one of root takes the reserve too.
+    """
+    spare = memory.headroom - limits.floor(memory)
+    return max(memory.total // 200, spare * 3 // 4)
+
+
+def inexpressible(memory: Memory, limits: GuardLimits) -> str:
+    """Why no limit can cap this host, "" when one can: the kernel adds all swap to whatever is written."""
+    limit = memory.committed + reserve(memory) + margin(memory, limits)
+    if limit > memory.swap_total:
+        return ""
+    return (
+        f"a limit of {limit // MIB} MiB is needed, but the kernel's is never below the swap "
+        f"of {memory.swap_total // MIB} MiB"
+    )
+
+
+def kbytes_for(limit: int, memory: Memory) -> int:
+    """What to write for a limit in bytes: never 0, which would be a limit of no RAM at all."""
+    return max(1, -(-(limit - memory.swap_total) // 1024))
+
+
+def wanted_kbytes(memory: Memory, limits: GuardLimits) -> int:
+    """vm.overcommit_kbytes for a cap that begins now."""
+    return kbytes_for(memory.committed + reserve(memory) + margin(memory, limits), memory)
+
+
+def moved_kbytes(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict) -> int:
+    """The limit while capped: lowered as memory goes, raised only so far that root can go on working.
+
+    Raised seldom, for in between a program of root that keeps asking is to be refused; and not when more than a
+    hundredth of RAM below the floor is gone.
+    """
+    needed = kbytes_for(memory.committed + reserve(memory), memory)
+    if needed > before.kbytes:
+        lately = before.raised_at is not None and now - before.raised_at < RAISE_EVERY
+        gone = memory.headroom < limits.floor(memory) - memory.total // 100
+        return before.kbytes if lately or gone else needed
+    if inexpressible(memory, limits):
+        return before.kbytes
+    return min(before.kbytes, wanted_kbytes(memory, limits))
+
+
+def interval(memory: Memory, limits: GuardLimits, *, pressed: bool = False) -> float:
+    """Seconds to the next look: half the time in which the fastest programs could be at the floor.
+
+    `pressed` is PSI's hint that it had better be soon.
+    """
+    above = memory.headroom - limits.floor(memory)
+    return SHORTEST if pressed else min(LONGEST, max(SHORTEST, above / (2 * FASTEST)))
