@@ -13,6 +13,7 @@ TUNED: Final = (
     "proc/sys/vm/overcommit_memory",
     "proc/sys/vm/overcommit_ratio",
     "proc/sys/vm/overcommit_kbytes",
+    "proc/sys/vm/admin_reserve_kbytes",
     "sys/kernel/mm/hugepages/*/nr_hugepages",
     "sys/kernel/mm/hugepages/*/nr_overcommit_hugepages",
     "sys/devices/system/node/node*/hugepages/*/nr_hugepages",

@@ -92,7 +92,8 @@ def variant(signature: str, value: Any) -> Variant:
 
 
 def say(line: Request) -> None:
-    sys.stdout.write(json.dumps(line) + "\n")
+    # A variant in a signal is said as its value.
+    sys.stdout.write(json.dumps(line, default=lambda variant: variant.value) + "\n")
     sys.stdout.flush()
 
 

@@ -42,6 +42,7 @@ class MemoryGuard:
         self.settings = GuardLimits()
         self.verdict = GuardVerdict()
         self._watch: Watch | None = None
+        self._stopped = False
 
     @property
     def limits(self) -> GuardLimits | None:
@@ -93,25 +94,29 @@ class MemoryGuard:
         return (*others, *self.claims)
 
     def stop(self) -> None:
-        """End, and put back what was capped."""
+        """End for good, and put back what was capped; a pass may still run."""
         with self.lock:
+            self._stopped = True
             self._end(GuardVerdict())
 
     def _begin(self, limits: GuardLimits) -> None:
-        if not limits.enabled:
+        if self._stopped or not limits.enabled:
             self._end(GuardVerdict(reason=DISABLED))
         elif self._watch:
             self._watch.limits = limits
         else:
-            try:
-                kept = CapFile(self._runtime)
-            except OSError as error:
-                reason = f"the host's own values could not be saved before a cap: {error.strerror}"
-                self.take(GuardVerdict(GuardState.OBSERVING, reason=reason), None)
-                return
-            stay_resident()
-            self._watch = Watch(self, MemoryFiles(self._kernel), kept, limits)
-            self._watch.start()
+            self._start(limits)
+
+    def _start(self, limits: GuardLimits) -> None:
+        try:
+            kept = CapFile(self._runtime)
+        except OSError as error:
+            reason = f"the host's own values could not be saved before a cap: {error.strerror}"
+            self.take(GuardVerdict(GuardState.OBSERVING, reason=reason), None)
+            return
+        stay_resident()
+        self._watch = Watch(self, MemoryFiles(self._kernel), kept, limits)
+        self._watch.start()
 
     def _end(self, verdict: GuardVerdict) -> None:
         if self._watch:
