@@ -34,7 +34,7 @@ def guarded(daemon_with: Callable[..., Daemon], own_root: User) -> Iterator[Daem
 
 
 def alerts(heard: Sequence[Heard]) -> list[tuple[str, int, dict[str, Any]]]:
-    return [tuple(signal.args) for signal in heard if signal.signal == "GuardChanged"]  # type: ignore[misc]
+    return [tuple(signal.args) for signal in heard if signal.signal == "GuardChanged"]
 
 
 def capped(user: User, ear: int) -> dict[str, Any]:

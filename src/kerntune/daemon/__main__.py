@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from kerntune.daemon.options import HOST, parse
 from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
+STACK = 1 << 20  # bytes a thread; the usual 8 MiB count as promised in overcommit mode never
 
 
 def unwritable(root: Path) -> Path | None:
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.demo:
         return simulate(directories)
     directories.make()
+    threading.stack_size(STACK)
     events = hotplug.on_host if options.root == HOST else lambda _look: contextlib.nullcontext()
     return asyncio.run(run(HostKernel(options.root), str(options.root), directories, events))
 

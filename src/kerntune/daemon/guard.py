@@ -18,7 +18,7 @@ from kerntune.daemon.cap_file import CapFile
 from kerntune.engine.guard import SHORTEST, GuardLimits, GuardState, GuardVerdict, decide, interval, reserve
 from kerntune.engine.resolve import rank
 from kerntune.kernel.files import Kernel, KernelError
-from kerntune.kernel.pressure import MemoryFiles, stay_resident
+from kerntune.kernel.pressure import MemoryFiles, stay_able
 from kerntune.model import Claim, ClaimId, Memory, Origin
 from kerntune.tunables.overcommit import Overcommit, split
 
@@ -114,7 +114,7 @@ class MemoryGuard:
             reason = f"the host's own values could not be saved before a cap: {error.strerror}"
             self.take(GuardVerdict(GuardState.OBSERVING, reason=reason), None)
             return
-        stay_resident()
+        stay_able()
         self._watch = Watch(self, MemoryFiles(self._kernel), kept, limits)
         self._watch.start()
 

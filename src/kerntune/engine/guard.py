@@ -22,7 +22,8 @@ MODE_ALWAYS, MODE_NEVER = 1, 2  # vm.overcommit_memory
 WARNED_UNTIL: Final = 2  # points: level 50 goes when so much more is free than it came at
 AGAIN_WITHIN: Final = 60.0  # seconds after a release in which another cap doubles the dwell
 LONGEST_DWELL: Final = 300.0
-RAISE_EVERY: Final = 10.0  # seconds
+LITTLE: Final = 8  # this part of the reserve comes and goes with every program that starts
+STEADY: Final = 0.2  # seconds in which no more is promised, before the limit is raised
 
 
 class GuardState(StrEnum):
@@ -67,7 +68,7 @@ class GuardVerdict:
     """What the guard is to be; `kbytes` is the limit to have written while it caps, 0 when it does not.
 
     `since`: when it was capped or released. `calm_since`: since when there has been enough while capped, None when
-    there is not. `released_at`, `raised_at`: the last release, and the last time the limit was raised.
+    there is not. `released_at`: the last release. `promised`: bytes, hardly more since `steady_since`.
     """
 
     state: GuardState = GuardState.OFF
@@ -77,7 +78,8 @@ class GuardVerdict:
     since: float = 0.0
     calm_since: float | None = None
     released_at: float | None = None
-    raised_at: float | None = None
+    promised: int = 0
+    steady_since: float = 0.0
     dwell: float = 0.0
 
     @property
@@ -150,7 +152,7 @@ def decide(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict
     again = before.released_at is not None and now - before.released_at < AGAIN_WITHIN
     dwell = min(before.dwell * 2, LONGEST_DWELL) if again and limits.doubling else limits.dwell
     capped = replace(before, kbytes=wanted_kbytes(memory, limits), since=now, calm_since=None, dwell=dwell)
-    return _pressed(memory, limits, capped)
+    return _pressed(memory, limits, replace(capped, promised=memory.committed, steady_since=now))
 
 
 def _while_capped(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict) -> GuardVerdict:
@@ -167,9 +169,15 @@ def _while_capped(memory: Memory, now: float, limits: GuardLimits, before: Guard
     if calm and now - before.since >= before.dwell:
         level = warning(memory, limits, before.level)
         return GuardVerdict(GuardState.RELEASED, level, since=now, released_at=now, dwell=before.dwell)
-    kbytes = moved_kbytes(memory, now, limits, before)
-    raised_at = now if kbytes > before.kbytes else before.raised_at
-    return _pressed(memory, limits, replace(before, kbytes=kbytes, calm_since=calm_since, raised_at=raised_at))
+    held = _still_asking(memory, now, replace(before, calm_since=calm_since))
+    return _pressed(memory, limits, replace(held, kbytes=moved_kbytes(memory, now, limits, held)))
+
+
+def _still_asking(memory: Memory, now: float, before: GuardVerdict) -> GuardVerdict:
+    """Since when about the same is promised; less is no reason to begin anew."""
+    if memory.committed > before.promised + reserve(memory) // LITTLE:
+        return replace(before, promised=memory.committed, steady_since=now)
+    return replace(before, promised=min(before.promised, memory.committed))
 
 
 def _pressed(memory: Memory, limits: GuardLimits, capped: GuardVerdict) -> GuardVerdict:
@@ -205,9 +213,9 @@ def warning(memory: Memory, limits: GuardLimits, before: int) -> int:
 
 
 def reserve(memory: Memory) -> int:
-    """What only root is promised while the guard caps, in bytes: 1 % of RAM, 128 MiB at most.
+    """What only root is promised while the guard caps, and everybody as much again: bytes, 1 % of RAM or 128 MiB.
 
-    Everybody may lose it again to one program of root, so it has to be small beside the floor.
+    One program may take it all, so it has to be small beside the floor.
     """
     return min(128 * MIB, memory.total // 100)
 
@@ -243,19 +251,19 @@ def wanted_kbytes(memory: Memory, limits: GuardLimits) -> int:
 
 
 def moved_kbytes(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict) -> int:
-    """The limit while capped: lowered as memory goes, raised only so far that root can go on working.
+    """The limit while capped: lowered as memory goes, raised so far that the rest of the host can go on working.
 
-    Raised seldom, for in between a program of root that keeps asking is to be refused; and not when more than a
-    hundredth of RAM below the floor is gone.
+    That room is for everybody, so it is made only when nobody asks for more and more (whoever did has been refused),
+    and above the floor: a program that asks again and again gets no further than 2 % of RAM below it.
     """
-    needed = kbytes_for(memory.committed + reserve(memory), memory)
+    needed = kbytes_for(memory.committed + 2 * reserve(memory), memory)
     if needed > before.kbytes:
-        lately = before.raised_at is not None and now - before.raised_at < RAISE_EVERY
-        gone = memory.headroom < limits.floor(memory) - memory.total // 100
-        return before.kbytes if lately or gone else needed
+        asked_lately = now - before.steady_since < STEADY
+        return before.kbytes if asked_lately or memory.headroom <= limits.floor(memory) else needed
     if inexpressible(memory, limits):
         return before.kbytes
-    return min(before.kbytes, wanted_kbytes(memory, limits))
+    wanted = max(needed, wanted_kbytes(memory, limits))
+    return wanted if wanted < before.kbytes - reserve(memory) // 1024 // LITTLE else before.kbytes
 
 
 def interval(memory: Memory, limits: GuardLimits, *, pressed: bool = False) -> float:

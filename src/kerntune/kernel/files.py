@@ -28,7 +28,7 @@ WRITABLE: Final = (
     "sys/block/*/queue/scheduler",
 )
 
-CHUNK: Final = 1 << 16
+CHUNK: Final = 1 << 15  # of the heap; what is larger is mapped, and unmapped again
 GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's word for the format; the module gzip is a quarter MiB more
 
 

@@ -9,7 +9,7 @@ import os
 import resource
 from typing import Final, NamedTuple
 
-from kerntune.kernel.files import Kept, Kernel, KernelError
+from kerntune.kernel.files import CHUNK, Kept, Kernel, KernelError
 from kerntune.kernel.memory import VM, memory_of
 from kerntune.model import Memory
 
@@ -20,6 +20,9 @@ KBYTES: Final = f"{VM}/overcommit_kbytes"
 ADMIN_RESERVE: Final = f"{VM}/admin_reserve_kbytes"
 SETTINGS: Final = (MODE, RATIO, KBYTES, ADMIN_RESERVE)
 SEEN: Final = ("proc/meminfo", "proc/swaps", "proc/pressure/memory")
+# malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
+SPARE: Final = 2 << 20  # bytes of heap in hand
 # mman.h: what is mapped now and later, but only the pages that are used.
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
@@ -106,13 +109,17 @@ class MemoryFiles:
         return self._files[path].read() if path in self._files else ""
 
 
-def stay_resident() -> None:
-    """Keep our pages in RAM once they are used (mlockall(2)): the guard must not wait for a disk to act.
+def stay_able() -> None:
+    """Be ready for a host without memory: keep room in the heap, and our pages in RAM (mlockall(2)) once they are used.
 
-    Under a limit, later allocations would fail where it is reached, so nothing is done then.
+    In mode never our allocations may be refused like anybody's. Where locked memory is limited nothing is locked, for
+    later allocations would fail at the limit.
     """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mallopt(M_TOP_PAD, SPARE)
+    libc.mallopt(M_TRIM_THRESHOLD, 2 * SPARE)
+    [bytes(CHUNK) for _ in range(SPARE // CHUNK)]  # makes the heap grow, by pieces too small to be mapped
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT):
         log.info("the daemon's memory cannot be locked: %s", os.strerror(ctypes.get_errno()))

@@ -117,19 +117,27 @@ def test_while_capped_the_limit_is_lowered_as_memory_goes() -> None:
     assert more.kbytes == less.kbytes
 
 
-def test_while_capped_the_limit_is_raised_where_root_could_not_work_any_more_but_seldom() -> None:
+def test_the_limit_is_raised_for_the_others_once_nobody_asks_for_more_and_more() -> None:
     host, before = capped(12)
-    beyond = at(6, host, committed=host.commit_limit)
-    raised = decide(beyond, 1.0, LIMITS, before)
-    assert raised.kbytes * 1024 == beyond.committed + reserve(HOST)
-    again = at(6, host, committed=raised.kbytes * 1024, overcommit_kbytes=raised.kbytes)
-    assert decide(again, 10.9, LIMITS, raised).kbytes == raised.kbytes
-    assert decide(again, 11.0, LIMITS, raised).kbytes > raised.kbytes
+    refused = at(8, host, committed=host.commit_limit - reserve(HOST))
+    asking = decide(refused, 1.0, LIMITS, before)
+    assert asking.kbytes == before.kbytes
+    assert decide(refused, 1.1, LIMITS, asking).kbytes == before.kbytes
+    steady = decide(refused, 1.25, LIMITS, asking)
+    assert steady.kbytes * 1024 == refused.committed + 2 * reserve(HOST)
 
 
-def test_nothing_is_raised_for_a_program_that_has_gone_below_the_floor() -> None:
+def test_a_program_that_asks_again_is_let_through_to_the_floor_only() -> None:
     host, before = capped(12)
-    assert decide(at(3.9, host, committed=host.commit_limit), 1.0, LIMITS, before).kbytes == before.kbytes
+    refused = at(5, host, committed=host.commit_limit)
+    asking = decide(refused, 1.0, LIMITS, before)
+    assert decide(refused, 100.0, LIMITS, asking).kbytes == before.kbytes
+
+
+def test_less_that_is_promised_does_not_count_as_asking() -> None:
+    host, before = capped(12)
+    less = decide(at(8, host, committed=4 * GIB), 0.1, LIMITS, before)
+    assert (less.promised, less.steady_since) == (4 * GIB, 0.0)
 
 
 @pytest.mark.parametrize("headroom", [17.9, 12.5])
