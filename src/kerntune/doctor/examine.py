@@ -1,0 +1,45 @@
+"""The whole examination of one host, findings in the order in which they matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from kerntune.doctor import bounds, conflicts, hardware, services
+from kerntune.doctor.files import Files
+from kerntune.doctor.nouns import Finding, Severity, Survey, Wanted
+from kerntune.doctor.propose import survey
+from kerntune.kernel.files import HostKernel
+
+ORDER: Final = (Severity.PROBLEM, Severity.WARNING, Severity.NOTE, Severity.OK)
+
+
+def look(root: Path) -> Survey:
+    """What the files below a root set: proposals, and what is left."""
+    return survey(Files(root), HostKernel(root))
+
+
+def examine(root: Path, wanted: Sequence[Wanted] | None = None) -> list[Finding]:
+    """Everything there is to say of the host below a root, what matters most first.
+
+    `wanted` are the claims of the running daemon, None when there is none to ask.
+    """
+    return sorted(findings(root, wanted), key=lambda finding: ORDER.index(finding.severity))
+
+
+def findings(root: Path, wanted: Sequence[Wanted] | None) -> Iterator[Finding]:
+    """The same, by topic."""
+    files, kernel = Files(root), HostKernel(root)
+    running = services.processes(kernel)
+    yield from hardware.huge_pages(files, kernel)
+    yield from hardware.cpu_frequency(files, kernel)
+    yield from hardware.drives(kernel)
+    yield from hardware.memory(kernel)
+    yield from bounds.overcommit(kernel, services.guards(running))
+    yield from bounds.session(kernel)
+    yield from conflicts.rivals(services.rivals(files, running), wanted)
+    yield from conflicts.settings(survey(files, kernel), kernel, wanted)
+    for path, why in files.unreadable.items():
+        what = f"{path} cannot be read, so what it sets is not known"
+        yield Finding(Severity.NOTE, "settings", what, (why,), "run kerntune doctor as root")
