@@ -14,14 +14,24 @@ from kerntune.tunables.overcommit import needed_limit
 
 VM: Final = "proc/sys/vm"
 ALWAYS, NEVER = 1, 2
+# States of the memory guard (kerntuned(8)).
+CAPPING: Final = frozenset({"capped", "exhausted"})
+WATCHING: Final = frozenset({"relaxed", "released"})
 CGROUPS: Final = "sys/fs/cgroup"
 LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max")
 LOCKED: Final = re.compile(r"Max locked memory +([0-9]+|unlimited) ")
 UNLIMITED: Final = 1 << 62  # of cgroup v1, which has a number for it
 
 
-def overcommit(kernel: KernelView, guards: Sequence[str]) -> Iterator[Finding]:
-    """How much the kernel promises, and whether somebody watches; `guards` are the programs that do."""
+def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterator[Finding]:
+    """How much the kernel promises, and whether somebody watches: our own guard (its state), or other programs."""
+    if guard in CAPPING:
+        what = f"memory is short: the memory guard is {guard} and holds back what the kernel promises"
+        yield Finding(
+            Severity.WARNING, "overcommit", what, ("kerntune status shows the guard",), "end what is not needed"
+        )
+        return
+    guards = ["kerntuned's memory guard", *guards] if guard in WATCHING else guards
     memory = read_memory(kernel)
     mode, ratio = memory.overcommit_mode, memory.overcommit_ratio
     reads = f"/{VM}/overcommit_memory reads {mode}"
@@ -34,9 +44,11 @@ def overcommit(kernel: KernelView, guards: Sequence[str]) -> Iterator[Finding]:
             (
                 reads,
                 f"/{VM}/overcommit_ratio reads {ratio}, which limits nothing in this mode",
-                "neither earlyoom nor systemd-oomd is running",
+                f"the memory guard of kerntuned {f'is {guard}' if guard else 'is not running'}, "
+                "and neither earlyoom nor systemd-oomd is",
             ),
-            "kerntune set overcommit=heuristic --persist, or let something watch: sudo apt install earlyoom",
+            "kerntune set overcommit=always --persist has the memory guard of kerntuned watch; "
+            "kerntune set overcommit=heuristic --persist has the kernel refuse what cannot fit",
         )
     elif mode == ALWAYS:
         what = f"memory is promised without limit (overcommit always), and {guards[0]} watches it"

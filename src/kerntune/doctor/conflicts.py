@@ -26,16 +26,21 @@ HOW: Final = {
 }
 
 
+TAKE_OVER: Final = "kerntune import shows it as a claim, kerntune import --apply takes it over"
+LEAVE: Final = "nothing: a package ships it, and a claim of yours would win"
+BY_HAND: Final = "leave it if it does what you want; kerntune list shows what kerntune can set in its place"
+
+
 def named(setting: Setting | Wanted) -> str:
     """`hugepages@2M`, as the command line writes it."""
     return f"{setting.tunable}@{setting.instances}" if setting.instances else setting.tunable
 
 
-def settings(survey: Survey, kernel: KernelView, wanted: Sequence[Wanted] | None) -> Iterator[Finding]:
-    """What is to be said of each line; `wanted` is None when the daemon could not be asked."""
+def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> Iterator[Finding]:
+    """What is to be said of each line; of `claims` the strongest come first."""
     for proposal in survey.proposals:
-        rivals = [claim for claim in wanted or () if overlaps(proposal.setting, claim, kernel)]
-        yield finding(proposal, kernel, rivals)
+        ours = [claim for claim in claims if overlaps(proposal.setting, claim, kernel)]
+        yield finding(proposal, kernel, ours)
     for left in survey.left:
         if left.cause is Cause.NO_EFFECT and not left.place.shipped:
             yield Finding(
@@ -46,8 +51,8 @@ def settings(survey: Survey, kernel: KernelView, wanted: Sequence[Wanted] | None
                 "remove the line, so that nobody relies on it",
             )
         elif left.cause in (Cause.NOT_UNDERSTOOD, Cause.NOT_POSSIBLE) and not left.place.shipped:
-            what = f"a line in {left.place.file} is about values that kerntune tunes, and cannot become a claim"
-            yield Finding(Severity.NOTE, "settings", what, (left.place.quoted, left.why))
+            what = f"a line in {left.place.file} cannot become a claim: {left.why}"
+            yield Finding(Severity.NOTE, "settings", what, (left.place.quoted,), BY_HAND)
 
 
 def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) -> Finding:
@@ -56,12 +61,13 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
     evidence = [line.quoted for line in proposal.places] + now(proposal.assignments, kernel)
     beaten = [f"{earlier.quoted} (an earlier line, which loses)" for earlier in proposal.beaten]
     stage = max(line.stage for line in proposal.assignments)
-    if against := next((claim for claim in claims if claim.value != setting.value), None):
+    against = claims[0] if claims else None
+    if against and against.value != setting.value:
         what = f"{place.file} sets {named(setting)} to {setting.value}, but kerntune keeps {against} at {against.value}"
         evidence.append(f"kerntune status: {against.origin} claim {against}={against.value}")
         severity = Severity.PROBLEM if stage in LATER else Severity.WARNING
         return Finding(severity, setting.tunable, what, (*evidence, *beaten), undone(proposal, stage, against))
-    if claims:
+    if against:
         what = f"{place.file} sets {named(setting)} to {setting.value}, as kerntune does: the line is not needed"
         return Finding(Severity.NOTE, setting.tunable, what, (*evidence, *beaten), f"{HOW[stage]} ({place})")
     differs = len(evidence) > len(proposal.places)
@@ -71,7 +77,7 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
     if differs:
         what += "; that is not what the kernel has now"
     severity = Severity.WARNING if beaten or differs else Severity.NOTE
-    fix = "" if proposal.shipped else "kerntune import shows it as a claim, kerntune import --apply takes it over"
+    fix = LEAVE if proposal.shipped else TAKE_OVER
     return Finding(severity, setting.tunable, what, (*evidence, *beaten), fix)
 
 
@@ -90,9 +96,12 @@ def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:
 
 
 def now(lines: Sequence[Assignment], kernel: KernelView) -> list[str]:
-    """What the kernel has, where it is not what the lines say."""
+    """What the kernel has, where it is not what the lines say.
+
+    The command line is left out: pages that it could not have are told of with the pools.
+    """
     found: list[str] = []
-    for line in lines:
+    for line in (line for line in lines if line.stage is not Stage.KERNEL):
         paths = kernel.glob(line.path) if GLOB.search(line.path) else [line.path]
         for path in paths:
             text = find(kernel, path)
@@ -119,10 +128,10 @@ def overlaps(setting: Setting, claim: Wanted, kernel: KernelView) -> bool:
     return bool(ours & set(claim.matches))
 
 
-def rivals(seen: Iterable[Seen], wanted: Sequence[Wanted] | None) -> Iterator[Finding]:
+def rivals(seen: Iterable[Seen], claims: Sequence[Wanted]) -> Iterator[Finding]:
     """Services that set the same values."""
     for one in seen:
-        shared = sorted(one.rival.tunables & {claim.tunable for claim in wanted or ()})
+        shared = sorted(one.rival.tunables & {claim.tunable for claim in claims})
         if shared:
             what = f"{one.rival.name} sets {', '.join(shared)} too, which kerntune has claims on: they undo each other"
         else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from kerntune.doctor import bounds, conflicts, hardware, services
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Finding, Severity, Survey, Wanted
+from kerntune.doctor.nouns import Daemon, Finding, Severity, Survey
 from kerntune.doctor.propose import survey
 from kerntune.kernel.files import HostKernel
 
@@ -20,26 +20,27 @@ def look(root: Path) -> Survey:
     return survey(Files(root), HostKernel(root))
 
 
-def examine(root: Path, wanted: Sequence[Wanted] | None = None) -> list[Finding]:
+def examine(root: Path, daemon: Daemon | None = None) -> list[Finding]:
     """Everything there is to say of the host below a root, what matters most first.
 
-    `wanted` are the claims of the running daemon, None when there is none to ask.
+    `daemon` is None when there is none to ask.
     """
-    return sorted(findings(root, wanted), key=lambda finding: ORDER.index(finding.severity))
+    return sorted(findings(root, daemon), key=lambda finding: ORDER.index(finding.severity))
 
 
-def findings(root: Path, wanted: Sequence[Wanted] | None) -> Iterator[Finding]:
+def findings(root: Path, daemon: Daemon | None) -> Iterator[Finding]:
     """The same, by topic."""
     files, kernel = Files(root), HostKernel(root)
+    claims, guard = (daemon.claims, daemon.guard) if daemon else ((), "")
     running = services.processes(kernel)
     yield from hardware.huge_pages(files, kernel)
     yield from hardware.cpu_frequency(files, kernel)
     yield from hardware.drives(kernel)
     yield from hardware.memory(kernel)
-    yield from bounds.overcommit(kernel, services.guards(running))
+    yield from bounds.overcommit(kernel, services.guards(running), guard)
     yield from bounds.session(kernel)
-    yield from conflicts.rivals(services.rivals(files, running), wanted)
-    yield from conflicts.settings(survey(files, kernel), kernel, wanted)
+    yield from conflicts.rivals(services.rivals(files, running), claims)
+    yield from conflicts.settings(survey(files, kernel), kernel, claims)
     for path, why in files.unreadable.items():
         what = f"{path} cannot be read, so what it sets is not known"
         yield Finding(Severity.NOTE, "settings", what, (why,), "run kerntune doctor as root")

@@ -15,7 +15,7 @@ from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
 from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
 from kerntune.tunables.hugepages import POOLS, HugePages, folder_of
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.io_scheduler import IoScheduler, path_of
 from kerntune.tunables.page_size import parse, spell
 
 # Parameters of the kernel that decide whether and how CPU frequencies can be set.
@@ -109,7 +109,8 @@ def drives(kernel: KernelView) -> Iterator[Finding]:
         yield Finding(Severity.OK, "io-scheduler", "there is no NVMe drive", (f"/sys/block has no nvme*; {rest}",))
     for target in fast:
         reading = scheduler.read(kernel, target)
-        evidence = (f"/sys/block/{target.instance}/queue/scheduler offers {' '.join(reading.choices)}",)
+        path = path_of(target)
+        evidence = (f"/{path} reads {find(kernel, path)}",)
         name = next((alias for alias in target.aliases if not alias.startswith("by-id/")), "")
         drive = f"{target.instance}, a path of {name}," if name else target.instance
         if reading.value == FAST:
@@ -132,13 +133,14 @@ def memory(kernel: KernelView) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "memory", what, ("/proc/meminfo has no MemTotal",))
         return
     pools = info.get("Hugetlb", 0)
-    evidence = [f"/proc/meminfo: {name} {info[name] >> 20} MiB" for name in FIGURES if name in info]
+    figures = ", ".join(f"{name} {info[name] >> 20} MiB" for name in FIGURES if name in info)
+    evidence = (f"/proc/meminfo: {figures}",)
     what = f"{gib(total)} of RAM, {gib(available)} available, {gib(pools)} in huge pages, {gib(swap)} of swap"
-    yield Finding(Severity.OK, "memory", what, tuple(evidence))
+    yield Finding(Severity.OK, "memory", what, evidence)
     if available < max(512 << 20, total // 20):
         fix = "end what is not needed, or give huge pages back; nothing can be reserved now"
         what = f"memory is nearly used up: {gib(available)} of {gib(total)} are available"
-        yield Finding(Severity.WARNING, "memory", what, tuple(evidence), fix)
+        yield Finding(Severity.WARNING, "memory", what, evidence, fix)
     if not swap:
         what = "there is no swap: when memory runs out the kernel kills programs at once"
         fix = "some GiB of swap give a warning time; with huge models it is no substitute for RAM"

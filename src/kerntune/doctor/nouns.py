@@ -138,3 +138,11 @@ class Wanted:
 
     def __str__(self) -> str:
         return f"{self.tunable}@{self.instances}" if self.instances else self.tunable
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What the running daemon says: everybody's claims, the strongest first, and the state of its memory guard."""
+
+    claims: tuple[Wanted, ...] = ()
+    guard: str = ""

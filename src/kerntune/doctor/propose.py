@@ -60,7 +60,8 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
             proposals.append(checked(draft, kernel, known))
         except InvalidValue as error:
             left += [Left(place, str(error), Cause.NOT_POSSIBLE) for place in draft.places]
-    return Survey(tuple(sorted(proposals, key=latest)), tuple(unique(left)))
+    remaining = sorted(unique(left), key=lambda one: (one.place.file, one.place.line))
+    return Survey(tuple(sorted(proposals, key=latest)), tuple(remaining))
 
 
 def unique(left: Iterable[Left]) -> list[Left]:
@@ -150,7 +151,7 @@ def checked(draft: Proposal, kernel: KernelView, known: dict[str, Tunable]) -> P
         raise InvalidValue(f"this kerntune has no tunable {name}")
     instances, value = tunable.normal(instances), tunable.normal_value(value)
     if why := tunable.missing(kernel):
-        raise InvalidValue(f"this host does not support {name}", why)
+        raise InvalidValue(f"this host does not support {name}", why.partition(". ")[0])
     targets = [target for target in tunable.targets(kernel) if tunable.matches(instances, target)]
     if not targets and tunable.exact(instances):
         raise InvalidValue(f"{name}@{instances} is not there now", "Nothing to set; claim it when it has come")
