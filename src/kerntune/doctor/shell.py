@@ -89,13 +89,11 @@ class Script:
         """One command; what it prints, where that is known."""
         argv, targets = redirected(command.words)
         argv = bare(argv)
-        if not argv:
-            return None
-        if all(words.ASSIGNED.fullmatch(word) for word in argv):
+        if argv and all(words.ASSIGNED.fullmatch(word) for word in argv):
             for word in argv:
                 self.bind(word)
             return None
-        name = argv[0].rsplit("/", 1)[-1]
+        name = argv[0].rsplit("/", 1)[-1] if argv else ""
         if name == "for":
             self.loop(argv)
             return None
@@ -108,12 +106,15 @@ class Script:
         said = printed(argv, self.known) if name in PRINTERS else None
         if name == "tee":
             said, targets = piped, [word for word in argv[1:] if not word.startswith("-")]
-        pairs = self.written(targets, said) if targets or name in PRINTERS else effects(name, argv[1:], self.known)
+        pairs = effects(name, argv[1:], self.known)
+        if pairs is None and (targets or name in PRINTERS):
+            pairs = self.written(targets, said)
         for path, value in pairs or ():
             place = Place(self.file, command.line.number, command.line.text)
             remark = IN_AN_IF if command.conditional else ""
             self.found.append(Assignment(place, self.stage, path, value, remark, self.idle))
-        if pairs is None and name not in QUIET and self.concerns([*argv, *targets]):
+        # What only reads is of interest for where its output goes.
+        if pairs is None and self.concerns(targets if name in QUIET else [*argv, *targets]):
             self.leave(command.line, "it is not one of the lines that kerntune can read; translate it by hand")
         return said
 

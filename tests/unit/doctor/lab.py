@@ -22,7 +22,9 @@ echo 64 > /proc/sys/vm/nr_hugepages
 
 HANDMADE = {
     "etc/rc.local": RC_LOCAL,
-    "etc/sysctl.conf": "vm.overcommit_memory = 1\nvm.overcommit_ratio=95\nnet.ipv4.ip_forward=1\nvm.max_map_count=262144\n",
+    "etc/sysctl.conf": (
+        "vm.overcommit_memory = 1\nvm.overcommit_ratio=95\nnet.ipv4.ip_forward=1\nvm.max_map_count=262144\n"
+    ),
     "etc/sysctl.d/10-llm.conf": "# from a forum\nvm.nr_hugepages = 64\nvm.swappiness=1\n",
     "etc/udev/rules.d/60-io.rules": (
         'ACTION=="add|change", KERNEL=="nvme[0-9]*", ATTR{queue/rotational}=="0", ATTR{queue/scheduler}="none"\n'
