@@ -37,7 +37,9 @@ def cli(*words: str, address: str = "unix:path=/nonexistent/bus") -> subprocess.
     )
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["set", "--help"], ["set"], ["no-such-verb"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["set", "--help"], ["doctor", "--help"], ["set"], ["no-such-verb"]]
+)
 def test_what_needs_no_daemon_loads_no_more_than_it_needs(words: list[str]) -> None:
     program = f"""
 import sys
@@ -46,7 +48,7 @@ try:
     main({words!r})
 except SystemExit:
     pass
-print(sorted({{"rich", "dbus_next", "asyncio"}} & sys.modules.keys()))
+print(sorted({{"rich", "dbus_next", "asyncio", "kerntune.doctor", "kerntune.kernel"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
