@@ -12,15 +12,19 @@ import pytest
 
 from kerntune.cli import imports
 from kerntune.cli.__main__ import main
+from kerntune.cli.doctor import daemon_of
 from kerntune.doctor import examine
 from kerntune.doctor.nouns import Survey
 from kerntune.errors import OverLimit
 from tests.cli.scripted import Script, outcome
+from tests.harness.daemon import Daemon
+from tests.harness.privatebus import PrivateBus
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import handmade, write
 
 Captured = pytest.CaptureFixture[str]
 
+POLICY = Path(__file__).parents[2] / "dbus/org.kerntune.Tuner1.conf"
 BY_ID = "by-id/nvme-SAMSUNG_MZQL23T8_S64HNE0R500123"
 COMMANDS = [
     ["kerntune", "set", "hugepages@1G=24", "--persist"],
@@ -101,10 +105,39 @@ def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
     assert snapshot(here) == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="without polkit only root may set anything")
+def test_apply_with_a_real_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """The daemon tunes the same tree; afterwards the doctor finds that the lines say what the claims say."""
+    lay_out("small-vm", tmp_path)
+    lines = "vm.overcommit_memory=1\nvm.overcommit_ratio=95\nvm.nr_hugepages=64\n"
+    write(tmp_path, {"etc/sysctl.d/llm.conf": lines})
+    monkeypatch.setattr(examine, "look", lambda _root, look=examine.look: look(tmp_path))
+    with PrivateBus(include=[POLICY]) as bus, Daemon(bus, "--root", str(tmp_path)):
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        assert main(["import", "--apply"]) == 0
+        assert "satisfied" in capsys.readouterr().out
+        assert main(["import", "--apply", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["changed"] is False
+        assert main(["status", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+    assert {claim["origin"] for claim in document["claims"]} == {"persistent"}
+    values = [(tmp_path / f"proc/sys/vm/overcommit_{name}").read_text().strip() for name in ("memory", "ratio")]
+    assert values == ["1", "95"]
+    found = examine.examine(tmp_path, daemon_of(document))
+    said = [finding.what for finding in found if "/etc/sysctl.d/llm.conf sets" in finding.what]
+    assert [what.rpartition(": ")[2] for what in said] == ["the line is not needed"] * 2
+
+
 def test_apply_in_json(here: Path, capsys: Captured) -> None:
     script = Script(outcomes=[outcome("hugepages@2M", "partial")])
     assert main(["import", "--apply", "--json"], connect=script.connect) == 6
     assert {"claims", "left", "changed", "outcomes"} == set(json.loads(capsys.readouterr().out))
+
+
+def test_fewer_huge_pages_may_do(here: Path) -> None:
+    script = Script()
+    assert main(["import", "--apply", "--allow-partial"], connect=script.connect) == 0
+    assert script.calls[0][2] == {"persist": True, "allow-partial": True}
 
 
 def test_an_error_of_the_daemon_is_the_answer(here: Path, capsys: Captured) -> None:

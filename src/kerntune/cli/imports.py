@@ -23,6 +23,10 @@ INTRODUCTION: Final = (
 NOTHING: Final = "# Nothing was found that kerntune could take over."
 APPLY: Final = Argument(("--apply",), {"action": "store_true", "help": "make these claims, also after a reboot"})
 
+ALLOW_PARTIAL: Final = Argument(
+    ("--allow-partial",), {"action": "store_true", "help": "keep fewer huge pages than asked when there are no more"}
+)
+
 
 async def import_(connect: Connect, args: Namespace) -> Answer:
     """The claims that would replace what people set by hand; no file is changed, and with --apply they are made."""
@@ -37,8 +41,9 @@ async def import_(connect: Connect, args: Namespace) -> Answer:
     data = {"claims": [row(proposal) for proposal in ours], "left": [remainder(one) for one in left]}
     if not args.apply or not ours:
         return Answer(data, page(ours, left))
+    options = {"persist": True, **({"allow-partial": True} if args.allow_partial else {})}
     async with connect() as manager:
-        change = await manager.set([proposal.setting for proposal in ours], {"persist": True})
+        change = await manager.set([proposal.setting for proposal in ours], options)
     answer = changed(change, [still_there(ours)])
     return Answer({**data, **answer.data}, answer.page, answer.exit_code, answer.advice)
 
@@ -105,5 +110,5 @@ def comment(text: str) -> str:
 
 
 VERB: Final = Verb(
-    "import", "show claims for what was set by hand in files; --apply makes them", import_, (APPLY, ROOT)
+    "import", "show claims for what was set by hand in files; --apply makes them", import_, (APPLY, ALLOW_PARTIAL, ROOT)
 )
