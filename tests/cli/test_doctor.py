@@ -63,6 +63,13 @@ def test_the_daemon_is_asked_where_there_is_one(capsys: Captured) -> None:
     assert script.calls == [("Describe",)]
 
 
+def test_a_daemon_of_another_host_has_no_say(capsys: Captured) -> None:
+    script = Script()
+    script.described["host"]["simulated"] = True
+    main(["doctor"], connect=script.connect)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("not known: it works on a simulated host.")
+
+
 def test_none_is_started(capsys: Captured) -> None:
     script = Script()
     script.running = False
@@ -108,6 +115,8 @@ def test_claims_come_strongest_first() -> None:
         claim("config:overcommit", "never:90", seq=9, matches=[""]),
         claim("runtime:hugepages@2M", "1", seq=2),
         claim("runtime:hugepages@2M/*", "2", seq=3, matches=["2M/node0"]),
+        claim("guard:overcommit", "never:1k", seq=8),
+        claim("hold:hugepages@2M", "3", seq=8),
         claim("newer-than-us:overcommit", "always", seq=7),
     ]
     assert daemon_of(document(claims=rows)) == Daemon(

@@ -60,17 +60,22 @@ async def ask(connect: Connect) -> tuple[Document | None, str]:
         async with connect() as manager:
             if not await manager.running():
                 return None, "kerntuned is not running"
-            return await manager.describe(), ""
+            document = await manager.describe()
     except KerntuneError as error:
         return None, error.what
+    host = document["host"]
+    if host["simulated"] or host["root"] != HOST:
+        return None, "it works on a simulated host"
+    return document, ""
 
 
 def daemon_of(document: Document) -> Daemon:
-    """The daemon's document as far as it matters here."""
+    """The daemon's document as far as it matters here: claims that last, for a hold or the guard is soon gone."""
     from kerntune.doctor.nouns import Daemon, Wanted  # noqa: PLC0415  # as above
 
     origins = {origin.word: origin for origin in Origin}
-    strongest = sorted(document["claims"], key=lambda row: (origins.get(row["origin"], 0), row["seq"]), reverse=True)
+    lasting = [row for row in document["claims"] if row["origin"] not in (Origin.HOLD.word, Origin.GUARD.word)]
+    strongest = sorted(lasting, key=lambda row: (origins.get(row["origin"], 0), row["seq"]), reverse=True)
     claims = [
         Wanted(row["tunable"], row["instances"], row["value"], row["origin"], tuple(row["matches"]))
         for row in strongest

@@ -24,16 +24,18 @@ HOW: Final = {
     Stage.SERVICE: "put a # in front of the line",
     Stage.RC_LOCAL: "put a # in front of the line",
 }
-
-
 TAKE_OVER: Final = "kerntune import shows it as a claim, kerntune import --apply takes it over"
 LEAVE: Final = "nothing: a package ships it, and a claim of yours would win"
 BY_HAND: Final = "leave it if it does what you want; kerntune list shows what kerntune can set in its place"
 
 
-def named(setting: Setting | Wanted) -> str:
+def named(setting: Setting) -> str:
     """`hugepages@2M`, as the command line writes it."""
     return f"{setting.tunable}@{setting.instances}" if setting.instances else setting.tunable
+
+
+def line_in(place: Place) -> str:
+    return "a word on the kernel command line" if place.file == "/proc/cmdline" else f"a line in {place.file}"
 
 
 def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> Iterator[Finding]:
@@ -46,12 +48,12 @@ def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> It
             yield Finding(
                 Severity.WARNING,
                 "settings",
-                f"a line in {left.place.file} has no effect: {left.why}",
+                f"{line_in(left.place)} has no effect: {left.why}",
                 (left.place.quoted,),
-                "remove the line, so that nobody relies on it",
+                "remove it, so that nobody relies on it, or see to it that it is read",
             )
         elif left.cause in (Cause.NOT_UNDERSTOOD, Cause.NOT_POSSIBLE) and not left.place.shipped:
-            what = f"a line in {left.place.file} cannot become a claim: {left.why}"
+            what = f"{line_in(left.place)} cannot become a claim: {left.why}"
             yield Finding(Severity.NOTE, "settings", what, (left.place.quoted,), BY_HAND)
 
 
@@ -83,7 +85,7 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
 
 def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:
     """How one of two that fight is to give way."""
-    where: Place = proposal.assignments[-1].place
+    where = proposal.assignments[-1].place
     ours = {
         "config": "change /etc/kerntune (kerntune status says which line)",
         "persistent": f"kerntune unset {claim} --persist",

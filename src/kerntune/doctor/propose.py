@@ -22,7 +22,6 @@ from kerntune.tunables.cpu_governor import spell_cpus
 ON_DRIVES: Final = frozenset({"io-scheduler", "read-ahead"})
 # Names that the kernel gives in the order it finds the drives.
 UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|sd[a-z]+|vd[a-z]+")
-BY_PACKAGE: Final = "it came with a package; claim it yourself if it is to be kept whatever the package says"
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
 
 
@@ -51,7 +50,7 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
                 left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
             else:
                 in_force.append((named, line))
-        elif translate.SYSCTLS.fullmatch(line.path):
+        elif translate.SYSCTLS.fullmatch(line.path) and not line.place.shipped:
             left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))
     drafts = [*single(in_force), *combined(in_force, kernel, left)]
     proposals: list[Proposal] = []

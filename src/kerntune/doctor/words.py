@@ -88,15 +88,16 @@ def is_operator(token: str, among: frozenset[str] = OPERATORS) -> bool:
 def commands(line: Line, tokens: Sequence[str], depth: list[str]) -> Iterator[Command]:
     """The simple commands of a line; `depth` holds the words that open what is still open, and is kept up to date."""
     words: list[str] = []
-    after = ""
+    after, behind = "", False
     for token in (*tokens, ";"):
         if not is_operator(token, SEPARATORS):
             words.append(token)
             continue
         body = opened(words, depth)
         if body:
-            conditional = after in ("&&", "||") or any(word in CONDITIONAL for word in depth)
-            yield Command(line, tuple(body), token, conditional)
+            # A pipeline is behind && as a whole.
+            behind = after in ("&&", "||") or (behind and after in ("|", "|&"))
+            yield Command(line, tuple(body), token, behind or any(word in CONDITIONAL for word in depth))
         words, after = [], token
 
 

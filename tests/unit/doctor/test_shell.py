@@ -146,9 +146,10 @@ def test_a_line_under_a_condition_is_taken_with_a_remark() -> None:
     assert isinstance(plain, Assignment)
     assert (conditional.place.line, conditional.value, conditional.remark) == (2, "never", shell.IN_AN_IF)
     assert (plain.place.line, plain.remark) == (4, "")
-    (behind,) = script(f"[ -e /{POOL} ] && echo 1 > /{POOL}")
-    assert isinstance(behind, Assignment)
-    assert behind.remark == shell.IN_AN_IF
+    for text in (f"[ -e /{POOL} ] && echo 1 > /{POOL}", f"[ -e /{POOL} ] && echo 1 | tee /{POOL}"):
+        (behind,) = script(text)
+        assert isinstance(behind, Assignment)
+        assert behind.remark == shell.IN_AN_IF
 
 
 def test_what_stands_behind_exit_is_never_reached() -> None:
