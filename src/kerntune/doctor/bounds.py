@@ -106,7 +106,7 @@ def folders(kernel: KernelView, *, unified: bool) -> Iterator[str]:
     """The cgroups of this session, the innermost first, as paths below the mount (cgroups(7))."""
     for line in (find(kernel, "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if (controllers == "") is unified and path.startswith("/") and is_memory(line):
+        if (controllers == "") is unified and path.startswith("/") and path.isprintable() and is_memory(line):
             parts = [part for part in path.split("/") if part and part != ".."]
             yield from ("/".join(parts[:end]) for end in range(len(parts), -1, -1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kerntune.doctor.examine import examine, look
@@ -46,6 +46,7 @@ TEXTS = st.one_of(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(texts={"proc/self/cgroup": "0::/\0"})
 @given(texts=st.dictionaries(st.sampled_from(FILES), TEXTS, min_size=1))
 def test_no_text_makes_it_fail(texts: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
