@@ -150,6 +150,7 @@ class Script:
         self.change = Change(changed, tuple(outcomes))
         self.error = error
         self.events, self.end = tuple(events), end
+        self.running = True
         self.calls: list[tuple[Any, ...]] = []
 
     def answer(self, *call: Any) -> Change:
@@ -169,6 +170,9 @@ class ScriptedManager:
 
     def __init__(self, script: Script) -> None:
         self._script = script
+
+    async def running(self) -> bool:
+        return self._script.running
 
     async def describe(self) -> Document:
         self._script.answer("Describe")

@@ -79,6 +79,11 @@ class Client:
         except errors.Unreachable as error:
             raise errors.Unreachable(f"{self.service} cannot be reached: {error.what}", HINT) from error
 
+    async def running(self) -> bool:
+        """Whether the service is on the bus; to ask does not start it."""
+        (owned,) = await self._link.bus("NameHasOwner", "s", self.service)
+        return bool(owned)
+
     async def get(self, path: str, interface: str, name: str) -> Any:
         """A property, variants unwrapped."""
         (value,) = await self.call(path, f"{names.FREEDESKTOP}.Properties", "Get", "ss", interface, name)

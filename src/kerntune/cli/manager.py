@@ -23,6 +23,9 @@ EDIT_SECONDS: Final = 300.0
 class Manager(Protocol):
     """What the verbs need of the daemon; its methods raise the classes of kerntune.errors."""
 
+    async def running(self) -> bool:
+        """Whether there is a daemon now; every other call starts one where the bus knows how to."""
+
     async def describe(self) -> Document:
         """Everything there is."""
 
@@ -53,6 +56,9 @@ class BusManager:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    async def running(self) -> bool:
+        return await self._client.running()
 
     async def describe(self) -> Document:
         (text,) = await self._client.call(ROOT, MANAGER, "Describe", "", timeout=READ_SECONDS)

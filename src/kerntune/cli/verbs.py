@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
-from kerntune.cli import answers, check, codes, show, spelling
+from kerntune.cli import answers, check, codes, doctor, imports, show, spelling
 from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
+from kerntune.cli.rows import Advice, Answer, Argument, Verb
 from kerntune.errors import Exit, NotSupported
 from kerntune.model import Setting, State
 
@@ -23,44 +24,10 @@ UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
 ON_BLOCK_DEVICES: Final = frozenset({"io-scheduler"})
 
 
-class Advice(NamedTuple):
-    """A word to the caller beside the answer."""
-
-    what: str
-    hint: str
-
-
 NOTHING_WOULD_BE_SET: Final = Advice(
     "as it stands nothing of this would be set",
     "Settings of one call are set all or none: leave out what is not possible, or set them one by one",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`data` is what --json prints, `page` what people read."""
-
-    data: Any
-    page: show.Page
-    exit_code: Exit = Exit.OK
-    advice: tuple[Advice, ...] = ()
-
-
-class Argument(NamedTuple):
-    """One call of argparse's add_argument."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A row of the parser, and what it runs."""
-
-    name: str
-    summary: str
-    run: Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
-    arguments: tuple[Argument, ...] = ()
 
 
 async def status(connect: Connect, _args: Namespace) -> Answer:
@@ -306,5 +273,7 @@ VERBS: Final = (
     Verb("verify", "what is managed and not as wished", verify),
     Verb("reload", "read the configuration files again", reload),
     Verb("config", "check the configuration files; needs no daemon", config, (CHECK, PLACE)),
+    doctor.VERB,
+    imports.VERB,
     Verb("monitor", "print what changes as it happens, until Ctrl-C", monitor),
 )

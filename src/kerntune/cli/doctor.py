@@ -1,0 +1,123 @@
+"""`kerntune doctor`: what there is to say of this host; the looking is done by the package kerntune.doctor."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from kerntune.cli import show
+from kerntune.cli.answers import Document
+from kerntune.cli.manager import Connect
+from kerntune.cli.rows import Answer, Argument, Verb
+from kerntune.errors import Exit, KerntuneError, Usage
+from kerntune.model import Origin
+
+if TYPE_CHECKING:
+    from kerntune.doctor.nouns import Daemon, Finding
+
+HOST: Final = "/"
+MARKS: Final = {"problem": "✘", "warning": "!", "note": "·", "ok": "✔"}
+WIDEST: Final = 110  # a line of prose that people like to read
+ROOT: Final = Argument(
+    ("--root",), {"metavar": "DIR", "default": HOST, "help": "look at the tree of another host below DIR"}
+)
+
+
+async def doctor(connect: Connect, args: Namespace) -> Answer:
+    """What there is to say of this host, with evidence and a fix; nothing is changed, and no daemon is needed."""
+    from kerntune.doctor.examine import examine  # noqa: PLC0415  # only these two verbs need to know the kernel
+    from kerntune.doctor.nouns import Severity  # noqa: PLC0415
+
+    root = tree(args)
+    document, why = (None, "") if is_tree(root) else await ask(connect)
+    found = examine(root, daemon_of(document) if document else None)
+    problems = sum(finding.severity is Severity.PROBLEM for finding in found)
+    data = {"daemon": document is not None, "findings": [row(finding) for finding in found]}
+    return Answer(data, page(found, why), Exit.FAILED if problems else Exit.OK)
+
+
+def tree(args: Namespace) -> Path:
+    """The root to look below; Usage when there is no host there."""
+    root = Path(args.root)
+    if not (root / "proc").is_dir():
+        raise Usage(f"{root} has no proc directory", "--root takes a tree with the proc, sys and etc of a host in it")
+    return root
+
+
+def is_tree(root: Path) -> bool:
+    """Whether it is another host than this one."""
+    return root.resolve() != Path(HOST)
+
+
+async def ask(connect: Connect) -> tuple[Document | None, str]:
+    """What the daemon says, or why it says nothing; none is started for it."""
+    try:
+        async with connect() as manager:
+            if not await manager.running():
+                return None, "kerntuned is not running"
+            document = await manager.describe()
+    except KerntuneError as error:
+        return None, error.what
+    host = document["host"]
+    if host["simulated"] or host["root"] != HOST:
+        return None, "it works on a simulated host"
+    return document, ""
+
+
+def daemon_of(document: Document) -> Daemon:
+    """The daemon's document as far as it matters here: claims that last, for a hold or the guard is soon gone."""
+    from kerntune.doctor.nouns import Daemon, Wanted  # noqa: PLC0415  # as above
+
+    origins = {origin.word: origin for origin in Origin}
+    lasting = [row for row in document["claims"] if row["origin"] not in (Origin.HOLD.word, Origin.GUARD.word)]
+    strongest = sorted(lasting, key=lambda row: (origins.get(row["origin"], 0), row["seq"]), reverse=True)
+    claims = [
+        Wanted(row["tunable"], row["instances"], row["value"], row["origin"], tuple(row["matches"]))
+        for row in strongest
+    ]
+    return Daemon(tuple(claims), document["guard"]["state"])
+
+
+def row(finding: Finding) -> dict[str, Any]:
+    """A finding with the model's field names."""
+    return {
+        "severity": finding.severity.value,
+        "topic": finding.topic,
+        "what": finding.what,
+        "evidence": list(finding.evidence),
+        "fix": finding.fix,
+    }
+
+
+def page(findings: Sequence[Finding], no_daemon: str) -> show.Page:
+    """What was found, one paragraph each, and the count of what needs somebody's attention."""
+    lines: list[str] = []
+    for finding in findings:
+        lines += wrapped(f"{MARKS[finding.severity]} {finding.topic}: {finding.what}", "  ")
+        for evidence in finding.evidence:
+            lines += wrapped(f"    {evidence}", "      ")
+        if finding.fix:
+            lines += wrapped(f"  → {finding.fix}", "    ")
+    counts = {severity: sum(finding.severity == severity for finding in findings) for severity in MARKS}
+    said = [f"{counts[word]} {word}{'' if counts[word] == 1 else 's'}" for word in ("problem", "warning", "note")]
+    lines += ["", ", ".join(said)]
+    if no_daemon:
+        lines += wrapped(f"The claims of kerntuned are not known: {no_daemon}.", "")
+    return lines
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """Lines that fit a terminal, where there is one; words stay whole, for they may be commands to copy."""
+    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    if not sys.stdout.isatty():
+        return [clean]
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return textwrap.wrap(clean, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+VERB: Final = Verb("doctor", "look at the host: what is missing, and what works against kerntune", doctor, (ROOT,))

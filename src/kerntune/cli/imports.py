@@ -1,0 +1,114 @@
+"""`kerntune import`: what people set by hand, as claims; the reading is done by the package kerntune.doctor."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from kerntune.cli import show
+from kerntune.cli.doctor import ROOT, is_tree, tree
+from kerntune.cli.manager import Connect
+from kerntune.cli.rows import Advice, Answer, Argument, Verb, changed
+from kerntune.errors import Usage
+
+if TYPE_CHECKING:
+    from kerntune.doctor.nouns import Left, Place, Proposal
+
+INTRODUCTION: Final = (
+    "# What was set by hand, and the claims that would replace it. Nothing was changed: run the lines you want,",
+    "# or all of them with kerntune import --apply.",
+)
+NOTHING: Final = "# Nothing was found that kerntune could take over."
+APPLY: Final = Argument(("--apply",), {"action": "store_true", "help": "make these claims, also after a reboot"})
+
+ALLOW_PARTIAL: Final = Argument(
+    ("--allow-partial",), {"action": "store_true", "help": "keep fewer huge pages than asked when there are no more"}
+)
+
+
+async def import_(connect: Connect, args: Namespace) -> Answer:
+    """The claims that would replace what people set by hand; no file is changed, and with --apply they are made."""
+    from kerntune.doctor.examine import look  # noqa: PLC0415  # only these two verbs need to know the kernel
+
+    root = tree(args)
+    if args.apply and is_tree(root):
+        raise Usage(f"what is found below {root} cannot be applied here", "It is the tree of another host")
+    survey = look(root)
+    ours = [proposal for proposal in survey.proposals if not proposal.shipped]
+    left = [*survey.left, *(packaged(proposal) for proposal in survey.proposals if proposal.shipped)]
+    data = {"claims": [row(proposal) for proposal in ours], "left": [remainder(one) for one in left]}
+    if not args.apply or not ours:
+        return Answer(data, page(ours, left))
+    options = {"persist": True, **({"allow-partial": True} if args.allow_partial else {})}
+    async with connect() as manager:
+        change = await manager.set([proposal.setting for proposal in ours], options)
+    answer = changed(change, [still_there(ours)])
+    return Answer({**data, **answer.data}, answer.page, answer.exit_code, answer.advice)
+
+
+def packaged(proposal: Proposal) -> Left:
+    """What a package ships is no hand-made setting."""
+    from kerntune.doctor.nouns import Cause, Left  # noqa: PLC0415  # as above
+
+    why = f"a package ships it, nobody made it by hand; to keep it whatever the package says: {command(proposal)}"
+    return Left(proposal.places[0], why, Cause.SHIPPED)
+
+
+def command(proposal: Proposal) -> str:
+    """The line to type for a proposal."""
+    tunable, instances, value = proposal.setting
+    name = f"{tunable}@{instances}" if instances else tunable
+    return f"kerntune set {shlex.quote(f'{name}={value}')} --persist"
+
+
+def still_there(proposals: Sequence[Proposal]) -> Advice:
+    """The lines were not touched, and go on setting what they set."""
+    places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.beaten))
+    hint = f"Put a # in front of them, so that only kerntuned sets these values: {', '.join(places)}"
+    return Advice("the lines that were taken over still stand in their files", hint)
+
+
+def row(proposal: Proposal) -> dict[str, Any]:
+    """A proposal with the model's field names."""
+    return {
+        **proposal.setting._asdict(),
+        "command": command(proposal),
+        "places": [where(place) for place in proposal.places],
+        "beaten": [where(place) for place in proposal.beaten],
+        "remark": proposal.remark,
+    }
+
+
+def remainder(left: Left) -> dict[str, Any]:
+    return {**where(left.place), "cause": left.cause.value, "why": left.why}
+
+
+def where(place: Place) -> dict[str, Any]:
+    return {"file": place.file, "line": place.line, "text": place.text}
+
+
+def page(proposals: Sequence[Proposal], left: Sequence[Left]) -> show.Page:
+    """A script that somebody can read and run: what it replaces is said in comments."""
+    lines = [*INTRODUCTION, ""] if proposals else [NOTHING]
+    for proposal in proposals:
+        lines += [comment(place.quoted) for place in proposal.places]
+        lines += [comment(f"(it beats {place.quoted})") for place in proposal.beaten]
+        lines += [comment(proposal.remark)] if proposal.remark else []
+        lines += [command(proposal), ""]
+    if left:
+        lines += ["# Not taken over:"]
+        for one in left:
+            lines += [comment(one.place.quoted), comment(f"  {one.why}")]
+    return lines if left or not proposals else lines[:-1]
+
+
+def comment(text: str) -> str:
+    """One line that a shell passes over, whatever the text holds."""
+    return "# " + "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+VERB: Final = Verb(
+    "import", "show claims for what was set by hand in files; --apply makes them", import_, (APPLY, ALLOW_PARTIAL, ROOT)
+)

@@ -1,0 +1,131 @@
+"""Findings on what bounds memory: overcommit and who watches it, and the limits of the session (cgroups, memlock)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kerntune.doctor.files import whole
+from kerntune.doctor.nouns import Finding, Severity
+from kerntune.kernel.files import KernelView, find
+from kerntune.kernel.memory import read_memory
+from kerntune.tunables.overcommit import needed_limit
+
+VM: Final = "proc/sys/vm"
+ALWAYS, NEVER = 1, 2
+# States of the memory guard (kerntuned(8)).
+CAPPING: Final = frozenset({"capped", "exhausted"})
+WATCHING: Final = frozenset({"relaxed", "released"})
+CGROUPS: Final = "sys/fs/cgroup"
+LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max")
+LOCKED: Final = re.compile(r"Max locked memory +([0-9]+|unlimited) ")
+UNLIMITED: Final = 1 << 62  # of cgroup v1, which has a number for it
+
+
+def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterator[Finding]:
+    """How much the kernel promises, and whether somebody watches: our own guard (its state), or other programs."""
+    if guard in CAPPING:
+        what = f"memory is short: the memory guard is {guard} and holds back what the kernel promises"
+        yield Finding(
+            Severity.WARNING, "overcommit", what, ("kerntune status shows the guard",), "end what is not needed"
+        )
+        return
+    guards = ["kerntuned's memory guard", *guards] if guard in WATCHING else guards
+    memory = read_memory(kernel)
+    mode, ratio = memory.overcommit_mode, memory.overcommit_ratio
+    reads = f"/{VM}/overcommit_memory reads {mode}"
+    if mode == ALWAYS and not guards:
+        yield Finding(
+            Severity.PROBLEM,
+            "overcommit",
+            "memory is promised without limit (overcommit always), and nobody watches it: a model that does not fit is "
+            "not refused, and later the kernel kills some program",
+            (
+                reads,
+                f"/{VM}/overcommit_ratio reads {ratio}, which limits nothing in this mode",
+                f"the memory guard of kerntuned {f'is {guard}' if guard else 'is not running'}, "
+                "and neither earlyoom nor systemd-oomd is",
+            ),
+            "kerntune set overcommit=always --persist has the memory guard of kerntuned watch; "
+            "kerntune set overcommit=heuristic --persist has the kernel refuse what cannot fit",
+        )
+    elif mode == ALWAYS:
+        what = f"memory is promised without limit (overcommit always), and {guards[0]} watches it"
+        yield Finding(Severity.OK, "overcommit", what, (reads,))
+    elif mode == NEVER and memory.commit_limit < needed_limit(memory):
+        promised, limit = memory.committed >> 20, memory.commit_limit >> 20
+        yield Finding(
+            Severity.PROBLEM,
+            "overcommit",
+            f"the kernel promises {limit} MiB at most (overcommit never), and {promised} MiB are promised: soon no "
+            "program can start",
+            (reads, f"/proc/meminfo: CommitLimit {limit} MiB, Committed_AS {promised} MiB"),
+            "kerntune set overcommit=heuristic --persist, or a higher ratio",
+        )
+    elif mode is not None:
+        words = {0: "refuses only what is plainly too much (overcommit heuristic)", NEVER: "keeps to its limit (never)"}
+        what = f"the kernel {words.get(mode, f'is in the overcommit mode {mode}')}"
+        yield Finding(Severity.OK, "overcommit", what, (reads,))
+
+
+def session(kernel: KernelView) -> Iterator[Finding]:
+    """The limits of this session: what is started from it cannot have more, whatever the host has."""
+    limits = [*unified(kernel), *legacy(kernel)]
+    if limits:
+        what = "this session has memory limits; what is started from it cannot have more"
+        fix = "systemctl set-property UNIT MemoryMax=infinity, or the limits of the container"
+        yield Finding(Severity.NOTE, "limits", what, tuple(limits), fix)
+    else:
+        yield Finding(Severity.OK, "limits", "no memory limit on this session was found", (groups(kernel),))
+    locked = LOCKED.search(find(kernel, "proc/self/limits") or "")
+    size = whole(locked[1]) if locked else None
+    if size is not None and size < read_memory(kernel).total:
+        yield Finding(
+            Severity.NOTE,
+            "limits",
+            f"programs of this session may lock {size >> 20} MiB of memory: a model larger than that cannot be locked "
+            "(llama.cpp --mlock, pinned memory)",
+            (f"/proc/self/limits: Max locked memory {size}",),
+            "LimitMEMLOCK=infinity in the unit, or a memlock line in /etc/security/limits.d",
+        )
+
+
+def groups(kernel: KernelView) -> str:
+    """What /proc/self/cgroup says of memory, in one line."""
+    found = [line for line in (find(kernel, "proc/self/cgroup") or "").splitlines() if is_memory(line)]
+    return f"/proc/self/cgroup: {' '.join(found) or 'nothing'}"
+
+
+def is_memory(line: str) -> bool:
+    _, controllers, _ = [*line.split(":", 2), "", ""][:3]
+    return controllers == "" or "memory" in controllers.split(",")
+
+
+def folders(kernel: KernelView, *, unified: bool) -> Iterator[str]:
+    """The cgroups of this session, the innermost first, as paths below the mount (cgroups(7))."""
+    for line in (find(kernel, "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if (controllers == "") is unified and path.startswith("/") and path.isprintable() and is_memory(line):
+            parts = [part for part in path.split("/") if part and part != ".."]
+            yield from ("/".join(parts[:end]) for end in range(len(parts), -1, -1))
+
+
+def unified(kernel: KernelView) -> Iterator[str]:
+    """The limits of cgroup v2, as evidence."""
+    for folder in folders(kernel, unified=True):
+        place = "/".join(filter(None, (CGROUPS, folder)))
+        hugetlb = [path.rpartition("/")[2] for path in kernel.glob(f"{place}/hugetlb.*.max") if "rsvd" not in path]
+        for name in (*LIMITS, *hugetlb):
+            value = find(kernel, f"{place}/{name}")
+            if value and value != "max":
+                yield f"/{place}/{name} reads {value}"
+
+
+def legacy(kernel: KernelView) -> Iterator[str]:
+    """The memory limit of cgroup v1, as evidence."""
+    for folder in folders(kernel, unified=False):
+        path = "/".join(filter(None, (CGROUPS, "memory", folder, "memory.limit_in_bytes")))
+        value = find(kernel, path)
+        if (whole(value or "") or UNLIMITED) < UNLIMITED:
+            yield f"/{path} reads {value}"

@@ -1,0 +1,74 @@
+"""What the kernel's command line sets (Documentation/admin-guide/kernel-parameters.txt)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from kerntune.doctor.files import Files
+from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Stage
+from kerntune.doctor.sysctl import path_of
+from kerntune.errors import InvalidValue
+from kerntune.tunables import page_size
+
+FILE: Final = "proc/cmdline"
+THP: Final = "sys/kernel/mm/transparent_hugepage"
+GOVERNORS: Final = "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+KEEP: Final = "pages are surest to be had at boot, so the parameter may stay, with the same number"
+PER_NODE: Final = re.compile(r"([0-9]{1,4}):([0-9]{1,20})")
+
+PLAIN: Final = {
+    "transparent_hugepage": f"{THP}/enabled",
+    "cpufreq.default_governor": GOVERNORS,
+    "numa_balancing": "proc/sys/kernel/numa_balancing",
+}
+WORDS: Final = {"numa_balancing": {"enable": "1", "disable": "0"}}
+
+
+def words(files: Files) -> Iterator[tuple[str, str, Place]]:
+    """Each parameter for the kernel itself: its name, its value, and where it stands."""
+    for number, text in files.lines(FILE):
+        for word in text.split():
+            if word == "--":
+                return  # the rest is for init
+            name, _, value = word.partition("=")
+            # Dashes and underscores are the same in the names of parameters.
+            yield name.replace("-", "_"), value.strip('"'), Place(f"/{FILE}", number, word)
+
+
+def read(files: Files, default_page_size: int) -> list[Line]:
+    """What the parameters set, in their order; sizes in bytes."""
+    found: list[Line] = []
+    size = default_page_size
+    for name, value, place in words(files):
+        if name in ("hugepagesz", "default_hugepagesz"):
+            try:
+                size = page_size.parse(value).size
+            except InvalidValue as error:
+                size = 0
+                found.append(Left(place, error.what))
+        elif name == "hugepages":
+            found += pools(value, size, place)
+        elif name == "elevator":
+            found.append(Left(place, "kernels since 5.0 ignore it; set io-scheduler instead", Cause.NO_EFFECT))
+        elif path := PLAIN.get(name) or (f"proc/sys/{path_of(name[7:])}" if name.startswith("sysctl.") else ""):
+            found.append(Assignment(place, Stage.KERNEL, path, WORDS.get(name, {}).get(value, value)))
+    return found
+
+
+def pools(value: str, size: int, place: Place) -> Iterator[Line]:
+    """Pages of one size: a number, or numbers for nodes (`0:512,1:512`)."""
+    if not size:
+        yield Left(place, "this kernel has no huge pages of a default size")
+        return
+    pool = f"hugepages-{size >> 10}kB/nr_hugepages"
+    if value.isdecimal():
+        yield Assignment(place, Stage.KERNEL, f"sys/kernel/mm/hugepages/{pool}", value, remark=KEEP)
+        return
+    for part in value.split(","):
+        if node := PER_NODE.fullmatch(part):
+            path = f"sys/devices/system/node/node{node[1]}/hugepages/{pool}"
+            yield Assignment(place, Stage.KERNEL, path, node[2], remark=KEEP)
+        else:
+            yield Left(place, f"{part!r} is not a number of pages")

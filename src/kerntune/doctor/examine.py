@@ -1,0 +1,46 @@
+"""The whole examination of one host, findings in the order in which they matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from kerntune.doctor import bounds, conflicts, hardware, services
+from kerntune.doctor.files import Files
+from kerntune.doctor.nouns import Daemon, Finding, Severity, Survey
+from kerntune.doctor.propose import survey
+from kerntune.kernel.files import HostKernel
+
+ORDER: Final = (Severity.PROBLEM, Severity.WARNING, Severity.NOTE, Severity.OK)
+
+
+def look(root: Path) -> Survey:
+    """What the files below a root set: proposals, and what is left."""
+    return survey(Files(root), HostKernel(root))
+
+
+def examine(root: Path, daemon: Daemon | None = None) -> list[Finding]:
+    """Everything there is to say of the host below a root, what matters most first.
+
+    `daemon` is None when there is none to ask.
+    """
+    return sorted(findings(root, daemon), key=lambda finding: ORDER.index(finding.severity))
+
+
+def findings(root: Path, daemon: Daemon | None) -> Iterator[Finding]:
+    """The same, by topic."""
+    files, kernel = Files(root), HostKernel(root)
+    claims, guard = (daemon.claims, daemon.guard) if daemon else ((), "")
+    running = services.processes(kernel)
+    yield from hardware.huge_pages(files, kernel)
+    yield from hardware.cpu_frequency(files, kernel)
+    yield from hardware.drives(kernel)
+    yield from hardware.memory(kernel)
+    yield from bounds.overcommit(kernel, services.guards(running), guard)
+    yield from bounds.session(kernel)
+    yield from conflicts.rivals(services.rivals(files, running), claims)
+    yield from conflicts.settings(survey(files, kernel), kernel, claims)
+    for path, why in files.unreadable.items():
+        what = f"{path} cannot be read, so what it sets is not known"
+        yield Finding(Severity.NOTE, "settings", what, (why,), "run kerntune doctor as root")

@@ -1,0 +1,167 @@
+"""Turns what the files of a host set into settings of kerntune, the last line winning; it changes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from kerntune.doctor import cmdline, rules, services, shell, sysctl, translate
+from kerntune.doctor.files import Files, whole
+from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Proposal, Stage, Survey
+from kerntune.doctor.translate import Knob
+from kerntune.errors import InvalidValue
+from kerntune.kernel.files import KernelView, number
+from kerntune.kernel.memory import default_page_size
+from kerntune.model import Setting
+from kerntune.tunables import REGISTRY
+from kerntune.tunables.base import Tunable
+from kerntune.tunables.cpu_governor import spell_cpus
+
+ON_DRIVES: Final = frozenset({"io-scheduler", "read-ahead"})
+# Names that the kernel gives in the order it finds the drives.
+UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|sd[a-z]+|vd[a-z]+")
+UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
+
+
+def gather(files: Files, page_size: int) -> list[Line]:
+    """Every line there is about values of the kernel, in the order in which a boot comes by."""
+    return [
+        *cmdline.read(files, page_size),
+        *rules.read(files),
+        *sysctl.read(files),
+        *services.read(files),
+        *shell.read(files),
+    ]
+
+
+def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGISTRY) -> Survey:
+    """What the lines of a host amount to: one proposal for each setting, made from the last line that says it."""
+    known = {tunable.name: tunable for tunable in tunables}
+    page_size = default_page_size(kernel)
+    left: list[Left] = []
+    in_force: list[tuple[Knob, Assignment]] = []
+    for line in gather(files, page_size):
+        if isinstance(line, Left):
+            left.append(line)
+        elif named := knob(line, page_size, known):
+            if line.idle:
+                left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
+            else:
+                in_force.append((named, line))
+        elif translate.SYSCTLS.fullmatch(line.path) and not line.place.shipped:
+            left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))
+    drafts = [*single(in_force), *combined(in_force, kernel, left)]
+    proposals: list[Proposal] = []
+    for draft in merged(drafts):
+        try:
+            proposals.append(checked(draft, kernel, known))
+        except InvalidValue as error:
+            left += [Left(place, str(error), Cause.NOT_POSSIBLE) for place in draft.places]
+    remaining = sorted(unique(left), key=lambda one: (one.place.file, one.place.line))
+    return Survey(tuple(sorted(proposals, key=latest)), tuple(remaining))
+
+
+def unique(left: Iterable[Left]) -> list[Left]:
+    """One reason a line is enough: a loop over CPUs would give one for each."""
+    first: dict[Place, Left] = {}
+    for one in left:
+        first.setdefault(one.place, one)
+    return list(first.values())
+
+
+def latest(proposal: Proposal) -> tuple[Stage, int]:
+    """Where in a boot a proposal's last line stands; the order of proposals is that of the lines."""
+    last = max(proposal.assignments, key=lambda assignment: assignment.stage)
+    return last.stage, last.place.line if last.stage is Stage.RC_LOCAL else 0
+
+
+def knob(line: Assignment, page_size: int, known: dict[str, Tunable]) -> Knob | None:
+    """What a line sets, as kerntune calls it; None for a sysctl that is none of ours."""
+    found = translate.knob(line.path, page_size)
+    if found is None or found.tunable != "sysctl":
+        return found
+    try:
+        return found if "sysctl" in known and known["sysctl"].normal(found.instances) else None
+    except InvalidValue:
+        return None
+
+
+def single(lines: Iterable[tuple[Knob, Assignment]]) -> list[Proposal]:
+    """A draft for each setting that one line says in full; of several lines the last."""
+    drafts: dict[tuple[str, str], Proposal] = {}
+    for named, line in lines:
+        if named.part:
+            continue
+        key = (named.tunable, named.instances)
+        before = drafts.pop(key, None)
+        places = (*before.beaten, *before.places) if before else ()
+        beaten = tuple(place for place in dict.fromkeys(places) if place != line.place)
+        setting = Setting(named.tunable, named.instances, line.value.strip())
+        drafts[key] = Proposal(setting, (line,), line.remark, beaten)
+    return list(drafts.values())
+
+
+def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left: list[Left]) -> list[Proposal]:
+    """The draft for overcommit, whose mode and ratio stand in lines of their own."""
+    parts: dict[str, list[Assignment]] = {}
+    for named, line in lines:
+        if named.part:
+            parts.setdefault(named.part, []).append(line)
+    if not parts:
+        return []
+    last = {part: found[-1] for part, found in parts.items()}
+    values = {part: last[part].value.strip() if part in last else "" for part in ("mode", "ratio", "kbytes")}
+    ratio = number(kernel, "proc/sys/vm/overcommit_ratio")
+    value, remark = translate.overcommit(values["mode"], values["ratio"], values["kbytes"], current_ratio=ratio)
+    if not value:
+        left += [Left(line.place, remark, Cause.NOT_POSSIBLE) for line in last.values()]
+        return []
+    used = tuple(sorted(last.values(), key=lambda line: line.stage))
+    beaten = tuple(dict.fromkeys(line.place for found in parts.values() for line in found[:-1]))
+    remarks = "; ".join(filter(None, (remark, *dict.fromkeys(line.remark for line in used))))
+    return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, beaten)]
+
+
+def merged(drafts: Iterable[Proposal]) -> list[Proposal]:
+    """The same value for CPU 0, 1, 2 and 3 is one setting for 0-3."""
+    found: list[Proposal] = []
+    of_cpus: dict[tuple[str, str], list[Proposal]] = {}
+    for draft in drafts:
+        if draft.setting.tunable.startswith("cpu-") and whole(draft.setting.instances) is not None:
+            of_cpus.setdefault((draft.setting.tunable, draft.setting.value), []).append(draft)
+        else:
+            found.append(draft)
+    for group in of_cpus.values():
+        cpus = spell_cpus(int(draft.setting.instances) for draft in group)
+        assignments = tuple(line for draft in group for line in draft.assignments)
+        beaten = tuple(dict.fromkeys(place for draft in group for place in draft.beaten))
+        setting = group[0].setting._replace(instances=cpus)
+        found.append(Proposal(setting, assignments, group[0].remark, beaten))
+    return found
+
+
+def checked(draft: Proposal, kernel: KernelView, known: dict[str, Tunable]) -> Proposal:
+    """The draft in normal form; InvalidValue says why it cannot be claimed on this host."""
+    name, instances, value = draft.setting
+    tunable = known.get(name)
+    if tunable is None:
+        raise InvalidValue(f"this kerntune has no tunable {name}")
+    instances, value = tunable.normal(instances), tunable.normal_value(value)
+    if why := tunable.missing(kernel):
+        raise InvalidValue(f"this host does not support {name}", why.partition(". ")[0])
+    targets = [target for target in tunable.targets(kernel) if tunable.matches(instances, target)]
+    if not targets and tunable.exact(instances):
+        raise InvalidValue(f"{name}@{instances} is not there now", "Nothing to set; claim it when it has come")
+    for target in targets:
+        tunable.validate(tunable.read(kernel, target), value)
+    remarks = [draft.remark] if draft.remark else []
+    if name in ON_DRIVES and UNSTABLE.fullmatch(instances):
+        stable = next((alias for target in targets for alias in target.aliases if alias.startswith("by-id/")), "")
+        if stable:
+            remarks.append(f"{instances} may be another drive after a reboot; this name follows the drive")
+            instances = stable
+        else:
+            remarks.append(f"{instances} may be another drive after a reboot, and it has no name that stays")
+    return replace(draft, setting=Setting(name, instances, value), remark="; ".join(remarks))

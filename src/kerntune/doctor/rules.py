@@ -1,0 +1,134 @@
+"""What udev rules set on drives and CPUs, as far as a rule's conditions can be said in a pattern (udev(7))."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from kerntune.doctor import shell
+from kerntune.doctor.files import Files, drop_ins
+from kerntune.doctor.files import Line as Row
+from kerntune.doctor.nouns import Assignment, Left, Line, Place, Stage
+
+FOLDERS: Final = (
+    "etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d",
+)  # fmt: skip
+PAIR: Final = re.compile(r'\s*([A-Za-z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*[ei]?"((?:[^"\\]|\\.)*)"\s*,?')
+# The attributes of a device that are tuned here, below the folder of the device.
+ATTRIBUTES: Final = {
+    "queue/scheduler": "sys/block/{}/queue/scheduler",
+    "queue/read_ahead_kb": "sys/block/{}/queue/read_ahead_kb",
+    "bdi/read_ahead_kb": "sys/block/{}/queue/read_ahead_kb",
+    "cpufreq/scaling_governor": "sys/devices/system/cpu/{}/cpufreq/scaling_governor",
+    "cpufreq/energy_performance_preference": "sys/devices/system/cpu/{}/cpufreq/energy_performance_preference",
+}
+# What every drive that can be tuned meets anyway.
+HARMLESS: Final = frozenset({"ACTION", "SUBSYSTEM", "TEST", "KERNEL"})
+NAME: Final = re.compile(r"\$kernel|\$name|%k|\$env\{DEVNAME\}")
+
+
+class Pair(NamedTuple):
+    """One `KEY{attribute}OPERATOR"value"` of a rule."""
+
+    key: str
+    attribute: str
+    operator: str
+    value: str
+
+    def __str__(self) -> str:
+        attribute = f"{{{self.attribute}}}" if self.attribute else ""
+        return f'{self.key}{attribute}{self.operator}"{self.value}"'
+
+    @property
+    def tests(self) -> bool:
+        return self.operator in ("==", "!=")
+
+
+def read(files: Files) -> list[Line]:
+    """What all the rules set, in the order in which udev reads them."""
+    found: list[Line] = []
+    for path, masked_by in drop_ins(files, FOLDERS, ".rules"):
+        idle = f"/{masked_by} has the same name and is read in its place" if masked_by else ""
+        found += rules(list(files.lines(path)), f"/{path}", idle=idle)
+    return found
+
+
+def rules(rows: Sequence[Row], file: str, *, idle: str = "") -> list[Line]:
+    """What the rules of one file set; behind a GOTO whose condition matters nothing is sure."""
+    found: list[Line] = []
+    jump = ""
+    for row in logical(rows):
+        pairs = [Pair(*(part or "" for part in match.groups())) for match in PAIR.finditer(row.text)]
+        if any(pair.key == "LABEL" and pair.value == jump for pair in pairs):
+            jump = ""
+        place = Place(file, row.number, row.text)
+        found += rule(pairs, place, behind=jump, idle=idle)
+        goto = next((pair.value for pair in pairs if pair.key == "GOTO"), "")
+        if goto and any(pair.tests and pair.key not in ("ACTION", "SUBSYSTEM") for pair in pairs):
+            jump = jump or goto
+    return found
+
+
+def logical(rows: Sequence[Row]) -> Iterator[Row]:
+    """Rules, one a line: a backslash at the end continues one, a line that starts with # is a comment."""
+    first, text = 0, ""
+    for number, part in rows:
+        if not text and part.lstrip().startswith("#"):
+            continue
+        first = first if text else number
+        text = f"{text}{part.strip()}"
+        if text.endswith("\\"):
+            text = f"{text[:-1]} "
+            continue
+        if text:
+            yield Row(first, text)
+        text = ""
+    if text:
+        yield Row(first, text)
+
+
+def rule(pairs: Sequence[Pair], place: Place, *, behind: str, idle: str) -> Iterator[Line]:
+    """What one rule sets."""
+    names = [pair.value for pair in pairs if pair.key == "KERNEL" and pair.operator == "=="]
+    patterns = names[0].split("|") if names else ["*"]
+    conditions = [str(pair) for pair in pairs if pair.tests and not harmless(pair, patterns)]
+    if behind:
+        conditions.append(f'and what leads past GOTO="{behind}"')
+    if len(names) > 1 or any(pair.key == "ACTION" and pair.value == "remove" for pair in pairs):
+        conditions.append("more than one condition on a name or an action")
+    for path, value in effects(pairs, patterns, place):
+        if conditions:
+            yield Left(place, f"a claim cannot say the rule's condition {', '.join(conditions)}")
+            return
+        yield Assignment(place, Stage.UDEV, path, value, idle=idle)
+
+
+def harmless(pair: Pair, patterns: Sequence[str]) -> bool:
+    """Whether a condition says nothing that the patterns and the tunable do not say as well."""
+    if pair.key in HARMLESS:
+        return pair.operator == "==" or pair.key == "ACTION"
+    if pair.key == "ENV" and pair.attribute == "DEVTYPE":
+        return (pair.operator, pair.value) == ("==", "disk")
+    if pair.key == "ATTR" and pair.attribute == "queue/rotational":
+        return (pair.operator, pair.value) == ("==", "0") and all(name.startswith("nvme") for name in patterns)
+    # Some ask whether the attribute is there, or has the value already.
+    return pair.key == "ATTR" and pair.attribute in ATTRIBUTES and pair.operator == "!="
+
+
+def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Iterator[tuple[str, str]]:
+    """The paths and values of a rule, those in the commands it runs included."""
+    for pair in pairs:
+        if pair.tests:
+            continue
+        if pair.key == "ATTR" and (path := ATTRIBUTES.get(pair.attribute)):
+            for name in patterns:
+                yield path.format(name), pair.value
+        elif pair.key == "SYSCTL":
+            yield f"proc/sys/{pair.attribute.replace('.', '/')}", pair.value
+        elif pair.key == "RUN":
+            for name in patterns:
+                command = NAME.sub(name.replace("\\", ""), pair.value).replace('\\"', '"')
+                for line in shell.script([Row(place.line, command)], place.file):
+                    if isinstance(line, Assignment):
+                        yield line.path, line.value

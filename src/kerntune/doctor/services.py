@@ -1,0 +1,123 @@
+"""Other programs that set the same values: which are running or start at boot, and what they are told to set."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from kerntune.doctor.files import Files
+from kerntune.doctor.nouns import Assignment, Line, Place, Stage
+from kerntune.kernel.files import KernelView, find
+
+CPUFREQUTILS: Final = "etc/default/cpufrequtils"
+INIT_SCRIPT: Final = "etc/init.d/cpufrequtils"
+TUNED_PROFILE: Final = "etc/tuned/active_profile"
+COMM: Final = 15  # characters of a program's name that the kernel keeps
+WANTS: Final = ("etc/systemd/system/{}.wants/{}", "usr/lib/systemd/system/{}.wants/{}")
+TARGETS: Final = ("multi-user.target", "graphical.target", "sysinit.target", "basic.target")
+CPU: Final = frozenset({"cpu-governor", "cpu-epp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A service that sets values of these tunables; `process` is the name of its program."""
+
+    name: str
+    process: str
+    unit: str
+    tunables: frozenset[str]
+    stop: str
+
+    @property
+    def comm(self) -> str:
+        """As /proc/PID/comm has it."""
+        return self.process[:COMM]
+
+
+EVERYTHING: Final = CPU | {"io-scheduler", "read-ahead", "thp", "sysctl", "overcommit", "hugepages"}
+RIVALS: Final = (
+    Rival("TuneD", "tuned", "tuned.service", EVERYTHING, "sudo systemctl disable --now tuned"),
+    Rival(
+        "power-profiles-daemon",
+        "power-profiles-daemon",
+        "power-profiles-daemon.service",
+        CPU,
+        "sudo systemctl mask --now power-profiles-daemon",
+    ),
+    Rival("auto-cpufreq", "auto-cpufreq", "auto-cpufreq.service", CPU, "sudo auto-cpufreq --remove"),
+    Rival("TLP", "tlp", "tlp.service", CPU | {"io-scheduler"}, "sudo systemctl disable --now tlp"),
+    Rival("cpupower", "cpupower", "cpupower.service", CPU, "sudo systemctl disable --now cpupower"),
+    Rival("ondemand", "ondemand", "ondemand.service", CPU, "sudo systemctl disable --now ondemand"),
+)
+# They end programs before memory runs out, which is what `always` leaves to be done.
+GUARDS: Final = {"earlyoom": "earlyoom", "systemd-oomd": "systemd-oomd", "nohang": "nohang", "oomd": "oomd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A rival that is there, and how that was found."""
+
+    rival: Rival
+    evidence: tuple[str, ...]
+
+
+def processes(kernel: KernelView) -> dict[str, str]:
+    """The names of the programs that run -> the file that says so (the first of each)."""
+    found: dict[str, str] = {}
+    for path in kernel.glob("proc/[0-9]*/comm"):
+        if name := find(kernel, path):
+            found.setdefault(name, f"/{path}")
+    return found
+
+
+def rivals(files: Files, running: dict[str, str]) -> Iterator[Seen]:
+    """Those that run, or are started at boot."""
+    for rival in RIVALS:
+        evidence = []
+        if path := running.get(rival.comm):
+            evidence.append(f"it is running: {path} reads {rival.comm}")
+        if link := enabled(files, rival.unit):
+            evidence.append(f"it starts at boot: /{link}")
+        if evidence and rival.process == "tuned" and (profile := files.text(TUNED_PROFILE)):
+            evidence.append(f"its profile: /{TUNED_PROFILE} reads {profile.strip()}")
+        if evidence:
+            yield Seen(rival, tuple(evidence))
+
+
+def enabled(files: Files, unit: str) -> str:
+    """The link that starts a unit at boot, or ""; a unit that is masked starts never."""
+    if files.leads_to(f"etc/systemd/system/{unit}") == "dev/null":
+        return ""
+    links = (where.format(target, unit) for where in WANTS for target in TARGETS)
+    return next((link for link in links if files.there(link)), "")
+
+
+def guards(running: dict[str, str]) -> Sequence[str]:
+    """The programs that watch memory."""
+    return [name for comm, name in GUARDS.items() if comm in running]
+
+
+def read(files: Files) -> list[Line]:
+    """What cpufrequtils sets at boot, from the file that its init script reads."""
+    settings: dict[str, tuple[str, Place]] = {}
+    for number, text in files.lines(CPUFREQUTILS):
+        try:
+            parts = shlex.split(text, comments=True)
+        except ValueError:
+            continue
+        for part in parts:
+            name, equals, value = part.partition("=")
+            if equals:
+                settings[name] = value, Place(f"/{CPUFREQUTILS}", number, text.strip())
+    governor, place = settings.get("GOVERNOR", ("", None))
+    if not governor or place is None:
+        return []
+    idle = ""
+    if not files.there(INIT_SCRIPT):
+        idle = f"cpufrequtils is not installed (there is no /{INIT_SCRIPT}), so nothing reads the file"
+    elif settings.get("ENABLE", ("true", place))[0] != "true":
+        idle = f"ENABLE is not true in /{CPUFREQUTILS}"
+    path = "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+    return [Assignment(place, Stage.SERVICE, path, governor, idle=idle)]

@@ -1,0 +1,157 @@
+"""Cuts a shell script into simple commands, and runs none; it knows the grammar that boot scripts use, no more."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from kerntune.doctor.files import Line
+
+OPERATORS: Final = frozenset(";|&()<>")
+SEPARATORS: Final = frozenset(";|&()")
+ASSIGNED: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+BRACES: Final = re.compile(r"(?<!\$)\{([^{}]*,[^{}]*|[0-9]{1,4}\.\.[0-9]{1,4})\}")
+# A quotation may go on for some lines; a stray quote should not swallow the whole script.
+QUOTED_LINES: Final = 12
+MOST_WORDS: Final = 4096  # that one word is expanded to
+MOST_BRACES: Final = 8
+OPENERS: Final = {"if": "fi", "for": "done", "while": "done", "until": "done", "case": "esac", "select": "done"}
+MARKS: Final = frozenset({"do", "then", "else", "elif", "!", "{", "}", "time"})
+CONDITIONAL: Final = frozenset({"if", "while", "until", "case"})
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A simple command as it is written, redirections included; `then` is the operator behind it.
+
+    `conditional`: it stands in an if, a loop with a condition, or behind && or ||.
+    """
+
+    line: Line
+    words: tuple[str, ...]
+    then: str = ""
+    conditional: bool = False
+
+
+def logical(lines: Sequence[Line]) -> Iterator[tuple[Line, list[str] | None]]:
+    """Lines with what continues them, and their tokens: None where the quotes do not match.
+
+    Here-documents are left out. `$(...)` is cut at its parentheses, and nothing here takes the rest for a value.
+    """
+    ahead = iter(range(len(lines)))
+    for index in ahead:
+        number, text = lines[index]
+        last = index
+        while last + 1 < len(lines) and last - index < QUOTED_LINES and continues(text):
+            last = next(ahead)
+            text = f"{text.removesuffix(chr(92))} {lines[last].text.strip()}"
+        tokens = cut(text)
+        for end in range(last + 1, min(len(lines), last + QUOTED_LINES) if tokens is None else 0):
+            longer = "\n".join((text, *(line.text for line in lines[last + 1 : end + 1])))
+            if (tokens := cut(longer)) is not None:
+                text = longer
+                for _ in range(end - last):
+                    next(ahead)
+                break
+        if tokens and "<<" in tokens[:-1]:
+            end_mark = tokens[tokens.index("<<") + 1].removeprefix("-")
+            while (skipped := next(ahead, None)) is not None and lines[skipped].text.strip() != end_mark:
+                pass
+        yield Line(number, text.strip()), tokens
+
+
+def continues(text: str) -> bool:
+    """Whether the next line belongs to this one."""
+    return text.endswith("\\") or (not text.lstrip().startswith("#") and text.rstrip().endswith(("|", "&&")))
+
+
+def cut(text: str) -> list[str] | None:
+    """The tokens of a line; None while a quotation is open."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="".join(OPERATORS))
+    lexer.whitespace_split = True
+    try:
+        return list(lexer)
+    except ValueError:
+        return None
+
+
+def is_operator(token: str, among: frozenset[str] = OPERATORS) -> bool:
+    """Whether a token is made of such characters only."""
+    return bool(token) and set(token) <= among
+
+
+def commands(line: Line, tokens: Sequence[str], depth: list[str]) -> Iterator[Command]:
+    """The simple commands of a line; `depth` holds the words that open what is still open, and is kept up to date."""
+    words: list[str] = []
+    after, behind = "", False
+    for token in (*tokens, ";"):
+        if not is_operator(token, SEPARATORS):
+            words.append(token)
+            continue
+        body = opened(words, depth)
+        if body:
+            # A pipeline is behind && as a whole.
+            behind = after in ("&&", "||") or (behind and after in ("|", "|&"))
+            yield Command(line, tuple(body), token, behind or any(word in CONDITIONAL for word in depth))
+        words, after = [], token
+
+
+def opened(words: Sequence[str], depth: list[str]) -> list[str]:
+    """The words without those of the grammar in front of a command, which open and close what `depth` holds."""
+    rest = list(words)
+    while rest:
+        word = rest[0]
+        if word in OPENERS:
+            depth.append(word)
+            if word in ("for", "case", "select"):
+                return rest
+        elif word in OPENERS.values():
+            if depth:
+                depth.pop()
+        elif word not in MARKS:
+            return rest
+        rest.pop(0)
+    return rest
+
+
+def expand(word: str, known: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The words that one stands for, by the variables that are known; None where it holds what is not known."""
+    found = [word]
+    while any(VARIABLE.search(one) for one in found):
+        longer: list[str] = []
+        for one in found:
+            variable = VARIABLE.search(one)
+            if not variable:
+                longer.append(one)
+                continue
+            values = known.get(variable[1] or variable[2])
+            if values is None:
+                return None
+            longer += [f"{one[: variable.start()]}{value}{one[variable.end() :]}" for value in values]
+        if len(longer) > MOST_WORDS:
+            return None
+        found = longer
+    found = [short for one in itertools.islice(found, MOST_WORDS) for short in unbraced(one)]
+    return None if len(found) > MOST_WORDS or any("$" in one or "`" in one for one in found) else found
+
+
+def unbraced(word: str) -> list[str]:
+    """`cpu{0,1}` and `cpu{0..3}` in full."""
+    brace = BRACES.search(word)
+    if not brace or word.count("{") > MOST_BRACES:
+        return [word]
+    first, dots, last = brace[1].partition("..")
+    if dots and first.isdecimal() and last.isdecimal():
+        span = range(int(first), min(int(last), int(first) + MOST_WORDS) + 1)
+        parts = [str(number) for number in span]
+    else:
+        parts = brace[1].split(",")
+    tails = unbraced(word[brace.end() :])
+    if len(parts) * len(tails) > MOST_WORDS:
+        return [word]
+    return [f"{word[: brace.start()]}{part}{tail}" for part in parts for tail in tails]

@@ -1,0 +1,175 @@
+"""`kerntune import`: a script to read, a list of what is left, and claims with --apply."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kerntune.cli import imports
+from kerntune.cli.__main__ import main
+from kerntune.cli.doctor import daemon_of
+from kerntune.doctor import examine
+from kerntune.doctor.nouns import Survey
+from kerntune.errors import OverLimit
+from tests.cli.scripted import Script, outcome
+from tests.harness.daemon import Daemon
+from tests.harness.privatebus import PrivateBus
+from tests.hosts import lay_out
+from tests.unit.doctor.lab import handmade, write
+
+Captured = pytest.CaptureFixture[str]
+
+POLICY = Path(__file__).parents[2] / "dbus/org.kerntune.Tuner1.conf"
+BY_ID = "by-id/nvme-SAMSUNG_MZQL23T8_S64HNE0R500123"
+COMMANDS = [
+    ["kerntune", "set", "hugepages@1G=24", "--persist"],
+    ["kerntune", "set", "io-scheduler@nvme[0-9]*=none", "--persist"],
+    ["kerntune", "set", "overcommit=always:95", "--persist"],
+    ["kerntune", "set", "hugepages@2M=512", "--persist"],
+    ["kerntune", "set", f"io-scheduler@{BY_ID}=none", "--persist"],
+]
+
+
+def snapshot(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tree as if it were this host."""
+    root = handmade(tmp_path)
+    monkeypatch.setattr(examine, "look", lambda _root, look=examine.look: look(root))
+    return root
+
+
+def test_the_proposal_is_a_script_and_changes_nothing(tmp_path: Path, capsys: Captured) -> None:
+    root = handmade(tmp_path)
+    before, script = snapshot(root), Script()
+    assert main(["import", "--root", str(root)], connect=script.connect) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if line and not line.startswith("#")]
+    assert [command for command in COMMANDS if command not in commands] == []
+    assert "# /etc/rc.local:3: echo 512 > /proc/sys/vm/nr_hugepages" in lines
+    assert "# (it beats /etc/sysctl.d/10-llm.conf:2: vm.nr_hugepages = 64)" in lines
+    left = lines[lines.index("# Not taken over:") :]
+    assert "# /etc/rc.local:9: hugeadm --thp-always" in left
+    assert (snapshot(root), script.calls) == (before, [])
+
+
+def test_a_shell_reads_the_script_as_it_is_meant(tmp_path: Path, capsys: Captured) -> None:
+    """Whatever stands in the files: each line is a comment or one call of kerntune."""
+    rc_local = (
+        "#!/bin/sh\necho 8 > /proc/sys/vm/nr_hugepages # $(touch x)\necho `touch x` > /proc/sys/vm/nr_hugepages\n"
+    )
+    root = write(handmade(tmp_path / "host"), {"etc/rc.local": rc_local})
+    main(["import", "--root", str(root)], connect=Script().connect)
+    program = f'kerntune() {{ echo "$#"; }}\n{capsys.readouterr().out}'
+    done = subprocess.run(["sh", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True)
+    assert set(done.stdout.split()) == {"3"}
+    assert os.listdir(tmp_path) == ["host"]
+
+
+def test_json(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["import", "--root", str(handmade(tmp_path)), "--json"], connect=Script().connect) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (pool,) = [row for row in answer["claims"] if row["instances"] == "2M"]
+    assert pool == {
+        "tunable": "hugepages",
+        "instances": "2M",
+        "value": "512",
+        "command": "kerntune set hugepages@2M=512 --persist",
+        "places": [{"file": "/etc/rc.local", "line": 3, "text": "echo 512 > /proc/sys/vm/nr_hugepages"}],
+        "beaten": [{"file": "/etc/sysctl.d/10-llm.conf", "line": 2, "text": "vm.nr_hugepages = 64"}],
+        "remark": "",
+    }
+    assert {"file", "line", "text", "cause", "why"} == set(answer["left"][0])
+
+
+def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
+    before, script = snapshot(here), Script(outcomes=[outcome("hugepages@2M", requested="512", actual="512")])
+    assert main(["import", "--apply"], connect=script.connect) == 0
+    ((member, rows, options),) = script.calls
+    assert (member, options) == ("Set", {"persist": True})
+    wanted = [command[2].rpartition("=") for command in COMMANDS]
+    spelt = {(f"{tunable}@{instances}" if instances else tunable, value) for tunable, instances, value in rows}
+    assert {(name, value) for name, _, value in wanted} <= spelt
+    said = capsys.readouterr()
+    assert "hugepages@2M" in said.out
+    assert "the lines that were taken over still stand in their files" in said.err
+    assert "/etc/rc.local:3" in said.err
+    assert snapshot(here) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without polkit only root may set anything")
+def test_apply_with_a_real_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """The daemon tunes the same tree; afterwards the doctor finds that the lines say what the claims say."""
+    lay_out("small-vm", tmp_path)
+    lines = "vm.overcommit_memory=1\nvm.overcommit_ratio=95\nvm.nr_hugepages=64\n"
+    write(tmp_path, {"etc/sysctl.d/llm.conf": lines})
+    monkeypatch.setattr(examine, "look", lambda _root, look=examine.look: look(tmp_path))
+    with PrivateBus(include=[POLICY]) as bus, Daemon(bus, "--root", str(tmp_path)):
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        assert main(["import", "--apply"]) == 0
+        assert "satisfied" in capsys.readouterr().out
+        assert main(["import", "--apply", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["changed"] is False
+        assert main(["status", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+    assert {claim["origin"] for claim in document["claims"]} == {"persistent"}
+    values = [(tmp_path / f"proc/sys/vm/overcommit_{name}").read_text().strip() for name in ("memory", "ratio")]
+    assert values == ["1", "95"]
+    found = examine.examine(tmp_path, daemon_of(document))
+    said = [finding.what for finding in found if "/etc/sysctl.d/llm.conf sets" in finding.what]
+    assert [what.rpartition(": ")[2] for what in said] == ["the line is not needed"] * 2
+
+
+def test_apply_in_json(here: Path, capsys: Captured) -> None:
+    script = Script(outcomes=[outcome("hugepages@2M", "partial")])
+    assert main(["import", "--apply", "--json"], connect=script.connect) == 6
+    assert {"claims", "left", "changed", "outcomes"} == set(json.loads(capsys.readouterr().out))
+
+
+def test_fewer_huge_pages_may_do(here: Path) -> None:
+    script = Script()
+    assert main(["import", "--apply", "--allow-partial"], connect=script.connect) == 0
+    assert script.calls[0][2] == {"persist": True, "allow-partial": True}
+
+
+def test_an_error_of_the_daemon_is_the_answer(here: Path, capsys: Captured) -> None:
+    script = Script(error=OverLimit("24 pages asked for 1G, 16 possible", "Ask for less"))
+    assert main(["import", "--apply"], connect=script.connect) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", "kerntune: 24 pages asked for 1G, 16 possible")
+
+
+def test_nothing_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    lay_out("two-sockets", tmp_path)
+    assert main(["import", "--root", str(tmp_path)], connect=Script().connect) == 0
+    assert capsys.readouterr().out.splitlines() == [imports.NOTHING]
+    monkeypatch.setattr(examine, "look", lambda _root: Survey((), ()))
+    script = Script()
+    assert main(["import", "--apply"], connect=script.connect) == 0
+    assert script.calls == []
+
+
+def test_what_a_package_ships_is_not_applied(tmp_path: Path, capsys: Captured) -> None:
+    lay_out("two-sockets", tmp_path)
+    rule = 'ACTION=="add|change", SUBSYSTEM=="block", KERNEL=="sd*", ATTR{queue/scheduler}="none"\n'
+    write(tmp_path, {"usr/lib/udev/rules.d/60-block-scheduler.rules": rule})
+    assert main(["import", "--root", str(tmp_path), "--json"], connect=Script().connect) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["claims"] == []
+    assert [row["cause"] for row in answer["left"]] == ["shipped"]
+    assert "kerntune set 'io-scheduler@sd*=none' --persist" in answer["left"][0]["why"]
+
+
+def test_another_hosts_settings_are_not_applied_here(tmp_path: Path, capsys: Captured) -> None:
+    script = Script()
+    assert main(["import", "--apply", "--root", str(handmade(tmp_path))], connect=script.connect) == 2
+    assert "cannot be applied here" in capsys.readouterr().err
+    assert script.calls == []

@@ -1,0 +1,199 @@
+"""What the doctor says of hosts: severity, evidence, and a fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kerntune.doctor.examine import examine
+from kerntune.doctor.nouns import Daemon, Finding, Severity, Wanted
+from tests.hosts import NAMES, lay_out
+from tests.unit.doctor.lab import handmade, write
+from tests.unit.doctor.test_propose import policies
+
+OK, NOTE, WARNING, PROBLEM = Severity.OK, Severity.NOTE, Severity.WARNING, Severity.PROBLEM
+
+
+def topic(found: list[Finding], name: str) -> list[Finding]:
+    return [finding for finding in found if finding.topic == name]
+
+
+def one(root: Path, about: str, daemon: Daemon | None = None) -> Finding:
+    """The one finding whose text holds these words."""
+    found = [finding for finding in examine(root, daemon) if about in finding.what]
+    assert len(found) == 1, [finding.what for finding in examine(root, daemon)]
+    return found[0]
+
+
+def claim(tunable: str, instances: str, value: str, *matches: str, origin: str = "persistent") -> Daemon:
+    return Daemon((Wanted(tunable, instances, value, origin, matches),))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_captured_host_can_be_examined(tmp_path: Path, name: str) -> None:
+    lay_out(name, tmp_path)
+    found = examine(tmp_path)
+    assert {"hugepages", "cpu-governor", "io-scheduler", "memory", "overcommit", "limits"} <= {f.topic for f in found}
+    assert all(finding.evidence for finding in found)
+    always = (tmp_path / "proc/sys/vm/overcommit_memory").read_text() == "1\n"
+    assert {finding.topic for finding in found if finding.severity is PROBLEM} == ({"overcommit"} if always else set())
+    assert [finding for finding in found if finding.severity is WARNING and not finding.fix] == []
+
+
+def test_what_matters_most_comes_first(tmp_path: Path) -> None:
+    severities = [finding.severity for finding in examine(handmade(tmp_path))]
+    assert severities == sorted(severities, key=[PROBLEM, WARNING, NOTE, OK].index)
+    assert severities[0] is PROBLEM
+
+
+def test_huge_pages_that_are_not_supported(tmp_path: Path) -> None:
+    lay_out("no-hugetlb", tmp_path)
+    finding = one(tmp_path, "huge pages are not supported")
+    assert finding.severity is WARNING
+    assert "HUGETLBFS" in finding.evidence[0]
+
+
+def test_pages_that_nobody_uses(tmp_path: Path) -> None:
+    lay_out("small-vm", tmp_path)
+    folder = "sys/kernel/mm/hugepages/hugepages-2048kB"
+    write(tmp_path, {f"{folder}/nr_hugepages": "64\n", f"{folder}/free_hugepages": "64\n"})
+    assert "kerntune set hugepages@2M=0" in one(tmp_path, "64 huge pages of 2M (128 MiB)").fix
+
+
+def test_fewer_pages_than_the_command_line_asks_for(tmp_path: Path) -> None:
+    finding = one(handmade(tmp_path), "the kernel command line asks for 24")
+    assert finding.severity is WARNING
+    assert finding.evidence[0] == "/proc/cmdline:1: hugepages=24"
+
+
+def test_governors(tmp_path: Path) -> None:
+    lay_out("small-vm", tmp_path)
+    (finding,) = topic(examine(tmp_path), "cpu-governor")
+    assert finding.severity is NOTE
+    assert "/proc/config.gz has CONFIG_CPU_FREQ=y" in finding.evidence
+    policies(tmp_path, 2)
+    write(
+        tmp_path,
+        {
+            "sys/devices/system/cpu/cpufreq/policy1/scaling_governor": "performance\n",
+            "proc/cmdline": "intel_pstate=passive\n",
+        },
+    )
+    warning, fine = topic(examine(tmp_path), "cpu-governor")
+    assert (warning.severity, fine.severity) == (WARNING, OK)
+    assert "/proc/cmdline:1: intel_pstate=passive" in fine.evidence
+
+
+def test_an_nvme_drive_with_a_scheduler(tmp_path: Path) -> None:
+    lay_out("two-sockets", tmp_path)
+    (tmp_path / "sys/block/nvme1n1/queue/scheduler").write_text("none [mq-deadline]\n")
+    finding = one(tmp_path, "nvme1n1 is scheduled by mq-deadline")
+    assert finding.evidence == ("/sys/block/nvme1n1/queue/scheduler reads none [mq-deadline]",)
+    assert finding.fix == "kerntune set 'io-scheduler@nvme*=none' --persist"
+
+
+@pytest.mark.parametrize(
+    ("mode", "process", "guard", "severity"),
+    [
+        ("0", "bash", "", OK),
+        ("1", "bash", "", PROBLEM),
+        ("1", "bash", "off", PROBLEM),
+        ("1", "bash", "observing", PROBLEM),
+        ("1", "bash", "relaxed", OK),
+        ("1", "earlyoom", "", OK),
+        ("1", "systemd-oomd", "", OK),
+        ("2", "bash", "", OK),
+        ("2", "bash", "capped", WARNING),
+    ],
+)
+def test_always_needs_somebody_who_watches(
+    tmp_path: Path, mode: str, process: str, guard: str, severity: Severity
+) -> None:
+    lay_out("small-vm", tmp_path)
+    write(tmp_path, {"proc/sys/vm/overcommit_memory": f"{mode}\n", "proc/9/comm": f"{process}\n"})
+    (finding,) = topic(examine(tmp_path, Daemon(guard=guard)), "overcommit")
+    assert finding.severity is severity
+
+
+def test_never_with_a_limit_that_is_nearly_reached(tmp_path: Path) -> None:
+    lay_out("small-vm", tmp_path)
+    meminfo = (tmp_path / "proc/meminfo").read_text().replace("125600 kB", "12300000 kB")
+    write(tmp_path, {"proc/sys/vm/overcommit_memory": "2\n", "proc/meminfo": meminfo})
+    assert one(tmp_path, "soon no program can start").severity is PROBLEM
+
+
+def test_limits_of_the_session(tmp_path: Path) -> None:
+    finding = one(handmade(tmp_path), "memory limits")
+    assert finding.evidence == ("/sys/fs/cgroup/user.slice/memory.max reads 17179869184",)
+    assert "8 MiB" in one(tmp_path, "may lock").what
+
+
+@pytest.mark.parametrize(("value", "limited"), [("9223372036854771712", False), ("1073741824", True)])
+def test_limits_of_cgroup_v1(tmp_path: Path, value: str, limited: bool) -> None:
+    lay_out("small-vm", tmp_path)
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:memory:/docker/a\n1:cpu,cpuacct:/b\n",
+            "sys/fs/cgroup/memory/docker/a/memory.limit_in_bytes": f"{value}\n",
+        },
+    )
+    found = [finding.what for finding in topic(examine(tmp_path), "limits")]
+    assert any("has memory limits" in what for what in found) is limited
+
+
+def test_a_rival_is_a_problem_where_it_sets_what_is_claimed(tmp_path: Path) -> None:
+    handmade(tmp_path)
+    assert one(tmp_path, "TuneD").severity is WARNING
+    assert one(tmp_path, "TuneD", claim("hugepages", "2M", "1", "2M")).severity is PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("daemon", "severity", "words"),
+    [
+        (None, WARNING, "other lines set it before: the last one wins"),
+        (claim("hugepages", "1G", "9", "1G"), WARNING, "other lines set it before"),
+        (claim("hugepages", "2M", "9", "2M"), PROBLEM, "but kerntune keeps hugepages@2M at 9"),
+        (claim("hugepages", "2M", "512", "2M"), NOTE, "as kerntune does: the line is not needed"),
+    ],
+)
+def test_a_line_and_the_claims(tmp_path: Path, daemon: Daemon | None, severity: Severity, words: str) -> None:
+    finding = one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M to 512", daemon)
+    assert finding.severity is severity
+    assert words in finding.what
+    assert finding.evidence[0] == "/etc/rc.local:3: echo 512 > /proc/sys/vm/nr_hugepages"
+
+
+def test_how_a_fight_is_ended(tmp_path: Path) -> None:
+    handmade(tmp_path)
+    ours = claim("io-scheduler", "*", "bfq", "nvme0n1", "sda")
+    fix = one(tmp_path, "/etc/udev/rules.d/60-io.rules sets", ours).fix
+    assert fix.startswith("put a # in front of the rule (/etc/udev/rules.d/60-io.rules:1)")
+    assert fix.endswith("kerntune unset io-scheduler@* --persist")
+    (tmp_path / "usr/lib/udev/rules.d").mkdir(parents=True)
+    (tmp_path / "etc/udev/rules.d/60-io.rules").rename(tmp_path / "usr/lib/udev/rules.d/60-io.rules")
+    fix = one(tmp_path, "/usr/lib/udev/rules.d/60-io.rules sets", ours).fix
+    assert "sudo ln -s /dev/null /etc/udev/rules.d/60-io.rules" in fix
+
+
+def test_the_strongest_claim_counts(tmp_path: Path) -> None:
+    strong, weak = (claim("hugepages", "2M", value, "2M").claims[0] for value in ("512", "9"))
+    assert one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M", Daemon((strong, weak))).severity is NOTE
+
+
+def test_a_value_that_is_not_in_force(tmp_path: Path) -> None:
+    lay_out("small-vm", tmp_path)
+    write(tmp_path, {"etc/sysctl.d/a.conf": "vm.overcommit_memory=2\nvm.overcommit_ratio=90\n"})
+    finding = one(tmp_path, "that is not what the kernel has now")
+    assert finding.evidence[2:] == (
+        "/proc/sys/vm/overcommit_memory reads 0",
+        "/proc/sys/vm/overcommit_ratio reads 50",
+    )
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    lay_out("small-vm", tmp_path)
+    (tmp_path / "etc/sysctl.d").mkdir(parents=True)
+    (tmp_path / "etc/sysctl.d/a.conf").symlink_to("a.conf")
+    assert one(tmp_path, "/etc/sysctl.d/a.conf cannot be read").evidence
