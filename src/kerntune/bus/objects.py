@@ -17,7 +17,8 @@ from kerntune.bus.gate import pass_gate
 from kerntune.bus.interface import snake
 from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
-from kerntune.engine.reconciler import Answer, Reconciler
+from kerntune.engine.answers import Answer
+from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.errors import InvalidArgs
 from kerntune.kernel import processes
