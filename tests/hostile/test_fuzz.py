@@ -34,6 +34,7 @@ from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
 from kerntune.daemon.app import publish
+from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
@@ -305,7 +306,10 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
             troubles: set[str] = set()
             reloading = Reloading(Path(name), folders[0], engine, troubles)
             reloading.booted()
-            publish(stage, Core(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), troubles, reloading.ask))
+            publish(
+                stage,
+                Core(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), troubles, Choosing(reloading, engine)),
+            )
             for serial, call in enumerate(script, 1):
                 written = len(kernel.journal)
                 reply = await stage.serve(serial, call)

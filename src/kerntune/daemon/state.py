@@ -22,6 +22,7 @@ from kerntune.model import Baseline, Claim, Origin, Target
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+STATE_SET_ASIDE = "state-set-aside"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
 

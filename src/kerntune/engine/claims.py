@@ -9,6 +9,7 @@ from typing import Final
 from kerntune.model import Claim, ClaimId, Origin
 
 FILES: Final = frozenset({Origin.CONFIG, Origin.PROFILE})
+SUSPENDED: Final = "config-suspended"
 CALLERS: Final = frozenset({Origin.PERSISTENT, Origin.RUNTIME})
 
 
@@ -19,8 +20,31 @@ class Choice:
     profile: str = ""
     suspended: bool = False
 
+    @property
+    def troubles(self) -> frozenset[str]:
+        """The slugs that Degraded has of it."""
+        return frozenset({SUSPENDED} if self.suspended else ())
+
 
 NOTHING_CHOSEN: Final = Choice()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a caller asks of the files and claims as a whole: another profile ("": none), or a reset.
+
+    A reset drops all that callers asked for; with `baseline` it suspends the files too.
+    """
+
+    profile: str | None = None
+    reset: bool = False
+    baseline: bool = False
+
+    def chosen(self, before: Choice) -> Choice:
+        """The choice after it; to name a profile, or a reset to the files, ends their suspension."""
+        profile = before.profile if self.profile is None else self.profile
+        ends = self.reset or bool(self.profile)
+        return Choice(profile, self.baseline or (before.suspended and not ends))
 
 
 @dataclass(frozen=True, slots=True)
