@@ -13,7 +13,8 @@ from typing import Any, Final, NoReturn
 
 import kerntune
 from kerntune.cli import manager, show
-from kerntune.cli.verbs import VERBS, Answer
+from kerntune.cli.rows import Answer
+from kerntune.cli.verbs import VERBS
 from kerntune.errors import Exit, KerntuneError, Usage
 
 INTERRUPTED: Final = 130
