@@ -128,7 +128,9 @@ def test_what_the_host_lacks_is_shown_and_no_failure(words: list[str], capsys: C
 def test_nothing_to_do(capsys: Captured) -> None:
     assert run(Script(changed=False), "reset") == 0
     assert run(Script(changed=False), "plan", "--reset") == 0
-    assert capsys.readouterr().out.splitlines() == ["Nothing changed.", "Nothing would change."]
+    assert run(Script(), "profile", "clear") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["Nothing changed.", "Nothing would change.", "Done; no target is concerned."]
 
 
 @pytest.mark.parametrize(("error", "code"), [(NoSuchProfile("there is no profile 'x'"), 3), (AccessDenied("no"), 4)])

@@ -28,7 +28,7 @@ async def profile(connect: Connect, args: Namespace) -> Answer:
         if args.action == "set":
             return _chosen(await manager.set_profile(args.name))
         if args.action == "clear":
-            return changed(await manager.clear_profile())
+            return _done(await manager.clear_profile())
         found, active = await manager.profiles(), (await manager.describe())["profile"]
     rows = [{"name": name, "summary": summary} for name, summary in found]
     table = [show.row("→" if name == active else "", (name, summary), show.GOOD) for name, summary in found]
@@ -39,7 +39,7 @@ async def profile(connect: Connect, args: Namespace) -> Answer:
 async def reset(connect: Connect, args: Namespace) -> Answer:
     """Back to the files, or with --baseline to the host's own values."""
     async with connect() as manager:
-        return changed(await manager.reset(baseline=args.baseline))
+        return _done(await manager.reset(baseline=args.baseline))
 
 
 async def plan(connect: Connect, args: Namespace) -> Answer:
@@ -54,6 +54,11 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
     async with connect() as manager:
         change = await manager.plan((), asked | ({"baseline": True} if args.baseline else {}))
     return _chosen(change, none="Nothing would change.")
+
+
+def _done(change: Change) -> Answer:
+    """What a profile's end or a reset came to; without outcomes it was about claims that had no target."""
+    return changed(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
 
 
 def _chosen(change: Change, *, none: str = "Nothing changed.") -> Answer:
