@@ -128,9 +128,8 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
             )
             return Status.FAILED
         stop = stop_event()
-        alarm.listeners.append(
-            publish(service, objects.Core(service, engine, host, troubles, Choosing(reloading, engine)))
-        )
+        core = objects.Core(service, engine, host, troubles, Choosing(reloading, engine))
+        alarm.listeners.append(publish(service, core))
         booting = asyncio.create_task(engine.reconcile("boot", enforce=True))
         # The boot pass is queued first; edits that come now wait for it or join it.
         await asyncio.sleep(0)

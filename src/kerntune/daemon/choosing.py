@@ -70,7 +70,7 @@ class Choosing:
             return reloading.chosen
         if selection.profile:
             return await asyncio.to_thread(self._checked, selection.profile)
-        return await asyncio.to_thread(reloading.read_profile, reloading.config.profile)
+        return await asyncio.to_thread(reloading.read_profile, reloading.config.profile, keep=False)
 
     # These block.
 
@@ -81,5 +81,5 @@ class Choosing:
         return self._reloading.profile.checked(name)
 
     def _keep(self, name: str, chosen: Chosen) -> None:
-        if name:
+        if name and not any(problem.is_error for problem in chosen.problems):
             self._reloading.profile.keep(name, chosen.claims)

@@ -89,8 +89,11 @@ class ProfileInForce:
         """The copy of a former start, when it could not be used."""
         return self._last.set_aside
 
-    def read(self, name: str) -> Chosen:
-        """What it says now, or what it said last when it was in order; what is wrong is a problem."""
+    def read(self, name: str, *, keep: bool = True) -> Chosen:
+        """What it says now, or what it said last when it was in order; what is wrong is a problem.
+
+        Without `keep` it is only looked at, and what is kept of another stays.
+        """
         try:
             profile = self.profiles.read(name)
         except NoSuchProfile as error:
@@ -100,10 +103,10 @@ class ProfileInForce:
         last = self._last.contents.get(name)
         if last:
             now = replace(now, problems=tuple(misspelt(now, last)))
-        if now.sound:
-            self.keep(name, now.claims)
-        elif last:
+        if last and not now.sound:
             now = replace(now, claims=stale(last.claims))
+        elif keep and now.sound:
+            self.keep(name, now.claims)
         return Chosen(now.claims, now.problems)
 
     def checked(self, name: str) -> Chosen:

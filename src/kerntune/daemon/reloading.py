@@ -79,9 +79,9 @@ class Reloading:
             self._set_aside(self._configuration.set_aside)
         return self._configuration.read()
 
-    def read_profile(self, name: str) -> Chosen:
-        """What the profile says now; "" is none. Blocks."""
-        return self.profile.read(name) if name else Chosen()
+    def read_profile(self, name: str, *, keep: bool = True) -> Chosen:
+        """What the profile says now; "" is none, and without `keep` it is not to be in force. Blocks."""
+        return self.profile.read(name, keep=keep) if name else Chosen()
 
     def booted(self) -> None:
         """READY was said: from now on a reload may begin."""

@@ -271,6 +271,13 @@ async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypa
         assert not (await bench.choosing.plan(CLEAR)).changed
         assert (bench.writes(), dict(bench.lab.engine.book.claims), bench.choosing.profile) == ([], before, "")
         assert not (folder / "run/profile.json").exists()
+        await bench.choose(Selection("fair"))
+        kept = (folder / "run/profile.json").read_bytes()
+        (folder / "kerntune.toml").write_text('profile = "fast"\n')
+        await bench.choosing.reload()
+        for selection in (Selection("fast"), CLEAR):
+            assert (await bench.choosing.plan(selection)).changed
+        assert (folder / "run/profile.json").read_bytes() == kept
 
 
 async def test_choices_beside_each_other_and_beside_reloads_take_turns(
