@@ -147,6 +147,13 @@ class OverLimit(KerntuneError):
     dbus_name = OURS + "OverLimit"
 
 
+class NoSuchProfile(KerntuneError):
+    """No profile of that name, neither shipped nor of the administrator."""
+
+    dbus_name = OURS + "NoSuchProfile"
+    exit_code = Exit.NOT_FOUND
+
+
 class Unreachable(KerntuneError):
     """Only in clients: there is no bus, or nobody owns the daemon's name."""
 

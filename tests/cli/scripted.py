@@ -93,6 +93,7 @@ def document(targets: Sequence[TargetRow] = (), claims: Sequence[ClaimRow] = (),
         "version": "0.1.0",
         "generation": 3,
         "degraded": [],
+        "profile": "",
         "host": {
             "kernel": "6.1.0",
             "simulated": False,
@@ -127,6 +128,7 @@ DRIVES = (
     target("io-scheduler@sda", "bfq", choices=["bfq", "none"]),
 )
 POOLS = (target("hugepages@2M", "128"), target("hugepages@2M/node0", "128"), target("hugepages@1G", "0"))
+PROFILES = (("ai-inference", "for serving models"), ("balanced", "for other work too"))
 OVERCOMMIT = target("overcommit", "heuristic", choices=["heuristic", "always", "never"])
 
 
@@ -184,8 +186,21 @@ class ScriptedManager:
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         return self._script.answer("Unset", list(what), dict(options))
 
-    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
         return self._script.answer("Plan", [tuple(row) for row in settings], dict(options))
+
+    async def profiles(self) -> list[tuple[str, str]]:
+        self._script.answer("ListProfiles")
+        return list(PROFILES)
+
+    async def set_profile(self, name: str) -> Change:
+        return self._script.answer("SetProfile", name)
+
+    async def clear_profile(self) -> Change:
+        return self._script.answer("ClearProfile")
+
+    async def reset(self, *, baseline: bool) -> Change:
+        return self._script.answer("Reset", baseline)
 
     async def verify(self) -> tuple[Outcome, ...]:
         return self._script.answer("Verify").outcomes
@@ -208,7 +223,7 @@ class ScriptedManager:
 class ScriptedService:
     """org.kerntune.Tuner1.Manager as the contract has it."""
 
-    version, generation = "0.1.0", 3
+    version, generation, active_profile = "0.1.0", 3, ""
 
     def __init__(
         self, script: Script, service: Service, soon: Callable[..., object], leave: Callable[[], None]
@@ -235,6 +250,19 @@ class ScriptedService:
         self.interactive.append(caller.interactive)
         self._script.answer("Reload", unwrap(options))
 
+    async def set_profile(self, caller: Caller, name: str, options: dict[str, Any]) -> tuple[Any, ...]:
+        return self._choose(caller, "SetProfile", name, options)
+
+    async def clear_profile(self, caller: Caller, options: dict[str, Any]) -> tuple[Any, ...]:
+        return self._choose(caller, "ClearProfile", options)
+
+    async def reset(self, caller: Caller, options: dict[str, Any]) -> tuple[Any, ...]:
+        return self._choose(caller, "Reset", options)
+
+    async def list_profiles(self, caller: Caller) -> list[Any]:
+        self._script.answer("ListProfiles")
+        return [list(row) for row in PROFILES]
+
     async def verify(self, caller: Caller) -> list[Any]:
         return [list(row) for row in self._script.answer("Verify").outcomes]
 
@@ -247,6 +275,11 @@ class ScriptedService:
         """Degraded is another."""
         self.degraded = list(degraded)
         self._soon(self._service.changed, names.ROOT, names.MANAGER, "Degraded")
+
+    def _choose(self, caller: Caller, member: str, *body: Any) -> tuple[Any, ...]:
+        self.interactive.append(caller.interactive)
+        change = self._script.answer(member, *unwrap(list(body)))
+        return change.changed, [list(row) for row in change.outcomes]
 
     def _edit(self, caller: Caller, member: str, rows: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
         self.interactive.append(caller.interactive)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon import logs
-from kerntune.daemon.app import STATE_SET_ASIDE, Status
+from kerntune.daemon.app import Status
 from kerntune.daemon.reloading import CONFIG_INVALID
+from kerntune.daemon.state import STATE_SET_ASIDE
+from kerntune.engine.claims import SUSPENDED
 from kerntune.model import Reason, State
 from kerntune.tunables import REGISTRY
 
@@ -37,6 +39,7 @@ def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert logs.CONFIG_PROBLEM in PAGE
     assert STATE_SET_ASIDE in PAGE
     assert CONFIG_INVALID in PAGE
+    assert SUSPENDED in PAGE
     unit = (CHECKOUT / "systemd/kerntuned.service").read_text()
     assert f"RestartPreventExitStatus={Status.TAKEN.value}\n" in unit
     assert f" {Status.TAKEN.value} when" in re.sub(r"\s+", " ", PAGE)

@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kerntune.engine.answers import Answer
 from kerntune.engine.claims import ClaimBook
 from kerntune.engine.guard import Guard
-from kerntune.engine.reconciler import Answer, Reconciler
+from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Baseline, Claim, Limits, Origin, Outcome, Reason, Report, Setting, State, Target

@@ -87,6 +87,7 @@ def test_a_reply_becomes_the_class_again() -> None:
         (errors.Usage, 2),
         (errors.NoSuchTarget, 3),
         (errors.NotSupported, 3),
+        (errors.NoSuchProfile, 3),
         (errors.AccessDenied, 4),
         (errors.InteractiveAuthorizationRequired, 4),
         (errors.Unreachable, 5),

@@ -23,7 +23,7 @@ class Host:
     default_page_size: int
 
 
-def describe(engine: Reconciler, host: Host, degraded: Sequence[str]) -> dict[str, Any]:
+def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: str) -> dict[str, Any]:
     """The document; its field names are the model's, and only ever grow."""
     claims = tuple(engine.book.claims.values())
     baselines = engine.ledger.baselines
@@ -35,6 +35,7 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str]) -> dict[st
         "version": __version__,
         "generation": engine.generation,
         "degraded": list(degraded),
+        "profile": profile,
         "host": {
             "kernel": host.kernel,
             "root": host.root,

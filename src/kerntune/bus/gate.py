@@ -32,6 +32,9 @@ NEEDS: Final[Mapping[str, Needs]] = {
     "SetGovernor": of_tunables,
     "SetScheduler": of_tunables,
     "SetOvercommit": of_tunables,
+    "SetProfile": manage,
+    "ClearProfile": manage,
+    "Reset": manage,
     "Reload": manage,
 }
 

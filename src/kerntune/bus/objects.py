@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kerntune import __version__
 from kerntune.bus import names
@@ -17,7 +17,10 @@ from kerntune.bus.gate import pass_gate
 from kerntune.bus.interface import snake
 from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
-from kerntune.engine.reconciler import Answer, Reconciler
+from kerntune.engine.answers import Answer
+from kerntune.engine.claims import Selection
+from kerntune.engine.passes import Progress
+from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.errors import InvalidArgs
 from kerntune.kernel import processes
@@ -28,6 +31,31 @@ Options = Mapping[str, Variant]
 
 PERSIST: Final = {"persist": "b"}
 SET: Final = PERSIST | {"allow-partial": "b"}
+RESET: Final = {"baseline": "b"}
+WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
+
+
+class Files(Protocol):
+    """The configuration and the profiles, as the daemon keeps them."""
+
+    @property
+    def profile(self) -> str:
+        """The profile in force, "" for none."""
+
+    async def reload(self) -> None:
+        """Read them again, and return after the pass."""
+
+    async def listing(self) -> list[tuple[str, str]]:
+        """Name and summary of each profile."""
+
+    async def check(self, selection: Selection) -> None:
+        """Raise what would refuse it."""
+
+    async def plan(self, selection: Selection) -> Answer:
+        """What `choose` would do."""
+
+    async def choose(self, selection: Selection, cause: str, progress: Progress | None = None) -> Answer:
+        """Make it so, in one pass."""
 
 
 class Core:
@@ -39,11 +67,11 @@ class Core:
         engine: Reconciler,
         host: Host,
         troubles: Set[str],
-        reload: Callable[[], Awaitable[None]],
+        files: Files,
     ) -> None:
-        """`troubles` are slugs of what is wrong with the daemon itself, and change; `reload` reads its files again."""
+        """`troubles` are slugs of what is wrong with the daemon itself, and change."""
         self.service, self.engine, self.host = service, engine, host
-        self.troubles, self.reload = troubles, reload
+        self.troubles, self.files = troubles, files
 
     async def change(self, caller: Caller, member: str, request: Request) -> Answer:
         """Validate, authorise, and carry out; a refused call writes nothing."""
@@ -51,13 +79,22 @@ class Core:
         tunables = {self.engine.tunables[setting.tunable] for setting in request.settings}
         await pass_gate(self.service, caller, member, tunables)
         who = await asyncio.to_thread(processes.describe, caller.pid, caller.uid)
-        signed = replace(request, who=who)
+        return await self.engine.change(replace(request, who=who), member, self._progress(caller))
+
+    async def choose(self, caller: Caller, member: str, selection: Selection) -> Answer:
+        """The same for the files as a whole."""
+        await self.files.check(selection)
+        await pass_gate(self.service, caller, member, ())
+        return await self.files.choose(selection, member, self._progress(caller))
+
+    def _progress(self, caller: Caller) -> Progress:
+        """Tells the caller how far the kernel has come."""
 
         def progress(target: Target, done: int, wanted: int) -> None:
             what = (target.tunable, target.instance, done, wanted)
             self.service.emit(names.ROOT, names.MANAGER, "Progress", *what, to=caller.name)
 
-        return await self.engine.change(signed, member, progress)
+        return progress
 
     async def set_one(self, caller: Caller, member: str, setting: Setting, options: Mapping[str, Any]) -> Answer:
         """What a typed setter does: one setting that must win somewhere."""
@@ -83,7 +120,12 @@ class Manager:
 
     @property
     def degraded(self) -> list[str]:
-        return sorted({reason.value for reason in self._engine.troubles} | self._core.troubles)
+        slugs = {reason.value for reason in self._engine.troubles} | self._engine.book.choice.troubles
+        return sorted(slugs | self._core.troubles)
+
+    @property
+    def active_profile(self) -> str:
+        return self._core.files.profile
 
     async def set(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:
         chosen = options_from(options, SET)
@@ -102,7 +144,11 @@ class Manager:
         return reply(await self._core.change(caller, "Unset", request))
 
     async def plan(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:  # noqa: ARG002
-        chosen = options_from(options, SET | {"unset": "b"})
+        chosen = options_from(options, SET | {"unset": "b"} | WHOLE)
+        if selection := whole(chosen):
+            if settings or chosen.keys() - WHOLE.keys():
+                raise InvalidArgs("a plan of profile or reset takes no settings", "Ask for one thing at a time")
+            return reply(await self._core.files.plan(selection))
         request = Request(
             settings_from(settings),
             unset=chosen.get("unset", False),
@@ -117,10 +163,39 @@ class Manager:
     async def reload(self, caller: Caller, options: Options) -> None:
         options_from(options, {})
         await pass_gate(self._core.service, caller, "Reload", ())
-        await self._core.reload()
+        await self._core.files.reload()
+
+    async def set_profile(self, caller: Caller, name: str, options: Options) -> tuple[bool, list[Row]]:
+        options_from(options, {})
+        if not name:
+            raise InvalidArgs("no profile was named", "ListProfiles has those there are; ClearProfile ends one")
+        return reply(await self._core.choose(caller, "SetProfile", Selection(name)))
+
+    async def clear_profile(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
+        options_from(options, {})
+        return reply(await self._core.choose(caller, "ClearProfile", Selection("")))
+
+    async def list_profiles(self, caller: Caller) -> list[list[str]]:  # noqa: ARG002
+        return [list(row) for row in await self._core.files.listing()]
+
+    async def reset(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
+        chosen = options_from(options, RESET)
+        selection = Selection(reset=True, baseline=chosen.get("baseline", False))
+        return reply(await self._core.choose(caller, "Reset", selection))
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
-        return json.dumps(describe(self._engine, self._core.host, self.degraded), ensure_ascii=False)
+        document = describe(self._engine, self._core.host, self.degraded, self.active_profile)
+        return json.dumps(document, ensure_ascii=False)
+
+
+def whole(chosen: Mapping[str, Any]) -> Selection | None:
+    """What a plan asks of the files as a whole, if it does."""
+    profile, reset, baseline = (chosen.get(name) for name in WHOLE)
+    if baseline and not reset:
+        raise InvalidArgs("baseline belongs to reset", "Give both, or neither")
+    if profile is not None and reset:
+        raise InvalidArgs("a plan is of a profile or of a reset", "Ask for one thing at a time")
+    return Selection(profile, bool(reset), bool(baseline)) if profile is not None or reset else None
 
 
 def reply(answer: Answer) -> tuple[bool, list[Row]]:

@@ -141,6 +141,7 @@ class Document(TypedDict):
     version: str
     generation: int
     degraded: list[str]
+    profile: str
     host: HostRow
     guard: GuardRow
     tunables: list[TunableRow]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Final, TypedDict, cast
+from typing import Any, Final, TypedDict, cast
 
-from kerntune.errors import Failed
+from kerntune.errors import Failed, NoSuchProfile
 
 SECONDS: Final = 30.0
 OPINIONS: Final = frozenset({0, 1})
@@ -30,15 +30,35 @@ class Report(TypedDict):
     problems: list[Problem]
 
 
-async def check(place: str | None) -> Report:
-    """The report on a folder or a file (None: the folder the daemon reads); raises Failed when there is none.
+class ProfilePage(TypedDict):
+    """What a profile says with all it includes; `who` is the profile that a claim stands in."""
 
-    The daemon's module runs in a process of its own: it knows the tunables, and this one must not.
-    """
+    name: str
+    summary: str
+    file: str
+    claims: list[dict[str, str]]
+    problems: list[Problem]
+
+
+async def check(place: str | None) -> Report:
+    """The report on a folder or a file (None: the folder the daemon reads); raises Failed when there is none."""
+    return cast(Report, await _ask("--check", *([place] if place else [])))
+
+
+async def profile(name: str) -> ProfilePage:
+    """What a profile says; raises NoSuchProfile."""
+    said = await _ask("--profile", name)
+    if error := said.get("error"):
+        raise NoSuchProfile(error["what"], error["hint"])
+    return cast(ProfilePage, said)
+
+
+async def _ask(*options: str) -> dict[str, Any]:
+    """What the daemon's module answers, which runs in a process of its own: it knows the tunables, we must not."""
     import asyncio  # noqa: PLC0415  # help should not wait for it
 
     # -P: a folder of that name where the user happens to be is not meant.
-    argv = [sys.executable, "-P", "-m", "kerntune.daemon", "--json", "--check", *([place] if place else [])]
+    argv = [sys.executable, "-P", "-m", "kerntune.daemon", "--json", *options]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     try:
@@ -46,10 +66,10 @@ async def check(place: str | None) -> Report:
     except TimeoutError as error:
         process.kill()
         await process.wait()
-        raise Failed("kerntuned --check does not end", "Is one of the files a device or on a network?") from error
+        raise Failed(f"kerntuned {options[0]} does not end", "Is one of the files a device or on a network?") from error
     if process.returncode not in OPINIONS:
-        raise Failed("kerntuned --check failed", complaint.decode(errors="replace").strip())
-    return cast(Report, json.loads(said))
+        raise Failed(f"kerntuned {options[0]} failed", complaint.decode(errors="replace").strip())
+    return cast(dict[str, Any], json.loads(said))
 
 
 def line_of(problem: Problem) -> str:

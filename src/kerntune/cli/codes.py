@@ -13,6 +13,7 @@ CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, Stat
 # With these a claim stays, also where there is nothing for it to do yet.
 TAKEN: Final = CONTENT | {State.PARTIAL, State.OVERRIDDEN}
 KEPT: Final = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
+LACKING: Final = KEPT | {Reason.NO_KERNEL_SUPPORT, Reason.VALUE_NOT_OFFERED, Reason.DEVICE_GONE}
 WRONG_VALUE: Final = frozenset({Reason.VALUE_NOT_OFFERED, Reason.OUT_OF_RANGE})
 
 
@@ -42,6 +43,12 @@ def foreseen(outcomes: Sequence[Outcome]) -> Exit:
         if not any(outcome.state in TAKEN or outcome.reason in KEPT for outcome in group):
             return Exit.USAGE if group[0].reason in WRONG_VALUE else exit_code(group)
     return exit_code(outcomes)
+
+
+def chosen(outcomes: Sequence[Outcome]) -> Exit:
+    """The exit code of a profile: what this host lacks is none of its faults."""
+    here = [outcome for outcome in outcomes if outcome.state != State.UNSUPPORTED or outcome.reason not in LACKING]
+    return exit_code(here)
 
 
 def verified(outcomes: Sequence[Outcome], *, satisfied: int) -> Exit:

@@ -35,8 +35,20 @@ class Manager(Protocol):
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         """Withdraw claims; `options` are those of Manager.Unset."""
 
-    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
-        """What `set`, or with the option `unset` that, would do."""
+    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
+        """What `set`, or with the options `unset`, `profile` or `reset` that, would do."""
+
+    async def profiles(self) -> list[tuple[str, str]]:
+        """Name and summary of each profile."""
+
+    async def set_profile(self, name: str) -> Change:
+        """Put a profile in force."""
+
+    async def clear_profile(self) -> Change:
+        """Choose none any more."""
+
+    async def reset(self, *, baseline: bool) -> Change:
+        """Withdraw everybody's claims, and with `baseline` suspend the files too."""
 
     async def verify(self) -> tuple[Outcome, ...]:
         """What is managed and not as wished."""
@@ -73,8 +85,21 @@ class BusManager:
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         return await self._edit("Unset", "a(ss)a{sv}", what, options)
 
-    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
         return await self._edit("Plan", "a(sss)a{sv}", settings, options)
+
+    async def profiles(self) -> list[tuple[str, str]]:
+        (rows,) = await self._client.call(ROOT, MANAGER, "ListProfiles", timeout=READ_SECONDS)
+        return [(name, summary) for name, summary in rows]
+
+    async def set_profile(self, name: str) -> Change:
+        return await self._change("SetProfile", "sa{sv}", name, {})
+
+    async def clear_profile(self) -> Change:
+        return await self._change("ClearProfile", "a{sv}", {})
+
+    async def reset(self, *, baseline: bool) -> Change:
+        return await self._change("Reset", "a{sv}", _variants({"baseline": True} if baseline else {}))
 
     async def verify(self) -> tuple[Outcome, ...]:
         (rows,) = await self._client.call(ROOT, MANAGER, "Verify", timeout=READ_SECONDS)
@@ -91,15 +116,21 @@ class BusManager:
             yield _events(signals)
 
     async def _edit(
-        self, member: str, signature: str, rows: Sequence[Sequence[str]], options: Mapping[str, bool]
+        self, member: str, signature: str, rows: Sequence[Sequence[str]], options: Mapping[str, bool | str]
     ) -> Change:
-        from kerntune.bus.client import Variant  # noqa: PLC0415  # importing it takes longer than a call
+        return await self._change(member, signature, [list(row) for row in rows], _variants(options))
 
-        body: list[Any] = [[list(row) for row in rows], {key: Variant("b", value) for key, value in options.items()}]
+    async def _change(self, member: str, signature: str, *body: Any) -> Change:
         changed, outcomes = await self._client.call(
             ROOT, MANAGER, member, signature, *body, interactive=True, timeout=EDIT_SECONDS
         )
         return Change(changed, _outcomes(outcomes))
+
+
+def _variants(options: Mapping[str, bool | str]) -> dict[str, Any]:
+    from kerntune.bus.client import Variant  # noqa: PLC0415  # importing it takes longer than a call
+
+    return {key: Variant("s" if isinstance(value, str) else "b", value) for key, value in options.items()}
 
 
 def _outcomes(rows: Sequence[Sequence[str]]) -> tuple[Outcome, ...]:

@@ -120,7 +120,7 @@ def reloaded(document: Document) -> Page:
 
 def checked(report: Report) -> Page:
     """What is wrong with the configuration files, and how much they say."""
-    wrong = [_clean(line_of(problem)) for problem in report["problems"]]
+    wrong = [clean(line_of(problem)) for problem in report["problems"]]
     files, claims = len(report["files"]), len(report["claims"])
     said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
     return [*wrong, f"{said}, nothing wrong" if not wrong else said]
@@ -135,10 +135,10 @@ def happened(clock: str, event: Event) -> Page:
     """A line for each thing that changed, with the time as it is to be shown."""
     if isinstance(event, Health):
         health = f"degraded: {', '.join(event.degraded)}" if event.degraded else "all well again"
-        return [f"{clock}  {_clean(health)}"]
+        return [f"{clock}  {clean(health)}"]
     if isinstance(event, GuardChange):
         return [f"{clock}  memory guard  {part}" for part in _guard_change(event)]
-    return [f"{clock}  {_clean(event.cause)}  {_step(row)}" for row in event.outcomes]
+    return [f"{clock}  {clean(event.cause)}  {_step(row)}" for row in event.outcomes]
 
 
 def _guard_change(event: GuardChange) -> Iterable[str]:
@@ -148,14 +148,14 @@ def _guard_change(event: GuardChange) -> Iterable[str]:
     for title, found in (("largest", event.largest), ("growing", event.growing)):
         if found:
             rows = (f"{command} (pid {pid}, uid {uid}) {size // MIB} MiB" for pid, command, uid, size in found)
-            yield _clean(f"{title}: {', '.join(rows)}")
+            yield clean(f"{title}: {', '.join(rows)}")
 
 
 def _step(row: Outcome) -> str:
     mark, _ = MARKS.get(row.state, UNHEARD_OF)
     values = f"{row.before or EMPTY} -> {row.actual or EMPTY}"
     parts = (mark, named(row.tunable, row.instance), values, row.state, _why(row.state, row.reason, row.detail))
-    return "  ".join(_clean(part) for part in parts if part)
+    return "  ".join(clean(part) for part in parts if part)
 
 
 def _head(document: Document) -> str:
@@ -164,7 +164,8 @@ def _head(document: Document) -> str:
     if host["root"] != "/" and not host["simulated"]:
         where += f" at {host['root']}"
     health = f"degraded: {', '.join(document['degraded'])}" if document["degraded"] else "all well"
-    return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {health}"
+    profile = f"profile {document['profile']}, " if document["profile"] else ""
+    return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {profile}{health}"
 
 
 def _guard(document: Document) -> Iterable[str]:
@@ -176,7 +177,7 @@ def _guard(document: Document) -> Iterable[str]:
 
 def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
     left = f"{headroom // MIB} MiB left, floor {floor // MIB} MiB" if floor else ""
-    return _clean(", ".join(part for part in (state, left, reason) if part))
+    return clean(", ".join(part for part in (state, left, reason) if part))
 
 
 def _managed(row: TargetRow, claims: dict[str, ClaimRow]) -> Row:
@@ -217,10 +218,15 @@ def _why(state: str, reason: str, detail: str) -> str:
 
 def _row(state: str, cells: tuple[str, ...], note: str) -> Row:
     mark, style = MARKS.get(state, UNHEARD_OF)
-    return Row((mark, *(_clean(cell) for cell in cells)), style, _clean(note))
+    return row(mark, cells, style, note)
 
 
-def _clean(text: str) -> str:
+def row(mark: str, cells: tuple[str, ...], style: str = "", note: str = "") -> Row:
+    """A line of a table, fit to be printed."""
+    return Row((mark, *(clean(cell) for cell in cells)), style, clean(note))
+
+
+def clean(text: str) -> str:
     """Names of processes and devices come from elsewhere: none may move the cursor or start a line."""
     return "".join(char if char.isprintable() else "�" for char in text)
 
@@ -287,6 +293,6 @@ def error(what: str, hint: str, stream: TextIO, *, width: int = 80) -> None:
             wrapper = textwrap.TextWrapper(
                 width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
             )
-            print(wrapper.fill(_clean(text)), file=stream)
+            print(wrapper.fill(clean(text)), file=stream)
         else:
-            print(f"{first}{_clean(text)}", file=stream)
+            print(f"{first}{clean(text)}", file=stream)

@@ -9,14 +9,13 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
-from kerntune.cli import answers, check, codes, doctor, imports, show, spelling
-from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, TargetRow
+from kerntune.cli import answers, check, codes, doctor, imports, profiles, show, spelling
+from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
-from kerntune.cli.rows import Advice, Answer, Argument, Verb
-from kerntune.errors import Exit, NotSupported
+from kerntune.cli.rows import Advice, Answer, Argument, Verb, changed
+from kerntune.errors import Exit, NotSupported, Usage
 from kerntune.model import Setting, State
 
 # Names the kernel gives in the order it finds the drives.
@@ -24,6 +23,7 @@ UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
 ON_BLOCK_DEVICES: Final = frozenset({"io-scheduler"})
 
 
+NO_CHANGE: Final = "Nothing would change."
 NOTHING_WOULD_BE_SET: Final = Advice(
     "as it stands nothing of this would be set",
     "Settings of one call are set all or none: leave out what is not possible, or set them one by one",
@@ -72,17 +72,21 @@ async def set_(connect: Connect, args: Namespace) -> Answer:
     async with connect() as manager:
         settings, advice = await _settings(manager, asked, persist=args.persist)
         change = await manager.set(settings, _options(args, "persist", "allow_partial"))
-    return _changed(change, advice)
+    return changed(change, advice)
 
 
 async def plan(connect: Connect, args: Namespace) -> Answer:
-    """What set or unset would do; nothing is changed."""
+    """What set, unset, profile set or reset would do; nothing is changed."""
+    if args.profile is not None or args.reset or args.baseline:
+        return await profiles.plan(connect, args)
+    if not args.settings:
+        raise Usage("there is nothing to plan", "Name settings, --unset and what to withdraw, --profile or --reset")
     options = _options(args, "unset", "persist", "allow_partial")
     if args.unset:
         what = [Setting(*name, "") for name in _named(args.settings)]
         async with connect() as manager:
             change = await manager.plan(what, options)
-        return _planned(change, codes.exit_code(change.outcomes), [] if change.outcomes else [_no_such_claim(args)])
+        return changed(change, [] if change.outcomes else [_no_such_claim(args)], none=NO_CHANGE)
     asked = _asked(args)
     async with connect() as manager:
         settings, advice = await _settings(manager, asked, persist=args.persist)
@@ -90,7 +94,7 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
     code = codes.foreseen(change.outcomes)
     if code is not Exit.OK and code is not codes.exit_code(change.outcomes):
         advice = [*advice, NOTHING_WOULD_BE_SET]
-    return _planned(change, code, advice)
+    return changed(change, advice, code=code, none=NO_CHANGE)
 
 
 async def verify(connect: Connect, _args: Namespace) -> Answer:
@@ -121,7 +125,7 @@ async def unset(connect: Connect, args: Namespace) -> Answer:
     what = _named(args.targets)
     async with connect() as manager:
         change = await manager.unset(what, _options(args, "persist"))
-    return _changed(change, [] if change.changed or change.outcomes else [_no_such_claim(args)])
+    return changed(change, [] if change.changed or change.outcomes else [_no_such_claim(args)])
 
 
 async def reload(connect: Connect, _args: Namespace) -> Answer:
@@ -202,16 +206,6 @@ def _stable_name(request: spelling.Asked, document: Document) -> Advice:
     return Advice(what, f"A name below /dev/disk/by-id would follow the drive: {tunable}@by-id/...={request.value}")
 
 
-def _changed(change: Change, advice: Iterable[Advice] = ()) -> Answer:
-    data = {"changed": change.changed, "outcomes": _rows(change.outcomes)}
-    return Answer(data, show.outcomes(change.outcomes), codes.exit_code(change.outcomes), tuple(advice))
-
-
-def _planned(change: Change, code: Exit, advice: Iterable[Advice]) -> Answer:
-    page = show.outcomes(change.outcomes, none="Nothing would change.")
-    return replace(_changed(change, advice), page=page, exit_code=code)
-
-
 def _rows(outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
     return [outcome._asdict() for outcome in outcomes]
 
@@ -233,14 +227,9 @@ def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
         yield said, event._replace(outcomes=(outcome,))
 
 
-SETTINGS: Final = Argument(
-    ("settings",),
-    {
-        "nargs": "+",
-        "metavar": "TUNABLE[@INSTANCES]=VALUE",
-        "help": "for example hugepages=64G, io-scheduler@nvme*=none",
-    },
-)
+SETTING: Final = {"metavar": "TUNABLE[@INSTANCES]=VALUE", "help": "for example hugepages=64G, io-scheduler@nvme*=none"}
+SETTINGS: Final = Argument(("settings",), {"nargs": "+", **SETTING})
+PLANNED: Final = Argument(("settings",), {"nargs": "*", **SETTING})
 TARGETS: Final = Argument(
     ("targets",),
     {"nargs": "+", "metavar": "TUNABLE[@INSTANCES]", "help": "without instances: all of the tunable's"},
@@ -269,7 +258,13 @@ VERBS: Final = (
     Verb("get", "print values in force now", get, (TARGETS,)),
     Verb("set", "claim values", set_, (SETTINGS, PERSIST, ALLOW_PARTIAL)),
     Verb("unset", "withdraw claims", unset, (TARGETS, PERSISTENT)),
-    Verb("plan", "what set would do; nothing is changed", plan, (SETTINGS, UNSET, PERSIST, ALLOW_PARTIAL)),
+    Verb(
+        "plan",
+        "what set would do; nothing is changed",
+        plan,
+        (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, *profiles.PLANNED),
+    ),
+    *profiles.VERBS,
     Verb("verify", "what is managed and not as wished", verify),
     Verb("reload", "read the configuration files again", reload),
     Verb("config", "check the configuration files; needs no daemon", config, (CHECK, PLACE)),

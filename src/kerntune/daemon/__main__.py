@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks)
 
         return check(options.check, as_json=options.json)
+    if options.profile:
+        from kerntune.daemon.check import show_profile  # noqa: PLC0415  (as above)
+
+        return show_profile(options.profile, directories.config, as_json=options.json)
     logs.set_up()
     if options.uncap:
         return undo_cap_alone(HostKernel(options.root), directories.runtime)

@@ -21,11 +21,12 @@ from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
 from kerntune.daemon.alarm import Alarm
 from kerntune.daemon.cap_file import undo_cap_alone
+from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.drift import DriftTimer
 from kerntune.daemon.guard import MemoryGuard
 from kerntune.daemon.hotplug import Look
 from kerntune.daemon.reloading import Reloading
-from kerntune.daemon.state import BOOT_ID, State
+from kerntune.daemon.state import BOOT_ID, STATE_SET_ASIDE, State
 from kerntune.engine.guard import Alert
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
@@ -37,7 +38,6 @@ from kerntune.tunables import REGISTRY
 log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
-STATE_SET_ASIDE = "state-set-aside"
 SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
 
 
@@ -128,7 +128,8 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
             )
             return Status.FAILED
         stop = stop_event()
-        alarm.listeners.append(publish(service, objects.Core(service, engine, host, troubles, reloading.ask)))
+        core = objects.Core(service, engine, host, troubles, Choosing(reloading, engine))
+        alarm.listeners.append(publish(service, core))
         booting = asyncio.create_task(engine.reconcile("boot", enforce=True))
         # The boot pass is queued first; edits that come now wait for it or join it.
         await asyncio.sleep(0)
@@ -231,4 +232,4 @@ def summary(engine: Reconciler, troubles: Set[str]) -> str:
     said = [f"{len(engine.outcomes)} targets managed"]
     if engine.troubles:
         said.append(f"not as asked: {', '.join(sorted(engine.troubles))}")
-    return "; ".join([*said, *sorted(troubles)])
+    return "; ".join([*said, *sorted(troubles | engine.book.choice.troubles)])

@@ -1,29 +1,22 @@
 """The configuration files on disk, and the last good claims of those that went wrong; every method blocks.
 
-What a file meant when it was last in order is kept in the runtime directory, so that neither a typo nor a restart
-takes away what is in force.
+What a file meant when it was last in order stays in force when it goes wrong (last_good.py).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from kerntune.daemon import config_text, settings
 from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, Config, contents_of, listed
 from kerntune.daemon.config_text import Content, Kind, Problem
-from kerntune.daemon.state import dump_claims, load_claims, replace_file
-from kerntune.engine.requests import sound
-from kerntune.errors import InvalidValue
+from kerntune.daemon.last_good import LastGood
 from kerntune.model import Claim, ClaimId, Origin
 from kerntune.tunables.base import Tunable
 
-log = logging.getLogger(__name__)
-FORMAT: Final = 1
 STALE: Final = ", as last read without an error"
 
 
@@ -33,8 +26,12 @@ class Configuration:
     def __init__(self, folder: Path, runtime: Path | None, tunables: Iterable[Tunable]) -> None:
         """Without a runtime directory nothing is kept: for a look at files that are not in force."""
         self._folder, self._tunables = folder, {tunable.name: tunable for tunable in tunables}
-        self._copy = runtime / COPY if runtime else None
-        self._kept = self._load()
+        self._last = LastGood(runtime / COPY if runtime else None, self._tunables, Origin.CONFIG)
+
+    @property
+    def set_aside(self) -> Path | None:
+        """The copy of a former start, when it could not be used."""
+        return self._last.set_aside
 
     def read(self) -> Config:
         """All that the files say now; what is wrong with them is a problem, never an exception."""
@@ -46,16 +43,15 @@ class Configuration:
             drop_ins = self._folder / DROP_INS
             why = f"this folder cannot be listed: {unlisted.strerror}"
             problems.append(Problem(str(drop_ins), 0, Kind.FILE, why))
-            contents |= {name: last for name, last in self._kept.items() if Path(name).parent == drop_ins}
+            contents |= {name: last for name, last in self._last.contents.items() if Path(name).parent == drop_ins}
         kept = {name: replace(content, problems=()) for name, content in contents.items() if not content.empty}
-        if kept != self._kept:
-            self._save(kept)
-        self._kept = kept
+        self._last.keep(kept)
         options = {path: value for content in kept.values() for path, value in content.options.items()}
         claims = in_order(claim for content in kept.values() for claim in content.claims)
         limits, interval = settings.limits_from(options), options.get(("drift", "interval"), DRIFT_INTERVAL)
         guard = settings.guard_from(options)
-        return Config(claims, limits, interval, guard, tuple(problems), tuple(paths))
+        profile = next((content.profile for content in reversed(kept.values()) if content.profile), "")
+        return Config(claims, limits, interval, guard, profile, tuple(problems), tuple(paths))
 
     def _content(self, path: Path) -> Content:
         """What a file says; where that is not in order, its last good claims and what is wrong."""
@@ -64,50 +60,18 @@ class Configuration:
             now = config_text.read(name, contents_of(path), self._tunables)
         except OSError as error:
             now = Content(problems=(Problem(name, 0, Kind.FILE, f"this file cannot be read: {error.strerror}"),))
-        last = self._kept.get(name)
+        last = self._last.contents.get(name)
         if last and now.sound:
             now = replace(now, problems=tuple(misspelt(now, last)))
         if now.sound or last is None:
             return now
-        claims = tuple(replace(claim, why=f"{claim.why.removesuffix(STALE)}{STALE}") for claim in last.claims)
-        return Content(claims or now.claims, now.options if now.parsed else last.options, now.problems)
+        said = now if now.parsed else last
+        return Content(stale(last.claims) or now.claims, said.options, now.problems, said.profile)
 
-    def _load(self) -> dict[str, Content]:
-        """What is kept of a former start; nothing where that cannot be used."""
-        try:
-            document = json.loads(self._copy.read_bytes()) if self._copy else {}
-            if document and document["format"] != FORMAT:
-                raise ValueError("another version wrote it")
-            return {name: self._kept_content(row) for name, row in document.get("files", {}).items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidValue) as error:
-            log.error("%s cannot be used (%s): the last good claims of broken files are lost", self._copy, error)
-            return {}
 
-    def _kept_content(self, row: Mapping[str, Any]) -> Content:
-        known = settings.by_path()
-        claims = [claim for claim in load_claims(row["claims"], Origin.CONFIG) if sound(claim, self._tunables)]
-        options = {
-            path: known[path].checked(value) for *names, value in row["options"] if (path := tuple(names)) in known
-        }
-        return Content(tuple(claims), options)
-
-    def _save(self, kept: Mapping[str, Content]) -> None:
-        """Without the copy all is well until a file goes wrong, so that it cannot be saved is no failure."""
-        if self._copy is None:
-            return
-        rows = {
-            name: {
-                "claims": dump_claims(content.claims),
-                "options": [[*path, value] for path, value in content.options.items()],
-            }
-            for name, content in kept.items()
-        }
-        try:
-            replace_file(self._copy, {"format": FORMAT, "files": rows}, durable=False)
-        except OSError as error:
-            log.error("the last good configuration cannot be saved in %s: %s", self._copy, error.strerror)
+def stale(claims: Iterable[Claim]) -> tuple[Claim, ...]:
+    """The same, marked as those of a file that went wrong since."""
+    return tuple(replace(claim, why=f"{claim.why.removesuffix(STALE)}{STALE}") for claim in claims)
 
 
 def misspelt(now: Content, last: Content) -> Iterator[Problem]:

@@ -33,12 +33,21 @@ class Config:
     limits: Limits = DEFAULT
     drift_interval: int = DRIFT_INTERVAL
     guard: GuardLimits = GUARD
+    profile: str = ""
     problems: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
 
     @property
     def errors(self) -> tuple[Problem, ...]:
         return tuple(problem for problem in self.problems if problem.is_error)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the profile in force says."""
+
+    claims: tuple[Claim, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 def silent(folder: Path, runtime: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from kerntune.tunables.base import Tunable
 LONGEST_VALUE: Final = 256  # characters
 HUGE_PAGES: Final = "hugepages"
 WHO: Final = "config"
+PROFILE: Final = "profile"
+REASONED: Final = {"value", "why"}
 Path = tuple[str, ...]
 
 # A key as it stands before `=` or between brackets; strings may hold any of the signs that end it.
@@ -66,15 +68,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file says. The claims are in the order of the file; `why` of each is its place."""
+    """What a file says. The claims are in the order of the file; `why` of each is the reason given, or its place.
+
+    `profile` is the one that the configuration names.
+    """
 
     claims: tuple[Claim, ...] = ()
     options: Mapping[Path, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    profile: str = ""
 
     @property
     def empty(self) -> bool:
-        return not (self.claims or self.options)
+        return not (self.claims or self.options or self.profile)
 
     @property
     def sound(self) -> bool:
@@ -89,16 +95,30 @@ class Content:
 
 def read(file: str, data: bytes, tunables: Mapping[str, Tunable]) -> Content:
     """What a file says; whatever it holds is a report, never an exception."""
+    parsed = parse(file, data)
+    if isinstance(parsed, Problem):
+        return Content(problems=(parsed,))
+    document, where = parsed
+    reader = Reader(file, where, tunables, settings.by_path())
+    chosen = document.pop(PROFILE, "")
+    content = reader.read(document)
+    if isinstance(chosen, str):
+        return replace(content, profile=chosen)
+    reader.complain((PROFILE,), Kind.OPTION, f"profile is {shown(chosen)}", 'Give the name of a profile: "balanced"')
+    return replace(content, problems=reader.found)
+
+
+def parse(file: str, data: bytes) -> tuple[dict[str, Any], dict[Path, int]] | Problem:
+    """The document with the lines of its keys, or what makes it unreadable."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        return Content(problems=(Problem(file, line, Kind.FILE, "this is not UTF-8", "TOML is written in UTF-8"),))
+        return Problem(file, line, Kind.FILE, "this is not UTF-8", "TOML is written in UTF-8")
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text), lines(text)
     except (ValueError, RecursionError) as error:
-        return Content(problems=(unparseable(file, text, error),))
-    return _Reader(file, lines(text), tunables).read(document)
+        return unparseable(file, text, error)
 
 
 def unparseable(file: str, text: str, error: Exception) -> Problem:
@@ -147,68 +167,90 @@ def parts(key: str) -> Path:
 
 
 @dataclass(slots=True)
-class _Reader:
-    """One file that was parsed, and what was found wrong with it so far."""
+class Reader:
+    """One file that was parsed, and what was found wrong with it so far; `who` is the author of its claims."""
 
     file: str
     lines: Mapping[Path, int]
     tunables: Mapping[str, Tunable]
+    options: Mapping[Path, settings.Option] = field(default_factory=dict)
+    origin: Origin = Origin.CONFIG
+    who: str = WHO
     problems: list[Problem] = field(default_factory=list)
 
+    @property
+    def found(self) -> tuple[Problem, ...]:
+        """What is wrong, in the order of the lines."""
+        return tuple(sorted(self.problems, key=lambda problem: problem.line))
+
     def read(self, document: Mapping[str, Any]) -> Content:
-        options = settings.by_path()
-        tables = sorted({*self.tunables, *(table for table, _ in options)})
+        """The claims and options in the tables."""
+        tables = sorted({*self.tunables, *(table for table, _ in self.options)})
         claims: list[Claim] = []
         chosen: dict[Path, int] = {}
         for table, entries in document.items():
             if table in self.tunables:
                 claims += self._claims(self.tunables[table], entries)
             elif table in tables:
-                chosen |= self._options(table, entries, options)
+                chosen |= self._options(table, entries)
             else:
-                self._complain((table,), Kind.TABLE, f"nothing here is called {shown(table)}", there_are(tables))
-        return Content(tuple(claims), chosen, tuple(sorted(self.problems, key=lambda problem: problem.line)))
+                self.complain((table,), Kind.TABLE, f"nothing here is called {shown(table)}", there_are(tables))
+        return Content(tuple(claims), chosen, self.found)
 
-    def _options(self, table: str, entries: Any, options: Mapping[Path, settings.Option]) -> Iterator[tuple[Path, int]]:
+    def _options(self, table: str, entries: Any) -> Iterator[tuple[Path, int]]:
         """The options of one table that are as they should be."""
         if not isinstance(entries, dict):
-            self._complain((table,), Kind.OPTION, f"{table} is a table", f"Write [{table}], and its settings below it")
+            self.complain((table,), Kind.OPTION, f"{table} is a table", f"Write [{table}], and its settings below it")
             return
-        known = [name for other, name in options if other == table]
+        known = [name for other, name in self.options if other == table]
         for name, value in entries.items():
             path = (table, name)
-            if path not in options:
-                self._complain(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known))
+            if path not in self.options:
+                self.complain(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known))
                 continue
             try:
-                yield path, options[path].checked(value)
+                yield path, self.options[path].checked(value)
             except InvalidValue as error:
-                self._complain(path, Kind.OPTION, error.what, error.hint)
+                self.complain(path, Kind.OPTION, error.what, error.hint)
 
     def _claims(self, tunable: Tunable, entries: Any) -> Iterator[Claim]:
         """The claims of one tunable's table that could be ones."""
         if not isinstance(entries, dict):
             how = f'Write [{tunable.name}], and below it a line for each pattern, such as "*" = "..."'
-            self._complain((tunable.name,), Kind.CLAIM, f"{tunable.name} is a table", how)
+            self.complain((tunable.name,), Kind.CLAIM, f"{tunable.name} is a table", how)
             return
-        for pattern, value in entries.items():
+        for pattern, entry in entries.items():
             path = (tunable.name, pattern)
             try:
+                value, reason = reasoned(entry)
                 instances, text = normal_entry(tunable, pattern, plain(value))
             except InvalidValue as error:
-                self._complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
+                self.complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
             else:
-                why = f"{self.file}:{self._line(path)}"
+                why = reason or f"{self.file}:{self._line(path)}"
                 # Nobody waits for an answer: what memory has of the pages is better than none.
                 partial = tunable.name == HUGE_PAGES
-                yield Claim(Origin.CONFIG, tunable.name, instances, text, WHO, why, partial=partial)
+                yield Claim(self.origin, tunable.name, instances, text, self.who, why, partial=partial)
 
     def _line(self, path: Path) -> int:
         """The line of a key, or else of the table it stands in."""
         return self.lines.get(path) or self.lines.get(path[:1], 0)
 
-    def _complain(self, path: Path, kind: Kind, what: str, allowed: str) -> None:
+    def complain(self, path: Path, kind: Kind, what: str, allowed: str) -> None:
+        """Keep in mind what is wrong with a key."""
         self.problems.append(Problem(self.file, self._line(path), kind, what, allowed))
+
+
+def reasoned(value: Any) -> tuple[Any, str]:
+    """A value and the reason that is given for it: { value = "none", why = "..." }, or the bare value."""
+    if not isinstance(value, dict) or "value" not in value:
+        return value, ""
+    if unknown := value.keys() - REASONED:
+        raise InvalidValue(f"{shown(min(unknown))} has no place here", 'Write { value = "none", why = "..." }')
+    why = value.get("why", "")
+    if not isinstance(why, str) or len(why) > LONGEST_VALUE:
+        raise InvalidValue(f"{shown(why)} is no reason", f"Give a text of {LONGEST_VALUE} characters or less")
+    return value["value"], why
 
 
 def plain(value: object) -> str:

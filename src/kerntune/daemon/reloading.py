@@ -1,20 +1,26 @@
-"""From the configuration files to the engine: at start, on SIGHUP and on Reload, one reading after the other."""
+"""From the configuration files and the profile to the engine: at start, on SIGHUP and on Reload, one at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kerntune.daemon import logs, notify
-from kerntune.daemon.config_files import Config, silent
+from kerntune.daemon.config_files import Chosen, Config, silent
+from kerntune.daemon.state import STATE_SET_ASIDE
+from kerntune.engine.claims import Choice, FilesEdit
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import InvalidValue, KerntuneError
+from kerntune.model import Claim
 
 if TYPE_CHECKING:
     from kerntune.daemon.config import Configuration
+    from kerntune.daemon.config_text import Problem
+    from kerntune.daemon.profiles import ProfileInForce
 
 log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
@@ -22,25 +28,47 @@ NAMED: Final = 3  # errors that a caller is told; the journal has all
 
 
 class Reloading:
-    """Owns the readings; `troubles` are the daemon's, and hold CONFIG_INVALID while a file is not in order."""
+    """Owns the readings; who changes what is in force from them takes his `turn`.
+
+    `troubles` are the daemon's, and hold CONFIG_INVALID while a file is not in order.
+    """
 
     def __init__(self, folder: Path, runtime: Path, engine: Reconciler, troubles: set[str]) -> None:
         """`folder` has the files, `runtime` the copy of what they said when they were in order."""
         self._folder, self._runtime, self._engine, self._troubles = folder, runtime, engine, troubles
         self.listeners: list[Callable[[Config], None]] = []
+        self.config, self.chosen = Config(), Chosen()
+        self.turn = asyncio.Lock()
         self._configuration: Configuration | None = None
+        self._profile: ProfileInForce | None = None
         self._next: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
-        self._turn, self._booted = asyncio.Lock(), asyncio.Event()
+        self._booted = asyncio.Event()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What all files claim, as last read."""
+        return *self.config.claims, *self.chosen.claims
+
+    @property
+    def profile(self) -> ProfileInForce:
+        """The reader of profiles, made when one is wanted: most hosts have none. Blocks."""
+        if self._profile is None:
+            from kerntune.daemon.profiles import ProfileInForce, Profiles, folders  # noqa: PLC0415
+
+            tunables = self._engine.tunables
+            self._profile = ProfileInForce(Profiles(folders(self._folder), tunables.values()), self._runtime, tunables)
+            self._set_aside(self._profile.set_aside)
+        return self._profile
 
     def start(self) -> None:
         """Read for the boot pass; blocks, and nothing waits for us yet."""
-        config = self.read()
-        self._note(config)
-        self._engine.configure(config.claims, config.limits)
+        config, choice = self.read(), self._engine.book.choice
+        self.note(config, self.read_profile(choice.profile or config.profile))
+        self._engine.configure(() if choice.suspended else self.claims, config.limits)
 
     def read(self) -> Config:
-        """What the files say now; blocks."""
+        """What the configuration says now; blocks."""
         if self._configuration is None:
             if silent(self._folder, self._runtime):
                 return Config()
@@ -48,7 +76,12 @@ class Reloading:
             from kerntune.daemon.config import Configuration  # noqa: PLC0415
 
             self._configuration = Configuration(self._folder, self._runtime, self._engine.tunables.values())
+            self._set_aside(self._configuration.set_aside)
         return self._configuration.read()
+
+    def read_profile(self, name: str, *, keep: bool = True) -> Chosen:
+        """What the profile says now; "" is none, and without `keep` it is not to be in force. Blocks."""
+        return self.profile.read(name, keep=keep) if name else Chosen()
 
     def booted(self) -> None:
         """READY was said: from now on a reload may begin."""
@@ -71,27 +104,54 @@ class Reloading:
 
     async def _reload(self) -> None:
         await self._booted.wait()
-        async with self._turn:
+        async with self.turn:
             self._next = None
             notify.reloading()
             try:
                 config = await asyncio.to_thread(self.read)
-                self._note(config)
-                await self._engine.reload(config.claims, config.limits)
+                choice = self._engine.book.choice
+                self.note(config, await asyncio.to_thread(self.read_profile, choice.profile or config.profile))
+                await self._apply(choice)
             finally:
                 notify.tell("READY=1")
-        if config.errors:
-            raise not_in_order(config)
+        if wrong := self.errors:
+            raise not_in_order(wrong)
 
-    def _note(self, config: Config) -> None:
+    async def _apply(self, choice: Choice) -> None:
+        """What was read is in force, also where it was suspended."""
+        limits = self.config.limits
+        if not choice.suspended:
+            await self._engine.reload(self.claims, limits)
+            return
+        self._engine.configure((), limits)
+        files = FilesEdit(self.claims, replace(choice, suspended=False))
+        await self._engine.carry_out(self._engine.choosing(files), "reload")
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """What is not in order in the files that were read last."""
+        return tuple(problem for problem in (*self.config.problems, *self.chosen.problems) if problem.is_error)
+
+    def note(self, config: Config, chosen: Chosen) -> None:
         """Tell the journal and the listeners, and keep in mind whether all is well."""
         logs.problems(config.problems)
-        if config.errors:
+        self.config = config
+        self.note_profile(chosen)
+        for listener in self.listeners:
+            listener(config)
+
+    def note_profile(self, chosen: Chosen) -> None:
+        """The same of the profile alone."""
+        logs.problems(chosen.problems)
+        self.chosen = chosen
+        if self.errors:
             self._troubles.add(CONFIG_INVALID)
         else:
             self._troubles.discard(CONFIG_INVALID)
-        for listener in self.listeners:
-            listener(config)
+
+    def _set_aside(self, path: Path | None) -> None:
+        if path:
+            self._troubles.add(STATE_SET_ASIDE)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody may be waiting: after SIGHUP the journal is all there is."""
@@ -101,10 +161,10 @@ class Reloading:
             log.error("a reload failed", exc_info=error)
 
 
-def not_in_order(config: Config) -> InvalidValue:
+def not_in_order(wrong: Sequence[Problem]) -> InvalidValue:
     """The answer to a Reload that could not take everything."""
-    named = "; ".join(map(str, config.errors[:NAMED]))
-    more = len(config.errors) - NAMED
+    named = "; ".join(map(str, wrong[:NAMED]))
+    more = len(wrong) - NAMED
     return InvalidValue(
         f"the configuration was taken in part only: {named}" + (f"; and {more} more" if more > 0 else ""),
         "The last good claims of these files stay in force, bad options have their defaults; `kerntune config check` "

@@ -27,11 +27,18 @@ PREAMBLE: Final = (
     "Files in kerntune.d beside this one (*.toml, in the order of their names) are read after it, and the later file "
     "and line wins. What is set with `kerntune set` wins over all of them.",
 )
+PROFILE_ABOUT: Final = (
+    "The profile in force: claims for a purpose, under one name; they win over those of these files. One that was "
+    "chosen with `kerntune profile set` takes its place until `kerntune profile clear`. `kerntune profile list` shows "
+    "those there are."
+)
+PROFILE: Final = "balanced"
 
 
 def shipped_file() -> str:
     """kerntune.toml with every setting commented out. The headers are not, so that each line has its table."""
     parts = ["#\n".join(comment(text) for text in PREAMBLE)]
+    parts.append(comment(PROFILE_ABOUT) + f'#profile = "{PROFILE}"\n')
     for table, options in groupby(OPTIONS, key=lambda option: option.table):
         parts.append(f"[{table}]\n" + "\n".join(map(option_lines, options)))
     parts += [claim_lines(row) for row in CLAIM_TABLES]
@@ -64,7 +71,7 @@ def comment(text: str) -> str:
 
 def manual_lists() -> str:
     """The tables in mdoc(7)."""
-    lines = []
+    lines = [".Ss profile", *sentences(PROFILE_ABOUT.replace("`", "")), ".Pp", f".Dl profile = \\(dq{PROFILE}\\(dq"]
     for table, options in groupby(OPTIONS, key=lambda option: option.table):
         lines += [f".Ss [{table}]", '.Bl -tag -width "hugepages-percent"']
         for option in options:

@@ -1,8 +1,9 @@
 """Claims and baselines on disk, so that a crash at any moment loses nothing that was answered.
 
-Two files: runtime claims and baselines in the runtime directory (with the boot id), persistent claims in the state
-directory. A commit that changes persistent claims writes both kinds into the persistent file, so one atomic replace
-decides it; of the two records of runtime claims the one with the higher serial counts.
+Two files. What ends with the boot is in the runtime directory, with the boot id: runtime claims, baselines, and whether
+the files are suspended. What outlives it is in the state directory: persistent claims and the profile that was chosen.
+A commit that changes the latter writes both into that file, so one atomic replace decides it; of the two records of
+what ends with the boot, the one with the higher serial counts.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Choice, ClaimBook
+from kerntune.errors import InvalidValue
 from kerntune.model import Baseline, Claim, Origin, Target
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+STATE_SET_ASIDE = "state-set-aside"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
 
@@ -37,12 +40,14 @@ class State:
             run = {}
         committed = lib.get("commit", {})
         if committed.get("boot") == self._boot and committed["serial"] > run.get("serial", 0):
-            run = run | {"serial": committed["serial"], "runtime": committed["runtime"]}
+            run = run | {key: committed[key] for key in ("serial", "runtime", "suspended") if key in committed}
         self._serial: int = run.get("serial", 0)
-        self._book = ClaimBook.of(
+        claims = (
             *load_claims(lib.get("persistent", ()), Origin.PERSISTENT),
             *load_claims(run.get("runtime", ()), Origin.RUNTIME),
         )
+        choice = Choice(lib.get("profile", ""), run.get("suspended", False))
+        self._book = ClaimBook({claim.id: claim for claim in claims}, choice)
         self._baselines = {Target(t, i, k): value for t, i, k, value in run.get("baselines", ())}
 
     @property
@@ -64,13 +69,13 @@ class State:
 
     def commit(self, book: ClaimBook) -> None:
         with self._lock:
-            if book.by_origin(Origin.PERSISTENT) != self._book.by_origin(Origin.PERSISTENT):
+            if outlasting(book) != outlasting(self._book):
                 serial = self._serial + 1
-                runtime = dump_claims(book.by_origin(Origin.RUNTIME))
                 document = {
                     "format": FORMAT,
                     "persistent": dump_claims(book.by_origin(Origin.PERSISTENT)),
-                    "commit": {"boot": self._boot, "serial": serial, "runtime": runtime},
+                    "profile": book.choice.profile,
+                    "commit": {"boot": self._boot, "serial": serial} | passing(book),
                 }
                 replace_file(self._persistent, document, durable=True)
                 self._serial, self._book = serial, book
@@ -83,26 +88,48 @@ class State:
             "format": FORMAT,
             "boot": self._boot,
             "serial": serial,
-            "runtime": dump_claims(book.by_origin(Origin.RUNTIME)),
+            **passing(book),
             "baselines": [[t.tunable, t.instance, t.key, value] for t, value in baselines.items()],
         }
         replace_file(self._runtime, document, durable=False)
         self._serial, self._book, self._baselines = serial, book, baselines
 
     def _load(self, path: Path) -> Document:
-        """The document, or an empty one; what cannot be used is set aside under another name and reported."""
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        try:
-            return checked(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            aside = path.with_name(f"{path.name}.bad")
-            path.replace(aside)
+        document, aside = load(path, checked)
+        if aside:
             self.set_aside.append(aside)
-            log.error("%s cannot be used (%s); it was set aside as %s", path, error, aside)
-            return {}
+        return document
+
+
+def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path | None]:
+    """The document, or an empty one; what cannot be used is set aside under another name, which is told too.
+
+    `check` answers the document, or raises what json and wrong types raise.
+    """
+    aside = path.with_name(f"{path.name}.bad")
+    try:
+        return check(json.loads(path.read_bytes())), None
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidValue) as error:
+        why = error
+    try:
+        path.replace(aside)
+    except OSError as error:
+        log.error("%s cannot be used (%s), nor set aside (%s)", path, why, error)
+        return {}, path
+    log.error("%s cannot be used (%s); it was set aside as %s", path, why, aside)
+    return {}, aside
+
+
+def outlasting(book: ClaimBook) -> tuple[Any, ...]:
+    """What of a book is for the boots to come."""
+    return book.by_origin(Origin.PERSISTENT), book.choice.profile
+
+
+def passing(book: ClaimBook) -> Document:
+    """What of a book ends with the boot."""
+    return {"runtime": dump_claims(book.by_origin(Origin.RUNTIME)), "suspended": book.choice.suspended}
 
 
 def checked(document: Any) -> Document:
@@ -110,13 +137,17 @@ def checked(document: Any) -> Document:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError("not a state file of this version")
     serials = [document.get("serial", 0)]
+    flags = [document.get("suspended", False)]
     for name in ("persistent", "runtime"):
         load_claims(document.get(name, ()), Origin.RUNTIME)
     if "commit" in document:
         load_claims(document["commit"]["runtime"], Origin.RUNTIME)
         serials.append(document["commit"]["serial"])
+        flags.append(document["commit"].get("suspended", False))
     if any(type(serial) is not int for serial in serials):
         raise ValueError("a serial is a whole number")
+    if any(type(flag) is not bool for flag in flags) or not isinstance(document.get("profile", ""), str):
+        raise ValueError("what was chosen is a name and a switch")
     for row in document.get("baselines", ()):
         if len(row) != 4 or not all(isinstance(field, str) for field in row):
             raise ValueError("a baseline is four strings")

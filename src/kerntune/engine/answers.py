@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kerntune import errors
+from kerntune.engine.claims import Edit
 from kerntune.engine.passes import Result, nothing_matches
+from kerntune.engine.resolve import rank
 from kerntune.model import Claim, ClaimId, Origin, Outcome, Reason, State, Target
 from kerntune.tunables.base import Tunable
 
@@ -29,6 +31,34 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
 }
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
 KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GUARD_LIMIT})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller is told: whether anything changed, and the outcomes of its own targets."""
+
+    changed: bool
+    outcomes: tuple[Outcome, ...]
+
+
+def outcomes_of(
+    edit: Edit, tunables: Mapping[str, Tunable], result: Result, *, must_win: bool | None = None
+) -> list[Outcome]:
+    """The outcomes for an edit's own targets; with `must_win` given, raises the error that they amount to."""
+    if not edit.put:
+        found = {outcome.target: outcome for outcome in released_outcomes(edit.released, tunables, result)}
+        # Of two claims on a target the stronger has the last word.
+        for claim in sorted(edit.files.told if edit.files else (), key=rank):
+            found |= {outcome.target: outcome for outcome in own_outcomes(claim, tunables[claim.tunable], result)}
+        return list(found.values())
+    own: list[Outcome] = []
+    for claim in edit.put:
+        tunable = tunables[claim.tunable]
+        outcomes = own_outcomes(claim, tunable, result)
+        if must_win is not None and (error := failure(claim, tunable, outcomes, must_win=must_win)):
+            raise error
+        own += outcomes
+    return own
 
 
 def own_outcomes(claim: Claim, tunable: Tunable, result: Result) -> list[Outcome]:

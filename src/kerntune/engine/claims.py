@@ -4,8 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from kerntune.model import Claim, ClaimId, Origin
+
+FILES: Final = frozenset({Origin.CONFIG, Origin.PROFILE})
+SUSPENDED: Final = "config-suspended"
+CALLERS: Final = frozenset({Origin.PERSISTENT, Origin.RUNTIME})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What callers chose of the files: a profile ("": none), or to suspend them all, the configuration included."""
+
+    profile: str = ""
+    suspended: bool = False
+
+    @property
+    def troubles(self) -> frozenset[str]:
+        """The slugs that Degraded has of it."""
+        return frozenset({SUSPENDED} if self.suspended else ())
+
+
+NOTHING_CHOSEN: Final = Choice()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a caller asks of the files and claims as a whole: another profile ("": none), or a reset.
+
+    A reset drops all that callers asked for; with `baseline` it suspends the files too.
+    """
+
+    profile: str | None = None
+    reset: bool = False
+    baseline: bool = False
+
+    def chosen(self, before: Choice) -> Choice:
+        """The choice after it; to name a profile, or a reset to the files, ends their suspension."""
+        profile = before.profile if self.profile is None else self.profile
+        ends = self.reset or bool(self.profile)
+        return Choice(profile, self.baseline or (before.suspended and not ends))
+
+
+@dataclass(frozen=True, slots=True)
+class FilesEdit:
+    """All claims of the files from then on, and the choice that makes them so; `gone` are those that end with it.
+
+    `told` are those whose outcomes the caller is answered, beside the targets of what goes.
+    """
+
+    claims: tuple[Claim, ...]
+    choice: Choice
+    told: tuple[Claim, ...] = ()
+    gone: tuple[ClaimId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +67,25 @@ class Edit:
     seq: int = 0
     put: tuple[Claim, ...] = ()
     drop: tuple[ClaimId, ...] = ()
+    files: FilesEdit | None = None
+
+    @property
+    def released(self) -> tuple[ClaimId, ...]:
+        """The claims that go with it."""
+        return (*self.drop, *(self.files.gone if self.files else ()))
+
+    @property
+    def named(self) -> frozenset[ClaimId]:
+        """The claims that it puts."""
+        return frozenset(claim.id for claim in (*self.put, *(self.files.claims if self.files else ())))
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimBook:
-    """Every claim there is, by its identity."""
+    """Every claim there is, by its identity, and what was chosen of the files."""
 
     claims: Mapping[ClaimId, Claim] = field(default_factory=dict)
+    choice: Choice = NOTHING_CHOSEN
 
     @classmethod
     def of(cls, *claims: Claim) -> ClaimBook:
@@ -36,21 +100,37 @@ class ClaimBook:
         for claim in edit.put:
             if claim.id not in book or book[claim.id].seq < claim.seq:
                 book[claim.id] = claim
-        return ClaimBook(book)
+        if edit.files is None:
+            return ClaimBook(book, self.choice)
+        others = {claim_id: claim for claim_id, claim in book.items() if claim_id.origin not in FILES}
+        return ClaimBook(others, edit.files.choice).having(edit.files.claims)
+
+    def choosing(self, files: FilesEdit, seq: int, *, reset: bool) -> Edit:
+        """The edit that makes the files' claims these; `reset`: and drops all that callers asked for."""
+        kept = {claim.id for claim in files.claims}
+        gone = tuple(claim_id for claim_id in self.claims if claim_id.origin in FILES and claim_id not in kept)
+        dropped = tuple(claim_id for claim_id in self.claims if reset and claim_id.origin in CALLERS)
+        return Edit(seq, drop=dropped, files=replace(files, gone=gone))
+
+    def without_files(self) -> ClaimBook:
+        """What is saved of the book: the files keep their own claims."""
+        return replace(self, claims={i: claim for i, claim in self.claims.items() if i.origin not in FILES})
 
     def having(self, claims: Iterable[Claim]) -> ClaimBook:
         """The book with these beside those it has."""
-        return ClaimBook({**self.claims, **{claim.id: claim for claim in claims}})
+        return replace(self, claims={**self.claims, **{claim.id: claim for claim in claims}})
 
     def without(self, claims: Iterable[Claim]) -> ClaimBook:
         gone = {claim.id for claim in claims}
-        return ClaimBook({claim_id: claim for claim_id, claim in self.claims.items() if claim_id not in gone})
+        return replace(
+            self, claims={claim_id: claim for claim_id, claim in self.claims.items() if claim_id not in gone}
+        )
 
     def by_origin(self, origin: Origin) -> tuple[Claim, ...]:
         return tuple(claim for claim in self.claims.values() if claim.origin is origin)
 
     def same_as(self, other: ClaimBook) -> bool:
         """Whether the books differ in nothing but sequence numbers."""
-        return self.claims.keys() == other.claims.keys() and all(
-            replace(claim, seq=0) == replace(other.claims[claim_id], seq=0) for claim_id, claim in self.claims.items()
-        )
+        if self.choice != other.choice or self.claims.keys() != other.claims.keys():
+            return False
+        return all(replace(claim, seq=0) == replace(other.claims[i], seq=0) for i, claim in self.claims.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -88,3 +88,18 @@ def fail(tickets: Sequence[Ticket], error: KerntuneError) -> None:
     for ticket in tickets:
         ticket.result.set_exception(error)
         ticket.result.exception()  # seen, for nobody may be waiting
+
+
+def merge(results: Iterable[Result]) -> Result:
+    """The results of several lanes as one."""
+    whole = Result()
+    for result in results:
+        whole.before |= result.before
+        whole.readings |= result.readings
+        whole.wishes |= result.wishes
+        whole.outcomes |= result.outcomes
+        whole.wrote |= result.wrote
+        whole.restored |= result.restored
+        whole.missing |= result.missing
+        whole.memory = result.memory or whole.memory
+    return whole

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
-from kerntune.engine.answers import failure, own_outcomes, released_outcomes
-from kerntune.engine.claims import ClaimBook, Edit
+from kerntune.engine.answers import Answer, outcomes_of
+from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
 from kerntune.engine.guard import Guard
-from kerntune.engine.lanes import LaneQueue, Ticket
+from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, news
 from kerntune.engine.passes import Order, Progress, Result, Worker
@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds
 WRITERS = 32  # writes to different devices at the same time
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a caller is told: whether anything changed, and the outcomes of its own targets."""
-
-    changed: bool
-    outcomes: tuple[Outcome, ...]
 
 
 @dataclass(slots=True)
@@ -179,28 +171,39 @@ class Reconciler:
             return edit_for(request, self.world, self.book, self._sequence, self.limits)
 
     async def change(self, request: Request, cause: str, progress: Progress | None = None) -> Answer:
-        """Carry out a request: the first pass that starts after it, commit, and what the kernel really did.
+        """Carry out a request: the first pass that starts after it, commit, and what the kernel really did."""
+        edit = await self.check(request)
+        if len(edit.put) > 1 or (edit.put and Lane.MEMORY in self._lanes_of(edit)):
+            # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
+            outcomes_of(edit, self.tunables, await self._rehearse(edit), must_win=request.must_win)
+            edit = await self.check(request)
+        return await self.carry_out(edit, cause, progress, must_win=request.must_win)
+
+    def choosing(self, files: FilesEdit, *, reset: bool = False) -> Edit:
+        """The edit that makes the files' claims these; `reset`: and drops all that callers asked for."""
+        return self.book.choosing(files, next(self._sequence), reset=reset)
+
+    async def carry_out(
+        self, edit: Edit, cause: str, progress: Progress | None = None, *, must_win: bool = False
+    ) -> Answer:
+        """An edit that was checked: a pass of its lanes, commit, and the outcomes.
 
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
         """
-        edit = await self.check(request)
-        lanes = self._lanes_of(edit)
-        if len(edit.put) > 1 or (edit.put and Lane.MEMORY in lanes):
-            # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
-            self._outcomes(edit, await self._rehearse(edit), must_win=request.must_win)
-            edit = await self.check(request)
-        before = self.book
+        lanes, before = self._lanes_of(edit), self.book
         pending = Pending(edit, lanes)
         earlier = [other for other in self._pending if other.lanes & lanes]
         self._pending.append(pending)
         changed = not before.same_as(before.apply(edit))
+        # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
+        released = {*edit.released, *(edit.named if edit.files else ())}
         try:
-            passes = [self._lanes[lane].result(Ticket(cause, edit.drop, progress=progress)) for lane in lanes]
+            passes = [self._lanes[lane].result(Ticket(cause, released, progress=progress)) for lane in lanes]
             results = await asyncio.gather(*passes)
             for other in earlier:
                 await other.done.wait()
             result = merge(results)
-            outcomes = self._outcomes(edit, result, must_win=request.must_win)
+            outcomes = outcomes_of(edit, self.tunables, result, must_win=must_win)
             await self._commit(pending)
         except KerntuneError:
             self._pending.remove(pending)
@@ -213,10 +216,12 @@ class Reconciler:
 
     async def plan(self, request: Request) -> Answer:
         """What `change` would do, limits included; writes nothing and waits for no lane."""
-        edit = await self.check(request)
-        book = self.book
-        result = await self._rehearse(edit)
-        outcomes = self._outcomes(edit, result)
+        return await self.foresee(await self.check(request))
+
+    async def foresee(self, edit: Edit) -> Answer:
+        """What `carry_out` would do."""
+        book, result = self.book, await self._rehearse(edit)
+        outcomes = outcomes_of(edit, self.tunables, result)
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
         return Answer(would_write or not book.same_as(book.apply(edit)), tuple(outcomes))
 
@@ -227,7 +232,7 @@ class Reconciler:
         """
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
-        order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.drop), enforce=True, dry=True)
+        order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.released), enforce=True, dry=True)
         return merge(await self._look(order, self._lanes_of(edit)))
 
     async def verify(self) -> tuple[Outcome, ...]:
@@ -238,26 +243,17 @@ class Reconciler:
         return tuple(outcome for outcome in now if outcome.state not in (State.SATISFIED, State.UNMANAGED))
 
     def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
+        if edit.files:
+            return frozenset(Lane)
         names = {claim.tunable for claim in edit.put} | {claim_id.tunable for claim_id in edit.drop}
         return frozenset(self.tunables[name].lane for name in names)
-
-    def _outcomes(self, edit: Edit, result: Result, *, must_win: bool | None = None) -> list[Outcome]:
-        """The outcomes for an edit's own targets; with `must_win` given, raises the error that they amount to."""
-        if not edit.put:
-            return released_outcomes(edit.drop, self.tunables, result)
-        found = []
-        for claim in edit.put:
-            tunable = self.tunables[claim.tunable]
-            own = own_outcomes(claim, tunable, result)
-            if must_win is not None and (error := failure(claim, tunable, own, must_win=must_win)):
-                raise error
-            found += own
-        return found
 
     async def _commit(self, pending: Pending) -> None:
         """Save the edit, then count it as committed; one at a time, so that none is lost."""
         async with self._committing:
             book = self.committed.apply(pending.edit)
+            if pending.edit.files:
+                book = book.without_files()
             if not book.same_as(self.committed) or pending.edit.put:
                 try:
                     await asyncio.get_running_loop().run_in_executor(self._savers, self.ledger.commit, book)
@@ -267,12 +263,13 @@ class Reconciler:
                         "It was withdrawn; free space there and try again",
                     ) from error
             self.committed = book
+            if pending.edit.files:
+                self.configured = pending.edit.files.claims
             self._pending.remove(pending)
 
     async def _again(self, lanes: Iterable[Lane], cause: str, edit: Edit) -> None:
         """After a withdrawal: what the edit had beaten comes into force again."""
-        named = {claim.id for claim in edit.put}
-        await asyncio.gather(*(self._lanes[lane].result(Ticket(cause, released=named)) for lane in lanes))
+        await asyncio.gather(*(self._lanes[lane].result(Ticket(cause, released=edit.named)) for lane in lanes))
 
     def _order(self, tickets: Sequence[Ticket]) -> Order:
         """What a pass works on that starts now for these callers."""
@@ -322,18 +319,3 @@ class Reconciler:
         report = Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed))
         for listener in self.listeners:
             listener(report)
-
-
-def merge(results: Iterable[Result]) -> Result:
-    """The results of several lanes as one."""
-    whole = Result()
-    for result in results:
-        whole.before |= result.before
-        whole.readings |= result.readings
-        whole.wishes |= result.wishes
-        whole.outcomes |= result.outcomes
-        whole.wrote |= result.wrote
-        whole.restored |= result.restored
-        whole.missing |= result.missing
-        whole.memory = result.memory or whole.memory
-    return whole

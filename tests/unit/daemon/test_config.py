@@ -182,7 +182,7 @@ def test_a_file_that_is_removed_is_gone(etc: Folder) -> None:
 def test_a_warning_keeps_nothing_back(etc: Folder) -> None:
     etc.write(POOL)
     etc.read()
-    etc.write(POOL.replace("64", "32") + NONE + "[profile]\nx = 1\n")
+    etc.write(POOL.replace("64", "32") + NONE + "[tomorrow]\nx = 1\n")
     config = etc.read()
     assert claims(config) == {"hugepages@2M": "32", "io-scheduler@nvme*": "none"}
     assert (len(config.problems), config.errors) == (1, ())

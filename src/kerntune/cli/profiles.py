@@ -1,0 +1,103 @@
+"""The verbs that concern all claims at once, profile and reset, and how their answers look."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Final
+
+from kerntune.cli import check, codes, show
+from kerntune.cli.answers import Change, named
+from kerntune.cli.check import ProfilePage, line_of
+from kerntune.cli.manager import Connect
+from kerntune.cli.rows import Answer, Argument, Verb, changed
+from kerntune.errors import Exit, Usage
+
+ACTIONS: Final = ("list", "set", "clear", "show")
+NAMING: Final = frozenset({"set", "show"})
+
+
+async def profile(connect: Connect, args: Namespace) -> Answer:
+    """Show, choose and end profiles."""
+    if args.action in NAMING and args.name is None:
+        raise Usage(f"profile {args.action} takes the name of a profile", "kerntune profile list shows those there are")
+    if args.action not in NAMING and args.name is not None:
+        raise Usage(f"profile {args.action} takes no name", "profile set NAME puts one in force, profile show NAME ...")
+    if args.action == "show":
+        return shown(await check.profile(args.name))
+    async with connect() as manager:
+        if args.action == "set":
+            return _chosen(await manager.set_profile(args.name))
+        if args.action == "clear":
+            return _done(await manager.clear_profile())
+        found, active = await manager.profiles(), (await manager.describe())["profile"]
+    rows = [{"name": name, "summary": summary} for name, summary in found]
+    table = [show.row("→" if name == active else "", (name, summary), show.GOOD) for name, summary in found]
+    page = [show.Table(("", "PROFILE", "SUMMARY"), tuple(table), frozenset({"", "PROFILE"}))]
+    return Answer({"active": active, "profiles": rows}, page if rows else ["There are no profiles."])
+
+
+async def reset(connect: Connect, args: Namespace) -> Answer:
+    """Back to the files, or with --baseline to the host's own values."""
+    async with connect() as manager:
+        return _done(await manager.reset(baseline=args.baseline))
+
+
+async def plan(connect: Connect, args: Namespace) -> Answer:
+    """What `profile set` or `reset` would do; nothing is changed."""
+    one_thing = args.reset != (args.profile is not None)
+    if not one_thing or args.settings or args.unset or args.persist or args.allow_partial:
+        hint = "kerntune plan --profile NAME, or kerntune plan --reset [--baseline], without anything else"
+        raise Usage("a plan is of one thing at a time", hint)
+    if args.baseline and not args.reset:
+        raise Usage("--baseline belongs to --reset", "kerntune plan --reset --baseline")
+    asked: dict[str, bool | str] = {"reset": True} if args.reset else {"profile": args.profile}
+    async with connect() as manager:
+        change = await manager.plan((), asked | ({"baseline": True} if args.baseline else {}))
+    return _chosen(change, none="Nothing would change.")
+
+
+def _done(change: Change) -> Answer:
+    """What a profile's end or a reset came to; without outcomes it was about claims that had no target."""
+    return changed(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
+
+
+def _chosen(change: Change, *, none: str = "Nothing changed.") -> Answer:
+    return changed(change, code=codes.chosen(change.outcomes), none=none)
+
+
+def shown(page: ProfilePage) -> Answer:
+    """All that a profile says, with the reason of each value."""
+    table = [
+        show.row("", (named(row["tunable"], row["instances"]), row["value"], row["who"], row["why"]))
+        for row in page["claims"]
+    ]
+    said: list[str | show.Table] = [show.clean(line_of(problem)) for problem in page["problems"]]
+    said.append(show.clean(f"{page['name']}: {page['summary'] or 'no summary'} ({page['file']})"))
+    if table:
+        said.append(show.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(table)))
+    failed = any(problem["severity"] == "error" for problem in page["problems"])
+    return Answer(page, said, Exit.FAILED if failed else Exit.OK)
+
+
+ACTION: Final = Argument(
+    ("action",),
+    {
+        "nargs": "?",
+        "choices": ACTIONS,
+        "default": "list",
+        "help": "list (the default), set, clear, or show one's values",
+    },
+)
+NAME: Final = Argument(("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"})
+BASELINE: Final = Argument(
+    ("--baseline",), {"action": "store_true", "help": "back to the host's own values; files are suspended until reload"}
+)
+PLANNED: Final = (
+    Argument(("--profile",), {"metavar": "NAME", "help": "what profile set NAME would do"}),
+    Argument(("--reset",), {"action": "store_true", "help": "what reset would do"}),
+    Argument(("--baseline",), {"action": "store_true", "help": "with --reset: to the host's own values"}),
+)
+VERBS: Final = (
+    Verb("profile", "list profiles, put one in force, or show what it says", profile, (ACTION, NAME)),
+    Verb("reset", "withdraw everybody's claims: back to configuration and profile", reset, (BASELINE,)),
+)

@@ -1,0 +1,85 @@
+"""What callers choose of the files as a whole: a profile, none, or to be back at the files or the host's own values."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kerntune.daemon.config_files import Chosen
+from kerntune.daemon.reloading import Reloading
+from kerntune.engine.answers import Answer
+from kerntune.engine.claims import Edit, FilesEdit, Selection
+from kerntune.engine.passes import Progress
+from kerntune.engine.reconciler import Reconciler
+
+
+class Choosing:
+    """The Files of the bus (bus/objects.py): each choice is one edit and one pass, in turn with the reloads."""
+
+    def __init__(self, reloading: Reloading, engine: Reconciler) -> None:
+        self._reloading, self._engine = reloading, engine
+
+    @property
+    def profile(self) -> str:
+        """The profile in force, "" for none."""
+        choice = self._engine.book.choice
+        return "" if choice.suspended else choice.profile or self._reloading.config.profile
+
+    async def reload(self) -> None:
+        """Read the files again, and return after the pass; InvalidValue when one is not in order."""
+        await self._reloading.ask()
+
+    async def listing(self) -> list[tuple[str, str]]:
+        """Name and summary of each profile there is."""
+        return await asyncio.to_thread(self._listing)
+
+    async def check(self, selection: Selection) -> None:
+        """Raises NoSuchProfile, and InvalidValue for a profile that is not in order."""
+        await self._chosen(selection)
+
+    async def plan(self, selection: Selection) -> Answer:
+        """What `choose` would do; nothing is changed."""
+        edit, _ = await self._edit(selection)
+        return await self._engine.foresee(edit)
+
+    async def choose(self, selection: Selection, cause: str, progress: Progress | None = None) -> Answer:
+        """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for what comes."""
+        reloading = self._reloading
+        async with reloading.turn:
+            edit, chosen = await self._edit(selection)
+            answer = await self._engine.carry_out(edit, cause, progress)
+            if chosen is not reloading.chosen:
+                reloading.note_profile(chosen)
+                await asyncio.to_thread(self._keep, self.profile, chosen)
+                self._engine.announce(cause)
+        return answer
+
+    async def _edit(self, selection: Selection) -> tuple[Edit, Chosen]:
+        """The edit, and what the profile after it says."""
+        chosen, before = await self._chosen(selection), self._engine.book.choice
+        after = selection.chosen(before)
+        claims = () if after.suspended else (*self._reloading.config.claims, *chosen.claims)
+        # To be told of what was in force all along is nothing to a reset.
+        named = chosen.claims if selection.profile is not None else claims if before.suspended else ()
+        told = () if after.suspended else named
+        return self._engine.choosing(FilesEdit(claims, after, told), reset=selection.reset), chosen
+
+    async def _chosen(self, selection: Selection) -> Chosen:
+        """What the profile says that will be in force: as read last, unless another is chosen."""
+        reloading = self._reloading
+        if selection.profile is None:
+            return reloading.chosen
+        if selection.profile:
+            return await asyncio.to_thread(self._checked, selection.profile)
+        return await asyncio.to_thread(reloading.read_profile, reloading.config.profile, keep=False)
+
+    # These block.
+
+    def _listing(self) -> list[tuple[str, str]]:
+        return self._reloading.profile.profiles.listing()
+
+    def _checked(self, name: str) -> Chosen:
+        return self._reloading.profile.checked(name)
+
+    def _keep(self, name: str, chosen: Chosen) -> None:
+        if name and not any(problem.is_error for problem in chosen.problems):
+            self._reloading.profile.keep(name, chosen.claims)

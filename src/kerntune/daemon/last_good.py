@@ -1,0 +1,76 @@
+"""What files meant when they were last in order, in the runtime directory: neither a typo nor a restart loses that.
+
+Every method blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from kerntune.daemon import settings
+from kerntune.daemon.config_text import Content
+from kerntune.daemon.state import Document, dump_claims, load, load_claims, replace_file
+from kerntune.engine.requests import sound
+from kerntune.model import Origin
+from kerntune.tunables.base import Tunable
+
+log = logging.getLogger(__name__)
+FORMAT: Final = 1
+
+
+class LastGood:
+    """A copy of what each file said, by a name; `set_aside` is the copy of a former start that could not be used."""
+
+    def __init__(self, copy: Path | None, tunables: Mapping[str, Tunable], origin: Origin) -> None:
+        """Without a `copy` nothing outlives us."""
+        self._copy, self._tunables, self._origin = copy, tunables, origin
+        self.set_aside: Path | None = None
+        self.contents = self._load()
+
+    def keep(self, contents: Mapping[str, Content]) -> None:
+        """These are in order. Without the copy all is well until a file goes wrong: not to save it is no failure."""
+        if contents == self.contents:
+            return
+        self.contents = dict(contents)
+        if self._copy is None:
+            return
+        rows = {
+            name: {
+                "claims": dump_claims(content.claims),
+                "options": [[*path, value] for path, value in content.options.items()],
+                "profile": content.profile,
+            }
+            for name, content in contents.items()
+        }
+        try:
+            replace_file(self._copy, {"format": FORMAT, "files": rows}, durable=False)
+        except OSError as error:
+            log.error("what was last in order cannot be saved in %s: %s", self._copy, error.strerror)
+
+    def _load(self) -> dict[str, Content]:
+        """What is kept of a former start; nothing where that cannot be used."""
+        if self._copy is None:
+            return {}
+        found: dict[str, Content] = {}
+
+        def check(document: Any) -> Document:
+            if document["format"] != FORMAT:
+                raise ValueError("another version wrote it")
+            found.update({name: self._content(row) for name, row in document["files"].items()})
+            return {}
+
+        _, self.set_aside = load(self._copy, check)
+        return {} if self.set_aside else found
+
+    def _content(self, row: Mapping[str, Any]) -> Content:
+        known, profile = settings.by_path(), row.get("profile", "")
+        if not isinstance(profile, str):
+            raise TypeError("a profile is a name")
+        claims = [claim for claim in load_claims(row["claims"], self._origin) if sound(claim, self._tunables)]
+        options = {
+            path: known[path].checked(value) for *names, value in row["options"] if (path := tuple(names)) in known
+        }
+        return Content(tuple(claims), options, profile=profile)

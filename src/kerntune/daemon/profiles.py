@@ -1,0 +1,198 @@
+"""Profiles on disk: which there are, and what each says with those it includes; puts none in force, and blocks."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from kerntune.daemon.config import in_order, misspelt, stale
+from kerntune.daemon.config_files import Chosen, contents_of
+from kerntune.daemon.config_text import Content, Kind, Problem, Reader, parse
+from kerntune.daemon.last_good import LastGood
+from kerntune.daemon.settings import shown
+from kerntune.errors import InvalidValue, NoSuchProfile
+from kerntune.model import Claim, Origin
+from kerntune.tunables.base import Tunable
+
+FOLDER: Final = "profiles"
+COPY: Final = "profile.json"  # in the runtime directory
+NAMED: Final = 3  # mistakes that a caller is told
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+SUMMARY: Final = 200  # characters
+DEEPEST: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A profile with all that it includes. The later claim is the stronger; `who` of each is the profile it is from."""
+
+    name: str
+    summary: str
+    file: Path
+    claims: tuple[Claim, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.is_error)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One file by itself."""
+
+    summary: str = ""
+    include: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class Profiles:
+    """The profiles of some folders; one in a later folder takes the place of its namesake."""
+
+    def __init__(self, folders: Sequence[Path], tunables: Iterable[Tunable]) -> None:
+        self._folders, self._tunables = folders, {tunable.name: tunable for tunable in tunables}
+
+    def files(self) -> dict[str, Path]:
+        """Where each profile is, by its name and in the order of the names."""
+        found = {path.stem: path for folder in self._folders for path in files_in(folder)}
+        return dict(sorted(found.items()))
+
+    def listing(self) -> list[tuple[str, str]]:
+        """Names and summaries; of one that is not in order, what is wrong."""
+        found = ((name, self.read(name)) for name in self.files())
+        return [(name, str(page.errors[0]) if page.errors else page.summary) for name, page in found]
+
+    def read(self, name: str) -> Profile:
+        """What a profile says; what is wrong with it is a problem. NoSuchProfile when there is none of that name."""
+        files = self.files()
+        if name not in files:
+            raise NoSuchProfile(f"there is no profile {shown(name)}", f"There are {', '.join(files) or 'none'}")
+        walk = _Walk(files, self._tunables)
+        walk.visit(name, ())
+        claims = in_order(claim for page in walk.pages.values() for claim in page.claims)
+        return Profile(name, walk.pages[name].summary, files[name], claims, tuple(walk.problems()))
+
+
+class ProfileInForce:
+    """The reading of the profile in force: when it goes wrong, its last good claims stay."""
+
+    def __init__(self, profiles: Profiles, runtime: Path, tunables: Mapping[str, Tunable]) -> None:
+        self.profiles, self._last = profiles, LastGood(runtime / COPY, tunables, Origin.PROFILE)
+
+    @property
+    def set_aside(self) -> Path | None:
+        """The copy of a former start, when it could not be used."""
+        return self._last.set_aside
+
+    def read(self, name: str, *, keep: bool = True) -> Chosen:
+        """What it says now, or what it said last when it was in order; what is wrong is a problem.
+
+        Without `keep` it is only looked at, and what is kept of another stays.
+        """
+        try:
+            profile = self.profiles.read(name)
+        except NoSuchProfile as error:
+            now = Content(problems=(Problem(f"profile {name}", 0, Kind.FILE, error.what, error.hint),))
+        else:
+            now = Content(profile.claims, problems=profile.problems)
+        last = self._last.contents.get(name)
+        if last:
+            now = replace(now, problems=tuple(misspelt(now, last)))
+        if last and not now.sound:
+            now = replace(now, claims=stale(last.claims))
+        elif keep and now.sound:
+            self.keep(name, now.claims)
+        return Chosen(now.claims, now.problems)
+
+    def checked(self, name: str) -> Chosen:
+        """What it says now, for who is about to choose it. Raises NoSuchProfile, and InvalidValue for mistakes."""
+        profile = self.profiles.read(name)
+        if profile.errors:
+            named = "; ".join(map(str, profile.errors[:NAMED]))
+            raise InvalidValue(f"profile {name} is not in order: {named}", "Correct it and try again")
+        return Chosen(profile.claims, profile.problems)
+
+    def keep(self, name: str, claims: tuple[Claim, ...]) -> None:
+        """These are in force and in order."""
+        self._last.keep({name: Content(claims)})
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The files that belong to one profile, each once, the included before those that include them."""
+
+    files: Mapping[str, Path]
+    tunables: Mapping[str, Tunable]
+    pages: dict[str, Page] = field(default_factory=dict)
+    wrong: list[Problem] = field(default_factory=list)
+
+    def visit(self, name: str, way: tuple[str, ...]) -> None:
+        """Read a profile that was reached by this way."""
+        way = (*way, name)
+        page, line = read_page(name, self.files[name], self.tunables)
+        for other in page.include:
+            if other in way:
+                what = f"profiles include each other: {' -> '.join((*way[way.index(other) :], other))}"
+                self._complain(name, line, what, "One of them has to do without")
+            elif len(way) == DEEPEST:
+                self._complain(name, line, f"profiles include each other {DEEPEST} deep", "Include them side by side")
+            elif other not in self.files:
+                self._complain(name, line, f"there is no profile {shown(other)}", f"There are {', '.join(self.files)}")
+            elif other not in self.pages:
+                self.visit(other, way)
+        self.pages[name] = page
+
+    def problems(self) -> Iterator[Problem]:
+        """All that is wrong in them."""
+        for page in self.pages.values():
+            yield from page.problems
+        yield from self.wrong
+
+    def _complain(self, name: str, line: int, what: str, allowed: str) -> None:
+        self.wrong.append(Problem(str(self.files[name]), line, Kind.CLAIM, what, allowed))
+
+
+def read_page(name: str, path: Path, tunables: Mapping[str, Tunable]) -> tuple[Page, int]:
+    """What one file says, and the line of its `include`."""
+    try:
+        parsed = parse(str(path), contents_of(path))
+    except OSError as error:
+        parsed = Problem(str(path), 0, Kind.FILE, f"this file cannot be read: {error.strerror}")
+    if isinstance(parsed, Problem):
+        return Page(problems=(parsed,)), 0
+    document, lines = parsed
+    summary, include = document.pop("summary", ""), document.pop("include", [])
+    reader = Reader(str(path), lines, tunables, origin=Origin.PROFILE, who=name)
+    content = reader.read(document)
+    if not isinstance(summary, str) or len(summary) > SUMMARY:
+        hint = f'Give a line of {SUMMARY} characters or less: summary = "..."'
+        reader.complain(("summary",), Kind.OPTION, f"summary is {shown(summary)}", hint)
+        summary = ""
+    if not is_names(include):
+        reader.complain(("include",), Kind.CLAIM, f"include is {shown(include)}", 'Give names: include = ["balanced"]')
+        include = []
+    return Page(summary, tuple(include), content.claims, reader.found), lines.get(("include",), 0)
+
+
+def is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The profiles of one folder; none where it cannot be listed. A file whose name is none is passed over."""
+    try:
+        return [path for path in folder.iterdir() if path.suffix == ".toml" and NAME.fullmatch(path.stem)]
+    except OSError:
+        return []
+
+
+def folders(config: Path) -> tuple[Path, Path]:
+    """The shipped profiles (beside the sources in a checkout, else as installed), and the administrator's."""
+    checkout = Path(__file__).parents[3] / "packaging" / FOLDER
+    places = (checkout, Path(sys.prefix) / "lib/kerntune" / FOLDER, Path("/usr/lib/kerntune") / FOLDER)
+    return next((place for place in places if place.is_dir()), places[-1]), config / FOLDER

@@ -1,0 +1,317 @@
+"""SetProfile, ClearProfile and Reset: one edit and one pass each, saved before it is answered, suspended and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kerntune.daemon import notify
+from kerntune.daemon.choosing import Choosing
+from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
+from kerntune.engine.claims import SUSPENDED, Choice, Selection
+from kerntune.errors import Failed, InvalidValue, NoSuchProfile
+from kerntune.model import Origin, State
+from tests.unit.lab import FULL, Lab, claim, large_host, pages, queue, running
+
+DISK = '[io-scheduler]\n"sda" = "{}"\n'
+FAST = DISK.format("none") + '[overcommit]\n"*" = "always:95"\n[hugepages]\n"2M" = 10\n'
+OWN = "mq-deadline"  # the scheduler that sda has by itself
+BASELINE = Selection(reset=True, baseline=True)
+RESET, CLEAR = Selection(reset=True), Selection("")
+
+
+@dataclass
+class Bench:
+    """A daemon's inner parts, and the files."""
+
+    lab: Lab
+    folder: Path
+    reloading: Reloading
+    choosing: Choosing
+    troubles: set[str]
+
+    @property
+    def disk(self) -> str:
+        return self.lab.kernel.disks["sda"].scheduler
+
+    @property
+    def degraded(self) -> set[str]:
+        return self.troubles | self.lab.engine.book.choice.troubles
+
+    def profile(self, name: str, text: str) -> None:
+        (self.folder / "profiles").mkdir(exist_ok=True)
+        (self.folder / f"profiles/{name}.toml").write_text(text)
+
+    async def choose(self, selection: Selection) -> tuple[bool, dict[str, tuple[str, str, State]]]:
+        """Whether it changed anything, and requested, actual and state by target."""
+        answer = await self.choosing.choose(selection, "test")
+        return answer.changed, {str(o.target): (o.requested, o.actual, o.state) for o in answer.outcomes}
+
+    def writes(self) -> list[str]:
+        return [path for path, _ in self.lab.writes()]
+
+
+@contextlib.asynccontextmanager
+async def started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str = "", *, lab: Lab | None = None
+) -> AsyncIterator[Bench]:
+    """After the boot pass; with a `lab` of before, after a restart of the daemon on the same host."""
+    monkeypatch.setattr(notify, "tell", lambda _text: None)
+    (folder / "kerntune.toml").write_text(text)
+    troubles: set[str] = set()
+    async with running(lab.kernel if lab else large_host()) as now:
+        if lab:
+            now.ledger.book, now.ledger.baselines = lab.ledger.book, lab.ledger.baselines
+            now.engine.committed = lab.ledger.book
+        reloading = Reloading(folder, folder / "run", now.engine, troubles)
+        bench = Bench(now, folder, reloading, Choosing(reloading, now.engine), troubles)
+        for name, claims in (("fast", FAST), ("fair", DISK.format("bfq"))):
+            bench.profile(name, claims)
+        reloading.start()
+        await now.engine.reconcile("boot", enforce=True)
+        reloading.booted()
+        bench.writes()
+        yield bench
+
+
+async def test_a_switch_is_one_pass_and_never_by_way_of_the_baseline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch) as bench:
+        changed, outcomes = await bench.choose(Selection("fast"))
+        assert changed
+        assert outcomes == {
+            "io-scheduler@sda": ("none", "none", State.SATISFIED),
+            "overcommit": ("always:95", "always:95", State.SATISFIED),
+            "hugepages@2M": ("10", "10", State.SATISFIED),
+        }
+        assert (bench.choosing.profile, bench.lab.ledger.book.choice) == ("fast", Choice("fast"))
+        assert dict(bench.lab.ledger.book.claims) == {}
+        bench.lab.reports.clear()
+        bench.writes()
+        changed, outcomes = await bench.choose(Selection("fair"))
+        assert outcomes["io-scheduler@sda"] == ("bfq", "bfq", State.SATISFIED)
+        assert (outcomes["hugepages@2M"][2], pages(bench.lab.kernel)) == (State.UNMANAGED, [0, 0])
+        assert bench.writes().count(queue("sda")) == 1
+        assert {report.cause for report in bench.lab.reports} == {"test"}
+        changed, outcomes = await bench.choose(Selection("fair"))
+        assert (changed, outcomes) == (False, {"io-scheduler@sda": ("bfq", "bfq", State.SATISFIED)})
+        assert bench.writes() == []
+
+
+async def test_it_is_above_the_configuration_and_below_the_callers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+        await bench.lab.set(("overcommit", "", "heuristic"))
+        _, outcomes = await bench.choose(Selection("fast"))
+        assert outcomes["overcommit"] == ("always:95", "heuristic", State.OVERRIDDEN)
+        assert bench.disk == "none"
+        (wish,) = [claim for claim in bench.lab.engine.book.claims.values() if claim.origin is Origin.CONFIG]
+        assert wish.value == "kyber"
+        changed, outcomes = await bench.choose(CLEAR)
+        assert changed
+        assert outcomes["io-scheduler@sda"] == ("kyber", "kyber", State.SATISFIED)
+        assert (await bench.choose(CLEAR)) == (False, {})
+
+
+async def test_what_the_host_lacks_is_no_error_and_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        bench.profile("other", '[hugepages]\n"1G" = 9999\n[io-scheduler]\n"sdz" = "none"\n"nvme0n1" = "no-such"\n')
+        _, outcomes = await bench.choose(Selection("other"))
+        assert outcomes["io-scheduler@sdz"][2] is State.UNSUPPORTED
+        assert outcomes["io-scheduler@nvme0n1"][2] is State.UNSUPPORTED
+        # Nobody waits for exactly these: what memory has is kept, as at boot.
+        assert outcomes["hugepages@1G"][2] is State.PARTIAL
+        bench.lab.kernel.plug("sdz", scheduler="mq-deadline")
+        await bench.lab.engine.reconcile("plugged")
+        assert bench.lab.kernel.disks["sdz"].scheduler == "none"
+
+
+async def test_it_outlives_the_daemon_and_follows_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as before:
+        await before.choose(Selection("fair"))
+    async with started(folder, monkeypatch, lab=before.lab) as bench:
+        assert (bench.choosing.profile, bench.disk, bench.writes()) == ("fair", "bfq", [])
+        bench.profile("fair", DISK.format("none"))
+        await bench.choosing.reload()
+        assert bench.disk == "none"
+        bench.profile("fair", DISK.replace("{}", "5"))
+        (folder / "profiles/fair.toml").write_text("[[[")
+        with pytest.raises(InvalidValue, match=r"fair\.toml:1: this is not TOML"):
+            await bench.choosing.reload()
+        assert (bench.disk, bench.degraded) == ("none", {CONFIG_INVALID})
+        await bench.choose(Selection("fast"))
+        assert bench.degraded == set()
+        (folder / "profiles/fast.toml").unlink()
+        with pytest.raises(InvalidValue, match="there is no profile 'fast'"):
+            await bench.choosing.reload()
+        assert (bench.disk, bench.choosing.profile, bench.degraded) == ("none", "fast", {CONFIG_INVALID})
+        await bench.choose(CLEAR)
+        assert (bench.disk, bench.choosing.profile, bench.degraded) == (OWN, "", set())
+
+
+async def test_the_configuration_may_name_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "profiles").mkdir()
+    (folder / "profiles/fair.toml").write_text(DISK.format("bfq"))
+    async with started(folder, monkeypatch, 'profile = "fair"\n') as bench:
+        assert (bench.choosing.profile, bench.disk) == ("fair", "bfq")
+        await bench.choose(Selection("fast"))
+        assert (bench.choosing.profile, bench.disk) == ("fast", "none")
+        _, outcomes = await bench.choose(CLEAR)
+        assert (bench.choosing.profile, bench.disk) == ("fair", "bfq")
+        assert outcomes["io-scheduler@sda"] == ("bfq", "bfq", State.SATISFIED)
+        (folder / "kerntune.toml").write_text('profile = "gone"\n')
+        with pytest.raises(InvalidValue, match="there is no profile 'gone'"):
+            await bench.choosing.reload()
+        (folder / "kerntune.toml").write_text("profile = 5\n")
+        with pytest.raises(InvalidValue, match="profile is 5"):
+            await bench.choosing.reload()
+        (folder / "kerntune.toml").write_text("")
+        await bench.choosing.reload()
+        assert (bench.choosing.profile, bench.disk, bench.degraded) == ("", OWN, set())
+
+
+async def test_what_cannot_be_chosen_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        await bench.choose(Selection("fair"))
+        bench.writes()
+        bench.profile("bad", DISK.replace('"{}"', "5.5"))
+        for name, error in (("gone", NoSuchProfile), ("bad", InvalidValue)):
+            for ask in (bench.choosing.check, bench.choosing.plan, bench.choose):
+                with pytest.raises(error):
+                    await ask(Selection(name))
+        bench.lab.ledger.full_for_claims = FULL
+        with pytest.raises(Failed, match="cannot be saved"):
+            await bench.choose(Selection("fast"))
+        bench.lab.ledger.full_for_claims = None
+        assert (bench.choosing.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
+        assert bench.lab.engine.book.choice == Choice("fair")
+
+
+async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+        await bench.choose(Selection("fair"))
+        await bench.lab.set(("io-scheduler", "sda", "none"), ("overcommit", "", "always"))
+        await bench.lab.set(("hugepages", "2M", 10), persist=True)
+        changed, outcomes = await bench.choose(RESET)
+        assert changed
+        assert outcomes == {
+            "io-scheduler@sda": ("bfq", "bfq", State.SATISFIED),
+            "overcommit": ("", "heuristic", State.UNMANAGED),
+            "hugepages@2M": ("", "0", State.UNMANAGED),
+        }
+        assert dict(bench.lab.ledger.book.claims) == {}
+        assert await bench.choose(RESET) == (False, {})
+        assert (bench.choosing.profile, bench.degraded) == ("fair", set())
+
+
+ENDS = {"reset": RESET, "profile": Selection("fair"), "reload": None}
+
+
+@pytest.mark.parametrize("ending", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+async def test_baseline_suspends_the_files_until_it_is_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, ending: Selection | None, restarted: bool
+) -> None:
+    config = '[overcommit]\n"*" = "always"\n'
+    async with contextlib.AsyncExitStack() as stack:
+        bench = await stack.enter_async_context(started(folder, monkeypatch, config))
+        await bench.choose(Selection("fair"))
+        await bench.lab.set(("hugepages", "2M", 10), persist=True)
+        changed, outcomes = await bench.choose(BASELINE)
+        assert changed
+        assert {actual for _, actual, _ in outcomes.values()} == {OWN, "heuristic", "0"}
+        assert {state for *_, state in outcomes.values()} == {State.UNMANAGED}
+        if restarted:
+            bench = await stack.enter_async_context(started(folder, monkeypatch, config, lab=bench.lab))
+        assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == (OWN, 0)
+        assert (bench.choosing.profile, bench.degraded) == ("", {SUSPENDED})
+        assert bench.lab.engine.outcomes == {}
+        # Neither a claim nor the end of the profile ends it.
+        await bench.lab.set(("io-scheduler", "sda", "kyber"))
+        await bench.lab.unset(("io-scheduler", "sda"))
+        assert (await bench.choose(BASELINE)) == (False, {})
+        assert (bench.disk, bench.degraded) == (OWN, {SUSPENDED})
+        if ending:
+            changed, outcomes = await bench.choose(ending)
+            assert changed
+            assert outcomes["io-scheduler@sda"] == ("bfq", "bfq", State.SATISFIED)
+        else:
+            await bench.choosing.reload()
+        assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == ("bfq", 1)
+        assert (bench.choosing.profile, bench.degraded) == ("fair", set())
+        assert bench.lab.ledger.book.choice == Choice("fair")
+
+
+async def test_the_end_of_a_profile_while_suspended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        await bench.choose(Selection("fair"))
+        await bench.choose(BASELINE)
+        assert await bench.choose(CLEAR) == (True, {})
+        assert bench.degraded == {SUSPENDED}
+        await bench.choosing.reload()
+        assert (bench.disk, bench.choosing.profile, bench.degraded) == (OWN, "", set())
+
+
+async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        await bench.lab.set(("overcommit", "", "always"))
+        bench.writes()
+        before = dict(bench.lab.engine.book.claims)
+        for selection in (Selection("fast"), RESET, BASELINE):
+            planned = await bench.choosing.plan(selection)
+            assert planned.changed
+            assert State.PLANNED in {outcome.state for outcome in planned.outcomes}
+        assert not (await bench.choosing.plan(CLEAR)).changed
+        assert (bench.writes(), dict(bench.lab.engine.book.claims), bench.choosing.profile) == ([], before, "")
+        assert not (folder / "run/profile.json").exists()
+        await bench.choose(Selection("fair"))
+        kept = (folder / "run/profile.json").read_bytes()
+        (folder / "kerntune.toml").write_text('profile = "fast"\n')
+        await bench.choosing.reload()
+        for selection in (Selection("fast"), CLEAR):
+            assert (await bench.choosing.plan(selection)).changed
+        assert (folder / "run/profile.json").read_bytes() == kept
+
+
+async def test_choices_beside_each_other_and_beside_reloads_take_turns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+        asked = [bench.choose(Selection(name)) for name in ("fast", "fair") * 4]
+        reloads = [bench.choosing.reload() for _ in range(4)]
+        sets = [bench.lab.set(("overcommit", "", f"always:{number}")) for number in range(50, 54)]
+        await asyncio.gather(*asked, *reloads, *sets, bench.choose(BASELINE))
+        await bench.choose(RESET)
+        await bench.choose(Selection("fair"))
+        assert (bench.disk, pages(bench.lab.kernel), bench.choosing.profile) == ("bfq", [0, 0], "fair")
+        assert {claim.origin for claim in bench.lab.engine.book.claims.values()} == {Origin.CONFIG, Origin.PROFILE}
+        await bench.choose(CLEAR)
+        assert bench.disk == "kyber"
+
+
+async def test_a_claim_that_came_after_the_reset_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch) as bench:
+        await bench.lab.set(("io-scheduler", "sda", "none"))
+        _, answer = await asyncio.gather(bench.choose(RESET), bench.lab.set(("io-scheduler", "sda", "bfq")))
+        assert (answer.outcomes[0].actual, bench.disk) == ("bfq", "bfq")
+
+
+def test_the_book_knows_who_may_go() -> None:
+    """Reset: what callers asked for; the guard's and a hold's claims are not theirs."""
+    from kerntune.engine.claims import ClaimBook, FilesEdit  # noqa: PLC0415
+
+    book = ClaimBook.of(*(claim(origin, "io-scheduler", "sda", "none") for origin in Origin))
+    edit = book.choosing(FilesEdit((), Choice()), 10, reset=True)
+    assert {claim_id.origin for claim_id in edit.drop} == {Origin.PERSISTENT, Origin.RUNTIME}
+    assert {claim_id.origin for claim_id in edit.released} == {
+        Origin.PERSISTENT, Origin.RUNTIME, Origin.CONFIG, Origin.PROFILE,
+    }  # fmt: skip
+    left = {claim_id.origin for claim_id in book.apply(edit).claims}
+    assert left == {Origin.BASELINE, Origin.HOLD, Origin.GUARD}

@@ -1,0 +1,207 @@
+"""Profiles as files: which there are, what they include, what is said of mistakes, and the last good claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kerntune.daemon.profiles import DEEPEST, ProfileInForce, Profiles
+from kerntune.errors import InvalidValue, NoSuchProfile
+from kerntune.model import Claim, Origin
+from kerntune.tunables import REGISTRY
+
+DISK = '[io-scheduler]\n"sd*" = "{}"\n'
+
+
+class Shelf:
+    """A shipped and an administrator's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shipped, self.own = folder / "shipped", folder / "own"
+        self.shipped.mkdir()
+        self.own.mkdir()
+        self.profiles = Profiles((self.shipped, self.own), REGISTRY)
+
+    def write(self, name: str, text: str, *, shipped: bool = False) -> Path:
+        path = (self.shipped if shipped else self.own) / f"{name}.toml"
+        path.write_text(text)
+        return path
+
+    def claims(self, name: str) -> list[tuple[str, str, str]]:
+        """Tunable@instances, value and the profile it is from, the weakest first."""
+        profile = self.profiles.read(name)
+        assert profile.errors == ()
+        return said(profile.claims)
+
+    def wrong(self, name: str) -> list[str]:
+        return [str(problem).removeprefix(f"{self.own}/") for problem in self.profiles.read(name).problems]
+
+    def in_force(self) -> ProfileInForce:
+        return ProfileInForce(self.profiles, self.folder / "run", {tunable.name: tunable for tunable in REGISTRY})
+
+
+def said(claims: tuple[Claim, ...]) -> list[tuple[str, str, str]]:
+    ranked = sorted(claims, key=lambda claim: claim.seq)
+    return [(f"{claim.tunable}@{claim.instances}", claim.value, claim.who) for claim in ranked]
+
+
+@pytest.fixture
+def shelf(folder: Path) -> Shelf:
+    return Shelf(folder)
+
+
+def test_what_one_says(shelf: Shelf) -> None:
+    text = 'summary = "for me"\n[hugepages]\n"2M" = "1G"\n[overcommit]\n"*" = { value = "always:95", why = "needed" }\n'
+    path = shelf.write("mine", text)
+    profile = shelf.profiles.read("mine")
+    assert (profile.name, profile.summary, profile.file, profile.problems) == ("mine", "for me", path, ())
+    assert profile.claims == (
+        Claim(Origin.PROFILE, "hugepages", "2M", "512", "mine", f"{path}:3", 1, partial=True),
+        Claim(Origin.PROFILE, "overcommit", "", "always:95", "mine", "needed", 2),
+    )
+
+
+def test_the_administrators_takes_the_place_of_the_shipped(shelf: Shelf) -> None:
+    shelf.write("balanced", DISK.format("bfq"), shipped=True)
+    shelf.write("other", 'summary = "another"', shipped=True)
+    assert shelf.claims("balanced") == [("io-scheduler@sd*", "bfq", "balanced")]
+    shelf.write("balanced", 'summary = "own"\n' + DISK.format("none"))
+    assert shelf.claims("balanced") == [("io-scheduler@sd*", "none", "balanced")]
+    assert shelf.profiles.listing() == [("balanced", "own"), ("other", "another")]
+
+
+def test_only_files_with_a_name_are_profiles(shelf: Shelf) -> None:
+    for name in (".hidden", "-x", "a b", "ä", "x" * 65):
+        shelf.write(name, "")
+    (shelf.own / "mine.toml~").touch()
+    assert shelf.profiles.files() == {}
+    for name in ("../own/mine", "mine.toml", "", "\0", "x" * 10_000):
+        with pytest.raises(NoSuchProfile, match="there is no profile"):
+            shelf.profiles.read(name)
+    for folder in (shelf.shipped, shelf.own):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    assert shelf.profiles.listing() == []
+
+
+def test_what_is_included_is_weaker_and_read_once(shelf: Shelf) -> None:
+    shelf.write("base", DISK.format("bfq") + '"nvme*" = "none"\n')
+    shelf.write("one", 'include = ["base"]\n[overcommit]\n"*" = "always"\n')
+    shelf.write("two", 'include = ["base"]\n[overcommit]\n"*" = "heuristic"\n')
+    shelf.write("all", 'include = ["one", "two"]\n' + DISK.format("kyber"))
+    assert shelf.claims("all") == [
+        ("io-scheduler@nvme*", "none", "base"),
+        ("overcommit@", "heuristic", "two"),
+        ("io-scheduler@sd*", "kyber", "all"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('include = ["mine"]', "mine.toml:1: profiles include each other: mine -> mine. One of them has to do without"),
+        ('\ninclude = ["gone"]', "mine.toml:2: there is no profile 'gone'. There are mine"),
+        ('include = "base"', "mine.toml:1: include is 'base'. Give names: include = [\"balanced\"]"),
+        ("include = [5]", 'mine.toml:1: include is a list. Give names: include = ["balanced"]'),
+        ("summary = 5", 'mine.toml:1: summary is 5. Give a line of 200 characters or less: summary = "..."'),
+        ('[io-scheduler]\n"sd*" = 5.5', "mine.toml:2: io-scheduler: 5.5 is no value. "
+         'Give a whole number, or a word in quotes: "none"'),
+        ('[io-scheduler]\n"sd*" = { value = "bfq", when = "now" }',
+         "mine.toml:2: io-scheduler: 'when' has no place here. Write { value = \"none\", why = \"...\" }"),
+        ('[io-scheduler]\n"sd*" = { value = "bfq", why = 5 }',
+         "mine.toml:2: io-scheduler: 5 is no reason. Give a text of 256 characters or less"),
+        ("[limits]\nclaims = 5", "mine.toml:1: warning: nothing here is called 'limits'. "
+         "There are cpu-governor, hugepages, io-scheduler, overcommit"),
+    ],
+)  # fmt: skip
+def test_mistakes(shelf: Shelf, text: str, message: str) -> None:
+    shelf.write("mine", text)
+    said = [line.partition(". There are cpu-governor")[0] for line in shelf.wrong("mine")]
+    assert said == [message.partition(". There are cpu-governor")[0]]
+
+
+def test_a_broken_one_is_listed_with_what_is_wrong(shelf: Shelf) -> None:
+    path = shelf.write("mine", "[")
+    ((name, summary),) = shelf.profiles.listing()
+    assert (name, summary.startswith(f"{path}:1: this is not TOML")) == ("mine", True)
+    shelf.write("mine", "").chmod(0)
+    path.unlink()
+    path.mkdir()
+    assert "this file cannot be read: Is a directory" in shelf.profiles.listing()[0][1]
+
+
+def test_a_cycle_over_three_and_a_chain_without_end(shelf: Shelf) -> None:
+    for name, other in ("ab", "bc", "ca"):
+        shelf.write(name, f'include = ["{other}"]')
+    assert shelf.wrong("b") == [
+        "a.toml:1: profiles include each other: b -> c -> a -> b. One of them has to do without"
+    ]
+    for number in range(DEEPEST + 5):
+        shelf.write(f"n{number}", f'include = ["n{number + 1}"]')
+    assert shelf.wrong("n0") == [
+        f"n{DEEPEST - 1}.toml:1: profiles include each other {DEEPEST} deep. Include them side by side"
+    ]
+
+
+# In force
+
+
+def test_who_chooses_one_is_told_what_is_wrong(shelf: Shelf) -> None:
+    shelf.write("mine", DISK.format("bfq") + "5 = 5.5\n")
+    with pytest.raises(InvalidValue, match=r"profile mine is not in order: .*mine.toml:3: io-scheduler: 5.5 is no"):
+        shelf.in_force().checked("mine")
+    with pytest.raises(NoSuchProfile):
+        shelf.in_force().checked("yours")
+    shelf.write("mine", "[tomorrow]\n" + DISK.format("bfq"))
+    chosen = shelf.in_force().checked("mine")
+    assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
+    assert [problem.is_error for problem in chosen.problems] == [False]
+
+
+BROKEN = {
+    "not TOML": "[",
+    "a bad claim": DISK.format("bfq").replace('"bfq"', "5.5"),
+    "a misspelt table": '[io-schedulers]\n"sd*" = "bfq"\n',
+    "a cycle": 'include = ["mine"]\n' + DISK.format("none"),
+    "gone": "",
+}
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: str, restarted: bool) -> None:
+    path = shelf.write("mine", DISK.format("bfq"))
+    reader = shelf.in_force()
+    assert reader.read("mine").problems == ()
+    if text:
+        path.write_text(text)
+    else:
+        path.unlink()
+    for _ in range(2):
+        if restarted:
+            reader = shelf.in_force()
+        chosen = reader.read("mine")
+        assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
+        assert chosen.claims[0].why.endswith("mine.toml:2, as last read without an error")
+        assert [problem.is_error for problem in chosen.problems] == [True]
+    shelf.write("mine", DISK.format("none"))
+    assert [claim.value for claim in reader.read("mine").claims] == ["none"]
+
+
+def test_where_there_were_none_only_the_bad_claim_is_left_out(shelf: Shelf) -> None:
+    shelf.write("mine", DISK.format("bfq") + '"nvme*" = 5.5\n')
+    chosen = shelf.in_force().read("mine")
+    assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
+    assert len(chosen.problems) == 1
+
+
+def test_a_copy_that_cannot_be_used_is_set_aside(shelf: Shelf) -> None:
+    shelf.write("mine", DISK.format("bfq"))
+    (shelf.folder / "run/profile.json").write_text('{"format": 2}')
+    reader = shelf.in_force()
+    assert reader.set_aside == shelf.folder / "run/profile.json.bad"
+    assert said(reader.read("mine").claims) == [("io-scheduler@sd*", "bfq", "mine")]
+    assert shelf.in_force().set_aside is None
