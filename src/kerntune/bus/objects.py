@@ -192,7 +192,7 @@ def whole(chosen: Mapping[str, Any]) -> Selection | None:
     """What a plan asks of the files as a whole, if it does."""
     profile, reset, baseline = (chosen.get(name) for name in WHOLE)
     if baseline and not reset:
-        raise InvalidArgs("baseline belongs to reset", "Give both, or neither")
+        raise InvalidArgs("the option baseline belongs to reset", "Give both, or neither")
     if profile is not None and reset:
         raise InvalidArgs("a plan is of a profile or of a reset", "Ask for one thing at a time")
     return Selection(profile, bool(reset), bool(baseline)) if profile is not None or reset else None

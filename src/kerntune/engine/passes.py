@@ -291,11 +291,12 @@ class _Pass:
         The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
         helps and until the lane's time is used up.
         """
+        if not self.tunable.remedy or self.lane.clock() >= self.deadline:
+            return False
         short = [
             step for step in steps if not step.capped and self._judge(step, now).reason is Reason.PARTIALLY_ALLOCATED
         ]
-        insisted = any(self._insists(step.wish.target, step.wish) for step in short)
-        if not (self.tunable.remedy and short and insisted) or self.lane.clock() >= self.deadline:
+        if not any(self._insists(step.wish.target, step.wish) for step in short):
             return False
         return not remedied or any(now[t].value != old[t].value for step in short for t in step.touched)
 
