@@ -153,6 +153,13 @@ CLAIM_TABLES: Final = (
             Example("by-id/ata-*", "mq-deadline", "every drive whose name in /dev/disk/by-id begins with ata-"),
         ),
     ),
+    ClaimTable(
+        "read-ahead",
+        "How far block devices read ahead of files that are read in order, also those plugged later.",
+        "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+        "a whole number from 0 to 65536 (KiB); the kernel keeps whole pages of it",
+        (Example("nvme*", 2048, "mapped models are read in pages of 2 MiB"),),
+    ),
 )
 
 

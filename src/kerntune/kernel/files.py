@@ -26,6 +26,7 @@ WRITABLE: Final = (
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
     "sys/block/*/queue/scheduler",
+    "sys/block/*/queue/read_ahead_kb",
 )
 
 CHUNK: Final = 1 << 15  # of the heap; what is larger is mapped, and unmapped again

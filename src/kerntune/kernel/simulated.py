@@ -20,6 +20,7 @@ GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace"
 POLICIES = "sys/devices/system/cpu/cpufreq"
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
 ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
 
 
@@ -62,6 +63,7 @@ class Disk:
     by_id: str = ""
     diskseq: int = 0
     hidden: bool = False
+    read_ahead: int = 128  # KiB
 
 
 @dataclass(slots=True)
@@ -169,6 +171,8 @@ class SimulatedKernel:
             self._set_governor(parts[5], path, text)
         elif parts[-1] == "scheduler":
             self._set_scheduler(parts[2], path, text)
+        elif parts[-1] == "read_ahead_kb":
+            self._set_read_ahead(parts[2], path, text)
         elif path not in self._files():
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         elif path.startswith(NODES):
@@ -194,6 +198,12 @@ class SimulatedKernel:
         disk.scheduler = text
         if text not in disk.offered:
             disk.offered = (*disk.offered, text)
+
+    def _set_read_ahead(self, name: str, path: str, text: str) -> None:
+        """Rounded down to whole pages."""
+        if name not in self.disks:
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        self.disks[name].read_ahead = int(text) - int(text) % PAGE_KIB
 
     def _set_governor(self, name: str, path: str, text: str) -> None:
         """An offline CPU's policy stays listed and is busy; governors in modules load when they are named."""
@@ -326,6 +336,7 @@ def disk_files(name: str, disk: Disk) -> dict[str, str]:
     offered = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
     return {
         f"sys/block/{name}/queue/scheduler": " ".join(offered),
+        f"sys/block/{name}/queue/read_ahead_kb": str(disk.read_ahead),
         f"sys/block/{name}/diskseq": str(disk.diskseq),
         f"sys/block/{name}/hidden": str(int(disk.hidden)),
     }

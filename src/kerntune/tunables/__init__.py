@@ -7,6 +7,7 @@ from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.io_scheduler import IoScheduler
 from kerntune.tunables.overcommit import Overcommit
+from kerntune.tunables.read_ahead import ReadAhead
 
 # Huge pages come before overcommit: what they take lowers the commit limit that overcommit is checked against.
-REGISTRY: tuple[Tunable, ...] = (HugePages(), Overcommit(), CpuGovernor(), IoScheduler())
+REGISTRY: tuple[Tunable, ...] = (HugePages(), Overcommit(), CpuGovernor(), IoScheduler(), ReadAhead())

@@ -20,12 +20,14 @@ VALUES = {
     "overcommit": ["heuristic", "always", "always:95", "never:1", "never:80"],
     "io-scheduler": ["none", "mq-deadline", "bfq", "kyber"],
     "cpu-governor": ["performance", "powersave", "schedutil"],
+    "read-ahead": ["0", "128", "2048"],
 }
 INSTANCES = {
     "hugepages": ["2M", "2M/node0", "2M/node1", "2M/*", "1G", "1G/*"],
     "overcommit": [""],
     "io-scheduler": ["*", "nvme*", "nvme0n1", "sda", "by-id/nvme-First", "vd*"],
     "cpu-governor": ["*", "policy0", "0-1"],
+    "read-ahead": ["*", "nvme*", "sda"],
 }
 QUIET = {State.SATISFIED, State.OVERRIDDEN, State.UNMANAGED}
 
