@@ -134,6 +134,26 @@ CLAIM_TABLES: Final = (
         (Example("*", "always:95", "promise whatever is asked for"),),
     ),
     ClaimTable(
+        "thp",
+        "Transparent huge pages: who gets them (enabled), and who waits while the kernel makes them (defrag).",
+        "enabled or defrag",
+        "the kernel's word: always, madvise or never, for defrag also defer or defer+madvise",
+        (
+            Example("enabled", "madvise", "programs that ask for them"),
+            Example("defrag", "madvise", "only those wait for them"),
+        ),
+    ),
+    ClaimTable(
+        "sysctl",
+        "The sysctls that matter to hosts of large models.",
+        "vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",
+        "a whole number: to 200, 7 and 3 in that order",
+        (
+            Example("vm.swappiness", 10, "keep programs in memory rather than page cache"),
+            Example("vm.zone_reclaim_mode", 0, "take memory of another node before page cache is dropped"),
+        ),
+    ),
+    ClaimTable(
         "cpu-governor",
         "CPU frequency governors.",
         "* (every CPU), a CPU list (0-3,8) or a policy (policy0)",

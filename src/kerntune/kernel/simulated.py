@@ -21,6 +21,14 @@ POLICIES = "sys/devices/system/cpu/cpufreq"
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
+THP = "sys/kernel/mm/transparent_hugepage"
+THP_WORDS = {
+    "enabled": ("always", "madvise", "never"),
+    "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
+}
+# The values of a new kernel.
+SYSCTLS = {"vm/swappiness": 60, "vm/zone_reclaim_mode": 0, "kernel/numa_balancing": 1}
+MOST = {"vm/swappiness": 200, "kernel/numa_balancing": 4}
 ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
 
 
@@ -84,6 +92,8 @@ class SimulatedKernel:
     disks: dict[str, Disk] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     overcommit: dict[str, int] = field(default_factory=lambda: {"memory": 0, "ratio": 50, "kbytes": 0})
+    sysctls: dict[str, int] = field(default_factory=lambda: dict(SYSCTLS))
+    thp: dict[str, str] = field(default_factory=lambda: {"enabled": "always", "defrag": "madvise"})
     admin_reserve: int = 8192  # KiB
     committed: int = 2 << 30
     swap: int = 0
@@ -167,6 +177,14 @@ class SimulatedKernel:
             self.admin_reserve = int(text)
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
+        elif (name := path.removeprefix("proc/sys/")) in self.sysctls:
+            if int(text) > MOST.get(name, int(text)):
+                raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+            self.sysctls[name] = int(text)
+        elif path.startswith(f"{THP}/") and parts[-1] in self.thp:
+            if text not in THP_WORDS[parts[-1]]:
+                raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+            self.thp[parts[-1]] = text
         elif parts[-1] == "scaling_governor":
             self._set_governor(parts[5], path, text)
         elif parts[-1] == "scheduler":
@@ -252,6 +270,8 @@ class SimulatedKernel:
             "proc/sys/kernel/osrelease": "6.1.0-simulated",
             "proc/sys/vm/compact_memory": "0",
             ADMIN_RESERVE: str(self.admin_reserve),
+            **{f"proc/sys/{name}": str(value) for name, value in self.sysctls.items()},
+            **{f"{THP}/{name}": in_brackets(word, THP_WORDS[name]) for name, word in self.thp.items()},
             **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},
         }
         for size in self.sizes:
@@ -331,11 +351,15 @@ def policy_files(name: str, policy: Policy) -> dict[str, str]:
     }
 
 
+def in_brackets(chosen: str, offered: Sequence[str]) -> str:
+    """The choices as such files list them."""
+    return " ".join(f"[{word}]" if word == chosen else word for word in offered)
+
+
 def disk_files(name: str, disk: Disk) -> dict[str, str]:
     """One block device."""
-    offered = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
     return {
-        f"sys/block/{name}/queue/scheduler": " ".join(offered),
+        f"sys/block/{name}/queue/scheduler": in_brackets(disk.scheduler, disk.offered),
         f"sys/block/{name}/queue/read_ahead_kb": str(disk.read_ahead),
         f"sys/block/{name}/diskseq": str(disk.diskseq),
         f"sys/block/{name}/hidden": str(int(disk.hidden)),

@@ -8,6 +8,16 @@ from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.io_scheduler import IoScheduler
 from kerntune.tunables.overcommit import Overcommit
 from kerntune.tunables.read_ahead import ReadAhead
+from kerntune.tunables.sysctl import Sysctl
+from kerntune.tunables.thp import Thp
 
 # Huge pages come before overcommit: what they take lowers the commit limit that overcommit is checked against.
-REGISTRY: tuple[Tunable, ...] = (HugePages(), Overcommit(), CpuGovernor(), IoScheduler(), ReadAhead())
+REGISTRY: tuple[Tunable, ...] = (
+    HugePages(),
+    Overcommit(),
+    Thp(),
+    Sysctl(),
+    CpuGovernor(),
+    IoScheduler(),
+    ReadAhead(),
+)

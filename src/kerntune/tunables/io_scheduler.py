@@ -10,7 +10,7 @@ from typing import ClassVar
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import unreadable
+from kerntune.tunables.base import bracketed, unreadable
 from kerntune.tunables.drives import OnDrives
 
 # Modules that the kernel loads when their name is written, though the file does not list them before.
@@ -31,9 +31,7 @@ class IoScheduler(OnDrives):
             text = kernel.read(self.path(target))
         except KernelError as error:
             return Reading(target, None, reason=Reason.DEVICE_GONE, detail=f"cannot be read: {error.strerror}")
-        words = text.split()
-        chosen = next((word.strip("[]") for word in words if word.startswith("[")), words[0] if words else "")
-        return Reading(target, chosen, choices=tuple(word.strip("[]") for word in words))
+        return Reading(target, *bracketed(text))
 
     def normal_value(self, value: str) -> str:
         if not NAME.fullmatch(value):

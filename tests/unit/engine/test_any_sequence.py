@@ -20,6 +20,8 @@ VALUES = {
     "overcommit": ["heuristic", "always", "always:95", "never:1", "never:80"],
     "io-scheduler": ["none", "mq-deadline", "bfq", "kyber"],
     "cpu-governor": ["performance", "powersave", "schedutil"],
+    "thp": ["always", "madvise", "defer", "never"],
+    "sysctl": ["0", "1", "3", "150"],
     "read-ahead": ["0", "128", "2048"],
 }
 INSTANCES = {
@@ -27,6 +29,8 @@ INSTANCES = {
     "overcommit": [""],
     "io-scheduler": ["*", "nvme*", "nvme0n1", "sda", "by-id/nvme-First", "vd*"],
     "cpu-governor": ["*", "policy0", "0-1"],
+    "thp": ["enabled", "defrag"],
+    "sysctl": ["vm.swappiness", "vm.zone_reclaim_mode", "kernel.numa_balancing"],
     "read-ahead": ["*", "nvme*", "sda"],
 }
 QUIET = {State.SATISFIED, State.OVERRIDDEN, State.UNMANAGED}
