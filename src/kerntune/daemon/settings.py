@@ -127,6 +127,13 @@ CLAIM_TABLES: Final = (
         ),
     ),
     ClaimTable(
+        "hugepages-overcommit",
+        "Huge pages that may be borrowed while a program uses them, beyond those of the pools. Nothing is reserved.",
+        "a page size (2M)",
+        "a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)",
+        (Example("2M", "16G", "up to 16 GiB in pages of 2 MiB for who asks"),),
+    ),
+    ClaimTable(
         "overcommit",
         "How much memory the kernel promises to programs. A limit that would lock the host out is refused.",
         "* (it is one setting of the host)",

@@ -13,7 +13,8 @@ from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
-from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
+from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.cpu_policies import POLICIES
 from kerntune.tunables.hugepages import POOLS, HugePages, folder_of
 from kerntune.tunables.io_scheduler import IoScheduler
 from kerntune.tunables.page_size import parse, spell

@@ -28,6 +28,7 @@ WRITABLE: Final = (
     "sys/kernel/mm/transparent_hugepage/enabled",
     "sys/kernel/mm/transparent_hugepage/defrag",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
+    "sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
     "sys/block/*/queue/scheduler",

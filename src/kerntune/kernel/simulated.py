@@ -98,6 +98,7 @@ class SimulatedKernel:
     committed: int = 2 << 30
     swap: int = 0
     sizes: tuple[int, ...] = (2 << 20, 1 << 30)
+    borrow: dict[int, int] = field(default_factory=dict)  # pages by their size
     refuse: dict[str, int] = field(default_factory=dict)
     ignore: set[str] = field(default_factory=set)
     late: dict[str, int] = field(default_factory=dict)
@@ -177,14 +178,8 @@ class SimulatedKernel:
             self.admin_reserve = int(text)
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
-        elif (name := path.removeprefix("proc/sys/")) in self.sysctls:
-            if int(text) > MOST.get(name, int(text)):
-                raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-            self.sysctls[name] = int(text)
-        elif path.startswith(f"{THP}/") and parts[-1] in self.thp:
-            if text not in THP_WORDS[parts[-1]]:
-                raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-            self.thp[parts[-1]] = text
+        elif path.startswith(("proc/sys/", THP)):
+            self._set_plain(path, text)
         elif parts[-1] == "scaling_governor":
             self._set_governor(parts[5], path, text)
         elif parts[-1] == "scheduler":
@@ -193,6 +188,8 @@ class SimulatedKernel:
             self._set_read_ahead(parts[2], path, text)
         elif path not in self._files():
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        elif parts[-1] == "nr_overcommit_hugepages":
+            self.borrow[size_in(parts[4])] = int(text)
         elif path.startswith(NODES):
             self._resize(self.nodes[int(parts[4].removeprefix("node"))], size_in(parts[6]), int(text))
         else:
@@ -206,6 +203,16 @@ class SimulatedKernel:
         self.overcommit[name] = value
         if name in ("ratio", "kbytes"):
             self.overcommit["kbytes" if name == "ratio" else "ratio"] = 0
+
+    def _set_plain(self, path: str, text: str) -> None:
+        """A sysctl within its range, or a word of transparent huge pages."""
+        name = path.removeprefix("proc/sys/").removeprefix(f"{THP}/")
+        if name in self.sysctls and int(text) <= MOST.get(name, int(text)):
+            self.sysctls[name] = int(text)
+        elif name in self.thp and text in THP_WORDS[name]:
+            self.thp[name] = text
+        else:
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
 
     def _set_scheduler(self, name: str, path: str, text: str) -> None:
         disk = self.disks.get(name)
@@ -278,7 +285,7 @@ class SimulatedKernel:
             folder = f"hugepages-{size >> 10}kB"
             pools = [node.pools.setdefault(size, Pool()) for node in self.nodes]
             files |= pool_files(f"{POOLS}/{folder}", pools)
-            files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = "0"
+            files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = str(self.borrow.get(size, 0))
             files[f"{POOLS}/{folder}/resv_hugepages"] = "0"
             for number, pool in enumerate(pools):
                 files |= pool_files(f"{NODES}/node{number}/hugepages/{folder}", [pool])
