@@ -14,7 +14,7 @@ HUGE_PAGES: Final = frozenset({"hugepages", "hugepages-overcommit"})
 # One target and no instances; without `@` every other tunable means all of its instances.
 SINGLE: Final = frozenset({"overcommit"})
 # Their instances may be written as a list of CPUs.
-ON_CPUS: Final = frozenset({"cpu-governor"})
+ON_CPUS: Final = frozenset({"cpu-governor", "cpu-epp"})
 
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)

@@ -171,6 +171,14 @@ CLAIM_TABLES: Final = (
         ),
     ),
     ClaimTable(
+        "cpu-epp",
+        "What CPUs that choose their own frequency prefer, speed or power. With the governor performance most drivers "
+        "take nothing but performance.",
+        "* (every CPU), a CPU list (0-3,8) or a policy (policy0)",
+        "the kernel's name of a preference",
+        (Example("*", "balance_performance", "speed, but not at any price"),),
+    ),
+    ClaimTable(
         "io-scheduler",
         "I/O schedulers of block devices, also of those plugged later.",
         "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",

@@ -31,6 +31,7 @@ WRITABLE: Final = (
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
+    "sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",
     "sys/block/*/queue/scheduler",
     "sys/block/*/queue/read_ahead_kb",
 )

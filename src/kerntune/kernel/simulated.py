@@ -17,6 +17,7 @@ from kerntune.kernel.files import KernelError, allowed, natural
 
 MODULES = ("none", "mq-deadline", "kyber", "bfq")
 GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace", "schedutil")
+PREFERENCES = ("default", "performance", "balance_performance", "balance_power", "power")
 POLICIES = "sys/devices/system/cpu/cpufreq"
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
@@ -82,6 +83,12 @@ class Policy:
     governor: str = "schedutil"
     offered: tuple[str, ...] = ("performance", "schedutil")
     online: bool = True
+    epp: str = ""  # the preference, of a driver that has them and is active
+
+    @property
+    def preference(self) -> str:
+        """The governor performance covers what was preferred."""
+        return "performance" if self.governor == "performance" else self.epp
 
 
 @dataclass(slots=True)
@@ -182,6 +189,8 @@ class SimulatedKernel:
             self._set_plain(path, text)
         elif parts[-1] == "scaling_governor":
             self._set_governor(parts[5], path, text)
+        elif parts[-1] == "energy_performance_preference":
+            self._set_preference(parts[5], path, text)
         elif parts[-1] == "scheduler":
             self._set_scheduler(parts[2], path, text)
         elif parts[-1] == "read_ahead_kb":
@@ -242,6 +251,18 @@ class SimulatedKernel:
         policy.governor = text
         if text not in policy.offered:
             policy.offered = (*policy.offered, text)
+
+    def _set_preference(self, name: str, path: str, text: str) -> None:
+        """An offline CPU is busy, and so is one whose governor decides."""
+        policy = self.policies.get(name)
+        if policy is None or not policy.epp:
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if not policy.online or (policy.governor == "performance" and text != "performance"):
+            raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        if text not in PREFERENCES:
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        if policy.governor != "performance":
+            policy.epp = text
 
     def _resize(self, node: Node, size: int, asked: int) -> int:
         """Grow as far as memory goes, without an error; pages in use stay."""
@@ -351,7 +372,13 @@ def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
 def policy_files(name: str, policy: Policy) -> dict[str, str]:
     """One cpufreq policy."""
     folder = f"{POLICIES}/{name}"
+    preferences = {
+        f"{folder}/energy_performance_preference": policy.preference,
+        f"{folder}/energy_performance_available_preferences": " ".join(PREFERENCES),
+        f"{folder}/scaling_driver": "intel_pstate",
+    }
     return {
+        **(preferences if policy.epp else {}),
         f"{folder}/scaling_governor": policy.governor,
         f"{folder}/scaling_available_governors": " ".join(policy.offered),
         f"{folder}/related_cpus": " ".join(map(str, policy.cpus)),
@@ -376,7 +403,7 @@ def disk_files(name: str, disk: Disk) -> dict[str, str]:
 def demo_host() -> SimulatedKernel:
     """What `kerntuned --demo` shows: two NUMA nodes of 32 GiB, 8 CPUs, two NVMe drives and a disk."""
     kernel = SimulatedKernel([Node(32 << 30, programs=4 << 30), Node(32 << 30, programs=2 << 30)])
-    kernel.policies = {f"policy{cpu}": Policy((cpu,)) for cpu in range(8)}
+    kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
     for number in range(2):
         kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
     kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Simulated_HDD")

@@ -20,6 +20,7 @@ VALUES = {
     "overcommit": ["heuristic", "always", "always:95", "never:1", "never:80"],
     "io-scheduler": ["none", "mq-deadline", "bfq", "kyber"],
     "cpu-governor": ["performance", "powersave", "schedutil"],
+    "cpu-epp": ["performance", "balance_power", "power"],
     "hugepages-overcommit": ["0", "7", "99999999"],
     "thp": ["always", "madvise", "defer", "never"],
     "sysctl": ["0", "1", "3", "150"],
@@ -30,6 +31,7 @@ INSTANCES = {
     "overcommit": [""],
     "io-scheduler": ["*", "nvme*", "nvme0n1", "sda", "by-id/nvme-First", "vd*"],
     "cpu-governor": ["*", "policy0", "0-1"],
+    "cpu-epp": ["*", "policy2", "0-1"],
     "hugepages-overcommit": ["2M", "1G"],
     "thp": ["enabled", "defrag"],
     "sysctl": ["vm.swappiness", "vm.zone_reclaim_mode", "kernel.numa_balancing"],
@@ -71,7 +73,10 @@ def hosts(draw: st.DrawFn) -> SimulatedKernel:
     for node in kernel.nodes:
         node.whole = draw(st.none() | st.integers(0, 100).map(lambda count: count * PAGE))
     kernel.compaction = draw(st.sampled_from([0, 2 * PAGE]))
-    kernel.policies = {"policy0": Policy((0, 1)), "policy2": Policy((2, 3), governor="powersave")}
+    kernel.policies = {
+        "policy0": Policy((0, 1), epp="power"),
+        "policy2": Policy((2, 3), "powersave", epp="performance"),
+    }
     kernel.overcommit = draw(
         st.sampled_from(
             [
