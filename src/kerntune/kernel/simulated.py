@@ -178,6 +178,13 @@ class SimulatedKernel:
 
     def _obey(self, path: str, text: str) -> None:
         parts = path.split("/")
+        # With where in the path the policy or the drive is named.
+        setters = {
+            "scaling_governor": (self._set_governor, 5),
+            "energy_performance_preference": (self._set_preference, 5),
+            "scheduler": (self._set_scheduler, 2),
+            "read_ahead_kb": (self._set_read_ahead, 2),
+        }
         if path.endswith("/compact_memory"):
             for node in self.nodes:
                 node.whole = None if node.whole is None else node.whole + self.compaction
@@ -187,14 +194,9 @@ class SimulatedKernel:
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
         elif path.startswith(("proc/sys/", THP)):
             self._set_plain(path, text)
-        elif parts[-1] == "scaling_governor":
-            self._set_governor(parts[5], path, text)
-        elif parts[-1] == "energy_performance_preference":
-            self._set_preference(parts[5], path, text)
-        elif parts[-1] == "scheduler":
-            self._set_scheduler(parts[2], path, text)
-        elif parts[-1] == "read_ahead_kb":
-            self._set_read_ahead(parts[2], path, text)
+        elif found := setters.get(parts[-1]):
+            setter, depth = found
+            setter(parts[depth], path, text)
         elif path not in self._files():
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         elif parts[-1] == "nr_overcommit_hugepages":

@@ -43,8 +43,8 @@ class CpuEpp(OnPolicies):
         )
         if not driver and not kernel.glob(f"{POLICIES}/policy*"):
             return (
-                f"there is no {self.file}, for /{POLICIES} has no policy: the CPUs run at a fixed frequency, as in most "
-                "virtual machines (their host decides) and where the firmware decides"
+                f"there is no {self.file}, for /{POLICIES} has no policy: the CPUs run at a fixed frequency, as in "
+                "most virtual machines (their host decides) and where the firmware decides"
             )
         return (
             f"the frequency driver {driver or 'here'} has no {self.file}. intel_pstate (on CPUs with HWP) and "

@@ -51,7 +51,7 @@ def test_the_way_back_is_no_choice() -> None:
     kernel = host()
     reading = EPP.read(kernel, EPP.targets(kernel)[0])
     assert reading.choices == ("performance", "balance_performance", "balance_power", "power")
-    with pytest.raises(InvalidValue, match="offers performance, .*, not balanced"):
+    with pytest.raises(InvalidValue, match=r"offers performance, .*, not balanced"):
         EPP.validate(reading, "balanced")
     EPP.validate(Reading(Target(NAME, "policy0"), None, reason=Reason.CPU_OFFLINE), "balanced")
     assert EPP.lane is Lane.CPU
