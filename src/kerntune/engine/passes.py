@@ -37,6 +37,8 @@ from kerntune.tunables.base import Tunable
 REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
 LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late
 PROGRESS_SECONDS = 0.25
+# Why a baseline cannot be put back yet, but may be later.
+LATER = frozenset({Reason.OVER_LIMIT, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES})
 
 Progress = Callable[[Target, int, int], None]
 
@@ -163,7 +165,8 @@ class _Pass:
             last = self.lane.last.get(target)
             if last is None or last.requested != wish.value or last.state not in (State.SATISFIED, State.CONTESTED):
                 continue
-            if self.tunable.judge(wish, readings[target], readings).state is State.SATISFIED:
+            verdict = self.tunable.judge(wish, readings[target], readings)
+            if verdict.state is State.SATISFIED or verdict.reason is Reason.GOVERNOR_DECIDES:
                 continue
             fought_over = last.state is State.CONTESTED or self.lane.drift.contested(target, self.lane.clock())
             if fought_over or self.tunable.drifted(wish, readings[target]):
@@ -331,7 +334,7 @@ class _Pass:
             if target in self.repaired and verdict.state is State.SATISFIED:
                 detail = f"something else had set it to {before[target].value}; it was put back"
                 verdict = verdict._replace(detail=detail)
-            if wish.is_baseline and verdict.reason not in (Reason.OVER_LIMIT, Reason.CPU_OFFLINE):
+            if wish.is_baseline and verdict.reason not in LATER:
                 self.result.restored.add(target)
                 verdict = verdict._replace(state=State.UNMANAGED) if not self.order.dry else verdict
             self.result.outcomes[target] = outcome_of(wish, before[target], after[target], verdict)

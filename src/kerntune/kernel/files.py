@@ -21,10 +21,18 @@ WRITABLE: Final = (
     "proc/sys/vm/overcommit_ratio",
     "proc/sys/vm/overcommit_kbytes",
     "proc/sys/vm/admin_reserve_kbytes",
+    "proc/sys/vm/swappiness",
+    "proc/sys/vm/zone_reclaim_mode",
+    "proc/sys/kernel/numa_balancing",
+    "sys/kernel/mm/transparent_hugepage/enabled",
+    "sys/kernel/mm/transparent_hugepage/defrag",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
+    "sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
+    "sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",
     "sys/block/*/queue/scheduler",
+    "sys/block/*/queue/read_ahead_kb",
 )
 WRITABLE_PATH: Final = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in WRITABLE))
 DIGITS: Final = re.compile("([0-9]+)")

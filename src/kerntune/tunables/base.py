@@ -124,6 +124,13 @@ class Plain(ABC):
         return refused_write(reading.target, value, code)
 
 
+def bracketed(text: str) -> tuple[str, tuple[str, ...]]:
+    """What is chosen and what there is in a file such as `none [mq-deadline] bfq`; without brackets the first word."""
+    words = text.split()
+    chosen = next((word for word in words if word.startswith("[")), words[0] if words else "")
+    return chosen.strip("[]"), tuple(word.strip("[]") for word in words)
+
+
 def unlike(reading: Reading) -> Verdict:
     """The verdict on a value that is not the one asked for."""
     if reading.value is None:
