@@ -7,8 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Seq
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from kerntune.bus.names import FREEDESKTOP, MANAGER, MEMORY, ROOT
-from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass
+from kerntune.bus.names import FREEDESKTOP, HUGE_PAGES, MANAGER, MEMORY, ROOT
+from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
 from kerntune.errors import Failed
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ class Manager(Protocol):
 
     async def describe(self) -> Document:
         """Everything there is."""
+
+    async def pools(self) -> list[Pool]:
+        """The pools of huge pages; the daemon reads the host's memory again for it."""
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         """Claim values; `options` are those of Manager.Set."""
@@ -78,6 +81,9 @@ class BusManager:
             return cast(Document, json.loads(text))
         except ValueError as error:
             raise Failed("the daemon's description is not JSON", str(error)) from error
+
+    async def pools(self) -> list[Pool]:
+        return [Pool(*row) for row in await self._client.get(ROOT, HUGE_PAGES, "Pools")]
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         return await self._edit("Set", "a(sss)a{sv}", settings, options)

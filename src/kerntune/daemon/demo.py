@@ -31,7 +31,7 @@ def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterato
     def read() -> None:
         for line in os.read(fd, LONGEST).decode(errors="replace").splitlines():
             if event := carry_out(kernel, line):
-                happened(event, [Lane.BLOCK])
+                happened(event, [Lane.BLOCK], events=1)
 
     loop.add_reader(fd, read)
     log.info("plug a simulated drive: echo add nvme2n1 > %s (and: remove nvme2n1)", path)

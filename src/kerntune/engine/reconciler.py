@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -60,6 +60,7 @@ class Reconciler:
         self.missing: dict[str, str] = {}
         self.memory: Memory | None = None
         self.generation = 0
+        self._device_events = 0
         self.listeners: list[Callable[[Report], None]] = []
         self.unsound = [claim for claim in ledger.book.claims.values() if not sound(claim, self.tunables)]
         self.committed = ledger.book.without(self.unsound)
@@ -99,6 +100,15 @@ class Reconciler:
     def troubles(self) -> set[Reason]:
         """The reasons for which something that is managed is not as it should be."""
         return {outcome.reason for outcome in self.outcomes.values() if outcome.state in TROUBLE}
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What has been counted since the daemon started."""
+        return {
+            "hotplug_events": self._device_events,
+            "drift_repairs": sum(queue.worker.drift.total for queue in self._lanes.values()),
+            "guard_caps": self.guard.caps if self.guard else 0,
+        }
 
     async def work(self) -> None:
         """One worker a lane, until cancelled."""
@@ -157,8 +167,12 @@ class Reconciler:
         for listener in self.listeners:
             listener(Report(self.generation, cause, ()))
 
-    def look_again(self, cause: str, lanes: Iterable[Lane] = Lane) -> None:
-        """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed."""
+    def look_again(self, cause: str, lanes: Iterable[Lane] = Lane, *, events: int = 0) -> None:
+        """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed.
+
+        `events` of devices, which are counted, were the reason.
+        """
+        self._device_events += events
         for lane in lanes:
             self._lanes[lane].put(Ticket(cause))
 
