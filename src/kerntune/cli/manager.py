@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -127,9 +128,12 @@ class BusManager:
         return await self._change(member, signature, [list(row) for row in rows], _variants(options))
 
     async def _change(self, member: str, signature: str, *body: Any) -> Change:
-        changed, outcomes = await self._client.call(
-            ROOT, MANAGER, member, signature, *body, interactive=True, timeout=EDIT_SECONDS
-        )
+        from kerntune.cli import progress  # noqa: PLC0415  # help should not wait for asyncio
+
+        async with progress.shown(self._client, sys.stderr):
+            changed, outcomes = await self._client.call(
+                ROOT, MANAGER, member, signature, *body, interactive=True, timeout=EDIT_SECONDS
+            )
         return Change(changed, _outcomes(outcomes))
 
 

@@ -18,7 +18,8 @@ from kerntune.engine.guard import Guard
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, news
-from kerntune.engine.passes import Order, Progress, Result, Worker
+from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.progress import Progress, of_its_own
 from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget, NotSupported
 from kerntune.kernel.files import Kernel
@@ -211,8 +212,9 @@ class Reconciler:
         changed = not before.same_as(before.apply(edit))
         # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
         released = {*edit.released, *(edit.named if edit.files else ())}
+        told = of_its_own(edit, self.tunables, progress) if progress else None
         try:
-            passes = [self._lanes[lane].result(Ticket(cause, released, progress=progress)) for lane in lanes]
+            passes = [self._lanes[lane].result(Ticket(cause, released, progress=told)) for lane in lanes]
             results = await asyncio.gather(*passes)
             for other in earlier:
                 await other.done.wait()
