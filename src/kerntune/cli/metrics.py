@@ -73,11 +73,14 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
 def of_targets(document: Document) -> Iterator[Metric]:
     """What is managed, and what became of it."""
     managed = [row for row in document["targets"] if row["claim"]]
-    pairs = [(row["tunable"], row["state"]) for row in managed]
+    waiting = [claim["tunable"] for claim in document["claims"] if not claim["matches"]]
+    pairs = [(row["tunable"], row["state"]) for row in managed] + [(name, str(State.UNSUPPORTED)) for name in waiting]
     # A state that no target is in now is a 0, so that a rule about it is never without data.
     kinds = dict.fromkeys([*((row["name"], str(state)) for row in document["tunables"] for state in STATES), *pairs])
     counts = [Sample(pairs.count(pair), {"tunable": pair[0], "state": pair[1]}) for pair in kinds]
-    yield gauge("targets", "Managed targets by what became of them.", *counts)
+    yield gauge(
+        "targets", "Managed targets by what became of them; unsupported: also claims that wait for one.", *counts
+    )
     satisfied = [
         Sample(int(row["state"] == State.SATISFIED), {"tunable": row["tunable"], "target": row["instance"]})
         for row in managed

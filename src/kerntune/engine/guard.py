@@ -123,7 +123,7 @@ class Guard(Protocol):
         """None while it does not watch."""
 
     @property
-    def caps(self) -> int:
+    def times_capped(self) -> int:
         """How often it has begun to cap since the daemon started."""
 
     @property
