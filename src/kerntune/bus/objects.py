@@ -19,7 +19,7 @@ from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
-from kerntune.engine.passes import Progress
+from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.errors import InvalidArgs

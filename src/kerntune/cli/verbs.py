@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, codes, doctor, imports, profiles, show, spelling
+from kerntune.cli import answers, check, codes, doctor, imports, metrics, profiles, show, spelling
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.cli.rows import Advice, Answer, Argument, Verb, changed
@@ -270,5 +270,6 @@ VERBS: Final = (
     Verb("config", "check the configuration files; needs no daemon", config, (CHECK, PLACE)),
     doctor.VERB,
     imports.VERB,
+    metrics.VERB,
     Verb("monitor", "print what changes as it happens, until Ctrl-C", monitor),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -110,6 +111,7 @@ class SimulatedKernel:
     ignore: set[str] = field(default_factory=set)
     late: dict[str, int] = field(default_factory=dict)
     compaction: int = 0
+    pace: float = 0.0  # seconds that a write to a pool takes
     journal: list[tuple[str, str]] = field(default_factory=list)
     before_write: Callable[[str, str], None] | None = None
     simulated: bool = True
@@ -150,6 +152,8 @@ class SimulatedKernel:
     def write(self, path: str, text: str) -> None:
         if self.before_write:
             self.before_write(path, text)
+        if self.pace and path.endswith("/nr_hugepages"):
+            time.sleep(self.pace)
         with self._lock:
             self.journal.append((path, text))
             if code := self.refuse.get(path, 0 if allowed(path) else errno.EPERM):
