@@ -56,6 +56,9 @@ TARGETS: Final = Argument(
     "targets",
 )
 TUNABLE: Final = Argument(("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "only this tunable"}, "tunables")
+EXPLAINED: Final = Argument(
+    ("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "all that is known of this one"}, "tunables"
+)
 ALLOW_PARTIAL: Final = flag("--allow-partial", "keep fewer huge pages than asked when there are no more")
 PERSIST: Final = flag("--persist", "also after a reboot")
 PERSISTENT: Final = flag("--persist", "the persistent claims, not the runtime ones")
@@ -89,6 +92,12 @@ JSON: Final = flag("--json", "answer in JSON")
 VERBS: Final = (
     Verb("status", "what is managed, for whom, and what is not as wished (the default)", "verbs:status"),
     Verb("list", "every target with its value and its choices", "verbs:list_", (TUNABLE,)),
+    Verb(
+        "explain",
+        "what a tunable does, when it helps and how that is known; needs no daemon",
+        "explain:explain",
+        (EXPLAINED,),
+    ),
     Verb("get", "print values in force now", "verbs:get", (TARGETS,)),
     Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL)),
     Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT)),
