@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kerntune.cli.grammar import parser
 from kerntune.errors import Exit, KerntuneError
 
 if TYPE_CHECKING:
@@ -21,11 +20,16 @@ if TYPE_CHECKING:
     Run = Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
 
 INTERRUPTED: Final = 130
+COMPLETE: Final = "complete"  # asked by the shells, and no verb
 
 
 def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -> int:
     """Run the command line and answer its exit code; `argv` is without the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [COMPLETE]:
+        from kerntune.cli import complete  # noqa: PLC0415
+
+        return complete.main(words[1:])
     # A locale that cannot write a mark shows something else in its place.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -48,6 +52,8 @@ def run_of(name: str) -> Run:
 
 
 def _run(words: Sequence[str], connect: Connect | None) -> int:
+    from kerntune.cli.grammar import parser  # noqa: PLC0415
+
     if "--json" in words:
         # argparse would take an option between two arguments for the end of them.
         words = ["--json", *(word for word in words if word != "--json")]
