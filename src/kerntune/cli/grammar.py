@@ -87,6 +87,7 @@ TREE: Final = Argument(
     ("--root",), {"metavar": "DIR", "default": "/", "help": "look at the tree of another host below DIR"}, "files"
 )
 APPLY: Final = flag("--apply", "make these claims, also after a reboot")
+EVENTS: Final = flag("--events", "a line for each event, as where there is no terminal")
 JSON: Final = flag("--json", "answer in JSON")
 
 VERBS: Final = (
@@ -119,7 +120,7 @@ VERBS: Final = (
         "imports:import_",
         (APPLY, ALLOW_PARTIAL, TREE),
     ),
-    Verb("monitor", "print what changes as it happens, until Ctrl-C", "verbs:monitor"),
+    Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "live:monitor", (EVENTS,)),
 )
 
 
