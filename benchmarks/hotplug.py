@@ -25,8 +25,7 @@ from tests.system.machine import Machine
 from benchmarks.load import CHECKOUT
 from benchmarks.run import PLUGS as RESULTS
 from benchmarks.run import RESULTS as LATEST
-from benchmarks.run import TABLE
-from benchmarks.table import render
+from benchmarks.run import TABLE, document
 
 DEVICE, WISHED = "nvme0n1", "mq-deadline"
 RULE: Final = "/etc/udev/rules.d/60-scheduler.rules"
@@ -145,7 +144,7 @@ def main() -> int:
         ratio = row["median_ms"] / floor
         sys.stdout.write(f"{name:10} {row['median_ms']:7.1f} ms, worst {row['worst_ms']:7.1f} ms, ratio {ratio:.2f}\n")
     RESULTS.write_text(json.dumps({"date": f"{datetime.date.today()}", "rows": rows, "times_ms": times}) + "\n")
-    TABLE.write_text(render(json.loads(LATEST.read_text()), json.loads(RESULTS.read_text())))
+    TABLE.write_text(document(json.loads(LATEST.read_text())))
     return int(rows["kerntuned"]["median_ms"] > MOST * floor)
 
 

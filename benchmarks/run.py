@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from benchmarks.table import render
 
 RESULTS: Final = CHECKOUT / "benchmarks/results/latest.json"
 PLUGS: Final = CHECKOUT / "benchmarks/results/hotplug.json"
+COMMANDS: Final = CHECKOUT / "benchmarks/results/commands.json"
 TABLE: Final = CHECKOUT / "docs/benchmarks.md"
 PEERS: Final = CHECKOUT / "build/peers"
 QUIET_LOAD: Final = 0.5  # load average before the run
@@ -112,9 +114,14 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
     """The figures and the table, and the table on standard output too."""
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=1) + "\n")
-    plugs = json.loads(PLUGS.read_text()) if PLUGS.exists() else None
-    options.table.write_text(render(results, plugs))
-    print(render(results, plugs))
+    options.table.write_text(document(results))
+    print(document(results))
+
+
+def document(results: Mapping[str, Any]) -> str:
+    """The whole of docs/benchmarks.md, with what the other benchmarks have left."""
+    plugs, commands = (json.loads(file.read_text()) if file.exists() else None for file in (PLUGS, COMMANDS))
+    return render(results, plugs, commands)
 
 
 def say(what: str) -> None:

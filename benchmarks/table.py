@@ -44,14 +44,28 @@ only the ratios mean anything), one service after the other, ten plugs at a time
 | --- | --- | --- | --- |"""
 
 
-def render(results: Mapping[str, Any], plugs: Mapping[str, Any] | None = None) -> str:
-    """The whole document; `plugs` are the results of benchmarks.hotplug."""
+COMMANDS: Final = """\
+## The command line
+
+`python -m benchmarks.commands`, {date}: from the start of a process to its end, where nobody is asked; the median of
+{runs} runs in turn, and of their ratios. `kerntune --help` imports neither the bus nor what knows the kernel; most of
+its time is that of Python itself.
+
+| | ms | ratio to `true` | ratio to `busctl --version` |
+| --- | --- | --- | --- |"""
+
+
+def render(
+    results: Mapping[str, Any], plugs: Mapping[str, Any] | None = None, commands: Mapping[str, Any] | None = None
+) -> str:
+    """The whole document; `plugs` are the results of benchmarks.hotplug, `commands` of benchmarks.commands."""
     rows = [line(row) for row in results["rows"]]
     table = ["| | kerntuned | TuneD | floor | ratio | target |", "| --- | --- | --- | --- | --- | --- |", *rows]
     notes = [f"- {row['title']}: {row['note']}" for row in results["rows"] if row["note"]]
     parts = [HEAD, machine(results), "\n".join(table) + "\n"]
     parts += ["\n".join(notes) + "\n"] if notes else []
-    return "\n".join([*parts, FOOT, *([plugged(plugs)] if plugs else [])])
+    parts += [FOOT, *([plugged(plugs)] if plugs else []), *([typed(commands)] if commands else [])]
+    return "\n".join(parts)
 
 
 def plugged(plugs: Mapping[str, Any]) -> str:
@@ -63,6 +77,15 @@ def plugged(plugs: Mapping[str, Any]) -> str:
         for name, row in plugs["rows"].items()
     ]
     return "\n".join([PLUGGED.format(date=plugs["date"]), *rows]) + "\n"
+
+
+def typed(commands: Mapping[str, Any]) -> str:
+    """The table of benchmarks.commands."""
+    rows = [
+        f"| {name} | {number(row['median_ms'])} | {number(row['to true'])} | {number(row['to busctl --version'])} |"
+        for name, row in commands["rows"].items()
+    ]
+    return "\n".join([COMMANDS.format(date=commands["date"], runs=commands["runs"]), *rows]) + "\n"
 
 
 def machine(results: Mapping[str, Any]) -> str:

@@ -213,6 +213,10 @@ class ScriptedManager:
     async def reload(self) -> None:
         self._script.answer("Reload")
 
+    async def properties(self, interface: str) -> Mapping[str, Any]:
+        self._script.answer("GetAll", interface)
+        return {}
+
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
         self._script.answer("watch")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
-from benchmarks import figures, table, wire
+from benchmarks import commands, figures, run, table, wire
 from benchmarks.figures import FLOOR, KERNTUNE, TUNED, Book
 from benchmarks.floor import reply_to
 from benchmarks.lab import OUR_READ, unit_environment
@@ -93,3 +94,15 @@ def test_messages_are_cut_and_matched_by_serial() -> None:
 
 def test_the_daemon_is_measured_with_the_environment_of_its_unit() -> None:
     assert unit_environment("[Service]\nEnvironment=A=b\n# Environment=C=d\nUser=x\n") == {"A": "b"}
+
+
+def test_commands_are_compared_run_by_run() -> None:
+    times = {commands.TRUE: [1.0, 2.0], commands.BUSCTL: [4.0, 4.0], "kerntune --help": [20.0, 40.0]}
+    rows = commands.summary(times)
+    assert rows["kerntune --help"] == {"median_ms": 30.0, "to true": 20.0, "to busctl --version": 7.5}
+    text = table.typed({"date": "2026-01-01", "runs": 2, "rows": rows})
+    assert text.endswith("| kerntune --help | 30 | 20 | 7.5 |\n")
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    assert run.TABLE.read_text() == run.document(json.loads(run.RESULTS.read_text()))

@@ -81,7 +81,7 @@ def test_a_page_without_its_marks_is_told() -> None:
         shipped.inserted(".Dd\n")
 
 
-@pytest.mark.parametrize("page", ["kerntune.toml.5", "kerntune.1", "kerntuned.8"])
+@pytest.mark.parametrize("page", ["kerntune.toml.5", "kerntune.1", "kerntuned.8", "org.kerntune.Tuner1.5"])
 def test_the_manual_is_well_formed(page: str) -> None:
     done = subprocess.run(
         ["groff", "-mandoc", "-Tutf8", "-ww", "-z", str(CHECKOUT / "docs/man" / page)],

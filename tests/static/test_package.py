@@ -85,6 +85,8 @@ def test_every_file_for_users_is_there(files: dict[str, tarfile.TarInfo]) -> Non
     assert below(files, "/lib/systemd/system") == units
     assert below(files, "/usr/lib/sysusers.d") == {"kerntune.conf"}
     assert below(files, "/usr/lib/kerntune/profiles") == names("packaging/profiles/*.toml")
+    assert below(files, "/usr/share/bash-completion/completions") == {"kerntune"}
+    assert below(files, "/usr/share/zsh/vendor-completions") == {"_kerntune"}
     assert below(files, "/usr/bin") == {"kerntune", "kerntuned"}
     pages = {Path(path).name for path in below(files, "/usr/share/man")}
     assert pages == {f"{page}.gz" for page in names("docs/man/*")}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon.config_text import Kind
-from kerntune.daemon.profiles import Profiles, folders
+from kerntune.daemon.profiles import Profiles
+from kerntune.places import folders
 from kerntune.tunables import REGISTRY
 
 CHECKOUT = Path(__file__).parents[2]

@@ -1,58 +1,35 @@
-"""The entry of `kerntune`: parses, runs one verb, prints its answer, and turns every error into an exit code."""
+"""The entry of `kerntune`: parses, runs one verb, prints its answer, and turns every error into an exit code.
+
+What help and completion can do without is imported where it is used.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import shutil
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Any, Final, NoReturn
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import kerntune
-from kerntune.cli import manager, show
-from kerntune.cli.rows import Answer
-from kerntune.cli.verbs import VERBS
-from kerntune.errors import Exit, KerntuneError, Usage
+from kerntune.errors import Exit, KerntuneError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from kerntune.cli.manager import Connect
+    from kerntune.cli.rows import Answer
+
+    Run = Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
 
 INTERRUPTED: Final = 130
-
-EPILOG: Final = """\
-exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not authorised, 5 kerntuned not reachable, \
-6 done in part. See kerntune(1)."""
+COMPLETE: Final = "complete"  # asked by the shells, and no verb
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises what argparse would exit with, so that every error leaves by the same door."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Usage(message, f"See {self.prog} --help")
-
-
-def parser() -> Parser:
-    """The whole command line, made from the rows of VERBS."""
-    json_flag: dict[str, Any] = {"action": "store_true", "help": "answer in JSON"}
-    about = "Tune the kernel by way of kerntuned."
-    top = Parser(prog="kerntune", description=about, epilog=EPILOG, allow_abbrev=False)
-    top.add_argument("--version", action="version", version=f"kerntune {kerntune.__version__}")
-    top.add_argument("--json", **json_flag)
-    rows = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    for verb in VERBS:
-        about = f"{verb.summary[0].upper()}{verb.summary[1:]}."
-        row = rows.add_parser(verb.name, help=verb.summary, description=about, allow_abbrev=False)
-        for names, how in verb.arguments:
-            row.add_argument(*names, **how)
-        # Absent here must not undo a --json in front of the verb.
-        row.add_argument("--json", default=argparse.SUPPRESS, **json_flag)
-        row.set_defaults(run=verb.run)
-    return top
-
-
-def main(argv: Sequence[str] | None = None, *, connect: manager.Connect = manager.connect) -> int:
+def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -> int:
     """Run the command line and answer its exit code; `argv` is without the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [COMPLETE]:
+        from kerntune.cli import complete  # noqa: PLC0415
+
+        return complete.main(words[1:])
     # A locale that cannot write a mark shows something else in its place.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -62,32 +39,45 @@ def main(argv: Sequence[str] | None = None, *, connect: manager.Connect = manage
     except KerntuneError as error:
         return _fail(error, as_json="--json" in words)
     except KeyboardInterrupt:
-        show.error("interrupted", "What was asked for may be done all the same: see kerntune status", sys.stderr)
+        _complain("interrupted", "What was asked for may be done all the same: see kerntune status")
         return INTERRUPTED
 
 
-def _run(words: Sequence[str], connect: manager.Connect) -> int:
+def run_of(name: str) -> Run:
+    """What a verb runs, by the name in its row."""
+    from importlib import import_module  # noqa: PLC0415
+
+    module, _, function = name.partition(":")
+    return cast("Run", getattr(import_module(f"kerntune.cli.{module}"), function))
+
+
+def _run(words: Sequence[str], connect: Connect | None) -> int:
+    from kerntune.cli.grammar import parser  # noqa: PLC0415
+
     if "--json" in words:
         # argparse would take an option between two arguments for the end of them.
         words = ["--json", *(word for word in words if word != "--json")]
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
-    import asyncio  # noqa: PLC0415  # help should not wait for it
+    import asyncio  # noqa: PLC0415
 
-    running = args.run(connect, args)
+    from kerntune.cli import manager  # noqa: PLC0415
+
+    running = run_of(args.run)(connect or manager.connect, args)
     if isinstance(running, AsyncGenerator):
         return _follow(running, as_json=args.json)
-    answer: Answer = asyncio.run(running)
+    answer = asyncio.run(cast("Any", running))
     for advice in answer.advice:
         _complain(*advice)
     _print(answer.data if args.json else answer.page, as_json=args.json)
-    return answer.exit_code
+    return cast("int", answer.exit_code)
 
 
 def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
     """Print answers as they come, one line of JSON each, until Ctrl-C: that is how it is meant to end."""
-    import asyncio  # noqa: PLC0415  # as above
+    import asyncio  # noqa: PLC0415
+    from contextlib import aclosing  # noqa: PLC0415
 
     async def follow() -> None:
         # Closed here when nobody reads on, and not by the collector: the connection ends in order.
@@ -113,11 +103,20 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
 
 
 def _complain(what: str, hint: str) -> None:
+    import shutil  # noqa: PLC0415
+
+    from kerntune.cli import show  # noqa: PLC0415
+
     show.error(what, hint, sys.stderr, width=shutil.get_terminal_size().columns)
 
 
 def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
     """The answer, on stdout, at once; False when its reader has seen enough (`| head`), which is no error."""
+    import json  # noqa: PLC0415
+    import os  # noqa: PLC0415
+
+    from kerntune.cli import show  # noqa: PLC0415
+
     try:
         if as_json:
             print(json.dumps(answer, indent=indent))

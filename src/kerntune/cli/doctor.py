@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kerntune.cli import show
 from kerntune.cli.answers import Document
 from kerntune.cli.manager import Connect
-from kerntune.cli.rows import Answer, Argument, Verb
+from kerntune.cli.rows import Answer
 from kerntune.errors import Exit, KerntuneError, Usage
 from kerntune.model import Origin
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 HOST: Final = "/"
 MARKS: Final = {"problem": "✘", "warning": "!", "note": "·", "ok": "✔"}
 WIDEST: Final = 110  # a line of prose that people like to read
-ROOT: Final = Argument(
-    ("--root",), {"metavar": "DIR", "default": HOST, "help": "look at the tree of another host below DIR"}
-)
 
 
 async def doctor(connect: Connect, args: Namespace) -> Answer:
@@ -118,6 +115,3 @@ def wrapped(text: str, indent: str) -> list[str]:
         return [clean]
     width = min(shutil.get_terminal_size().columns, WIDEST)
     return textwrap.wrap(clean, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-VERB: Final = Verb("doctor", "look at the host: what is missing, and what works against kerntune", doctor, (ROOT,))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from kerntune.cli import show
-from kerntune.cli.doctor import ROOT, is_tree, tree
+from kerntune.cli.doctor import is_tree, tree
 from kerntune.cli.manager import Connect
-from kerntune.cli.rows import Advice, Answer, Argument, Verb, changed
+from kerntune.cli.rows import Advice, Answer, changed
 from kerntune.errors import Usage
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ INTRODUCTION: Final = (
     "# or all of them with kerntune import --apply.",
 )
 NOTHING: Final = "# Nothing was found that kerntune could take over."
-APPLY: Final = Argument(("--apply",), {"action": "store_true", "help": "make these claims, also after a reboot"})
-
-ALLOW_PARTIAL: Final = Argument(
-    ("--allow-partial",), {"action": "store_true", "help": "keep fewer huge pages than asked when there are no more"}
-)
 
 
 async def import_(connect: Connect, args: Namespace) -> Answer:
@@ -107,8 +102,3 @@ def page(proposals: Sequence[Proposal], left: Sequence[Left]) -> show.Page:
 def comment(text: str) -> str:
     """One line that a shell passes over, whatever the text holds."""
     return "# " + "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-VERB: Final = Verb(
-    "import", "show claims for what was set by hand in files; --apply makes them", import_, (APPLY, ALLOW_PARTIAL, ROOT)
-)

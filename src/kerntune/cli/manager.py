@@ -60,6 +60,9 @@ class Manager(Protocol):
     async def reload(self) -> None:
         """Have the configuration files read again, and wait for the pass."""
 
+    async def properties(self, interface: str) -> Mapping[str, Any]:
+        """All properties of one interface, as the contract has them."""
+
     def watch(self) -> AbstractAsyncContextManager[AsyncIterable[Event]]:
         """Everything that changes from here on; it ends with Unreachable when the daemon goes."""
 
@@ -115,6 +118,12 @@ class BusManager:
     async def reload(self) -> None:
         await self._client.call(ROOT, MANAGER, "Reload", "a{sv}", {}, interactive=True, timeout=EDIT_SECONDS)
 
+    async def properties(self, interface: str) -> Mapping[str, Any]:
+        (found,) = await self._client.call(
+            ROOT, f"{FREEDESKTOP}.Properties", "GetAll", "s", interface, timeout=READ_SECONDS
+        )
+        return cast("Mapping[str, Any]", found)
+
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
         # To listen starts no daemon, a call does where the bus knows how to.
@@ -156,7 +165,7 @@ async def _events(signals: AsyncIterable[Signal]) -> AsyncIterator[Event]:
             case "PropertiesChanged", [interface, {"Degraded": degraded}, _] if interface == MANAGER:
                 yield Health(tuple(degraded))
             case "GuardChanged", [state, level, details] if signal.interface == MEMORY:
-                yield _guard_change(state, level, {name: found.value for name, found in details.items()})
+                yield _guard_change(state, level, details)
 
 
 def _guard_change(state: str, level: int, details: Mapping[str, Any]) -> GuardChange:

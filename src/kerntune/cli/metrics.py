@@ -12,7 +12,7 @@ from typing import Final
 from kerntune.cli.answers import Document, Pool
 from kerntune.cli.exposition import Kind, Metric, Sample, text
 from kerntune.cli.manager import Connect
-from kerntune.cli.rows import Answer, Argument, Verb
+from kerntune.cli.rows import Answer
 from kerntune.errors import Failed, Unreachable
 from kerntune.model import Origin, State
 
@@ -135,11 +135,3 @@ def replace_file(path: Path, content: str) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise Failed(f"{path} cannot be written: {why}", "Is the folder there, and yours to write?") from error
-
-
-VERB: Final = Verb(
-    "metrics",
-    "print metrics for Prometheus",
-    metrics,
-    (Argument(("--output",), {"metavar": "FILE", "help": "write them there, for node_exporter's textfile collector"}),),
-)

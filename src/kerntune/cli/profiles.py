@@ -9,10 +9,9 @@ from kerntune.cli import check, codes, show
 from kerntune.cli.answers import Change, named
 from kerntune.cli.check import ProfilePage, line_of
 from kerntune.cli.manager import Connect
-from kerntune.cli.rows import Answer, Argument, Verb, changed
+from kerntune.cli.rows import Answer, changed
 from kerntune.errors import Exit, Usage
 
-ACTIONS: Final = ("list", "set", "clear", "show")
 NAMING: Final = frozenset({"set", "show"})
 
 
@@ -77,27 +76,3 @@ def shown(page: ProfilePage) -> Answer:
         said.append(show.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(table)))
     failed = any(problem["severity"] == "error" for problem in page["problems"])
     return Answer(page, said, Exit.FAILED if failed else Exit.OK)
-
-
-ACTION: Final = Argument(
-    ("action",),
-    {
-        "nargs": "?",
-        "choices": ACTIONS,
-        "default": "list",
-        "help": "list (the default), set, clear, or show one's values",
-    },
-)
-NAME: Final = Argument(("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"})
-BASELINE: Final = Argument(
-    ("--baseline",), {"action": "store_true", "help": "back to the host's own values; files are suspended until reload"}
-)
-PLANNED: Final = (
-    Argument(("--profile",), {"metavar": "NAME", "help": "what profile set NAME would do"}),
-    Argument(("--reset",), {"action": "store_true", "help": "what reset would do"}),
-    Argument(("--baseline",), {"action": "store_true", "help": "with --reset: to the host's own values"}),
-)
-VERBS: Final = (
-    Verb("profile", "list profiles, put one in force, or show what it says", profile, (ACTION, NAME)),
-    Verb("reset", "withdraw everybody's claims: back to configuration and profile", reset, (BASELINE,)),
-)

@@ -1,15 +1,13 @@
-"""What a verb is made of, and what it answers: the rows of the parser, and an answer for people and for programs."""
+"""What a verb answers, for people and for programs."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kerntune.cli import codes, show
 from kerntune.cli.answers import Change
-from kerntune.cli.manager import Connect
 from kerntune.errors import Exit
 
 
@@ -28,23 +26,6 @@ class Answer:
     page: show.Page
     exit_code: Exit = Exit.OK
     advice: tuple[Advice, ...] = ()
-
-
-class Argument(NamedTuple):
-    """One call of argparse's add_argument."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A row of the parser, and what it runs."""
-
-    name: str
-    summary: str
-    run: Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
-    arguments: tuple[Argument, ...] = ()
 
 
 def changed(

@@ -98,10 +98,10 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
     table = [_managed(row, claims) for row in managed if row["state"] not in CONTENT]
     table += [_waiting(claim) for claim in document["claims"] if not claim["matches"]]
     table += [_managed(row, claims) for row in managed if row["state"] in CONTENT]
-    head = [_head(document), *_guard(document)]
+    above = [head(document), *_guard(document)]
     if not table:
-        return [*head, NOTHING_MANAGED]
-    return [*head, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
+        return [*above, NOTHING_MANAGED]
+    return [*above, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
 
 
 def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
@@ -115,7 +115,7 @@ def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
 
 def reloaded(document: Document) -> Page:
     """That the files are in force, and how the host is with them."""
-    return [f"The configuration was read again: {_head(document)}"]
+    return [f"The configuration was read again: {head(document)}"]
 
 
 def checked(report: Report) -> Page:
@@ -128,7 +128,7 @@ def checked(report: Report) -> Page:
 
 def watching(document: Document) -> Page:
     """The first line of what is shown while it happens."""
-    return [f"Watching {_head(document)}; Ctrl-C ends it"]
+    return [f"Watching {head(document)}; Ctrl-C ends it"]
 
 
 def happened(clock: str, event: Event) -> Page:
@@ -158,7 +158,8 @@ def _step(row: Outcome) -> str:
     return "  ".join(clean(part) for part in parts if part)
 
 
-def _head(document: Document) -> str:
+def head(document: Document) -> str:
+    """The daemon in a line."""
     host = document["host"]
     where = "a simulated host" if host["simulated"] else f"Linux {host['kernel']}"
     if host["root"] != "/" and not host["simulated"]:

@@ -1,7 +1,4 @@
-"""What each verb asks and answers, and the rows the parser is made of; a verb neither parses nor prints.
-
-A new verb is a coroutine, or a generator of answers as things happen, and a row in VERBS.
-"""
+"""What each verb asks and answers; a verb neither parses nor prints."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, codes, doctor, imports, metrics, profiles, show, spelling
+from kerntune.cli import answers, check, codes, profiles, show, spelling
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
-from kerntune.cli.rows import Advice, Answer, Argument, Verb, changed
+from kerntune.cli.rows import Advice, Answer, changed
 from kerntune.errors import Exit, NotSupported, Usage
 from kerntune.model import Setting, State
 
@@ -225,51 +222,3 @@ def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
     for outcome in event.outcomes:
         said = {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}
         yield said, event._replace(outcomes=(outcome,))
-
-
-SETTING: Final = {"metavar": "TUNABLE[@INSTANCES]=VALUE", "help": "for example hugepages=64G, io-scheduler@nvme*=none"}
-SETTINGS: Final = Argument(("settings",), {"nargs": "+", **SETTING})
-PLANNED: Final = Argument(("settings",), {"nargs": "*", **SETTING})
-TARGETS: Final = Argument(
-    ("targets",),
-    {"nargs": "+", "metavar": "TUNABLE[@INSTANCES]", "help": "without instances: all of the tunable's"},
-)
-TUNABLE: Final = Argument(("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "only this tunable"})
-ALLOW_PARTIAL: Final = Argument(
-    ("--allow-partial",), {"action": "store_true", "help": "keep fewer huge pages than asked when there are no more"}
-)
-
-PERSIST: Final = Argument(("--persist",), {"action": "store_true", "help": "also after a reboot"})
-PERSISTENT: Final = Argument(
-    ("--persist",), {"action": "store_true", "help": "the persistent claims, not the runtime ones"}
-)
-UNSET: Final = Argument(
-    ("--unset",), {"action": "store_true", "help": "what unset would do: TUNABLE[@INSTANCES] without values"}
-)
-
-CHECK: Final = Argument(("action",), {"choices": ["check"], "help": "what is wrong with them, line by line"})
-PLACE: Final = Argument(
-    ("path",), {"nargs": "?", "metavar": "PATH", "help": "another folder than /etc/kerntune, or one file"}
-)
-
-VERBS: Final = (
-    Verb("status", "what is managed, for whom, and what is not as wished (the default)", status),
-    Verb("list", "every target with its value and its choices", list_, (TUNABLE,)),
-    Verb("get", "print values in force now", get, (TARGETS,)),
-    Verb("set", "claim values", set_, (SETTINGS, PERSIST, ALLOW_PARTIAL)),
-    Verb("unset", "withdraw claims", unset, (TARGETS, PERSISTENT)),
-    Verb(
-        "plan",
-        "what set would do; nothing is changed",
-        plan,
-        (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, *profiles.PLANNED),
-    ),
-    *profiles.VERBS,
-    Verb("verify", "what is managed and not as wished", verify),
-    Verb("reload", "read the configuration files again", reload),
-    Verb("config", "check the configuration files; needs no daemon", config, (CHECK, PLACE)),
-    doctor.VERB,
-    imports.VERB,
-    metrics.VERB,
-    Verb("monitor", "print what changes as it happens, until Ctrl-C", monitor),
-)

@@ -11,9 +11,10 @@ from typing import Any
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import Config
 from kerntune.daemon.config_text import Kind, Problem
-from kerntune.daemon.profiles import Profiles, folders
+from kerntune.daemon.profiles import Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
+from kerntune.places import folders
 from kerntune.tunables import REGISTRY
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +14,11 @@ from kerntune.daemon.last_good import LastGood
 from kerntune.daemon.settings import shown
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
+from kerntune.places import files_in
 from kerntune.tunables.base import Tunable
 
-FOLDER: Final = "profiles"
 COPY: Final = "profile.json"  # in the runtime directory
 NAMED: Final = 3  # mistakes that a caller is told
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 SUMMARY: Final = 200  # characters
 DEEPEST: Final = 16
 
@@ -181,18 +178,3 @@ def read_page(name: str, path: Path, tunables: Mapping[str, Tunable]) -> tuple[P
 
 def is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The profiles of one folder; none where it cannot be listed. A file whose name is none is passed over."""
-    try:
-        return [path for path in folder.iterdir() if path.suffix == ".toml" and NAME.fullmatch(path.stem)]
-    except OSError:
-        return []
-
-
-def folders(config: Path) -> tuple[Path, Path]:
-    """The shipped profiles (beside the sources in a checkout, else as installed), and the administrator's."""
-    checkout = Path(__file__).parents[3] / "packaging" / FOLDER
-    places = (checkout, Path(sys.prefix) / "lib/kerntune" / FOLDER, Path("/usr/lib/kerntune") / FOLDER)
-    return next((place for place in places if place.is_dir()), places[-1]), config / FOLDER

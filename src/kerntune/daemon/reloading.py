@@ -54,7 +54,8 @@ class Reloading:
     def profile(self) -> ProfileInForce:
         """The reader of profiles, made when one is wanted: most hosts have none. Blocks."""
         if self._profile is None:
-            from kerntune.daemon.profiles import ProfileInForce, Profiles, folders  # noqa: PLC0415
+            from kerntune.daemon.profiles import ProfileInForce, Profiles  # noqa: PLC0415
+            from kerntune.places import folders  # noqa: PLC0415
 
             tunables = self._engine.tunables
             self._profile = ProfileInForce(Profiles(folders(self._folder), tunables.values()), self._runtime, tunables)

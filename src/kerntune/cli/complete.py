@@ -1,0 +1,136 @@
+"""`kerntune complete KIND WORD`: how a word may go on, for the shells; the verb is not meant for people.
+
+It reads the kernel's files and those folders that everybody may, asks nobody, and says nothing when it fails: a shell
+waits for it at a key press.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kerntune.cli import spelling
+from kerntune.errors import InvalidValue, KerntuneError
+from kerntune.places import CONFIG, files_in, folders
+
+if TYPE_CHECKING:
+    from kerntune.kernel.files import KernelView
+    from kerntune.tunables.base import Tunable
+
+# Names come from devices and folders: no other character gets onto somebody's command line.
+SAFE: Final = re.compile(r"[A-Za-z0-9_.:@=/+-]*", re.ASCII)
+OPEN: Final = "@=:"  # at the end of a word that goes on
+RATIO: Final = "50"  # any would do
+
+
+def main(words: Sequence[str], *, root: Path = Path("/")) -> int:
+    """Print what may stand in place of the word, one to a line."""
+    kind, word = (*words, "", "")[:2]
+    try:
+        found = [text for text in KINDS[kind](word, root) if is_next(text, word)]
+    except (KeyError, KerntuneError, OSError):
+        found = []
+    sys.stdout.write("".join(f"{text}\n" for text in dict.fromkeys(found)))
+    return 0
+
+
+def is_next(text: str, word: str) -> bool:
+    """Whether the word may become that; what is complete stays, so that the shell goes on to the next word."""
+    rest = text.removeprefix(word)
+    return text.startswith(word) and bool(SAFE.fullmatch(rest)) and (rest != "" or text[-1:] not in OPEN)
+
+
+def profiles(_word: str, _root: Path) -> Iterator[str]:
+    """Shipped ones and the administrator's."""
+    config = Path(os.environ.get("CONFIGURATION_DIRECTORY", CONFIG))
+    return iter(sorted(path.stem for folder in folders(config) for path in files_in(folder)))
+
+
+def tunables(_word: str, _root: Path) -> Iterator[str]:
+    """All there are, also those that this host does not support."""
+    return (tunable.name for tunable in registry())
+
+
+def targets(word: str, root: Path) -> Iterator[str]:
+    """`TUNABLE`, then `TUNABLE@INSTANCE`."""
+    name, at, _ = word.partition("@")
+    for tunable in registry():
+        if at and tunable.name == name:
+            yield from (f"{name}@{instance}" for instance in instances(tunable, host(root)))
+        elif not at:
+            yield tunable.name
+            if tunable.name.startswith(word) and tunable.name not in spelling.SINGLE:
+                yield f"{tunable.name}@"
+
+
+def settings(word: str, root: Path) -> Iterator[str]:
+    """`TUNABLE@` or `TUNABLE=`, then `TUNABLE@INSTANCE=`, then its values; names by-id may hold a `=` themselves."""
+    tunable = next((one for one in registry() if one.name == re.split("[@=]", word)[0]), None)
+    if tunable is None or not {"@", "="} & set(word):
+        for one in registry():
+            yield from (f"{one.name}@",) if one.name not in spelling.SINGLE else ()
+            yield from (f"{one.name}=",) if takes_no_instance(one) else ()
+        return
+    kernel = host(root)
+    yield from (f"{tunable.name}@{instance}=" for instance in instances(tunable, kernel))
+    target, equals, _ = word.rpartition("=")
+    if equals:
+        pattern = target.partition("@")[2] or spelling.everything(tunable.name)
+        yield from (f"{target}={value}" for value in values(tunable, kernel, pattern))
+
+
+def registry() -> tuple[Tunable, ...]:
+    from kerntune.tunables import REGISTRY  # noqa: PLC0415  # profiles do without them
+
+    return REGISTRY
+
+
+def host(root: Path) -> KernelView:
+    from kerntune.kernel.files import HostKernel  # noqa: PLC0415  # as above
+
+    return HostKernel(root)
+
+
+def takes_no_instance(tunable: Tunable) -> bool:
+    """Whether `TUNABLE=VALUE` means something."""
+    if spelling.needs_default_page_size(spelling.Asked(spelling.What(tunable.name, None), "")):
+        return True
+    return is_good(tunable.normal, spelling.everything(tunable.name))
+
+
+def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
+    """Names of the targets there are now, and their other names, as far as a pattern may be one."""
+    for target in tunable.targets(kernel):
+        yield from (name for name in (target.instance, *target.aliases) if name and is_good(tunable.normal, name))
+
+
+def values(tunable: Tunable, kernel: KernelView, pattern: str) -> Iterator[str]:
+    """What the targets offer; a word that takes an argument ends in a colon."""
+    normal = tunable.normal(pattern)
+    matching = [target for target in tunable.targets(kernel) if tunable.matches(normal, target)]
+    readings = tunable.read_all(kernel, matching)
+    for choice in dict.fromkeys(choice for reading in readings.values() for choice in reading.choices):
+        if is_good(tunable.normal_value, choice):
+            yield choice
+        if is_good(tunable.normal_value, f"{choice}:{RATIO}"):
+            yield f"{choice}:"
+
+
+def is_good(normal: Callable[[str], str], text: str) -> bool:
+    try:
+        normal(text)
+    except InvalidValue:
+        return False
+    return True
+
+
+KINDS: Final[dict[str, Callable[[str, Path], Iterator[str]]]] = {
+    "profiles": profiles,
+    "tunables": tunables,
+    "targets": targets,
+    "settings": settings,
+}

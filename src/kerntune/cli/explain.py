@@ -1,0 +1,89 @@
+"""`kerntune explain`: what is known of a tunable; reads no file of the kernel and asks no daemon."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import textwrap
+from argparse import Namespace
+from typing import Any, Final
+
+from kerntune.cli import show
+from kerntune.cli.manager import Connect
+from kerntune.cli.rows import Answer
+from kerntune.errors import UnknownTunable
+from kerntune.explained import EXPLAINED, Explanation
+
+WIDEST: Final = 100  # a line of prose that people like to read
+INDENT: Final = 12  # as wide as the longest heading
+
+
+async def explain(_connect: Connect, args: Namespace) -> Answer:
+    """What a tunable does, when it helps, how that is known, and what it costs; without a name, all in a line each."""
+    known = registered()
+    if args.tunable is None:
+        rows = tuple(show.Row((one.tunable, summary, grades(one))) for one, summary in known)
+        table = show.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
+        return Answer({"tunables": [data(one) for one, _ in known]}, [table])
+    for one, _ in known:
+        if one.tunable == args.tunable:
+            return Answer(data(one), page(one))
+    there = ", ".join(one.tunable for one, _ in known)
+    raise UnknownTunable(f"there is no tunable {args.tunable!r}", f"There are {there}")
+
+
+def registered() -> list[tuple[Explanation, str]]:
+    """Those of the tunables there are, in their order, each with a word for it."""
+    from kerntune.tunables import REGISTRY  # noqa: PLC0415  # only names and summaries, and only here
+
+    by_name = {one.tunable: one for one in EXPLAINED}
+    return [(by_name[tunable.name], tunable.summary) for tunable in REGISTRY]
+
+
+def grades(one: Explanation) -> str:
+    """How well it is known, best first."""
+    return ", ".join(dict.fromkeys(evidence.grade for evidence in one.evidence))
+
+
+def command(one: Explanation) -> str:
+    """The example as a line for a shell."""
+    return f"kerntune set {shlex.quote(one.example.setting)}"
+
+
+def data(one: Explanation) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        **one._asdict(),
+        "evidence": [evidence._asdict() for evidence in one.evidence],
+        "example": {"command": command(one), "about": one.example.about},
+    }
+
+
+def page(one: Explanation) -> show.Page:
+    """A paragraph for each thing to know."""
+    paragraphs = [
+        ("helps", one.helps),
+        *(("evidence" if i == 0 else "", f"{said.grade}: {said.said}") for i, said in enumerate(one.evidence)),
+        ("risk", one.risk),
+        ("instances", one.instances),
+        ("values", one.values),
+        *(("kernel file" if i == 0 else "", file) for i, file in enumerate(one.files)),
+        ("document", one.document),
+        ("example", command(one)),
+        ("", one.example.about),
+    ]
+    lines = wrapped(f"{one.tunable}: {one.what}", "", "  ")
+    for heading, text in paragraphs:
+        lines += wrapped(text, f"  {heading:{INDENT}}", " " * (INDENT + 2))
+    return lines
+
+
+def wrapped(text: str, first: str, rest: str) -> list[str]:
+    """Lines that fit a terminal, where there is one; words stay whole, for they may be paths and commands."""
+    if not sys.stdout.isatty():
+        return [first + text]
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )

@@ -1,0 +1,153 @@
+"""What can be typed: the verbs, their arguments, and the parser made of them.
+
+It runs nothing, and imports nothing that a help text can do without: a verb names the coroutine it runs. A new verb is
+a coroutine in a module of this package, or a generator of answers as things happen, and a row in VERBS.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final, NamedTuple, NoReturn
+
+import kerntune
+from kerntune.errors import Usage
+
+EPILOG: Final = """\
+exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not authorised, 5 kerntuned not reachable, \
+6 done in part. See kerntune(1)."""
+
+
+class Argument(NamedTuple):
+    """One call of argparse's add_argument; `completes` is a word of `kerntune complete`, where values are live."""
+
+    names: tuple[str, ...]
+    how: dict[str, Any]
+    completes: str = ""
+
+    @property
+    def is_option(self) -> bool:
+        return self.names[0].startswith("-")
+
+    @property
+    def takes_value(self) -> bool:
+        return self.how.get("action") != "store_true"
+
+
+class Verb(NamedTuple):
+    """A row of the parser, and what it runs: `module:function` in this package."""
+
+    name: str
+    summary: str
+    run: str
+    arguments: tuple[Argument, ...] = ()
+
+
+def flag(name: str, about: str) -> Argument:
+    """An option without a value."""
+    return Argument((name,), {"action": "store_true", "help": about})
+
+
+SETTING: Final = {"metavar": "TUNABLE[@INSTANCES]=VALUE", "help": "for example hugepages=64G, io-scheduler@nvme*=none"}
+SETTINGS: Final = Argument(("settings",), {"nargs": "+", **SETTING}, "settings")
+PLANNED: Final = Argument(("settings",), {"nargs": "*", **SETTING}, "settings")
+TARGETS: Final = Argument(
+    ("targets",),
+    {"nargs": "+", "metavar": "TUNABLE[@INSTANCES]", "help": "without instances: all of the tunable's"},
+    "targets",
+)
+TUNABLE: Final = Argument(("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "only this tunable"}, "tunables")
+EXPLAINED: Final = Argument(
+    ("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "all that is known of this one"}, "tunables"
+)
+ALLOW_PARTIAL: Final = flag("--allow-partial", "keep fewer huge pages than asked when there are no more")
+PERSIST: Final = flag("--persist", "also after a reboot")
+PERSISTENT: Final = flag("--persist", "the persistent claims, not the runtime ones")
+UNSET: Final = flag("--unset", "what unset would do: TUNABLE[@INSTANCES] without values")
+PLANNED_PROFILE: Final = Argument(
+    ("--profile",), {"metavar": "NAME", "help": "what profile set NAME would do"}, "profiles"
+)
+PLANNED_RESET: Final = flag("--reset", "what reset would do")
+PLANNED_BASELINE: Final = flag("--baseline", "with --reset: to the host's own values")
+ACTION: Final = Argument(
+    ("action",),
+    {
+        "nargs": "?",
+        "choices": ("list", "set", "clear", "show"),
+        "default": "list",
+        "help": "list (the default), set, clear, or show one's values",
+    },
+)
+NAME: Final = Argument(("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"}, "profiles")
+BASELINE: Final = flag("--baseline", "back to the host's own values; files are suspended until reload")
+CHECK: Final = Argument(("action",), {"choices": ("check",), "help": "what is wrong with them, line by line"})
+PLACE: Final = Argument(
+    ("path",), {"nargs": "?", "metavar": "PATH", "help": "another folder than /etc/kerntune, or one file"}, "files"
+)
+TREE: Final = Argument(
+    ("--root",), {"metavar": "DIR", "default": "/", "help": "look at the tree of another host below DIR"}, "files"
+)
+APPLY: Final = flag("--apply", "make these claims, also after a reboot")
+EVENTS: Final = flag("--events", "a line for each event, as where there is no terminal")
+OUTPUT: Final = Argument(
+    ("--output",), {"metavar": "FILE", "help": "write them there, for node_exporter's textfile collector"}, "files"
+)
+JSON: Final = flag("--json", "answer in JSON")
+
+VERBS: Final = (
+    Verb("status", "what is managed, for whom, and what is not as wished (the default)", "verbs:status"),
+    Verb("list", "every target with its value and its choices", "verbs:list_", (TUNABLE,)),
+    Verb(
+        "explain",
+        "what a tunable does, when it helps and how that is known; needs no daemon",
+        "explain:explain",
+        (EXPLAINED,),
+    ),
+    Verb("get", "print values in force now", "verbs:get", (TARGETS,)),
+    Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL)),
+    Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT)),
+    Verb(
+        "plan",
+        "what set would do; nothing is changed",
+        "verbs:plan",
+        (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE),
+    ),
+    Verb("profile", "list profiles, put one in force, or show what it says", "profiles:profile", (ACTION, NAME)),
+    Verb("reset", "withdraw everybody's claims: back to configuration and profile", "profiles:reset", (BASELINE,)),
+    Verb("verify", "what is managed and not as wished", "verbs:verify"),
+    Verb("reload", "read the configuration files again", "verbs:reload"),
+    Verb("config", "check the configuration files; needs no daemon", "verbs:config", (CHECK, PLACE)),
+    Verb("doctor", "look at the host: what is missing, and what works against kerntune", "doctor:doctor", (TREE,)),
+    Verb(
+        "import",
+        "show claims for what was set by hand in files; --apply makes them",
+        "imports:import_",
+        (APPLY, ALLOW_PARTIAL, TREE),
+    ),
+    Verb("metrics", "print metrics for Prometheus", "metrics:metrics", (OUTPUT,)),
+    Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "live:monitor", (EVENTS,)),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what argparse would exit with, so that every error leaves by the same door."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(message, f"See {self.prog} --help")
+
+
+def parser() -> Parser:
+    """The whole command line, made from the rows of VERBS."""
+    about = "Tune the kernel by way of kerntuned."
+    top = Parser(prog="kerntune", description=about, epilog=EPILOG, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"kerntune {kerntune.__version__}")
+    top.add_argument(*JSON.names, **JSON.how)
+    rows = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for verb in VERBS:
+        about = f"{verb.summary[0].upper()}{verb.summary[1:]}."
+        row = rows.add_parser(verb.name, help=verb.summary, description=about, allow_abbrev=False)
+        for argument in verb.arguments:
+            row.add_argument(*argument.names, **argument.how)
+        # Absent here must not undo a --json in front of the verb.
+        row.add_argument(*JSON.names, default=argparse.SUPPRESS, **JSON.how)
+        row.set_defaults(run=verb.run)
+    return top
