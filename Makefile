@@ -8,6 +8,7 @@ SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
           dbus dbus-bin polkitd udev systemd zsh
+PROMETHEUS := build/prometheus
 DEBIAN_VM := qemu-system-x86 qemu-utils mmdebstrap acpica-tools e2fsprogs util-linux
 
 # What of these Debian packages is missing is installed.
@@ -39,8 +40,17 @@ run: setup
 	@BUS=$(BUS) $(VENV)/bin/python -m tests.harness.run
 
 # As root everything; other users' tests that need root are skipped and counted.
-test: setup
+test: setup $(PROMETHEUS)/.ready
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+# What reads our metrics, 23 MB: two programs out of Debian's packages, which would start servers here if installed.
+$(PROMETHEUS)/.ready:
+	@mkdir -p $(@D) && cd $(@D) && \
+	fetch() { apt-get download -qq prometheus prometheus-node-exporter 2>/dev/null; } && \
+	{ fetch || { $(SUDO) apt-get update -qq && fetch; }; } && \
+	unpack() { dpkg-deb --fsys-tarfile $$1_*.deb | tar -x --strip-components=3 ./usr/bin/$$2; } && \
+	unpack prometheus promtool && unpack prometheus-node-exporter prometheus-node-exporter && \
+	rm -- *.deb && touch .ready || echo "promtool and node_exporter cannot be fetched: what needs them is skipped"
 
 # The package on a real system, in a virtual machine. The first run makes its disk; what it makes stays in ~/.cache.
 test-vm: setup setup-vm deb

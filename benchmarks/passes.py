@@ -16,7 +16,8 @@ from kerntune.engine.passes import Order, Worker
 from kerntune.kernel.files import HostKernel, Kernel
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Baseline, Claim, Limits, Origin, State
-from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
+from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.cpu_policies import POLICIES
 
 COUNT: Final = 512
 GOVERNORS: Final = ("performance", "powersave")

@@ -58,6 +58,7 @@ class Reason(StrEnum):
     OVER_LIMIT = "over-limit"
     BOOT_PARAMETER_WINS = "boot-parameter-wins"
     READ_ONLY = "read-only"
+    GOVERNOR_DECIDES = "governor-decides"
     CHANGED_BY_OTHERS = "changed-by-others"
 
 

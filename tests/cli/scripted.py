@@ -13,7 +13,7 @@ from typing import Any
 from kerntune.bus import names
 from kerntune.bus.client import unwrap
 from kerntune.bus.dispatch import Caller, Service, load
-from kerntune.cli.answers import Change, ClaimRow, Document, Event, Outcome, TargetRow, TunableRow
+from kerntune.cli.answers import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from tests.harness.privatebus import PrivateBus
@@ -109,6 +109,7 @@ def document(targets: Sequence[TargetRow] = (), claims: Sequence[ClaimRow] = (),
                 "commit_limit": 8 << 30,
             },
         },
+        "counters": {"hotplug_events": 2, "drift_repairs": 1, "guard_caps": 0},
         "guard": {"state": "off", "level": 0, "reason": "", "headroom": 12 << 30, "floor": 0},
         "tunables": [
             tunable("cpu-governor", supported=False, detail="no cpufreq driver is loaded"),
@@ -179,6 +180,10 @@ class ScriptedManager:
     async def describe(self) -> Document:
         self._script.answer("Describe")
         return self._script.described
+
+    async def pools(self) -> list[Pool]:
+        self._script.answer("Pools")
+        return [Pool(2 << 20, "", 128, 100, 8, 0, 128), Pool(2 << 20, "0", 128, 100, 8, 0, 128)]
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         return self._script.answer("Set", [tuple(row) for row in settings], dict(options))

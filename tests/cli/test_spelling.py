@@ -66,6 +66,8 @@ def test_a_size_is_spelt_in_the_largest_exact_unit(count: int, text: str) -> Non
         ("hugepages@2048kB=4", ("hugepages", "2M", "4")),
         ("hugepages@1024MiB/node1=1g", ("hugepages", "1G/node1", "1")),
         ("hugepages@what=4", ("hugepages", "what", "4")),
+        ("hugepages-overcommit=1G", ("hugepages-overcommit", "2M", "512")),
+        ("hugepages-overcommit@2048K=7", ("hugepages-overcommit", "2M", "7")),
         ("io-scheduler=none", ("io-scheduler", "*", "none")),
         ("io-scheduler@nvme*=none", ("io-scheduler", "nvme*", "none")),
         ("io-scheduler@by-id/nvme-a=b@c=none", ("io-scheduler", "by-id/nvme-a=b@c", "none")),

@@ -228,7 +228,7 @@ class TestStatus:
         assert run(Script(self.HOST), *words) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[3].split() == ["✔", "overcommit", "always", "always", "satisfied", "runtime,", "alice"]
-        assert len(lines) == 3
+        assert len(lines) == 4
 
     @pytest.mark.parametrize("words", [["--json"], ["status", "--json"], ["--json", "status"]])
     def test_json(self, words: list[str], capsys: Captured) -> None:

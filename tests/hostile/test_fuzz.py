@@ -171,6 +171,11 @@ def sensible() -> SearchStrategy[list[str]]:
                 ("hugepages", ("2M", "1G", "2M/node0", "2M/*"), ("0", "16", "2000", "20000", "99999999")),
                 ("overcommit", ("",), ("heuristic", "always:95", "never:80", "never:1")),
                 ("io-scheduler", ("*", "nvme*", "sda", "nvme9*"), ("none", "mq-deadline", "kyber")),
+                ("hugepages-overcommit", ("2M", "1G"), ("0", "16", "99999999")),
+                ("cpu-epp", ("*", "policy1"), ("performance", "power", "default")),
+                ("thp", ("enabled", "defrag"), ("always", "defer", "never")),
+                ("sysctl", ("vm.swappiness", "vm.zone_reclaim_mode"), ("0", "7", "150")),
+                ("read-ahead", ("*", "nvme*", "sda"), ("0", "2048", "65537")),
                 ("cpu-governor", ("*", "policy1", "0-3"), ("performance", "schedutil", "powersave")),
             )
             for instances in found

@@ -81,7 +81,8 @@ def test_every_file_for_users_is_there(files: dict[str, tarfile.TarInfo]) -> Non
     assert below(files, f"{dbus}/system-services") == names("dbus/*.service")
     assert below(files, "/usr/share/polkit-1/actions") == names("dbus/*.policy")
     assert below(files, "/usr/share/polkit-1/rules.d") == names("dbus/*.rules")
-    assert below(files, "/lib/systemd/system") == names("systemd/*.service") | names("systemd/*.target")
+    units = names("systemd/*.service") | names("systemd/*.target") | names("systemd/*.timer")
+    assert below(files, "/lib/systemd/system") == units
     assert below(files, "/usr/lib/sysusers.d") == {"kerntune.conf"}
     assert below(files, "/usr/lib/kerntune/profiles") == names("packaging/profiles/*.toml")
     assert below(files, "/usr/share/bash-completion/completions") == {"kerntune"}
@@ -115,5 +116,9 @@ def test_values_and_what_is_saved_outlive_everything_but_a_purge(package: Path) 
     assert "deb-systemd-invoke $_dh_action 'kerntuned.service'" in control["postinst"]
     assert re.search(r'"\$1" = remove \].*\n\s*deb-systemd-invoke stop', control["prerm"])
     assert re.findall(r"rm -rf (.*)", "".join(control.values())) == ["/var/lib/kerntune /run/kerntune"]
+    # The timer is for whoever wants it: it is cleaned up after, not started, and enabled again only where it had been.
+    assert "deb-systemd-helper purge 'kerntune-metrics.timer'" in control["postrm"]
+    assert "deb-systemd-helper debian-installed 'kerntune-metrics.timer'" in control["postinst"]
+    assert not re.search(r"deb-systemd-invoke.*kerntune-metrics", control["postinst"])
     # A target that is stopped takes along what requires it.
     assert "kerntune.target" not in "".join(control.values())

@@ -49,6 +49,17 @@ def test_systemd_accepts_the_target(runnable: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_systemd_accepts_the_metrics(tmp_path: Path) -> None:
+    for unit in UNIT.parent.glob("kerntune-metrics.*"):
+        copy = tmp_path / unit.name
+        copy.write_text(re.sub(r"^(Exec\w+)=\S+", r"\1=/bin/true", unit.read_text(), flags=re.MULTILINE))
+    for name in ("kerntune-metrics.service", "kerntune-metrics.timer"):
+        done = analyze(tmp_path / name, "verify", "--man=no")
+        assert (done.returncode, done.stderr) == (0, "")
+    done = analyze(tmp_path / "kerntune-metrics.service", "security", "--offline=true", "--threshold=20", "--no-pager")
+    assert done.returncode == 0, done.stdout
+
+
 def test_verify_would_see_a_mistake(runnable: Path) -> None:
     runnable.write_text(runnable.read_text().replace("LockPersonality=", "LockPersonalty="))
     assert "LockPersonalty" in analyze(runnable, "verify", "--man=no").stderr

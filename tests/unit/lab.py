@@ -72,6 +72,11 @@ def host_values(kernel: SimulatedKernel) -> dict[str, object]:
     return {
         "pools": [{size: pool.asked for size, pool in node.pools.items()} for node in kernel.nodes],
         "schedulers": {name: disk.scheduler for name, disk in kernel.disks.items()},
+        "preferences": {name: policy.epp for name, policy in kernel.policies.items()},
+        "borrow": {size: kernel.borrow.get(size, 0) for size in kernel.sizes},
+        "thp": dict(kernel.thp),
+        "sysctls": dict(kernel.sysctls),
+        "read_ahead": {name: disk.read_ahead for name, disk in kernel.disks.items()},
         "governors": {name: policy.governor for name, policy in kernel.policies.items()},
         "overcommit": dict(kernel.overcommit),
     }

@@ -52,6 +52,7 @@ def test_the_reasons_are_those_of_the_design() -> None:
         "pages-in-use",
         "overridden",
         "guard-limit",
+        "governor-decides",
         "over-limit",
         "boot-parameter-wins",
         "read-only",

@@ -44,6 +44,7 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: s
             "memory": figures(engine.memory),
         },
         "guard": guard_row(engine),
+        "counters": dict(engine.counters),
         "tunables": [
             {
                 "name": tunable.name,

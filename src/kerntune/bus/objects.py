@@ -19,7 +19,7 @@ from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
-from kerntune.engine.passes import Progress
+from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.errors import InvalidArgs
@@ -192,7 +192,7 @@ def whole(chosen: Mapping[str, Any]) -> Selection | None:
     """What a plan asks of the files as a whole, if it does."""
     profile, reset, baseline = (chosen.get(name) for name in WHOLE)
     if baseline and not reset:
-        raise InvalidArgs("baseline belongs to reset", "Give both, or neither")
+        raise InvalidArgs("the option baseline belongs to reset", "Give both, or neither")
     if profile is not None and reset:
         raise InvalidArgs("a plan is of a profile or of a reset", "Ask for one thing at a time")
     return Selection(profile, bool(reset), bool(baseline)) if profile is not None or reset else None

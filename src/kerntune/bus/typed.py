@@ -14,7 +14,7 @@ from kerntune.engine.guard import Alert, GuardVerdict
 from kerntune.errors import InvalidValue, NotSupported
 from kerntune.model import Lane, Setting, Target
 from kerntune.tunables import page_size
-from kerntune.tunables.cpu_governor import spell_cpus
+from kerntune.tunables.cpu_policies import spell_cpus
 from kerntune.tunables.overcommit import MODES
 
 Options = Mapping[str, Variant]

@@ -31,6 +31,18 @@ class Change(NamedTuple):
     outcomes: tuple[Outcome, ...]
 
 
+class Pool(NamedTuple):
+    """One `(tsttttt)` of HugePages.Pools: bytes of a page, the node's number ("": the whole host), counts of pages."""
+
+    page_size: int
+    node: str
+    total: int
+    free: int
+    reserved: int
+    surplus: int
+    requested: int
+
+
 class Pass(NamedTuple):
     """A pass of the daemon that changed something, what it was for, and only the outcomes that changed."""
 
@@ -144,6 +156,7 @@ class Document(TypedDict):
     profile: str
     host: HostRow
     guard: GuardRow
+    counters: dict[str, int]
     tunables: list[TunableRow]
     targets: list[TargetRow]
     claims: list[ClaimRow]

@@ -87,6 +87,11 @@ TREE: Final = Argument(
     ("--root",), {"metavar": "DIR", "default": "/", "help": "look at the tree of another host below DIR"}, "files"
 )
 APPLY: Final = flag("--apply", "make these claims, also after a reboot")
+OUTPUT: Final = Argument(
+    ("--output",),
+    {"metavar": "FILE", "help": "write them there, for node_exporter's textfile collector"},
+    "files",
+)
 EVENTS: Final = flag("--events", "a line for each event, as where there is no terminal")
 JSON: Final = flag("--json", "answer in JSON")
 
@@ -120,6 +125,7 @@ VERBS: Final = (
         "imports:import_",
         (APPLY, ALLOW_PARTIAL, TREE),
     ),
+    Verb("metrics", "print metrics for Prometheus", "metrics:metrics", (OUTPUT,)),
     Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "live:monitor", (EVENTS,)),
 )
 

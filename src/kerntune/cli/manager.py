@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from kerntune.bus.names import FREEDESKTOP, MANAGER, MEMORY, ROOT
-from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass
+from kerntune.bus.names import FREEDESKTOP, HUGE_PAGES, MANAGER, MEMORY, ROOT
+from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
 from kerntune.errors import Failed
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class Manager(Protocol):
 
     async def describe(self) -> Document:
         """Everything there is."""
+
+    async def pools(self) -> list[Pool]:
+        """The pools of huge pages; the daemon reads the host's memory again for it."""
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         """Claim values; `options` are those of Manager.Set."""
@@ -82,6 +86,9 @@ class BusManager:
         except ValueError as error:
             raise Failed("the daemon's description is not JSON", str(error)) from error
 
+    async def pools(self) -> list[Pool]:
+        return [Pool(*row) for row in await self._client.get(ROOT, HUGE_PAGES, "Pools")]
+
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         return await self._edit("Set", "a(sss)a{sv}", settings, options)
 
@@ -130,9 +137,12 @@ class BusManager:
         return await self._change(member, signature, [list(row) for row in rows], _variants(options))
 
     async def _change(self, member: str, signature: str, *body: Any) -> Change:
-        changed, outcomes = await self._client.call(
-            ROOT, MANAGER, member, signature, *body, interactive=True, timeout=EDIT_SECONDS
-        )
+        from kerntune.cli import progress  # noqa: PLC0415  # help should not wait for asyncio
+
+        async with progress.shown(self._client, sys.stderr):
+            changed, outcomes = await self._client.call(
+                ROOT, MANAGER, member, signature, *body, interactive=True, timeout=EDIT_SECONDS
+            )
         return Change(changed, _outcomes(outcomes))
 
 

@@ -8,12 +8,13 @@ from typing import Final, NamedTuple
 from kerntune.errors import NotSupported, Usage
 from kerntune.model import Setting
 
-HUGE_PAGES: Final = "hugepages"
+# Their instances begin with a page size, and a value may be one too.
+HUGE_PAGES: Final = frozenset({"hugepages", "hugepages-overcommit"})
 
 # One target and no instances; without `@` every other tunable means all of its instances.
 SINGLE: Final = frozenset({"overcommit"})
 # Their instances may be written as a list of CPUs.
-ON_CPUS: Final = frozenset({"cpu-governor"})
+ON_CPUS: Final = frozenset({"cpu-governor", "cpu-epp"})
 
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)
@@ -97,7 +98,7 @@ def _what(text: str, tunable: str, instances: str | None) -> What:
         raise Usage(f"{text!r} names no tunable", "kerntune list shows those of this host")
     if instances == "":
         raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write * for all of them")
-    if instances is not None and tunable == HUGE_PAGES:
+    if instances is not None and tunable in HUGE_PAGES:
         instances = _normal_pool(instances)
     if instances is not None and tunable in ON_CPUS:
         cpus(instances)
@@ -113,7 +114,7 @@ def _normal_pool(instances: str) -> str:
 
 def needs_default_page_size(request: Asked) -> bool:
     """Whether `setting` has to be told the host's default size of huge pages."""
-    return request.what == What(HUGE_PAGES, None)
+    return request.what.tunable in HUGE_PAGES and request.what.instances is None
 
 
 def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
@@ -123,7 +124,7 @@ def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
     there is no default page size and one is needed.
     """
     tunable, instances = request.what
-    if tunable == HUGE_PAGES:
+    if tunable in HUGE_PAGES:
         if instances is None:
             if not default_page_size:
                 raise NotSupported(
@@ -131,7 +132,7 @@ def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
                     "Name one: kerntune list hugepages shows those it has",
                 )
             instances = spell_size(default_page_size)
-        return Setting(tunable, instances, str(_pages(request.value, instances)))
+        return Setting(tunable, instances, str(_pages(request.value, tunable, instances)))
     return Setting(tunable, everything(tunable) if instances is None else instances, request.value)
 
 
@@ -140,23 +141,23 @@ def everything(tunable: str) -> str:
     return "" if tunable in SINGLE else "*"
 
 
-def _pages(value: str, instances: str) -> int:
+def _pages(value: str, tunable: str, instances: str) -> int:
     if _COUNT.fullmatch(value):
         return int(value)
     if (wanted := size(value)) is None:
         raise Usage(
             f"{value} is neither a number of huge pages nor a size",
-            "A bare number counts pages; a size takes one of K, M, G, T: hugepages=64G",
+            f"A bare number counts pages; a size takes one of K, M, G, T: {tunable}=64G",
         )
     page_size = size(instances.partition("/")[0])
     if not page_size:
         raise Usage(
             f"{instances} names no page size to divide {value} by",
-            f"Write hugepages@2M={value}, hugepages@2M/node0={value}, or a number of pages",
+            f"Write {tunable}@2M={value}, or a number of pages",
         )
     pages, rest = divmod(wanted, page_size)
     if rest:
-        below, above = (f"{spell_size(n * page_size)} (hugepages@{instances}={n})" for n in (pages, pages + 1))
+        below, above = (f"{spell_size(n * page_size)} ({tunable}@{instances}={n})" for n in (pages, pages + 1))
         raise Usage(
             f"{value} is not a whole number of {spell_size(page_size)} pages",
             f"The nearest sizes are {below} and {above}",

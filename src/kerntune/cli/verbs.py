@@ -17,7 +17,7 @@ from kerntune.model import Setting, State
 
 # Names the kernel gives in the order it finds the drives.
 UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
-ON_BLOCK_DEVICES: Final = frozenset({"io-scheduler"})
+ON_BLOCK_DEVICES: Final = frozenset({"io-scheduler", "read-ahead"})
 
 
 NO_CHANGE: Final = "Nothing would change."

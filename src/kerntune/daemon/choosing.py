@@ -8,7 +8,7 @@ from kerntune.daemon.config_files import Chosen
 from kerntune.daemon.reloading import Reloading
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Edit, FilesEdit, Selection
-from kerntune.engine.passes import Progress
+from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 
 

@@ -19,6 +19,7 @@ from kerntune.tunables.base import Tunable
 
 LONGEST_VALUE: Final = 256  # characters
 HUGE_PAGES: Final = "hugepages"
+COUNTED: Final = frozenset({HUGE_PAGES, "hugepages-overcommit"})  # in pages
 WHO: Final = "config"
 PROFILE: Final = "profile"
 REASONED: Final = {"value", "why"}
@@ -272,7 +273,7 @@ def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
         instances = normal(tunable, pattern)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
-    counted = as_pages(value, instances) if tunable.name == HUGE_PAGES else value
+    counted = as_pages(value, instances) if tunable.name in COUNTED else value
     try:
         return instances, tunable.normal_value(counted)
     except InvalidValue as error:

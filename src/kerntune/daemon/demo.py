@@ -1,4 +1,7 @@
-"""Events on the simulated host: a FIFO that takes `add NAME` and `remove NAME`, as if drives were plugged by hand."""
+"""Events on the simulated host: a FIFO that takes `add NAME` and `remove NAME`, as if drives were plugged by hand.
+
+With `slow MILLISECONDS` huge pages take their time, as on a host whose memory is in use.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from kerntune.model import Lane
 log = logging.getLogger(__name__)
 FIFO = "demo"
 LONGEST = 4096
+SLOWEST = 10_000  # milliseconds
 
 
 @contextlib.contextmanager
@@ -31,7 +35,7 @@ def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterato
     def read() -> None:
         for line in os.read(fd, LONGEST).decode(errors="replace").splitlines():
             if event := carry_out(kernel, line):
-                happened(event, [Lane.BLOCK])
+                happened(event, [Lane.BLOCK], events=1)
 
     loop.add_reader(fd, read)
     log.info("plug a simulated drive: echo add nvme2n1 > %s (and: remove nvme2n1)", path)
@@ -50,7 +54,14 @@ def carry_out(kernel: SimulatedKernel, line: str) -> str:
             kernel.plug(name, by_id=f"nvme-Simulated_{name}")
         case ["remove", name] if name in kernel.disks:
             kernel.unplug(name)
+        case ["slow", milliseconds] if milliseconds.isdecimal():
+            kernel.pace = min(int(milliseconds), SLOWEST) / 1000
+            return ""
         case _:
-            log.warning("%r: say `add NAME` for a new drive or `remove NAME` for one there is", line[:80])
+            log.warning(
+                "%r: say `add NAME` for a new drive, `remove NAME` for one there is, or `slow MILLISECONDS` for what a "
+                "GiB of huge pages takes",
+                line[:80],
+            )
             return ""
     return line

@@ -41,6 +41,7 @@ class MemoryGuard:
         self.lock = threading.Lock()
         self.settings = GuardLimits()
         self.verdict = GuardVerdict()
+        self.times_capped = 0
         self._watch: Watch | None = None
         self._stopped = False
 
@@ -127,6 +128,7 @@ class MemoryGuard:
     def take(self, verdict: GuardVerdict, memory: Memory | None) -> None:
         """This is the verdict from now on."""
         news = verdict.news != self.verdict.news
+        self.times_capped += verdict.caps and not self.verdict.caps
         self.verdict = verdict
         if news:
             self._tell(verdict, memory, self.limits)

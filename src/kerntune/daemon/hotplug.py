@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from kerntune.kernel.devices import Event, Overrun, monitors
@@ -20,7 +20,11 @@ LATER: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
 # policies of a cpufreq driver, have none.
 FOLLOW_UPS: Final = (0.5, 2.0, 8.0)
 
-Look = Callable[[str, Iterable[Lane]], None]
+
+class Look(Protocol):
+    """Asks for passes: with a cause, their lanes, and how many events of devices it is for."""
+
+    def __call__(self, cause: str, lanes: Iterable[Lane], *, events: int = 0) -> None: ...
 
 
 class Source(Protocol):
@@ -59,7 +63,7 @@ class Hotplug:
         except OSError as error:
             log.warning("device events cannot be read: %s", error)
         for lane, events in found.items():
-            self._look(cause(events), [lane])
+            self._look(cause(events), [lane], events=len(events))
             self._follow_up(lane, FOLLOW_UPS)
 
     def stop(self) -> None:

@@ -127,11 +127,38 @@ CLAIM_TABLES: Final = (
         ),
     ),
     ClaimTable(
+        "hugepages-overcommit",
+        "Huge pages that may be borrowed while a program uses them, beyond those of the pools. Nothing is reserved.",
+        "a page size (2M)",
+        "a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)",
+        (Example("2M", "16G", "up to 16 GiB in pages of 2 MiB for who asks"),),
+    ),
+    ClaimTable(
         "overcommit",
         "How much memory the kernel promises to programs. A limit that would lock the host out is refused.",
         "* (it is one setting of the host)",
         "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
         (Example("*", "always:95", "promise whatever is asked for"),),
+    ),
+    ClaimTable(
+        "thp",
+        "Transparent huge pages: who gets them (enabled), and who waits while the kernel makes them (defrag).",
+        "enabled or defrag",
+        "the kernel's word: always, madvise or never, for defrag also defer or defer+madvise",
+        (
+            Example("enabled", "madvise", "programs that ask for them"),
+            Example("defrag", "madvise", "only those wait for them"),
+        ),
+    ),
+    ClaimTable(
+        "sysctl",
+        "The sysctls that matter to hosts of large models.",
+        "vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",
+        "a whole number: to 200, 7 and 3 in that order",
+        (
+            Example("vm.swappiness", 10, "keep programs in memory rather than page cache"),
+            Example("vm.zone_reclaim_mode", 0, "take memory of another node before page cache is dropped"),
+        ),
     ),
     ClaimTable(
         "cpu-governor",
@@ -144,6 +171,14 @@ CLAIM_TABLES: Final = (
         ),
     ),
     ClaimTable(
+        "cpu-epp",
+        "What CPUs that choose their own frequency prefer, speed or power. With the governor performance most drivers "
+        "take nothing but performance.",
+        "* (every CPU), a CPU list (0-3,8) or a policy (policy0)",
+        "the kernel's name of a preference",
+        (Example("*", "balance_performance", "speed, but not at any price"),),
+    ),
+    ClaimTable(
         "io-scheduler",
         "I/O schedulers of block devices, also of those plugged later.",
         "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
@@ -152,6 +187,13 @@ CLAIM_TABLES: Final = (
             Example("nvme*", "none", "every NVMe drive"),
             Example("by-id/ata-*", "mq-deadline", "every drive whose name in /dev/disk/by-id begins with ata-"),
         ),
+    ),
+    ClaimTable(
+        "read-ahead",
+        "How far block devices read ahead of files that are read in order, also those plugged later.",
+        "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+        "a whole number from 0 to 65536 (KiB); the kernel keeps whole pages of it",
+        (Example("nvme*", 2048, "mapped models are read in pages of 2 MiB"),),
     ),
 )
 

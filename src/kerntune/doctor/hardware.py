@@ -13,9 +13,10 @@ from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
-from kerntune.tunables.cpu_governor import POLICIES, CpuGovernor
+from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.cpu_policies import POLICIES
 from kerntune.tunables.hugepages import POOLS, HugePages, folder_of
-from kerntune.tunables.io_scheduler import IoScheduler, path_of
+from kerntune.tunables.io_scheduler import IoScheduler
 from kerntune.tunables.page_size import parse, spell
 
 # Parameters of the kernel that decide whether and how CPU frequencies can be set.
@@ -109,7 +110,7 @@ def drives(kernel: KernelView) -> Iterator[Finding]:
         yield Finding(Severity.OK, "io-scheduler", "there is no NVMe drive", (f"/sys/block has no nvme*; {rest}",))
     for target in fast:
         reading = scheduler.read(kernel, target)
-        path = path_of(target)
+        path = scheduler.path(target)
         evidence = (f"/{path} reads {find(kernel, path)}",)
         name = next((alias for alias in target.aliases if not alias.startswith("by-id/")), "")
         drive = f"{target.instance}, a path of {name}," if name else target.instance

@@ -17,7 +17,7 @@ from kerntune.kernel.memory import default_page_size
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
-from kerntune.tunables.cpu_governor import spell_cpus
+from kerntune.tunables.cpu_policies import spell_cpus
 
 ON_DRIVES: Final = frozenset({"io-scheduler", "read-ahead"})
 # Names that the kernel gives in the order it finds the drives.

@@ -30,7 +30,7 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.READ_ONLY: (errors.KernelRejected, "Run kerntuned on the host itself, as root"),
 }
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
-KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GUARD_LIMIT})
+KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT})
 
 
 @dataclass(frozen=True, slots=True)

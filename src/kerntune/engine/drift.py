@@ -11,12 +11,14 @@ WINDOW = 600.0  # seconds
 
 
 class DriftLog:
-    """The times at which each target was put right after others had changed it."""
+    """The times at which each target was put right after others had changed it; `total` counts them all."""
 
     def __init__(self) -> None:
         self._repairs: dict[Target, list[float]] = {}
+        self.total = 0
 
     def repaired(self, target: Target, now: float) -> None:
+        self.total += 1
         self._repairs[target] = [*self._recent(target, now), now]
 
     def contested(self, target: Target, now: float) -> bool:

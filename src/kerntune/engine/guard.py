@@ -123,6 +123,10 @@ class Guard(Protocol):
         """None while it does not watch."""
 
     @property
+    def times_capped(self) -> int:
+        """How often it has begun to cap since the daemon started."""
+
+    @property
     def claims(self) -> tuple[Claim, ...]:
         """What the guard itself claims now."""
 

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from kerntune.engine.passes import Order, Progress, Result, Worker
+from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.progress import Progress
 from kerntune.errors import Failed, KerntuneError
 from kerntune.model import ClaimId, Target
 

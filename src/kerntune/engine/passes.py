@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.guard import Guard
 from kerntune.engine.ledger import why_not_saved
+from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import resolve, unmatched
 from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel, KernelError
@@ -37,8 +38,8 @@ from kerntune.tunables.base import Tunable
 REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
 LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late
 PROGRESS_SECONDS = 0.25
-
-Progress = Callable[[Target, int, int], None]
+# Why a baseline cannot be put back yet, but may be later.
+LATER = frozenset({Reason.OVER_LIMIT, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class _Pass:
     deadline: float
     progress: Progress | None
     errors: dict[Target, int] = field(default_factory=dict)
+    writing: Step | None = None
+    told: dict[Target, int] = field(default_factory=dict)
     repaired: set[Target] = field(default_factory=set)
 
     def run(self) -> None:
@@ -163,7 +166,8 @@ class _Pass:
             last = self.lane.last.get(target)
             if last is None or last.requested != wish.value or last.state not in (State.SATISFIED, State.CONTESTED):
                 continue
-            if self.tunable.judge(wish, readings[target], readings).state is State.SATISFIED:
+            verdict = self.tunable.judge(wish, readings[target], readings)
+            if verdict.state is State.SATISFIED or verdict.reason is Reason.GOVERNOR_DECIDES:
                 continue
             fought_over = last.state is State.CONTESTED or self.lane.drift.contested(target, self.lane.clock())
             if fought_over or self.tunable.drifted(wish, readings[target]):
@@ -242,26 +246,31 @@ class _Pass:
         else:
             jobs = [self.lane.writers.submit(self._write_steps, todo)]
         while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
-            self._tell_progress(todo)
+            self._tell_progress()
         for job in jobs:
             job.result()
 
-    def _tell_progress(self, steps: Iterable[Step]) -> None:
-        """How far the kernel has come with what is counted."""
-        for step in steps:
-            done = self.tunable.read(self.lane.kernel, step.wish.target).value or ""
-            if self.progress and done.isdigit() and step.wish.value.isdigit():
-                self.progress(step.wish.target, int(done), int(step.wish.value))
+    def _tell_progress(self) -> None:
+        """How far the kernel has come with what is counted and grows; never less than was told before."""
+        if not (self.progress and self.tunable.counted and self.writing):
+            return
+        target, wanted = self.writing.wish.target, int(self.writing.wish.value)
+        value = self.tunable.read(self.lane.kernel, target).value
+        if value is not None and int(value) <= wanted:
+            done = self.told[target] = max(int(value), self.told.get(target, 0))
+            self.progress(target, done, wanted)
 
     def _write_steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
             self._write_step(step)
 
     def _write_step(self, step: Step) -> None:
+        self.writing = step
         for write in step.writes:
-            if code := self._attempt(write.path, write.text):
-                self.errors[step.wish.target] = code
-                return
+            for piece in self.tunable.pieces(self.lane.kernel, write):
+                if code := self._attempt(piece.path, piece.text):
+                    self.errors[step.wish.target] = code
+                    return
         self.errors.pop(step.wish.target, None)
 
     def _attempt(self, path: str, text: str) -> int:
@@ -291,11 +300,12 @@ class _Pass:
         The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
         helps and until the lane's time is used up.
         """
+        if not self.tunable.remedy or self.lane.clock() >= self.deadline:
+            return False
         short = [
             step for step in steps if not step.capped and self._judge(step, now).reason is Reason.PARTIALLY_ALLOCATED
         ]
-        insisted = any(self._insists(step.wish.target, step.wish) for step in short)
-        if not (self.tunable.remedy and short and insisted) or self.lane.clock() >= self.deadline:
+        if not any(self._insists(step.wish.target, step.wish) for step in short):
             return False
         return not remedied or any(now[t].value != old[t].value for step in short for t in step.touched)
 
@@ -330,7 +340,7 @@ class _Pass:
             if target in self.repaired and verdict.state is State.SATISFIED:
                 detail = f"something else had set it to {before[target].value}; it was put back"
                 verdict = verdict._replace(detail=detail)
-            if wish.is_baseline and verdict.reason not in (Reason.OVER_LIMIT, Reason.CPU_OFFLINE):
+            if wish.is_baseline and verdict.reason not in LATER:
                 self.result.restored.add(target)
                 verdict = verdict._replace(state=State.UNMANAGED) if not self.order.dry else verdict
             self.result.outcomes[target] = outcome_of(wish, before[target], after[target], verdict)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,8 @@ from kerntune.engine.guard import Guard
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, news
-from kerntune.engine.passes import Order, Progress, Result, Worker
+from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.progress import Progress, of_its_own
 from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget, NotSupported
 from kerntune.kernel.files import Kernel
@@ -60,6 +61,7 @@ class Reconciler:
         self.missing: dict[str, str] = {}
         self.memory: Memory | None = None
         self.generation = 0
+        self._device_events = 0
         self.listeners: list[Callable[[Report], None]] = []
         self.unsound = [claim for claim in ledger.book.claims.values() if not sound(claim, self.tunables)]
         self.committed = ledger.book.without(self.unsound)
@@ -99,6 +101,15 @@ class Reconciler:
     def troubles(self) -> set[Reason]:
         """The reasons for which something that is managed is not as it should be."""
         return {outcome.reason for outcome in self.outcomes.values() if outcome.state in TROUBLE}
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What has been counted since the daemon started."""
+        return {
+            "hotplug_events": self._device_events,
+            "drift_repairs": sum(queue.worker.drift.total for queue in self._lanes.values()),
+            "guard_caps": self.guard.times_capped if self.guard else 0,
+        }
 
     async def work(self) -> None:
         """One worker a lane, until cancelled."""
@@ -157,8 +168,12 @@ class Reconciler:
         for listener in self.listeners:
             listener(Report(self.generation, cause, ()))
 
-    def look_again(self, cause: str, lanes: Iterable[Lane] = Lane) -> None:
-        """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed."""
+    def look_again(self, cause: str, lanes: Iterable[Lane] = Lane, *, events: int = 0) -> None:
+        """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed.
+
+        `events` of devices, which are counted, were the reason.
+        """
+        self._device_events += events
         for lane in lanes:
             self._lanes[lane].put(Ticket(cause))
 
@@ -197,8 +212,9 @@ class Reconciler:
         changed = not before.same_as(before.apply(edit))
         # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
         released = {*edit.released, *(edit.named if edit.files else ())}
+        told = of_its_own(edit, self.tunables, progress) if progress else None
         try:
-            passes = [self._lanes[lane].result(Ticket(cause, released, progress=progress)) for lane in lanes]
+            passes = [self._lanes[lane].result(Ticket(cause, released, progress=told)) for lane in lanes]
             results = await asyncio.gather(*passes)
             for other in earlier:
                 await other.done.wait()

@@ -9,7 +9,6 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,11 +21,21 @@ WRITABLE: Final = (
     "proc/sys/vm/overcommit_ratio",
     "proc/sys/vm/overcommit_kbytes",
     "proc/sys/vm/admin_reserve_kbytes",
+    "proc/sys/vm/swappiness",
+    "proc/sys/vm/zone_reclaim_mode",
+    "proc/sys/kernel/numa_balancing",
+    "sys/kernel/mm/transparent_hugepage/enabled",
+    "sys/kernel/mm/transparent_hugepage/defrag",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
+    "sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",
     "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
+    "sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",
     "sys/block/*/queue/scheduler",
+    "sys/block/*/queue/read_ahead_kb",
 )
+WRITABLE_PATH: Final = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in WRITABLE))
+DIGITS: Final = re.compile("([0-9]+)")
 
 CHUNK: Final = 1 << 15  # of the heap; what is larger is mapped, and unmapped again
 GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's word for the format; the module gzip is a quarter MiB more
@@ -87,15 +96,12 @@ def number(kernel: KernelView, path: str, default: int = 0) -> int:
 
 def natural(path: str) -> list[str | int]:
     """A sort key that takes digits as numbers."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", path))]
+    return [int(part) if index % 2 else part for index, part in enumerate(DIGITS.split(path))]
 
 
 def allowed(path: str) -> bool:
-    """Whether WRITABLE names the path; each pattern matches part by part, so `*` stays between two slashes."""
-    parts = path.split("/")
-    return ".." not in path and any(
-        len(parts) == len(wanted := pattern.split("/")) and all(map(fnmatchcase, parts, wanted)) for pattern in WRITABLE
-    )
+    """Whether WRITABLE names the path."""
+    return ".." not in path and WRITABLE_PATH.fullmatch(path) is not None
 
 
 def unpacked(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -17,9 +18,19 @@ from kerntune.kernel.files import KernelError, allowed, natural
 
 MODULES = ("none", "mq-deadline", "kyber", "bfq")
 GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace", "schedutil")
+PREFERENCES = ("default", "performance", "balance_performance", "balance_power", "power")
 POLICIES = "sys/devices/system/cpu/cpufreq"
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
+THP = "sys/kernel/mm/transparent_hugepage"
+THP_WORDS = {
+    "enabled": ("always", "madvise", "never"),
+    "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
+}
+# The values of a new kernel.
+SYSCTLS = {"vm/swappiness": 60, "vm/zone_reclaim_mode": 0, "kernel/numa_balancing": 1}
+MOST = {"vm/swappiness": 200, "kernel/numa_balancing": 4}
 ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
 
 
@@ -62,6 +73,7 @@ class Disk:
     by_id: str = ""
     diskseq: int = 0
     hidden: bool = False
+    read_ahead: int = 128  # KiB
 
 
 @dataclass(slots=True)
@@ -72,6 +84,12 @@ class Policy:
     governor: str = "schedutil"
     offered: tuple[str, ...] = ("performance", "schedutil")
     online: bool = True
+    epp: str = ""  # the preference, of a driver that has them and is active
+
+    @property
+    def preference(self) -> str:
+        """The governor performance covers what was preferred."""
+        return "performance" if self.governor == "performance" else self.epp
 
 
 @dataclass(slots=True)
@@ -82,14 +100,18 @@ class SimulatedKernel:
     disks: dict[str, Disk] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     overcommit: dict[str, int] = field(default_factory=lambda: {"memory": 0, "ratio": 50, "kbytes": 0})
+    sysctls: dict[str, int] = field(default_factory=lambda: dict(SYSCTLS))
+    thp: dict[str, str] = field(default_factory=lambda: {"enabled": "always", "defrag": "madvise"})
     admin_reserve: int = 8192  # KiB
     committed: int = 2 << 30
     swap: int = 0
     sizes: tuple[int, ...] = (2 << 20, 1 << 30)
+    borrow: dict[int, int] = field(default_factory=dict)  # pages by their size
     refuse: dict[str, int] = field(default_factory=dict)
     ignore: set[str] = field(default_factory=set)
     late: dict[str, int] = field(default_factory=dict)
     compaction: int = 0
+    pace: float = 0.0  # seconds that a write to a pool takes
     journal: list[tuple[str, str]] = field(default_factory=list)
     before_write: Callable[[str, str], None] | None = None
     simulated: bool = True
@@ -130,6 +152,8 @@ class SimulatedKernel:
     def write(self, path: str, text: str) -> None:
         if self.before_write:
             self.before_write(path, text)
+        if self.pace and path.endswith("/nr_hugepages"):
+            time.sleep(self.pace)
         with self._lock:
             self.journal.append((path, text))
             if code := self.refuse.get(path, 0 if allowed(path) else errno.EPERM):
@@ -158,6 +182,13 @@ class SimulatedKernel:
 
     def _obey(self, path: str, text: str) -> None:
         parts = path.split("/")
+        # With where in the path the policy or the drive is named.
+        setters = {
+            "scaling_governor": (self._set_governor, 5),
+            "energy_performance_preference": (self._set_preference, 5),
+            "scheduler": (self._set_scheduler, 2),
+            "read_ahead_kb": (self._set_read_ahead, 2),
+        }
         if path.endswith("/compact_memory"):
             for node in self.nodes:
                 node.whole = None if node.whole is None else node.whole + self.compaction
@@ -165,12 +196,15 @@ class SimulatedKernel:
             self.admin_reserve = int(text)
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
-        elif parts[-1] == "scaling_governor":
-            self._set_governor(parts[5], path, text)
-        elif parts[-1] == "scheduler":
-            self._set_scheduler(parts[2], path, text)
+        elif path.startswith(("proc/sys/", THP)):
+            self._set_plain(path, text)
+        elif found := setters.get(parts[-1]):
+            setter, depth = found
+            setter(parts[depth], path, text)
         elif path not in self._files():
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        elif parts[-1] == "nr_overcommit_hugepages":
+            self.borrow[size_in(parts[4])] = int(text)
         elif path.startswith(NODES):
             self._resize(self.nodes[int(parts[4].removeprefix("node"))], size_in(parts[6]), int(text))
         else:
@@ -185,6 +219,16 @@ class SimulatedKernel:
         if name in ("ratio", "kbytes"):
             self.overcommit["kbytes" if name == "ratio" else "ratio"] = 0
 
+    def _set_plain(self, path: str, text: str) -> None:
+        """A sysctl within its range, or a word of transparent huge pages."""
+        name = path.removeprefix("proc/sys/").removeprefix(f"{THP}/")
+        if name in self.sysctls and int(text) <= MOST.get(name, int(text)):
+            self.sysctls[name] = int(text)
+        elif name in self.thp and text in THP_WORDS[name]:
+            self.thp[name] = text
+        else:
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+
     def _set_scheduler(self, name: str, path: str, text: str) -> None:
         disk = self.disks.get(name)
         if disk is None:
@@ -194,6 +238,12 @@ class SimulatedKernel:
         disk.scheduler = text
         if text not in disk.offered:
             disk.offered = (*disk.offered, text)
+
+    def _set_read_ahead(self, name: str, path: str, text: str) -> None:
+        """Rounded down to whole pages."""
+        if name not in self.disks:
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        self.disks[name].read_ahead = int(text) - int(text) % PAGE_KIB
 
     def _set_governor(self, name: str, path: str, text: str) -> None:
         """An offline CPU's policy stays listed and is busy; governors in modules load when they are named."""
@@ -207,6 +257,18 @@ class SimulatedKernel:
         policy.governor = text
         if text not in policy.offered:
             policy.offered = (*policy.offered, text)
+
+    def _set_preference(self, name: str, path: str, text: str) -> None:
+        """An offline CPU is busy, and so is one whose governor decides."""
+        policy = self.policies.get(name)
+        if policy is None or not policy.epp:
+            raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if not policy.online or (policy.governor == "performance" and text != "performance"):
+            raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        if text not in PREFERENCES:
+            raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        if policy.governor != "performance":
+            policy.epp = text
 
     def _resize(self, node: Node, size: int, asked: int) -> int:
         """Grow as far as memory goes, without an error; pages in use stay."""
@@ -242,13 +304,15 @@ class SimulatedKernel:
             "proc/sys/kernel/osrelease": "6.1.0-simulated",
             "proc/sys/vm/compact_memory": "0",
             ADMIN_RESERVE: str(self.admin_reserve),
+            **{f"proc/sys/{name}": str(value) for name, value in self.sysctls.items()},
+            **{f"{THP}/{name}": in_brackets(word, THP_WORDS[name]) for name, word in self.thp.items()},
             **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},
         }
         for size in self.sizes:
             folder = f"hugepages-{size >> 10}kB"
             pools = [node.pools.setdefault(size, Pool()) for node in self.nodes]
             files |= pool_files(f"{POOLS}/{folder}", pools)
-            files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = "0"
+            files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = str(self.borrow.get(size, 0))
             files[f"{POOLS}/{folder}/resv_hugepages"] = "0"
             for number, pool in enumerate(pools):
                 files |= pool_files(f"{NODES}/node{number}/hugepages/{folder}", [pool])
@@ -314,18 +378,29 @@ def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
 def policy_files(name: str, policy: Policy) -> dict[str, str]:
     """One cpufreq policy."""
     folder = f"{POLICIES}/{name}"
+    preferences = {
+        f"{folder}/energy_performance_preference": policy.preference,
+        f"{folder}/energy_performance_available_preferences": " ".join(PREFERENCES),
+        f"{folder}/scaling_driver": "intel_pstate",
+    }
     return {
+        **(preferences if policy.epp else {}),
         f"{folder}/scaling_governor": policy.governor,
         f"{folder}/scaling_available_governors": " ".join(policy.offered),
         f"{folder}/related_cpus": " ".join(map(str, policy.cpus)),
     }
 
 
+def in_brackets(chosen: str, offered: Sequence[str]) -> str:
+    """The choices as such files list them."""
+    return " ".join(f"[{word}]" if word == chosen else word for word in offered)
+
+
 def disk_files(name: str, disk: Disk) -> dict[str, str]:
     """One block device."""
-    offered = [f"[{word}]" if word == disk.scheduler else word for word in disk.offered]
     return {
-        f"sys/block/{name}/queue/scheduler": " ".join(offered),
+        f"sys/block/{name}/queue/scheduler": in_brackets(disk.scheduler, disk.offered),
+        f"sys/block/{name}/queue/read_ahead_kb": str(disk.read_ahead),
         f"sys/block/{name}/diskseq": str(disk.diskseq),
         f"sys/block/{name}/hidden": str(int(disk.hidden)),
     }
@@ -334,7 +409,7 @@ def disk_files(name: str, disk: Disk) -> dict[str, str]:
 def demo_host() -> SimulatedKernel:
     """What `kerntuned --demo` shows: two NUMA nodes of 32 GiB, 8 CPUs, two NVMe drives and a disk."""
     kernel = SimulatedKernel([Node(32 << 30, programs=4 << 30), Node(32 << 30, programs=2 << 30)])
-    kernel.policies = {f"policy{cpu}": Policy((cpu,)) for cpu in range(8)}
+    kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
     for number in range(2):
         kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
     kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Simulated_HDD")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, Protocol
 
 from kerntune.errors import InvalidValue
@@ -37,6 +37,8 @@ class Tunable(Protocol):
     action: ClassVar[Action]
     # Writes to different targets may run at the same time.
     parallel: ClassVar[bool]
+    # Its values are counts that grow as the kernel goes about a write: whoever waits is told how far it is.
+    counted: ClassVar[bool]
     # Done once between two tries when the kernel gave less than asked, while that helps.
     remedy: ClassVar[tuple[Write, ...]]
 
@@ -78,6 +80,9 @@ class Tunable(Protocol):
     ) -> Sequence[Step]:
         """A step for each wish: the writes that get there, or the verdict that forbids them."""
 
+    def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:
+        """The writes that a planned one is carried out by, each done before the next is asked for."""
+
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
         """What a reading means for a wish, after the writes (or without any)."""
 
@@ -92,6 +97,7 @@ class Plain(ABC):
     """What most tunables share: one file a target, compared as text."""
 
     parallel: ClassVar[bool] = False
+    counted: ClassVar[bool] = False
     remedy: ClassVar[tuple[Write, ...]] = ()
 
     @abstractmethod
@@ -112,6 +118,9 @@ class Plain(ABC):
     def group(self, target: Target) -> str:
         return target.instance
 
+    def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:  # noqa: ARG002
+        return (write,)
+
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value == wish.value:
             return SATISFIED
@@ -122,6 +131,13 @@ class Plain(ABC):
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         return refused_write(reading.target, value, code)
+
+
+def bracketed(text: str) -> tuple[str, tuple[str, ...]]:
+    """What is chosen and what there is in a file such as `none [mq-deadline] bfq`; without brackets the first word."""
+    words = text.split()
+    chosen = next((word for word in words if word.startswith("[")), words[0] if words else "")
+    return chosen.strip("[]"), tuple(word.strip("[]") for word in words)
 
 
 def unlike(reading: Reading) -> Verdict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
@@ -35,6 +35,7 @@ from kerntune.tunables.base import Action, Plain, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 
 POOLS = "sys/kernel/mm/hugepages"
+PIECE = 1 << 30  # bytes of growth in one write
 COUNT = re.compile(r"[0-9]{1,20}")
 FIGURES = {"free": "free_hugepages", "surplus": "surplus_hugepages", "borrow": "nr_overcommit_hugepages"}
 
@@ -46,6 +47,7 @@ class HugePages(Plain):
     summary: ClassVar[str] = "pools of huge pages"
     lane: ClassVar[Lane] = Lane.MEMORY
     action: ClassVar[Action] = "set-memory"
+    counted: ClassVar[bool] = True
     remedy: ClassVar[tuple[Write, ...]] = (Write("proc/sys/vm/compact_memory", "1"),)
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
@@ -55,8 +57,7 @@ class HugePages(Plain):
             *kernel.glob("sys/devices/system/node/node*/hugepages/*"),
         ):
             parts = folder.split("/")
-            size = int(parts[-1].removeprefix("hugepages-").removesuffix("kB")) << 10
-            found.append(str(page_size.Pool(size, parts[4] if parts[1] == "devices" else "")))
+            found.append(str(page_size.Pool(size_of(folder), parts[4] if parts[1] == "devices" else "")))
         return [Target(self.name, instance) for instance in sorted(found, key=natural)]
 
     def missing(self, kernel: KernelView) -> str:
@@ -116,6 +117,21 @@ class HugePages(Plain):
     ) -> Sequence[Step]:
         return plan_pools(readings, wishes, memory, limits, path_of=lambda target: f"{folder_of(target)}/nr_hugepages")
 
+    def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:
+        """A pool grows by PIECE at a time: since Linux 6.7 new pages show only when the write has ended that made them.
+
+        After a piece that fell short the whole is asked for at once: more tries would only cost time.
+        """
+        wanted, more = int(write.text), max(1, PIECE // size_of(write.path))
+        had = number(kernel, write.path, wanted)
+        while had + more < wanted:
+            yield Write(write.path, str(had + more))
+            now = number(kernel, write.path)
+            if now < had + more:
+                break
+            had = now
+        yield write
+
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value is None:
             return unreadable(reading)
@@ -169,6 +185,11 @@ def folder_of(target: Target) -> str:
     size, node = page_size.parse(target.instance)
     folder = f"hugepages-{size >> 10}kB"
     return f"sys/devices/system/node/{node}/hugepages/{folder}" if node else f"{POOLS}/{folder}"
+
+
+def size_of(path: str) -> int:
+    """The page size in bytes of a pool's folder, or of a file in it."""
+    return int(path.rpartition("hugepages-")[2].partition("kB")[0]) << 10
 
 
 def node_free(kernel: KernelView, node: str) -> int:

@@ -102,6 +102,7 @@ async def test_when_memory_is_short_it_caps_and_afterwards_all_is_as_before(tmp_
         await host.until(GuardState.RELEASED)
         assert host.lab.writes() == [(MODE, "1"), (RATIO, "95"), (ADMIN_RESERVE, "8192")]
         assert host.settings == before
+        assert host.lab.engine.counters["guard_caps"] == 1
         assert not (tmp_path / NAME).read_text().strip()
 
 

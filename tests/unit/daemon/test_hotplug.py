@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import pytest
@@ -50,9 +50,10 @@ class Looks:
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[tuple[str, set[Lane]]] = asyncio.Queue()
+        self.events = 0
 
-    def __call__(self, cause: str, lanes: object) -> None:
-        assert isinstance(lanes, list | type(Lane))
+    def __call__(self, cause: str, lanes: Iterable[Lane], *, events: int = 0) -> None:
+        self.events += events
         self.asked.put_nowait((cause, set(lanes)))
 
     async def next(self) -> tuple[str, set[Lane]]:
@@ -99,6 +100,7 @@ async def test_many_at_once_are_one_pass_a_lane(source: Source) -> None:
         assert await look.next() == ("add nvme0n1 and 63 more", {Lane.BLOCK})
         assert await look.next() == ("online cpu1", {Lane.CPU})
         assert look.asked.empty()
+        assert look.events == 65, "those that concern a lane"
 
 
 async def test_after_an_overrun_everything_is_looked_at(source: Source) -> None:

@@ -119,7 +119,7 @@ def test_what_is_included_is_weaker_and_read_once(shelf: Shelf) -> None:
 )  # fmt: skip
 def test_mistakes(shelf: Shelf, text: str, message: str) -> None:
     shelf.write("mine", text)
-    said = [line.partition(". There are cpu-governor")[0] for line in shelf.wrong("mine")]
+    said = [line.partition(". There are cpu-epp")[0] for line in shelf.wrong("mine")]
     assert said == [message.partition(". There are cpu-governor")[0]]
 
 

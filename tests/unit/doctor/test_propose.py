@@ -13,12 +13,13 @@ from kerntune.doctor.files import Files
 from kerntune.doctor.nouns import Cause, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import HostKernel, KernelView
-from kerntune.model import Reading, Target
+from kerntune.model import Target
 from kerntune.tunables.base import Tunable
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.io_scheduler import IoScheduler
 from kerntune.tunables.overcommit import Overcommit
+from kerntune.tunables.read_ahead import ReadAhead
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import handmade, write
 
@@ -53,13 +54,6 @@ class Thp(Named):
 class Sysctl(Named):
     name = "sysctl"
     instances = ("vm.swappiness", "kernel.numa_balancing")
-
-
-class ReadAhead(IoScheduler):
-    name = "read-ahead"
-
-    def validate(self, reading: Reading, value: str) -> None:
-        """Any number."""
 
 
 class Epp(CpuGovernor):

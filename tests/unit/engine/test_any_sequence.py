@@ -20,12 +20,22 @@ VALUES = {
     "overcommit": ["heuristic", "always", "always:95", "never:1", "never:80"],
     "io-scheduler": ["none", "mq-deadline", "bfq", "kyber"],
     "cpu-governor": ["performance", "powersave", "schedutil"],
+    "cpu-epp": ["performance", "balance_power", "power"],
+    "hugepages-overcommit": ["0", "7", "99999999"],
+    "thp": ["always", "madvise", "defer", "never"],
+    "sysctl": ["0", "1", "3", "150"],
+    "read-ahead": ["0", "128", "2048"],
 }
 INSTANCES = {
     "hugepages": ["2M", "2M/node0", "2M/node1", "2M/*", "1G", "1G/*"],
     "overcommit": [""],
     "io-scheduler": ["*", "nvme*", "nvme0n1", "sda", "by-id/nvme-First", "vd*"],
     "cpu-governor": ["*", "policy0", "0-1"],
+    "cpu-epp": ["*", "policy2", "0-1"],
+    "hugepages-overcommit": ["2M", "1G"],
+    "thp": ["enabled", "defrag"],
+    "sysctl": ["vm.swappiness", "vm.zone_reclaim_mode", "kernel.numa_balancing"],
+    "read-ahead": ["*", "nvme*", "sda"],
 }
 QUIET = {State.SATISFIED, State.OVERRIDDEN, State.UNMANAGED}
 
@@ -63,7 +73,10 @@ def hosts(draw: st.DrawFn) -> SimulatedKernel:
     for node in kernel.nodes:
         node.whole = draw(st.none() | st.integers(0, 100).map(lambda count: count * PAGE))
     kernel.compaction = draw(st.sampled_from([0, 2 * PAGE]))
-    kernel.policies = {"policy0": Policy((0, 1)), "policy2": Policy((2, 3), governor="powersave")}
+    kernel.policies = {
+        "policy0": Policy((0, 1), epp="power"),
+        "policy2": Policy((2, 3), "powersave", epp="performance"),
+    }
     kernel.overcommit = draw(
         st.sampled_from(
             [

@@ -31,6 +31,13 @@ def test_each_target_has_its_own() -> None:
     assert not after_repairs(0, 1, 2).contested(OTHER, 3)
 
 
+def test_all_are_counted() -> None:
+    log = after_repairs(0, 1, 9999)
+    log.repaired(OTHER, 10000)
+    log.forgive([DRIVE, OTHER])
+    assert log.total == 4
+
+
 def test_forgiving() -> None:
     log = after_repairs(0, 1, 2)
     log.forgive([OTHER])

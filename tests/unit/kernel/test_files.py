@@ -106,7 +106,7 @@ def test_a_write_does_not_follow_a_link_out(root: Path, kernel: HostKernel, path
 @pytest.mark.parametrize(
     "path",
     [
-        "proc/sys/vm/swappiness",
+        "proc/sys/vm/dirty_ratio",
         "sys/block/sda/diskseq",
         "/proc/sys/vm/overcommit_memory",
         "proc/sys/vm/overcommit_memory/",

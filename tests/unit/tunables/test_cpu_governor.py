@@ -10,7 +10,8 @@ import pytest
 from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
-from kerntune.tunables.cpu_governor import CpuGovernor, parse_cpus, spell_cpus
+from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.cpu_policies import parse_cpus, spell_cpus
 from tests.hosts import plant
 from tests.unit.lab import GIB, running, told
 
@@ -98,7 +99,8 @@ def test_an_offline_policy_is_not_judged_by_what_it_offers() -> None:
 
 def test_policies_are_in_their_order_and_know_their_cpus(tmp_path: Path) -> None:
     for policy, cpus in (("policy10", "10 11"), ("policy2", "2 3"), ("policy0", "0 1")):
-        kernel = plant(tmp_path, f"{FOLDER}/{policy}/related_cpus\t{cpus}")
+        rows = f"{FOLDER}/{policy}/related_cpus\t{cpus}\n{FOLDER}/{policy}/scaling_governor\tschedutil"
+        kernel = plant(tmp_path, rows)
     assert [(t.instance, t.aliases) for t in GOVERNORS.targets(kernel)] == [
         ("policy0", ("cpu0", "cpu1")),
         ("policy2", ("cpu2", "cpu3")),

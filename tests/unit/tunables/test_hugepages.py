@@ -8,7 +8,8 @@ import pytest
 
 from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.files import HostKernel
-from kerntune.model import Claim, Origin, Reason, State, Target, Verdict, Wish
+from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.model import Claim, Origin, Reason, State, Target, Verdict, Wish, Write
 from kerntune.tunables.hugepages import HugePages
 from tests.hosts import lay_out
 from tests.unit.lab import (
@@ -32,6 +33,36 @@ def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
     wish = Wish(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
     reading = HUGE.read(kernel, target)
     return HUGE.judge(wish, reading, {target: reading})
+
+
+# How it is written
+
+
+def carried_out(kernel: SimulatedKernel, path: str, wanted: int) -> list[int]:
+    """What is written, one after the other, for a write that was planned."""
+    texts = []
+    for piece in HUGE.pieces(kernel, Write(path, str(wanted))):
+        kernel.write(piece.path, piece.text)
+        texts.append(int(piece.text))
+    return texts
+
+
+@pytest.mark.parametrize("path", [POOL, node_pool(0)])
+def test_a_pool_grows_by_a_gib_at_a_time(path: str) -> None:
+    kernel = small_host()
+    assert carried_out(kernel, path, 1200) == [512, 1024, 1200]
+    assert carried_out(kernel, path, 1712) == [1712]
+    assert carried_out(kernel, path, 0) == [0]
+    assert carried_out(kernel, POOL.replace("2048kB", "1048576kB"), 3) == [1, 2, 3]
+
+
+def test_after_a_piece_that_fell_short_there_is_one_more_try() -> None:
+    assert carried_out(small_host(whole=600 * PAGE), POOL, 4096) == [512, 1024, 4096]
+
+
+def test_a_pool_that_is_gone_is_written_once_and_fails_as_before() -> None:
+    gone = Write(POOL.replace("2048kB", "64kB"), "4096")
+    assert list(HUGE.pieces(small_host(), gone)) == [gone]
 
 
 # What a host has

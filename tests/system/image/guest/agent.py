@@ -21,6 +21,7 @@ from typing import IO, Any
 PORT = "/dev/virtio-ports/testbed.agent"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PATIENCE = 60.0  # seconds until an answer that nobody takes is dropped
+STACK = 256 << 10  # bytes of a thread; the usual 8 MiB count as promised when a memory limit is tested
 LINGER = 2.0  # seconds for output after the end: a background child may keep the pipes
 
 
@@ -84,8 +85,19 @@ class Job:
             **identity,
         )
         port.say(**{"id": self._id, "is": "started", "pid": self.process.pid})
-        self._start(self._feed, base64.b64decode(request["input"]))
-        self._start(self._finish)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        try:
+            self._pumps = [
+                self._start(self._pump, self.process.stdout, "out"),
+                self._start(self._pump, self.process.stderr, "err"),
+            ]
+            self._start(self._feed, base64.b64decode(request["input"]))
+            self._start(self._finish)
+        except RuntimeError:
+            # No memory for a thread: nobody would ever hear of the command.
+            self.process.kill()
+            raise
 
     def _start(self, what: Any, *args: Any) -> threading.Thread:
         thread = threading.Thread(target=what, args=args, daemon=True)
@@ -103,19 +115,14 @@ class Job:
                 self._port.say(**{"id": self._id, "is": name, "data": base64.b64encode(data).decode()})
 
     def _finish(self) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        pumps = [
-            self._start(self._pump, self.process.stdout, "out"),
-            self._start(self._pump, self.process.stderr, "err"),
-        ]
         status = self.process.wait()
-        for pump in pumps:
+        for pump in self._pumps:
             pump.join(LINGER)
         self._port.say(**{"id": self._id, "is": "ended", "status": status})
 
 
 def main() -> None:
+    threading.stack_size(STACK)
     port = Port()
     jobs: dict[str, Job] = {}
     for request in port.requests():
@@ -128,7 +135,7 @@ def main() -> None:
         else:
             try:
                 jobs[name] = Job(port, request)
-            except (OSError, KeyError) as error:
+            except (OSError, KeyError, RuntimeError, MemoryError) as error:
                 port.say(**{"id": name, "is": "failed", "why": f"{type(error).__name__}: {error}"})
 
 

@@ -1,0 +1,137 @@
+"""`kerntune metrics`: what the daemon knows as metrics for Prometheus, printed or put in a file in one go."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from kerntune.cli.answers import Document, Pool
+from kerntune.cli.exposition import Kind, Metric, Sample, text
+from kerntune.cli.manager import Connect
+from kerntune.cli.rows import Answer
+from kerntune.errors import Failed, Unreachable
+from kerntune.model import Origin, State
+
+MODE: Final = 0o644  # the collector is another user
+# As engine/guard.py has them; whoever asks for one that is not in force should get a 0.
+GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "released", "observing")
+COUNTERS: Final = {
+    "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
+    "drift_repairs": "Values that others had changed and that kerntuned has put back since it started.",
+    "guard_caps": "How often the memory guard has begun to cap what the kernel promises since kerntuned started.",
+}
+POOL_COUNTS: Final = {
+    "pages": ("total", "Huge pages there are"),
+    "free_pages": ("free", "Huge pages that no program uses"),
+    "reserved_pages": ("reserved", "Free huge pages that are promised to programs"),
+    "surplus_pages": ("surplus", "Huge pages in use beyond those that were asked for"),
+    "requested_pages": ("requested", "Huge pages wished for, or those there are where nobody wishes"),
+}
+# Plans are not kept, and what nobody manages is not counted.
+STATES: Final = tuple(state for state in State if state not in (State.PLANNED, State.UNMANAGED))
+
+
+async def metrics(connect: Connect, args: Namespace) -> Answer:
+    """What the daemon knows; a daemon that does not run is not started for it."""
+    async with connect() as manager:
+        if not await manager.running():
+            raise Unreachable("kerntuned does not run, and is not started to be measured", "systemctl start kerntuned")
+        pools = await manager.pools()  # first: the memory that the document tells is then read anew
+        found = [metric for metric in measured(await manager.describe(), pools) if metric.samples]
+    if args.output is None:
+        return Answer({"metrics": [asdict(metric) for metric in found]}, [text(found).rstrip("\n")])
+    replace_file(Path(args.output), text(found))
+    return Answer({"file": args.output}, [])
+
+
+def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
+    """Every metric there is. Pure."""
+    guard = document["guard"]
+    yield gauge("build_info", "The version of kerntuned, as a label.", Sample(1, {"version": document["version"]}))
+    yield number("generation", "Passes of kerntuned that changed an outcome or a claim.", document["generation"])
+    degraded = [Sample(1, {"reason": reason}) for reason in document["degraded"]]
+    yield gauge("degraded", "What is wrong, a sample each; none when all is well.", *degraded)
+    yield from of_targets(document)
+    yield from of_pools(pools)
+    states = dict.fromkeys([*GUARD_STATES, guard["state"]])
+    in_force = [Sample(int(state == guard["state"]), {"state": state}) for state in states]
+    yield gauge("guard_state", "What the memory guard does: 1 for the state it is in.", *in_force)
+    yield number("memory_warning_level", "How short memory is: 0, 50, 100 or 255 (below the floor).", guard["level"])
+    left = "Memory that programs can still take before the kernel has to kill one."
+    yield number("memory_headroom_bytes", left, guard["headroom"])
+    yield number("memory_floor_bytes", "Memory that the guard keeps free; 0 when it does not watch.", guard["floor"])
+    for name, said in COUNTERS.items():
+        # A daemon of another version may count other things.
+        if name in (counters := document.get("counters", {})):
+            yield Metric(f"kerntune_{name}_total", Kind.COUNTER, said, (Sample(counters[name], {}),))
+
+
+def of_targets(document: Document) -> Iterator[Metric]:
+    """What is managed, and what became of it."""
+    managed = [row for row in document["targets"] if row["claim"]]
+    waiting = [claim["tunable"] for claim in document["claims"] if not claim["matches"]]
+    pairs = [(row["tunable"], row["state"]) for row in managed] + [(name, str(State.UNSUPPORTED)) for name in waiting]
+    # A state that no target is in now is a 0, so that a rule about it is never without data.
+    kinds = dict.fromkeys([*((row["name"], str(state)) for row in document["tunables"] for state in STATES), *pairs])
+    counts = [Sample(pairs.count(pair), {"tunable": pair[0], "state": pair[1]}) for pair in kinds]
+    yield gauge(
+        "targets", "Managed targets by what became of them; unsupported: also claims that wait for one.", *counts
+    )
+    satisfied = [
+        Sample(int(row["state"] == State.SATISFIED), {"tunable": row["tunable"], "target": row["instance"]})
+        for row in managed
+    ]
+    yield gauge("target_satisfied", "Whether the kernel holds what is wished of a managed target.", *satisfied)
+    origins = [claim["origin"] for claim in document["claims"]]
+    words = [origin.word for origin in Origin if origin is not Origin.BASELINE]
+    claims = [Sample(origins.count(word), {"origin": word}) for word in dict.fromkeys([*words, *origins])]
+    yield gauge("claims", "Claims, those that wait for a target included, by where they come from.", *claims)
+
+
+def of_pools(pools: Sequence[Pool]) -> Iterator[Metric]:
+    """The whole host's pools, and the nodes' under names of their own: a sum then counts no page twice."""
+    for suffix, (field, said) in POOL_COUNTS.items():
+        whole = [pool_sample(pool, field) for pool in pools if not pool.node]
+        yield gauge(f"hugepages_{suffix}", f"{said}; page_size in bytes.", *whole)
+    for suffix, (field, said) in POOL_COUNTS.items():
+        nodes = [pool_sample(pool, field, node=pool.node) for pool in pools if pool.node]
+        yield gauge(f"hugepages_node_{suffix}", f"{said}, on one NUMA node; page_size in bytes.", *nodes)
+
+
+def pool_sample(pool: Pool, field: str, **labels: str) -> Sample:
+    """One count of a pool."""
+    return Sample(getattr(pool, field), {"page_size": str(pool.page_size), **labels})
+
+
+def gauge(name: str, said: str, *samples: Sample) -> Metric:
+    """A metric of ours that goes up and down."""
+    return Metric(f"kerntune_{name}", Kind.GAUGE, said, samples)
+
+
+def number(name: str, said: str, value: int) -> Metric:
+    """A gauge of one number."""
+    return gauge(name, said, Sample(value, {}))
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Put a text in the place of a file, so that no reader finds half of it; Failed when that cannot be."""
+    # The collector reads *.prom, and this name does not end so.
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise Failed(f"{path} is not a plain file, and would be replaced by one", "Name a file, or use a pipe")
+    try:
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            with open(os.open(new, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), MODE)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Failed(f"{path} cannot be written: {why}", "Is the folder there, and yours to write?") from error

@@ -1,0 +1,74 @@
+"""A bar on the terminal while the daemon waits for huge pages; it asks nothing, and is gone at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
+from kerntune.cli.answers import named
+from kerntune.cli.show import clean
+from kerntune.errors import Unreachable
+
+if TYPE_CHECKING:
+    from kerntune.bus.client import Client, Signals
+
+ERASE: Final = "\r\x1b[K"
+WIDEST: Final = 40  # characters of the bar itself
+NARROWEST: Final = 5
+USUAL: Final = 80  # columns
+ANSWER_SECONDS: Final = 15.0
+
+
+@asynccontextmanager
+async def shown(client: Client, stream: TextIO) -> AsyncIterator[None]:
+    """Draw what the daemon tells of the call that is made inside; nothing where `stream` is no terminal."""
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    # To listen starts no daemon, a call does where the bus knows how to.
+    await client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=ANSWER_SECONDS)
+    async with client.listen(ROOT, MANAGER, "Progress") as signals:
+        drawing = asyncio.create_task(_draw(signals, stream))
+        try:
+            yield
+        finally:
+            drawing.cancel()
+            with suppress(asyncio.CancelledError):
+                await drawing
+
+
+async def _draw(signals: Signals, stream: TextIO) -> None:
+    """Until cancelled; what was drawn is then erased."""
+    drawn = False
+    try:
+        # Without the bus the call itself fails, and says so.
+        with suppress(Unreachable, OSError):
+            async for signal in signals:
+                drawn = True
+                # A serial console does not know how wide it is.
+                columns = os.get_terminal_size(stream.fileno()).columns or USUAL
+                _write(stream, ERASE + line(*signal.args, columns=columns))
+    finally:
+        if drawn:
+            _write(stream, ERASE)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A terminal that has gone is no reason to fail."""
+    with suppress(OSError):
+        stream.write(text)
+        stream.flush()
+
+
+def line(tunable: str, instance: str, done: int, wanted: int, *_: Any, columns: int) -> str:
+    """One line of less than `columns` characters, so that it can be erased; the bar is what gives way."""
+    before, after = f"{clean(named(tunable, instance))} ", f" {done} of {wanted} pages"
+    width = min(WIDEST, columns - len(before) - len(after) - 3)
+    if width < NARROWEST:
+        return (before + after.strip())[: max(0, columns - 1)]
+    full = width * min(done, wanted) // max(1, wanted)
+    return f"{before}[{'#' * full}{'.' * (width - full)}]{after}"

@@ -1,0 +1,113 @@
+"""How the tunables of cpufreq policies name their targets: a policy, a list of CPUs, or all."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import ClassVar
+
+from kerntune.errors import InvalidValue
+from kerntune.kernel.files import KernelError, KernelView, find
+from kerntune.model import Lane, Reading, Reason, Target, Wish
+from kerntune.tunables.base import Action, Plain
+
+POLICIES = "sys/devices/system/cpu/cpufreq"
+POLICY = re.compile(r"policy[0-9]{1,5}")
+# Up to the 9999th CPU: the kernel can be built for 8192.
+CPU_LIST = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
+
+
+class OnPolicies(Plain):
+    """One target per cpufreq policy that has the file; its aliases are the CPUs it moves (`cpu3`)."""
+
+    name: ClassVar[str]
+    # In the folder of the policy.
+    file: ClassVar[str]
+    lane: ClassVar[Lane] = Lane.CPU
+    action: ClassVar[Action] = "set"
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        names = [path.split("/")[-2] for path in kernel.glob(f"{POLICIES}/policy*/{self.file}")]
+        return [Target(self.name, name, aliases=cpus_of(kernel, name)) for name in names]
+
+    def normal(self, instances: str) -> str:
+        if instances == "*" or POLICY.fullmatch(instances):
+            return instances
+        if CPU_LIST.fullmatch(instances):
+            return spell_cpus(parse_cpus(instances))
+        raise InvalidValue(f"{instances!r} names no CPUs", "Give a CPU list (0-3,8), a policy (policy0) or *")
+
+    def exact(self, instances: str) -> bool:
+        return instances != "*"
+
+    def matches(self, instances: str, target: Target) -> bool:
+        if instances in ("*", target.instance):
+            return True
+        if instances.startswith("policy"):
+            return False
+        listed = parse_cpus(instances)
+        return any(int(alias.removeprefix("cpu")) in listed for alias in target.aliases)
+
+    def path(self, target: Target) -> str:
+        """The sysfs file of one policy."""
+        return f"{POLICIES}/{target.instance}/{self.file}"
+
+    def value(self, kernel: KernelView, target: Target) -> str | Reading:
+        """What the file says, or the reading of one that cannot be read."""
+        try:
+            return kernel.read(self.path(target))
+        except KernelError as error:
+            if error.errno == errno.EBUSY:
+                return Reading(target, None, reason=Reason.CPU_OFFLINE, detail=offline(target))
+            return Reading(target, None, reason=Reason.DEVICE_GONE, detail=f"cannot be read: {error.strerror}")
+
+
+def offered(kernel: KernelView, targets: Sequence[Target], file: str) -> tuple[str, ...]:
+    """One driver serves all policies, so all offer the same: that of the first whose file can be read."""
+    files = (f"{POLICIES}/{target.instance}/{file}" for target in targets)
+    return tuple(next((text for path in files if (text := find(kernel, path))), "").split())
+
+
+def cpus_of(kernel: KernelView, policy: str) -> tuple[str, ...]:
+    """The CPUs a policy moves; of one whose CPUs are all offline only the first is known (reads give EBUSY)."""
+    listed = find(kernel, f"{POLICIES}/{policy}/related_cpus") or policy.removeprefix("policy")
+    return tuple(f"cpu{number}" for number in listed.split())
+
+
+def offline(target: Target) -> str:
+    """What is said of a policy whose CPUs are offline."""
+    return f"the CPUs of {target.instance} are offline; the value is set when one comes online"
+
+
+def also_moved(wish: Wish) -> str:
+    """The CPUs that a policy moves beside those that a CPU list named."""
+    if not CPU_LIST.fullmatch(wish.winner.instances):
+        return ""
+    listed = parse_cpus(wish.winner.instances)
+    others = {int(alias.removeprefix("cpu")) for alias in wish.target.aliases} - listed
+    return f"{wish.target.instance} also moves CPU {spell_cpus(others)}" if others else ""
+
+
+@lru_cache(maxsize=256)
+def parse_cpus(text: str) -> frozenset[int]:
+    """A CPU list as the kernel writes it (0-3,8); InvalidValue for a range that runs backwards."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            raise InvalidValue(f"{part!r} runs backwards", "Give the lower CPU first: 0-3")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
+
+
+def spell_cpus(cpus: Iterable[int]) -> str:
+    """CPU numbers in the kernel's list form."""
+    spans: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if spans and cpu == spans[-1][1] + 1:
+            spans[-1][1] = cpu
+        else:
+            spans.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

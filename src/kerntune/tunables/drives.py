@@ -1,0 +1,88 @@
+"""How the tunables of block devices name their targets: a drive, a glob of drives, a name below /dev/disk/by-id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from kerntune.errors import InvalidValue
+from kerntune.kernel import support
+from kerntune.kernel.files import KernelView, find
+from kerntune.model import Lane, Target
+from kerntune.tunables.base import Action, Plain
+
+# A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
+PATTERN = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
+GLOB = re.compile(r"[*?\[]")
+# A path of a multipath drive: subsystem, controller, namespace (nvme_mpath_set_disk_name in drivers/nvme/host).
+HIDDEN_PATH = re.compile(r"(nvme[0-9]+)c[0-9]+(n[0-9]+)")
+
+
+class OnDrives(Plain):
+    """One target per whole disk that has the file; partitions have none and never match.
+
+    Where NVMe's native multipath is at work there are the drive (nvme0n1) and its hidden paths (nvme0c0n1). With
+    `on_paths` the paths are the targets, and go by the drive's names too.
+    """
+
+    name: ClassVar[str]
+    # Below the folder of the device.
+    file: ClassVar[str]
+    on_paths: ClassVar[bool]
+    lane: ClassVar[Lane] = Lane.BLOCK
+    action: ClassVar[Action] = "set"
+    parallel: ClassVar[bool] = True
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        names = [path.split("/")[2] for path in kernel.glob(f"sys/block/*/{self.file}")]
+        heads = {name: head for name in names if (head := head_of(kernel, name))}
+        return [
+            Target(self.name, name, diskseq(kernel, name), aliases=other_names(kernel, name, heads.get(name)))
+            for name in names
+            if name not in (heads.values() if self.on_paths else heads)
+        ]
+
+    def missing(self, kernel: KernelView) -> str:
+        if kernel.glob(f"sys/block/*/{self.file}"):
+            return ""
+        return f"no block device below /sys/block has a {self.file} file. " + support.configured(kernel, "BLOCK")
+
+    def normal(self, instances: str) -> str:
+        if not PATTERN.fullmatch(instances) or instances.removeprefix("by-id/") in (".", ".."):
+            raise InvalidValue(
+                f"{instances!r} cannot name a block device",
+                "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+            )
+        return instances
+
+    def exact(self, instances: str) -> bool:
+        return not GLOB.search(instances)
+
+    def matches(self, instances: str, target: Target) -> bool:
+        names = (target.instance, *target.aliases)
+        # The slash of by-id/ is not crossed.
+        alike = (name for name in names if name.count("/") == instances.count("/"))
+        return instances in names or any(fnmatchcase(name, instances) for name in alike)
+
+    def path(self, target: Target) -> str:
+        """The sysfs file of one device."""
+        return f"sys/block/{target.instance}/{self.file}"
+
+
+def head_of(kernel: KernelView, device: str) -> str:
+    """The drive of which this is a hidden path, or ""."""
+    found = HIDDEN_PATH.fullmatch(device)
+    return f"{found[1]}{found[2]}" if found and find(kernel, f"sys/block/{device}/hidden") == "1" else ""
+
+
+def diskseq(kernel: KernelView, device: str) -> str:
+    """What tells two drives of the same name apart."""
+    return find(kernel, f"sys/block/{device}/diskseq") or ""
+
+
+def other_names(kernel: KernelView, device: str, head: str | None) -> tuple[str, ...]:
+    """The device's persistent names, and those of the drive it is a path of."""
+    links = tuple(link for link in kernel.links(head or device) if link.startswith("by-id/"))
+    return (head, *links) if head else links

@@ -1,0 +1,125 @@
+"""hugepages-overcommit: huge pages that a pool may borrow while somebody uses them, beyond those it keeps.
+
+nr_overcommit_hugepages of Documentation/admin-guide/mm/hugetlbpage.rst. Nothing is taken when it is set; what is
+borrowed later counts against the same limit as the pools.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from kerntune.errors import InvalidValue
+from kerntune.kernel import support
+from kerntune.kernel.files import KernelView, find, natural, number
+from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.tunables import page_size
+from kerntune.tunables.base import Action, Plain, unreadable
+from kerntune.tunables.hugepages import COUNT, POOLS
+
+FILE = "nr_overcommit_hugepages"
+
+
+class HugePagesOvercommit(Plain):
+    """One target per page size, of the whole host: the kernel has no such number for a node."""
+
+    name: ClassVar[str] = "hugepages-overcommit"
+    summary: ClassVar[str] = "huge pages to borrow"
+    lane: ClassVar[Lane] = Lane.MEMORY
+    action: ClassVar[Action] = "set-memory"
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        sizes = [
+            int(path.split("/")[-2].removeprefix("hugepages-").removesuffix("kB")) << 10
+            for path in kernel.glob(f"{POOLS}/hugepages-*kB/{FILE}")
+        ]
+        return [Target(self.name, instance) for instance in sorted(map(page_size.spell, sizes), key=natural)]
+
+    def missing(self, kernel: KernelView) -> str:
+        return "" if self.targets(kernel) else support.missing(kernel, POOLS, "HUGETLBFS")
+
+    def normal(self, instances: str) -> str:
+        pool = page_size.parse(instances)
+        if pool.node:
+            raise InvalidValue(
+                f"{instances} is the pool of one node, and only the whole host can borrow",
+                f"Leave the node out: {page_size.spell(pool.size)}",
+            )
+        return str(pool)
+
+    def exact(self, instances: str) -> bool:  # noqa: ARG002
+        return True
+
+    def matches(self, instances: str, target: Target) -> bool:
+        return instances == target.instance
+
+    def read(self, kernel: KernelView, target: Target) -> Reading:
+        folder = folder_of(target)
+        text = find(kernel, f"{folder}/{FILE}")
+        if text is None or not text.isdigit():
+            return Reading(target, None, reason=Reason.NO_SUCH_TARGET, detail=f"/{folder} is not there any more")
+        figures = {
+            "size": page_size.parse(target.instance).size,
+            "surplus": number(kernel, f"{folder}/surplus_hugepages"),
+        }
+        return Reading(target, text, figures=figures)
+
+    def normal_value(self, value: str) -> str:
+        if not COUNT.fullmatch(value):
+            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a whole number of pages, 0 or more")
+        return str(int(value))
+
+    def validate(self, reading: Reading, value: str) -> None:
+        """Any count may be asked for; the limit of the host is checked by the plan."""
+
+    def plan(
+        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+    ) -> Sequence[Step]:
+        """Sizes that give back come first, for all of them share one limit."""
+        now = {target: int(reading.value) for target, reading in readings.items() if reading.value is not None}
+        steps = []
+        for target, wish in sorted(wishes.items(), key=lambda pair: int(pair[1].value) - now.get(pair[0], 0)):
+            before = readings[target]
+            if target not in now:
+                steps.append(Step(wish, before, verdict=unreadable(before)))
+                continue
+            wanted = int(wish.value)
+            others = sum(n * readings[t].figures["size"] for t, n in now.items() if t != target)
+            possible = most(readings, others, memory, limits) // before.figures["size"]
+            if wanted > now[target] and wanted > possible and not wish.is_baseline:
+                steps.append(Step(wish, before, verdict=over_limit(wish, now[target], possible, limits)))
+                continue
+            writes = (Write(f"{folder_of(target)}/{FILE}", wish.value),) if wanted != now[target] else ()
+            steps.append(Step(wish, before, writes))
+            now[target] = wanted
+        return steps
+
+    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+        if code == errno.EINVAL:
+            size = reading.target.instance
+            why = f"this kernel borrows no pages of {size}: they can only be kept, with hugepages@{size}={value}"
+            return Verdict(State.UNSUPPORTED, Reason.NO_KERNEL_SUPPORT, why)
+        return super().rejected(reading, value, code)
+
+
+def folder_of(target: Target) -> str:
+    """The sysfs folder of a page size."""
+    return f"{POOLS}/hugepages-{page_size.parse(target.instance).size >> 10}kB"
+
+
+def most(readings: Mapping[Target, Reading], others: int, memory: Memory, limits: Limits) -> int:
+    """Bytes that one size may borrow; pages that are borrowed already are not counted twice."""
+    borrowed = sum(reading.figures.get("surplus", 0) * reading.figures.get("size", 0) for reading in readings.values())
+    kept = memory.hugetlb - borrowed
+    return max(0, memory.total * limits.hugepages_percent // 100 - kept - others)
+
+
+def over_limit(wish: Wish, now: int, possible: int, limits: Limits) -> Verdict:
+    """The refusal, with what was asked, what is possible and what there is."""
+    return Verdict(
+        State.REFUSED,
+        Reason.OVER_LIMIT,
+        f"{wish.value} pages to borrow asked for {wish.target.instance}, {possible} possible, {now} there now: those "
+        f"kept and those borrowed may have {limits.hugepages_percent} % of RAM together",
+    )

@@ -1,0 +1,141 @@
+"""sysctl: the few sysctls that are known to matter to hosts of large models, each with its range.
+
+Documentation/admin-guide/sysctl/vm.rst and kernel.rst. Others are refused: nothing is known to speak for another value
+of vfs_cache_pressure, the dirty ratios or min_free_kbytes there.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+from kerntune.errors import InvalidValue
+from kerntune.kernel import support
+from kerntune.kernel.files import KernelError, KernelView, find
+from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.tunables.base import Action, Plain, unreadable
+
+
+class Range(NamedTuple):
+    """The whole numbers that a sysctl takes."""
+
+    least: int
+    most: int
+
+
+SYSCTLS: Mapping[str, Range] = {
+    # How readily programs are swapped out to keep page cache: 1 to 10 keeps a server's memory (vendors).
+    "vm.swappiness": Range(0, 200),
+    # Bits: 0 takes memory of another node before the page cache, with the model in it, is dropped (vendors).
+    "vm.zone_reclaim_mode": Range(0, 7),
+    # Bits: 0 moves no pages after threads, which is felt as pauses (vendors).
+    "kernel.numa_balancing": Range(0, 3),
+}
+# Names for which another tunable is there.
+ELSEWHERE: Mapping[str, str] = {
+    "vm.overcommit_memory": "overcommit",
+    "vm.overcommit_ratio": "overcommit",
+    "vm.overcommit_kbytes": "overcommit",
+    "vm.nr_hugepages": "hugepages",
+    "vm.nr_hugepages_mempolicy": "hugepages",
+    "vm.nr_overcommit_hugepages": "hugepages-overcommit",
+}
+NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
+BALANCING = "kernel.numa_balancing"
+
+
+class Sysctl(Plain):
+    """One target per sysctl of the list that this kernel has."""
+
+    name: ClassVar[str] = "sysctl"
+    summary: ClassVar[str] = "sysctl that kerntune tunes"
+    lane: ClassVar[Lane] = Lane.MEMORY
+    action: ClassVar[Action] = "set-memory"
+
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        return [Target(self.name, name) for name in SYSCTLS if find(kernel, path_of(name)) is not None]
+
+    def missing(self, kernel: KernelView) -> str:
+        return "" if self.targets(kernel) else support.missing(kernel, path_of(next(iter(SYSCTLS))), "SYSCTL")
+
+    def normal(self, instances: str) -> str:
+        """With dots; as sysctl(8) it takes slashes too."""
+        name = instances.replace("/", ".")
+        if tunable := ELSEWHERE.get(name):
+            raise InvalidValue(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
+        if name not in SYSCTLS:
+            raise InvalidValue(f"{instances!r} is no sysctl that kerntune tunes", f"There are {', '.join(SYSCTLS)}")
+        return name
+
+    def exact(self, instances: str) -> bool:  # noqa: ARG002
+        return True
+
+    def matches(self, instances: str, target: Target) -> bool:
+        return instances == target.instance
+
+    def read(self, kernel: KernelView, target: Target) -> Reading:
+        try:
+            return Reading(target, kernel.read(path_of(target.instance)))
+        except KernelError as error:
+            return Reading(target, None, reason=Reason.NO_KERNEL_SUPPORT, detail=f"cannot be read: {error.strerror}")
+
+    def normal_value(self, value: str) -> str:
+        if not NUMBER.fullmatch(value):
+            raise InvalidValue(f"{value!r} is no value of a sysctl", "Give a whole number, 0 or more")
+        return str(int(value))
+
+    def validate(self, reading: Reading, value: str) -> None:
+        if why := beyond(reading.target, value):
+            raise InvalidValue(why, "Choose one in that range")
+
+    def plan(
+        self,
+        readings: Mapping[Target, Reading],
+        wishes: Mapping[Target, Wish],
+        memory: Memory,  # noqa: ARG002
+        limits: Limits,  # noqa: ARG002
+    ) -> Sequence[Step]:
+        return [plan_one(wish, readings[target]) for target, wish in wishes.items()]
+
+    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+        name = reading.target.instance
+        if code == errno.EINVAL:
+            why = f"this kernel takes no {value} for {name}, though later ones may"
+            return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
+        if code == errno.EPERM and name == BALANCING:
+            return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, needs_capability(value))
+        return super().rejected(reading, value, code)
+
+
+def path_of(name: str) -> str:
+    """The file of a sysctl."""
+    return f"proc/sys/{name.replace('.', '/')}"
+
+
+def plan_one(wish: Wish, before: Reading) -> Step:
+    """Nothing where the value is in place or out of range; the host's own may be what this list does not know."""
+    if before.value is None:
+        return Step(wish, before, verdict=unreadable(before))
+    if before.value == wish.value:
+        return Step(wish, before)
+    if not wish.is_baseline and (why := beyond(wish.target, wish.value)):
+        return Step(wish, before, verdict=Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why))
+    return Step(wish, before, (Write(path_of(wish.target.instance), wish.value),))
+
+
+def beyond(target: Target, value: str) -> str:
+    """Why a value is out of range, or ""."""
+    least, most = SYSCTLS[target.instance]
+    if least <= int(value) <= most:
+        return ""
+    return f"{target.instance} is a whole number from {least} to {most}, not {value}"
+
+
+def needs_capability(value: str) -> str:
+    """Prose: the kernel asks for more than to own the file (sysctl_numa_balancing of kernel/sched/core.c)."""
+    return (
+        f"the kernel lets only a process with CAP_SYS_ADMIN set {BALANCING}, and the service has no capability. "
+        f"A line {BALANCING} = {value} in /etc/sysctl.d sets it at boot, and sysctl -w {BALANCING}={value} now"
+    )

@@ -1,0 +1,134 @@
+"""sysctl: a short list with ranges, and where the others are to be had."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
+from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import Lane, Origin, Reason, State
+from kerntune.tunables.sysctl import SYSCTLS, Sysctl
+from tests.hosts import plant
+from tests.unit.lab import GIB, claim, running, told
+
+TUNABLE = Sysctl()
+NAME = Sysctl.name
+SWAPPINESS = "vm.swappiness"
+FILE = "proc/sys/vm/swappiness"
+BALANCING = "proc/sys/kernel/numa_balancing"
+
+
+def host() -> SimulatedKernel:
+    return SimulatedKernel([Node(4 * GIB)])
+
+
+def test_the_list_is_short() -> None:
+    assert SYSCTLS == {SWAPPINESS: (0, 200), "vm.zone_reclaim_mode": (0, 7), "kernel.numa_balancing": (0, 3)}
+    assert TUNABLE.lane is Lane.MEMORY
+
+
+def test_dots_or_slashes() -> None:
+    assert TUNABLE.normal("vm/swappiness") == TUNABLE.normal(SWAPPINESS) == SWAPPINESS
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vm.overcommit_memory", "kerntune set overcommit="),
+        ("vm/overcommit_ratio", "kerntune set overcommit="),
+        ("vm.nr_hugepages", "kerntune set hugepages="),
+        ("vm.nr_overcommit_hugepages", "kerntune set hugepages-overcommit="),
+        ("vm.dirty_ratio", "There are vm.swappiness, vm.zone_reclaim_mode, kernel.numa_balancing"),
+        ("vm.min_free_kbytes", "There are"),
+        ("kernel.core_pattern", "There are"),
+        ("*", "There are"),
+        ("vm.*", "There are"),
+        ("", "There are"),
+        ("../swappiness", "There are"),
+    ],
+)
+def test_what_is_not_on_it_is_told_where_to_go(name: str, said: str) -> None:
+    with pytest.raises(InvalidValue) as raised:
+        TUNABLE.normal(name)
+    assert said in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "0x1", "ten", "1\n", "9" * 11, "\u0663"])
+def test_what_is_no_number(value: str) -> None:
+    with pytest.raises(InvalidValue):
+        TUNABLE.normal_value(value)
+
+
+def test_only_those_the_kernel_has(tmp_path: Path) -> None:
+    assert [target.instance for target in TUNABLE.targets(plant(tmp_path, f"{FILE}\t60"))] == [SWAPPINESS]
+
+
+async def test_a_set_is_read_back_and_leaves_with_unset() -> None:
+    async with running(host()) as lab:
+        assert told(await lab.one(NAME, SWAPPINESS, "010")) == (SWAPPINESS, "10", State.SATISFIED, Reason.OK)
+        assert lab.writes() == [(FILE, "10")]
+        lab.kernel.sysctls["vm/swappiness"] = 80
+        await lab.engine.reconcile("drift")
+        assert lab.kernel.sysctls["vm/swappiness"] == 10
+        await lab.unset((NAME, SWAPPINESS))
+        assert lab.kernel.sysctls["vm/swappiness"] == 60
+
+
+async def test_out_of_range_is_refused_before_any_write() -> None:
+    async with running(host()) as lab:
+        with pytest.raises(InvalidValue, match="from 0 to 200, not 201"):
+            await lab.set((NAME, SWAPPINESS, 201))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_a_configured_value_out_of_range_is_not_written() -> None:
+    async with running(host(), claims=[claim(Origin.CONFIG, NAME, "vm.zone_reclaim_mode", 8)]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        (outcome,) = lab.engine.outcomes.values()
+        assert told(outcome)[2:] == (State.UNSUPPORTED, Reason.OUT_OF_RANGE)
+        assert lab.writes() == []
+
+
+async def test_a_value_that_only_the_host_itself_had_is_put_back() -> None:
+    kernel = host()
+    kernel.sysctls["kernel/numa_balancing"] = 4
+    async with running(kernel) as lab:
+        await lab.set((NAME, "kernel.numa_balancing", 0))
+        await lab.unset((NAME, "kernel.numa_balancing"))
+        assert kernel.sysctls["kernel/numa_balancing"] == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "code", "error", "said"),
+    [
+        (FILE, SWAPPINESS, errno.EINVAL, InvalidValue, "this kernel takes no 150"),
+        (FILE, SWAPPINESS, errno.EROFS, KernelRejected, "read-only here"),
+        (BALANCING, "kernel.numa_balancing", errno.EPERM, KernelRejected, "only a process with CAP_SYS_ADMIN"),
+    ],
+)
+async def test_a_refusal(path: str, name: str, code: int, error: type[Exception], said: str) -> None:
+    async with running(host()) as lab:
+        lab.kernel.refuse[path] = code
+        with pytest.raises(error, match=said):
+            await lab.set((NAME, name, 150 if path == FILE else 0))
+        assert lab.claims == []
+
+
+async def test_a_kernel_that_ignores_it_and_one_that_is_late() -> None:
+    async with running(host()) as lab:
+        lab.kernel.late[FILE] = 1
+        assert (await lab.one(NAME, SWAPPINESS, 10)).state is State.SATISFIED
+        lab.kernel.ignore.add("proc/sys/vm/zone_reclaim_mode")
+        with pytest.raises(KernelRejected, match="still reads 0"):
+            await lab.set((NAME, "vm.zone_reclaim_mode", 1))
+
+
+async def test_a_host_without_nodes() -> None:
+    kernel = host()
+    del kernel.sysctls["vm/zone_reclaim_mode"]
+    async with running(kernel) as lab:
+        with pytest.raises(NoSuchTarget, match="sysctl has no 'vm"):
+            await lab.set((NAME, "vm.zone_reclaim_mode", 0))

@@ -1,0 +1,111 @@
+"""thp: two files with bracketed words, each with choices of its own."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from kerntune.errors import InvalidValue, KernelRejected, NotSupported
+from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import Lane, Origin, Reading, Reason, State, Target
+from kerntune.tunables.thp import Thp
+from tests.hosts import plant
+from tests.unit.lab import GIB, claim, running, told
+
+THP = Thp()
+NAME = Thp.name
+FOLDER = "sys/kernel/mm/transparent_hugepage"
+DEFRAG = Target(NAME, "defrag")
+
+
+def host() -> SimulatedKernel:
+    return SimulatedKernel([Node(4 * GIB)])
+
+
+def test_what_a_file_says(tmp_path: Path) -> None:
+    kernel = plant(tmp_path, f"{FOLDER}/defrag\talways defer defer+madvise [madvise] never")
+    assert THP.targets(kernel) == [DEFRAG]
+    reading = THP.read(kernel, DEFRAG)
+    assert (reading.value, reading.choices) == ("madvise", ("always", "defer", "defer+madvise", "madvise", "never"))
+    assert THP.lane is Lane.MEMORY
+
+
+@pytest.mark.parametrize("value", ["always", "madvise", "never", "defer", "defer+madvise"])
+def test_values(value: str) -> None:
+    assert THP.normal_value(value) == value
+
+
+@pytest.mark.parametrize("value", ["", "[always]", "Always", "always\n", "always never", "1", "../x", "a" * 33])
+def test_what_is_no_word(value: str) -> None:
+    with pytest.raises(InvalidValue):
+        THP.normal_value(value)
+
+
+@pytest.mark.parametrize("instances", ["", "*", "shmem_enabled", "khugepaged/defrag", "enabled\n", "hugepages-64kB"])
+def test_what_names_no_file(instances: str) -> None:
+    with pytest.raises(InvalidValue):
+        THP.normal(instances)
+
+
+def test_a_word_of_the_other_file_is_not_offered() -> None:
+    with pytest.raises(InvalidValue, match="thp@enabled offers always, madvise, never, not defer"):
+        THP.validate(Reading(Target(NAME, "enabled"), "always", choices=("always", "madvise", "never")), "defer")
+
+
+async def test_a_set_is_read_back_and_leaves_with_unset() -> None:
+    async with running(host()) as lab:
+        answer = await lab.set((NAME, "enabled", "madvise"), (NAME, "defrag", "defer+madvise"))
+        assert [told(o) for o in answer.outcomes] == [
+            ("enabled", "madvise", State.SATISFIED, Reason.OK),
+            ("defrag", "defer+madvise", State.SATISFIED, Reason.OK),
+        ]
+        assert (await lab.set((NAME, "enabled", "madvise"))).changed is False
+        await lab.unset((NAME, "*"))
+        assert lab.kernel.thp == {"enabled": "always", "defrag": "madvise"}
+
+
+async def test_what_others_change_is_put_back() -> None:
+    async with running(host()) as lab:
+        await lab.set((NAME, "enabled", "madvise"))
+        lab.kernel.thp["enabled"] = "never"
+        await lab.engine.reconcile("drift")
+        assert lab.kernel.thp["enabled"] == "madvise"
+
+
+async def test_a_configured_word_that_the_file_does_not_have_is_not_written() -> None:
+    async with running(host(), claims=[claim(Origin.CONFIG, NAME, "enabled", "defer")]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        (outcome,) = lab.engine.outcomes.values()
+        assert told(outcome) == ("enabled", "always", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
+        assert lab.writes() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(errno.EINVAL, InvalidValue), (errno.EROFS, KernelRejected), (errno.EIO, KernelRejected)]
+)
+async def test_a_refusal(code: int, error: type[Exception]) -> None:
+    async with running(host()) as lab:
+        lab.kernel.refuse[f"{FOLDER}/enabled"] = code
+        with pytest.raises(error):
+            await lab.set((NAME, "enabled", "never"))
+        assert lab.claims == []
+
+
+async def test_a_kernel_that_ignores_it_and_one_that_is_late() -> None:
+    async with running(host()) as lab:
+        lab.kernel.late[f"{FOLDER}/defrag"] = 1
+        assert (await lab.one(NAME, "defrag", "never")).state is State.SATISFIED
+        lab.kernel.ignore.add(f"{FOLDER}/enabled")
+        with pytest.raises(KernelRejected, match="still reads always"):
+            await lab.set((NAME, "enabled", "never"))
+
+
+async def test_a_kernel_without_them_says_why() -> None:
+    kernel = host()
+    kernel.thp = {}
+    async with running(kernel) as lab:
+        with pytest.raises(NotSupported, match="CONFIG_TRANSPARENT_HUGEPAGE"):
+            await lab.set((NAME, "enabled", "madvise"))
+        assert lab.claims == []
