@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,23 @@ class TestErrors:
                 await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text")
             with pytest.raises(errors.Unreachable, match="systemctl status kerntuned"):
                 await anext(client.listen(lab.ROOT, lab.IFACE))
+
+    async def test_nobody_is_started_by_who_does_not_want_it(self, tmp_path: Path) -> None:
+        marker, services = tmp_path / "started", tmp_path / "services"
+        services.mkdir()
+        program = f"/bin/sh -c 'touch {marker}; exit 1'"
+        (services / "lab.service").write_text(f"[D-BUS Service]\nName={lab.NAME}\nExec={program}\n")
+        include = tmp_path / "activation.conf"
+        allowed = f'<policy context="default"><allow send_destination="{lab.NAME}"/></policy>'
+        include.write_text(f"<busconfig><servicedir>{services}</servicedir>{allowed}</busconfig>\n")
+        with PrivateBus(include=[include]) as bus:
+            async with lab.client(bus) as client:
+                with pytest.raises(errors.Unreachable, match="systemctl status kerntuned"):
+                    await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text", start=False)
+                assert not marker.exists()
+                with pytest.raises(errors.KerntuneError):
+                    await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text")
+                assert marker.exists()
 
     async def test_the_daemon_goes_during_the_call(self, bus: PrivateBus) -> None:
         bench = lab.Bench()

@@ -150,7 +150,8 @@ def test_it_gives_the_terminal_back_when_the_daemon_goes(bus: PrivateBus, daemon
         screen.read_until(live.LEAVE)
         code, rest = screen.end()
         assert code == 5
-        assert "kerntune: org.kerntune.Tuner1 has left the bus" in rest
+        # It was heard of, or a question came too late.
+        assert re.search("kerntune: org.kerntune.Tuner1 (has left the bus|cannot be reached)", rest)
 
 
 def test_it_gives_the_terminal_back_while_it_is_stopped(bus: PrivateBus, daemon: Daemon) -> None:

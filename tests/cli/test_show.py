@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kerntune.cli import show
+from kerntune.cli import show, wishes
 from kerntune.cli.show import Row, Table
 from kerntune.model import State
 from tests.cli.scripted import DRIVES, claim, document, outcome, target
@@ -103,58 +103,6 @@ def test_values() -> None:
     ]
 
 
-def test_status_leads_with_what_is_not_as_wished() -> None:
-    managed = [
-        target("overcommit", "always", requested="always", state="satisfied", claim="config:overcommit"),
-        target(
-            "io-scheduler@sda",
-            "bfq",
-            requested="none",
-            state="contested",
-            reason="changed-by-others",
-            detail="three times",
-            claim="runtime:io-scheduler@s*",
-            beaten=["config:io-scheduler@*"],
-        ),
-    ]
-    claims = [
-        claim("config:overcommit", "always"),
-        claim("runtime:io-scheduler@s*", "none", who="alice (busctl)", why="a test", matches=["sda"]),
-        claim("persistent:io-scheduler@vd*", "none", who="root", matches=[]),
-    ]
-    host = document(managed, claims, degraded=["over-limit"])
-    assert plain(show.status(host, managed)) == [
-        "kerntuned 0.1.0 on Linux 6.1.0, generation 3, degraded: over-limit",
-        "   TARGET            WISHED  IS      STATE        WANTED BY",
-        "!  io-scheduler@sda  none    bfq     contested    "
-        "runtime, alice (busctl), a test; beats config:io-scheduler@*  changed-by-others: three times",
-        "○  io-scheduler@vd*  none    -       unsupported  persistent, root"
-        "                                              no-such-target: nothing matches now; kept for what comes",
-        "✔  overcommit        always  always  satisfied    config",
-    ]
-
-
-def test_status_of_a_host_where_nothing_is_managed() -> None:
-    head, rest = plain(show.status(document(), []))
-    assert head == "kerntuned 0.1.0 on Linux 6.1.0, generation 3, all well"
-    assert "Nothing is managed" in rest
-
-
-@pytest.mark.parametrize(
-    ("simulated", "root", "where"),
-    [(True, "/", "a simulated host"), (False, "/tree", "Linux 6.1.0 at /tree"), (False, "/", "Linux 6.1.0")],
-)
-def test_status_says_which_host_is_tuned(simulated: bool, root: str, where: str) -> None:
-    host = document()
-    host["host"]["simulated"], host["host"]["root"] = simulated, root
-    assert f" on {where}, " in plain(show.status(host, []))[0]
-
-
-def test_a_claim_that_is_not_described_is_shown_by_its_id() -> None:
-    row = target("overcommit", "always", state="satisfied", claim="hold:overcommit")
-    assert plain(show.status(document([row]), [row]))[-1].endswith("hold:overcommit")
-
-
 def test_no_colour_and_no_folding_unless_on_a_terminal() -> None:
     lines = plain(show.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)] * 3))
     assert len(lines) == 4
@@ -194,7 +142,7 @@ def test_without_rich_a_terminal_gets_the_plain_table(monkeypatch: pytest.Monkey
 def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
     row = target("overcommit", "always", state="satisfied", claim="runtime:overcommit")
     host = document([row], [claim("runtime:overcommit", "always", who="\x1b[2Jmallory\nroot\udcff")])
-    page = show.status(host, [row])
+    page = wishes.status(host, [row])
     text = on_terminal(page) if watched else "\n".join(plain(page))
     assert "\x1b[2J" not in text
     assert "mallory�root�" in text

@@ -227,8 +227,8 @@ class TestStatus:
     def test_only_what_is_managed(self, words: list[str], capsys: Captured) -> None:
         assert run(Script(self.HOST), *words) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[2].split() == ["✔", "overcommit", "always", "always", "satisfied", "runtime,", "alice"]
-        assert len(lines) == 3
+        assert lines[3].split() == ["✔", "overcommit", "always", "always", "satisfied", "runtime,", "alice"]
+        assert len(lines) == 4
 
     @pytest.mark.parametrize("words", [["--json"], ["status", "--json"], ["--json", "status"]])
     def test_json(self, words: list[str], capsys: Captured) -> None:

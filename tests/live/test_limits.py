@@ -128,7 +128,7 @@ def test_one_page_too_many_is_refused_and_the_possible_number_is_had(demo: User)
 def test_with_allow_partial_far_too_many_become_the_possible_number(demo: User, options: Options) -> None:
     """On the simulated host: here it would take three quarters of the memory."""
     assert demo.set_count(FAR_TOO_MANY, options) == DEMO_CEILING == pool_of(demo)
-    (row,) = (row for row in demo.describe()["targets"] if row["instance"] == "2M")
+    (row,) = (row for row in demo.describe()["targets"] if (row["tunable"], row["instance"]) == ("hugepages", "2M"))
     assert (row["state"], row["reason"]) == ("partial", "over-limit")
     assert f"{DEMO_CEILING} possible" in row["detail"]
     assert "over-limit" in demo.get(MANAGER, "Degraded")

@@ -62,16 +62,17 @@ class Client:
         signature: str = "",
         *args: Any,
         interactive: bool = False,
+        start: bool = True,
         timeout: float | None = 60.0,
     ) -> list[Any]:
         """Call a method; what its reply carries, variants unwrapped.
 
-        `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds).
+        `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds). Without `start` a
+        service that does not run is left alone.
         Raises Unreachable without a bus, a daemon or an answer; a name that is not ours becomes Failed.
         """
-        call = self._link.call(
-            self.service, path, interface, member, signature, *args, timeout=timeout, interactive=interactive
-        )
+        how: dict[str, Any] = {"timeout": timeout, "interactive": interactive, "start": start}
+        call = self._link.call(self.service, path, interface, member, signature, *args, **how)
         try:
             return [unwrap(value) for value in await call]
         except TimedOut as error:

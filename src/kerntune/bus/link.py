@@ -141,8 +141,9 @@ class Link(asyncio.BufferedProtocol):
         *args: Any,
         timeout: float | None,
         interactive: bool = False,
+        start: bool = True,
     ) -> list[Any]:
-        """Call a method and return the body of its reply; `timeout` in seconds.
+        """Call a method and return the body of its reply; `timeout` in seconds; without `start` nobody is started.
 
         Raises the class of kerntune.errors whose name the error reply carries, Unreachable when the other side or the
         bus is gone, TimedOut when no reply came in time, BusError for any other name.
@@ -150,6 +151,8 @@ class Link(asyncio.BufferedProtocol):
         if not (self._outbox and self._outbox.open):
             raise self._unreachable("is not connected")
         flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+        if not start:
+            flags |= MessageFlag.NO_AUTOSTART
         message = Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args))
         self.send(message)
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()

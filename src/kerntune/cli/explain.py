@@ -13,7 +13,7 @@ from kerntune.cli import show
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import UnknownTunable
-from kerntune.explained import EXPLAINED, Explanation
+from kerntune.explained import EXPLAINED, Explanation, Grade
 
 WIDEST: Final = 100  # a line of prose that people like to read
 INDENT: Final = 12  # as wide as the longest heading
@@ -42,8 +42,9 @@ def registered() -> list[tuple[Explanation, str]]:
 
 
 def grades(one: Explanation) -> str:
-    """How well it is known, best first."""
-    return ", ".join(dict.fromkeys(evidence.grade for evidence in one.evidence))
+    """How well it is known; that nothing more is known goes without saying where something is."""
+    known = [evidence.grade for evidence in one.evidence if evidence.grade is not Grade.NONE]
+    return ", ".join(dict.fromkeys(known)) or Grade.NONE
 
 
 def command(one: Explanation) -> str:

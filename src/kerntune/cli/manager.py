@@ -61,7 +61,7 @@ class Manager(Protocol):
         """Have the configuration files read again, and wait for the pass."""
 
     async def properties(self, interface: str) -> Mapping[str, Any]:
-        """All properties of one interface, as the contract has them."""
+        """All properties of one interface, as the contract has them; starts no daemon."""
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterable[Event]]:
         """Everything that changes from here on; it ends with Unreachable when the daemon goes."""
@@ -119,8 +119,9 @@ class BusManager:
         await self._client.call(ROOT, MANAGER, "Reload", "a{sv}", {}, interactive=True, timeout=EDIT_SECONDS)
 
     async def properties(self, interface: str) -> Mapping[str, Any]:
+        # Who looks again and again must not start a daemon that was just stopped.
         (found,) = await self._client.call(
-            ROOT, f"{FREEDESKTOP}.Properties", "GetAll", "s", interface, timeout=READ_SECONDS
+            ROOT, f"{FREEDESKTOP}.Properties", "GetAll", "s", interface, start=False, timeout=READ_SECONDS
         )
         return cast("Mapping[str, Any]", found)
 

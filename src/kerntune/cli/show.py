@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TextIO
 
-from kerntune.cli.answers import ClaimRow, Document, Event, GuardChange, Health, Outcome, TargetRow, TunableRow, named
+from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow, TunableRow, named
 from kerntune.cli.check import Report, line_of
 from kerntune.cli.codes import CONTENT
 from kerntune.model import Reason, State
@@ -39,7 +39,7 @@ NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune s
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table: a cell a column (the mark included), a style for mark and state, and prose about it."""
+    """One line of a table: a cell a column (the mark included), a style for mark and state, and prose, line by line."""
 
     cells: tuple[str, ...]
     style: str = ""
@@ -61,7 +61,7 @@ Page = Sequence[str | Table]
 def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page:
     """What became of every target that was named; `none` is said when there is no row."""
     table = [
-        _row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), _why(*row[5:]))
+        state_row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), why(*row[5:]))
         for row in rows
     ]
     return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(table))] if table else [none]
@@ -70,15 +70,15 @@ def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page
 def targets(tunables: Sequence[TunableRow], rows: Sequence[TargetRow]) -> Page:
     """Every target with its value and choices, then the tunables this host does not support."""
     table = [
-        _row(
+        state_row(
             row["state"],
             (named(row["tunable"], row["instance"]), row["value"] or "", row["state"], " ".join(row["choices"])),
-            _why(row["state"], row["reason"], row["detail"]),
+            why(row["state"], row["reason"], row["detail"]),
         )
         for row in rows
     ]
     table += [
-        _row(State.UNSUPPORTED, (row["name"], "", State.UNSUPPORTED, ""), row["detail"])
+        state_row(State.UNSUPPORTED, (row["name"], "", State.UNSUPPORTED, ""), row["detail"])
         for row in tunables
         if not row["supported"]
     ]
@@ -90,18 +90,6 @@ def values(rows: Sequence[TargetRow]) -> Page:
     if len(rows) == 1:
         return [rows[0]["value"] or ""]
     return [f"{named(row['tunable'], row['instance'])} {row['value'] or EMPTY}" for row in rows]
-
-
-def status(document: Document, managed: Sequence[TargetRow]) -> Page:
-    """The daemon in a line, then what is managed: what is not as wished comes first."""
-    claims = {claim["id"]: claim for claim in document["claims"]}
-    table = [_managed(row, claims) for row in managed if row["state"] not in CONTENT]
-    table += [_waiting(claim) for claim in document["claims"] if not claim["matches"]]
-    table += [_managed(row, claims) for row in managed if row["state"] in CONTENT]
-    above = [head(document), *_guard(document)]
-    if not table:
-        return [*above, NOTHING_MANAGED]
-    return [*above, Table(("", "TARGET", "WISHED", "IS", "STATE", "WANTED BY"), tuple(table))]
 
 
 def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
@@ -154,7 +142,7 @@ def _guard_change(event: GuardChange) -> Iterable[str]:
 def _step(row: Outcome) -> str:
     mark, _ = MARKS.get(row.state, UNHEARD_OF)
     values = f"{row.before or EMPTY} -> {row.actual or EMPTY}"
-    parts = (mark, named(row.tunable, row.instance), values, row.state, _why(row.state, row.reason, row.detail))
+    parts = (mark, named(row.tunable, row.instance), values, row.state, why(row.state, row.reason, row.detail))
     return "  ".join(clean(part) for part in parts if part)
 
 
@@ -169,7 +157,7 @@ def head(document: Document) -> str:
     return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {profile}{health}"
 
 
-def _guard(document: Document) -> Iterable[str]:
+def guard(document: Document) -> Iterable[str]:
     """The memory guard in a line, where it has something to do."""
     guard = document["guard"]
     if guard["floor"] or guard["reason"]:
@@ -181,50 +169,22 @@ def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
     return clean(", ".join(part for part in (state, left, reason) if part))
 
 
-def _managed(row: TargetRow, claims: dict[str, ClaimRow]) -> Row:
-    wanted = _wanted_by(row["claim"], claims)
-    if row["beaten"]:
-        wanted += f"; beats {', '.join(row['beaten'])}"
-    cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted)
-    return _row(row["state"], cells, _why(row["state"], row["reason"], row["detail"]))
-
-
-def _waiting(claim: ClaimRow) -> Row:
-    """A claim that is kept for targets to come."""
-    cells = (
-        named(claim["tunable"], claim["instances"]),
-        claim["value"],
-        "",
-        State.UNSUPPORTED,
-        _wanted_by(claim["id"], {claim["id"]: claim}),
-    )
-    return _row(State.UNSUPPORTED, cells, f"{Reason.NO_SUCH_TARGET}: nothing matches now; kept for what comes")
-
-
-def _wanted_by(claim_id: str | None, claims: dict[str, ClaimRow]) -> str:
-    if claim_id is None:
-        return ""
-    if (claim := claims.get(claim_id)) is None:
-        return claim_id
-    # A claim of the configuration is by nobody else.
-    return ", ".join(dict.fromkeys(part for part in (claim["origin"], claim["who"], claim["why"]) if part))
-
-
-def _why(state: str, reason: str, detail: str) -> str:
+def why(state: str, reason: str, detail: str) -> str:
     """Prose about a state: the detail, led by the reason where something is not as it should be."""
     if reason == Reason.OK or state in CONTENT:
         return detail
     return f"{reason}: {detail}" if detail else reason
 
 
-def _row(state: str, cells: tuple[str, ...], note: str) -> Row:
+def state_row(state: str, cells: tuple[str, ...], *notes: str) -> Row:
+    """A line about a target in that state, with what there is to say of it."""
     mark, style = MARKS.get(state, UNHEARD_OF)
-    return row(mark, cells, style, note)
+    return row(mark, cells, style, *notes)
 
 
-def row(mark: str, cells: tuple[str, ...], style: str = "", note: str = "") -> Row:
+def row(mark: str, cells: tuple[str, ...], style: str = "", *notes: str) -> Row:
     """A line of a table, fit to be printed."""
-    return Row((mark, *(clean(cell) for cell in cells)), style, clean(note))
+    return Row((mark, *(clean(cell) for cell in cells)), style, "\n".join(clean(note) for note in notes if note))
 
 
 def clean(text: str) -> str:
@@ -246,7 +206,7 @@ def _write_plain(table: Table, stream: TextIO) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for cells, note in zip(lines, ["", *(row.note for row in table.rows)], strict=True):
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        print(f"{line}  {note}".rstrip(), file=stream)
+        print(f"{line}  {note}".rstrip().replace("\n", "  "), file=stream)
 
 
 def _write_rich(table: Table, stream: TextIO) -> bool:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, codes, profiles, show, spelling
+from kerntune.cli import answers, check, codes, profiles, show, spelling, wishes
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.cli.rows import Advice, Answer, changed
@@ -32,7 +32,7 @@ async def status(connect: Connect, _args: Namespace) -> Answer:
     async with connect() as manager:
         document = await manager.describe()
     managed = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
-    return Answer({**document, "targets": managed}, show.status(document, managed))
+    return Answer({**document, "targets": managed}, wishes.status(document, managed))
 
 
 async def list_(connect: Connect, args: Namespace) -> Answer:

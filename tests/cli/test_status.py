@@ -1,0 +1,187 @@
+"""status at a glance: what is wished, what is, what is not and why, and who beat whom."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kerntune.cli import show, wishes
+from kerntune.cli.answers import TargetRow
+from tests.cli.scripted import claim, document, target
+from tests.harness.daemon import Daemon
+from tests.harness.polkitd import CHECKOUT
+from tests.harness.privatebus import PrivateBus
+
+LIMIT = 20.0  # seconds
+
+
+def plain(page: show.Page) -> list[str]:
+    stream = io.StringIO()
+    show.write(page, stream)
+    return stream.getvalue().splitlines()
+
+
+def satisfied(name: str, value: str, **more: Any) -> TargetRow:
+    return target(name, value, requested=value, state="satisfied", **more)
+
+
+def test_it_leads_with_what_is_not_as_wished() -> None:
+    managed = [
+        satisfied("overcommit", "always", claim="config:overcommit"),
+        target(
+            "io-scheduler@sda",
+            "bfq",
+            requested="none",
+            state="contested",
+            reason="changed-by-others",
+            detail="three times",
+            claim="runtime:io-scheduler@s*",
+            beaten=["config:io-scheduler@*"],
+        ),
+    ]
+    claims = [
+        claim("config:overcommit", "always"),
+        claim("runtime:io-scheduler@s*", "none", who="alice (busctl)", why="a test", matches=["sda"]),
+        claim("config:io-scheduler@*", "bfq", who="config", why="kerntune.toml:3", matches=["sda"]),
+        claim("persistent:io-scheduler@vd*", "none", who="root", matches=[]),
+    ]
+    host = document(managed, claims, degraded=["over-limit"])
+    assert plain(wishes.status(host, managed)) == [
+        "kerntuned 0.1.0 on Linux 6.1.0, generation 3, degraded: over-limit",
+        "As wished: 1 of 3; 1 contested; 1 kept for what comes",
+        "   TARGET            WISHED  IS      STATE        WANTED BY",
+        "!  io-scheduler@sda  none    bfq     contested    runtime, alice (busctl), a test"
+        "  changed-by-others: three times"
+        "  beats config bfq for * (kerntune.toml:3)  because runtime wins over config",
+        "○  io-scheduler@vd*  none    -       unsupported  persistent, root"
+        "                 no-such-target: nothing matches now; kept for what comes",
+        "✔  overcommit        always  always  satisfied    config",
+    ]
+
+
+def test_of_one_origin_the_newest_or_the_later_line_wins() -> None:
+    row = satisfied("io-scheduler@sda", "none", claim="config:io-scheduler@sda", beaten=["config:io-scheduler@*"])
+    claims = [claim("config:io-scheduler@sda", "none"), claim("config:io-scheduler@*", "bfq")]
+    line = plain(wishes.status(document([row], claims), [row]))[-1]
+    assert line.endswith("  beats config bfq for *  because of config the later line wins")
+    row = satisfied("io-scheduler@sda", "none", claim="runtime:io-scheduler@sda", beaten=["runtime:io-scheduler@*"])
+    claims = [claim("runtime:io-scheduler@sda", "none"), claim("runtime:io-scheduler@*", "bfq")]
+    line = plain(wishes.status(document([row], claims), [row]))[-1]
+    assert line.endswith("because of runtime the newest wins")
+
+
+def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
+    rows = [satisfied(f"cpu-governor@policy{number}", "performance", claim="config:g") for number in range(8)]
+    rows[4]["detail"] = "moves CPU 9 too"
+    lines = plain(wishes.status(document(rows, [claim("config:g", "performance")]), rows))
+    assert lines[1] == "As wished: 8 of 8"
+    assert [line.split("  ")[1] for line in lines[3:]] == [
+        "cpu-governor@policy0 to policy3 (4)",
+        "cpu-governor@policy4",
+        "cpu-governor@policy5",
+        "cpu-governor@policy6",
+        "cpu-governor@policy7",
+    ]
+
+
+def test_a_host_where_nothing_is_managed() -> None:
+    head, rest = plain(wishes.status(document(), []))
+    assert head == "kerntuned 0.1.0 on Linux 6.1.0, generation 3, all well"
+    assert "Nothing is managed" in rest
+
+
+@pytest.mark.parametrize(
+    ("simulated", "root", "where"),
+    [(True, "/", "a simulated host"), (False, "/tree", "Linux 6.1.0 at /tree"), (False, "/", "Linux 6.1.0")],
+)
+def test_it_says_which_host_is_tuned(simulated: bool, root: str, where: str) -> None:
+    host = document()
+    host["host"]["simulated"], host["host"]["root"] = simulated, root
+    assert f" on {where}, " in plain(wishes.status(host, []))[0]
+
+
+def test_a_claim_that_is_not_described_is_shown_by_its_id() -> None:
+    row = satisfied("overcommit", "always", claim="hold:overcommit", beaten=["runtime:overcommit"])
+    assert plain(wishes.status(document([row]), [row]))[-1].endswith("hold:overcommit  beats runtime:overcommit")
+
+
+# A real daemon, and four that disagree about one drive
+
+
+CONFIG = """\
+profile = "mine"
+[io-scheduler]
+"nvme*" = "mq-deadline"
+"nvme0n1" = { value = "bfq", why = "a database" }
+"""
+PROFILE = """\
+summary = "for this test"
+[io-scheduler]
+"nvme0n1" = { value = "none", why = "it orders its own queue" }
+"""
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    with PrivateBus(include=[CHECKOUT / "dbus/org.kerntune.Tuner1.conf"]) as bus:
+        daemon = Daemon(bus, "--demo", wait=False)
+        (daemon.config / "profiles").mkdir()
+        (daemon.config / "profiles/mine.toml").write_text(PROFILE)
+        (daemon.config / "kerntune.toml").write_text(CONFIG)
+        with daemon:
+            daemon.wait_for("READY=1")
+            yield daemon
+
+
+def cli(daemon: Daemon, *words: str) -> str:
+    command = [sys.executable, "-m", "kerntune.cli", *words]
+    done = subprocess.run(command, env=daemon.env, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def about(daemon: Daemon, drive: str) -> str:
+    """What status says of a drive, with one space between its words."""
+    (line,) = (line for line in cli(daemon, "status").splitlines() if f"io-scheduler@{drive} " in line)
+    return " ".join(line.replace(str(daemon.config), "ETC").split())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="there is no polkit on this bus: only root may set anything")
+def test_four_that_disagree(daemon: Daemon) -> None:
+    """Each wins over those below it, and says so; when it goes, the next one wins."""
+    in_files = "config bfq (a database); config mq-deadline for nvme* (ETC/kerntune.toml:3)"
+    profile = "✔ io-scheduler@nvme0n1 none none satisfied profile, mine, it orders its own queue"
+    by_profile = f"{profile} beats {in_files} because profile wins over config"
+    assert about(daemon, "nvme0n1") == by_profile
+
+    cli(daemon, "set", "io-scheduler@nvme0n1=kyber", "--persist")
+    beaten = f"profile none (mine, it orders its own queue); {in_files}"
+    by_persistent = (
+        "✔ io-scheduler@nvme0n1 kyber kyber satisfied persistent, root (python) "
+        f"beats {beaten} because persistent wins over profile and config"
+    )
+    assert about(daemon, "nvme0n1") == by_persistent
+
+    cli(daemon, "set", "io-scheduler@nvme*=mq-deadline")
+    cli(daemon, "set", "io-scheduler@nvme0n1=bfq")
+    beaten = f"runtime mq-deadline for nvme* (root (python)); persistent kyber (root (python)); {beaten}"
+    assert about(daemon, "nvme0n1") == (
+        "✔ io-scheduler@nvme0n1 bfq bfq satisfied runtime, root (python) "
+        f"beats {beaten} because runtime wins over persistent, profile and config, and of runtime the newest wins"
+    )
+    assert about(daemon, "nvme1n1") == (
+        "✔ io-scheduler@nvme1n1 mq-deadline mq-deadline satisfied runtime, root (python) "
+        "beats config mq-deadline for nvme* (ETC/kerntune.toml:3) because runtime wins over config"
+    )
+    assert "As wished: 2 of 2\n" in cli(daemon, "status")
+
+    cli(daemon, "unset", "io-scheduler@nvme0n1", "io-scheduler@nvme*")
+    assert about(daemon, "nvme0n1") == by_persistent
+    cli(daemon, "unset", "io-scheduler@nvme0n1", "--persist")
+    assert about(daemon, "nvme0n1") == by_profile
