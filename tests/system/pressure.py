@@ -10,6 +10,7 @@ from tests.system.shell import Job
 PLACE: Final = "/usr/local/bin/take"
 # take MIB: so much at once and held. take all: in steps, until the kernel refuses; then it tells and holds.
 # take again: the same, and it goes on asking. take late MIB: mapped at once, used step by step when a line is read.
+# The OOM killer spares what the agent starts, as it spares the agent; of these it spares only what is just held.
 PROGRAM: Final = """#!/usr/bin/python3
 import mmap, sys, time
 STEP = 8
@@ -28,6 +29,9 @@ def left():
 def say(*words):
     print(*words, flush=True)
 
+if not sys.argv[1].isdigit():
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("0")
 if sys.argv[1] == "late":
     size = int(sys.argv[2]) << 20
     memory = mmap.mmap(-1, size, flags=FLAGS)

@@ -96,7 +96,7 @@ def test_a_program_that_takes_all_it_gets_is_refused_and_lives(host: Host, user:
 def run(host: Host, user: str, how: str, *, swap: bool) -> None:
     vm = host.vm
     if swap:
-        vm.check(f"swapon {SWAP}")
+        vm.check(f"mkswap -q {SWAP} && swapon {SWAP}")
     try:
         least = floor(host)
         hog = pressure.take(vm, how, user=user)
@@ -110,6 +110,7 @@ def run(host: Host, user: str, how: str, *, swap: bool) -> None:
         hog.kill(9)
         hog.wait()
         let_go(host)
+        vm.wait_for("journalctl --unit=kerntuned --grep 'refused memory to .*take' --quiet")
     finally:
         if swap:
             vm.check(f"swapoff {SWAP}")

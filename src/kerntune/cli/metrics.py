@@ -23,6 +23,7 @@ COUNTERS: Final = {
     "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
     "drift_repairs": "Values that others had changed and that kerntuned has put back since it started.",
     "guard_caps": "How often the memory guard has begun to cap what the kernel promises since kerntuned started.",
+    "guard_refusals": "How often the kernel logged, of such caps that have ended, that it refused memory to a process.",
 }
 POOL_COUNTS: Final = {
     "pages": ("total", "Huge pages there are"),

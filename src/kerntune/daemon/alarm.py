@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -12,12 +13,14 @@ from kerntune.daemon import logs
 from kerntune.engine.guard import Alert, GuardLimits, GuardState, GuardVerdict
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.processes import Consumers
+from kerntune.kernel.refusals import Refused, refused_since
 from kerntune.model import Consumer, Lane, Memory
 
 log = logging.getLogger(__name__)
 TOP: Final = 5
 RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with room and without
 CAUSE: Final = "memory guard"
+NAMED: Final = 10  # processes that were refused memory
 MIB: Final = 1 << 20
 
 
@@ -39,6 +42,7 @@ class Alarm:
         # A thread of its own, made in good time: in mode never there may be no room for another.
         self._threads = ThreadPoolExecutor(1, "consumers")
         self._consumers: Consumers | None = None
+        self._capped_at = 0.0  # seconds since 1970
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
         """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
@@ -61,6 +65,7 @@ class Alarm:
             record(alert)
             if told.verdict.caps != last.verdict.caps:
                 engine.look_again(CAUSE, [Lane.MEMORY])
+                await self._look_back(engine, capped=told.verdict.caps)
             engine.announce(CAUSE)
             for listener in self.listeners:
                 listener(alert)
@@ -76,6 +81,16 @@ class Alarm:
         if self._consumers is None:
             self._consumers = Consumers()
         self._consumers.look()
+
+    async def _look_back(self, engine: Reconciler, *, capped: bool) -> None:
+        """When a cap has ended, tell who was refused; as long as it is in force, there may be no memory to look."""
+        if capped:
+            self._capped_at = time.time() - OFTEN
+            return
+        refused = await asyncio.get_running_loop().run_in_executor(self._threads, refused_since, self._capped_at)
+        if engine.guard:
+            engine.guard.count_refusals(sum(each.times for each in refused))
+        record_refused(refused)
 
     def _alert(self, told: Told) -> Alert:
         verdict, memory, limits = told
@@ -99,6 +114,16 @@ def record(alert: Alert) -> None:
         "KERNTUNE_FLOOR": str(alert.floor),
     }
     log.log(logging.WARNING if verdict.level else logging.INFO, "%s", sentence(alert), extra=fields)
+
+
+def record_refused(refused: Sequence[Refused]) -> None:
+    """Who was refused, where the kernel logged it."""
+    if not refused:
+        return
+    named = ", ".join(f"{each.command} (pid {each.pid}) {each.times} times" for each in refused[:NAMED])
+    more = f", and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+    fields = {"MESSAGE_ID": logs.GUARD_REFUSED, "KERNTUNE_REFUSED": str(sum(each.times for each in refused))}
+    log.warning("while the memory guard capped, the kernel refused memory to %s%s", named, more, extra=fields)
 
 
 WORDS: Final[Mapping[GuardState, str]] = {

@@ -41,7 +41,7 @@ class MemoryGuard:
         self.lock = threading.Lock()
         self.settings = GuardLimits()
         self.verdict = GuardVerdict()
-        self.times_capped = 0
+        self.times_capped = self.times_refused = 0
         self._watch: Watch | None = None
         self._stopped = False
 
@@ -93,6 +93,10 @@ class MemoryGuard:
                 return others
             self._end(GuardVerdict())
         return (*others, *self.claims)
+
+    def count_refusals(self, times: int) -> None:
+        """So often the kernel has refused memory during a cap that has ended."""
+        self.times_refused += times
 
     def stop(self) -> None:
         """End for good, and put back what was capped; a pass may still run."""

@@ -20,6 +20,7 @@ TARGET_SET: Final = "6f3c1f0e5f0a4a6f9c0e2c1d7f6a4b10"
 TARGET_NOT_SET: Final = "0b9a8f1c3f6d4f52b5d7b0a95d3f1c22"
 CONFIG_PROBLEM: Final = "4d1f0a7be2a94d0c8c1b6f5e93a7d208"
 GUARD_CHANGED: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"
+GUARD_REFUSED: Final = "c2e7d9a86b314d5fa1f40e7b935c8d12"
 GOOD: Final = frozenset({State.SATISFIED, State.UNMANAGED})
 
 

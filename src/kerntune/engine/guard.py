@@ -127,6 +127,13 @@ class Guard(Protocol):
         """How often it has begun to cap since the daemon started."""
 
     @property
+    def times_refused(self) -> int:
+        """How often the kernel logged that it refused memory during a cap; it logs only some of many."""
+
+    def count_refusals(self, times: int) -> None:
+        """So many more, of a cap that has ended."""
+
+    @property
     def claims(self) -> tuple[Claim, ...]:
         """What the guard itself claims now."""
 

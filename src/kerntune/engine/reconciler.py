@@ -109,6 +109,7 @@ class Reconciler:
             "hotplug_events": self._device_events,
             "drift_repairs": sum(queue.worker.drift.total for queue in self._lanes.values()),
             "guard_caps": self.guard.times_capped if self.guard else 0,
+            "guard_refusals": self.guard.times_refused if self.guard else 0,
         }
 
     async def work(self) -> None:
