@@ -253,7 +253,8 @@ class Memory:
     """The host's memory in bytes: /proc/meminfo and the sysctls of Documentation/mm/overcommit-accounting.rst.
 
     `overcommit_mode` is None where the host has no such sysctl. `swap_total` is all swap, as the kernel adds all of it
-    to the limit; `swap_free` leaves out zram, for what is swapped there stays in RAM.
+    to the limit; `swap_free` leaves out zram, for what is swapped there stays in RAM. `short` is what `available` lacks
+    of being 0: the kernel never shows less, but takes so much of the swap for itself.
     """
 
     total: int
@@ -267,6 +268,7 @@ class Memory:
     overcommit_ratio: int
     overcommit_kbytes: int
     swap_free: int = 0
+    short: int = 0
 
     @property
     def base(self) -> int:
@@ -276,7 +278,7 @@ class Memory:
     @property
     def headroom(self) -> int:
         """What programs can still take before the OOM killer comes, in bytes."""
-        return self.available + self.swap_free
+        return max(0, self.available + self.swap_free - self.short)
 
     @property
     def reserve(self) -> int:

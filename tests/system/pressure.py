@@ -8,12 +8,12 @@ from tests.system.machine import Machine
 from tests.system.shell import Job
 
 PLACE: Final = "/usr/local/bin/take"
-# take MIB: so much at once and held. take all: in steps, until the kernel refuses; then it tells and holds.
+# take MIB: so much at once and held. take all [MIB]: in steps, until the kernel refuses; then it tells and holds.
 # take again: the same, and it goes on asking. take late MIB: mapped at once, used step by step when a line is read.
 # The OOM killer spares what the agent starts, as it spares the agent; of these it spares only what is just held.
 PROGRAM: Final = """#!/usr/bin/python3
 import mmap, sys, time
-STEP = 8
+STEP = int(sys.argv[2]) if sys.argv[1:2] == ["all"] and sys.argv[2:] else 8
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 POPULATE = 0x8000
 held, lowest = [], 1 << 40

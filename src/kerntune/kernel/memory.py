@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kerntune.kernel.files import KernelView, find, number
@@ -18,6 +19,13 @@ class Holder(NamedTuple):
     pid: int
     command: str
     size: int
+
+
+class Watermarks(NamedTuple):
+    """What the kernel keeps free, and the sum of the low watermarks: bytes, over all zones of /proc/zoneinfo."""
+
+    reserve: int
+    low: int
 
 
 def meminfo(kernel: KernelView) -> dict[str, int]:
@@ -45,10 +53,42 @@ def read_memory(kernel: KernelView) -> Memory:
         mode=int(mode) if mode is not None and mode.isdigit() else None,
         ratio=number(kernel, f"{VM}/overcommit_ratio"),
         kbytes=number(kernel, f"{VM}/overcommit_kbytes"),
+        watermarks=read_watermarks(kernel),
     )
 
 
-def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes: int) -> Memory:
+def read_watermarks(kernel: KernelView) -> Watermarks:
+    """They change with vm.min_free_kbytes and memory that is plugged."""
+    return watermarks_of(find(kernel, "proc/zoneinfo") or "")
+
+
+def watermarks_of(zoneinfo: str) -> Watermarks:
+    """As calculate_totalreserve_pages in mm/page_alloc.c sums them up."""
+    reserve = low = 0
+    for zone in zoneinfo.split("\nNode "):
+        rows = dict(map(_row, zone.splitlines()))
+        protection = max((int(word) for word in rows.get("protection:", "0").strip("()").split(", ")), default=0)
+        reserve += min(int(rows.get("high", 0)) + protection, int(rows.get("managed", 0)))
+        low += int(rows.get("low", 0))
+    page = resource.getpagesize()
+    return Watermarks(reserve * page, low * page)
+
+
+def _row(line: str) -> tuple[str, str]:
+    name, _, value = line.strip().partition(" ")
+    return name, value.strip()
+
+
+def shortage(info: Mapping[str, int], watermarks: Watermarks) -> int:
+    """Bytes by which MemAvailable would be below 0, by si_mem_available in mm/show_mem.c."""
+    if info.get("MemAvailable", 0):
+        return 0
+    cached = info.get("Active(file)", 0) + info.get("Inactive(file)", 0), info.get("KReclaimable", 0)
+    there = info.get("MemFree", 0) + sum(size - min(size // 2, watermarks.low) for size in cached)
+    return max(0, watermarks.reserve - there)
+
+
+def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes: int, watermarks: Watermarks) -> Memory:
     """The figures in the texts of /proc/meminfo and /proc/swaps, with vm.overcommit_*."""
     info = parse_meminfo(meminfo)
     return Memory(
@@ -63,6 +103,7 @@ def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes:
         overcommit_ratio=ratio,
         overcommit_kbytes=kbytes,
         swap_free=max(0, info.get("SwapFree", 0) - free_zram(swaps)),
+        short=shortage(info, watermarks),
     )
 
 

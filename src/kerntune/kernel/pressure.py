@@ -10,7 +10,7 @@ import resource
 from typing import Final, NamedTuple
 
 from kerntune.kernel.files import CHUNK, Kept, Kernel, KernelError
-from kerntune.kernel.memory import VM, memory_of
+from kerntune.kernel.memory import VM, memory_of, read_watermarks
 from kerntune.model import Memory
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class MemoryFiles:
                 self._keep(kernel, path)
         for path in SEEN:
             self._keep(kernel, path)
+        self._watermarks = read_watermarks(kernel)
 
     def _keep(self, kernel: Kernel, path: str) -> None:
         with contextlib.suppress(KernelError):
@@ -67,6 +68,7 @@ class MemoryFiles:
             mode=int(mode) if mode else None,
             ratio=int(self._read(RATIO) or 0),
             kbytes=int(self._read(KBYTES) or 0),
+            watermarks=self._watermarks,
         )
 
     def stalled(self) -> int:

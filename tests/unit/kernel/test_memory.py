@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kerntune.kernel.memory import Holder, default_page_size, holders, meminfo, read_memory
+import pytest
+
+from kerntune.kernel.files import HostKernel
+from kerntune.kernel.memory import (
+    Holder,
+    Watermarks,
+    default_page_size,
+    holders,
+    meminfo,
+    read_memory,
+    read_watermarks,
+    shortage,
+    watermarks_of,
+)
 from kerntune.model import Memory
-from tests.hosts import lay_out, plant
+from tests.hosts import lay_out, plant, write_files
 
 KIB = 1024
 
@@ -31,6 +44,57 @@ def test_one_snapshot(tmp_path: Path) -> None:
         overcommit_kbytes=0,
         swap_free=8388604 * KIB,
     )
+
+
+ZONES = """\
+Node 0, zone      DMA
+  per-node stats
+      nr_free_pages 7
+  pages free     2816
+        boost    0
+        min      8
+        low      11
+        high     14
+        managed  3840
+        protection: (0, 2833, 24031, 24031, 24031)
+  pagesets
+    cpu: 0
+              count: 0
+              high:  378
+Node 0, zone   Normal
+  pages free     100
+        min      1000
+        low      1250
+        high     1500
+        managed  5426743
+        protection: (0, 0, 0, 0, 0)
+"""
+
+
+def test_what_the_kernel_keeps_free_is_summed_up_over_the_zones() -> None:
+    assert watermarks_of(ZONES) == Watermarks(reserve=(3840 + 1500) * 4096, low=(11 + 1250) * 4096)
+    assert watermarks_of("") == Watermarks(0, 0)
+
+
+def test_what_is_available_is_reckoned_as_the_kernel_does() -> None:
+    """On this host: its own figure, and ours as if the kernel had not shown it."""
+    host = HostKernel()
+    info = meminfo(host)
+    marks = read_watermarks(host)
+    assert marks.reserve >= marks.low > 0
+    full = info["MemAvailable"] + marks.reserve
+    lacking = shortage({**info, "MemAvailable": 0}, marks._replace(reserve=full + info["MemAvailable"]))
+    assert lacking == pytest.approx(info["MemAvailable"], rel=0.05)
+
+
+def test_available_memory_below_zero_is_taken_from_the_swap(tmp_path: Path) -> None:
+    rows = ("MemTotal: 1000000", "MemFree: 3000", "MemAvailable: 0", "Active(file): 2000", "Inactive(file): 1000",
+            "KReclaimable: 400", "SwapTotal: 90000", "SwapFree: 80000")  # fmt: skip
+    write_files(tmp_path, {"proc/meminfo": [f"{row} kB" for row in rows], "proc/zoneinfo": ZONES.splitlines()})
+    memory = read_memory(HostKernel(tmp_path))
+    # 3000 are free, and half of 3400 could be; 5340 pages are kept.
+    assert memory.short == (5340 * 4 - 3000 - 1700) * KIB
+    assert memory.headroom == 80000 * KIB - memory.short
 
 
 def test_a_host_without_anything(tmp_path: Path) -> None:
