@@ -253,7 +253,7 @@ class Memory:
     """The host's memory in bytes: /proc/meminfo and the sysctls of Documentation/mm/overcommit-accounting.rst.
 
     `overcommit_mode` is None where the host has no such sysctl. `swap_total` is all swap, as the kernel adds all of it
-    to the limit; `swap_free` leaves out zram, for what is swapped there stays in RAM. `short` is what `available` lacks
+    to the limit; `swap_free` is what could be had of it on disk: zram is RAM. `short` is what `available` lacks
     of being 0: the kernel never shows less, but takes so much of the swap for itself.
     """
 

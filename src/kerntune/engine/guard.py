@@ -23,7 +23,7 @@ WARNED_UNTIL: Final = 2  # points: level 50 goes when so much more is free than 
 AGAIN_WITHIN: Final = 60.0  # seconds after a release in which another cap doubles the dwell
 LONGEST_DWELL: Final = 300.0
 LITTLE: Final = 8  # this part of the reserve comes and goes with every program that starts
-STEADY: Final = 0.2  # seconds in which no more is promised, before the limit is raised
+STEADY: Final = 0.5  # seconds in which no more is promised, before the limit is raised
 
 
 class GuardState(StrEnum):

@@ -102,15 +102,21 @@ def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes:
         overcommit_mode=mode,
         overcommit_ratio=ratio,
         overcommit_kbytes=kbytes,
-        swap_free=max(0, info.get("SwapFree", 0) - free_zram(swaps)),
+        swap_free=free_swap(info, swaps),
         short=shortage(info, watermarks),
     )
 
 
-def free_zram(swaps: str) -> int:
-    """Bytes of swap that are free in /proc/swaps on zram, which is RAM again."""
-    rows = (line.split() for line in swaps.splitlines()[1:])
-    return sum(int(row[2]) - int(row[3]) for row in rows if len(row) > 3 and "/zram" in row[0]) * 1024
+def free_swap(info: Mapping[str, int], swaps: str) -> int:
+    """Bytes of swap on disk that can still be had, with those of pages that were read back and keep their place there.
+
+    What /proc/swaps has on zram is RAM again; with zram it cannot be told where the pages in SwapCached have theirs.
+    """
+    rows = [line.split() for line in swaps.splitlines()[1:]]
+    zram = [row for row in rows if len(row) > 3 and "/zram" in row[0]]
+    if zram:
+        return max(0, info.get("SwapFree", 0) - sum(int(row[2]) - int(row[3]) for row in zram) * 1024)
+    return info.get("SwapFree", 0) + info.get("SwapCached", 0)
 
 
 def default_page_size(kernel: KernelView) -> int:

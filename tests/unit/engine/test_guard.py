@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kerntune.engine.guard import (
+    STEADY,
     GuardLimits,
     GuardState,
     GuardVerdict,
@@ -122,8 +123,8 @@ def test_the_limit_is_raised_for_the_others_once_nobody_asks_for_more_and_more()
     refused = at(8, host, committed=host.commit_limit - reserve(HOST))
     asking = decide(refused, 1.0, LIMITS, before)
     assert asking.kbytes == before.kbytes
-    assert decide(refused, 1.1, LIMITS, asking).kbytes == before.kbytes
-    steady = decide(refused, 1.25, LIMITS, asking)
+    assert decide(refused, 0.9 + STEADY, LIMITS, asking).kbytes == before.kbytes
+    steady = decide(refused, 1.0 + STEADY, LIMITS, asking)
     assert steady.kbytes * 1024 == refused.committed + 2 * reserve(HOST)
 
 

@@ -11,6 +11,7 @@ from kerntune.kernel.memory import (
     Holder,
     Watermarks,
     default_page_size,
+    free_swap,
     holders,
     meminfo,
     read_memory,
@@ -95,6 +96,14 @@ def test_available_memory_below_zero_is_taken_from_the_swap(tmp_path: Path) -> N
     # 3000 are free, and half of 3400 could be; 5340 pages are kept.
     assert memory.short == (5340 * 4 - 3000 - 1700) * KIB
     assert memory.headroom == 80000 * KIB - memory.short
+
+
+def test_pages_that_were_read_back_can_be_dropped_from_the_swap() -> None:
+    info = {"SwapFree": 100 << 20, "SwapCached": 30 << 20}
+    disk = "Filename Type Size Used Priority\n/dev/sda2 partition 204800 102400 -2\n"
+    assert free_swap(info, disk) == 130 << 20
+    zram = f"{disk}/dev/zram0 partition 61440 10240 100\n"
+    assert free_swap(info, zram) == 50 << 20
 
 
 def test_a_host_without_anything(tmp_path: Path) -> None:
