@@ -97,8 +97,8 @@ EXPLAINED: Final = (
             Evidence(Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode heuristic, opened in always"),
             Evidence(Grade.KERNEL, "the ratio is read in mode never only"),
         ),
-        "With always the kernel refuses nothing, and ends a program when memory is gone. The memory guard caps what is "
-        "promised before that, by the ratio (95 where none is named); what was promised before the cap can still be "
+        "With always, the kernel refuses nothing, and ends a program when memory is gone. The memory guard caps "
+        "promises before that, by the ratio (95 where none is named); what was promised before the cap can still be "
         "used. A low limit with never locks everybody out, and is refused.",
         ("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
         "Documentation/mm/overcommit-accounting.rst",
