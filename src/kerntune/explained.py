@@ -97,14 +97,14 @@ EXPLAINED: Final = (
             Evidence(Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode heuristic, opened in always"),
             Evidence(Grade.KERNEL, "the ratio is read in mode never only"),
         ),
-        "With always, the OOM killer ends a program where another mode would have refused memory to it; the ratio of "
-        "always says how much of RAM the memory guard lets programs have. A low limit with never locks everybody out, "
-        "and is refused.",
+        "With always, the kernel refuses nothing, and ends a program when memory is gone. The memory guard caps "
+        "promises before that, by the ratio (95 where none is named); what was promised before the cap can still be "
+        "used. A low limit with never locks everybody out, and is refused.",
         ("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
         "Documentation/mm/overcommit-accounting.rst",
         "none, it is one setting of the host",
         "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
-        Example("overcommit=always:95", "promise whatever is asked for; the guard keeps 5 % of RAM free"),
+        Example("overcommit=always:95", "promise whatever is asked for; the memory guard has a floor of 5 % of RAM"),
     ),
     Explanation(
         "thp",

@@ -46,7 +46,7 @@ def test_on_a_terminal_it_is_fitted(capsys: Captured, monkeypatch: pytest.Monkey
     assert run("overcommit") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
-    assert any(line.startswith("  risk        With always, the OOM killer") for line in lines)
+    assert any(line.startswith("  risk        With always, the kernel") for line in lines)
 
 
 def test_in_json(capsys: Captured) -> None:

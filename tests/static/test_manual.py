@@ -9,9 +9,11 @@ import pytest
 
 from kerntune.daemon import logs
 from kerntune.daemon.app import Status
+from kerntune.daemon.cap_file import NAME
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
+from kerntune.engine.guard import GuardState
 from kerntune.model import Reason, State
 from kerntune.tunables import REGISTRY
 
@@ -20,6 +22,7 @@ PAGE = (CHECKOUT / "docs/man/kerntuned.8").read_text().replace("\\-", "-")
 
 
 SECTIONS = {
+    '"MEMORY GUARD"': [state.value for state in GuardState],
     "TUNABLES": [tunable.name for tunable in REGISTRY],
     "STATES": [state.value for state in State],
     "REASONS": [reason.value for reason in Reason],
@@ -37,6 +40,8 @@ def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert logs.TARGET_SET in PAGE
     assert logs.TARGET_NOT_SET in PAGE
     assert logs.CONFIG_PROBLEM in PAGE
+    assert logs.GUARD_CHANGED in PAGE
+    assert NAME in PAGE
     assert STATE_SET_ASIDE in PAGE
     assert CONFIG_INVALID in PAGE
     assert SUSPENDED in PAGE

@@ -90,6 +90,8 @@ def test_every_file_for_users_is_there(files: dict[str, tarfile.TarInfo]) -> Non
     assert below(files, "/usr/bin") == {"kerntune", "kerntuned"}
     pages = {Path(path).name for path in below(files, "/usr/share/man")}
     assert pages == {f"{page}.gz" for page in names("docs/man/*")}
+    # kerntuned(8) sends its readers there.
+    assert "overcommit.md.gz" in below(files, "/usr/share/doc/kerntune")
 
 
 def test_every_module_is_there_and_nothing_else(files: dict[str, tarfile.TarInfo]) -> None:

@@ -63,12 +63,12 @@ class MemoryGuard:
         if split(value)[0] != "always":
             return ""
         if not self.settings.enabled:
-            return f"nothing else does: the memory guard is {DISABLED}"
+            return f"the memory guard, which would cap what is promised, is {DISABLED}"
         if self.verdict.state is GuardState.OBSERVING:
             return f"the memory guard only watches: {self.verdict.reason}"
         limits = self._limits_for(value)
         at, percent = limits.above(memory, limits.cap) >> 20, 100 - limits.ratio + limits.cap
-        return f"the memory guard does: it refuses when less than {at} MiB ({percent} % of RAM) are left"
+        return f"the memory guard caps what is promised when less than {at} MiB ({percent} % of RAM) are left"
 
     def _limits_for(self, value: str) -> GuardLimits:
         return replace(self.settings, ratio=split(value)[1] or self.settings.ratio)

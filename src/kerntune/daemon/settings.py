@@ -96,7 +96,7 @@ OPTIONS: Final = (
     ),
     Option(
         "guard", "calm", 0, 3600, int(GUARD.calm), "seconds",
-        "How long there must have been that much headroom before it lets go.",
+        "How long there must have been the headroom of release before it lets go.",
     ),
     Option(
         "guard", "dwell", 1, 300, int(GUARD.dwell), "seconds",
@@ -135,10 +135,12 @@ CLAIM_TABLES: Final = (
     ),
     ClaimTable(
         "overcommit",
-        "How much memory the kernel promises to programs. A limit that would lock the host out is refused.",
+        "How much memory the kernel promises to programs. A limit that would lock the host out is refused. The kernel "
+        "reads the ratio with never only; with always it is what the memory guard lets programs have (95 if none is "
+        "named).",
         "* (it is one setting of the host)",
         "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
-        (Example("*", "always:95", "promise whatever is asked for"),),
+        (Example("*", "always:95", "promise what is asked for, until the memory guard caps"),),
     ),
     ClaimTable(
         "thp",

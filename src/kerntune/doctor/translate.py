@@ -110,6 +110,6 @@ def overcommit(mode: str, ratio: str, kbytes: str, *, current_ratio: int) -> tup
     if word == "never" and kbytes not in ("", "0"):
         return "", "kerntune takes the limit as a ratio, not in kilobytes: overcommit=never:RATIO"
     if word == "always":
-        caps = "in this mode the ratio caps nothing; the kernel reads it in mode 2 only"
+        caps = "the kernel reads the ratio in mode 2 only; as a claim it is what the memory guard lets programs have"
         return (f"{word}:{ratio}", caps) if ratio else (word, "")
     return f"{word}:{ratio or current_ratio}", "" if ratio else "the ratio is the one the kernel has now"

@@ -165,13 +165,11 @@ def least_ratio(memory: Memory) -> int:
 
 
 def meaning(reading: Reading) -> str:
-    """What the kernel does with the ratio in the mode it is in."""
+    """What the kernel itself does with the ratio in the mode it is in."""
     mode, ratio, kbytes = split(reading.restore)
     limit = f"{kbytes} KiB" if kbytes else f"{ratio} % of RAM"
     if mode == NEVER:
-        return f"the kernel refuses memory beyond {limit} less huge pages, plus swap"
+        return f"the kernel refuses memory beyond {limit}{'' if kbytes else ' less huge pages'}, plus swap"
     if mode == "always":
-        return (
-            f"the kernel refuses nothing in this mode; the ratio ({limit}) caps nothing, it is read in mode never only"
-        )
+        return f"by itself the kernel refuses nothing in this mode, and the ratio ({limit}) caps nothing"
     return f"the kernel refuses only single requests beyond RAM and swap; the ratio ({limit}) is not read in this mode"

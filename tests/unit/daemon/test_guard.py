@@ -77,7 +77,7 @@ async def test_it_watches_from_the_first_claim_of_always_to_the_last(tmp_path: P
     async with scene(tmp_path) as host:
         assert host.guard.limits is None
         outcome = await host.lab.one("overcommit", "", "always:90")
-        assert "refuses when less than 11141 MiB (17 % of RAM) are left" in outcome.detail
+        assert "caps what is promised when less than 11141 MiB (17 % of RAM) are left" in outcome.detail
         await host.until(GuardState.RELAXED)
         assert host.guard.limits == replace(QUICK, ratio=90)
         await host.lab.one("overcommit", "", "heuristic")

@@ -13,7 +13,15 @@ from kerntune.errors import InvalidValue, NotSupported, OverLimit
 from kerntune.kernel.memory import read_memory
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Memory, Origin, Reading, Reason, State, Target, Write
-from kerntune.tunables.overcommit import TARGET, Overcommit, least_ratio, needed_limit, predicted_limit, writes_for
+from kerntune.tunables.overcommit import (
+    TARGET,
+    Overcommit,
+    least_ratio,
+    meaning,
+    needed_limit,
+    predicted_limit,
+    writes_for,
+)
 from tests.hosts import lay_out, plant
 from tests.unit.lab import GIB, MIB, VM, claim, running, small_host
 
@@ -284,6 +292,11 @@ async def test_the_detail_says_what_the_ratio_does() -> None:
             ("heuristic", "not read in this mode"),
         ]:
             assert means in (await lab.one("overcommit", "", value)).detail
+
+
+def test_huge_pages_are_taken_off_a_ratio_and_not_off_kilobytes() -> None:
+    assert meaning(reading("never:80")).endswith("beyond 80 % of RAM less huge pages, plus swap")
+    assert meaning(reading("never:1048576k")).endswith("beyond 1048576 KiB, plus swap")
 
 
 async def test_a_host_without_it_does_not_support_it() -> None:
