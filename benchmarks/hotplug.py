@@ -35,6 +35,7 @@ RULE_TEXT: Final = (
 )
 MOST: Final = 1.2  # times the udev rule's median
 PEERS: Final = CHECKOUT / "build/peers/guest"
+# TuneD and what the guest has not of what it imports.
 PACKAGES: Final = (
     "tuned", "python3-linux-procfs", "python3-six", "python3-dbus", "python3-gi", "gir1.2-glib-2.0",
     "libgirepository-1.0-1",
@@ -82,7 +83,7 @@ def tuned(host: Host) -> Iterator[None]:
     vm = host.vm
     vm.check(["systemctl", "stop", UNIT])
     if vm.run("dpkg-query -W tuned").status:
-        for package in packages():
+        for package in fetched(*PACKAGES):
             vm.write(f"/root/peer/{package.name}", package.read_bytes())
         # What it only recommends, and tools that this profile does not use, are not there.
         vm.check("dpkg --unpack /root/peer/*.deb && dpkg --configure --force-depends --pending", limit=120)
@@ -92,13 +93,13 @@ def tuned(host: Host) -> Iterator[None]:
     vm.check(f"systemctl stop tuned; systemctl start {UNIT}")
 
 
-def packages() -> list[Path]:
-    """TuneD and what the guest has not of what it imports, from the host's own Debian mirror."""
+def fetched(*names: str) -> list[Path]:
+    """Debian packages from the host's own mirror."""
     PEERS.mkdir(parents=True, exist_ok=True)
-    for name in PACKAGES:
+    for name in names:
         if not list(PEERS.glob(f"{name}_*.deb")):
             subprocess.run(["apt-get", "download", "-q", name], cwd=PEERS, check=True, capture_output=True, timeout=120)
-    return [next(PEERS.glob(f"{name}_*.deb")) for name in PACKAGES]
+    return [next(PEERS.glob(f"{name}_*.deb")) for name in names]
 
 
 Subject = Callable[[Host], AbstractContextManager[None]]

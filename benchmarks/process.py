@@ -27,6 +27,12 @@ def wakeups(pid: int) -> int:
     return total
 
 
+def cpu_seconds(pid: int) -> float:
+    """The time that all threads there are have run (Documentation/scheduler/sched-stats.rst)."""
+    files = (task / "schedstat" for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+
 def idle_share(before: list[int], after: list[int]) -> float:
     """The share of time in which no CPU had anything to do, between two `cpu_times`."""
     spent = [late - early for early, late in zip(before, after, strict=True)]

@@ -27,6 +27,7 @@ from benchmarks.table import render
 RESULTS: Final = CHECKOUT / "benchmarks/results/latest.json"
 PLUGS: Final = CHECKOUT / "benchmarks/results/hotplug.json"
 COMMANDS: Final = CHECKOUT / "benchmarks/results/commands.json"
+GUARD: Final = CHECKOUT / "benchmarks/results/guard.json"
 TABLE: Final = CHECKOUT / "docs/benchmarks.md"
 PEERS: Final = CHECKOUT / "build/peers"
 QUIET_LOAD: Final = 0.5  # load average before the run
@@ -120,8 +121,8 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
 
 def document(results: Mapping[str, Any]) -> str:
     """The whole of docs/benchmarks.md, with what the other benchmarks have left."""
-    plugs, commands = (json.loads(file.read_text()) if file.exists() else None for file in (PLUGS, COMMANDS))
-    return render(results, plugs, commands)
+    others = (json.loads(file.read_text()) if file.exists() else None for file in (PLUGS, COMMANDS, GUARD))
+    return render(results, *others)
 
 
 def say(what: str) -> None:

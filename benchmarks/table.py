@@ -44,6 +44,16 @@ only the ratios mean anything), one service after the other, ten plugs at a time
 | --- | --- | --- | --- |"""
 
 
+GUARDED: Final = """\
+## The memory guard
+
+`python -m benchmarks.guard`, {date}: a program takes all the memory it gets, in steps, in a virtual machine. How far
+past its own threshold each acts (12 % of RAM less huge pages, 10 % of RAM), as percent of RAM, median and worst; what
+was left at least; and percent of a core that watching costs on this host, with room to spare. earlyoom kills the
+program; what the guard refuses is up to the program, and it lets some more be promised after it has acted.
+
+| | rounds | past its threshold (% of RAM) | left at least (% of RAM) | the program is | core (%) |
+| --- | --- | --- | --- | --- | --- |"""
 COMMANDS: Final = """\
 ## The command line
 
@@ -56,15 +66,21 @@ its time is that of Python itself.
 
 
 def render(
-    results: Mapping[str, Any], plugs: Mapping[str, Any] | None = None, commands: Mapping[str, Any] | None = None
+    results: Mapping[str, Any],
+    plugs: Mapping[str, Any] | None = None,
+    commands: Mapping[str, Any] | None = None,
+    guard: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole document; `plugs` are the results of benchmarks.hotplug, `commands` of benchmarks.commands."""
+    """The whole document; `plugs` are the results of benchmarks.hotplug, `commands` of benchmarks.commands,
+    `guard` of benchmarks.guard.
+    """
     rows = [line(row) for row in results["rows"]]
     table = ["| | kerntuned | TuneD | floor | ratio | target |", "| --- | --- | --- | --- | --- | --- |", *rows]
     notes = [f"- {row['title']}: {row['note']}" for row in results["rows"] if row["note"]]
     parts = [HEAD, machine(results), "\n".join(table) + "\n"]
     parts += ["\n".join(notes) + "\n"] if notes else []
     parts += [FOOT, *([plugged(plugs)] if plugs else []), *([typed(commands)] if commands else [])]
+    parts += [guarded(guard)] if guard else []
     return "\n".join(parts)
 
 
@@ -86,6 +102,16 @@ def typed(commands: Mapping[str, Any]) -> str:
         for name, row in commands["rows"].items()
     ]
     return "\n".join([COMMANDS.format(date=commands["date"], runs=commands["runs"]), *rows]) + "\n"
+
+
+def guarded(guard: Mapping[str, Any]) -> str:
+    """The table of benchmarks.guard."""
+    rows = [
+        f"| {name} | {row['rounds']} | {number(row['past_median'])} / {number(row['past_worst'])} | "
+        f"{number(row['least'])} | {row['ended']} | {number(row['core'])} |"
+        for name, row in guard["rows"].items()
+    ]
+    return "\n".join([GUARDED.format(date=guard["date"]), *rows]) + "\n"
 
 
 def machine(results: Mapping[str, Any]) -> str:

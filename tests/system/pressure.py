@@ -22,7 +22,7 @@ def left():
     global lowest
     with open("/proc/meminfo") as file:
         rows = dict(line.split()[:2] for line in file)
-    now = (int(rows["MemAvailable:"]) + int(rows["SwapFree:"])) // 1024
+    now = sum(int(rows[name]) for name in ("MemAvailable:", "SwapFree:", "SwapCached:")) // 1024
     lowest = min(lowest, now)
     return now
 

@@ -46,6 +46,12 @@ class Job:
         with self._change:
             return self._printed["out"].decode(errors="replace")
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, well or not."""
+        with self._change:
+            return self._over
+
     def wait_output(self, text: str, limit: float = LIMIT) -> None:
         """Return when `text` is in its standard output; MachineError when it ends without it, or takes too long."""
         with self._change:

@@ -125,7 +125,7 @@ def test_without_the_guard_the_oom_killer_strikes(host: Host) -> None:
     vm.check("kerntune reload")
     try:
         assert host.get(MEMORY, "GuardState") == "off"
-        # In large steps: short of memory it would wait for pages of its own program between small ones, for minutes.
+        # In large steps: between small ones it would wait for pages of its own program.
         hog = pressure.take(vm, "all", "256", user="alice")
         assert hog.wait().status == -9
         vm.wait_for("journalctl --dmesg --grep 'Out of memory: Killed process .*take' --quiet")
