@@ -190,8 +190,8 @@ class Watch:
         elif after.caps and after.kbytes != before.kbytes:
             self._files.move(after.kbytes)
         elif before.caps and after.state is GuardState.OBSERVING:
-            # The mode and the limit are somebody else's now.
-            self._files.give_back(self._originals)
+            # The mode is somebody else's now, and perhaps the limit.
+            self._files.give_back(self._originals, limit=memory.overcommit_kbytes == before.kbytes)
             self._kept.clear()
         elif before.caps and not after.caps:
             self._release()

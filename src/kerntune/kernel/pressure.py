@@ -96,11 +96,12 @@ class MemoryFiles:
         Kilobytes and ratio set each other to 0, so only the one that counted is written.
         """
         self._files[MODE].write(str(originals.mode))
-        self._files[KBYTES if originals.kbytes else RATIO].write(str(originals.kbytes or originals.ratio))
-        self.give_back(originals)
+        self.give_back(originals, limit=True)
 
-    def give_back(self, originals: Originals) -> None:
-        """What was reserved for root, where only the limit is no longer ours."""
+    def give_back(self, originals: Originals, *, limit: bool) -> None:
+        """What was reserved for root, where the mode is no longer ours; `limit`: and the limit, which still is."""
+        if limit:
+            self._files[KBYTES if originals.kbytes else RATIO].write(str(originals.kbytes or originals.ratio))
         self._files[ADMIN_RESERVE].write(str(originals.admin_reserve))
 
     def close(self) -> None:

@@ -164,6 +164,17 @@ async def test_a_cap_that_somebody_else_changes_is_theirs(tmp_path: Path) -> Non
     assert host.settings == (0, 70, 0, 8192)
 
 
+async def test_the_ratio_comes_back_where_somebody_else_changes_only_the_mode(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        verdict = await host.until(GuardState.CAPPED)
+        assert host.settings[:3] == (2, 0, verdict.kbytes)
+        host.kernel.overcommit |= {"memory": 0}
+        await host.until(GuardState.OBSERVING)
+        assert host.settings == (0, 95, 0, 8192)
+
+
 async def test_stopping_puts_back_a_host_that_had_kilobytes(tmp_path: Path) -> None:
     async with scene(tmp_path, memory=1, ratio=0, kbytes=5 << 20) as host:
         await host.lab.one("overcommit", "", "always")
