@@ -48,7 +48,7 @@ if sys.argv[1].isdigit():
     say("held")
     time.sleep(3600)
 refused = 0
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + (20 if sys.argv[1] == "again" else 55)
 while time.monotonic() < deadline:
     try:
         held.append(mmap.mmap(-1, STEP << 20, flags=FLAGS | POPULATE))
