@@ -6,22 +6,27 @@ import json
 
 import pytest
 
+from tests.harness.documented import examples
+from tests.harness.polkitd import CHECKOUT
 from tests.system.host import UNIT, Host
 from tests.system.machine import Machine
 
 CONFIG = """
 [cpu-governor]
 "*" = "powersave"
-[hugepages]
-"2M/node1" = "128M"
+[sysctl]
+"vm.swappiness" = 7
 """
 LOOK = """#!/bin/sh
 cd /sys/devices/system
 cat node/node0/hugepages/hugepages-2048kB/nr_hugepages node/node1/hugepages/hugepages-2048kB/nr_hugepages
 cat cpu/cpufreq/policy?/scaling_governor
-cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_ratio
+cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_ratio /proc/sys/vm/swappiness
+awk '/^HugePages_Total/ {print $2}' /proc/meminfo
 """
-SEEN = ["48", "64", "powersave", "powersave", "1", "90"]
+SEEN = ["32", "32", "powersave", "powersave", "1", "90", "7", "64"]
+# The README's three commands.
+EXERCISE = [line for block in examples(CHECKOUT / "README.md") for line in block.lines if "always:90" in block.lines[0]]
 # The first has no ordering of its own: the service has it, for the servers it knows. The second orders itself.
 WORKLOAD = """[Unit]
 {order}
@@ -46,8 +51,10 @@ def tuned(fresh_vm: Machine) -> Host:
     fresh_vm.check(["systemctl", "enable", *WORKLOADS])
     fresh_vm.write("/etc/kerntune/kerntune.d/boot.toml", CONFIG)
     fresh_vm.check("kerntune config check && kerntune reload")
-    settings = (("hugepages", "2M/node0", "48"), ("overcommit", "", "always:90"), ("io-scheduler", "nvme*", "bfq"))
-    answer = host.set(*settings, user="bob", persist=True)
+    assert len(EXERCISE) == 3
+    for command in EXERCISE:
+        fresh_vm.check(command, user="bob")
+    answer = host.set(("io-scheduler", "nvme*", "bfq"), user="bob", persist=True)
     assert not answer.refusal, answer.refusal
     # This one is for now only.
     host.set(("cpu-governor", "*", "performance"), user="bob")

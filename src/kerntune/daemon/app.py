@@ -20,7 +20,7 @@ from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
 from kerntune.daemon.alarm import Alarm
-from kerntune.daemon.cap_file import undo_cap_alone
+from kerntune.daemon.cap_file import Undone, undo_cap_alone
 from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.drift import DriftTimer
 from kerntune.daemon.guard import MemoryGuard
@@ -82,7 +82,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             log.error("another kerntuned runs with %s", directories.runtime)
             return Status.TAKEN
         boot = find(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
-        undo_cap_alone(kernel, directories.runtime)
+        undone = undo_cap_alone(kernel, directories.runtime)
         state = State(directories.runtime, directories.state, boot_id=boot)
         state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
         alarm = Alarm()
@@ -93,7 +93,8 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
         stack.callback(guard.stop)
-        troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
+        set_aside = state.set_aside or engine.unsound or undone is Undone.SET_ASIDE
+        troubles = {STATE_SET_ASIDE} if set_aside else set()
         reloading = Reloading(directories.config, directories.runtime, engine, troubles)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.soon)
         drift = DriftTimer(engine)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,18 @@ NAME: Final = "cap.json"
 SIZE: Final = 256  # bytes; no number in it is longer than 20
 NOTHING: Final = b" " * SIZE
 CAPPED: Final = 2  # vm.overcommit_memory
+
+
+class Undone(IntEnum):
+    """What became of a cap that was left behind; also the exit status of `kerntuned --undo-cap`."""
+
+    WELL = 0
+    FAILED = 1
+    SET_ASIDE = 3  # there is a file, and what it says cannot be known
+
+
+class Unreadable(ValueError):
+    """What is in the file is not what was written to it."""
 
 
 class CapFile:
@@ -39,7 +52,7 @@ class CapFile:
 
 
 def undo_cap(kernel: Kernel, runtime: Path) -> bool:
-    """Put back what a guard that was killed has left; whether there was anything. Raises KernelError.
+    """Put back what a guard that was killed has left; whether there was anything. Raises KernelError and Unreadable.
 
     Where the mode is neither the guard's nor the host's own, somebody else has set it since, and all is left alone.
     """
@@ -59,24 +72,37 @@ def undo_cap(kernel: Kernel, runtime: Path) -> bool:
 
 
 def left_behind(runtime: Path) -> Originals | None:
-    """What is to be put back, None when there is nothing or it cannot be read."""
+    """What is to be put back, None when there is nothing. Raises Unreadable."""
     try:
         text = (runtime / NAME).read_bytes()
     except OSError:
         return None
-    try:
-        found = Originals(*json.loads(text)) if text.strip() else None
-    except (ValueError, TypeError, RecursionError):
-        log.error("%s cannot be read: a cap may be left in force; `sysctl vm.overcommit_memory` shows it", NAME)
+    if not text.strip():
         return None
-    return found if found and all(type(value) is int for value in found) else None
+    try:
+        found = Originals(*json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Unreadable(NAME) from error
+    if not all(type(value) is int and value >= 0 for value in found) or found.mode > CAPPED:
+        raise Unreadable(NAME)
+    return found
 
 
-def undo_cap_alone(kernel: Kernel, runtime: Path) -> int:
-    """The same for ExecStopPost=, which runs when no daemon does; an exit status."""
+def undo_cap_alone(kernel: Kernel, runtime: Path) -> Undone:
+    """The same for a start, and for ExecStopPost=, which runs when no daemon does; says in the log what failed."""
     try:
         undo_cap(kernel, runtime)
     except KernelError as error:
         log.error("a cap that was left behind cannot be undone: %s: %s", error.filename, error.strerror)
-        return 1
-    return 0
+        return Undone.FAILED
+    except Unreadable:
+        path = runtime / NAME
+        aside = path.with_name(f"{NAME}.bad")
+        with contextlib.suppress(OSError):
+            path.replace(aside)
+        log.error(
+            "%s cannot be read and is now %s: a cap may be left in force; `sysctl vm.overcommit_memory` shows it, and "
+            "2 is a cap unless it was asked for", path, aside.name,
+        )  # fmt: skip
+        return Undone.SET_ASIDE
+    return Undone.WELL

@@ -407,8 +407,8 @@ def disk_files(name: str, disk: Disk) -> dict[str, str]:
 
 
 def demo_host() -> SimulatedKernel:
-    """What `kerntuned --demo` shows: two NUMA nodes of 32 GiB, 8 CPUs, two NVMe drives and a disk."""
-    kernel = SimulatedKernel([Node(32 << 30, programs=4 << 30), Node(32 << 30, programs=2 << 30)])
+    """What `kerntuned --demo` shows: two NUMA nodes of 64 GiB, 8 CPUs, two NVMe drives and a disk."""
+    kernel = SimulatedKernel([Node(64 << 30, programs=4 << 30), Node(64 << 30, programs=2 << 30)])
     kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
     for number in range(2):
         kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")

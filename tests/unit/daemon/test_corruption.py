@@ -1,4 +1,4 @@
-"""Five hundred times some bytes of a state or configuration file are others: the daemon's loading goes on.
+"""Five hundred times some bytes of each state or configuration file are others: the daemon's loading goes on.
 
 It says what it set aside, and keeps what the other files say; a file that was in order before keeps its claims.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import Final
 import pytest
 
 from kerntune.daemon.app import restorable
+from kerntune.daemon.cap_file import NAME, CapFile, Undone, undo_cap_alone
 from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.daemon.state import STATE_SET_ASIDE, State
 from kerntune.engine.claims import Choice, ClaimBook
 from kerntune.engine.reconciler import Reconciler
-from kerntune.kernel.simulated import demo_host
+from kerntune.kernel.pressure import Originals
+from kerntune.kernel.simulated import SimulatedKernel, demo_host
 from kerntune.model import Baseline, Claim, Origin, Target
 from kerntune.tunables import REGISTRY
 
@@ -147,20 +150,21 @@ def put_back(folder: Path, whole: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def wounds(whole: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Which file is what instead, again and again through all of them."""
+def wounds(data: bytes) -> Iterator[bytes]:
+    """What a file is instead, again and again."""
     chance = random.Random(SEED)
-    names = sorted(whole)
-    for number in range(TIMES):
-        name = names[number % len(names)]
-        yield name, chance.choice(WOUNDS)(whole[name], chance)
+    for _ in range(TIMES):
+        yield chance.choice(WOUNDS)(data, chance)
 
 
-def test_every_file_whatever_is_in_it(folder: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", [*TEXTS, *STATE, *COPIES])
+def test_every_file_whatever_is_in_it(
+    folder: Path, whole: dict[str, bytes], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     good = load(folder)
     assert good.claims.keys() == {Origin.CONFIG, Origin.PROFILE, Origin.PERSISTENT, Origin.RUNTIME}
     unreadable = 0
-    for name, data in wounds(whole):
+    for data in wounds(whole[name]):
         put_back(folder, whole)
         (folder / name).write_bytes(data)
         caplog.clear()
@@ -223,3 +227,42 @@ def test_all_of_them_at_once(folder: Path, whole: dict[str, bytes]) -> None:
     found = load(folder)
     assert found.claims == {}
     assert found.troubles == {STATE_SET_ASIDE}
+
+
+ORIGINALS: Final = Originals(mode=1, ratio=50, kbytes=0, admin_reserve=8192)
+
+
+@pytest.fixture
+def cap_file(folder: Path) -> Path:
+    """As a daemon leaves it that was killed while its guard capped."""
+    file = CapFile(folder / "run")
+    file.keep(ORIGINALS)
+    file.close()
+    return folder / "run" / NAME
+
+
+def capped_host() -> SimulatedKernel:
+    kernel = demo_host()
+    kernel.overcommit = {"memory": 2, "ratio": 0, "kbytes": 4096}
+    return kernel
+
+
+def test_the_file_of_a_cap(cap_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, found = cap_file.read_bytes(), Counter[Undone]()
+    for data in wounds(whole):
+        cap_file.with_name(f"{NAME}.bad").unlink(missing_ok=True)
+        cap_file.write_bytes(data)
+        caplog.clear()
+        kernel = capped_host()
+        undone = undo_cap_alone(kernel, cap_file.parent)
+        found[undone] += 1
+        if undone is Undone.SET_ASIDE:
+            assert cap_file.with_name(f"{NAME}.bad").read_bytes() == data
+            assert str(cap_file) in caplog.text
+            assert kernel.journal == []
+        elif data.startswith(json.dumps(ORIGINALS).encode()) and not data.strip(b" []0123456789,"):
+            assert kernel.overcommit == {"memory": 1, "ratio": 50, "kbytes": 0}
+        # The next start has nothing to do with it.
+        assert undo_cap_alone(kernel, cap_file.parent) is Undone.WELL
+    assert found[Undone.SET_ASIDE] > TIMES / 4
+    assert found[Undone.FAILED] == 0

@@ -1,0 +1,91 @@
+"""With a running daemon: what status says of claims that disagree, and that no damaged file stops a start."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.harness.demo import Shell, demo
+
+DRIVE: Final = "io-scheduler@nvme0n1"
+# From the strongest to the weakest, each with what status calls it.
+LAYERS: Final = (
+    ("runtime", "bfq", f"kerntune unset {DRIVE}"),
+    ("persistent", "kyber", f"kerntune unset {DRIVE} --persist"),
+    ("profile", "mq-deadline", "kerntune profile clear"),
+    ("config", "none", ""),
+)
+FILES: Final = (
+    "config/kerntune.toml", "config/kerntune.d/10-more.toml", "config/profiles/mine.toml",
+    "state/claims.json", "runtime/runtime.json", "runtime/config.json", "runtime/profile.json", "runtime/cap.json",
+)  # fmt: skip
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """Four layers, each of another mind about one drive."""
+    with demo(tmp_path) as running:
+        config = running.daemon.config
+        (config / "profiles").mkdir()
+        (config / "kerntune.d").mkdir()
+        (config / "kerntune.toml").write_text('[io-scheduler]\n"*" = "none"\n')
+        (config / "kerntune.d/10-more.toml").write_text('[cpu-governor]\n"*" = "performance"\n')
+        (config / "profiles/mine.toml").write_text(
+            '[io-scheduler]\n"nvme*" = { value = "mq-deadline", why = "for models" }\n'
+        )
+        running.check("kerntune reload")
+        running.check("kerntune profile set mine")
+        running.check(f"kerntune set {DRIVE}=kyber --persist")
+        # With the memory guard, which has a file too.
+        running.check(f"kerntune set {DRIVE}=bfq overcommit=always:95")
+        yield running
+
+
+def in_force(status: dict[str, list[dict[str, object]]]) -> list[tuple[object, object]]:
+    """The claims, and not where they were read: a damaged file's are those it had when it was last in order."""
+    return [(claim["id"], claim["value"]) for claim in status["claims"]]
+
+
+def test_status_says_who_wins_and_who_is_beaten_and_why(shell: Shell) -> None:
+    for place, (layer, value, withdraw) in enumerate(LAYERS):
+        (line,) = (line for line in shell.check("kerntune status").splitlines() if DRIVE in line)
+        words = line.split()
+        assert words[:6] == ["✔", DRIVE, value, value, "satisfied", f"{layer},"]
+        beaten = [(name, other) for name, other, _ in LAYERS[place + 1 :]]
+        for name, other in beaten:
+            assert f"{name} {other}" in line
+        if beaten:
+            *most, last = [name for name, _ in beaten]
+            others = f"{', '.join(most)} and {last}" if most else last
+            assert f"because {layer} wins over {others}" in line
+            shell.check(withdraw)
+    assert f"{shell.daemon.config}/kerntune.toml:2" in line
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_daemon_starts_whatever_is_in_a_file(shell: Shell, name: str) -> None:
+    daemon = shell.daemon
+    before = json.loads(shell.check("kerntune --json status"))
+    daemon.terminate()
+    path = daemon.folder / name
+    chance = random.Random(name)
+    data = b"[" + chance.randbytes(40) + path.read_bytes()[: chance.randrange(20)]
+    path.write_bytes(data)
+    daemon.start()
+    assert str(path) in daemon.journal()
+    found = json.loads(shell.check("kerntune --json status"))
+    if name.startswith("config/"):
+        assert found["degraded"] == ["config-invalid"]
+        assert in_force(found) == in_force(before)
+    else:
+        assert found["degraded"] == ["state-set-aside"]
+        assert path.with_name(f"{path.name}.bad").read_bytes() == data
+        lost = {"state/claims.json": {"persistent", "profile"}, "runtime/runtime.json": {"runtime"}}.get(name, set())
+        assert {claim["origin"] for claim in found["claims"]} == {layer for layer, _, _ in LAYERS} - lost
+    shell.check("kerntune verify")
+    assert "Traceback" not in daemon.journal()

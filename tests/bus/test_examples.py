@@ -1,0 +1,168 @@
+"""Every example of the documentation is run: commands beside the simulated host's daemon, files through the checker.
+
+What cannot be run here stands in NOT_HERE, with what does run it or why nothing does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kerntune.cli.grammar import JSON, VERBS
+from tests.harness.demo import LIMIT, Shell, demo
+from tests.harness.documented import PAGES, TEXTS, Example, code, examples, table
+from tests.harness.polkitd import CHECKOUT
+
+README: Final = TEXTS[0]
+NOT_HERE: Final = {
+    "make ": "runs these tests, or the daemon that they have already",
+    "export DBUS_SYSTEM_BUS_ADDRESS=": "the address is what make run prints: tests/live/test_run.py",
+    "alias kerntune=": "the environment that the tests have already",
+    "sudo apt install ./build/deb/": "tests/system/image installs the package",
+    "systemctl ": "takes a systemd: tests/system/test_package.py, test_activation.py",
+    "journalctl ": "takes a journal: tests/system/test_guard.py",
+}
+# How a line may end: meant to be refused, or about the machine below the tests, whose settings are not ours.
+OTHERWISE: Final = {
+    "kerntune set hugepages=99999999": {1},
+    "kerntune plan overcommit=never:1": {1},
+    "kerntune doctor": {0, 1},
+}
+UNIT_FILE: Final = ("[Unit]", "Wants=kerntune.target", "After=kerntune.target")
+# Drawings, formulas, and the signatures of the API.
+PROSE: Final = re.compile(r'^\s{8}|^model, errors|^CommitLimit = |^Committed_AS \+ |^"\w+[( ]')
+SHOWN: Final = [(page, block) for page in PAGES for block in examples(page)]
+SHELL_PAGES: Final = sorted(
+    {page for page, block in SHOWN if block.is_shell and not block.lines[0].startswith(tuple(NOT_HERE))}
+)
+SETTINGS: Final = [block for _, block in SHOWN if block.is_settings]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with demo(tmp_path) as running:
+        yield running
+
+
+def test_nothing_shown_is_overlooked() -> None:
+    for page, block in SHOWN:
+        known = block.is_shell or block.is_settings or block.lines == UNIT_FILE or PROSE.match(block.lines[0])
+        assert known, f"{page.name}: {block.lines}"
+    lines = [line for _, block in SHOWN if block.is_shell for line in block.commands]
+    for named in (*NOT_HERE, *OTHERWISE):
+        assert any(line.startswith(named) for line in lines), f"{named!r} is not in the documentation any more"
+    assert (CHECKOUT / "systemd/kerntune.target").exists()
+
+
+@pytest.mark.parametrize("page", SHELL_PAGES, ids=lambda page: page.name)
+def test_every_command(shell: Shell, page: Path) -> None:
+    """In their order, as somebody types them who reads the page from its beginning."""
+    variables = ""
+    for line in (line for block in examples(page) if block.is_shell for line in block.commands):
+        if line.startswith(tuple(NOT_HERE)):
+            continue
+        if re.match(r"\w+=", line):
+            variables += f"{line}\n"
+        elif re.search(r"\bmonitor\b", line):
+            follow(shell, variables + line)
+        else:
+            run(shell, variables, line)
+    assert "Traceback" not in shell.daemon.journal()
+
+
+def run(shell: Shell, variables: str, line: str) -> None:
+    words, _, comment = line.partition(" #")
+    done = shell.run(variables + words)
+    right = next((statuses for begin, statuses in OTHERWISE.items() if words.startswith(begin)), {0})
+    assert done.returncode in right, f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr
+    if comment.strip().isdecimal():
+        assert done.stdout.strip() == comment.strip()
+
+
+def follow(shell: Shell, line: str) -> None:
+    """Something endless: it shows a change that is made meanwhile."""
+    words = line.partition(" #")[0].replace("| jq", "| jq --unbuffered")
+    with subprocess.Popen(
+        ["bash", "-c", f"exec timeout {LIMIT} bash -c '{quoted(words)}'"],
+        env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            deadline = time.monotonic() + LIMIT
+            shown = b""
+            while b"bfq" not in shown:
+                assert time.monotonic() < deadline, f"{words} shows nothing: {shown.decode()}"
+                shell.check("kerntune set io-scheduler@sda=bfq")
+                shell.check("kerntune unset io-scheduler@sda")
+                shown += os.read(process.stdout.fileno(), 65536)
+        finally:
+            process.terminate()
+
+
+def quoted(words: str) -> str:
+    return words.replace("'", "'\\''")
+
+
+@pytest.mark.parametrize("block", SETTINGS, ids=lambda block: f"{block.page.name}: {block.lines[0]}")
+def test_every_file(shell: Shell, block: Example) -> None:
+    """kerntuned takes it as it stands there, without a remark."""
+    text = "\n".join(block.lines) + "\n"
+    if "include" in text:
+        place = shell.daemon.config / "profiles/mine.toml"
+        place.parent.mkdir()
+    else:
+        place = shell.daemon.config / "kerntune.toml"
+        if block.section.startswith("["):
+            text = f"{block.section}\n{text}"
+        elif block.lines[0].startswith('"'):
+            text = f"[io-scheduler]\n{text}"
+    place.write_text(text)
+    checked = shell.check(f"kerntune config check {shell.daemon.config}")
+    assert "warning" not in checked.lower()
+    shell.check("kerntune reload")
+    if "include" in text:
+        shell.check("kerntune profile set mine")
+    claims = shell.check("kerntune --json status")
+    assert "guard" in text or '"config' in claims or '"profile' in claims
+    assert shell.daemon.journal().count("WARNING") == 0
+
+
+def test_the_table_of_pasted_lines(shell: Shell) -> None:
+    asked = [code(row[1]) for row in table(README)]
+    for line in asked:
+        shell.check(line)
+    values = [shell.check(f"kerntune get {what}") for what in ("hugepages@2M", "io-scheduler@nvme1n1", "overcommit")]
+    assert values == ["128", "none", "always:95"]
+    assert set(shell.check("kerntune get cpu-governor").split()[1::2]) == {"performance"}
+    shell.check("kerntune verify")
+
+
+MENTIONS: Final = [
+    (page.name, words)
+    for page in PAGES
+    for found in re.findall(r"`(kerntune [^`]+)`|^\.(?:Cm|Dl|B) (kerntune .+)$", page.read_text(), re.M)
+    for words in found
+    if words
+]
+
+
+@pytest.mark.parametrize(("page", "mentioned"), MENTIONS)
+def test_what_is_mentioned_can_be_typed(page: str, mentioned: str) -> None:
+    """The verb and the options are those of the grammar."""
+    _, *words = re.split(r"\s+(?:Ar\s+)?", re.split(r"&&|\|", mentioned)[0])
+    verbs = {verb.name: verb for verb in VERBS}
+    options = {*JSON.names, "--help", "--version"}
+    given = [word for word in words if word.startswith("-")]
+    verb = next((word for word in words if word in verbs), None)
+    assert verb or not [word for word in words if not word.startswith("-")], mentioned
+    if verb:
+        options |= {name for argument in verbs[verb].arguments for name in argument.names}
+    assert set(given) <= options
