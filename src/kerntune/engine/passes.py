@@ -38,6 +38,7 @@ from kerntune.tunables.base import Tunable
 REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
 LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late
 PROGRESS_SECONDS = 0.25
+WRITERS = 32  # threads that write at the same time
 # Why a baseline cannot be put back yet, but may be later.
 LATER = frozenset({Reason.OVER_LIMIT, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES})
 
@@ -241,10 +242,9 @@ class _Pass:
     def _write(self, steps: Sequence[Step]) -> None:
         """The writes of a step in their order; steps side by side where the tunable allows it."""
         todo = [step for step in steps if step.writes]
-        if self.tunable.parallel:
-            jobs = [self.lane.writers.submit(self._write_steps, [step]) for step in todo]
-        else:
-            jobs = [self.lane.writers.submit(self._write_steps, todo)]
+        width = WRITERS if self.tunable.parallel else 1
+        shares = filter(None, (todo[first::width] for first in range(width)))
+        jobs = [self.lane.writers.submit(self._write_steps, share) for share in shares]
         while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
             self._tell_progress()
         for job in jobs:

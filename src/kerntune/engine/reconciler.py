@@ -18,7 +18,7 @@ from kerntune.engine.guard import Guard
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, news
-from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.passes import WRITERS, Order, Result, Worker
 from kerntune.engine.progress import Progress, of_its_own
 from kerntune.engine.requests import Request, World, edit_for, sound
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget, NotSupported
@@ -28,7 +28,6 @@ from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds
-WRITERS = 32  # writes to different devices at the same time
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 

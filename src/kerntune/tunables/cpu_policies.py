@@ -27,6 +27,8 @@ class OnPolicies(Plain):
     file: ClassVar[str]
     lane: ClassVar[Lane] = Lane.CPU
     action: ClassVar[Action] = "set"
+    # A governor that ends waits for an RCU grace period: policies that change at the same time share it.
+    parallel: ClassVar[bool] = True
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         names = [path.split("/")[-2] for path in kernel.glob(f"{POLICIES}/policy*/{self.file}")]

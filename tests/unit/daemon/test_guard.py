@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.cap_file import NAME, undo_cap
+from kerntune.daemon.cap_file import NAME, Unreadable, undo_cap
 from kerntune.daemon.guard import MemoryGuard
 from kerntune.engine.guard import GuardLimits, GuardState, GuardVerdict
 from kerntune.engine.requests import Request
@@ -198,11 +198,20 @@ async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_pa
     assert not undo_cap(host.kernel, tmp_path)
 
 
-@pytest.mark.parametrize("left", [b"", b" " * 256, b"[1, 95", b"[1, 95, 0]", b'["a", 1, 2, 3]', b"\xff", b"[" * 256])
-def test_nothing_is_put_back_from_what_says_nothing(tmp_path: Path, left: bytes) -> None:
+@pytest.mark.parametrize("left", [b"", b" " * 256])
+def test_nothing_is_put_back_where_nothing_was_capped(tmp_path: Path, left: bytes) -> None:
     kernel = SimulatedKernel([Node(64 * GIB)])
     (tmp_path / NAME).write_bytes(left)
     assert not undo_cap(kernel, tmp_path)
+    assert kernel.journal == []
+
+
+@pytest.mark.parametrize("left", [b"[1, 95", b"[1, 95, 0]", b'["a", 1, 2, 3]', b"\xff", b"[" * 256])
+def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: bytes) -> None:
+    kernel = SimulatedKernel([Node(64 * GIB)])
+    (tmp_path / NAME).write_bytes(left)
+    with pytest.raises(Unreadable):
+        undo_cap(kernel, tmp_path)
     assert kernel.journal == []
 
 
