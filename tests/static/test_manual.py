@@ -13,7 +13,7 @@ from kerntune.daemon.cap_file import NAME
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
-from kerntune.engine.guard import GuardState
+from kerntune.engine.guard import OBSERVES, GuardState
 from kerntune.model import Reason, State
 from kerntune.tunables import REGISTRY
 
@@ -45,6 +45,7 @@ def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert STATE_SET_ASIDE in PAGE
     assert CONFIG_INVALID in PAGE
     assert SUSPENDED in PAGE
+    assert OBSERVES in PAGE
     unit = (CHECKOUT / "systemd/kerntuned.service").read_text()
     assert f"RestartPreventExitStatus={Status.TAKEN.value}\n" in unit
     assert f" {Status.TAKEN.value} when" in re.sub(r"\s+", " ", PAGE)
