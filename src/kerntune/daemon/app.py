@@ -141,6 +141,9 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
     except NameTaken as error:
         log.error("%s", error)
         return Status.TAKEN
+    except errors.KerntuneError as error:
+        log.error("%s", error)
+        return Status.FAILED
     finally:
         extending.cancel()
     notify.tell(f"READY=1\nSTATUS={summary(engine, troubles)}")
