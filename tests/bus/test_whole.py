@@ -211,5 +211,5 @@ def test_the_shipped_profiles_are_found_in_a_checkout() -> None:
 def test_a_bus_without_our_policy_is_named_as_the_reason() -> None:
     with PrivateBus() as bare, Daemon(bare, "--demo", wait=False) as daemon:
         assert daemon.wait() == Status.FAILED
-        assert "is org.kerntune.Tuner1.conf in /usr/share/dbus-1/system.d" in daemon.journal()
+        assert "is org.kerntune.Tuner1.conf in /usr/share/dbus-1/system.d?" in daemon.journal()
         assert "Traceback" not in daemon.journal()

@@ -100,7 +100,7 @@ class Service:
             await self.close()
             raise errors.AccessDenied(
                 f"may not own {bus_name}: {error}",
-                f"The bus policy lets root own it: is {bus_name}.conf in /usr/share/dbus-1/system.d, and who runs this?",
+                f"The bus policy lets root own it: is {bus_name}.conf in /usr/share/dbus-1/system.d? Who runs this?",
             ) from error
         except errors.KerntuneError:
             await self.close()
