@@ -7,7 +7,7 @@ VENV   := .venv
 SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
-          dbus dbus-bin polkitd udev systemd zsh
+          dbus dbus-bin polkitd udev systemd zsh jq libglib2.0-bin groff-base
 PROMETHEUS := build/prometheus
 DEBIAN_VM := qemu-system-x86 qemu-utils mmdebstrap acpica-tools e2fsprogs util-linux
 
