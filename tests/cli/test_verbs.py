@@ -24,7 +24,7 @@ class TestSet:
         assert run(script, "set", "io-scheduler@nvme*=none", "hugepages@1G=8G") == 0
         assert script.calls == [("Set", [("io-scheduler", "nvme*", "none"), ("hugepages", "1G", "8")], {})]
         said = capsys.readouterr()
-        assert "✔  io-scheduler@nvme0n1  none       none    satisfied" in said.out
+        assert "io-scheduler@nvme0n1  none       none    satisfied" in said.out
         assert said.err == ""
 
     def test_the_default_page_size_is_looked_up(self) -> None:
@@ -171,7 +171,7 @@ class TestGet:
     @pytest.mark.parametrize(
         ("word", "code", "text"),
         [
-            ("io-scheduler@vda", 3, "There is nvme0n1, nvme1n1, sda"),
+            ("io-scheduler@vda", 3, "There are nvme0n1, nvme1n1, sda"),
             ("cpu-governor", 3, "no cpufreq driver is loaded"),
             ("governor", 2, "There are cpu-governor, hugepages, io-scheduler, overcommit"),
             ("overcommit=always", 2, "To set it: kerntune set overcommit=always"),
@@ -204,7 +204,7 @@ class TestList:
     def test_one_tunable(self, capsys: Captured) -> None:
         assert run(Script(), "list", "hugepages") == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[1] for line in lines[1:]] == ["hugepages@2M", "hugepages@2M/node0", "hugepages@1G"]
+        assert [line.split()[0] for line in lines[1:]] == ["hugepages@1G", "hugepages@2M", "hugepages@2M/node0"]
 
     def test_an_unknown_tunable(self, capsys: Captured) -> None:
         assert run(Script(), "list", "governor") == 2
@@ -227,7 +227,7 @@ class TestStatus:
     def test_only_what_is_managed(self, words: list[str], capsys: Captured) -> None:
         assert run(Script(self.HOST), *words) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[3].split() == ["✔", "overcommit", "always", "always", "satisfied", "runtime,", "alice"]
+        assert lines[3].split() == ["overcommit", "always", "always", "satisfied", "runtime,", "alice"]
         assert len(lines) == 4
 
     @pytest.mark.parametrize("words", [["--json"], ["status", "--json"], ["--json", "status"]])

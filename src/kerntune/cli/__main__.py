@@ -103,11 +103,9 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
 
 
 def _complain(what: str, hint: str) -> None:
-    import shutil  # noqa: PLC0415
+    from kerntune.cli import tables  # noqa: PLC0415
 
-    from kerntune.cli import show  # noqa: PLC0415
-
-    show.error(what, hint, sys.stderr, width=shutil.get_terminal_size().columns)
+    tables.error(what, hint, sys.stderr, width=tables.columns())
 
 
 def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
@@ -115,13 +113,13 @@ def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
     import json  # noqa: PLC0415
     import os  # noqa: PLC0415
 
-    from kerntune.cli import show  # noqa: PLC0415
+    from kerntune.cli import tables  # noqa: PLC0415
 
     try:
         if as_json:
             print(json.dumps(answer, indent=indent))
         else:
-            show.write(answer, sys.stdout)
+            tables.write(answer, sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and would complain.

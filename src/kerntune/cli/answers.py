@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple, TypedDict
 
@@ -190,6 +192,28 @@ def managed(document: Document) -> set[tuple[str, str]]:
     return targets | {(row["tunable"], row["instances"]) for row in document["claims"] if not row["matches"]}
 
 
+def claim_behind(document: Document, outcome: Outcome) -> ClaimRow | None:
+    """The claim that an outcome is of: the one that won its target, or a pattern that is kept for what comes."""
+    for row in document["targets"]:
+        if (row["tunable"], row["instance"]) == (outcome.tunable, outcome.instance):
+            return next((claim for claim in document["claims"] if claim["id"] == row["claim"]), None)
+    waiting = (claim for claim in document["claims"] if not claim["matches"])
+    return next((c for c in waiting if (c["tunable"], c["instances"]) == (outcome.tunable, outcome.instance)), None)
+
+
+def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:
+    """Targets in the order of their tunables, then of their names, where 10 comes after 9."""
+    places = {row["name"]: place for place, row in enumerate(document["tunables"])}
+
+    def place(row: TargetRow) -> tuple[object, ...]:
+        parts = re.split(r"([0-9]+)", row["instance"])
+        return places.get(row["tunable"], len(places)), [
+            (int(part), "") if part.isdecimal() else (0, part) for part in parts
+        ]
+
+    return sorted(rows, key=place)
+
+
 def tunable(document: Document, name: str) -> TunableRow:
     """The tunable of that name; raises UnknownTunable, naming those there are."""
     for row in document["tunables"]:
@@ -213,7 +237,7 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     instances = [target["instance"] for target in there if target["instance"]]
     if instances:
         more = f" and {len(instances) - NAMED} more" if len(instances) > NAMED else ""
-        hint = f"There is {', '.join(instances[:NAMED])}{more}"
+        hint = f"There {'is' if len(instances) == 1 else 'are'} {', '.join(instances[:NAMED])}{more}"
     else:
         hint = f"It is one setting of the host: leave @{pattern} out" if there else f"This host has no {name} now"
     raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)

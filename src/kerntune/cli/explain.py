@@ -9,7 +9,7 @@ import textwrap
 from argparse import Namespace
 from typing import Any, Final
 
-from kerntune.cli import show
+from kerntune.cli import show, tables
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import UnknownTunable
@@ -23,8 +23,8 @@ async def explain(_connect: Connect, args: Namespace) -> Answer:
     """What a tunable does, when it helps, how that is known, and what it costs; without a name, all in a line each."""
     known = registered()
     if args.tunable is None:
-        rows = tuple(show.Row((one.tunable, summary, grades(one))) for one, summary in known)
-        table = show.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
+        rows = tuple(tables.Row((one.tunable, summary, grades(one))) for one, summary in known)
+        table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
         return Answer({"tunables": [data(one) for one, _ in known]}, [table])
     for one, _ in known:
         if one.tunable == args.tunable:

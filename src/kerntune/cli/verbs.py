@@ -43,7 +43,7 @@ async def list_(connect: Connect, args: Namespace) -> Answer:
     if args.tunable:
         tunables = [answers.tunable(document, args.tunable)]
         targets = [row for row in targets if row["tunable"] == args.tunable]
-    return Answer({"tunables": tunables, "targets": targets}, show.targets(tunables, targets))
+    return Answer({"tunables": tunables, "targets": targets}, show.targets(document, args.tunable))
 
 
 async def get(connect: Connect, args: Namespace) -> Answer:
@@ -98,12 +98,15 @@ async def verify(connect: Connect, _args: Namespace) -> Answer:
     """Whether the kernel holds what is wished of it; nothing is changed."""
     async with connect() as manager:
         outcomes = await manager.verify()
-        managed = answers.managed(await manager.describe())
+        document = await manager.describe()
+    managed = answers.managed(document)
     others = {(row.tunable, row.instance) for row in outcomes}
-    satisfied = len(managed - others)
-    counts = {"managed": len(managed | others), "satisfied": satisfied}
-    page = show.verified(outcomes, **counts)
-    return Answer({**counts, "outcomes": _rows(outcomes)}, page, codes.verified(outcomes, satisfied=satisfied))
+    lacking = [row for row in outcomes if codes.is_lacking(row, answers.claim_behind(document, row))]
+    wrong = [row for row in outcomes if row not in lacking]
+    counts = {"managed": len(managed | others), "satisfied": len(managed - others)}
+    page = show.verified(wrong, lacking, **counts, degraded=document["degraded"])
+    data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": _rows(outcomes)}
+    return Answer(data, page, codes.verified(wrong=len(wrong), satisfied=counts["satisfied"]))
 
 
 async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, None]:
