@@ -41,7 +41,7 @@ class TestPlan:
         script = Script(outcomes=[outcome("overcommit", "planned", requested="")])
         assert run(script, "plan", "--unset", "overcommit", "cpu-governor", "hugepages@2048K", "--persist") == 0
         named = [("overcommit", "", ""), ("cpu-governor", "*", ""), ("hugepages", "2M", "")]
-        assert script.calls == [("Plan", named, {"unset": True, "persist": True})]
+        assert script.calls == [("Plan", named, {"unset": True, "persist": True}), ("Describe",)]
 
     @pytest.mark.parametrize(
         ("words", "hint"),
@@ -57,7 +57,23 @@ class TestPlan:
         assert run(Script(changed=False), "plan", "--unset", "overcommit") == 0
         said = capsys.readouterr()
         assert said.out == "Nothing would change.\n"
-        assert "there is no such claim to withdraw" in said.err
+        assert "there is no runtime claim overcommit to withdraw" in said.err
+
+    @pytest.mark.parametrize("words", [["--unset", "overcommit"], ["--reset", "--baseline"], ["--profile", "balanced"]])
+    def test_what_would_come_back_is_shown(self, words: list[str], capsys: Captured) -> None:
+        host = document([target("overcommit", "always", baseline="heuristic"), target("io-scheduler@sda", "bfq")])
+        rows = [
+            outcome("overcommit", "planned", requested="", actual="always"),
+            outcome("io-scheduler@sda", "unmanaged", requested="", actual="bfq"),
+        ]
+        assert run(Script(host, outcomes=rows), "plan", *words) == 0
+        _, back, other = capsys.readouterr().out.splitlines()
+        assert back.split(maxsplit=4) == [
+            "overcommit", "heuristic", "always", "planned", "the host's own value comes back"
+        ]  # fmt: skip
+        assert other.split() == ["io-scheduler@sda", "-", "bfq", "unmanaged"]
+        run(Script(host, outcomes=rows), "plan", *words, "--json")
+        assert json.loads(capsys.readouterr().out)["outcomes"] == [row._asdict() for row in rows]
 
     def test_one_refusal_refuses_the_whole_call(self, capsys: Captured) -> None:
         rows = [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from kerntune.cli import check, codes, show, tables
-from kerntune.cli.answers import Change, named
+from kerntune.cli.answers import Change, Document, named
 from kerntune.cli.check import ProfilePage, line_of
 from kerntune.cli.manager import Connect
-from kerntune.cli.rows import Answer, changed
+from kerntune.cli.rows import Answer, changed, gives_back
 from kerntune.errors import Exit, Usage
 
 NAMING: Final = frozenset({"set", "show"})
@@ -61,7 +61,8 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
     asked: dict[str, bool | str] = {"reset": True} if args.reset else {"profile": args.profile}
     async with connect() as manager:
         change = await manager.plan((), asked | ({"baseline": True} if args.baseline else {}))
-    return _chosen(change, none="Nothing would change.")
+        document = await manager.describe() if gives_back(change) else None
+    return _chosen(change, none="Nothing would change.", document=document)
 
 
 def _done(change: Change) -> Answer:
@@ -69,9 +70,9 @@ def _done(change: Change) -> Answer:
     return _chosen(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
 
 
-def _chosen(change: Change, *, none: str = "Nothing changed.") -> Answer:
+def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
     """What of a profile this host lacks is no failure, whether it was chosen or is in force again."""
-    return changed(change, code=codes.chosen(change.outcomes), none=none)
+    return changed(change, code=codes.chosen(change.outcomes), none=none, document=document)
 
 
 def shown(page: ProfilePage) -> Answer:
