@@ -6,14 +6,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Final
 
-from kerntune.cli import check, codes, show, tables
+from kerntune.cli import check, codes, grammar, show, tables
 from kerntune.cli.answers import Change, Document, named
 from kerntune.cli.check import ProfilePage, line_of
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer, changed, gives_back
 from kerntune.errors import Exit, Usage
 
-NAMING: Final = frozenset({"set", "show"})
+NAMING: Final = frozenset(grammar.NAME.after)
 
 
 async def profile(connect: Connect, args: Namespace) -> Answer:
