@@ -97,7 +97,7 @@ def test_a_refusal_keeps_its_name_and_its_text(bus: PrivateBus) -> None:
     with serving(bus, Script(error=refusal)):
         done = cli(bus, "set", "hugepages@2M=2000", "--json")
     assert done.returncode == 1
-    assert done.stderr == "kerntune: 2000 pages asked, 900 possible. Ask for fewer\n"
+    assert done.stderr == "kerntune: 2000 pages asked, 900 possible\n  Ask for fewer\n"
     assert json.loads(done.stdout) == {"error": {"name": refusal.dbus_name, "message": str(refusal)}}
 
 

@@ -60,6 +60,12 @@ def test_in_json(capsys: Captured) -> None:
     }
 
 
+@pytest.mark.parametrize("word", ["thp@enabled", "thp=always", "thp"])
+def test_an_instance_does_not_matter(word: str, capsys: Captured) -> None:
+    assert run(word) == 0
+    assert capsys.readouterr().out.startswith("thp: Transparent huge pages")
+
+
 def test_another_name_is_told(capsys: Captured) -> None:
     assert run("governor") == 2
     said = capsys.readouterr().err

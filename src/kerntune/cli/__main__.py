@@ -52,11 +52,18 @@ def run_of(name: str) -> Run:
 
 
 def _run(words: Sequence[str], connect: Connect | None) -> int:
-    from kerntune.cli.grammar import parser  # noqa: PLC0415
+    from kerntune.cli.grammar import HELP, VERBS, parser  # noqa: PLC0415
 
     if "--json" in words:
         # argparse would take an option between two arguments for the end of them.
         words = ["--json", *(word for word in words if word != "--json")]
+    if words[:1] == [HELP]:
+        words = [*words[1:], "--help"]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in (names := [verb.name for verb in VERBS]):
+        from kerntune.cli import telling  # noqa: PLC0415
+
+        raise telling.no_verb(verb, names)
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
@@ -96,7 +103,9 @@ def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
-    _complain(error.what, error.hint)
+    from kerntune.cli import telling  # noqa: PLC0415
+
+    _complain(*telling.parts(error))
     if as_json:
         _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
     return error.exit_code
