@@ -111,7 +111,13 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
     ]
     monkeypatch.setenv("COLUMNS", "80")
     lines = on_terminal(wishes.status(host, rows))
-    assert "✘  io-scheduler@sdb      bfq        none    failed" in lines
+    assert lines[2] == "   TARGET                REQUESTED  ACTUAL  WANTED BY", "a mark says that a row is satisfied"
+    assert "✔  io-scheduler@nvme0n1  none       none    profile ai-inference" in lines
+    assert "✘  io-scheduler@sdb      bfq        none    config," in lines
+    assert "   failed, kernel-rejected: the kernel says no no no no no no no no no no no no" in lines
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = on_terminal(wishes.status(host, rows))
+    assert "✘  io-scheduler@sdb      bfq        none" in lines
     assert "   wanted by: config, /etc/kerntune/kerntune.toml:3" in lines, "there is no room beside it"
 
 

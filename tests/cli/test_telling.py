@@ -15,7 +15,8 @@ NAMES = sorted(tunable.name for tunable in REGISTRY)
     ("said", "what", "hint"),
     [
         ("it broke", "it broke", ""),
-        ("it broke. Try again. Or not", "it broke", "Try again. Or not"),
+        ("in part: x:2: claims is 0. Give more. The rest is in force", "in part: x:2: claims is 0. Give more",
+         "The rest is in force"),
         ("no v'1. 5'. `kerntune list` shows more", "no v'1. 5'", "`kerntune list` shows more"),
         ("too many. wait for the replies", "too many", "wait for the replies"),
         ("modprobe acpi_cpufreq. /boot/config has it. It takes another", "modprobe acpi_cpufreq. /boot/config has it",

@@ -31,11 +31,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows below a heading; `toned` are the columns that take a row's style. A column without a name holds marks."""
+    """Rows below a heading; `toned` are the columns that take a row's style. A column without a name holds marks.
+
+    `spare` is a column that a narrow terminal goes without: the mark says it, and a note where it is not good.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     toned: frozenset[str] = frozenset({"", "STATE"})
+    spare: str = ""
+
+    def without_spare(self) -> Table:
+        """The same with one column less."""
+        place = self.columns.index(self.spare)
+        rows = []
+        for row in self.rows:
+            said = "" if row.style == GOOD else ", ".join(filter(None, (row.cells[place], row.note)))
+            rows.append(Row((*row.cells[:place], *row.cells[place + 1 :]), row.style, said or row.note))
+        return Table((*self.columns[:place], *self.columns[place + 1 :]), tuple(rows), self.toned)
 
 
 class Prose(str):
@@ -132,6 +145,9 @@ def _fitted(table: Table, width: int) -> Iterator[str]:
     room = width - sum(widths) - len(GAP) * len(widths)
     words = [word for cells in (table.columns, *(row.cells for row in table.rows)) for word in cells[-1].split()]
     below = last > room and max(map(len, words), default=0) > room
+    if below and table.spare:
+        yield from _fitted(table.without_spare(), width)
+        return
     heading = table.columns[:-1] if below else table.columns
     yield _styled(_line(heading, widths), QUIET)
     for row in table.rows:

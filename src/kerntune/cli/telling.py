@@ -10,7 +10,7 @@ from typing import Final
 from kerntune.errors import KerntuneError, UnknownTunable, Usage
 from kerntune.explained import EXPLAINED
 
-# The daemon's texts have both parts in one. Neither a path nor a figure begins a sentence.
+# The daemon's texts have both parts in one, and what to try is the last sentence. No path or figure begins one.
 SENTENCES: Final = re.compile(r"\. (?=[A-Za-z`])", re.ASCII)
 NO_TUNABLE: Final = re.compile(r"there is no tunable '(.+)'")
 THERE_ARE: Final = "There are "
@@ -21,8 +21,8 @@ def parts(error: KerntuneError) -> tuple[str, str]:
     """What happened, and the likely cause and what to try."""
     what, hint = error.what, error.hint
     if not hint:
-        what, *rest = SENTENCES.split(what, maxsplit=1)
-        hint = "".join(rest)
+        *first, hint = SENTENCES.split(what) if SENTENCES.search(what) else (what, "")
+        what = ". ".join(first)
     if isinstance(error, UnknownTunable) and (found := NO_TUNABLE.fullmatch(what)):
         names = hint.removeprefix(THERE_ARE).split(", ") if hint.startswith(THERE_ARE) else []
         if meant := tunable(found[1], names):

@@ -32,7 +32,7 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
         *(_waiting(claim, document) for claim in waiting),
         *together(row for content, row in rows if content),
     ]
-    return [*above, Prose(_summary(managed, len(waiting))), Table(COLUMNS, tuple(table))]
+    return [*above, Prose(_summary(managed, len(waiting))), Table(COLUMNS, tuple(table), spare="STATE")]
 
 
 def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
