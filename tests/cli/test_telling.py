@@ -61,5 +61,13 @@ def test_what_was_meant(word: str, meant: str) -> None:
     assert hint.startswith(f"Did you mean {meant}? There are " if meant else "There are ")
 
 
+def test_what_things_are_known_as_is_there() -> None:
+    tunables = {tunable.name: tunable for tunable in REGISTRY}
+    for target in telling.KNOWN_AS.values():
+        name, _, instance = target.partition("@")
+        assert name in tunables
+        assert not instance or tunables[name].normal(instance) == instance
+
+
 def test_only_what_there_is_can_be_meant() -> None:
     assert telling.tunable("governor", ["hugepages"]) == ""

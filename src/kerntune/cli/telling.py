@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from kerntune.errors import KerntuneError, UnknownTunable, Usage
-from kerntune.explained import EXPLAINED
 
 # The daemon's texts have both parts in one, and what to try is the last sentence. No path or figure begins one.
 SENTENCES: Final = re.compile(r"\. (?=[A-Za-z`])", re.ASCII)
 NO_TUNABLE: Final = re.compile(r"there is no tunable '(.+)'")
 THERE_ARE: Final = "There are "
-SYSCTLS: Final = "/proc/sys/"
+# Files of the kernel, sysctls without their first word, and options of its command line, as people know them.
+KNOWN_AS: Final = {
+    "nr_hugepages": "hugepages",
+    "nr_overcommit_hugepages": "hugepages-overcommit",
+    "overcommit_memory": "overcommit",
+    "overcommit_ratio": "overcommit",
+    "transparent_hugepage": "thp",
+    "swappiness": "sysctl@vm.swappiness",
+    "zone_reclaim_mode": "sysctl@vm.zone_reclaim_mode",
+    "numa_balancing": "sysctl@kernel.numa_balancing",
+    "scaling_governor": "cpu-governor",
+    "energy_performance_preference": "cpu-epp",
+    "elevator": "io-scheduler",
+    "read_ahead_kb": "read-ahead",
+}
 
 
 def parts(error: KerntuneError) -> tuple[str, str]:
@@ -31,26 +44,14 @@ def parts(error: KerntuneError) -> tuple[str, str]:
 
 
 def tunable(word: str, names: Sequence[str]) -> str:
-    """One of these names that may be meant by a word: a part of it, a file of the kernel or a sysctl, or misspelt."""
-    known = {spelt: target for spelt, target in spellings() if target.partition("@")[0] in names}
+    """What may be meant by a word, if it is among these names: known by another name, a part of it, or misspelt."""
+    known = {other: name for other, name in KNOWN_AS.items() if name.partition("@")[0] in names}
+    known |= {part: name for name in names for part in name.split("-")[1:]} | {name: name for name in names}
     for spelt in (word, word.replace("_", "-"), word.rpartition(".")[2]):
         if spelt in known:
             return known[spelt]
-    return known.get(closest(word.replace("_", "-"), known), "")
-
-
-def spellings() -> Iterator[tuple[str, str]]:
-    """What people write, with what it is called here; the names themselves last, for they win."""
-    for one in EXPLAINED:
-        for file in one.files:
-            dotted = file.removeprefix(SYSCTLS).replace("/", ".")
-            target = f"sysctl@{dotted}" if one.tunable == "sysctl" else one.tunable
-            yield file.rpartition("/")[2], target
-            yield from ((dotted, target),) if file.startswith(SYSCTLS) else ()
-    for one in EXPLAINED:
-        yield from ((part, one.tunable) for part in one.tunable.split("-")[1:])
-    for one in EXPLAINED:
-        yield one.tunable, one.tunable
+    near = (closest(spelt, known) for spelt in (word.replace("_", "-"), word.rpartition(".")[2]))
+    return known.get(next(filter(None, near), ""), "")
 
 
 def no_verb(word: str, verbs: Sequence[str]) -> Usage:
