@@ -120,7 +120,7 @@ def test_an_unknown_verb_is_told_in_two_lines(word: str, hint: str, capsys: Capt
     assert rest.startswith(f"  {hint}")
 
 
-@pytest.mark.parametrize(("words", "same"), [(["help"], ["--help"]), (["help", "set"], ["set", "--help"])])
+@pytest.mark.parametrize(("words", "same"), [(["help"], ["--help"]), (["--json", "help", "set"], ["set", "--help"])])
 def test_help_is_a_verb_too(words: list[str], same: list[str]) -> None:
     done = cli(*words)
     assert (done.returncode, done.stdout) == (0, cli(*same).stdout)

@@ -143,6 +143,14 @@ def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
     assert plain([Prose("word " * 40)]) == ["word " * 40]
 
 
+@pytest.mark.parametrize("width", [1, 3, 10, 30])
+def test_however_narrow_nothing_is_lost(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [target("overcommit", "always", requested="never", state="failed", reason="kernel-rejected", claim="hold:o")]
+    text = on_terminal(wishes.status(document(rows), rows))
+    assert all(word in text for word in ("overcommit", "always", "never", "failed", "kernel-rejected", "hold:o"))
+
+
 def test_the_last_column_gives_way() -> None:
     table = Table(("", "PROFILE", "SUMMARY"), (Row(("→", "a" * 20, "word " * 20)),))
     lines = on_terminal([table]).splitlines()

@@ -57,9 +57,10 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
     if "--json" in words:
         # argparse would take an option between two arguments for the end of them.
         words = ["--json", *(word for word in words if word != "--json")]
-    if words[:1] == [HELP]:
-        words = [*words[1:], "--help"]
     verb = next((word for word in words if not word.startswith("-")), None)
+    if verb == HELP:
+        words = [*(word for word in words if word != HELP), "--help"]
+        verb = next((word for word in words if not word.startswith("-")), None)
     if verb is not None and verb not in (names := [verb.name for verb in VERBS]):
         from kerntune.cli import telling  # noqa: PLC0415
 

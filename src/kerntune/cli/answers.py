@@ -192,13 +192,12 @@ def managed(document: Document) -> set[tuple[str, str]]:
     return targets | {(row["tunable"], row["instances"]) for row in document["claims"] if not row["matches"]}
 
 
-def claim_behind(document: Document, outcome: Outcome) -> ClaimRow | None:
-    """The claim that an outcome is of: the one that won its target, or a pattern that is kept for what comes."""
-    for row in document["targets"]:
-        if (row["tunable"], row["instance"]) == (outcome.tunable, outcome.instance):
-            return next((claim for claim in document["claims"] if claim["id"] == row["claim"]), None)
-    waiting = (claim for claim in document["claims"] if not claim["matches"])
-    return next((c for c in waiting if (c["tunable"], c["instances"]) == (outcome.tunable, outcome.instance)), None)
+def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
+    """(tunable, instance) of outcomes -> the claim that won there, or the pattern itself that waits for what comes."""
+    claims = {claim["id"]: claim for claim in document["claims"]}
+    waiting = {(row["tunable"], row["instances"]): row for row in document["claims"] if not row["matches"]}
+    won = [(row, claims.get(row["claim"] or "")) for row in document["targets"]]
+    return waiting | {(row["tunable"], row["instance"]): claim for row, claim in won if claim}
 
 
 def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:

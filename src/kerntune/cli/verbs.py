@@ -105,8 +105,12 @@ async def verify(connect: Connect, _args: Namespace) -> Answer:
         document = await manager.describe()
     managed = answers.managed(document)
     others = {(row.tunable, row.instance) for row in outcomes}
-    lacking = [row for row in outcomes if codes.is_lacking(row, answers.claim_behind(document, row))]
-    wrong = [row for row in outcomes if row not in lacking]
+    claims = answers.claims_behind(document)
+    wrong: list[Outcome] = []
+    lacking: list[Outcome] = []
+    for row in outcomes:
+        is_lacking = codes.is_lacking(row, claims.get((row.tunable, row.instance)))
+        (lacking if is_lacking else wrong).append(row)
     counts = {"managed": len(managed | others), "satisfied": len(managed - others)}
     page = show.verified(wrong, lacking, **counts, degraded=document["degraded"])
     data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": _rows(outcomes)}

@@ -26,10 +26,12 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
     waiting = [claim for claim in document["claims"] if not claim["matches"]]
     if not managed and not waiting:
         return [*above, nothing_managed(document["degraded"])]
-    rows = [(row["state"] in CONTENT, _row(row, document)) for row in in_order(document, managed)]
+    claims = {claim["id"]: claim for claim in document["claims"]}
+    profile = document["profile"]
+    rows = [(row["state"] in CONTENT, _row(row, claims, profile)) for row in in_order(document, managed)]
     table = [
         *together(row for content, row in rows if not content),
-        *(_waiting(claim, document) for claim in waiting),
+        *(_waiting(claim, profile) for claim in waiting),
         *together(row for content, row in rows if content),
     ]
     return [*above, Prose(_summary(managed, len(waiting))), Table(COLUMNS, tuple(table), spare="STATE")]
@@ -44,17 +46,16 @@ def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
     return f"As wished: {'; '.join([f'{satisfied} of {len(managed) + waiting}', *others])}"
 
 
-def _row(row: TargetRow, document: Document) -> Row:
-    claims = {claim["id"]: claim for claim in document["claims"]}
-    wanted_by = _wanted_by(row["claim"], claims, document["profile"])
+def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
+    wanted_by = _wanted_by(row["claim"], claims, profile)
     cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
     note = [show.why(row["state"], row["reason"], row["detail"]), *_beaten(row, claims)]
     return show.state_row(row["state"], cells, *note)
 
 
-def _waiting(claim: ClaimRow, document: Document) -> Row:
+def _waiting(claim: ClaimRow, profile: str) -> Row:
     """A claim that is kept for targets to come."""
-    wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, document["profile"])
+    wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
     cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
     why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; kept for what comes"
     return show.state_row(State.UNSUPPORTED, cells, why)
