@@ -68,7 +68,7 @@ EXPLAINED: Final = (
             "/sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
         ),
         HUGETLBPAGE,
-        "a page size (2M, 1G), one NUMA node of it (2M/node0) or each node (2M/*); none is the default size",
+        "a page size (2M, 1G), one NUMA node of it (2M/node0) or each node (2M/*); left out: the default size",
         "a number of pages, or a size that is a whole number of them (64G)",
         Example("hugepages=64G", "as many pages of the default size as 64 GiB are"),
     ),
@@ -80,10 +80,10 @@ EXPLAINED: Final = (
             Evidence(Grade.MEASURED, "models were loaded into borrowed pages"),
             Evidence(Grade.KERNEL, "pages are taken from normal memory when the pool is used up"),
         ),
-        "Nothing is set aside: where memory is fragmented there may be none when a program asks.",
+        "Nothing is set aside: where memory is fragmented there may be no pages when a program asks.",
         ("/sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",),
         HUGETLBPAGE,
-        "a page size (2M); none is the default size",
+        "a page size (2M); left out: the default size",
         "a number of pages, or a size that is a whole number of them (16G)",
         Example("hugepages-overcommit@2M=16G", "up to 16 GiB in pages of 2 MiB for who asks"),
     ),
@@ -92,17 +92,19 @@ EXPLAINED: Final = (
         "How much memory the kernel promises to programs: by its own judgement, whatever they ask, or never more than "
         "a limit.",
         "One file that is mapped and larger than RAM and swap together: some loaders map it as if it were to be "
-        "written, and are refused. Otherwise leave it at heuristic.",
+        "written, and are refused. Otherwise leave it at 'heuristic'.",
         (
-            Evidence(Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode heuristic, opened in always"),
-            Evidence(Grade.KERNEL, "the ratio is read in mode never only"),
+            Evidence(
+                Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode 'heuristic', opened in 'always'"
+            ),
+            Evidence(Grade.KERNEL, "the ratio is read in mode 'never' only"),
         ),
-        "With always, the kernel refuses nothing, and ends a program when memory is gone. The memory guard caps "
-        "promises before that, by the ratio (95 where none is named); what was promised before the cap can still be "
-        "used. A low limit with never locks everybody out, and is refused.",
+        "With 'always', the kernel refuses nothing, and ends a program when memory is gone. The memory guard caps "
+        "promises before that, by the ratio (95 where it is not named); what was promised before the cap can still be "
+        "used. A low limit with 'never' locks everybody out, and is refused.",
         ("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
         "Documentation/mm/overcommit-accounting.rst",
-        "none, it is one setting of the host",
+        "there are no instances, it is one setting of the host",
         "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
         Example("overcommit=always:95", "promise whatever is asked for; the memory guard has a floor of 5 % of RAM"),
     ),
@@ -110,13 +112,13 @@ EXPLAINED: Final = (
         "thp",
         "Transparent huge pages: which programs get them without changes of their own (enabled), and which wait while "
         "the kernel makes room for them (defrag).",
-        "Loaders that copy, and allocators that ask with madvise(2). enabled at madvise suits most hosts, always those "
-        "with a single purpose; defrag at madvise.",
+        "Loaders that copy, and allocators that ask with madvise(2). enabled at 'madvise' suits most hosts, 'always' "
+        "those with a single purpose; defrag at 'madvise'.",
         (
             Evidence(Grade.MEASURED, "copying loaders that get them: 0.58 of the time"),
-            Evidence(Grade.KERNEL, "with defrag at always every program may wait for compaction"),
+            Evidence(Grade.KERNEL, "with defrag at 'always' every program may wait for compaction"),
         ),
-        "With always, programs that touch memory sparsely grow, and may stall.",
+        "With 'always', programs that touch memory sparsely grow, and may stall.",
         ("/sys/kernel/mm/transparent_hugepage/enabled", "/sys/kernel/mm/transparent_hugepage/defrag"),
         "Documentation/admin-guide/mm/transhuge.rst",
         "enabled or defrag",
@@ -144,13 +146,13 @@ EXPLAINED: Final = (
     Explanation(
         "cpu-governor",
         "How CPUs choose their frequency, one setting for all CPUs of a policy.",
-        "Hosts where requests should not wait for the clock to rise: performance. Many virtual machines have no "
+        "Hosts where requests should not wait for the clock to rise: 'performance'. Many virtual machines have no "
         "frequency scaling, and their host decides.",
-        (Evidence(Grade.VENDOR, "performance is recommended for inference; no gain was measured here"),),
+        (Evidence(Grade.VENDOR, "'performance' is recommended for inference; no gain was measured here"),),
         "Power, and with it heat.",
         ("/sys/devices/system/cpu/cpufreq/policy*/scaling_governor",),
         "Documentation/admin-guide/pm/cpufreq.rst",
-        "a policy (policy0) or a list of CPUs (0-3,8); none is all",
+        "a policy (policy0) or a list of CPUs (0-3,8); left out: all of them",
         "the kernel's name of a governor (performance, powersave, schedutil)",
         Example("cpu-governor=performance", "the highest frequency on every CPU"),
     ),
@@ -158,26 +160,26 @@ EXPLAINED: Final = (
         "cpu-epp",
         "What CPUs that choose their own frequency prefer, speed or power (energy performance preference).",
         "As cpu-governor, on CPUs with intel_pstate (HWP) or amd_pstate (active).",
-        (Evidence(Grade.VENDOR, "performance is recommended for inference; no gain was measured here"),),
-        "Power, and with it heat. With the governor performance most drivers take no other preference.",
+        (Evidence(Grade.VENDOR, "'performance' is recommended for inference; no gain was measured here"),),
+        "Power, and with it heat. With the governor 'performance' most drivers take no other preference.",
         ("/sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",),
         "Documentation/admin-guide/pm/intel_pstate.rst, amd-pstate.rst",
-        "a policy (policy0) or a list of CPUs (0-3,8); none is all",
+        "a policy (policy0) or a list of CPUs (0-3,8); left out: all of them",
         "the kernel's name of a preference (performance, balance_performance, balance_power, power)",
         Example("cpu-epp=performance", "speed at any price"),
     ),
     Explanation(
         "io-scheduler",
-        "Who puts the requests to a block device in order: the kernel (mq-deadline, bfq, kyber), or nobody (none).",
-        "none for NVMe and virtual disks, which order their own queue; mq-deadline for disks that turn.",
+        "Who puts the requests to a block device in order: the kernel (mq-deadline, bfq, kyber), or nobody ('none').",
+        "'none' for NVMe and virtual disks, which order their own queue; 'mq-deadline' for disks that turn.",
         (
-            Evidence(Grade.VENDOR, "none for NVMe, mq-deadline for disks"),
+            Evidence(Grade.VENDOR, "'none' for NVMe, 'mq-deadline' for disks"),
             Evidence(Grade.MEASURED, "no gain for loading a model by itself"),
         ),
         "Low.",
         ("/sys/block/*/queue/scheduler",),
         "Documentation/block/switching-sched.rst",
-        "a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); none is all",
+        "a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); left out: all of them",
         "the name of a scheduler that the device offers",
         Example("io-scheduler@nvme*=none", "every NVMe drive, those plugged later too"),
     ),
@@ -196,7 +198,7 @@ EXPLAINED: Final = (
         "Wastes page cache on random reads; 4096 does less than 1024 for who reads tensor by tensor.",
         ("/sys/block/*/queue/read_ahead_kb",),
         "Documentation/ABI/stable/sysfs-block",
-        "a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); none is all",
+        "a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); left out: all of them",
         "KiB, a whole number; the kernel keeps whole pages of it",
         Example("read-ahead@nvme*=2048", "mapped models are read in pages of 2 MiB"),
     ),
