@@ -163,7 +163,7 @@ class TestPermissionDenied:
         code, text = said(answered(kernel, "hugepages", "2M", "64"), capsys, "set", "hugepages@2M=64")
         assert code == 1
         assert "hugepages@2M is read-only here: Permission denied (EACCES); in a container the host must set it" in text
-        assert "Run kerntuned on the host itself, as root" in text
+        assert "In a container, run kerntuned on the host itself, as root" in text
 
 
 class TestNoScalingGovernor:

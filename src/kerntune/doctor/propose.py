@@ -18,11 +18,13 @@ from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
 from kerntune.tunables.cpu_policies import spell_cpus
+from kerntune.tunables.sysctl import REPORTED, only_reported
 
 ON_DRIVES: Final = frozenset({"io-scheduler", "read-ahead"})
 # Names that the kernel gives in the order it finds the drives.
 UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|sd[a-z]+|vd[a-z]+")
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
+STAYS: Final = "Leave the line as it is: without it, or one in /etc/sysctl.d, the value is lost at the next boot"
 
 
 def gather(files: Files, page_size: int) -> list[Line]:
@@ -48,7 +50,10 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
         elif named := knob(line, page_size, known):
             if line.idle:
                 left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
-            else:
+            elif named.instances in REPORTED and not line.place.shipped:
+                why = f"{only_reported(named.instances)}. {STAYS}"
+                left.append(Left(line.place, why, Cause.NOT_OURS))
+            elif named.instances not in REPORTED:
                 in_force.append((named, line))
         elif translate.SYSCTLS.fullmatch(line.path) and not line.place.shipped:
             left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))

@@ -14,6 +14,7 @@ from kerntune.doctor.nouns import Cause, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import HostKernel, KernelView
 from kerntune.model import Target
+from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
@@ -240,6 +241,25 @@ def test_what_a_package_ships_is_marked(tmp_path: Path) -> None:
     write(tmp_path, {"usr/lib/udev/rules.d/60-block-scheduler.rules": rule})
     (proposal,) = survey(tmp_path).proposals
     assert proposal.shipped
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("etc/sysctl.d/90-numa.conf", "kernel.numa_balancing = 0\n"),
+        ("proc/cmdline", "numa_balancing=disable\n"),
+    ],
+)
+def test_what_only_others_may_write_is_left_to_them(tmp_path: Path, file: str, text: str) -> None:
+    """The kernel wants CAP_SYS_ADMIN for it: a claim would be one on paper, and the line is what works."""
+    lay_out("two-sockets", tmp_path)
+    write(tmp_path, {file: text, "proc/sys/kernel/numa_balancing": "0\n"})
+    found = survey(tmp_path, REGISTRY)
+    assert said(found) == []
+    (left,) = found.left
+    assert (left.cause, str(left.place)) == (Cause.NOT_OURS, f"/{file}:1")
+    assert "CAP_SYS_ADMIN" in left.why
+    assert "Leave the line as it is" in left.why
 
 
 def test_a_host_without_huge_pages(tmp_path: Path) -> None:
