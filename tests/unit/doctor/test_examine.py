@@ -71,7 +71,14 @@ def test_governors(tmp_path: Path) -> None:
     lay_out("small-vm", tmp_path)
     (finding,) = topic(examine(tmp_path), "cpu-governor")
     assert finding.severity is NOTE
+    assert finding.what == "CPU frequency scaling is not available: no frequency driver is loaded"
     assert "/proc/config.gz has CONFIG_CPU_FREQ=y" in finding.evidence
+    assert finding.fix.startswith("try sudo modprobe acpi_cpufreq")
+    write(tmp_path, {"proc/cpuinfo": "flags : fpu hypervisor\n"})
+    (finding,) = topic(examine(tmp_path), "cpu-governor")
+    assert finding.what.endswith("this is a virtual machine, so its host decides on CPU frequencies")
+    assert finding.evidence[1:] == ("/proc/cpuinfo has the flag hypervisor",)
+    assert "modprobe" not in finding.fix
     policies(tmp_path, 2)
     write(
         tmp_path,

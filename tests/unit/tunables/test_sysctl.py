@@ -111,7 +111,7 @@ def test_the_kernel_lets_only_cap_sys_admin_write_one_of_them() -> None:
 
 async def test_what_cannot_be_written_is_told_where_it_is_set_and_not_tried() -> None:
     async with running(host()) as lab:
-        with pytest.raises(KernelRejected, match="= 0 in /etc/sysctl[.]d sets it at boot"):
+        with pytest.raises(KernelRejected, match=r"= 0 in /etc/sysctl\.d sets it at boot"):
             await lab.set((NAME, BALANCING, 0))
         assert (lab.writes(), lab.claims) == ([], [])
 
