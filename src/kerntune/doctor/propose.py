@@ -44,9 +44,13 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
     page_size = default_page_size(kernel)
     left: list[Left] = []
     in_force: list[tuple[Knob, Assignment]] = []
-    for line in gather(files, page_size):
+    lines = gather(files, page_size)
+    read = {line.place for line in lines if isinstance(line, Assignment) and not line.idle}
+    for line in lines:
         if isinstance(line, Left):
             left.append(line)
+        elif line.idle and line.place in read:
+            continue  # nothing reads the file at boot, but for a script
         elif named := knob(line, page_size, known):
             if line.idle:
                 left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
@@ -124,7 +128,8 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
         left += [Left(line.place, remark, Cause.NOT_POSSIBLE) for line in last.values()]
         return []
     used = tuple(sorted(last.values(), key=lambda line: line.stage))
-    beaten = tuple(dict.fromkeys(line.place for found in parts.values() for line in found[:-1]))
+    earlier = dict.fromkeys(line.place for found in parts.values() for line in found[:-1])
+    beaten = tuple(place for place in earlier if all(place != line.place for line in used))
     remarks = "; ".join(filter(None, (remark, *dict.fromkeys(line.remark for line in used))))
     return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, beaten)]
 
