@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from kerntune.cli import show
-from kerntune.cli.doctor import is_tree, tree
+from kerntune.cli.doctor import ask, is_tree, tree
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Advice, Answer, changed
 from kerntune.errors import Usage
@@ -34,13 +34,15 @@ async def import_(connect: Connect, args: Namespace) -> Answer:
     ours = [proposal for proposal in survey.proposals if not proposal.shipped]
     left = [*survey.left, *(packaged(proposal) for proposal in survey.proposals if proposal.shipped)]
     data = {"claims": [row(proposal) for proposal in ours], "left": [remainder(one) for one in left]}
+    elsewhere = "" if is_tree(root) else (await ask(connect)).elsewhere
+    first = [comment(elsewhere)] if elsewhere else []
     if not args.apply or not ours:
-        return Answer(data, page(ours, left))
+        return Answer(data, [*first, *page(ours, left)])
     options = {"persist": True, **({"allow-partial": True} if args.allow_partial else {})}
     async with connect() as manager:
         change = await manager.set([proposal.setting for proposal in ours], options)
     answer = changed(change, [still_there(ours)])
-    return Answer({**data, **answer.data}, answer.page, answer.exit_code, answer.advice)
+    return Answer({**data, **answer.data}, [*first, *answer.page], answer.exit_code, answer.advice)
 
 
 def packaged(proposal: Proposal) -> Left:
