@@ -122,6 +122,13 @@ class InvalidValue(KerntuneError):
     exit_code = Exit.USAGE
 
 
+class NoSuchName(InvalidValue):
+    """The same of a name for which there is a list, and it is not on it: to callers it is a target that is not there."""
+
+    dbus_name = NoSuchTarget.dbus_name
+    exit_code = NoSuchTarget.exit_code
+
+
 class PartiallyAllocated(KerntuneError):
     """The kernel had fewer huge pages than asked; the old count was put back."""
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from kerntune.errors import InvalidValue
+from kerntune.errors import InvalidValue, NoSuchName
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
@@ -66,9 +66,9 @@ class Sysctl(Plain):
         """With dots; as sysctl(8) it takes slashes too."""
         name = instances.replace("/", ".")
         if tunable := ELSEWHERE.get(name):
-            raise InvalidValue(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
+            raise NoSuchName(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
         if name not in SYSCTLS:
-            raise InvalidValue(f"{instances!r} is no sysctl that kerntune tunes", f"There are {', '.join(SYSCTLS)}")
+            raise NoSuchName(f"{instances!r} is no sysctl that kerntune tunes", f"There are {', '.join(SYSCTLS)}")
         return name
 
     def exact(self, instances: str) -> bool:  # noqa: ARG002

@@ -52,9 +52,10 @@ def test_dots_or_slashes() -> None:
     ],
 )
 def test_what_is_not_on_it_is_told_where_to_go(name: str, said: str) -> None:
-    with pytest.raises(InvalidValue) as raised:
+    with pytest.raises(InvalidValue) as raised:  # as every reader of names expects
         TUNABLE.normal(name)
     assert said in (raised.value.hint or "")
+    assert (raised.value.dbus_name, raised.value.exit_code) == (NoSuchTarget.dbus_name, NoSuchTarget.exit_code)
 
 
 @pytest.mark.parametrize("value", ["", "-1", "1.5", "0x1", "ten", "1\n", "9" * 11, "\u0663"])
