@@ -123,7 +123,7 @@ class InvalidValue(KerntuneError):
 
 
 class NoSuchName(InvalidValue):
-    """The same of a name for which there is a list, and it is not on it: to callers it is a target that is not there."""
+    """A name that is not on the list of those there are; callers are told that there is no such target."""
 
     dbus_name = NoSuchTarget.dbus_name
     exit_code = NoSuchTarget.exit_code
