@@ -116,6 +116,16 @@ def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
     assert snapshot(here) == before
 
 
+def test_a_line_that_sets_more_is_not_to_be_put_out_of_the_way(here: Path, capsys: Captured) -> None:
+    write(here, {"etc/rc.local": "sysctl -w vm.nr_hugepages=4 kernel.numa_balancing=0\n"})
+    script = Script(outcomes=[outcome("hugepages@2M")])
+    assert main(["import", "--apply"], connect=script.connect) == 0
+    whole, more = capsys.readouterr().err.split("These set more than that, which would be lost")
+    assert "/etc/rc.local:1" not in whole
+    assert "/etc/sysctl.conf:1" in whole
+    assert "/etc/rc.local:1" in more
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="without polkit only root may set anything")
 def test_apply_with_a_real_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """The daemon tunes the same tree; afterwards the doctor finds that the lines say what the claims say."""

@@ -194,7 +194,7 @@ def test_a_line_that_no_claim_can_replace_is_to_stay(tmp_path: Path) -> None:
     write(tmp_path, {"etc/sysctl.d/90-numa.conf": "kernel.numa_balancing = 0\n"})
     finding = one(tmp_path, "a line in /etc/sysctl.d/90-numa.conf sets what kerntune cannot: the kernel lets only")
     assert (finding.severity, finding.evidence) == (NOTE, ("/etc/sysctl.d/90-numa.conf:1: kernel.numa_balancing = 0",))
-    assert finding.fix.startswith("Leave the line as it is")
+    assert finding.fix.startswith("leave the line as it is")
 
 
 def test_a_value_that_is_not_in_force(tmp_path: Path) -> None:
