@@ -135,8 +135,8 @@ EXPLAINED: Final = (
             Evidence(Grade.VENDOR, "recommended for inference by AMD (ROCm), NVIDIA (Grace) and SGLang"),
             Evidence(Grade.NONE, "nothing is known to speak for other values of dirty ratios or vfs_cache_pressure"),
         ),
-        "With a low swappiness page cache is dropped earlier. kernel.numa_balancing takes a capability that the "
-        "service has not: where it differs, the answer says how to set it.",
+        "With a low swappiness page cache is dropped earlier. kernel.numa_balancing is compared with what is "
+        "wished, and not written, for that takes a capability and kerntuned has none: a line in /etc/sysctl.d sets it.",
         ("/proc/sys/vm/swappiness", "/proc/sys/vm/zone_reclaim_mode", "/proc/sys/kernel/numa_balancing"),
         "Documentation/admin-guide/sysctl/vm.rst, kernel.rst",
         "vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",

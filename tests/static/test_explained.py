@@ -10,6 +10,7 @@ from kerntune.cli import spelling
 from kerntune.explained import EXPLAINED, Explanation, Grade
 from kerntune.kernel.files import WRITABLE
 from kerntune.tunables import REGISTRY
+from kerntune.tunables.sysctl import REPORTED, path_of
 
 TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
 HERE = [one for one in EXPLAINED if one.tunable in TUNABLES]
@@ -32,7 +33,8 @@ def test_nothing_is_left_out(one: Explanation) -> None:
 
 @pytest.mark.parametrize("one", HERE, ids=lambda one: one.tunable)
 def test_its_files_are_those_that_are_written(one: Explanation) -> None:
-    assert {file.removeprefix("/") for file in one.files} <= set(WRITABLE)
+    reported = {path_of(name) for name in REPORTED}
+    assert {file.removeprefix("/") for file in one.files} <= {*WRITABLE, *reported}
 
 
 @pytest.mark.parametrize("one", HERE, ids=lambda one: one.tunable)

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.check:
         from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks)
 
-        return check(options.check, as_json=options.json)
+        return check(options.check, directories.config, as_json=options.json)
     if options.profile:
         from kerntune.daemon.check import show_profile  # noqa: PLC0415  (as above)
 

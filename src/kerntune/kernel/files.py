@@ -24,7 +24,6 @@ WRITABLE: Final = (
     "proc/sys/vm/user_reserve_kbytes",
     "proc/sys/vm/swappiness",
     "proc/sys/vm/zone_reclaim_mode",
-    "proc/sys/kernel/numa_balancing",
     "sys/kernel/mm/transparent_hugepage/enabled",
     "sys/kernel/mm/transparent_hugepage/defrag",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",

@@ -28,9 +28,9 @@ THP_WORDS = {
     "enabled": ("always", "madvise", "never"),
     "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
 }
-# The values of a new kernel.
+# The values of a new kernel. To write the last one takes CAP_SYS_ADMIN, so it is not WRITABLE, which is EPERM here too.
 SYSCTLS = {"vm/swappiness": 60, "vm/zone_reclaim_mode": 0, "kernel/numa_balancing": 1}
-MOST = {"vm/swappiness": 200, "kernel/numa_balancing": 4}
+MOST = {"vm/swappiness": 200}
 ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
 USER_RESERVE = "proc/sys/vm/user_reserve_kbytes"
 

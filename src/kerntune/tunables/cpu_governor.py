@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
-from kerntune.kernel import support
+from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import unlike
@@ -29,12 +29,9 @@ class CpuGovernor(OnPolicies):
     def missing(self, kernel: KernelView) -> str:
         if kernel.glob(f"{POLICIES}/policy*"):
             return ""
-        why = (
-            f"there is no scaling_governor, for /{POLICIES} has no policy: the CPUs run at a fixed frequency, as in "
-            "most virtual machines (their host decides) and where the firmware decides, or no driver is loaded"
-        )
-        how = "On bare metal, let the operating system control power in the firmware's setup, or modprobe acpi_cpufreq"
-        return ". ".join(part for part in (why, how, support.configured(kernel, "CPU_FREQ")) if part)
+        cause = lacking(kernel)
+        why = f"there is no scaling_governor, for /{POLICIES} has no policy: {cause.why}"
+        return "".join((why, *(f" ({evidence})" for evidence in cause.evidence), f". {cause.fix}"))
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         return self.read_all(kernel, [target])[target]
