@@ -66,9 +66,10 @@ setup-vm:
 bench: setup
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
-# A plugged drive in the virtual machine, beside a udev rule and TuneD.
+# In the virtual machine: a plugged drive beside a udev rule and TuneD, memory that runs out beside earlyoom.
 bench-vm: setup setup-vm deb
 	@$(VENV)/bin/python -m benchmarks.hotplug $(ARGS)
+	@$(VENV)/bin/python -m benchmarks.guard
 
 lint: setup
 	@$(VENV)/bin/python -m pytest tests/static $(ARGS)

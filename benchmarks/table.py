@@ -49,7 +49,7 @@ only the ratios mean anything), one service after the other, ten plugs at a time
 GUARDED: Final = """\
 ## The memory guard
 
-`python -m benchmarks.guard`, {date}: a program takes all the memory it gets, in steps, in a virtual machine. How far
+`make bench-vm`, {date}: a program takes all the memory it gets, in steps, in a virtual machine. How far
 past its own threshold each acts (12 % of RAM less huge pages, 10 % of RAM), as percent of RAM, median and worst; what
 was left at least; and percent of a core that watching costs on this host, with room to spare. earlyoom kills the
 program; what the guard refuses is up to the program, and it lets some more be promised after it has acted.

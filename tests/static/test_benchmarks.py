@@ -106,3 +106,7 @@ def test_commands_are_compared_run_by_run() -> None:
 
 def test_the_page_is_made_from_the_results() -> None:
     assert run.TABLE.read_text() == run.document(json.loads(run.RESULTS.read_text()))
+
+
+def test_there_are_results_of_every_benchmark() -> None:
+    assert [file.name for file in (run.RESULTS, run.PLUGS, run.COMMANDS, run.GUARD) if not file.exists()] == []
