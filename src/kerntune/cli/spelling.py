@@ -8,13 +8,31 @@ from typing import Final, NamedTuple
 from kerntune.errors import NotSupported, Usage
 from kerntune.model import Setting
 
-# Their instances begin with a page size, and a value may be one too.
-HUGE_PAGES: Final = frozenset({"hugepages", "hugepages-overcommit"})
+# What tunables say of their instances (`kind`) and of sizes as values: to import them would take longer than a call.
+# Those not named here have names as instances and take no sizes. tests/static/test_tunables.py compares.
+KINDS: Final = {
+    "hugepages": "pools",
+    "hugepages-overcommit": "pools",
+    "overcommit": "single",
+    "cpu-governor": "cpus",
+    "cpu-epp": "cpus",
+    "io-scheduler": "drives",
+    "read-ahead": "drives",
+}
+SIZES: Final = {"hugepages": "pages", "hugepages-overcommit": "pages"}
 
+
+def _of_kind(kind: str) -> frozenset[str]:
+    return frozenset(name for name, other in KINDS.items() if other == kind)
+
+
+# Their instances begin with a page size.
+HUGE_PAGES: Final = _of_kind("pools")
 # One target and no instances; without `@` every other tunable means all of its instances.
-SINGLE: Final = frozenset({"overcommit"})
+SINGLE: Final = _of_kind("single")
 # Their instances may be written as a list of CPUs.
-ON_CPUS: Final = frozenset({"cpu-governor", "cpu-epp"})
+ON_CPUS: Final = _of_kind("cpus")
+ON_DRIVES: Final = _of_kind("drives")
 
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)

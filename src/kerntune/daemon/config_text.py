@@ -18,8 +18,6 @@ from kerntune.tunables import page_size
 from kerntune.tunables.base import Tunable
 
 LONGEST_VALUE: Final = 256  # characters
-HUGE_PAGES: Final = "hugepages"
-COUNTED: Final = frozenset({HUGE_PAGES, "hugepages-overcommit"})  # in pages
 WHO: Final = "config"
 PROFILE: Final = "profile"
 REASONED: Final = {"value", "why"}
@@ -230,7 +228,7 @@ class Reader:
             else:
                 why = reason or f"{self.file}:{self._line(path)}"
                 # Nobody waits for an answer: what memory has of the pages is better than none.
-                partial = tunable.name == HUGE_PAGES
+                partial = tunable.counted
                 yield Claim(self.origin, tunable.name, instances, text, self.who, why, partial=partial)
 
     def _line(self, path: Path) -> int:
@@ -273,7 +271,7 @@ def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
         instances = normal(tunable, pattern)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
-    counted = as_pages(value, instances) if tunable.name in COUNTED else value
+    counted = as_pages(value, instances) if tunable.sizes == "pages" else value
     try:
         return instances, tunable.normal_value(counted)
     except InvalidValue as error:

@@ -6,9 +6,11 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import ClassVar, Literal, Protocol
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Explanation
 from kerntune.kernel.files import KernelView
 from kerntune.model import (
     SATISFIED,
@@ -26,6 +28,18 @@ from kerntune.model import (
 )
 
 Action = Literal["set", "set-memory"]
+# What a size with a unit (64G) becomes where it is taken as a value: pages of the instance's size, or KiB.
+Sizes = Literal["", "pages", "KiB"]
+
+
+class Kind(StrEnum):
+    """What the instances of a tunable are, which decides how people may write them."""
+
+    POOLS = "pools"
+    CPUS = "cpus"
+    DRIVES = "drives"
+    NAMES = "names"
+    SINGLE = "single"
 
 
 class Tunable(Protocol):
@@ -35,6 +49,13 @@ class Tunable(Protocol):
     summary: ClassVar[str]
     lane: ClassVar[Lane]
     action: ClassVar[Action]
+    kind: ClassVar[Kind]
+    sizes: ClassVar[Sizes]
+    # Its files as people name them in lines of their own: patterns (re) of paths below the root. Groups tell the
+    # instance (doctor/translate.py): `kb` and `node` of pools, `cpus` or `policy`, `drive`, `name`, and `part` where
+    # several files make one value.
+    by_hand: ClassVar[tuple[str, ...]]
+    explained: ClassVar[Explanation]
     # Writes to different targets may run at the same time.
     parallel: ClassVar[bool]
     # Its values are counts that grow as the kernel goes about a write: whoever waits is told how far it is.
@@ -96,6 +117,7 @@ class Tunable(Protocol):
 class Plain(ABC):
     """What most tunables share: one file a target, compared as text."""
 
+    sizes: ClassVar[Sizes] = ""
     parallel: ClassVar[bool] = False
     counted: ClassVar[bool] = False
     remedy: ClassVar[tuple[Write, ...]] = ()

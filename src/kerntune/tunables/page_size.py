@@ -8,6 +8,8 @@ from typing import NamedTuple
 from kerntune.errors import InvalidValue
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+# In a path of the kernel.
+IN_PATH = r"hugepages-(?P<kb>[0-9]{1,12})kB"
 INSTANCE = re.compile(r"([0-9]{1,9})([KMGT])(?:i?B)?(?:/(node[0-9]{1,4}|\*))?", re.IGNORECASE)
 
 
