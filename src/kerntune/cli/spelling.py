@@ -19,7 +19,7 @@ KINDS: Final = {
     "io-scheduler": "drives",
     "read-ahead": "drives",
 }
-SIZES: Final = {"hugepages": "pages", "hugepages-overcommit": "pages"}
+SIZES: Final = {"hugepages": "pages", "hugepages-overcommit": "pages", "read-ahead": "KiB"}
 
 
 def _of_kind(kind: str) -> frozenset[str]:
@@ -136,7 +136,7 @@ def needs_default_page_size(request: Asked) -> bool:
 
 
 def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
-    """What goes on the wire: instances filled in, sizes turned into pages; `default_page_size` is in bytes.
+    """What goes on the wire: instances filled in, sizes turned into pages or KiB; `default_page_size` is in bytes.
 
     Raises Usage for a value of hugepages that is neither a count nor a whole number of pages, NotSupported when
     there is no default page size and one is needed.
@@ -151,12 +151,19 @@ def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
                 )
             instances = spell_size(default_page_size)
         return Setting(tunable, instances, str(_pages(request.value, tunable, instances)))
-    return Setting(tunable, everything(tunable) if instances is None else instances, request.value)
+    value = _kib(request.value) if SIZES.get(tunable) == "KiB" else request.value
+    return Setting(tunable, everything(tunable) if instances is None else instances, value)
 
 
 def everything(tunable: str) -> str:
     """The instances that stand for all of a tunable."""
     return "" if tunable in SINGLE else "*"
+
+
+def _kib(value: str) -> str:
+    """A size (4M) as a number of KiB; what is none is left for the daemon to judge."""
+    wanted = size(value)
+    return value if wanted is None else str(wanted >> 10)
 
 
 def _pages(value: str, tunable: str, instances: str) -> int:

@@ -194,7 +194,8 @@ CLAIM_TABLES: Final = (
         "read-ahead",
         "How far block devices read ahead of files that are read in order, also those plugged later.",
         "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-        "a whole number from 0 to 65536 (KiB); the kernel keeps whole pages of it",
+        "KiB, a whole number from 0 to 65536, or a size with K or M (2M); the kernel keeps whole pages of it, and at "
+        "least one: 0 switches it off",
         (Example("nvme*", 2048, "mapped models are read in pages of 2 MiB"),),
     ),
 )

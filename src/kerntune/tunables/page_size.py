@@ -31,6 +31,12 @@ def spell(size: int) -> str:
     return str(size)
 
 
+def size(text: str) -> int | None:
+    """The bytes of a size with a binary unit (64G), or None when it is none."""
+    found = INSTANCE.fullmatch(text)
+    return int(found[1]) * UNITS[found[2].upper()] if found and not found[3] else None
+
+
 def parse(instance: str) -> Pool:
     """The pool an instance means; InvalidValue when it means none."""
     found = INSTANCE.fullmatch(instance)

@@ -16,7 +16,7 @@ from kerntune.errors import InvalidValue
 from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import SATISFIED, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import unlike, unreadable
+from kerntune.tunables.base import Sizes, unlike, unreadable
 from kerntune.tunables.drives import BY_HAND, OnDrives
 
 KIB = re.compile(r"[0-9]{1,20}", re.ASCII)
@@ -31,6 +31,7 @@ class ReadAhead(OnDrives):
     summary: ClassVar[str] = "read-ahead of a block device"
     file: ClassVar[str] = "queue/read_ahead_kb"
     on_paths: ClassVar[bool] = False
+    sizes: ClassVar[Sizes] = "KiB"
     by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/(?:queue|bdi)/read_ahead_kb",)
     explained: ClassVar[Explanation] = Explanation(
         what="How many KiB of a file that is read in order are read before they are asked for.",
@@ -47,7 +48,7 @@ class ReadAhead(OnDrives):
         files=("/sys/block/*/queue/read_ahead_kb",),
         document="Documentation/ABI/stable/sysfs-block",
         instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); none is all",
-        values="KiB, a whole number; the kernel keeps whole pages of it",
+        values="KiB, a whole number, or a size (2M); the kernel keeps whole pages of it",
         example=Example("read-ahead@nvme*=2048", "mapped models are read in pages of 2 MiB"),
     )
 
@@ -56,12 +57,18 @@ class ReadAhead(OnDrives):
             text = kernel.read(self.path(target))
         except KernelError as error:
             return Reading(target, None, reason=Reason.DEVICE_GONE, detail=f"cannot be read: {error.strerror}")
-        return Reading(target, text, figures={"page": os.sysconf("SC_PAGE_SIZE") >> 10})
+        return Reading(target, text, figures={"page": page_kib()})
 
     def normal_value(self, value: str) -> str:
         if not KIB.fullmatch(value) or int(value) > LARGEST:
             raise InvalidValue(f"{value!r} is no read-ahead", f"Give KiB, a whole number from 0 to {LARGEST}")
-        return str(int(value))
+        kib, page = int(value), page_kib()
+        if 0 < kib < page:
+            raise InvalidValue(
+                f"a read-ahead of {kib} KiB would be none: the kernel rounds down to whole pages of {page} KiB",
+                f"Give {page} or more, or 0 to switch it off",
+            )
+        return str(kib)
 
     def restorable(self, value: str) -> bool:
         """The host's own may be larger than what is taken here."""
@@ -87,6 +94,11 @@ class ReadAhead(OnDrives):
             why = f"{reading.target.instance} takes no read-ahead of {value} KiB and keeps {reading.value}"
             return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
         return super().rejected(reading, value, code)
+
+
+def page_kib() -> int:
+    """The page size of the running kernel, in KiB."""
+    return os.sysconf("SC_PAGE_SIZE") >> 10
 
 
 def plan_one(wish: Wish, before: Reading, path: str) -> Step:

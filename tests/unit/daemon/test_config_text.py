@@ -31,6 +31,10 @@ def claims(content: Content) -> list[str]:
         ('[hugepages]\n"2M" = "64"', ["config:hugepages@2M=64"]),
         ('[hugepages]\n2M = 64', ["config:hugepages@2M=64"]),
         ('[hugepages]\n2M = 0', ["config:hugepages@2M=0"]),
+        ('[hugepages]\n2M = "0G"', ["config:hugepages@2M=0"]),
+        ('[read-ahead]\n"nvme*" = "4M"\nsda = 2048\nsdb = "512K"', [
+            "config:read-ahead@nvme*=4096", "config:read-ahead@sda=2048", "config:read-ahead@sdb=512",
+        ]),
         ('[hugepages]\n"2M" = "64G"', ["config:hugepages@2M=32768"]),
         ('[hugepages]\n"2M" = "1GiB"', ["config:hugepages@2M=512"]),
         ('[hugepages]\n"1G/node1" = "3072M"', ["config:hugepages@1G/node1=3"]),
