@@ -185,18 +185,24 @@ class HugePages(Plain):
         return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
-        """The kernel gives fewer pages without an error; those it has are of other kinds (mm/hugetlb.c)."""
-        instance = reading.target.instance
+        """The kernel gives fewer pages without an error; those it has are of other kinds.
+
+        set_max_huge_pages of mm/hugetlb.c: without CONFIG_CONTIG_ALLOC it has of large pages (1G) what was reserved
+        at boot, and lets them only go.
+        """
         if code == errno.EINVAL:
-            why = f"it cannot make pages of this size while it runs; {at_boot(reading, int(value))}"
+            why = (
+                "it makes no pages of this size while it runs, and has those of its command line only; "
+                f"{at_boot(reading, int(value))}"
+            )
+            state, reason = State.UNSUPPORTED, Reason.BOOT_PARAMETER_WINS
         elif code == errno.ENOMEM:
             why = "it has no memory left even to try; stop programs that hold memory, and ask again"
+            state, reason = State.FAILED, Reason.KERNEL_REJECTED
         else:
             return super().rejected(reading, value, code)
-        detail = (
-            f"the kernel refused {value} pages for {instance}: {os.strerror(code)} ({errno.errorcode[code]}): {why}"
-        )
-        return Verdict(State.FAILED, Reason.KERNEL_REJECTED, detail)
+        error = f"{os.strerror(code)} ({errno.errorcode[code]})"
+        return Verdict(state, reason, f"the kernel refused {value} pages for {reading.target.instance}: {error}: {why}")
 
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         return reading.value is not None and reading.figures["asked"] > int(wish.value)
