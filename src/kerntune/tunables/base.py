@@ -110,6 +110,9 @@ class Tunable(Protocol):
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         """What it means that the kernel refused a write with this errno."""
 
+    def lacking(self, wish: Wish, reading: Reading) -> int:
+        """Bytes of memory that the kernel did not have for a wish; such a wish is not written again at each look."""
+
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         """Whether a value that others changed is to be reported only, not put back."""
 
@@ -147,6 +150,9 @@ class Plain(ABC):
         if reading.value == wish.value:
             return SATISFIED
         return unlike(reading)
+
+    def lacking(self, wish: Wish, reading: Reading) -> int:  # noqa: ARG002
+        return 0
 
     def drifted(self, wish: Wish, reading: Reading) -> bool:  # noqa: ARG002
         return False

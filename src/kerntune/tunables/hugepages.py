@@ -204,6 +204,11 @@ class HugePages(Plain):
         error = f"{os.strerror(code)} ({errno.errorcode[code]})"
         return Verdict(state, reason, f"the kernel refused {value} pages for {reading.target.instance}: {error}: {why}")
 
+    def lacking(self, wish: Wish, reading: Reading) -> int:
+        if reading.value is None:
+            return 0
+        return max(0, int(wish.value) - reading.figures["asked"]) * reading.figures["size"]
+
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         return reading.value is not None and reading.figures["asked"] > int(wish.value)
 
