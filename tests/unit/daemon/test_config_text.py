@@ -77,7 +77,7 @@ POOLS = "The name before the = is a page size (2M), one node of it (2M/node0) or
 COUNTS = "The value is a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)"
 WORD = 'Give a whole number, or a word in quotes: "none"'
 QUOTES = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
-TABLES = f"There are {', '.join(sorted({'drift', 'guard', 'limits', *TUNABLES}))}"
+TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *TUNABLES}))}"
 
 
 @pytest.mark.parametrize(
