@@ -6,8 +6,8 @@ BUS    ?= private
 VENV   := .venv
 SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
-DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil python3-rich \
-          dbus dbus-bin polkitd udev systemd zsh
+DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil dbus \
+          dbus-bin polkitd udev systemd zsh jq libglib2.0-bin groff-base
 PROMETHEUS := build/prometheus
 DEBIAN_VM := qemu-system-x86 qemu-utils mmdebstrap acpica-tools e2fsprogs util-linux
 
@@ -32,7 +32,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	@$(call install,$(DEBIAN))
 	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[cli,test]'
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 
 # The daemon in the foreground on a bus of its own (BUS=system: the host's): as root on the real host, else simulated.

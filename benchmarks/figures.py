@@ -54,6 +54,7 @@ ROWS: Final = (
     Row("dirty", "private dirty memory, idle", "MiB", most=14),
     Row("dirty-grown", "private dirty memory gained over the calls", "KiB per 1000 calls"),
     Row("wakeups", "idle wake-ups, nothing managed", "per s", most=0.5),
+    Row("pass-waiting", "pass over 512 CPU policies, each write waits 5 ms in the kernel", "ms"),
     Row("pass-memory", "pass over 512 CPU policies, files in memory", "ms"),
     Row("pass-files", "pass over 512 CPU policies, files on tmpfs", "ms"),
     Row("pass-same", "pass over 512 CPU policies that are satisfied", "ms"),

@@ -209,12 +209,13 @@ def flat(lab: Lab, book: Book, scale: Scale, subjects: dict[str, int]) -> None:
 
 def many_policies(book: Book, scale: Scale) -> None:
     """Passes over 512 CPU policies, in this process, and a remark on where the time of a pass goes."""
-    memory = passes.in_memory()
+    memory, waiting = passes.in_memory(), passes.in_memory(passes.GRACE)
     ours, kernels = [], []
     with passes.on_tmpfs() as files:
         for _ in range(scale.rounds):
             in_memory, on_files = passes.measure(memory), passes.measure(files)
-            for row, times in (("pass-memory", in_memory), ("pass-files", on_files)):
+            waited = passes.measure(waiting)
+            for row, times in (("pass-waiting", waited), ("pass-memory", in_memory), ("pass-files", on_files)):
                 book.note(row, KERNTUNE, times.changing)
                 book.note(row, FLOOR, times.writes)
             book.note("pass-same", KERNTUNE, on_files.satisfied)

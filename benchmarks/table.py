@@ -30,7 +30,9 @@ What is measured how:
   for it.
 - **Memory, wake-ups.** /proc/PID/smaps_rollup, and voluntary context switches of all threads.
 - **Passes.** One pass that changes all policies, beside as many bare writes through the same kernel interface in the
-  same process (the floor).
+  same process, one after the other (the floor). A real policy that leaves schedutil waits in its write for an RCU grace
+  period, 18 to 23 ms in the virtual machine of the tests; a pass writes 32 policies at a time, and they wait together.
+  Where a write costs nothing, as on tmpfs, what is left are the reads before and after it, and the engine.
 """
 
 

@@ -122,6 +122,13 @@ class InvalidValue(KerntuneError):
     exit_code = Exit.USAGE
 
 
+class NoSuchName(InvalidValue):
+    """A name that is not on the list of those there are; callers are told that there is no such target."""
+
+    dbus_name = NoSuchTarget.dbus_name
+    exit_code = NoSuchTarget.exit_code
+
+
 class PartiallyAllocated(KerntuneError):
     """The kernel had fewer huge pages than asked; the old count was put back."""
 

@@ -15,6 +15,7 @@ import pytest
 from kerntune import errors
 from kerntune.bus.client import Client, Signal, Variant, connect
 from kerntune.bus.names import MANAGER, ROOT
+from kerntune.daemon.app import Status
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
@@ -205,3 +206,10 @@ def damaged(data: bytes) -> bytes:
 
 def test_the_shipped_profiles_are_found_in_a_checkout() -> None:
     assert len(list(Path(CHECKOUT, "packaging/profiles").glob("*.toml"))) == 4
+
+
+def test_a_bus_without_our_policy_is_named_as_the_reason() -> None:
+    with PrivateBus() as bare, Daemon(bare, "--demo", wait=False) as daemon:
+        assert daemon.wait() == Status.FAILED
+        assert "is org.kerntune.Tuner1.conf in /usr/share/dbus-1/system.d?" in daemon.journal()
+        assert "Traceback" not in daemon.journal()

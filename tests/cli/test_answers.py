@@ -32,7 +32,7 @@ def test_find(tunable: str, pattern: str, instances: list[str]) -> None:
 
 
 def test_what_is_not_found_names_what_there_is() -> None:
-    with pytest.raises(NoSuchTarget, match=r"nothing matches io-scheduler@vda\. There is nvme0n1, nvme1n1, sda"):
+    with pytest.raises(NoSuchTarget, match=r"nothing matches io-scheduler@vda\. There are nvme0n1, nvme1n1, sda"):
         answers.find(HOST, "io-scheduler", "vda")
 
 

@@ -32,11 +32,11 @@ def test_the_first_line_is_the_daemon_s_health_now() -> None:
 
 @pytest.mark.parametrize(
     ("headroom", "bar"),
-    [(9, "#" * 7 + "|" + "#" * 22), (4, "#" * 7 + "|" + "#" * 7 + "-" * 15), (1, "#" * 4 + "-" * 3 + "|" + "-" * 22)],
+    [(9, "#" * 5 + "|" + "#" * 14), (4, "#" * 5 + "|" + "#" * 4 + "-" * 10), (1, "#" * 2 + "-" * 3 + "|" + "-" * 14)],
 )
 def test_headroom_above_the_floor(headroom: int, bar: str) -> None:
     shown = lines(board(memory=MEMORY | {"Headroom": headroom * GIB}))
-    assert f"memory      {headroom}.0 GiB left, floor 2.0 GiB  [{bar}]" in shown
+    assert f"memory      {headroom}.0 GiB left  [{bar}] | floor 2.0 GiB, end 8.0 GiB" in shown
 
 
 def test_a_host_with_little_to_tune() -> None:
@@ -76,6 +76,19 @@ def test_the_newest_events_are_kept_and_nothing_is_too_large() -> None:
         assert max(map(len, shown)) <= width
         assert shown[-1] == "Ctrl-C ends it"
     assert lines(host)[-2] == "11:00:01  degraded: over-limit"
+
+
+@pytest.mark.parametrize("height", [4, 6, 8, 9])
+def test_the_newest_event_has_room_in_a_small_window(height: int) -> None:
+    host = board()
+    assert "Nothing has changed yet" in lines(host, height=height)
+    for state in ("capped", "released", "relaxed"):
+        host.note("11:00:00", GuardChange(state, 0, "", GIB, GIB, 0, (), ()))
+    shown = lines(host, height=height)
+    assert len(shown) <= height
+    assert shown[-2] == "11:00:00  memory guard  relaxed, 1.0 GiB left, floor 1.0 GiB"
+    assert "Last events" in shown
+    assert "Nothing has changed yet" not in shown
 
 
 def test_an_alarm_is_red_and_no_name_can_move_the_cursor() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli.codes import exit_code, foreseen, verified
+from kerntune.cli.codes import exit_code, foreseen, is_lacking, verified
 from kerntune.errors import Exit
 from kerntune.model import State
-from tests.cli.scripted import outcome
+from tests.cli.scripted import claim, outcome
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,31 @@ def test_what_set_would_end_with(rows: list[tuple[str, str, str]], code: Exit) -
     assert foreseen([outcome("io-scheduler", state, requested=to, reason=why) for to, state, why in rows]) is code
 
 
-@pytest.mark.parametrize(("others", "satisfied", "code"), [(0, 0, 0), (0, 3, 0), (2, 3, 6), (2, 0, 1)])
-def test_verified(others: int, satisfied: int, code: int) -> None:
-    assert verified([outcome("overcommit", "failed")] * others, satisfied=satisfied) == code
+@pytest.mark.parametrize(("wrong", "satisfied", "code"), [(0, 0, 0), (0, 3, 0), (2, 3, 6), (2, 0, 1)])
+def test_verified(wrong: int, satisfied: int, code: int) -> None:
+    assert verified(wrong=wrong, satisfied=satisfied) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "matches", "reason", "lacking"),
+    [
+        ("profile:io-scheduler@vd*", [], "no-such-target", True),
+        ("config:io-scheduler@sdz", [], "no-such-target", True),
+        ("profile:cpu-governor@*", [], "no-kernel-support", True),
+        ("config:io-scheduler@*", ["sda"], "value-not-offered", True),
+        ("profile:sysctl@kernel.numa_balancing", ["kernel.numa_balancing"], "read-only", False),
+        ("persistent:io-scheduler@vd*", [], "no-such-target", True),
+        ("persistent:io-scheduler@by-id/nvme-Fast_1", [], "no-such-target", False),
+        ("runtime:cpu-governor@*", ["policy1"], "cpu-offline", True),
+        ("runtime:cpu-governor@1", ["policy1"], "cpu-offline", False),
+        ("runtime:io-scheduler@*", ["sda"], "value-not-offered", False),
+    ],
+)
+def test_what_the_host_lacks(name: str, matches: list[str], reason: str, lacking: bool) -> None:
+    row = outcome("io-scheduler@sda", "unsupported", reason=reason)
+    assert is_lacking(row, claim(name, "none", matches=matches)) is lacking
+    assert not is_lacking(row._replace(state="failed"), claim(name, "none", matches=matches))
+    assert not is_lacking(row, None)
 
 
 def test_every_state_has_an_exit_code() -> None:

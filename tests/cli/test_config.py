@@ -97,6 +97,28 @@ def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()[0]) == (1, f"{tmp_path}/no: there is no such file or folder")
 
 
+def test_a_profile_that_is_named_and_not_there(tmp_path: Path) -> None:
+    (tmp_path / "kerntune.toml").write_text('profile = "nosuch"\n')
+    done = cli("config", "check", str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith(f"{tmp_path}/kerntune.toml:1: there is no profile 'nosuch'. There are ")
+
+
+def test_a_profile_is_checked_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('include = ["balanced"]\n[overcommit]\n"*" = "always"\n')
+    done = cli("config", "check", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 file with ")
+    assert done.stdout.endswith(" claims, nothing wrong\n")
+
+
+def test_nothing_there_is_said(tmp_path: Path) -> None:
+    done = cli("config", "check", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path}: warning: there is no configuration here. kerntuned reads kerntune.toml")
+
+
 def test_a_module_of_that_name_where_the_user_is_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "kerntune").mkdir()
     (tmp_path / "kerntune/__init__.py").write_text("raise SystemExit('not this one')")

@@ -67,7 +67,14 @@ def test_a_daemon_of_another_host_has_no_say(capsys: Captured) -> None:
     script = Script()
     script.described["host"]["simulated"] = True
     main(["doctor"], connect=script.connect)
-    assert capsys.readouterr().out.splitlines()[-1].endswith("not known: it works on a simulated host.")
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        "kerntuned works on a simulated host, and this is not about that one, but about the machine"
+    )
+    assert last.endswith("not known: it works on a simulated host.")
+    script.described["host"]["root"] = "/srv/captured"
+    main(["doctor"], connect=script.connect)
+    assert "--root /srv/captured looks at that one" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_none_is_started(capsys: Captured) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -32,7 +33,7 @@ def test_all_there_is_to_know(capsys: Captured) -> None:
     assert run("io-scheduler") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("io-scheduler: Who puts the requests")
-    assert "  evidence    vendor documentation: none for NVMe, mq-deadline for disks" in lines
+    assert "  evidence    vendor documentation: 'none' for NVMe, 'mq-deadline' for disks" in lines
     assert "              measured: no gain for loading a model by itself" in lines
     assert "  kernel file /sys/block/*/queue/scheduler" in lines
     assert "  document    Documentation/block/switching-sched.rst" in lines
@@ -45,7 +46,7 @@ def test_on_a_terminal_it_is_fitted(capsys: Captured, monkeypatch: pytest.Monkey
     assert run("overcommit") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
-    assert any(line.startswith("  risk        With always, the kernel") for line in lines)
+    assert any(line.startswith("  risk        With 'always', the kernel") for line in lines)
 
 
 def test_in_json(capsys: Captured) -> None:
@@ -56,6 +57,20 @@ def test_in_json(capsys: Captured) -> None:
     assert run("--json") == 0
     names = [row["tunable"] for row in json.loads(capsys.readouterr().out)["tunables"]]
     assert names == [tunable.name for tunable in REGISTRY]
+
+
+@pytest.mark.parametrize("tunable", [one.name for one in REGISTRY])
+def test_no_value_can_be_taken_for_a_word(tunable: str, capsys: Captured) -> None:
+    """`none` is a scheduler, and always and never are values too: in a sentence they are quoted."""
+    assert run(tunable) == 0
+    prose = [line for line in capsys.readouterr().out.splitlines() if not re.match(r"  (values|example|kernel)", line)]
+    assert not re.findall(r"(?<!['\w:=])(?:none|always|never|madvise|heuristic)(?![':(\w])", "\n".join(prose[1:]))
+
+
+@pytest.mark.parametrize("word", ["thp@enabled", "thp=always", "thp"])
+def test_an_instance_does_not_matter(word: str, capsys: Captured) -> None:
+    assert run(word) == 0
+    assert capsys.readouterr().out.startswith("thp: Transparent huge pages")
 
 
 def test_another_name_is_told(capsys: Captured) -> None:

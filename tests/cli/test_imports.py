@@ -90,10 +90,21 @@ def test_json(tmp_path: Path, capsys: Captured) -> None:
     assert {"file", "line", "text", "cause", "why"} == set(answer["left"][0])
 
 
+@pytest.mark.parametrize("apply", [[], ["--apply"]])
+def test_a_daemon_of_another_host_is_told_in_the_first_line(here: Path, capsys: Captured, apply: list[str]) -> None:
+    script = Script(outcomes=[outcome("hugepages@2M")])
+    main(["import", *apply], connect=script.connect)
+    assert "simulated" not in capsys.readouterr().out
+    script.described["host"]["simulated"] = True
+    main(["import", *apply], connect=script.connect)
+    assert capsys.readouterr().out.splitlines()[0].startswith("# kerntuned works on a simulated host, and this is not")
+
+
 def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
     before, script = snapshot(here), Script(outcomes=[outcome("hugepages@2M", requested="512", actual="512")])
     assert main(["import", "--apply"], connect=script.connect) == 0
-    ((member, rows, options),) = script.calls
+    described, (member, rows, options) = script.calls
+    assert described == ("Describe",)
     assert (member, options) == ("Set", {"persist": True})
     wanted = [command[2].rpartition("=") for command in COMMANDS]
     spelt = {(f"{tunable}@{instances}" if instances else tunable, value) for tunable, instances, value in rows}
@@ -103,6 +114,16 @@ def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
     assert "the lines that were taken over still stand in their files" in said.err
     assert "/etc/rc.local:3" in said.err
     assert snapshot(here) == before
+
+
+def test_a_line_that_sets_more_is_not_to_be_put_out_of_the_way(here: Path, capsys: Captured) -> None:
+    write(here, {"etc/rc.local": "sysctl -w vm.nr_hugepages=4 kernel.numa_balancing=0\n"})
+    script = Script(outcomes=[outcome("hugepages@2M")])
+    assert main(["import", "--apply"], connect=script.connect) == 0
+    whole, more = capsys.readouterr().err.split("These set more than that, which would be lost")
+    assert "/etc/rc.local:1" not in whole
+    assert "/etc/sysctl.conf:1" in whole
+    assert "/etc/rc.local:1" in more
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without polkit only root may set anything")
@@ -137,7 +158,7 @@ def test_apply_in_json(here: Path, capsys: Captured) -> None:
 def test_fewer_huge_pages_may_do(here: Path) -> None:
     script = Script()
     assert main(["import", "--apply", "--allow-partial"], connect=script.connect) == 0
-    assert script.calls[0][2] == {"persist": True, "allow-partial": True}
+    assert script.calls[-1][2] == {"persist": True, "allow-partial": True}
 
 
 def test_an_error_of_the_daemon_is_the_answer(here: Path, capsys: Captured) -> None:
@@ -154,7 +175,7 @@ def test_nothing_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(examine, "look", lambda _root: Survey((), ()))
     script = Script()
     assert main(["import", "--apply"], connect=script.connect) == 0
-    assert script.calls == []
+    assert script.calls == [("Describe",)]
 
 
 def test_what_a_package_ships_is_not_applied(tmp_path: Path, capsys: Captured) -> None:

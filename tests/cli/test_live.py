@@ -126,7 +126,7 @@ def test_it_shows_the_host_and_what_happens(bus: PrivateBus, daemon: Daemon) -> 
         assert max(map(len, lines)) <= COLUMNS
         assert len(lines) <= ROWS
         text = "\n".join(lines)
-        assert re.search(r"^memory +[\d.]+ GiB left, floor [\d.]+ GiB  \[#+\|#+\]$", text, re.M)
+        assert re.search(r"^memory +[\d.]+ GiB left  \[#+\|#+\] \| floor [\d.]+ GiB, end [\d.]+ GiB$", text, re.M)
         assert "guard       relaxed, overcommit always" in lines
         assert "huge pages  2M 64 pages, 64 free (node0 32, node1 32)" in lines
         assert "drives      mq-deadline: nvme0n1 sda; none: nvme1n1" in lines

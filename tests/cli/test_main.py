@@ -55,12 +55,12 @@ print(sorted({modules!r} & sys.modules.keys()))
 
 @pytest.mark.parametrize("words", [["set"], ["no-such-verb"], ["set", "hugepages"]])
 def test_what_needs_no_daemon_loads_no_more_than_it_needs(words: list[str]) -> None:
-    assert loaded({"rich", "dbus_next", "kerntune.doctor", "kerntune.kernel"}, *words) == "[]"
+    assert loaded({"dbus_next", "kerntune.doctor", "kerntune.kernel"}, *words) == "[]"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["set", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["set", "--help"], ["doctor", "--help"], ["help"]])
 def test_help_loads_next_to_nothing(words: list[str]) -> None:
-    heavy = {"asyncio", "dbus_next", "rich", "json", "pathlib", "dataclasses"}
+    heavy = {"asyncio", "dbus_next", "json", "pathlib", "dataclasses"}
     assert loaded(heavy | {"kerntune.model", "kerntune.doctor", "kerntune.kernel"}, *words) == "[]"
 
 
@@ -85,7 +85,7 @@ def test_without_a_bus_it_says_so() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["no-such-verb"], "invalid choice: 'no-such-verb'"),
+        (["no-such-verb"], "there is no verb 'no-such-verb'"),
         (["set"], "arguments are required"),
         (["get"], "arguments are required"),
         (["unset", "overcommit", "--allow-partial"], "unrecognized arguments: --allow-partial"),
@@ -101,6 +101,36 @@ def test_usage_errors(words: list[str], complaint: str, capsys: Captured) -> Non
     assert complaint in said.err
     assert "--help" in said.err
     assert complaint in json.loads(said.out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("staus", "Did you mean status? kerntune --help shows"),
+        ("plna", "Did you mean plan?"),
+        ("Profile", "Did you mean profile?"),
+        ("xyz", "kerntune --help shows those there are"),
+        ("vm.swappiness=10", "To set it: kerntune set vm.swappiness=10"),
+    ],
+)
+def test_an_unknown_verb_is_told_in_two_lines(word: str, hint: str, capsys: Captured) -> None:
+    assert main([word]) == 2
+    what, rest = capsys.readouterr().err.splitlines()
+    assert word in what
+    assert rest.startswith(f"  {hint}")
+
+
+@pytest.mark.parametrize(("words", "same"), [(["help"], ["--help"]), (["--json", "help", "set"], ["set", "--help"])])
+def test_help_is_a_verb_too(words: list[str], same: list[str]) -> None:
+    done = cli(*words)
+    assert (done.returncode, done.stdout) == (0, cli(*same).stdout)
+    assert done.stdout.startswith("usage: kerntune")
+
+
+def test_set_s_help_says_where_values_are_shown() -> None:
+    said = " ".join(cli("set", "--help").stdout.split())
+    assert "kerntune list" in said
+    assert "kerntune explain TUNABLE" in said
 
 
 def test_an_interrupt_is_told_from_a_failure(capsys: Captured) -> None:
@@ -134,7 +164,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "kerntune: there is no tunable 'governor'",
-        "  There are cpu-governor, hugepages, io-scheduler, overcommit",
+        "  Did you mean cpu-governor? There are cpu-governor, hugepages, io-scheduler, overcommit",
     ]
 
 

@@ -68,8 +68,8 @@ class TestMonitor:
     def test_the_memory_guard_says_who_has_the_memory(self, capsys: Captured) -> None:
         run(Script(events=[self.SHORT], end=self.GONE), "monitor")
         _, state, most = capsys.readouterr().out.splitlines()
-        assert state.endswith("  memory guard  capped, 900 MiB left, floor 600 MiB, limit 15360 MiB")
-        assert most.endswith("  memory guard  largest: hog\N{REPLACEMENT CHARACTER} (pid 4711, uid 1000) 9216 MiB")
+        assert state.endswith("  memory guard  capped, 0.9 GiB left, floor 0.6 GiB, limit 15.0 GiB")
+        assert most.endswith("  memory guard  largest: hog\N{REPLACEMENT CHARACTER} (pid 4711, uid 1000) 9.0 GiB")
 
     def test_the_memory_guard_in_json(self, capsys: Captured) -> None:
         run(Script(events=[self.SHORT], end=self.GONE), "monitor", "--json")

@@ -22,7 +22,7 @@ class TestPlan:
         assert run(script, "plan", "hugepages=8G") == 0
         assert script.calls == [("Describe",), ("Plan", [("hugepages", "2M", "4096")], {})]
         said = capsys.readouterr()
-        assert "→  hugepages@2M  4096       0       planned" in said.out
+        assert "hugepages@2M  4096       0       planned" in said.out
         assert said.err == ""
 
     @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ class TestPlan:
         script = Script(outcomes=[outcome("overcommit", "planned", requested="")])
         assert run(script, "plan", "--unset", "overcommit", "cpu-governor", "hugepages@2048K", "--persist") == 0
         named = [("overcommit", "", ""), ("cpu-governor", "*", ""), ("hugepages", "2M", "")]
-        assert script.calls == [("Plan", named, {"unset": True, "persist": True})]
+        assert script.calls == [("Plan", named, {"unset": True, "persist": True}), ("Describe",)]
 
     @pytest.mark.parametrize(
         ("words", "hint"),
@@ -57,7 +57,23 @@ class TestPlan:
         assert run(Script(changed=False), "plan", "--unset", "overcommit") == 0
         said = capsys.readouterr()
         assert said.out == "Nothing would change.\n"
-        assert "there is no such claim to withdraw" in said.err
+        assert "there is no runtime claim overcommit to withdraw" in said.err
+
+    @pytest.mark.parametrize("words", [["--unset", "overcommit"], ["--reset", "--baseline"], ["--profile", "balanced"]])
+    def test_what_would_come_back_is_shown(self, words: list[str], capsys: Captured) -> None:
+        host = document([target("overcommit", "always", baseline="heuristic"), target("io-scheduler@sda", "bfq")])
+        rows = [
+            outcome("overcommit", "planned", requested="", actual="always"),
+            outcome("io-scheduler@sda", "unmanaged", requested="", actual="bfq"),
+        ]
+        assert run(Script(host, outcomes=rows), "plan", *words) == 0
+        _, back, other = capsys.readouterr().out.splitlines()
+        assert back.split(maxsplit=4) == [
+            "overcommit", "heuristic", "always", "planned", "the host's own value comes back"
+        ]  # fmt: skip
+        assert other.split() == ["io-scheduler@sda", "-", "bfq", "unmanaged"]
+        run(Script(host, outcomes=rows), "plan", *words, "--json")
+        assert json.loads(capsys.readouterr().out)["outcomes"] == [row._asdict() for row in rows]
 
     def test_one_refusal_refuses_the_whole_call(self, capsys: Captured) -> None:
         rows = [
@@ -106,21 +122,33 @@ class TestVerify:
     def test_part_of_it(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.DRIVE]), "verify") == 6
         assert capsys.readouterr().out.splitlines() == [
-            "As wished: 2 of 3 managed. The rest:",
-            "   TARGET                REQUESTED  ACTUAL  STATE",
-            "✘  io-scheduler@nvme0n1  none       bfq     failed  changed-by-others: it reads bfq",
+            "As wished: 2 of 3 managed. Not as wished: 1",
+            "TARGET                REQUESTED  ACTUAL  STATE",
+            "io-scheduler@nvme0n1  none       bfq     failed  changed-by-others: it reads bfq",
         ]
+
+    def test_what_is_not_here_is_no_failure(self, capsys: Captured) -> None:
+        assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify") == 0
+        head, _, row = capsys.readouterr().out.splitlines()
+        assert head == "As wished: 2 of 3 managed; 1 is not here now."
+        assert row.split() == ["io-scheduler@vd*", "none", "-", "unsupported", "no-such-target"]
+
+    def test_it_says_how_the_daemon_is(self, capsys: Captured) -> None:
+        assert run(Script(self.HOST | {"degraded": ["config-invalid"]}), "verify") == 0
+        assert "! config-invalid: a configuration file" in capsys.readouterr().out
+        assert run(Script(document(degraded=["config-suspended"])), "verify") == 0
+        assert capsys.readouterr().out.startswith("Nothing is managed now: the configuration and the profile are")
 
     def test_none_of_it(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.DRIVE, self.WAITING, self.OVERCOMMIT]), "verify") == 1
-        assert capsys.readouterr().out.startswith("As wished: 0 of 3 managed. The rest:\n")
+        assert capsys.readouterr().out.startswith("As wished: 0 of 3 managed; 1 is not here now. Not as wished: 2\n")
 
     def test_nothing_managed(self, capsys: Captured) -> None:
         assert run(Script(), "verify") == 0
         assert capsys.readouterr().out.startswith("Nothing is managed: ")
 
     def test_json(self, capsys: Captured) -> None:
-        assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify", "--json") == 6
+        assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify", "--json") == 0
         answer = json.loads(capsys.readouterr().out)
-        assert (answer["managed"], answer["satisfied"]) == (3, 2)
+        assert (answer["managed"], answer["satisfied"], answer["lacking"], answer["degraded"]) == (3, 2, 1, [])
         assert [row["instance"] for row in answer["outcomes"]] == ["vd*"]

@@ -48,9 +48,9 @@ def etc(tmp_path: Path) -> Path:
 def test_the_one_in_force_is_marked(words: list[str], capsys: Captured) -> None:
     assert run(Script(document(profile="balanced")), *words) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "   PROFILE       SUMMARY",
-        "-  ai-inference  for serving models",
-        "→  balanced      for other work too",
+        "PROFILE       STATE     SUMMARY",
+        "ai-inference  -         for serving models",
+        "balanced      in force  for other work too",
     ]
 
 
@@ -84,7 +84,7 @@ def test_what_is_asked(words: list[str], call: tuple[Any, ...], capsys: Captured
     script = Script(outcomes=[outcome("io-scheduler@sda")])
     assert run(script, *words) == 0
     assert script.calls == [call]
-    assert "✔  io-scheduler@sda" in capsys.readouterr().out
+    assert "\nio-scheduler@sda  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,14 @@ LACKING = outcome("cpu-governor@*", "unsupported", reason="no-kernel-support")
 BEATEN = outcome("io-scheduler@sda", "overridden", reason="overridden")
 
 
-@pytest.mark.parametrize("words", [["profile", "set", "balanced"], ["plan", "--profile", "balanced"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["profile", "set", "balanced"], ["plan", "--profile", "balanced"], ["profile", "clear"], ["reset"]],
+    ids=" ".join,
+)
 def test_what_the_host_lacks_is_shown_and_no_failure(words: list[str], capsys: Captured) -> None:
     assert run(Script(outcomes=[LACKING]), *words) == 0
-    assert "○  cpu-governor@*" in capsys.readouterr().out
+    assert "\ncpu-governor@*  " in capsys.readouterr().out
     assert run(Script(outcomes=[LACKING, outcome("io-scheduler@sda")]), *words) == 0
     assert run(Script(outcomes=[LACKING, outcome("io-scheduler@sda"), BEATEN]), *words) == 6
     read_only = outcome("overcommit", "unsupported", reason="read-only")
@@ -167,8 +171,8 @@ def test_show_needs_no_daemon(etc: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     head, _, pool, disk = done.stdout.splitlines()
     assert head == f"mine: for me ({etc}/profiles/mine.toml)"
-    assert pool.split() == ["-", "hugepages@2M", "2048", "base", f"{etc}/profiles/base.toml:2"]
-    assert disk.split(maxsplit=4) == ["-", "io-scheduler@sd*", "bfq", "mine", "measured: fair"]
+    assert pool.split() == ["hugepages@2M", "2048", "base", f"{etc}/profiles/base.toml:2"]
+    assert disk.split(maxsplit=3) == ["io-scheduler@sd*", "bfq", "mine", "measured: fair"]
     page = json.loads(cli("--json", "profile", "show", "mine", CONFIGURATION_DIRECTORY=str(etc)).stdout)
     assert (page["name"], page["summary"], page["problems"]) == ("mine", "for me", [])
     assert page["claims"][1] == {

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 
 import pytest
 
-from kerntune.cli import show, wishes
-from kerntune.cli.show import Row, Table
+from kerntune.cli import show, tables, wishes
+from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
 from tests.cli.scripted import DRIVES, claim, document, outcome, target
 
@@ -31,13 +30,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain(page: show.Page) -> list[str]:
     stream = io.StringIO()
-    show.write(page, stream)
+    tables.write(page, stream)
     return stream.getvalue().splitlines()
 
 
 def on_terminal(page: show.Page) -> str:
     stream = Terminal()
-    show.write(page, stream)
+    tables.write(page, stream)
     return stream.getvalue()
 
 
@@ -56,10 +55,10 @@ def test_outcomes() -> None:
         ]
     )
     assert plain(page) == [
-        "   TARGET                REQUESTED  ACTUAL  STATE",
-        "✔  io-scheduler@nvme0n1  none       none    satisfied",
-        "◐  hugepages@2M          128        96      partial    partially-allocated: why",
-        "✘  io-scheduler@sda      none       none    failed     read-back-differs",
+        "TARGET                REQUESTED  ACTUAL  STATE",
+        "io-scheduler@nvme0n1  none       none    satisfied",
+        "hugepages@2M          128        96      partial    partially-allocated: why",
+        "io-scheduler@sda      none       none    failed     read-back-differs",
     ]
 
 
@@ -75,7 +74,6 @@ def test_no_outcomes() -> None:
 
 def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
     assert plain(show.outcomes([outcome("overcommit", "pondering", reason="mood")]))[1].split() == [
-        "?",
         "overcommit",
         "none",
         "none",
@@ -86,11 +84,11 @@ def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
 
 def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
     host = document([*DRIVES[:1], target("hugepages@2M", None, state="unsupported", reason="read-only", detail="why")])
-    assert plain(show.targets(host["tunables"], host["targets"])) == [
-        "   TARGET                VALUE  STATE        CHOICES",
-        "·  io-scheduler@nvme0n1  none   unmanaged    none mq-deadline",
-        "○  hugepages@2M          -      unsupported  -                 read-only: why",
-        "○  cpu-governor          -      unsupported  -                 no cpufreq driver is loaded",
+    assert plain(show.targets(host)) == [
+        "TARGET                ACTUAL  STATE        CHOICES",
+        "cpu-governor          -       unsupported  -                 no cpufreq driver is loaded",
+        "hugepages@2M          -       unsupported  -                 read-only: why",
+        "io-scheduler@nvme0n1  none    unmanaged    none mq-deadline",
     ]
 
 
@@ -127,15 +125,38 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in text
 
 
-def test_rich_s_markup_is_no_markup_here() -> None:
-    text = on_terminal([Table(("", "WHO"), (Row(("", "[red]:smile:[/red]")),))])
-    assert "[red]:smile:[/red]" in text
+def test_equal_outcomes_share_a_row() -> None:
+    long = {"requested": "performance", "actual": "performance", "detail": "moves other CPUs too"}
+    rows = [outcome(f"cpu-governor@policy{number}", **long) for number in range(8)]
+    rows[3] = outcome("cpu-governor@policy3", "unsupported", reason="cpu-offline")
+    assert [line.split("  ")[0] for line in plain(show.outcomes(rows))[1:]] == [
+        "cpu-governor@policy0-2,4-7 (7)",
+        "cpu-governor@policy3",
+    ]
+    drives = [outcome(f"io-scheduler@nvme{number}n1") for number in range(4)]
+    assert plain(show.outcomes(drives))[1].startswith("io-scheduler@nvme0n1 to nvme3n1 (4)  ")
 
 
-def test_without_rich_a_terminal_gets_the_plain_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = show.outcomes([outcome("overcommit")])
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert on_terminal(page).splitlines() == plain(page)
+def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
+    assert max(map(len, on_terminal([Prose("word " * 40)]).splitlines())) <= 72
+    assert on_terminal(["word " * 40]).splitlines() == ["word " * 40]
+    assert plain([Prose("word " * 40)]) == ["word " * 40]
+
+
+@pytest.mark.parametrize("width", [1, 3, 10, 30])
+def test_however_narrow_nothing_is_lost(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [target("overcommit", "always", requested="never", state="failed", reason="kernel-rejected", claim="hold:o")]
+    text = on_terminal(wishes.status(document(rows), rows))
+    assert all(word in text for word in ("overcommit", "always", "never", "failed", "kernel-rejected", "hold:o"))
+
+
+def test_the_last_column_gives_way() -> None:
+    table = Table(("", "PROFILE", "SUMMARY"), (Row(("→", "a" * 20, "word " * 20)),))
+    lines = on_terminal([table]).splitlines()
+    assert max(map(len, lines)) <= 72 + len("\x1b[2m\x1b[0m")
+    assert lines[1] == f"→  {'a' * 20}  {'word ' * 9}".rstrip()
+    assert lines[2] == " " * 25 + ("word " * 9).rstrip()
 
 
 @pytest.mark.parametrize("watched", [True, False])
@@ -150,7 +171,7 @@ def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
 
 def test_an_error_has_two_parts() -> None:
     stream = io.StringIO()
-    show.error("it broke " * 20, "Try again " * 20, stream)
+    tables.error("it broke " * 20, "Try again " * 20, stream)
     first, second = stream.getvalue().splitlines()
     assert first.startswith("kerntune: it broke")
     assert second.startswith("  Try again")
@@ -158,7 +179,7 @@ def test_an_error_has_two_parts() -> None:
 
 def test_an_error_is_wrapped_on_a_terminal() -> None:
     stream = Terminal()
-    show.error("it broke " * 20, "Try: kerntune set io-scheduler@by-id/a-very-long-name=none", stream, width=40)
+    tables.error("it broke " * 20, "Try: kerntune set io-scheduler@by-id/a-very-long-name=none", stream, width=40)
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("kerntune: it broke")
     assert all(line.startswith("  ") for line in lines[1:])
@@ -167,5 +188,5 @@ def test_an_error_is_wrapped_on_a_terminal() -> None:
 
 def test_an_error_without_a_hint_is_one_line() -> None:
     stream = io.StringIO()
-    show.error("it broke", "", stream)
+    tables.error("it broke", "", stream)
     assert stream.getvalue() == "kerntune: it broke\n"

@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from kerntune.cli import show, wishes
+from kerntune.bus.neighbours import RIVALS
+from kerntune.cli import show, tables, wishes
 from kerntune.cli.answers import TargetRow
+from kerntune.cli.health import MEANINGS
+from kerntune.daemon.reloading import CONFIG_INVALID
+from kerntune.daemon.state import STATE_SET_ASIDE
+from kerntune.engine.claims import SUSPENDED
 from tests.cli.scripted import claim, document, target
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT
@@ -23,7 +28,20 @@ LIMIT = 20.0  # seconds
 
 def plain(page: show.Page) -> list[str]:
     stream = io.StringIO()
-    show.write(page, stream)
+    tables.write(page, stream)
+    return stream.getvalue().splitlines()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(page: show.Page) -> list[str]:
+    stream = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_COLOR", "1")
+        tables.write(page, stream)
     return stream.getvalue().splitlines()
 
 
@@ -54,22 +72,81 @@ def test_it_leads_with_what_is_not_as_wished() -> None:
     host = document(managed, claims, degraded=["over-limit"])
     assert plain(wishes.status(host, managed)) == [
         "kerntuned 0.1.0 on Linux 6.1.0, generation 3, degraded: over-limit",
+        "! over-limit: a value would endanger the host and was not set, or in part; its row has the figures",
         "As wished: 1 of 3; 1 contested; 1 kept for what comes",
-        "   TARGET            WISHED  IS      STATE        WANTED BY",
-        "!  io-scheduler@sda  none    bfq     contested    runtime, alice (busctl), a test"
+        "TARGET            REQUESTED  ACTUAL  STATE        WANTED BY",
+        "io-scheduler@sda  none       bfq     contested    runtime, alice (busctl)"
         "  changed-by-others: three times"
-        "  beats config bfq for * (kerntune.toml:3)  because runtime wins over config",
-        "○  io-scheduler@vd*  none    -       unsupported  persistent, root"
-        "                 no-such-target: nothing matches now; kept for what comes",
-        "✔  overcommit        always  always  satisfied    config",
+        "  beats config bfq for *: kerntune.toml:3, because runtime wins over config",
+        "io-scheduler@vd*  none       -       unsupported  persistent, root"
+        "         no-such-target: nothing matches now; kept for what comes",
+        "overcommit        always     always  satisfied    config",
     ]
+
+
+def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for what is as wished, and no name is cut."""
+    monkeypatch.setenv("COLUMNS", "92")
+    claims = [
+        claim("profile:io-scheduler@nvme*", "none", who="balanced", why="documentation: " + "long " * 30),
+        claim("runtime:io-scheduler@sda", "none", who="root (python)"),
+        claim("config:io-scheduler@*", "bfq", who="config", why="/etc/kerntune/kerntune.toml:3"),
+    ]
+    rows = [
+        satisfied("io-scheduler@sda", "none", claim="runtime:io-scheduler@sda", beaten=["config:io-scheduler@*"]),
+        satisfied("io-scheduler@nvme0n1", "none", claim="profile:io-scheduler@nvme*"),
+        target("io-scheduler@sdb", "none", requested="bfq", state="failed", reason="kernel-rejected",
+               detail="the kernel says " + "no " * 30, claim="config:io-scheduler@*"),
+    ]  # fmt: skip
+    host = document(rows, claims, profile="ai-inference")
+    lines = on_terminal(wishes.status(host, rows))
+    assert lines[2:] == [
+        "   TARGET                REQUESTED  ACTUAL  STATE      WANTED BY",
+        "✘  io-scheduler@sdb      bfq        none    failed     config, /etc/kerntune/kerntune.toml:3",
+        "   kernel-rejected: the kernel says no no no no no no no no no no no no no no no no no no no",
+        "   no no no no no no no no no no no",
+        "✔  io-scheduler@nvme0n1  none       none    satisfied  profile ai-inference",
+        "✔  io-scheduler@sda      none       none    satisfied  runtime, root (python)",
+        "   beats config bfq for *: /etc/kerntune/kerntune.toml:3, because runtime wins over config",
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = on_terminal(wishes.status(host, rows))
+    assert lines[2] == "   TARGET                REQUESTED  ACTUAL  WANTED BY", "a mark says that a row is satisfied"
+    assert "✔  io-scheduler@nvme0n1  none       none    profile ai-inference" in lines
+    assert "✘  io-scheduler@sdb      bfq        none    config," in lines
+    assert "   failed, kernel-rejected: the kernel says no no no no no no no no no no no no" in lines
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = on_terminal(wishes.status(host, rows))
+    assert "✘  io-scheduler@sdb      bfq        none" in lines
+    assert "   wanted by: config, /etc/kerntune/kerntune.toml:3" in lines, "there is no room beside it"
+
+
+def test_each_slug_of_degraded_says_what_to_do() -> None:
+    slugs = [CONFIG_INVALID, STATE_SET_ASIDE, SUSPENDED, *dict.fromkeys(RIVALS.values()), "mood"]
+    lines = plain(wishes.status(document(degraded=slugs), []))
+    assert [line.split(":")[0] for line in lines[1:7]] == [f"! {slug}" for slug in slugs]
+    for line, hint in zip(
+        lines[1:], ("kerntune config check", "journalctl -u kerntuned", "kerntune reload"), strict=False
+    ):
+        assert hint in line
+    assert set(MEANINGS) >= set(slugs[:-1])
+    assert lines[-1].startswith("Nothing is managed now: the configuration and the profile are suspended until")
+
+
+def test_rows_are_in_the_order_of_the_tunables_and_of_their_numbers() -> None:
+    names = ["overcommit", "io-scheduler@sda", *(f"io-scheduler@nvme{number}n1" for number in (10, 9))]
+    rows = [satisfied(name, "none", detail=name) for name in names]
+    lines = plain(wishes.status(document(rows), rows))
+    order = ["io-scheduler@nvme9n1", "io-scheduler@nvme10n1", "io-scheduler@sda", "overcommit"]
+    assert [line.split()[0] for line in lines[3:]] == order
+    assert [line.split()[0] for line in plain(show.targets(document(rows)))[2:]] == order
 
 
 def test_of_one_origin_the_newest_or_the_later_line_wins() -> None:
     row = satisfied("io-scheduler@sda", "none", claim="config:io-scheduler@sda", beaten=["config:io-scheduler@*"])
     claims = [claim("config:io-scheduler@sda", "none"), claim("config:io-scheduler@*", "bfq")]
     line = plain(wishes.status(document([row], claims), [row]))[-1]
-    assert line.endswith("  beats config bfq for *  because of config the later line wins")
+    assert line.endswith("  beats config bfq for *, because of config the later line wins")
     row = satisfied("io-scheduler@sda", "none", claim="runtime:io-scheduler@sda", beaten=["runtime:io-scheduler@*"])
     claims = [claim("runtime:io-scheduler@sda", "none"), claim("runtime:io-scheduler@*", "bfq")]
     line = plain(wishes.status(document([row], claims), [row]))[-1]
@@ -81,13 +158,7 @@ def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
     rows[4]["detail"] = "moves CPU 9 too"
     lines = plain(wishes.status(document(rows, [claim("config:g", "performance")]), rows))
     assert lines[1] == "As wished: 8 of 8"
-    assert [line.split("  ")[1] for line in lines[3:]] == [
-        "cpu-governor@policy0 to policy3 (4)",
-        "cpu-governor@policy4",
-        "cpu-governor@policy5",
-        "cpu-governor@policy6",
-        "cpu-governor@policy7",
-    ]
+    assert [line.split("  ")[0] for line in lines[3:]] == ["cpu-governor@policy0-3,5-7 (7)", "cpu-governor@policy4"]
 
 
 def test_a_host_where_nothing_is_managed() -> None:
@@ -155,29 +226,29 @@ def about(daemon: Daemon, drive: str) -> str:
 @pytest.mark.skipif(os.geteuid() != 0, reason="there is no polkit on this bus: only root may set anything")
 def test_four_that_disagree(daemon: Daemon) -> None:
     """Each wins over those below it, and says so; when it goes, the next one wins."""
-    in_files = "config bfq (a database); config mq-deadline for nvme* (ETC/kerntune.toml:3)"
-    profile = "✔ io-scheduler@nvme0n1 none none satisfied profile, mine, it orders its own queue"
-    by_profile = f"{profile} beats {in_files} because profile wins over config"
+    in_files = "config bfq: a database; config mq-deadline for nvme*: ETC/kerntune.toml:3"
+    profile = "io-scheduler@nvme0n1 none none satisfied profile mine"
+    by_profile = f"{profile} beats {in_files}, because profile wins over config"
     assert about(daemon, "nvme0n1") == by_profile
 
     cli(daemon, "set", "io-scheduler@nvme0n1=kyber", "--persist")
-    beaten = f"profile none (mine, it orders its own queue); {in_files}"
+    beaten = f"profile none, in mine; {in_files}"
     by_persistent = (
-        "✔ io-scheduler@nvme0n1 kyber kyber satisfied persistent, root (python) "
-        f"beats {beaten} because persistent wins over profile and config"
+        "io-scheduler@nvme0n1 kyber kyber satisfied persistent, root (python) "
+        f"beats {beaten}, because persistent wins over profile and config"
     )
     assert about(daemon, "nvme0n1") == by_persistent
 
     cli(daemon, "set", "io-scheduler@nvme*=mq-deadline")
     cli(daemon, "set", "io-scheduler@nvme0n1=bfq")
-    beaten = f"runtime mq-deadline for nvme* (root (python)); persistent kyber (root (python)); {beaten}"
+    beaten = f"runtime mq-deadline for nvme*, by root (python); persistent kyber, by root (python); {beaten}"
     assert about(daemon, "nvme0n1") == (
-        "✔ io-scheduler@nvme0n1 bfq bfq satisfied runtime, root (python) "
-        f"beats {beaten} because runtime wins over persistent, profile and config, and of runtime the newest wins"
+        "io-scheduler@nvme0n1 bfq bfq satisfied runtime, root (python) "
+        f"beats {beaten}, because runtime wins over persistent, profile and config, and of runtime the newest wins"
     )
     assert about(daemon, "nvme1n1") == (
-        "✔ io-scheduler@nvme1n1 mq-deadline mq-deadline satisfied runtime, root (python) "
-        "beats config mq-deadline for nvme* (ETC/kerntune.toml:3) because runtime wins over config"
+        "io-scheduler@nvme1n1 mq-deadline mq-deadline satisfied runtime, root (python) "
+        "beats config mq-deadline for nvme*: ETC/kerntune.toml:3, because runtime wins over config"
     )
     assert "As wished: 2 of 2\n" in cli(daemon, "status")
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import MEMORY
+from kerntune.bus.names import MANAGER, MEMORY
+from kerntune.daemon.app import Status
 from tests.harness.daemon import READY, Daemon
 from tests.live import host
 from tests.live.users import Heard, User
@@ -43,8 +44,15 @@ def capped(user: User, ear: int) -> dict[str, Any]:
     return next(details for state, _, details in alerts(heard) if state == CAPPED)
 
 
-def reserve() -> str:
-    return Path("/proc/sys/vm/admin_reserve_kbytes").read_text().strip()
+def reserve() -> list[str]:
+    """What the kernel keeps for root, and from each program."""
+    return [Path(f"/proc/sys/vm/{whose}_reserve_kbytes").read_text().strip() for whose in ("admin", "user")]
+
+
+def uncap(guarded: Daemon) -> int:
+    """What systemd does when the daemon has ended; the exit status."""
+    words = [sys.executable, "-m", "kerntune.daemon", "--uncap"]
+    return subprocess.run(words, env=guarded.env, timeout=20, check=False).returncode
 
 
 def test_it_caps_tells_who_has_the_memory_and_lets_go_with_the_claim(guarded: Daemon, own_root: User) -> None:
@@ -95,5 +103,26 @@ def test_killed_it_leaves_a_cap_that_systemd_undoes(guarded: Daemon, own_root: U
     own_root.set_overcommit("always", 50)
     capped(own_root, ear)
     guarded.kill()
-    subprocess.run([sys.executable, "-m", "kerntune.daemon", "--uncap"], env=guarded.env, timeout=20, check=True)
+    assert uncap(guarded) == 0
     assert host.overcommit()[0] == "always"
+
+
+def test_beside_a_running_daemon_nothing_is_undone(guarded: Daemon, own_root: User) -> None:
+    ear = own_root.listen()
+    own_root.set_overcommit("always", 50)
+    capped(own_root, ear)
+    assert uncap(guarded) == Status.TAKEN
+    assert host.overcommit()[0] == "never"
+
+
+def test_an_administrators_hand_ends_a_cap_for_good(guarded: Daemon, own_root: User) -> None:
+    reserved, ear = reserve(), own_root.listen()
+    own_root.set_overcommit("always", 50)
+    capped(own_root, ear)
+    assert reserve() != reserved
+    Path("/proc/sys/vm/overcommit_memory").write_text("0\n")
+    own_root.heard(ear, lambda so_far: any(state == "observing" for state, _, _ in alerts(so_far)))
+    assert own_root.get(MANAGER, "Degraded") == ["changed-by-others", "guard-observing"]
+    assert (host.overcommit()[0], reserve()) == ("heuristic", reserved)
+    (outcome,) = own_root.call(MANAGER, "Verify")[0]
+    assert outcome[5:7] == ["contested", "changed-by-others"]

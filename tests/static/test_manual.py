@@ -1,8 +1,10 @@
-"""The manual lists what there is: every state, every reason, every message id."""
+"""The manual lists what there is: every tunable, every state, every reason, every message id."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from kerntune.daemon.cap_file import NAME
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
-from kerntune.engine.guard import GuardState
+from kerntune.engine.guard import OBSERVES, GuardState
 from kerntune.model import Reason, State
 from kerntune.tunables import REGISTRY
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs/man/kerntuned.8").read_text().replace("\\-", "-")
+COMMAND = (CHECKOUT / "docs/man/kerntune.1").read_text()
+PAGES = sorted((CHECKOUT / "docs/man").iterdir())
 
 
 SECTIONS = {
@@ -36,6 +40,32 @@ def test_every_word_is_explained_once(section: str) -> None:
     assert re.findall(r"^\.TP\n\.B (\S+)$", text[1], re.M) == SECTIONS[section]
 
 
+def test_the_command_s_page_has_every_tunable() -> None:
+    text = re.search(r"^\.Ss Tunables, instances and values\n(.*?)^\.Ss", COMMAND, re.M | re.S)
+    assert text
+    names = [name for line in re.findall(r"^\.It Li (.+)$", text[1], re.M) for name in line.split(" , ")]
+    assert sorted(names) == sorted(tunable.name for tunable in REGISTRY)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_its_formatters_have_no_complaints(page: Path) -> None:
+    done = subprocess.run(
+        ["groff", "-mandoc", "-Tutf8", "-ww", "-rLL=100n", str(page)],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    head, *_, foot = [line for line in done.stdout.splitlines() if line.strip()]
+    assert "BSD" not in head + foot
+    assert "kerntune" in foot
+    assert re.search(r"\d, \d{4}", foot), "a date"
+    if shutil.which("mandoc"):
+        lint = subprocess.run(
+            ["mandoc", "-T", "lint", "-W", "warning", str(page)],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert (lint.returncode, lint.stdout) == (0, "")
+
+
 def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert logs.TARGET_SET in PAGE
     assert logs.TARGET_NOT_SET in PAGE
@@ -45,6 +75,7 @@ def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert STATE_SET_ASIDE in PAGE
     assert CONFIG_INVALID in PAGE
     assert SUSPENDED in PAGE
+    assert OBSERVES in PAGE
     unit = (CHECKOUT / "systemd/kerntuned.service").read_text()
     assert f"RestartPreventExitStatus={Status.TAKEN.value}\n" in unit
     assert f" {Status.TAKEN.value} when" in re.sub(r"\s+", " ", PAGE)

@@ -71,7 +71,7 @@ def test_it_needs_debian_packages_only(package: Path) -> None:
     needed = {"python3-dbus-next", "python3-psutil", "python3-pyudev", "python3-systemd", "python3 (>= 3.11)"}
     needed |= {"default-dbus-system-bus | dbus-system-bus", "polkitd", "systemd"}
     assert relations(package, "Depends") >= needed
-    assert relations(package, "Recommends") == {"python3-rich"}
+    assert relations(package, "Recommends") == {""}
 
 
 def test_every_file_for_users_is_there(files: dict[str, tarfile.TarInfo]) -> None:

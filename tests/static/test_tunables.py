@@ -1,6 +1,6 @@
 """What a tunable says of itself agrees with the places that have to know of it; a message names the one that does not.
 
-CONTRIBUTING, "Adding a tunable", is the list of those places.
+CONTRIBUTING, "Adding a tunable", is the list of those places; test_manual.py looks into the manual.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.cli import spelling
+from kerntune.cli import spelling, telling
 from kerntune.doctor import translate
 from kerntune.explained import Grade
 from kerntune.kernel.files import WRITABLE
 from kerntune.kernel.simulated import demo_host
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Kind, Tunable
+from kerntune.tunables.sysctl import REPORTED, path_of
 
 CHECKOUT = Path(__file__).parents[2]
 # Written on behalf of a tunable that does not name them: the remedy, the guard's, and a baseline's other form.
-BESIDE = {"compact_memory", "admin_reserve_kbytes", "overcommit_kbytes"}
+BESIDE = {"compact_memory", "admin_reserve_kbytes", "user_reserve_kbytes", "overcommit_kbytes"}
 
 
 def named(tunable: Tunable) -> str:
@@ -49,7 +50,9 @@ def test_nothing_is_left_out(tunable: Tunable) -> None:
 
 @each
 def test_its_files_are_those_that_are_written(tunable: Tunable) -> None:
-    assert {file.removeprefix("/") for file in tunable.explained.files} <= set(WRITABLE), "WRITABLE in kernel/files.py"
+    reported = {path_of(name) for name in REPORTED}
+    files = {file.removeprefix("/") for file in tunable.explained.files}
+    assert files <= {*WRITABLE, *reported}, "WRITABLE in src/kerntune/kernel/files.py"
 
 
 def test_nothing_is_writable_that_no_tunable_names() -> None:
@@ -71,6 +74,14 @@ def test_lines_that_set_its_files_by_hand_are_known(tunable: Tunable) -> None:
 
 
 @each
+def test_its_files_lead_to_its_name(tunable: Tunable) -> None:
+    names = [other.name for other in REGISTRY]
+    for file in tunable.explained.files:
+        meant = {telling.tunable(word, names).partition("@")[0] for word in file.split("/")[1:]}
+        assert tunable.name in meant, f"KNOWN_AS in src/kerntune/cli/telling.py: {file}"
+
+
+@each
 def test_its_example_is_a_setting(tunable: Tunable) -> None:
     setting = spelling.setting(spelling.asked(tunable.explained.example.setting), default_page_size=2 << 20)
     assert setting.tunable == tunable.name
@@ -89,12 +100,3 @@ def test_the_simulated_host_has_it(tunable: Tunable) -> None:
 @each
 def test_it_has_tests(tunable: Tunable) -> None:
     assert (CHECKOUT / f"tests/unit/tunables/test_{tunable.name.replace('-', '_')}.py").exists()
-
-
-@each
-def test_the_manual_of_the_command_line_says_how_it_is_written(tunable: Tunable) -> None:
-    """kerntuned(8) is compared in test_manual.py."""
-    page = (CHECKOUT / "docs/man/kerntune.1").read_text()
-    section = page.partition(".Ss Tunables, instances and values\n")[2].partition("\n.Ss ")[0]
-    items = " ".join(re.findall(r"^\.It Li (.+)$", section, re.M)).replace(",", " ").split()
-    assert items.count(tunable.name) == 1, "docs/man/kerntune.1"

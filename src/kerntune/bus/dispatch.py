@@ -99,7 +99,8 @@ class Service:
         except errors.AccessDenied as error:
             await self.close()
             raise errors.AccessDenied(
-                f"may not own {bus_name}: {error}", "is the bus policy file installed?"
+                f"may not own {bus_name}: {error}",
+                f"The bus policy lets root own it: is {bus_name}.conf in /usr/share/dbus-1/system.d? Who runs this?",
             ) from error
         except errors.KerntuneError:
             await self.close()

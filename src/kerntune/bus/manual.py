@@ -33,9 +33,11 @@ TYPES: Final = (
 
 HEAD: Final = r"""
 .\" Written by python -m kerntune.bus.manual from dbus/interfaces/*.xml; do not edit.
-.Dd November 24, 2026
+.Dd November 28, 2026
+.\" groff has BSD in the heading otherwise.
+.ds doc-volume-operating-system kerntune
 .Dt ORG.KERNTUNE.TUNER1 5
-.Os
+.Os kerntune
 .Sh NAME
 .Nm org.kerntune.Tuner1
 .Nd the D-Bus interfaces of kerntuned
@@ -138,8 +140,9 @@ def interface(file: Path) -> Iterator[str]:
     for kind, title in KINDS.items():
         if these := [member for member in members if member.tagName == kind]:
             yield f".Ss {title}"
-            for member in these:
-                yield ".Pp"
+            for place, member in enumerate(these):
+                if place:
+                    yield ".Pp"
                 yield f".Ic {member.getAttribute('name')}"
                 yield f'.Dl "{signature(member)}"'
                 yield ".Pp"
@@ -183,7 +186,7 @@ def emits(member: Element) -> str:
 
 def errors() -> Iterator[str]:
     """Every error a call may end in."""
-    yield ".Sh ERRORS"
+    yield ".Sh ERROR NAMES"
     yield f"The names begin with {OURS.rstrip('.')}, and where so noted with {FREEDESKTOP.rstrip('.')}."
     yield "The message says what happened, then the likely cause and what to try."
     yield '.Bl -tag -width "PartiallyAllocated"'

@@ -19,6 +19,7 @@ from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
+from kerntune.engine.guard import OBSERVES, GuardState
 from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
@@ -120,8 +121,10 @@ class Manager:
 
     @property
     def degraded(self) -> list[str]:
-        slugs = {reason.value for reason in self._engine.troubles} | self._engine.book.choice.troubles
-        return sorted(slugs | self._core.troubles)
+        engine = self._engine
+        slugs = {reason.value for reason in engine.troubles} | engine.book.choice.troubles
+        observes = {OBSERVES} if engine.guard and engine.guard.verdict.state is GuardState.OBSERVING else set()
+        return sorted(slugs | observes | self._core.troubles)
 
     @property
     def active_profile(self) -> str:

@@ -52,11 +52,19 @@ def run_of(name: str) -> Run:
 
 
 def _run(words: Sequence[str], connect: Connect | None) -> int:
-    from kerntune.cli.grammar import parser  # noqa: PLC0415
+    from kerntune.cli.grammar import HELP, VERBS, parser  # noqa: PLC0415
 
     if "--json" in words:
         # argparse would take an option between two arguments for the end of them.
         words = ["--json", *(word for word in words if word != "--json")]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb == HELP:
+        words = [*(word for word in words if word != HELP), "--help"]
+        verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in (names := [verb.name for verb in VERBS]):
+        from kerntune.cli import telling  # noqa: PLC0415
+
+        raise telling.no_verb(verb, names)
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
@@ -96,18 +104,18 @@ def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
-    _complain(error.what, error.hint)
+    from kerntune.cli import telling  # noqa: PLC0415
+
+    _complain(*telling.parts(error))
     if as_json:
         _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
     return error.exit_code
 
 
 def _complain(what: str, hint: str) -> None:
-    import shutil  # noqa: PLC0415
+    from kerntune.cli import tables  # noqa: PLC0415
 
-    from kerntune.cli import show  # noqa: PLC0415
-
-    show.error(what, hint, sys.stderr, width=shutil.get_terminal_size().columns)
+    tables.error(what, hint, sys.stderr, width=tables.columns())
 
 
 def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
@@ -115,13 +123,13 @@ def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
     import json  # noqa: PLC0415
     import os  # noqa: PLC0415
 
-    from kerntune.cli import show  # noqa: PLC0415
+    from kerntune.cli import tables  # noqa: PLC0415
 
     try:
         if as_json:
             print(json.dumps(answer, indent=indent))
         else:
-            show.write(answer, sys.stdout)
+            tables.write(answer, sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and would complain.

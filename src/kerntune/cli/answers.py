@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple, TypedDict
 
@@ -190,6 +192,27 @@ def managed(document: Document) -> set[tuple[str, str]]:
     return targets | {(row["tunable"], row["instances"]) for row in document["claims"] if not row["matches"]}
 
 
+def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
+    """(tunable, instance) of outcomes -> the claim that won there, or the pattern itself that waits for what comes."""
+    claims = {claim["id"]: claim for claim in document["claims"]}
+    waiting = {(row["tunable"], row["instances"]): row for row in document["claims"] if not row["matches"]}
+    won = [(row, claims.get(row["claim"] or "")) for row in document["targets"]]
+    return waiting | {(row["tunable"], row["instance"]): claim for row, claim in won if claim}
+
+
+def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:
+    """Targets in the order of their tunables, then of their names, where 10 comes after 9."""
+    places = {row["name"]: place for place, row in enumerate(document["tunables"])}
+
+    def place(row: TargetRow) -> tuple[object, ...]:
+        parts = re.split(r"([0-9]+)", row["instance"])
+        return places.get(row["tunable"], len(places)), [
+            (int(part), "") if part.isdecimal() else (0, part) for part in parts
+        ]
+
+    return sorted(rows, key=place)
+
+
 def tunable(document: Document, name: str) -> TunableRow:
     """The tunable of that name; raises UnknownTunable, naming those there are."""
     for row in document["tunables"]:
@@ -213,7 +236,7 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     instances = [target["instance"] for target in there if target["instance"]]
     if instances:
         more = f" and {len(instances) - NAMED} more" if len(instances) > NAMED else ""
-        hint = f"There is {', '.join(instances[:NAMED])}{more}"
+        hint = f"There {'is' if len(instances) == 1 else 'are'} {', '.join(instances[:NAMED])}{more}"
     else:
         hint = f"It is one setting of the host: leave @{pattern} out" if there else f"This host has no {name} now"
     raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kerntune.cli import show, spelling
+from kerntune.cli import show, spelling, tables
 from kerntune.cli.answers import Document, Event
 from kerntune.model import Reason
 
 KEPT: Final = 200  # events
 LABEL: Final = 12  # columns
-GIB: Final = 1 << 30
-BAR: Final = 30  # columns
+BAR: Final = 20  # columns
+FULL: Final = 4  # floors
 ALARMING: Final = 100  # levels of the memory guard, as in Memory.WarningLevel
 SHORT: Final = 50
-SGR: Final = {show.GOOD: "32", show.MIXED: "33", show.BAD: "1;31", show.QUIET: "2"}
 
 Properties = Mapping[str, Any]
 
@@ -43,11 +42,12 @@ class Board:
 def screen(board: Board, clock: str, *, width: int, height: int, coloured: bool) -> list[str]:
     """The lines to show, none wider and no more than fit; the newest event is the last."""
     lines = [*_head(board, clock, width), *_values(board, width)]
-    lines = lines[: height - 2]
-    room = height - len(lines) - 2
-    events = list(board.events)[-room:] if room > 0 else []
+    # In a small window the newest event matters more than the last of the host.
+    lines = lines[: height - (3 if board.events else 2)]
+    room = max(1, height - len(lines) - 2)
+    events = list(board.events)[-room:]
     title = "Last events" if events else "Nothing has changed yet"
-    lines += [(title, show.QUIET), *((event, "") for event in events), ("Ctrl-C ends it", show.QUIET)]
+    lines += [(title, tables.QUIET), *((event, "") for event in events), ("Ctrl-C ends it", tables.QUIET)]
     return [_styled(text[:width], style if coloured else "") for text, style in lines[:height]]
 
 
@@ -59,8 +59,11 @@ def _head(board: Board, clock: str, width: int) -> Iterator[tuple[str, str]]:
         "degraded": known.get("Degraded", []),
         "profile": known.get("ActiveProfile", ""),
     }
-    text = show.clean(show.head(now))
-    yield f"{text[: width - len(clock) - 2]:{max(0, width - len(clock))}}{clock}", show.MIXED if now["degraded"] else ""
+    text = tables.clean(show.head(now))
+    yield (
+        f"{text[: width - len(clock) - 2]:{max(0, width - len(clock))}}{clock}",
+        tables.MIXED if now["degraded"] else "",
+    )
     yield "", ""
 
 
@@ -74,21 +77,21 @@ def _values(board: Board, width: int) -> Iterator[tuple[str, str]]:
 
 def _memory(known: Properties, width: int) -> Iterator[tuple[str, str]]:
     headroom, floor = known.get("Headroom", 0), known.get("Floor", 0)
-    said = f"{_gib(headroom)} left"
+    said = f"{spelling.gib(headroom)} left"
     if floor:
-        said += f", floor {_gib(floor)}  [{_bar(headroom, floor)}]"
+        said += f"  [{_bar(headroom, floor)}] | floor {spelling.gib(floor)}, end {spelling.gib(FULL * floor)}"
     yield from _labelled("memory", said, width)
     level = known.get("WarningLevel", 0)
-    style = show.BAD if level >= ALARMING else show.MIXED if level >= SHORT else ""
+    style = tables.BAD if level >= ALARMING else tables.MIXED if level >= SHORT else ""
     mode = known.get("OvercommitMode") or "not there"
     yield from _labelled("guard", f"{known.get('GuardState', '')}, overcommit {mode}", width, style)
 
 
 def _bar(headroom: int, floor: int) -> str:
-    """How far the headroom is above the floor: full at four times the floor, with a mark at the floor."""
-    filled = min(BAR, round(BAR * headroom / (4 * floor)))
+    """How far the headroom is above the floor: full at a multiple of it, with a mark at the floor."""
+    filled = min(BAR, round(BAR * headroom / (FULL * floor)))
     cells = ["#" if cell < filled else "-" for cell in range(BAR)]
-    cells[BAR // 4] = "|"
+    cells[BAR // FULL] = "|"
     return "".join(cells)
 
 
@@ -114,20 +117,16 @@ def _governors(policies: Mapping[str, Any]) -> str:
 def _drives(devices: Mapping[str, Any]) -> Iterator[str]:
     by_scheduler: dict[str, list[str]] = defaultdict(list)
     for name, (scheduler, _) in devices.items():
-        by_scheduler[scheduler or show.EMPTY].append(name)
+        by_scheduler[scheduler or tables.EMPTY].append(name)
     for scheduler, names in sorted(by_scheduler.items()):
         yield f"{scheduler}: {' '.join(names)}"
 
 
 def _labelled(label: str, text: str, width: int, style: str = "") -> Iterator[tuple[str, str]]:
-    lines = textwrap.wrap(show.clean(text), max(10, width - LABEL), break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(tables.clean(text), max(10, width - LABEL), break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
         yield f"{'' if number else label:{LABEL}}{line}", style
 
 
-def _gib(count: int) -> str:
-    return f"{count / GIB:.1f} GiB"
-
-
 def _styled(text: str, style: str) -> str:
-    return f"\x1b[{SGR[style]}m{text}\x1b[0m" if style else text
+    return f"\x1b[{tables.SGR[style]}m{text}\x1b[0m" if style else text

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from kerntune.cli.answers import Outcome
+from kerntune.cli.answers import ClaimRow, Outcome
 from kerntune.errors import Exit
-from kerntune.model import Reason, State
+from kerntune.model import Origin, Reason, State
 
 CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
 # With these a claim stays, also where there is nothing for it to do yet.
 TAKEN: Final = CONTENT | {State.PARTIAL, State.OVERRIDDEN}
 KEPT: Final = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
 LACKING: Final = KEPT | {Reason.NO_KERNEL_SUPPORT, Reason.VALUE_NOT_OFFERED, Reason.DEVICE_GONE}
+IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
+GLOB: Final = frozenset("*?[")
 WRONG_VALUE: Final = frozenset({Reason.VALUE_NOT_OFFERED, Reason.OUT_OF_RANGE})
 
 
@@ -51,8 +53,19 @@ def chosen(outcomes: Sequence[Outcome]) -> Exit:
     return exit_code(here)
 
 
-def verified(outcomes: Sequence[Outcome], *, satisfied: int) -> Exit:
-    """0 when nothing managed is otherwise than wished; else 6 when so many others are as wished, or 1 for none."""
-    if not outcomes:
+def is_lacking(outcome: Outcome, claim: ClaimRow | None) -> bool:
+    """Whether it is none of the claim's faults: files are for many hosts, and a pattern waits for what comes.
+
+    Who asked for one thing by its name, and has it no more, wants to hear of it.
+    """
+    if claim is None or outcome.state != State.UNSUPPORTED or outcome.reason not in LACKING:
+        return False
+    waits = not claim["matches"] or outcome.reason in KEPT
+    return claim["origin"] in IN_FILES or (waits and bool(GLOB & set(claim["instances"])))
+
+
+def verified(*, wrong: int, satisfied: int) -> Exit:
+    """0 when nothing that is here is otherwise than wished; else 6 when so many others are as wished, or 1 for none."""
+    if not wrong:
         return Exit.OK
     return Exit.PARTLY if satisfied else Exit.FAILED

@@ -8,7 +8,7 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kerntune.cli import show
 from kerntune.cli.answers import Document
@@ -31,11 +31,12 @@ async def doctor(connect: Connect, args: Namespace) -> Answer:
     from kerntune.doctor.nouns import Severity  # noqa: PLC0415
 
     root = tree(args)
-    document, why = (None, "") if is_tree(root) else await ask(connect)
+    document, why, elsewhere = Asked() if is_tree(root) else await ask(connect)
     found = examine(root, daemon_of(document) if document else None)
     problems = sum(finding.severity is Severity.PROBLEM for finding in found)
     data = {"daemon": document is not None, "findings": [row(finding) for finding in found]}
-    return Answer(data, page(found, why), Exit.FAILED if problems else Exit.OK)
+    first = wrapped(elsewhere, "") if elsewhere else []
+    return Answer(data, [*first, *page(found, why)], Exit.FAILED if problems else Exit.OK)
 
 
 def tree(args: Namespace) -> Path:
@@ -51,19 +52,33 @@ def is_tree(root: Path) -> bool:
     return root.resolve() != Path(HOST)
 
 
-async def ask(connect: Connect) -> tuple[Document | None, str]:
-    """What the daemon says, or why it says nothing; none is started for it."""
+class Asked(NamedTuple):
+    """What the daemon says, or why it says nothing of this host; `elsewhere` tells of the host that it works on."""
+
+    document: Document | None = None
+    why: str = ""
+    elsewhere: str = ""
+
+
+async def ask(connect: Connect) -> Asked:
+    """Ask the daemon; none is started for it."""
     try:
         async with connect() as manager:
             if not await manager.running():
-                return None, "kerntuned is not running"
+                return Asked(why="kerntuned is not running")
             document = await manager.describe()
     except KerntuneError as error:
-        return None, error.what
-    host = document["host"]
-    if host["simulated"] or host["root"] != HOST:
-        return None, "it works on a simulated host"
-    return document, ""
+        return Asked(why=error.what)
+    root = document["host"]["root"]
+    if root.startswith("/") and root != HOST:
+        say = (
+            f"kerntuned works on the host below {root}, and this is about the machine it runs on; --root {root} looks "
+        )
+        return Asked(why=f"it works on the host below {root}", elsewhere=f"{say}at that one.")
+    if document["host"]["simulated"]:
+        say = "kerntuned works on a simulated host, and this is not about that one, but about the machine it runs on."
+        return Asked(why="it works on a simulated host", elsewhere=say)
+    return Asked(document)
 
 
 def daemon_of(document: Document) -> Daemon:

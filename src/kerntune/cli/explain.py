@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -9,7 +10,7 @@ import textwrap
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
-from kerntune.cli import show
+from kerntune.cli import show, tables
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import UnknownTunable
@@ -26,14 +27,16 @@ async def explain(_connect: Connect, args: Namespace) -> Answer:
     """What a tunable does, when it helps, how that is known, and what it costs; without a name, all in a line each."""
     known = registered()
     if args.tunable is None:
-        rows = tuple(show.Row((one.name, one.summary, grades(one.explained))) for one in known)
-        table = show.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
+        rows = tuple(tables.Row((one.name, one.summary, grades(one.explained))) for one in known)
+        table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
         return Answer({"tunables": [data(one) for one in known]}, [table])
+    # What is known is of the tunable, whichever instance or value somebody thinks of.
+    name = re.split("[@=]", args.tunable)[0]
     for one in known:
-        if one.name == args.tunable:
+        if one.name == name:
             return Answer(data(one), page(one))
     there = ", ".join(one.name for one in known)
-    raise UnknownTunable(f"there is no tunable {args.tunable!r}", f"There are {there}")
+    raise UnknownTunable(f"there is no tunable {name!r}", f"There are {there}")
 
 
 def registered() -> tuple[Tunable, ...]:

@@ -18,11 +18,15 @@ exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not 
 
 
 class Argument(NamedTuple):
-    """One call of argparse's add_argument; `completes` is a word of `kerntune complete`, where values are live."""
+    """One call of argparse's add_argument; `completes` is a word of `kerntune complete`, where values are live.
+
+    `after` are the only words that it may follow, where not all choices of the argument before take one.
+    """
 
     names: tuple[str, ...]
     how: dict[str, Any]
     completes: str = ""
+    after: tuple[str, ...] = ()
 
     @property
     def is_option(self) -> bool:
@@ -47,7 +51,11 @@ def flag(name: str, about: str) -> Argument:
     return Argument((name,), {"action": "store_true", "help": about})
 
 
-SETTING: Final = {"metavar": "TUNABLE[@INSTANCES]=VALUE", "help": "for example hugepages=64G, io-scheduler@nvme*=none"}
+SETTING: Final = {
+    "metavar": "TUNABLE[@INSTANCES]=VALUE",
+    "help": "for example hugepages=64G, io-scheduler@nvme*=none; kerntune list shows the instances and what they could "
+    "be, kerntune explain TUNABLE its values",
+}
 SETTINGS: Final = Argument(("settings",), {"nargs": "+", **SETTING}, "settings")
 PLANNED: Final = Argument(("settings",), {"nargs": "*", **SETTING}, "settings")
 TARGETS: Final = Argument(
@@ -77,7 +85,9 @@ ACTION: Final = Argument(
         "help": "list (the default), set, clear, or show one's values",
     },
 )
-NAME: Final = Argument(("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"}, "profiles")
+NAME: Final = Argument(
+    ("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"}, "profiles", ("set", "show")
+)
 BASELINE: Final = flag("--baseline", "back to the host's own values; files are suspended until reload")
 CHECK: Final = Argument(("action",), {"choices": ("check",), "help": "what is wrong with them, line by line"})
 PLACE: Final = Argument(
@@ -126,6 +136,9 @@ VERBS: Final = (
     Verb("metrics", "print metrics for Prometheus", "metrics:metrics", (OUTPUT,)),
     Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "live:monitor", (EVENTS,)),
 )
+
+
+HELP: Final = "help"  # in place of a verb, for who does not know of --help
 
 
 class Parser(argparse.ArgumentParser):

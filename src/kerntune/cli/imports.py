@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from kerntune.cli import show
-from kerntune.cli.doctor import is_tree, tree
+from kerntune.cli.doctor import ask, is_tree, tree
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Advice, Answer, changed
 from kerntune.errors import Usage
@@ -34,13 +34,15 @@ async def import_(connect: Connect, args: Namespace) -> Answer:
     ours = [proposal for proposal in survey.proposals if not proposal.shipped]
     left = [*survey.left, *(packaged(proposal) for proposal in survey.proposals if proposal.shipped)]
     data = {"claims": [row(proposal) for proposal in ours], "left": [remainder(one) for one in left]}
+    elsewhere = "" if is_tree(root) else (await ask(connect)).elsewhere
+    first = [comment(elsewhere)] if elsewhere else []
     if not args.apply or not ours:
-        return Answer(data, page(ours, left))
+        return Answer(data, [*first, *page(ours, left)])
     options = {"persist": True, **({"allow-partial": True} if args.allow_partial else {})}
     async with connect() as manager:
         change = await manager.set([proposal.setting for proposal in ours], options)
-    answer = changed(change, [still_there(ours)])
-    return Answer({**data, **answer.data}, answer.page, answer.exit_code, answer.advice)
+    answer = changed(change, [still_there(ours, left)])
+    return Answer({**data, **answer.data}, [*first, *answer.page], answer.exit_code, answer.advice)
 
 
 def packaged(proposal: Proposal) -> Left:
@@ -58,11 +60,17 @@ def command(proposal: Proposal) -> str:
     return f"kerntune set {shlex.quote(f'{name}={value}')} --persist"
 
 
-def still_there(proposals: Sequence[Proposal]) -> Advice:
-    """The lines were not touched, and go on setting what they set."""
+def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
+    """The lines were not touched, and go on setting what they set; some of them set more than was taken over."""
+    stays = {str(one.place) for one in left}
     places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.beaten))
-    hint = f"Put a # in front of them, so that only kerntuned sets these values: {', '.join(places)}"
-    return Advice("the lines that were taken over still stand in their files", hint)
+    whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
+    hints = []
+    if whole:
+        hints.append(f"Put a # in front of them, so that only kerntuned sets these values: {', '.join(whole)}")
+    if more:
+        hints.append(f"These set more than that, which would be lost, so take out only that part: {', '.join(more)}")
+    return Advice("the lines that were taken over still stand in their files", ". ".join(hints))
 
 
 def row(proposal: Proposal) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Final
 
-from kerntune.cli import check, codes, show
-from kerntune.cli.answers import Change, named
+from kerntune.cli import check, codes, grammar, show, tables
+from kerntune.cli.answers import Change, Document, named
 from kerntune.cli.check import ProfilePage, line_of
 from kerntune.cli.manager import Connect
-from kerntune.cli.rows import Answer, changed
+from kerntune.cli.rows import Answer, changed, gives_back
 from kerntune.errors import Exit, Usage
 
-NAMING: Final = frozenset({"set", "show"})
+NAMING: Final = frozenset(grammar.NAME.after)
 
 
 async def profile(connect: Connect, args: Namespace) -> Answer:
@@ -30,9 +31,17 @@ async def profile(connect: Connect, args: Namespace) -> Answer:
             return _done(await manager.clear_profile())
         found, active = await manager.profiles(), (await manager.describe())["profile"]
     rows = [{"name": name, "summary": summary} for name, summary in found]
-    table = [show.row("→" if name == active else "", (name, summary), show.GOOD) for name, summary in found]
-    page = [show.Table(("", "PROFILE", "SUMMARY"), tuple(table), frozenset({"", "PROFILE"}))]
-    return Answer({"active": active, "profiles": rows}, page if rows else ["There are no profiles."])
+    page = listed(found, active) if found else ["There are no profiles."]
+    return Answer({"active": active, "profiles": rows}, page)
+
+
+def listed(profiles: Sequence[tuple[str, str]], active: str) -> show.Page:
+    """Those there are; the one in force is marked, and where there are no marks named so."""
+    rows = []
+    for name, summary in profiles:
+        mark, word, style = ("→", "in force", tables.GOOD) if name == active else ("", "", "")
+        rows.append(tables.row(mark, (name, word, summary), style))
+    return [tables.Table(("", "PROFILE", "STATE", "SUMMARY"), tuple(rows), frozenset({"", "PROFILE", "STATE"}))]
 
 
 async def reset(connect: Connect, args: Namespace) -> Answer:
@@ -52,27 +61,29 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
     asked: dict[str, bool | str] = {"reset": True} if args.reset else {"profile": args.profile}
     async with connect() as manager:
         change = await manager.plan((), asked | ({"baseline": True} if args.baseline else {}))
-    return _chosen(change, none="Nothing would change.")
+        document = await manager.describe() if gives_back(change) else None
+    return _chosen(change, none="Nothing would change.", document=document)
 
 
 def _done(change: Change) -> Answer:
     """What a profile's end or a reset came to; without outcomes it was about claims that had no target."""
-    return changed(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
+    return _chosen(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
 
 
-def _chosen(change: Change, *, none: str = "Nothing changed.") -> Answer:
-    return changed(change, code=codes.chosen(change.outcomes), none=none)
+def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
+    """What of a profile this host lacks is no failure, whether it was chosen or is in force again."""
+    return changed(change, code=codes.chosen(change.outcomes), none=none, document=document)
 
 
 def shown(page: ProfilePage) -> Answer:
     """All that a profile says, with the reason of each value."""
     table = [
-        show.row("", (named(row["tunable"], row["instances"]), row["value"], row["who"], row["why"]))
+        tables.row("", (named(row["tunable"], row["instances"]), row["value"], row["who"], row["why"]))
         for row in page["claims"]
     ]
-    said: list[str | show.Table] = [show.clean(line_of(problem)) for problem in page["problems"]]
-    said.append(show.clean(f"{page['name']}: {page['summary'] or 'no summary'} ({page['file']})"))
+    said: list[str | tables.Table] = [tables.Prose(tables.clean(line_of(problem))) for problem in page["problems"]]
+    said.append(tables.Prose(tables.clean(f"{page['name']}: {page['summary'] or 'no summary'} ({page['file']})")))
     if table:
-        said.append(show.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(table)))
+        said.append(tables.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(table)))
     failed = any(problem["severity"] == "error" for problem in page["problems"])
     return Answer(page, said, Exit.FAILED if failed else Exit.OK)

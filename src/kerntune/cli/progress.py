@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
 from kerntune.cli.answers import named
-from kerntune.cli.show import clean
+from kerntune.cli.tables import clean
 from kerntune.errors import Unreachable
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kerntune.cli import codes, show
-from kerntune.cli.answers import Change
+from kerntune.cli.answers import Change, Document, Outcome
 from kerntune.errors import Exit
+from kerntune.model import State
 
 
 class Advice(NamedTuple):
@@ -29,9 +30,40 @@ class Answer:
 
 
 def changed(
-    change: Change, advice: Iterable[Advice] = (), *, code: Exit | None = None, none: str = "Nothing changed."
+    change: Change,
+    advice: Iterable[Advice] = (),
+    *,
+    code: Exit | None = None,
+    none: str = "Nothing changed.",
+    document: Document | None = None,
 ) -> Answer:
-    """What became of an edit; without a `code` the exit status is that of a Set. `none`: what is said of no outcome."""
+    """What became of an edit; without a `code` the exit status is that of a Set. `none`: what is said of no outcome.
+
+    With a document people are shown what a target would get back, too.
+    """
     data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
     code = codes.exit_code(change.outcomes) if code is None else code
-    return Answer(data, show.outcomes(change.outcomes, none=none), code, tuple(advice))
+    outcomes = returning(change.outcomes, document) if document else change.outcomes
+    return Answer(data, show.outcomes(outcomes, none=none), code, tuple(advice))
+
+
+def gives_back(change: Change) -> bool:
+    """Whether a plan has targets that nobody would claim any more, which get back what they had."""
+    return any(_gets_back(outcome) for outcome in change.outcomes)
+
+
+def returning(outcomes: Iterable[Outcome], document: Document) -> list[Outcome]:
+    """Outcomes of a plan, with the value that a target would get back in the place of a wish that there is none of."""
+    own = {(row["tunable"], row["instance"]): row["baseline"] for row in document["targets"]}
+    found = []
+    for outcome in outcomes:
+        value = own.get((outcome.tunable, outcome.instance))
+        if value is not None and _gets_back(outcome):
+            detail = "; ".join(filter(None, ("the host's own value comes back", outcome.detail)))
+            outcome = outcome._replace(requested=value, detail=detail)  # noqa: PLW2901
+        found.append(outcome)
+    return found
+
+
+def _gets_back(outcome: Outcome) -> bool:
+    return not outcome.requested and outcome.state != State.UNMANAGED

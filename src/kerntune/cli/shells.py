@@ -28,7 +28,7 @@ BASH_FILE: Final = """\
 _kerntune()
 {{
     local line=${{COMP_LINE:0:COMP_POINT}} breaks=${{COMP_WORDBREAKS//[!{open}]/}}
-    local word="" verb="" live="" choices="" options="" one="" next=0
+    local word="" verb="" last="" live="" choices="" options="" one="" next=0
     local -a words
     read -ra words <<<"$line"
     if [[ $line != *[[:blank:]] ]]; then
@@ -47,7 +47,7 @@ _kerntune()
         case $one in
 {taking}
             -*) ;;
-            *) if [[ $verb ]]; then next=$((next + 1)); else verb=$one; fi ;;
+            *) if [[ $verb ]]; then next=$((next + 1)) last=$one; else verb=$one; fi ;;
         esac
     done
     if [[ ! $live ]]; then
@@ -90,7 +90,7 @@ ZSH_FILE: Final = """\
 #compdef kerntune
 # zsh completion for kerntune(1): {written}
 
-local word=${{${{(Q)words[CURRENT]}}#[\\"\\']}} verb="" live="" choices="" options="" one
+local word=${{${{(Q)words[CURRENT]}}#[\\"\\']}} verb="" last="" live="" choices="" options="" one
 local -i next=0
 local -a found
 for one in "${{(@)words[2,CURRENT-1]}}"; do
@@ -101,7 +101,7 @@ for one in "${{(@)words[2,CURRENT-1]}}"; do
     case $one in
 {taking}
         -*) ;;
-        *) if [[ -n $verb ]]; then next+=1; else verb=$one; fi ;;
+        *) if [[ -n $verb ]]; then next+=1; last=$one; else verb=$one; fi ;;
     esac
 done
 if [[ -z $live ]]; then
@@ -190,6 +190,9 @@ def arguments_of(verb: Verb) -> Iterator[str]:
         place = f'"{verb.name} "*' if argument.how.get("nargs") in {"+", "*"} else f'"{verb.name} {number}"'
         if choices := argument.how.get("choices"):
             yield f'{place}) choices="{" ".join(choices)}" ;;'
+        elif argument.after:
+            tests = " || ".join(f"$last == {word}" for word in argument.after)
+            yield f"{place}) if [[ {tests} ]]; then live={argument.completes}; fi ;;"
         elif argument.completes:
             yield f"{place}) live={argument.completes} ;;"
 

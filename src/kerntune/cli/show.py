@@ -1,22 +1,20 @@
-"""How answers look to people: rows and prose are made here and written here; nothing is asked or decided."""
+"""How answers look to people: rows and prose are made here; nothing is asked, decided or written."""
 
 from __future__ import annotations
 
-import os
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final
 
-from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow, TunableRow, named
+from kerntune.cli import tables
+from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
 from kerntune.cli.check import Report, line_of
 from kerntune.cli.codes import CONTENT
+from kerntune.cli.health import explained, nothing_managed
+from kerntune.cli.spelling import gib
+from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Prose, Row, Table, clean, row, together
 from kerntune.model import Reason, State
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
-GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"
+Page = tables.Page
 
 # State -> (mark, style). A state that a newer daemon made up gets UNHEARD_OF.
 MARKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -32,31 +30,6 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
 }
 UNHEARD_OF: Final = ("?", MIXED)
 
-EMPTY: Final = "-"
-MIB: Final = 1 << 20
-NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a table: a cell a column (the mark included), a style for mark and state, and prose, line by line."""
-
-    cells: tuple[str, ...]
-    style: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows below a heading; `toned` are the columns that take a row's style."""
-
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    toned: frozenset[str] = frozenset({"", "STATE"})
-
-
-Page = Sequence[str | Table]
-
 
 def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page:
     """What became of every target that was named; `none` is said when there is no row."""
@@ -64,25 +37,26 @@ def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page
         state_row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), why(*row[5:]))
         for row in rows
     ]
-    return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(table))] if table else [none]
+    return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(together(table)))] if table else [none]
 
 
-def targets(tunables: Sequence[TunableRow], rows: Sequence[TargetRow]) -> Page:
-    """Every target with its value and choices, then the tunables this host does not support."""
-    table = [
-        state_row(
-            row["state"],
-            (named(row["tunable"], row["instance"]), row["value"] or "", row["state"], " ".join(row["choices"])),
-            why(row["state"], row["reason"], row["detail"]),
-        )
-        for row in rows
-    ]
-    table += [
-        state_row(State.UNSUPPORTED, (row["name"], "", State.UNSUPPORTED, ""), row["detail"])
-        for row in tunables
-        if not row["supported"]
-    ]
-    return [Table(("", "TARGET", "VALUE", "STATE", "CHOICES"), tuple(table))] if table else ["There are no targets."]
+def targets(document: Document, name: str | None = None) -> Page:
+    """Every target, or those of one tunable, with value and choices; at its place a tunable that is not supported."""
+    table: list[Row] = []
+    for tunable in document["tunables"]:
+        if name in (None, tunable["name"]):
+            mine = [row for row in document["targets"] if row["tunable"] == tunable["name"]]
+            table += map(_target, in_order(document, mine))
+            if not tunable["supported"]:
+                cells = (tunable["name"], "", State.UNSUPPORTED, "")
+                table.append(state_row(State.UNSUPPORTED, cells, tunable["detail"]))
+    return [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), tuple(table))] if table else ["There are no targets."]
+
+
+def _target(row: TargetRow) -> Row:
+    name = named(row["tunable"], row["instance"])
+    cells = (name, row["value"] or "", row["state"], " ".join(row["choices"]))
+    return state_row(row["state"], cells, why(row["state"], row["reason"], row["detail"]))
 
 
 def values(rows: Sequence[TargetRow]) -> Page:
@@ -92,23 +66,29 @@ def values(rows: Sequence[TargetRow]) -> Page:
     return [f"{named(row['tunable'], row['instance'])} {row['value'] or EMPTY}" for row in rows]
 
 
-def verified(rows: Sequence[Outcome], *, managed: int, satisfied: int) -> Page:
-    """What is managed and not as wished, and how much of all that is."""
+def verified(
+    wrong: Sequence[Outcome], lacking: Sequence[Outcome], *, managed: int, satisfied: int, degraded: Sequence[str]
+) -> Page:
+    """What is managed and not as wished, what this host lacks now, and how much of all that is."""
+    health = explained(degraded)
     if not managed:
-        return [NOTHING_MANAGED]
-    if not rows:
-        return [f"All as wished: {managed} of {managed} managed."]
-    return [f"As wished: {satisfied} of {managed} managed. The rest:", *outcomes(rows)]
+        return [nothing_managed(degraded), *health]
+    missing = f"; {len(lacking)} {'is' if len(lacking) == 1 else 'are'} not here now" if lacking else ""
+    if not wrong:
+        said = f"{'As' if lacking else 'All as'} wished: {satisfied} of {managed} managed{missing}."
+        return [said, *health, *(outcomes(lacking) if lacking else ())]
+    said = f"As wished: {satisfied} of {managed} managed{missing}. Not as wished: {len(wrong)}"
+    return [said, *health, *outcomes([*wrong, *lacking])]
 
 
 def reloaded(document: Document) -> Page:
     """That the files are in force, and how the host is with them."""
-    return [f"The configuration was read again: {head(document)}"]
+    return [Prose(f"The configuration was read again: {head(document)}"), *explained(document["degraded"])]
 
 
 def checked(report: Report) -> Page:
     """What is wrong with the configuration files, and how much they say."""
-    wrong = [clean(line_of(problem)) for problem in report["problems"]]
+    wrong = [Prose(clean(line_of(problem))) for problem in report["problems"]]
     files, claims = len(report["files"]), len(report["claims"])
     said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
     return [*wrong, f"{said}, nothing wrong" if not wrong else said]
@@ -131,11 +111,11 @@ def happened(clock: str, event: Event) -> Page:
 
 def _guard_change(event: GuardChange) -> Iterable[str]:
     """What it does now, and where memory is short who has it."""
-    limit = f", limit {event.limit // MIB} MiB" if event.limit else ""
+    limit = f", limit {gib(event.limit)}" if event.limit else ""
     yield _guarding(event.state, event.reason, event.headroom, event.floor) + limit
     for title, found in (("largest", event.largest), ("growing", event.growing)):
         if found:
-            rows = (f"{command} (pid {pid}, uid {uid}) {size // MIB} MiB" for pid, command, uid, size in found)
+            rows = (f"{command} (pid {pid}, uid {uid}) {gib(size)}" for pid, command, uid, size in found)
             yield clean(f"{title}: {', '.join(rows)}")
 
 
@@ -157,15 +137,16 @@ def head(document: Document) -> str:
     return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {profile}{health}"
 
 
-def guard(document: Document) -> Iterable[str]:
+def guard(document: Document) -> Iterable[Prose]:
     """The memory guard in a line, where it has something to do."""
     guard = document["guard"]
     if guard["floor"] or guard["reason"]:
-        yield f"memory guard: {_guarding(guard['state'], guard['reason'], guard['headroom'], guard['floor'])}"
+        said = _guarding(guard["state"], guard["reason"], guard["headroom"], guard["floor"])
+        yield Prose(f"memory guard: {said}")
 
 
 def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
-    left = f"{headroom // MIB} MiB left, floor {floor // MIB} MiB" if floor else ""
+    left = f"{gib(headroom)} left, floor {gib(floor)}" if floor else ""
     return clean(", ".join(part for part in (state, left, reason) if part))
 
 
@@ -180,80 +161,3 @@ def state_row(state: str, cells: tuple[str, ...], *notes: str) -> Row:
     """A line about a target in that state, with what there is to say of it."""
     mark, style = MARKS.get(state, UNHEARD_OF)
     return row(mark, cells, style, *notes)
-
-
-def row(mark: str, cells: tuple[str, ...], style: str = "", *notes: str) -> Row:
-    """A line of a table, fit to be printed."""
-    return Row((mark, *(clean(cell) for cell in cells)), style, "\n".join(clean(note) for note in notes if note))
-
-
-def clean(text: str) -> str:
-    """Names of processes and devices come from elsewhere: none may move the cursor or start a line."""
-    return "".join(char if char.isprintable() else "�" for char in text)
-
-
-def write(page: Page, stream: TextIO) -> None:
-    """Write a page: fitted and coloured on a terminal, elsewhere one row one line without either."""
-    for part in page:
-        if isinstance(part, str):
-            print(part, file=stream)
-        elif not (stream.isatty() and _write_rich(part, stream)):
-            _write_plain(part, stream)
-
-
-def _write_plain(table: Table, stream: TextIO) -> None:
-    lines = [table.columns, *(tuple(cell or EMPTY for cell in row.cells) for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells, note in zip(lines, ["", *(row.note for row in table.rows)], strict=True):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        print(f"{line}  {note}".rstrip().replace("\n", "  "), file=stream)
-
-
-def _write_rich(table: Table, stream: TextIO) -> bool:
-    """False without rich: it is an optional dependency, and the plain table says the same."""
-    try:
-        from rich.console import Console  # noqa: PLC0415  # only tables on a terminal are worth its import
-        from rich.table import Table as RichTable  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-    except ImportError:
-        return False
-    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
-    for name in table.columns:
-        grid.add_column(name, overflow="fold", no_wrap=not name)
-    for row in table.rows:
-        cells = [
-            Text(cell, style=row.style if name in table.toned else "")
-            for name, cell in zip(table.columns, row.cells, strict=True)
-        ]
-        if row.note:
-            cells[-1] = _above(cells[-1], row.note)
-        grid.add_row(*cells)
-    console = Console(
-        file=stream,
-        color_system=None if os.environ.get("NO_COLOR") else "auto",
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    console.print(grid)
-    return True
-
-
-def _above(cell: Text, note: str) -> Text:
-    """A cell with prose below it."""
-    return cell.copy().append(f"\n{note}" if cell.plain else note, style=QUIET)
-
-
-def error(what: str, hint: str, stream: TextIO, *, width: int = 80) -> None:
-    """Write what happened, then the hint; wrapped on a terminal only."""
-    for text, first, rest in ((what, "kerntune: ", "  "), (hint, "  ", "  ")):
-        if not text:
-            continue
-        if stream.isatty():
-            # Words stay whole: a hint may be a command to copy.
-            wrapper = textwrap.TextWrapper(
-                width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-            )
-            print(wrapper.fill(clean(text)), file=stream)
-        else:
-            print(f"{first}{clean(text)}", file=stream)

@@ -69,6 +69,12 @@ def spell_size(count: int) -> str:
     return f"{count // UNITS[unit]}{unit}"
 
 
+def gib(count: int) -> str:
+    """Bytes as people compare them: `12.3 GiB`; what would be nothing in that unit in MiB."""
+    tenth = UNITS["G"] // 10
+    return f"{count / UNITS['G']:.1f} GiB" if count == 0 or abs(count) >= tenth else f"{count // UNITS['M']} MiB"
+
+
 def cpus(text: str) -> frozenset[int] | None:
     """The CPUs of a list as the kernel writes it (`0-3,8`), or None when it is no such list.
 

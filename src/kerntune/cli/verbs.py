@@ -11,7 +11,8 @@ from typing import Any, Final
 from kerntune.cli import answers, check, codes, profiles, show, spelling, wishes
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
-from kerntune.cli.rows import Advice, Answer, changed
+from kerntune.cli.rows import Advice, Answer, changed, gives_back
+from kerntune.cli.withdrawal import nothing_withdrawn
 from kerntune.errors import Exit, NotSupported, Usage
 from kerntune.model import Setting, State
 
@@ -42,7 +43,7 @@ async def list_(connect: Connect, args: Namespace) -> Answer:
     if args.tunable:
         tunables = [answers.tunable(document, args.tunable)]
         targets = [row for row in targets if row["tunable"] == args.tunable]
-    return Answer({"tunables": tunables, "targets": targets}, show.targets(tunables, targets))
+    return Answer({"tunables": tunables, "targets": targets}, show.targets(document, args.tunable))
 
 
 async def get(connect: Connect, args: Namespace) -> Answer:
@@ -79,10 +80,13 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
         raise Usage("there is nothing to plan", "Name settings, --unset and what to withdraw, --profile or --reset")
     options = _options(args, "unset", "persist", "allow_partial")
     if args.unset:
-        what = [Setting(*name, "") for name in _named(args.settings)]
+        names = _named(args.settings)
+        what = [Setting(*name, "") for name in names]
         async with connect() as manager:
             change = await manager.plan(what, options)
-        return changed(change, [] if change.outcomes else [_no_such_claim(args)], none=NO_CHANGE)
+            document = await manager.describe() if gives_back(change) or not change.changed else None
+        advice = [] if change.changed or not document else [nothing_withdrawn(document, names, persist=args.persist)]
+        return changed(change, advice, none=NO_CHANGE, document=document)
     asked = _asked(args)
     async with connect() as manager:
         settings, advice = await _settings(manager, asked, persist=args.persist)
@@ -97,12 +101,19 @@ async def verify(connect: Connect, _args: Namespace) -> Answer:
     """Whether the kernel holds what is wished of it; nothing is changed."""
     async with connect() as manager:
         outcomes = await manager.verify()
-        managed = answers.managed(await manager.describe())
+        document = await manager.describe()
+    managed = answers.managed(document)
     others = {(row.tunable, row.instance) for row in outcomes}
-    satisfied = len(managed - others)
-    counts = {"managed": len(managed | others), "satisfied": satisfied}
-    page = show.verified(outcomes, **counts)
-    return Answer({**counts, "outcomes": _rows(outcomes)}, page, codes.verified(outcomes, satisfied=satisfied))
+    claims = answers.claims_behind(document)
+    wrong: list[Outcome] = []
+    lacking: list[Outcome] = []
+    for row in outcomes:
+        is_lacking = codes.is_lacking(row, claims.get((row.tunable, row.instance)))
+        (lacking if is_lacking else wrong).append(row)
+    counts = {"managed": len(managed | others), "satisfied": len(managed - others)}
+    page = show.verified(wrong, lacking, **counts, degraded=document["degraded"])
+    data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": _rows(outcomes)}
+    return Answer(data, page, codes.verified(wrong=len(wrong), satisfied=counts["satisfied"]))
 
 
 async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, None]:
@@ -121,7 +132,8 @@ async def unset(connect: Connect, args: Namespace) -> Answer:
     what = _named(args.targets)
     async with connect() as manager:
         change = await manager.unset(what, _options(args, "persist"))
-    return changed(change, [] if change.changed or change.outcomes else [_no_such_claim(args)])
+        document = None if change.changed else await manager.describe()
+    return changed(change, [nothing_withdrawn(document, what, persist=args.persist)] if document else [])
 
 
 async def reload(connect: Connect, _args: Namespace) -> Answer:
@@ -145,15 +157,6 @@ def _named(texts: Iterable[str]) -> list[tuple[str, str]]:
         (tunable, spelling.everything(tunable) if instances is None else instances)
         for tunable, instances in map(spelling.what, texts)
     ]
-
-
-def _no_such_claim(args: Namespace) -> Advice:
-    kind, how = ("runtime", "without") if args.persist else ("persistent", "with")
-    hint = (
-        f"kerntune status shows who wants what; {kind} claims are withdrawn {how} --persist, and those of the "
-        "configuration in its files"
-    )
-    return Advice("there is no such claim to withdraw", hint)
 
 
 def _asked(args: Namespace) -> list[spelling.Asked]:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from kerntune.daemon import hotplug, logs
-from kerntune.daemon.app import Directories, Status, run
+from kerntune.daemon.app import Directories, Status, lock, run
 from kerntune.daemon.cap_file import undo_cap_alone
 from kerntune.daemon.options import HOST, parse
 from kerntune.kernel.files import WRITABLE, HostKernel
@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.check:
         from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks)
 
-        return check(options.check, as_json=options.json)
+        return check(options.check, directories.config, as_json=options.json)
     if options.profile:
         from kerntune.daemon.check import show_profile  # noqa: PLC0415  (as above)
 
         return show_profile(options.profile, directories.config, as_json=options.json)
     logs.set_up()
     if options.uncap:
-        return undo_cap_alone(HostKernel(options.root), directories.runtime)
+        return uncap(HostKernel(options.root), directories.runtime)
     if options.root != HOST and not (options.root / "proc").is_dir():
         log.error("%s has no proc directory: --root takes a tree with proc and sys in it", options.root)
         return Status.USAGE
@@ -61,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     threading.stack_size(STACK)
     events = hotplug.on_host if options.root == HOST else lambda _look: contextlib.nullcontext()
     return asyncio.run(run(HostKernel(options.root), str(options.root), directories, events))
+
+
+def uncap(kernel: HostKernel, runtime: Path) -> int:
+    """Undo what a killed daemon has left; one that runs looks after its cap itself."""
+    with contextlib.ExitStack() as stack:
+        if runtime.is_dir() and not lock(runtime, stack):
+            log.error("a kerntuned runs with %s: `kerntune unset overcommit` or stopping it ends its cap", runtime)
+            return Status.TAKEN
+        return undo_cap_alone(kernel, runtime)
 
 
 def simulate(directories: Directories) -> int:

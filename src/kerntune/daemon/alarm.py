@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 TOP: Final = 5
 RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with room and without
 CAUSE: Final = "memory guard"
+PATIENCE: Final = 5.0  # seconds that the first look may take
 NAMED: Final = 10  # processes that were refused memory
 MIB: Final = 1 << 20
 
@@ -38,15 +40,24 @@ class Alarm:
     def __init__(self) -> None:
         self.listeners: list[Callable[[Alert], None]] = []
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Told] = asyncio.Queue()
-        # A thread of its own, made in good time: in mode never there may be no room for another.
+        self._untold, self._arrived = deque[Told](), asyncio.Event()
+        # A thread of its own: who holds memory is told while the lanes are busy.
         self._threads = ThreadPoolExecutor(1, "consumers")
         self._consumers: Consumers | None = None
         self._capped_at = 0.0  # seconds since 1970
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
         """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, Told(verdict, memory, limits))
+        self._untold.append(Told(verdict, memory, limits))
+        self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def prepare(self) -> None:
+        """Make thread, modules and a first look now: in mode never there may be no room for them.
+
+        It is called in a thread, before anything is capped.
+        """
+        if self._consumers is None:
+            self._threads.submit(self._look_now).result(PATIENCE)
 
     async def work(self, engine: Reconciler) -> None:
         """Until cancelled."""
@@ -55,7 +66,7 @@ class Alarm:
             often = OFTEN if last.verdict.level else RARELY
             try:
                 async with asyncio.timeout(often if last.memory else None):
-                    told = await self._queue.get()
+                    told = await self._next()
             except TimeoutError:
                 await self._look()
                 continue
@@ -74,20 +85,38 @@ class Alarm:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _next(self) -> Told:
+        """What has not been told yet: each state, and of a state that came with many words the last ones."""
+        while not self._untold:
+            self._arrived.clear()
+            await self._arrived.wait()
+        told = self._untold.popleft()
+        while self._untold and self._untold[0].verdict.state is told.verdict.state:
+            told = self._untold.popleft()
+        return told
+
     async def _look(self) -> None:
-        await self._loop.run_in_executor(self._threads, self._look_now)
+        """See who holds memory now; where that fails for want of it, nobody is named."""
+        try:
+            await self._loop.run_in_executor(self._threads, self._look_now)
+        except (MemoryError, OSError, RuntimeError) as error:
+            log.error("who holds memory cannot be seen: %s", error or "no memory")
 
     def _look_now(self) -> None:
         if self._consumers is None:
             self._consumers = Consumers()
-        self._consumers.look()
+        self._consumers.look(time.monotonic())
 
     async def _look_back(self, engine: Reconciler, *, capped: bool) -> None:
         """When a cap has ended, tell who was refused; as long as it is in force, there may be no memory to look."""
         if capped:
             self._capped_at = time.time() - OFTEN
             return
-        refused = await asyncio.get_running_loop().run_in_executor(self._threads, refused_since, self._capped_at)
+        try:
+            refused = await self._loop.run_in_executor(self._threads, refused_since, self._capped_at)
+        except (MemoryError, OSError, RuntimeError) as error:
+            log.error("who was refused memory cannot be seen: %s", error or "no memory")
+            return
         if engine.guard:
             engine.guard.count_refusals(sum(each.times for each in refused))
         record_refused(refused)

@@ -90,6 +90,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         stack.callback(alarm.close)
         guard = MemoryGuard(kernel, directories.runtime, alarm.tell)
         engine = Reconciler(kernel, REGISTRY, state, guard=guard)
+        guard.preparations += [alarm.prepare, engine.prepare]
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.close)
@@ -104,17 +105,18 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         reloading.start()
         engine.listeners += [logs.recorder(), drift.noted]
         stack.enter_context(events(engine.look_again))
-        working = [
-            asyncio.create_task(engine.work(), name="lanes"),
-            asyncio.create_task(alarm.work(engine), name="alarm"),
-        ]
-        try:
-            host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
-            return await serve(host, engine, troubles, reloading, alarm)
-        finally:
-            for task in working:
-                task.cancel()
-            await asyncio.wait(working)
+        host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
+        # Whichever of them fails ends the daemon, and systemd starts it again.
+        async with asyncio.TaskGroup() as group:
+            working = [
+                group.create_task(engine.work(), name="lanes"),
+                group.create_task(alarm.work(engine), name="alarm"),
+            ]
+            try:
+                return await serve(host, engine, troubles, reloading, alarm)
+            finally:
+                for task in working:
+                    task.cancel()
 
 
 async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: Reloading, alarm: Alarm) -> Status:
@@ -140,6 +142,9 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
     except NameTaken as error:
         log.error("%s", error)
         return Status.TAKEN
+    except errors.KerntuneError as error:
+        log.error("%s", error)
+        return Status.FAILED
     finally:
         extending.cancel()
     notify.tell(f"READY=1\nSTATUS={summary(engine, troubles)}")
@@ -192,7 +197,7 @@ async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event, r
         asyncio.create_task(stop.wait(), name="stop"),
         asyncio.create_task(service.closed(), name="bus"),
     }
-    beating = asyncio.create_task(notify.watchdog())
+    beating = asyncio.create_task(notify.watchdog(lambda: engine.guard is None or engine.guard.alive))
     done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     told = any(task.get_name() == "stop" for task in done)
     for task in (*ends, beating):

@@ -10,7 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from kerntune.kernel.files import Kernel, KernelError
+from kerntune.kernel.files import Kernel
 from kerntune.kernel.pressure import MemoryFiles, Originals
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ CAPPED: Final = 2  # vm.overcommit_memory
 
 
 class Undone(IntEnum):
-    """What became of a cap that was left behind; also the exit status of `kerntuned --undo-cap`."""
+    """What became of a cap that was left behind; also the exit status of `kerntuned --uncap`."""
 
     WELL = 0
-    FAILED = 1
+    FAILED = 1  # it may be left in force, and its file is kept for another try
     SET_ASIDE = 3  # there is a file, and what it says cannot be known
 
 
@@ -33,26 +33,32 @@ class Unreadable(ValueError):
 
 
 class CapFile:
-    """Open and as large as it gets from the start: in mode never tmpfs gives no new page. Raises OSError."""
+    """Open and as large as it gets from the start: in mode never tmpfs gives no new page. Raises OSError.
+
+    Whatever an earlier daemon has left in it is to be put back before: it is gone.
+    """
 
     def __init__(self, runtime: Path) -> None:
+        self.originals: Originals | None = None
         self._fd = os.open(runtime / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.clear()
 
     def keep(self, originals: Originals) -> None:
         """These are to be put back."""
         os.pwrite(self._fd, json.dumps(originals).encode().ljust(SIZE), 0)
+        self.originals = originals
 
     def clear(self) -> None:
         """There is nothing to put back."""
         os.pwrite(self._fd, NOTHING, 0)
+        self.originals = None
 
     def close(self) -> None:
         os.close(self._fd)
 
 
 def undo_cap(kernel: Kernel, runtime: Path) -> bool:
-    """Put back what a guard that was killed has left; whether there was anything. Raises KernelError and Unreadable.
+    """Put back what a guard that was killed has left; whether there was anything. Raises OSError and Unreadable.
 
     Where the mode is neither the guard's nor the host's own, somebody else has set it since, and all is left alone.
     """
@@ -66,8 +72,7 @@ def undo_cap(kernel: Kernel, runtime: Path) -> bool:
             log.warning("a cap that was left behind is undone: vm.overcommit_memory is %d again", originals.mode)
     finally:
         files.close()
-    with contextlib.suppress(FileNotFoundError):
-        (runtime / NAME).unlink()
+    (runtime / NAME).write_bytes(NOTHING)
     return True
 
 
@@ -83,7 +88,8 @@ def left_behind(runtime: Path) -> Originals | None:
         found = Originals(*json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise Unreadable(NAME) from error
-    if not all(type(value) is int and value >= 0 for value in found) or found.mode > CAPPED:
+    # A ratio below 0 is nothing that we would set, but the kernel takes it from others.
+    if not all(type(value) is int for value in found) or min(found._replace(ratio=0)) < 0 or found.mode > CAPPED:
         raise Unreadable(NAME)
     return found
 
@@ -92,7 +98,7 @@ def undo_cap_alone(kernel: Kernel, runtime: Path) -> Undone:
     """The same for a start, and for ExecStopPost=, which runs when no daemon does; says in the log what failed."""
     try:
         undo_cap(kernel, runtime)
-    except KernelError as error:
+    except OSError as error:
         log.error("a cap that was left behind cannot be undone: %s: %s", error.filename, error.strerror)
         return Undone.FAILED
     except Unreadable:

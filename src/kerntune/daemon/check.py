@@ -4,48 +4,128 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from kerntune.daemon.config import Configuration
-from kerntune.daemon.config_files import Config
-from kerntune.daemon.config_text import Kind, Problem
+from kerntune.daemon.config_files import DROP_INS, MAIN, Config, contents_of
+from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
 from kerntune.daemon.profiles import Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
-from kerntune.places import folders
+from kerntune.places import FOLDER, NAME, files_in, folders
 from kerntune.tunables import REGISTRY
 
+OF_PROFILES: Final = frozenset({"summary", "include"})
 
-def check(place: Path, *, as_json: bool) -> int:
-    """Report on a folder of configuration files, or on one file; 0 when there is no error."""
-    config = Configuration(place, None, REGISTRY).read()
-    problems = [*config.problems, *of_profiles(place)]
-    if not place.exists():
-        problems.append(Problem(str(place), 0, Kind.FILE, "there is no such file or folder"))
-    errors = [problem for problem in problems if problem.is_error]
+
+class Report(NamedTuple):
+    """What was read, what it says together, and what is wrong with it."""
+
+    files: Sequence[Path]
+    claims: Sequence[Claim]
+    problems: Sequence[Problem]
+
+
+def check(place: Path, config: Path, *, as_json: bool) -> int:
+    """Report on a folder of configuration files, or on one file, a profile too; 0 when there is no error.
+
+    `config` is the folder of the daemon's own files, with the profiles that a file from elsewhere may name.
+    """
+    report = look(place, config)
     if as_json:
-        sys.stdout.write(json.dumps(document(config, problems), indent=2) + "\n")
+        sys.stdout.write(json.dumps(document(report), indent=2) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in (*problems, summary(config, problems)))
-    return 1 if errors else 0
+        sys.stdout.writelines(f"{line}\n" for line in (*report.problems, summary(report)))
+    return 1 if any(problem.is_error for problem in report.problems) else 0
 
 
-def document(config: Config, problems: Sequence[Problem]) -> dict[str, Any]:
+def look(place: Path, config: Path) -> Report:
+    """The report on whatever a place is."""
+    if not place.exists():
+        return Report((), (), [Problem(str(place), 0, Kind.FILE, "there is no such file or folder")])
+    profiles = Profiles(folders(home(place, config)), REGISTRY)
+    if place.is_dir() and place.name == FOLDER and (mine := sorted(files_in(place))):
+        return of_profiles(profiles, mine)
+    if is_profile(place):
+        return of_profiles(profiles, [place])
+    return of_config(place, profiles)
+
+
+def home(place: Path, config: Path) -> Path:
+    """The folder whose profiles count for a place: its own, if it has some."""
+    if place.is_dir() and place.name != FOLDER:
+        return place
+    of_file = place.parent.parent if place.parent.name in (DROP_INS, FOLDER) else place.parent
+    own = place.parent if place.is_dir() else of_file
+    return own if (own / FOLDER).is_dir() else config
+
+
+def is_profile(place: Path) -> bool:
+    """Whether a file is a profile: by its folder, or by what only profiles have."""
+    if not place.is_file() or place.name == MAIN or place.parent.name == DROP_INS:
+        return False
+    return place.parent.name == FOLDER or bool(OF_PROFILES & top_level(place).keys())
+
+
+def top_level(file: Path) -> dict[str, tuple[Any, int]]:
+    """The keys of a file, their values and lines; none where it cannot be read as TOML."""
+    try:
+        parsed = parse(str(file), contents_of(file))
+    except OSError:
+        return {}
+    if isinstance(parsed, Problem):
+        return {}
+    values, lines = parsed
+    return {key: (value, lines.get((key,), 0)) for key, value in values.items()}
+
+
+def of_profiles(profiles: Profiles, files: Sequence[Path]) -> Report:
+    """Files as profiles, with all that they include; each mistake once."""
+    found = [profiles.at(file) for file in files]
+    problems = [problem for profile in found for problem in (*misnamed(profile.file), *profile.problems)]
+    return Report(files, [claim for profile in found for claim in profile.claims], list(dict.fromkeys(problems)))
+
+
+def misnamed(file: Path) -> Iterator[Problem]:
+    """A warning where the file would not be found as a profile."""
+    if file.suffix != ".toml" or not NAME.fullmatch(file.stem):
+        allowed = "A profile is NAME.toml, with letters, digits, dots, - and _ in its name"
+        yield Problem(str(file), 0, Kind.UNKNOWN, "no profile is found under this name", allowed)
+
+
+def of_config(place: Path, profiles: Profiles) -> Report:
+    """Configuration files, the administrator's profiles beside them, and the profile that they put in force."""
+    config = Configuration(place, None, REGISTRY).read()
+    beside = [name for name, path in profiles.files().items() if path.is_relative_to(place)]
+    wrong = [problem for name in beside for problem in profiles.read(name).problems]
+    if config.profile:
+        wrong += in_force(config, profiles)
+    if not (config.files or beside or config.problems):
+        allowed = f"kerntuned reads {MAIN}, and {DROP_INS}/*.toml, in such a folder"
+        wrong.append(Problem(str(place), 0, Kind.UNKNOWN, "there is no configuration here", allowed))
+    return Report(config.files, config.claims, list(dict.fromkeys((*config.problems, *wrong))))
+
+
+def in_force(config: Config, profiles: Profiles) -> Iterator[Problem]:
+    """What is wrong with the profile that the files name, and that there is none of that name."""
+    try:
+        yield from profiles.read(config.profile).problems
+    except NoSuchProfile as error:
+        said = [(file, *top_level(file).get(PROFILE, ("", 0))) for file in config.files]
+        named = ((file, line) for file, name, line in reversed(said) if name == config.profile)
+        file, line = next(named, (config.files[-1], 0))
+        yield Problem(str(file), line, Kind.OPTION, error.what, error.hint)
+
+
+def document(report: Report) -> dict[str, Any]:
     """The report with the model's field names, which only ever grow."""
     return {
-        "files": [str(path) for path in config.files],
-        "claims": [claim_row(claim) for claim in config.claims],
-        "problems": [problem_row(problem) for problem in problems],
+        "files": [str(path) for path in report.files],
+        "claims": [claim_row(claim) for claim in report.claims],
+        "problems": [problem_row(problem) for problem in report.problems],
     }
-
-
-def of_profiles(place: Path) -> list[Problem]:
-    """What is wrong with the administrator's profiles, each mistake once."""
-    profiles = Profiles(folders(place), REGISTRY)
-    mine = [name for name, path in profiles.files().items() if path.is_relative_to(place)]
-    return list(dict.fromkeys(problem for name in mine for problem in profiles.read(name).problems))
 
 
 def show_profile(name: str, config: Path, *, as_json: bool) -> int:
@@ -85,13 +165,13 @@ def problem_row(problem: Problem) -> dict[str, Any]:
     }
 
 
-def summary(config: Config, problems: Sequence[Problem]) -> str:
+def summary(report: Report) -> str:
     """All of it in a line."""
-    errors = sum(problem.is_error for problem in problems)
+    errors = sum(problem.is_error for problem in report.problems)
     counts = [
-        (len(config.files), "file"),
-        (len(config.claims), "claim"),
+        (len(report.files), "file"),
+        (len(report.claims), "claim"),
         (errors, "error"),
-        (len(problems) - errors, "warning"),
+        (len(report.problems) - errors, "warning"),
     ]
     return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 
 from systemd import daemon
 
@@ -29,11 +30,12 @@ async def extend_start() -> None:
         await asyncio.sleep(EXTEND_EVERY)
 
 
-async def watchdog() -> None:
-    """Say that the loop still turns, twice as often as the unit's WatchdogSec= demands; for ever."""
+async def watchdog(alive: Callable[[], bool]) -> None:
+    """Say that the loop still turns, twice as often as the unit's WatchdogSec= demands, while the rest is `alive`."""
     usec = int(os.environ.get("WATCHDOG_USEC", "0"))
     if not usec or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return
     while True:
-        tell("WATCHDOG=1")
+        if alive():
+            tell("WATCHDOG=1")
         await asyncio.sleep(usec / 2_000_000)

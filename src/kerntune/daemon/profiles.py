@@ -69,6 +69,13 @@ class Profiles:
         files = self.files()
         if name not in files:
             raise NoSuchProfile(f"there is no profile {shown(name)}", f"There are {', '.join(files) or 'none'}")
+        return self._walked(name, files)
+
+    def at(self, file: Path) -> Profile:
+        """What a file would say as the profile of its name, wherever it lies."""
+        return self._walked(file.stem, {**self.files(), file.stem: file})
+
+    def _walked(self, name: str, files: Mapping[str, Path]) -> Profile:
         walk = _Walk(files, self._tunables)
         walk.visit(name, ())
         claims = in_order(claim for page in walk.pages.values() for claim in page.claims)

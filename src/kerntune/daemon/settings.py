@@ -163,7 +163,9 @@ CLAIM_TABLES: Final = (
     ),
     ClaimTable(
         "sysctl",
-        "The sysctls that matter to hosts of large models.",
+        "The sysctls that matter to hosts of large models. kerntuned, which has no capability, cannot write "
+        "kernel.numa_balancing: where it differs from what is wished here that is shown, and a line in /etc/sysctl.d "
+        "(kernel.numa_balancing = 0) sets it at boot.",
         "vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",
         "a whole number: to 200, 7 and 3 in that order",
         (

@@ -52,6 +52,10 @@ def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> It
                 (left.place.quoted,),
                 "remove it, so that nobody relies on it, or see to it that it is read",
             )
+        elif left.cause is Cause.NOT_OURS:
+            said, _, stays = left.why.partition(". ")
+            what = f"{line_in(left.place)} sets what kerntune cannot: {said}"
+            yield Finding(Severity.NOTE, "settings", what, (left.place.quoted,), f"{stays[0].lower()}{stays[1:]}")
         elif left.cause in (Cause.NOT_UNDERSTOOD, Cause.NOT_POSSIBLE) and not left.place.shipped:
             what = f"{line_in(left.place)} cannot become a claim: {left.why}"
             yield Finding(Severity.NOTE, "settings", what, (left.place.quoted,), BY_HAND)

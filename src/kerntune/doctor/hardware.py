@@ -9,7 +9,7 @@ from typing import Final
 from kerntune.doctor import cmdline
 from kerntune.doctor.files import Files, whole
 from kerntune.doctor.nouns import Finding, Left, Severity
-from kerntune.kernel import support
+from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
@@ -21,10 +21,6 @@ from kerntune.tunables.page_size import parse, spell
 
 # Parameters of the kernel that decide whether and how CPU frequencies can be set.
 CPU_PARAMETERS: Final = frozenset({"intel_pstate", "amd_pstate", "cpufreq.off", "cpufreq.default_governor"})
-NO_SCALING: Final = (
-    "nothing in a virtual machine, its host decides; on bare metal let the operating system control power in the "
-    "firmware's setup, or modprobe acpi_cpufreq"
-)
 # A drive with a queue of its own in the hardware gains nothing from a scheduler in front of it.
 FAST: Final = "none"
 
@@ -74,11 +70,16 @@ def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
     """Whether CPU frequencies can be set, and which governors are at work."""
     parameters = tuple(place.quoted for name, _, place in cmdline.words(files) if name in CPU_PARAMETERS)
     governor = CpuGovernor()
-    if why := governor.missing(kernel):
-        what = "CPU frequency scaling is not available: there is no governor to set"
-        built = support.configured(kernel, "CPU_FREQ")
-        evidence = [why.partition(". ")[0], *([built] if built else []), *parameters]
-        yield Finding(Severity.NOTE, "cpu-governor", what, tuple(evidence), NO_SCALING)
+    if governor.missing(kernel):
+        why, read, fix = lacking(kernel)
+        what = f"CPU frequency scaling is not available: {why}"
+        yield Finding(
+            Severity.NOTE,
+            "cpu-governor",
+            what,
+            (f"/{POLICIES} has no policy", *read, *parameters),
+            f"{fix[0].lower()}{fix[1:]}",
+        )
         return
     readings = governor.read_all(kernel, governor.targets(kernel))
     used = Counter(reading.value or "offline" for reading in readings.values())

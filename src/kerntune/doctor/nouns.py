@@ -82,6 +82,7 @@ class Cause(StrEnum):
     NO_EFFECT = "no-effect"
     NOT_TUNED = "not-tuned"
     NOT_POSSIBLE = "not-possible"
+    NOT_OURS = "not-ours"
     SHIPPED = "shipped"
 
 

@@ -18,10 +18,12 @@ from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Kind, Tunable
 from kerntune.tunables.cpu_policies import spell_cpus
+from kerntune.tunables.sysctl import REPORTED, only_reported
 
 # Names that the kernel gives in the order it finds the drives.
 UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|sd[a-z]+|vd[a-z]+")
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
+STAYS: Final = "Leave the line as it is: without it, or one in /etc/sysctl.d, the value is lost at the next boot"
 
 
 def gather(files: Files, page_size: int) -> list[Line]:
@@ -41,13 +43,20 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
     page_size = default_page_size(kernel)
     left: list[Left] = []
     in_force: list[tuple[Knob, Assignment]] = []
-    for line in gather(files, page_size):
+    lines = gather(files, page_size)
+    read = {line.place for line in lines if isinstance(line, Assignment) and not line.idle}
+    for line in lines:
         if isinstance(line, Left):
             left.append(line)
+        elif line.idle and line.place in read:
+            continue  # nothing reads the file at boot, but for a script
         elif named := knob(line, page_size, known):
             if line.idle:
                 left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
-            else:
+            elif named.instances in REPORTED and not line.place.shipped:
+                why = f"{only_reported(named.instances)}. {STAYS}"
+                left.append(Left(line.place, why, Cause.NOT_OURS))
+            elif named.instances not in REPORTED:
                 in_force.append((named, line))
         elif translate.SYSCTLS.fullmatch(line.path) and not line.place.shipped:
             left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))
@@ -118,7 +127,8 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
         left += [Left(line.place, remark, Cause.NOT_POSSIBLE) for line in last.values()]
         return []
     used = tuple(sorted(last.values(), key=lambda line: line.stage))
-    beaten = tuple(dict.fromkeys(line.place for found in parts.values() for line in found[:-1]))
+    earlier = dict.fromkeys(line.place for found in parts.values() for line in found[:-1])
+    beaten = tuple(place for place in earlier if all(place != line.place for line in used))
     remarks = "; ".join(filter(None, (remark, *dict.fromkeys(line.remark for line in used))))
     return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, beaten)]
 

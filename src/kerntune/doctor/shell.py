@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kerntune.doctor import words
-from kerntune.doctor.files import Files, whole
+from kerntune.doctor import guards, programs, sysctl, words
+from kerntune.doctor.files import Files
 from kerntune.doctor.files import Line as Row
+from kerntune.doctor.nesting import SUBSHELL, Command, Condition, Nesting
 from kerntune.doctor.nouns import Assignment, Left, Line, Place, Stage
-from kerntune.doctor.sysctl import path_of
-from kerntune.doctor.words import Command
 
 SCRIPTS: Final = ("etc/rc.local", "etc/rc.d/rc.local")
-CPUFREQ: Final = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
 # What a line has to mention to be of interest when it is not understood.
 RELEVANT: Final = re.compile(
     r"/proc/sys/vm|/sys/(class/)?block|cpufreq|transparent_hugepage|hugepages|hugeadm|cpupower|tuned-adm|--setra"
-    r"|powerprofilesctl|x86_energy_perf_policy|\bvm\."
+    r"|powerprofilesctl|x86_energy_perf_policy|\bvm\.|numa_balancing"
 )
 # They read, test or wait; what they mention they do not set.
 QUIET: Final = frozenset(
@@ -30,7 +28,12 @@ PREFIXES: Final = frozenset({"sudo", "exec", "env", "command", "builtin", "nohup
 PRINTERS: Final = frozenset({"echo", "printf"})
 SHELLS: Final = frozenset({"sh", "bash", "dash"})
 NOT_RUN: Final = "/{} is not executable, so it is not run at boot (chmod +x would make it)"
-IN_AN_IF: Final = "it stands under a condition, which a claim does not know"
+IN_A_FUNCTION: Final = "it stands in a function, and whether that is called is not known"
+CONDITIONAL: Final = "it stands under a condition ({}), and a claim would set it in any case"
+MAY_END: Final = "{} may end the script before it, by a condition that a claim does not know"
+ENDS: Final = frozenset({"exit", "return"})
+SKIPS: Final = frozenset({"continue", "break"})
+GLOB: Final = re.compile(r"[*?\[]")
 NESTED: Final = 3  # sh -c in sh -c
 
 
@@ -39,13 +42,13 @@ def read(files: Files) -> list[Line]:
     for path in SCRIPTS:
         if files.text(path) is not None:
             idle = "" if files.runs(path) else NOT_RUN.format(path)
-            return script(list(files.lines(path)), f"/{path}", idle=idle)
+            return script(list(files.lines(path)), f"/{path}", files, idle=idle)
     return []
 
 
-def script(rows: Sequence[Row], file: str, *, stage: Stage = Stage.RC_LOCAL, idle: str = "") -> list[Line]:
-    """What the lines of a script set, in their order."""
-    reader = Script(file, stage, idle)
+def script(rows: Sequence[Row], file: str, files: Files | None = None, *, idle: str = "") -> list[Line]:
+    """What the lines of a script set, in their order; `files` are those that it may have read in turn."""
+    reader = Script(file, files, idle)
     for row, tokens in words.logical(rows):
         if tokens is None:
             if RELEVANT.search(row.text):
@@ -57,20 +60,26 @@ def script(rows: Sequence[Row], file: str, *, stage: Stage = Stage.RC_LOCAL, idl
 
 @dataclass(slots=True)
 class Script:
-    """A script on its way from the first line to the last: variables that are known, and what is still open."""
+    """A script on its way from the first line to the last: variables that are known, and what is still open.
+
+    `perhaps` are variables whose value depends on what is not known; `doubts` are the exits that may have ended it.
+    """
 
     file: str
-    stage: Stage
+    files: Files | None = None
     idle: str = ""
     found: list[Line] = field(default_factory=list)
     known: dict[str, Sequence[str]] = field(default_factory=dict)
-    depth: list[str] = field(default_factory=list)
+    perhaps: dict[str, Sequence[str]] = field(default_factory=dict)
+    nesting: Nesting = field(default_factory=Nesting)
+    doubts: list[Condition] = field(default_factory=list)
+    loaded: set[str] = field(default_factory=set)
     nested: int = 0
 
     def line(self, row: Row, tokens: Sequence[str]) -> None:
         """One line: pipelines are kept together."""
         pipeline: list[Command] = []
-        for command in words.commands(row, tokens, self.depth):
+        for command in self.nesting.commands(row, tokens):
             pipeline.append(command)
             if command.then not in ("|", "|&"):
                 self.pipeline(pipeline)
@@ -91,36 +100,99 @@ class Script:
         argv = bare(argv)
         if argv and all(words.ASSIGNED.fullmatch(word) for word in argv):
             for word in argv:
-                self.bind(word)
+                self.bind(word, sure=not self.unsure(command, ()))
             return None
         name = argv[0].rsplit("/", 1)[-1] if argv else ""
         if name == "for":
             self.loop(argv)
-            return None
-        if name == "exit" and not command.conditional and not self.idle:
-            self.idle = f"it stands behind the exit in line {command.line.number}, so it is never reached"
-            return None
-        if name in SHELLS and "-c" in argv[:-1] and self.nested < NESTED:
-            self.inner(command.line, argv[argv.index("-c") + 1])
+        elif name in ENDS or name in SKIPS:
+            self.ended(command, name)
+        elif name in SHELLS and "-c" in argv[:-1] and self.nested < NESTED:
+            self.inner(command, argv[argv.index("-c") + 1])
+        else:
+            return self.sets(command, name, argv, targets, piped)
+        return None
+
+    def sets(
+        self, command: Command, name: str, argv: Sequence[str], targets: Sequence[str], piped: str | None
+    ) -> str | None:
+        """A command that may set something; what it prints, where that is known."""
+        plain = [one for word in argv[1:] for one in words.expand(word, self.known) or [word]]
+        if name == "sysctl" and (files := programs.loaded(plain)):
+            self.load(command, files)
             return None
         said = printed(argv, self.known) if name in PRINTERS else None
         if name == "tee":
             said, targets = piped, [word for word in argv[1:] if not word.startswith("-")]
-        pairs = effects(name, argv[1:], self.known)
+        pairs = programs.effects(name, plain)
         if pairs is None and (targets or name in PRINTERS):
             pairs = self.written(targets, said)
+        if pairs and (why := self.unsure(command, [path for path, _ in pairs])):
+            if any(RELEVANT.search(f"/{path}") for path, _ in pairs):
+                self.leave(command.line, why)
+            return said
+        place = Place(self.file, command.line.number, command.line.text)
         for path, value in pairs or ():
-            place = Place(self.file, command.line.number, command.line.text)
-            remark = IN_AN_IF if command.conditional else ""
-            self.found.append(Assignment(place, self.stage, path, value, remark, self.idle))
+            doubt = guards.unmet(self.doubts, [path], self.known)
+            remark = MAY_END.format(doubt) if doubt else ""
+            self.found.append(Assignment(place, Stage.RC_LOCAL, path, value, remark, self.idle))
         # What only reads is of interest for where its output goes.
         if pairs is None and self.concerns(targets if name in QUIET else [*argv, *targets]):
             self.leave(command.line, "it is not one of the lines that kerntune can read; translate it by hand")
         return said
 
+    def unsure(self, command: Command, paths: Sequence[str]) -> str:
+        """Why it is not sure that a command that sets these files is run, or ""."""
+        if command.in_function:
+            return IN_A_FUNCTION
+        condition = guards.unmet(command.conditions, paths, self.known)
+        return CONDITIONAL.format(condition) if condition else ""
+
+    def ended(self, command: Command, name: str) -> None:
+        """The end of the script, of a subshell or of one turn of a loop; under a condition the rest is in doubt."""
+        if command.in_function or any(map(guards.never, command.conditions)):
+            return
+        number = command.line.number
+        if name in ENDS and not command.conditions and not command.in_subshell:
+            self.idle = self.idle or f"it stands behind the {name} in line {number}, so it is never reached"
+            return
+        # What stands behind `test || exit` is run where the test succeeds.
+        one = command.conditions[0] if len(command.conditions) == 1 else None
+        tests = one.tests if one and one.negated else ()
+        doubt = Condition(f"the {name} in line {number}", tests, plain=bool(tests))
+        if name in SKIPS:
+            self.nesting.skip(doubt)
+        elif command.in_subshell:
+            self.nesting.skip(doubt, SUBSHELL)
+        else:
+            self.doubts.append(doubt)
+
+    def load(self, command: Command, files: Sequence[str]) -> None:
+        """`sysctl -p FILE`: what the file sets is set here; a second time it is not read."""
+        for file in files:
+            path = file.lstrip("/")
+            why = self.unsure(command, [path]) or self.unreadable(file)
+            if why:
+                self.leave(command.line, why)
+            elif self.files is not None and path not in self.loaded:
+                self.loaded.add(path)
+                real = self.files.leads_to(path) or path
+                self.found += sysctl.settings(self.files, real, idle=self.idle, stage=Stage.RC_LOCAL)
+
+    def unreadable(self, file: str) -> str:
+        """Why a file cannot be read in place of the script, or ""."""
+        if not file.startswith("/") or words.expand(file, self.known) != [file] or GLOB.search(file):
+            return f"which file {file!r} is, is not known here"
+        path = file.lstrip("/")
+        if self.files is not None and self.files.text(path) is not None:
+            return ""
+        there = self.files is not None and self.files.there(path)
+        return f"{file} cannot be read" if there else f"it reads {file}, and there is no such file here"
+
     def concerns(self, argv: Sequence[str]) -> bool:
         """Whether words are about values that are tuned here, variables filled in."""
-        return any(RELEVANT.search(one) for word in argv for one in words.expand(word, self.known) or [word])
+        known = {**self.perhaps, **self.known}
+        return any(RELEVANT.search(one) for word in argv for one in words.expand(word, known) or [word])
 
     def written(self, targets: Sequence[str], said: str | None) -> list[tuple[str, str]] | None:
         """What goes to files of the kernel; None where it is not known what, or to which."""
@@ -135,13 +207,13 @@ class Script:
             found += [(path.lstrip("/"), said or "") for path in kernel]
         return found
 
-    def bind(self, word: str) -> None:
+    def bind(self, word: str, *, sure: bool) -> None:
+        """A variable; where it is not sure that it is set here, its value is not known from here on."""
         name, _, value = word.partition("=")
         values = words.expand(value, self.known)
-        if values is None:
-            self.known.pop(name, None)
-        else:
-            self.known[name] = values
+        self.known.pop(name, None)
+        if values is not None:
+            (self.known if sure else self.perhaps)[name] = values
 
     def loop(self, argv: Sequence[str]) -> None:
         """`for NAME in WORDS`: inside, the name stands for each of them."""
@@ -156,11 +228,13 @@ class Script:
             values += more
         self.known[argv[1]] = values
 
-    def inner(self, row: Row, text: str) -> None:
-        """A script in a script, on the same line."""
-        inside = Script(self.file, self.stage, self.idle, self.found, dict(self.known), nested=self.nested + 1)
-        for _, tokens in words.logical([Row(row.number, part) for part in text.split("\n")]):
-            inside.line(row, tokens or ())
+    def inner(self, command: Command, text: str) -> None:
+        """A script in a script, on the same line and under the same conditions."""
+        inside = Script(self.file, self.files, self.idle, self.found, dict(self.known), dict(self.perhaps))
+        inside.doubts, inside.loaded, inside.nested = list(self.doubts), self.loaded, self.nested + 1
+        inside.nesting.inherit(command)
+        for _, tokens in words.logical([Row(command.line.number, part) for part in text.split("\n")]):
+            inside.line(command.line, tokens or ())
 
 
 def redirected(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -202,55 +276,3 @@ def printed(argv: Sequence[str], known: Mapping[str, Sequence[str]]) -> str | No
     text = " ".join(said).removesuffix("\\n")
     values = words.expand(text, known)
     return values[0].strip() if values and len(values) == 1 else None
-
-
-def effects(name: str, argv: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[tuple[str, str]] | None:
-    """What a program that sets kernel values sets: paths and values; None where it is no such program."""
-    plain: list[str] = []
-    for word in argv:
-        plain += words.expand(word, known) or [word]
-    if any("$" in word or "`" in word for word in plain):
-        return None
-    match name:
-        case "sysctl":
-            return sysctls(plain)
-        case "cpupower" if "frequency-set" in plain:
-            return governors(plain, "-g", "--governor", everywhere="all")
-        case "cpufreq-set":
-            return governors(plain, "-g", "--governor", everywhere=None)
-        case "blockdev":
-            return list(read_ahead(plain)) or None
-    return None
-
-
-def sysctls(argv: Sequence[str]) -> list[tuple[str, str]] | None:
-    """`sysctl -w key=value ...`; -p and --system read files, which are looked at in their own place."""
-    pairs = (word.partition("=") for word in argv if not word.startswith("-"))
-    found = [(f"proc/sys/{path_of(key)}", " ".join(value.split())) for key, equals, value in pairs if key and equals]
-    return found or ([] if {"-p", "--load", "--system"} & {word[:8] for word in argv} else None)
-
-
-def option(argv: Sequence[str], *names: str) -> str:
-    """The value of an option, however it is spelt; "" without it."""
-    for index, word in enumerate(argv):
-        for name in names:
-            if word == name and index + 1 < len(argv):
-                return argv[index + 1]
-            if name.startswith("--") and word.startswith(f"{name}="):
-                return word[len(name) + 1 :]
-    return ""
-
-
-def governors(argv: Sequence[str], *names: str, everywhere: str | None) -> list[tuple[str, str]] | None:
-    """cpupower sets all CPUs unless -c names some, cpufreq-set (`everywhere` is None) only CPU 0."""
-    governor = option(argv, *names)
-    cpus = option(argv, "-c", "--cpu") or everywhere or "0"
-    return [(CPUFREQ.format("*" if cpus == "all" else cpus), governor)] if governor else None
-
-
-def read_ahead(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`blockdev --setra N /dev/X`: N counts sectors of 512 bytes, read_ahead_kb counts KiB."""
-    sectors = whole(option(argv, "--setra", "--setfra"))
-    for word in argv:
-        if word.startswith("/dev/") and sectors is not None:
-            yield f"sys/block/{word.removeprefix('/dev/')}/queue/read_ahead_kb", str(sectors // 2)

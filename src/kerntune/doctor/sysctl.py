@@ -39,11 +39,11 @@ def read(files: Files) -> list[Line]:
     return found
 
 
-def settings(files: Files, path: str, *, idle: str) -> Iterator[Assignment]:
-    """What one file sets."""
+def settings(files: Files, path: str, *, idle: str, stage: Stage = Stage.SYSCTL) -> Iterator[Assignment]:
+    """What one file sets, when it is read at that stage."""
     for number, text, key, value in parse(files, path):
         place = Place(f"/{path}", number, text)
-        yield Assignment(place, Stage.SYSCTL, f"proc/sys/{path_of(key)}", value, idle=idle)
+        yield Assignment(place, stage, f"proc/sys/{path_of(key)}", value, idle=idle)
 
 
 def parse(files: Files, path: str) -> Iterator[Sysctl]:

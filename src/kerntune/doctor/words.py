@@ -6,7 +6,6 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from kerntune.doctor.files import Line
@@ -20,28 +19,12 @@ BRACES: Final = re.compile(r"(?<!\$)\{([^{}]*,[^{}]*|[0-9]{1,4}\.\.[0-9]{1,4})\}
 QUOTED_LINES: Final = 12
 MOST_WORDS: Final = 4096  # that one word is expanded to
 MOST_BRACES: Final = 8
-OPENERS: Final = {"if": "fi", "for": "done", "while": "done", "until": "done", "case": "esac", "select": "done"}
-MARKS: Final = frozenset({"do", "then", "else", "elif", "!", "{", "}", "time"})
-CONDITIONAL: Final = frozenset({"if", "while", "until", "case"})
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A simple command as it is written, redirections included; `then` is the operator behind it.
-
-    `conditional`: it stands in an if, a loop with a condition, or behind && or ||.
-    """
-
-    line: Line
-    words: tuple[str, ...]
-    then: str = ""
-    conditional: bool = False
 
 
 def logical(lines: Sequence[Line]) -> Iterator[tuple[Line, list[str] | None]]:
     """Lines with what continues them, and their tokens: None where the quotes do not match.
 
-    Here-documents are left out. `$(...)` is cut at its parentheses, and nothing here takes the rest for a value.
+    Here-documents are left out. `$(...)` is one word, or the beginning of one.
     """
     ahead = iter(range(len(lines)))
     for index in ahead:
@@ -75,48 +58,34 @@ def cut(text: str) -> list[str] | None:
     lexer = shlex.shlex(text, posix=True, punctuation_chars="".join(OPERATORS))
     lexer.whitespace_split = True
     try:
-        return list(lexer)
+        return substituted(list(lexer))
     except ValueError:
         return None
+
+
+def substituted(tokens: Sequence[str]) -> list[str]:
+    """The tokens with each `$(...)` in one piece; one that is not closed goes on to the end."""
+    found: list[str] = []
+    depth = 0
+    for token in tokens:
+        begins = bool(found) and found[-1].endswith("$") and token.startswith("(") and is_operator(token)
+        if not depth and not begins:
+            found.append(token)
+        elif not is_operator(token):
+            found[-1] += token if found[-1].endswith("(") else f" {token}"
+        else:
+            for index, char in enumerate(token, 1):
+                depth += (char == "(") - (char == ")")
+                found[-1] += char
+                if not depth:
+                    found += [token[index:]] if token[index:] else []
+                    break
+    return found
 
 
 def is_operator(token: str, among: frozenset[str] = OPERATORS) -> bool:
     """Whether a token is made of such characters only."""
     return bool(token) and set(token) <= among
-
-
-def commands(line: Line, tokens: Sequence[str], depth: list[str]) -> Iterator[Command]:
-    """The simple commands of a line; `depth` holds the words that open what is still open, and is kept up to date."""
-    words: list[str] = []
-    after, behind = "", False
-    for token in (*tokens, ";"):
-        if not is_operator(token, SEPARATORS):
-            words.append(token)
-            continue
-        body = opened(words, depth)
-        if body:
-            # A pipeline is behind && as a whole.
-            behind = after in ("&&", "||") or (behind and after in ("|", "|&"))
-            yield Command(line, tuple(body), token, behind or any(word in CONDITIONAL for word in depth))
-        words, after = [], token
-
-
-def opened(words: Sequence[str], depth: list[str]) -> list[str]:
-    """The words without those of the grammar in front of a command, which open and close what `depth` holds."""
-    rest = list(words)
-    while rest:
-        word = rest[0]
-        if word in OPENERS:
-            depth.append(word)
-            if word in ("for", "case", "select"):
-                return rest
-        elif word in OPENERS.values():
-            if depth:
-                depth.pop()
-        elif word not in MARKS:
-            return rest
-        rest.pop(0)
-    return rest
 
 
 def expand(word: str, known: Mapping[str, Sequence[str]]) -> list[str] | None:

@@ -37,6 +37,7 @@ class GuardState(StrEnum):
     OBSERVING = "observing"
 
 
+OBSERVES: Final = "guard-observing"  # the slug in Degraded: `always` is in force, and nothing makes it safe
 CAPPING: Final = frozenset({GuardState.CAPPED, GuardState.EXHAUSTED})
 
 
@@ -123,6 +124,10 @@ class Guard(Protocol):
         """None while it does not watch."""
 
     @property
+    def alive(self) -> bool:
+        """Whether it looks as often as it should; also while there is nothing to look at."""
+
+    @property
     def times_capped(self) -> int:
         """How often it has begun to cap since the daemon started."""
 
@@ -151,11 +156,11 @@ def decide(memory: Memory, now: float, limits: GuardLimits, before: GuardVerdict
     """The next verdict, at `now` seconds of a clock that never goes back; `hindrance` is why nothing can be written."""
     if before.caps:
         return _while_capped(memory, now, limits, before)
+    if hindrance:
+        return _observing(memory, limits, before, hindrance)
     if memory.overcommit_mode != MODE_ALWAYS:
         reason = f"vm.overcommit_memory is {memory.overcommit_mode}, not {MODE_ALWAYS}: something else set it"
         return _observing(memory, limits, before, reason)
-    if hindrance:
-        return _observing(memory, limits, before, hindrance)
     if memory.headroom > limits.above(memory, limits.cap):
         return _with_room(memory, now, limits, before)
     if reason := inexpressible(memory, limits):
@@ -226,9 +231,19 @@ def warning(memory: Memory, limits: GuardLimits, before: int) -> int:
 def reserve(memory: Memory) -> int:
     """What only root is promised while the guard caps, and everybody as much again: bytes, 1 % of RAM or 128 MiB.
 
-    One program may take it all, so it has to be small beside the floor.
+    Many programs together may take it all, so it has to be small beside the floor. One alone may not, for the kernel
+    keeps `kept_from_one` from it.
     """
     return min(128 * MIB, memory.total // 100)
+
+
+def kept_from_one(memory: Memory) -> int:
+    """What no program gets, root's neither, while others can have it: bytes, for vm.user_reserve_kbytes.
+
+    More than root's reserve, so that some is left to ordinary users where a program of root takes that. The kernel
+    keeps no more of it from a program than 1/32 of the program's own size.
+    """
+    return 2 * reserve(memory)
 
 
 def margin(memory: Memory, limits: GuardLimits) -> int:
@@ -242,13 +257,10 @@ def margin(memory: Memory, limits: GuardLimits) -> int:
 
 def inexpressible(memory: Memory, limits: GuardLimits) -> str:
     """Why no limit can cap this host, "" when one can: the kernel adds all swap to whatever is written."""
-    limit = memory.committed + reserve(memory) + margin(memory, limits)
-    if limit > memory.swap_total:
+    if memory.committed + reserve(memory) + margin(memory, limits) > memory.swap_total:
         return ""
-    return (
-        f"a limit of {limit // MIB} MiB is needed, but the kernel's is never below the swap "
-        f"of {memory.swap_total // MIB} MiB"
-    )
+    # Without the limit that is needed, which is another at each look.
+    return f"the kernel's limit is never below the swap of {memory.swap_total // MIB} MiB, and less than that is needed"
 
 
 def kbytes_for(limit: int, memory: Memory) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from kerntune.engine.drift import DriftLog
@@ -98,8 +99,12 @@ class Worker:
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
         if not order.dry:
+            # What the guard has written itself comes and goes: what is remembered is the wish before.
+            caps = {
+                t: self.last[t] for t, w in result.wishes.items() if w.winner.origin is Origin.GUARD and t in self.last
+            }
             self.last.clear()
-            self.last.update(result.outcomes)
+            self.last.update(result.outcomes | caps)
         return result
 
 
@@ -123,7 +128,8 @@ class _Pass:
         if guard is None or guard.tunable != self.tunable.name:
             self._run(self.order.claims)
             return
-        with guard.lock:
+        # Who only looks does not make the guard wait.
+        with nullcontext() if self.order.dry else guard.lock:
             self._run(guard.follow(self.order.claims, self.order.released, dry=self.order.dry))
             self._remark(guard)
 
@@ -266,6 +272,10 @@ class _Pass:
     def _write(self, steps: Sequence[Step]) -> None:
         """The writes of a step in their order; steps side by side where the tunable allows it."""
         todo = [step for step in steps if step.writes]
+        capped = self.lane.guard is not None and self.lane.guard.verdict.caps  # there may be no room for a thread
+        if capped or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
+            self._write_steps(todo)
+            return
         width = WRITERS if self.tunable.parallel else 1
         shares = filter(None, (todo[first::width] for first in range(width)))
         jobs = [self.lane.writers.submit(self._write_steps, share) for share in shares]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds
+READERS = 2
+PATIENCE = 1.0  # seconds
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 
@@ -73,15 +76,15 @@ class Reconciler:
         self._clock = clock
         self._read_at: dict[Lane, float] = {}
         # Reads that anybody may ask for have threads of their own, so that they delay neither passes nor saves.
-        self._writers = ThreadPoolExecutor(WRITERS, "write")
         self._passes = ThreadPoolExecutor(len(Lane), "pass")
-        self._readers = ThreadPoolExecutor(2, "read")
+        self._readers = ThreadPoolExecutor(READERS, "read")
         self._savers = ThreadPoolExecutor(1, "save")
+        self._writers = {lane: ThreadPoolExecutor(WRITERS, f"write {lane}") for lane in Lane}
         self._lanes = {lane: self._lane(lane, kernel, clock) for lane in Lane}
 
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
-        worker = Worker(kernel, own, self.limits, self._writers, self.ledger.keep, self.guard, clock=clock)
+        worker = Worker(kernel, own, self.limits, self._writers[lane], self.ledger.keep, self.guard, clock=clock)
         return LaneQueue(worker, self._passes, self._order, partial(self._publish, lane))
 
     @property
@@ -141,8 +144,17 @@ class Reconciler:
 
     def close(self) -> None:
         """Let go of the threads; a write that has begun is finished by the kernel."""
-        for pool in (self._passes, self._readers, self._savers, self._writers):
+        for pool in (self._passes, self._readers, self._savers, *self._writers.values()):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def prepare(self) -> None:
+        """Make the threads that any call may need: while memory is short there may be no room for them."""
+        gate = threading.Event()
+        for pool, threads in ((self._passes, len(Lane)), (self._readers, READERS), (self._savers, 1)):
+            for _ in range(threads):
+                # One that waits for the gate makes the pool start another.
+                pool.submit(gate.wait, PATIENCE)
+        gate.set()
 
     async def observe(self) -> None:
         """Read everything, write nothing."""

@@ -83,7 +83,7 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> Cla
     if not covered and tunable.exact(instances):
         there = ", ".join(sorted({t.instance for t in world.readings if t.tunable == tunable.name})) or "nothing"
         raise NoSuchTarget(
-            f"{tunable.name} has no {instances!r}", f"There is {there}; a pattern may name what comes later"
+            f"{tunable.name} has no {instances!r}", f"What there is: {there}; a pattern may name what comes later"
         )
     check_value(tunable, [world.readings[target] for target in covered], value)
     return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial)

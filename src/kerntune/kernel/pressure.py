@@ -18,7 +18,8 @@ MODE: Final = f"{VM}/overcommit_memory"
 RATIO: Final = f"{VM}/overcommit_ratio"
 KBYTES: Final = f"{VM}/overcommit_kbytes"
 ADMIN_RESERVE: Final = f"{VM}/admin_reserve_kbytes"
-SETTINGS: Final = (MODE, RATIO, KBYTES, ADMIN_RESERVE)
+USER_RESERVE: Final = f"{VM}/user_reserve_kbytes"
+SETTINGS: Final = (MODE, RATIO, KBYTES, ADMIN_RESERVE, USER_RESERVE)
 SEEN: Final = ("proc/meminfo", "proc/swaps", "proc/pressure/memory")
 # malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
@@ -28,12 +29,13 @@ MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
 
 class Originals(NamedTuple):
-    """The four settings before a cap, as they were; kilobytes and ratio are 0 where the other one counts."""
+    """The settings before a cap, as they were; kilobytes and ratio are 0 where the other one counts."""
 
     mode: int
     ratio: int
     kbytes: int
     admin_reserve: int
+    user_reserve: int
 
 
 class MemoryFiles:
@@ -80,9 +82,10 @@ class MemoryFiles:
         """The settings as they are."""
         return Originals(*(int(self._read(path) or 0) for path in SETTINGS))
 
-    def cap(self, kbytes: int, admin_reserve: int) -> None:
-        """Mode never with this limit; `admin_reserve` in KiB comes first, the mode last."""
+    def cap(self, kbytes: int, admin_reserve: int, user_reserve: int) -> None:
+        """Mode never with this limit; the reserves (all in KiB) come first, the mode last."""
         self._files[ADMIN_RESERVE].write(str(admin_reserve))
+        self._files[USER_RESERVE].write(str(user_reserve))
         self.move(kbytes)
         self._files[MODE].write("2")
 
@@ -99,10 +102,11 @@ class MemoryFiles:
         self.give_back(originals, limit=True)
 
     def give_back(self, originals: Originals, *, limit: bool) -> None:
-        """What was reserved for root, where the mode is no longer ours; `limit`: and the limit, which still is."""
+        """The reserves, where the mode is no longer ours; `limit`: and the limit, which still is."""
         if limit:
             self._files[KBYTES if originals.kbytes else RATIO].write(str(originals.kbytes or originals.ratio))
         self._files[ADMIN_RESERVE].write(str(originals.admin_reserve))
+        self._files[USER_RESERVE].write(str(originals.user_reserve))
 
     def close(self) -> None:
         for file in self._files.values():

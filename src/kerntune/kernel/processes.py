@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from kerntune.model import Consumer
 
+LEAST = 1.0  # seconds
+
 if TYPE_CHECKING:
     import psutil
     from psutil import Process
@@ -32,11 +34,20 @@ def printable(name: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
+def swapped(pid: int) -> int:
+    """Bytes of a process that are in swap; 0 when that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith("VmSwap:")), 0)
+    except OSError:
+        return 0
+
+
 class Consumers:
     """Who holds memory, and who has taken more of it since the look before. Keeps no process alive.
 
-    Sizes are resident memory (the second figure of /proc/PID/statm). Pages of hugetlbfs are not in it, and are not in
-    what the guard counts either.
+    Sizes are resident memory (the second figure of /proc/PID/statm), and where the host has swap, what is swapped out
+    of it (VmSwap in /proc/PID/status). Pages of hugetlbfs are not in it, and are not in what the guard counts either.
     """
 
     def __init__(self) -> None:
@@ -45,20 +56,25 @@ class Consumers:
         self._psutil = psutil
         self._now: dict[psutil.Process, int] = {}
         self._before: dict[psutil.Process, int] = {}
+        self._looked = -LEAST
 
-    def look(self) -> None:
-        """Read every process; takes some 10 us each."""
-        self._before, self._now = self._now, {}
+    def look(self, now: float) -> None:
+        """Read every process, at so many seconds of a clock that never goes back; takes some 10 us each."""
+        # Looks may follow each other at once: growth is that of LEAST seconds or more.
+        if now - self._looked >= LEAST:
+            self._before = self._now
+        self._now, self._looked = {}, now
+        swaps = self._psutil.swap_memory().total > 0
         for process in self._psutil.process_iter():
             with contextlib.suppress(self._psutil.Error):
-                self._now[process] = process.memory_info().rss
+                self._now[process] = process.memory_info().rss + (swapped(process.pid) if swaps else 0)
 
     def largest(self, count: int) -> list[Consumer]:
         """By what they have."""
         return self._named(nlargest(count, self._now.items(), key=itemgetter(1)))
 
     def growing(self, count: int) -> list[Consumer]:
-        """By what they have got since the look before the last; nobody when there was none."""
+        """By what they have got lately; nobody when there was only one look."""
         if not self._before:
             return []
         grown = {process: size - self._before.get(process, 0) for process, size in self._now.items()}

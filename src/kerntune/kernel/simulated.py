@@ -28,10 +28,11 @@ THP_WORDS = {
     "enabled": ("always", "madvise", "never"),
     "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
 }
-# The values of a new kernel.
+# The values of a new kernel. To write the last one takes CAP_SYS_ADMIN, so it is not WRITABLE, which is EPERM here too.
 SYSCTLS = {"vm/swappiness": 60, "vm/zone_reclaim_mode": 0, "kernel/numa_balancing": 1}
-MOST = {"vm/swappiness": 200, "kernel/numa_balancing": 4}
+MOST = {"vm/swappiness": 200}
 ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
+USER_RESERVE = "proc/sys/vm/user_reserve_kbytes"
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class SimulatedKernel:
     sysctls: dict[str, int] = field(default_factory=lambda: dict(SYSCTLS))
     thp: dict[str, str] = field(default_factory=lambda: {"enabled": "always", "defrag": "madvise"})
     admin_reserve: int = 8192  # KiB
+    user_reserve: int = 131072  # KiB
     committed: int = 2 << 30
     swap: int = 0
     sizes: tuple[int, ...] = (2 << 20, 1 << 30)
@@ -194,6 +196,8 @@ class SimulatedKernel:
                 node.whole = None if node.whole is None else node.whole + self.compaction
         elif path == ADMIN_RESERVE:
             self.admin_reserve = int(text)
+        elif path == USER_RESERVE:
+            self.user_reserve = int(text)
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
         elif path.startswith(("proc/sys/", THP)):
@@ -304,6 +308,7 @@ class SimulatedKernel:
             "proc/sys/kernel/osrelease": "6.1.0-simulated",
             "proc/sys/vm/compact_memory": "0",
             ADMIN_RESERVE: str(self.admin_reserve),
+            USER_RESERVE: str(self.user_reserve),
             **{f"proc/sys/{name}": str(value) for name, value in self.sysctls.items()},
             **{f"{THP}/{name}": in_brackets(word, THP_WORDS[name]) for name, word in self.thp.items()},
             **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},

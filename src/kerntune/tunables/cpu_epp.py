@@ -39,11 +39,11 @@ class CpuEpp(OnPolicies):
     explained: ClassVar[Explanation] = Explanation(
         what="What CPUs that choose their own frequency prefer, speed or power (energy performance preference).",
         helps="As cpu-governor, on CPUs with intel_pstate (HWP) or amd_pstate (active).",
-        evidence=(Evidence(Grade.VENDOR, "performance is recommended for inference; no gain was measured here"),),
-        risk="Power, and with it heat. With the governor performance most drivers take no other preference.",
+        evidence=(Evidence(Grade.VENDOR, "'performance' is recommended for inference; no gain was measured here"),),
+        risk="Power, and with it heat. With the governor 'performance' most drivers take no other preference.",
         files=("/sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",),
         document="Documentation/admin-guide/pm/intel_pstate.rst, amd-pstate.rst",
-        instances="a policy (policy0) or a list of CPUs (0-3,8); none is all",
+        instances="a policy (policy0) or a list of CPUs (0-3,8); left out: all of them",
         values="the kernel's name of a preference (performance, balance_performance, balance_power, power)",
         example=Example("cpu-epp=performance", "speed at any price"),
     )

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from kerntune.errors import InvalidValue
 from kerntune.explained import Evidence, Example, Explanation, Grade
-from kerntune.kernel import support
+from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import unlike
@@ -29,13 +29,13 @@ class CpuGovernor(OnPolicies):
     by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/scaling_governor",)
     explained: ClassVar[Explanation] = Explanation(
         what="How CPUs choose their frequency, one setting for all CPUs of a policy.",
-        helps="Hosts where requests should not wait for the clock to rise: performance. Many virtual machines have no "
-        "frequency scaling, and their host decides.",
-        evidence=(Evidence(Grade.VENDOR, "performance is recommended for inference; no gain was measured here"),),
+        helps="Hosts where requests should not wait for the clock to rise: 'performance'. Many virtual machines have "
+        "no frequency scaling, and their host decides.",
+        evidence=(Evidence(Grade.VENDOR, "'performance' is recommended for inference; no gain was measured here"),),
         risk="Power, and with it heat.",
         files=("/sys/devices/system/cpu/cpufreq/policy*/scaling_governor",),
         document="Documentation/admin-guide/pm/cpufreq.rst",
-        instances="a policy (policy0) or a list of CPUs (0-3,8); none is all",
+        instances="a policy (policy0) or a list of CPUs (0-3,8); left out: all of them",
         values="the kernel's name of a governor (performance, powersave, schedutil)",
         example=Example("cpu-governor=performance", "the highest frequency on every CPU"),
     )
@@ -43,12 +43,9 @@ class CpuGovernor(OnPolicies):
     def missing(self, kernel: KernelView) -> str:
         if kernel.glob(f"{POLICIES}/policy*"):
             return ""
-        why = (
-            f"there is no scaling_governor, for /{POLICIES} has no policy: the CPUs run at a fixed frequency, as in "
-            "most virtual machines (their host decides) and where the firmware decides, or no driver is loaded"
-        )
-        how = "On bare metal, let the operating system control power in the firmware's setup, or modprobe acpi_cpufreq"
-        return ". ".join(part for part in (why, how, support.configured(kernel, "CPU_FREQ")) if part)
+        cause = lacking(kernel)
+        why = f"there is no scaling_governor, for /{POLICIES} has no policy: {cause.why}"
+        return "".join((why, *(f" ({evidence})" for evidence in cause.evidence), f". {cause.fix}"))
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         return self.read_all(kernel, [target])[target]

@@ -73,7 +73,8 @@ class HugePages(Plain):
             "/sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
         ),
         document="Documentation/admin-guide/mm/hugetlbpage.rst",
-        instances="a page size (2M, 1G), one NUMA node of it (2M/node0) or each node (2M/*); none is the default size",
+        instances="a page size (2M, 1G), one NUMA node of it (2M/node0) or each node (2M/*); left out: the default "
+        "size",
         values="a number of pages, or a size that is a whole number of them (64G)",
         example=Example("hugepages=64G", "as many pages of the default size as 64 GiB are"),
     )

@@ -42,10 +42,10 @@ class HugePagesOvercommit(Plain):
             Evidence(Grade.MEASURED, "models were loaded into borrowed pages"),
             Evidence(Grade.KERNEL, "pages are taken from normal memory when the pool is used up"),
         ),
-        risk="Nothing is set aside: where memory is fragmented there may be none when a program asks.",
+        risk="Nothing is set aside: where memory is fragmented there may be no pages when a program asks.",
         files=("/sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",),
         document="Documentation/admin-guide/mm/hugetlbpage.rst",
-        instances="a page size (2M); none is the default size",
+        instances="a page size (2M); left out: the default size",
         values="a number of pages, or a size that is a whole number of them (16G)",
         example=Example("hugepages-overcommit@2M=16G", "up to 16 GiB in pages of 2 MiB for who asks"),
     )

@@ -29,16 +29,16 @@ class IoScheduler(OnDrives):
     by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/queue/scheduler",)
     explained: ClassVar[Explanation] = Explanation(
         what="Who puts the requests to a block device in order: the kernel (mq-deadline, bfq, kyber), or nobody "
-        "(none).",
-        helps="none for NVMe and virtual disks, which order their own queue; mq-deadline for disks that turn.",
+        "('none').",
+        helps="'none' for NVMe and virtual disks, which order their own queue; 'mq-deadline' for disks that turn.",
         evidence=(
-            Evidence(Grade.VENDOR, "none for NVMe, mq-deadline for disks"),
+            Evidence(Grade.VENDOR, "'none' for NVMe, 'mq-deadline' for disks"),
             Evidence(Grade.MEASURED, "no gain for loading a model by itself"),
         ),
         risk="Low.",
         files=("/sys/block/*/queue/scheduler",),
         document="Documentation/block/switching-sched.rst",
-        instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); none is all",
+        instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); left out: all of them",
         values="the name of a scheduler that the device offers",
         example=Example("io-scheduler@nvme*=none", "every NVMe drive, those plugged later too"),
     )

@@ -37,17 +37,19 @@ class Overcommit(Plain):
         what="How much memory the kernel promises to programs: by its own judgement, whatever they ask, or never more "
         "than a limit.",
         helps="One file that is mapped and larger than RAM and swap together: some loaders map it as if it were to be "
-        "written, and are refused. Otherwise leave it at heuristic.",
+        "written, and are refused. Otherwise leave it at 'heuristic'.",
         evidence=(
-            Evidence(Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode heuristic, opened in always"),
-            Evidence(Grade.KERNEL, "the ratio is read in mode never only"),
+            Evidence(
+                Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode 'heuristic', opened in 'always'"
+            ),
+            Evidence(Grade.KERNEL, "the ratio is read in mode 'never' only"),
         ),
-        risk="With always, the kernel refuses nothing, and ends a program when memory is gone. The memory guard caps "
-        "promises before that, by the ratio (95 where none is named); what was promised before the cap can still be "
-        "used. A low limit with never locks everybody out, and is refused.",
+        risk="With 'always', the kernel refuses nothing, and ends a program when memory is gone. The memory guard "
+        "caps promises before that, by the ratio (95 where it is not named); what was promised before the cap can "
+        "still be used. A low limit with 'never' locks everybody out, and is refused.",
         files=("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
         document="Documentation/mm/overcommit-accounting.rst",
-        instances="none, it is one setting of the host",
+        instances="there are no instances, it is one setting of the host",
         values="heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
         example=Example(
             "overcommit=always:95", "promise whatever is asked for; the memory guard has a floor of 5 % of RAM"

@@ -47,7 +47,7 @@ class ReadAhead(OnDrives):
         risk="Wastes page cache on random reads; 4096 does less than 1024 for who reads tensor by tensor.",
         files=("/sys/block/*/queue/read_ahead_kb",),
         document="Documentation/ABI/stable/sysfs-block",
-        instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); none is all",
+        instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); left out: all of them",
         values="KiB, a whole number, or a size (2M); the kernel keeps whole pages of it",
         example=Example("read-ahead@nvme*=2048", "mapped models are read in pages of 2 MiB"),
     )

@@ -1,7 +1,8 @@
 """sysctl: the few sysctls that are known to matter to hosts of large models, each with its range.
 
 Documentation/admin-guide/sysctl/vm.rst and kernel.rst. Others are refused: nothing is known to speak for another value
-of vfs_cache_pressure, the dirty ratios or min_free_kbytes there.
+of vfs_cache_pressure, the dirty ratios or min_free_kbytes there. One of the list is only compared with what is wished,
+for the kernel asks for a capability and the service has none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from kerntune.errors import InvalidValue
+from kerntune.errors import InvalidValue, NoSuchName
 from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
@@ -43,8 +44,9 @@ ELSEWHERE: Mapping[str, str] = {
     "vm.nr_hugepages_mempolicy": "hugepages",
     "vm.nr_overcommit_hugepages": "hugepages-overcommit",
 }
+# To own the file is not enough: sysctl_numa_balancing of kernel/sched/core.c asks for CAP_SYS_ADMIN.
+REPORTED = frozenset({"kernel.numa_balancing"})
 NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
-BALANCING = "kernel.numa_balancing"
 
 
 class Sysctl(Plain):
@@ -67,8 +69,8 @@ class Sysctl(Plain):
             Evidence(Grade.VENDOR, "recommended for inference by AMD (ROCm), NVIDIA (Grace) and SGLang"),
             Evidence(Grade.NONE, "nothing is known to speak for other values of dirty ratios or vfs_cache_pressure"),
         ),
-        risk="With a low swappiness page cache is dropped earlier. kernel.numa_balancing takes a capability that the "
-        "service has not: where it differs, the answer says how to set it.",
+        risk="With a low swappiness page cache is dropped earlier. kernel.numa_balancing is compared with what is "
+        "wished, and not written, for that takes a capability and kerntuned has none: a line in /etc/sysctl.d sets it.",
         files=("/proc/sys/vm/swappiness", "/proc/sys/vm/zone_reclaim_mode", "/proc/sys/kernel/numa_balancing"),
         document="Documentation/admin-guide/sysctl/vm.rst, kernel.rst",
         instances="vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",
@@ -86,9 +88,9 @@ class Sysctl(Plain):
         """With dots; as sysctl(8) it takes slashes too."""
         name = instances.replace("/", ".")
         if tunable := ELSEWHERE.get(name):
-            raise InvalidValue(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
+            raise NoSuchName(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
         if name not in SYSCTLS:
-            raise InvalidValue(f"{instances!r} is no sysctl that kerntune tunes", f"There are {', '.join(SYSCTLS)}")
+            raise NoSuchName(f"{instances!r} is no sysctl that kerntune tunes", f"There are {', '.join(SYSCTLS)}")
         return name
 
     def exact(self, instances: str) -> bool:  # noqa: ARG002
@@ -122,12 +124,9 @@ class Sysctl(Plain):
         return [plan_one(wish, readings[target]) for target, wish in wishes.items()]
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
-        name = reading.target.instance
         if code == errno.EINVAL:
-            why = f"this kernel takes no {value} for {name}, though later ones may"
+            why = f"this kernel takes no {value} for {reading.target.instance}, though later ones may"
             return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
-        if code == errno.EPERM and name == BALANCING:
-            return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, needs_capability(value))
         return super().rejected(reading, value, code)
 
 
@@ -137,13 +136,16 @@ def path_of(name: str) -> str:
 
 
 def plan_one(wish: Wish, before: Reading) -> Step:
-    """Nothing where the value is in place or out of range; the host's own may be what this list does not know."""
+    """Nothing where the value is in place, out of range or not for us to write; the host's own may be out of range."""
     if before.value is None:
         return Step(wish, before, verdict=unreadable(before))
     if before.value == wish.value:
         return Step(wish, before)
     if not wish.is_baseline and (why := beyond(wish.target, wish.value)):
         return Step(wish, before, verdict=Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why))
+    if (name := wish.target.instance) in REPORTED:
+        why = f"{only_reported(name)}. {how_to_set(name, wish.value)}"
+        return Step(wish, before, verdict=Verdict(State.UNSUPPORTED, Reason.READ_ONLY, why))
     return Step(wish, before, (Write(path_of(wish.target.instance), wish.value),))
 
 
@@ -155,9 +157,11 @@ def beyond(target: Target, value: str) -> str:
     return f"{target.instance} is a whole number from {least} to {most}, not {value}"
 
 
-def needs_capability(value: str) -> str:
-    """Prose: the kernel asks for more than to own the file (sysctl_numa_balancing of kernel/sched/core.c)."""
-    return (
-        f"the kernel lets only a process with CAP_SYS_ADMIN set {BALANCING}, and the service has no capability. "
-        f"A line {BALANCING} = {value} in /etc/sysctl.d sets it at boot, and sysctl -w {BALANCING}={value} now"
-    )
+def only_reported(name: str) -> str:
+    """Why a sysctl of REPORTED is not written, in prose."""
+    return f"the kernel lets only a process with CAP_SYS_ADMIN write {name}, and kerntuned has no capability"
+
+
+def how_to_set(name: str, value: str) -> str:
+    """What sets it in place of a claim."""
+    return f"A line {name} = {value} in /etc/sysctl.d sets it at boot, and sudo sysctl -w {name}={value} now"

@@ -38,13 +38,13 @@ class Thp(Plain):
     explained: ClassVar[Explanation] = Explanation(
         what="Transparent huge pages: which programs get them without changes of their own (enabled), and which wait "
         "while the kernel makes room for them (defrag).",
-        helps="Loaders that copy, and allocators that ask with madvise(2). enabled at madvise suits most hosts, "
-        "always those with a single purpose; defrag at madvise.",
+        helps="Loaders that copy, and allocators that ask with madvise(2). enabled at 'madvise' suits most hosts, "
+        "'always' those with a single purpose; defrag at 'madvise'.",
         evidence=(
             Evidence(Grade.MEASURED, "copying loaders that get them: 0.58 of the time"),
-            Evidence(Grade.KERNEL, "with defrag at always every program may wait for compaction"),
+            Evidence(Grade.KERNEL, "with defrag at 'always' every program may wait for compaction"),
         ),
-        risk="With always, programs that touch memory sparsely grow, and may stall.",
+        risk="With 'always', programs that touch memory sparsely grow, and may stall.",
         files=("/sys/kernel/mm/transparent_hugepage/enabled", "/sys/kernel/mm/transparent_hugepage/defrag"),
         document="Documentation/admin-guide/mm/transhuge.rst",
         instances="enabled or defrag",

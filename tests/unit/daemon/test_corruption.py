@@ -229,7 +229,7 @@ def test_all_of_them_at_once(folder: Path, whole: dict[str, bytes]) -> None:
     assert found.troubles == {STATE_SET_ASIDE}
 
 
-ORIGINALS: Final = Originals(mode=1, ratio=50, kbytes=0, admin_reserve=8192)
+ORIGINALS: Final = Originals(mode=1, ratio=50, kbytes=0, admin_reserve=8192, user_reserve=131072)
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.daemon.alarm import Alarm
 from kerntune.daemon.cap_file import NAME, Unreadable, undo_cap
 from kerntune.daemon.guard import MemoryGuard
 from kerntune.engine.guard import GuardLimits, GuardState, GuardVerdict
 from kerntune.engine.requests import Request
-from kerntune.kernel.pressure import ADMIN_RESERVE, KBYTES, MODE, RATIO
+from kerntune.kernel.pressure import ADMIN_RESERVE, KBYTES, MODE, RATIO, USER_RESERVE
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Memory, Reason, Setting, State
 from tests.unit.lab import Lab, running
@@ -30,8 +31,8 @@ PATIENCE = 10.0  # seconds
 class Scene:
     """A host of 64 GiB with a guard; `news` are its verdicts that were."""
 
-    def __init__(self, lab: Lab, guard: MemoryGuard, news: asyncio.Queue[GuardVerdict]) -> None:
-        self.lab, self.guard, self.news = lab, guard, news
+    def __init__(self, lab: Lab, guard: MemoryGuard, news: asyncio.Queue[GuardVerdict], alarm: Alarm) -> None:
+        self.lab, self.guard, self.news, self.alarm = lab, guard, news, alarm
         self.kernel = lab.kernel
 
     def leave(self, gib: float) -> None:
@@ -52,25 +53,35 @@ class Scene:
     def settings(self) -> tuple[int, int, int, int]:
         """Mode, ratio, kilobytes, and what is reserved for root, as the kernel has them."""
         now = self.kernel.overcommit
+        assert (self.kernel.user_reserve == 131072) is (self.kernel.admin_reserve == 8192)
         return now["memory"], now["ratio"], now["kbytes"], self.kernel.admin_reserve
 
 
 @contextlib.asynccontextmanager
-async def scene(runtime: Path, settings: GuardLimits = QUICK, **overcommit: int) -> AsyncIterator[Scene]:
-    kernel = SimulatedKernel([Node(64 * GIB)])
+async def scene(
+    runtime: Path, settings: GuardLimits = QUICK, kernel: SimulatedKernel | None = None, **overcommit: int
+) -> AsyncIterator[Scene]:
+    """With an alarm, which asks for the passes that follow a cap and its end."""
+    kernel = kernel or SimulatedKernel([Node(64 * GIB)])
     kernel.overcommit |= overcommit
-    loop, news = asyncio.get_running_loop(), asyncio.Queue[GuardVerdict]()
+    loop, news, alarm = asyncio.get_running_loop(), asyncio.Queue[GuardVerdict](), Alarm()
 
-    def tell(verdict: GuardVerdict, _memory: Memory | None, _limits: GuardLimits | None) -> None:
+    def tell(verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
+        alarm.tell(verdict, memory, limits)
         loop.call_soon_threadsafe(news.put_nowait, verdict)
 
     guard = MemoryGuard(kernel, runtime, tell)
     guard.configure(settings)
     try:
         async with running(kernel, guard=guard) as lab:
-            yield Scene(lab, guard, news)
+            guard.preparations += [alarm.prepare, lab.engine.prepare]
+            telling = asyncio.create_task(alarm.work(lab.engine))
+            yield Scene(lab, guard, news, alarm)
+            assert not telling.done(), "the alarm has gone on"
+            telling.cancel()
     finally:
         guard.stop()
+        alarm.close()
 
 
 async def test_it_watches_from_the_first_claim_of_always_to_the_last(tmp_path: Path) -> None:
@@ -94,13 +105,19 @@ async def test_when_memory_is_short_it_caps_and_afterwards_all_is_as_before(tmp_
         verdict = await host.until(GuardState.CAPPED)
         assert host.lab.writes() == [
             (ADMIN_RESERVE, "131072"),
+            (USER_RESERVE, "262144"),
             (KBYTES, str(verdict.kbytes)),
             (MODE, "2"),
         ]
         assert host.settings == (2, 0, verdict.kbytes, 131072)
         host.leave(40)
         await host.until(GuardState.RELEASED)
-        assert host.lab.writes() == [(MODE, "1"), (RATIO, "95"), (ADMIN_RESERVE, "8192")]
+        assert host.lab.writes() == [
+            (MODE, "1"),
+            (RATIO, "95"),
+            (ADMIN_RESERVE, "8192"),
+            (USER_RESERVE, "131072"),
+        ]
         assert host.settings == before
         assert host.lab.engine.counters["guard_caps"] == 1
         assert not (tmp_path / NAME).read_text().strip()
@@ -159,7 +176,7 @@ async def test_a_cap_that_somebody_else_changes_is_theirs(tmp_path: Path) -> Non
         host.lab.writes()
         verdict = await host.until(GuardState.OBSERVING)
         assert "something else set vm.overcommit_memory to 0" in verdict.reason
-        assert host.lab.writes() == [(ADMIN_RESERVE, "8192")]
+        assert host.lab.writes() == [(ADMIN_RESERVE, "8192"), (USER_RESERVE, "131072")]
         assert host.settings == (0, 70, 0, 8192)
     assert host.settings == (0, 70, 0, 8192)
 
@@ -190,8 +207,8 @@ async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_pa
         await host.until(GuardState.CAPPED)
         left = (tmp_path / NAME).read_bytes()
         capped = dict(host.kernel.overcommit)
-    assert json.loads(left) == [1, 95, 0, 8192]
-    host.kernel.overcommit, host.kernel.admin_reserve = capped, 131072
+    assert json.loads(left) == [1, 95, 0, 8192, 131072]
+    host.kernel.overcommit, host.kernel.admin_reserve, host.kernel.user_reserve = capped, 131072, 262144
     (tmp_path / NAME).write_bytes(left)
     assert undo_cap(host.kernel, tmp_path)
     assert host.settings == (1, 95, 0, 8192)
@@ -206,7 +223,18 @@ def test_nothing_is_put_back_where_nothing_was_capped(tmp_path: Path, left: byte
     assert kernel.journal == []
 
 
-@pytest.mark.parametrize("left", [b"[1, 95", b"[1, 95, 0]", b'["a", 1, 2, 3]', b"\xff", b"[" * 256])
+@pytest.mark.parametrize(
+    "left",
+    [
+        b"[1, 95",
+        b"[1, 95, 0, 8192]",
+        b'["a", 1, 2, 3, 4]',
+        b"\xff",
+        b"[" * 256,
+        b"[1, 95, 0, -8192, 131072]",
+        b"[3, 95, 0, 8192, 131072]",
+    ],
+)
 def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: bytes) -> None:
     kernel = SimulatedKernel([Node(64 * GIB)])
     (tmp_path / NAME).write_bytes(left)
@@ -217,7 +245,7 @@ def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: byte
 
 def test_nothing_is_put_back_where_somebody_has_set_another_mode_since(tmp_path: Path) -> None:
     kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / NAME).write_text("[1, 95, 0, 8192]")
+    (tmp_path / NAME).write_text("[1, 95, 0, 8192, 131072]")
     assert undo_cap(kernel, tmp_path)
     assert kernel.journal == []
 

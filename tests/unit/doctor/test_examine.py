@@ -71,7 +71,14 @@ def test_governors(tmp_path: Path) -> None:
     lay_out("small-vm", tmp_path)
     (finding,) = topic(examine(tmp_path), "cpu-governor")
     assert finding.severity is NOTE
+    assert finding.what == "CPU frequency scaling is not available: no frequency driver is loaded"
     assert "/proc/config.gz has CONFIG_CPU_FREQ=y" in finding.evidence
+    assert finding.fix.startswith("try sudo modprobe acpi_cpufreq")
+    write(tmp_path, {"proc/cpuinfo": "flags : fpu hypervisor\n"})
+    (finding,) = topic(examine(tmp_path), "cpu-governor")
+    assert finding.what.endswith("this is a virtual machine, so its host decides on CPU frequencies")
+    assert finding.evidence[1:] == ("/proc/cpuinfo has the flag hypervisor",)
+    assert "modprobe" not in finding.fix
     policies(tmp_path, 2)
     write(
         tmp_path,
@@ -180,6 +187,14 @@ def test_how_a_fight_is_ended(tmp_path: Path) -> None:
 def test_the_strongest_claim_counts(tmp_path: Path) -> None:
     strong, weak = (claim("hugepages", "2M", value, "2M").claims[0] for value in ("512", "9"))
     assert one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M", Daemon((strong, weak))).severity is NOTE
+
+
+def test_a_line_that_no_claim_can_replace_is_to_stay(tmp_path: Path) -> None:
+    lay_out("two-sockets", tmp_path)
+    write(tmp_path, {"etc/sysctl.d/90-numa.conf": "kernel.numa_balancing = 0\n"})
+    finding = one(tmp_path, "a line in /etc/sysctl.d/90-numa.conf sets what kerntune cannot: the kernel lets only")
+    assert (finding.severity, finding.evidence) == (NOTE, ("/etc/sysctl.d/90-numa.conf:1: kernel.numa_balancing = 0",))
+    assert finding.fix.startswith("leave the line as it is")
 
 
 def test_a_value_that_is_not_in_force(tmp_path: Path) -> None:

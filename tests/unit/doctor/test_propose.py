@@ -14,6 +14,7 @@ from kerntune.doctor.nouns import Cause, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import HostKernel, KernelView
 from kerntune.model import Target
+from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
@@ -177,6 +178,38 @@ def test_the_last_stage_of_a_boot_wins(tmp_path: Path) -> None:
     assert [place.text for place in proposal.beaten] == ["hugepages=1", "vm.nr_hugepages=2"]
 
 
+def test_a_file_that_only_a_script_reads_is_in_force(tmp_path: Path) -> None:
+    lines = "vm.nr_hugepages = 8\nvm.overcommit_memory = 1\nvm.max_map_count = 9\n"
+    write(tmp_path, {"etc/sysctl.conf": lines})
+    found = pasted(tmp_path, "sysctl -p")
+    assert said(found) == ["hugepages@2M=8", "overcommit=always"]
+    assert [(str(one.place), one.cause) for one in found.left] == [("/etc/sysctl.conf:3", Cause.NOT_TUNED)]
+
+
+def test_a_file_that_is_read_twice_does_not_beat_itself(tmp_path: Path) -> None:
+    write(tmp_path, {"etc/sysctl.d/a.conf": "vm.nr_hugepages = 8\nvm.overcommit_memory = 1\n"})
+    found = pasted(tmp_path, "sysctl -w vm.nr_hugepages=4", "sysctl -p /etc/sysctl.d/a.conf")
+    assert said(found) == ["hugepages@2M=8", "overcommit=always"]
+    pool, mode = found.proposals
+    assert [str(place) for place in pool.beaten] == ["/etc/rc.local:1"]
+    assert mode.beaten == ()
+
+
+def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Path) -> None:
+    lines = (
+        'die() { echo "$1"; exit 1; }',
+        "if lspci | grep -qi nvidia; then",
+        "  echo 8 > /proc/sys/vm/nr_hugepages",
+        "fi",
+        "sysctl -w vm.overcommit_memory=1",
+    )
+    found = pasted(tmp_path, *lines)
+    assert said(found) == ["overcommit=always"]
+    (left,) = found.left
+    assert (str(left.place), left.cause) == ("/etc/rc.local:3", Cause.NOT_UNDERSTOOD)
+    assert left.why.startswith("it stands under a condition (if in line 2)")
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -240,6 +273,25 @@ def test_what_a_package_ships_is_marked(tmp_path: Path) -> None:
     write(tmp_path, {"usr/lib/udev/rules.d/60-block-scheduler.rules": rule})
     (proposal,) = survey(tmp_path).proposals
     assert proposal.shipped
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("etc/sysctl.d/90-numa.conf", "kernel.numa_balancing = 0\n"),
+        ("proc/cmdline", "numa_balancing=disable\n"),
+    ],
+)
+def test_what_only_others_may_write_is_left_to_them(tmp_path: Path, file: str, text: str) -> None:
+    """The kernel wants CAP_SYS_ADMIN for it: a claim would be one on paper, and the line is what works."""
+    lay_out("two-sockets", tmp_path)
+    write(tmp_path, {file: text, "proc/sys/kernel/numa_balancing": "0\n"})
+    found = survey(tmp_path, REGISTRY)
+    assert said(found) == []
+    (left,) = found.left
+    assert (left.cause, str(left.place)) == (Cause.NOT_OURS, f"/{file}:1")
+    assert "CAP_SYS_ADMIN" in left.why
+    assert "Leave the line as it is" in left.why
 
 
 def test_a_host_without_huge_pages(tmp_path: Path) -> None:

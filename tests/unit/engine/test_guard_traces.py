@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from kerntune.engine.guard import (
     FASTEST,
     SHORTEST,
+    STEADY,
     GuardLimits,
     GuardState,
     GuardVerdict,
     decide,
     interval,
+    kept_from_one,
     reserve,
 )
 from kerntune.model import Memory
@@ -26,12 +28,17 @@ LATENESS = 0.005  # seconds between the moment a look is due and the moment it i
 
 @dataclass
 class Host:
-    """Memory that programs take and give back, at most as fast as FASTEST, and what the kernel makes of it."""
+    """Memory that programs take and give back, at most as fast as FASTEST, and what the kernel makes of it.
+
+    `one` program takes all that is taken from now on: the kernel keeps user_reserve_kbytes from it.
+    """
 
     total: int
     used: int
     swap_total: int = 0
     root: bool = False
+    one: bool = False
+    had: int = 0
     swap_used: int = 0
     now: float = 0.0
     verdict: GuardVerdict = field(default_factory=GuardVerdict)
@@ -59,7 +66,8 @@ class Host:
         memory = self.memory
         wanted = max(0, memory.committed + int(rate * seconds))
         if kernel_refuses and self.verdict.caps:
-            wanted = min(wanted, memory.commit_limit - (0 if self.root else reserve(memory)))
+            own = min((memory.committed - self.had) // 32, kept_from_one(memory)) if self.one else 0
+            wanted = min(wanted, memory.commit_limit - (0 if self.root else reserve(memory)) - own)
             wanted = max(wanted, memory.committed if rate > 0 else 0)
         self.used = min(wanted, self.total)
         self.swap_used = min(wanted - self.used, self.swap_total)
@@ -142,6 +150,29 @@ def test_a_program_that_takes_all_it_gets_leaves_the_floor_less_2_percent(host: 
         assert memory.headroom >= limits.floor(memory) - memory.total * 2 // 100
         if stops and after.caps and memory.committed >= memory.commit_limit - reserve(memory):
             return
+
+
+@given(
+    st.integers(64, 1024), st.integers(0, 50), st.integers(100 << 20, FASTEST), st.booleans(), st.sampled_from([0, 64])
+)
+@settings(deadline=None)
+def test_beside_one_program_that_asks_again_and_again_users_can_work(
+    gib: int, percent: int, rate: int, root: bool, swap: int
+) -> None:
+    """Once it was refused something: a login and a shell of some 30 MiB, whoever the program belongs to."""
+    total, limits = gib * GIB, GuardLimits()
+    used = total * percent // 100
+    host = Host(total, used, swap * GIB, root=root, one=True, had=used)
+    refused_at = None
+    for memory, _, after in steps(host, limits, [rate] * 2000, kernel_refuses=True):
+        if after.state is GuardState.OBSERVING:
+            return
+        left = after.kbytes * 1024 + memory.swap_total - memory.committed
+        if after.caps and refused_at is None and left < kept_from_one(memory) + reserve(memory) + (8 << 20):
+            refused_at = host.now
+        if refused_at is not None and host.now > refused_at + 2 * STEADY:
+            assert left - reserve(memory) >= 30 << 20
+            assert memory.headroom > limits.floor(memory)
 
 
 @given(hosts, ratios, rates)

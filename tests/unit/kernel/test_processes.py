@@ -7,10 +7,11 @@ import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import IO
 
 import pytest
 
-from kerntune.kernel.processes import describe, printable
+from kerntune.kernel.processes import LEAST, Consumers, describe, printable, swapped
 
 # Takes a name of bytes (PR_SET_NAME) and says when it has it; ends with its standard input.
 NAMED = """
@@ -50,3 +51,37 @@ def test_a_process_that_is_gone() -> None:
 @pytest.mark.parametrize(("name", "shown"), [("busctl", "busctl"), ("a b", "a b"), ("\udcff", "?"), ("ü", "ü")])
 def test_printable(name: str, shown: str) -> None:
     assert printable(name) == shown
+
+
+# Takes so many MiB more for each line it reads, and says when it has them.
+GROWING = """
+import sys
+held = []
+for line in sys.stdin:
+    held.append(b"x" * (int(line) << 20))
+    print("grown", flush=True)
+"""
+
+
+def test_who_has_grown_is_told_though_looks_follow_each_other_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", GROWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def grow(stdin: IO[bytes] = child.stdin, stdout: IO[bytes] = child.stdout) -> None:
+            stdin.write(b"40\n")
+            stdin.flush()
+            assert stdout.readline() == b"grown\n"
+
+        grow()
+        consumers = Consumers()
+        consumers.look(100.0)
+        assert consumers.growing(5) == []
+        grow()
+        for later in (LEAST, LEAST + 0.01):
+            consumers.look(100.0 + later)
+            grown = {consumer.pid: consumer.size for consumer in consumers.growing(5)}
+            assert grown[child.pid] >= 40 << 20
+            assert grown[child.pid] < 60 << 20
+        child.communicate(timeout=10)
+    assert swapped(child.pid) == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
+from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Origin, Reason, State
 from kerntune.tunables.sysctl import SYSCTLS, Sysctl
@@ -18,7 +19,7 @@ TUNABLE = Sysctl()
 NAME = Sysctl.name
 SWAPPINESS = "vm.swappiness"
 FILE = "proc/sys/vm/swappiness"
-BALANCING = "proc/sys/kernel/numa_balancing"
+BALANCING = "kernel.numa_balancing"
 
 
 def host() -> SimulatedKernel:
@@ -26,7 +27,7 @@ def host() -> SimulatedKernel:
 
 
 def test_the_list_is_short() -> None:
-    assert SYSCTLS == {SWAPPINESS: (0, 200), "vm.zone_reclaim_mode": (0, 7), "kernel.numa_balancing": (0, 3)}
+    assert SYSCTLS == {SWAPPINESS: (0, 200), "vm.zone_reclaim_mode": (0, 7), BALANCING: (0, 3)}
     assert TUNABLE.lane is Lane.MEMORY
 
 
@@ -51,9 +52,10 @@ def test_dots_or_slashes() -> None:
     ],
 )
 def test_what_is_not_on_it_is_told_where_to_go(name: str, said: str) -> None:
-    with pytest.raises(InvalidValue) as raised:
+    with pytest.raises(InvalidValue) as raised:  # as every reader of names expects
         TUNABLE.normal(name)
     assert said in (raised.value.hint or "")
+    assert (raised.value.dbus_name, raised.value.exit_code) == (NoSuchTarget.dbus_name, NoSuchTarget.exit_code)
 
 
 @pytest.mark.parametrize("value", ["", "-1", "1.5", "0x1", "ten", "1\n", "9" * 11, "\u0663"])
@@ -94,26 +96,54 @@ async def test_a_configured_value_out_of_range_is_not_written() -> None:
 
 async def test_a_value_that_only_the_host_itself_had_is_put_back() -> None:
     kernel = host()
-    kernel.sysctls["kernel/numa_balancing"] = 4
+    kernel.sysctls["vm/zone_reclaim_mode"] = 8
     async with running(kernel) as lab:
-        await lab.set((NAME, "kernel.numa_balancing", 0))
-        await lab.unset((NAME, "kernel.numa_balancing"))
-        assert kernel.sysctls["kernel/numa_balancing"] == 4
+        await lab.set((NAME, "vm.zone_reclaim_mode", 0))
+        await lab.unset((NAME, "vm.zone_reclaim_mode"))
+        assert kernel.sysctls["vm/zone_reclaim_mode"] == 8
+
+
+def test_the_kernel_lets_only_cap_sys_admin_write_one_of_them() -> None:
+    """sysctl_numa_balancing of kernel/sched/core.c, and the service has no capability."""
+    with pytest.raises(KernelError) as raised:
+        host().write(f"proc/sys/{BALANCING.replace('.', '/')}", "0")
+    assert raised.value.errno == errno.EPERM
+
+
+async def test_what_cannot_be_written_is_told_where_it_is_set_and_not_tried() -> None:
+    async with running(host()) as lab:
+        with pytest.raises(KernelRejected, match=r"= 0 in /etc/sysctl\.d sets it at boot"):
+            await lab.set((NAME, BALANCING, 0))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_what_cannot_be_written_may_be_as_it_is_claimed() -> None:
+    kernel = host()
+    async with running(kernel, claims=[claim(Origin.CONFIG, NAME, BALANCING, 0)]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        (outcome,) = lab.engine.outcomes.values()
+        assert told(outcome) == (BALANCING, "1", State.UNSUPPORTED, Reason.READ_ONLY)
+        kernel.sysctls["kernel/numa_balancing"] = 0  # by systemd-sysctl, or by hand
+        await lab.engine.reconcile("drift")
+        (outcome,) = lab.engine.outcomes.values()
+        assert told(outcome) == (BALANCING, "0", State.SATISFIED, Reason.OK)
+        assert (await lab.one(NAME, BALANCING, 0)).state is State.SATISFIED
+        await lab.unset((NAME, BALANCING))
+        assert lab.writes() == []
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "code", "error", "said"),
+    ("code", "error", "said"),
     [
-        (FILE, SWAPPINESS, errno.EINVAL, InvalidValue, "this kernel takes no 150"),
-        (FILE, SWAPPINESS, errno.EROFS, KernelRejected, "read-only here"),
-        (BALANCING, "kernel.numa_balancing", errno.EPERM, KernelRejected, "only a process with CAP_SYS_ADMIN"),
+        (errno.EINVAL, InvalidValue, "this kernel takes no 150"),
+        (errno.EROFS, KernelRejected, "read-only here"),
     ],
 )
-async def test_a_refusal(path: str, name: str, code: int, error: type[Exception], said: str) -> None:
+async def test_a_refusal(code: int, error: type[Exception], said: str) -> None:
     async with running(host()) as lab:
-        lab.kernel.refuse[path] = code
+        lab.kernel.refuse[FILE] = code
         with pytest.raises(error, match=said):
-            await lab.set((NAME, name, 150 if path == FILE else 0))
+            await lab.set((NAME, SWAPPINESS, 150))
         assert lab.claims == []
 
 

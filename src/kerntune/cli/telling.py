@@ -1,0 +1,68 @@
+"""How an error is told: what happened, then what to try, and what was meant where a name is none; asks nobody."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from kerntune.errors import KerntuneError, UnknownTunable, Usage
+
+# The daemon's texts have both parts in one, and what to try is the last sentence. No path or figure begins one.
+SENTENCES: Final = re.compile(r"\. (?=[A-Za-z`])", re.ASCII)
+NO_TUNABLE: Final = re.compile(r"there is no tunable '(.+)'")
+THERE_ARE: Final = "There are "
+# Files of the kernel, sysctls without their first word, and options of its command line, as people know them.
+KNOWN_AS: Final = {
+    "nr_hugepages": "hugepages",
+    "nr_overcommit_hugepages": "hugepages-overcommit",
+    "overcommit_memory": "overcommit",
+    "overcommit_ratio": "overcommit",
+    "transparent_hugepage": "thp",
+    "swappiness": "sysctl@vm.swappiness",
+    "zone_reclaim_mode": "sysctl@vm.zone_reclaim_mode",
+    "numa_balancing": "sysctl@kernel.numa_balancing",
+    "scaling_governor": "cpu-governor",
+    "energy_performance_preference": "cpu-epp",
+    "elevator": "io-scheduler",
+    "read_ahead_kb": "read-ahead",
+}
+
+
+def parts(error: KerntuneError) -> tuple[str, str]:
+    """What happened, and the likely cause and what to try."""
+    what, hint = error.what, error.hint
+    if not hint:
+        *first, hint = SENTENCES.split(what) if SENTENCES.search(what) else (what, "")
+        what = ". ".join(first)
+    if isinstance(error, UnknownTunable) and (found := NO_TUNABLE.fullmatch(what)):
+        names = hint.removeprefix(THERE_ARE).split(", ") if hint.startswith(THERE_ARE) else []
+        if meant := tunable(found[1], names):
+            hint = f"Did you mean {meant}? {hint}"
+    return what, hint
+
+
+def tunable(word: str, names: Sequence[str]) -> str:
+    """What may be meant by a word, if it is among these names: known by another name, a part of it, or misspelt."""
+    known = {other: name for other, name in KNOWN_AS.items() if name.partition("@")[0] in names}
+    known |= {part: name for name in names for part in name.split("-")[1:]} | {name: name for name in names}
+    for spelt in (word, word.replace("_", "-"), word.rpartition(".")[2]):
+        if spelt in known:
+            return known[spelt]
+    near = (closest(spelt, known) for spelt in (word.replace("_", "-"), word.rpartition(".")[2]))
+    return known.get(next(filter(None, near), ""), "")
+
+
+def no_verb(word: str, verbs: Sequence[str]) -> Usage:
+    """There is no such verb."""
+    if "=" in word:
+        return Usage(f"{word} is no verb", f"To set it: kerntune set {word}")
+    meant = closest(word, verbs)
+    suggestion = f"Did you mean {meant}? " if meant else ""
+    return Usage(f"there is no verb {word!r}", f"{suggestion}kerntune --help shows those there are")
+
+
+def closest(word: str, names: Iterable[str]) -> str:
+    """The name that is most like a word, or "" when none is."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1)), "")

@@ -1,0 +1,63 @@
+"""What to say to somebody who withdrew nothing: the claims in force, and how those are withdrawn; asks nobody."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from kerntune.cli.answers import ClaimRow, Document, matches, named
+from kerntune.cli.rows import Advice
+from kerntune.model import Origin
+
+NAMED: Final = 3  # claims that are named before they are only counted
+PLACE: Final = re.compile(r"/.+:\d+", re.ASCII)
+
+
+def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:
+    """There was no such claim; what is in force instead, and how that is withdrawn."""
+    kind = Origin.PERSISTENT if persist else Origin.RUNTIME
+    names = ", ".join(named(tunable, instances) for tunable, instances in what)
+    said = f"there is no {kind.word} claim {names} to withdraw"
+    found = list(in_force(document, what))
+    if not found:
+        return Advice(said, "Nobody claims it: kerntune status shows who wants what")
+    parts = [f"{one['origin']} {_target(one)} = {one['value']} ({how(one)})" for one in found[:NAMED]]
+    more = [f"{len(found) - NAMED} more (kerntune status)"] if len(found) > NAMED else []
+    return Advice(said, f"In force {'is' if len(found) == 1 else 'are'} {'; '.join([*parts, *more])}")
+
+
+def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[ClaimRow]:
+    """The claims that won the targets of these names, and those that wait for some."""
+    names = list(what)
+    winners = {
+        row["claim"]
+        for row in document["targets"]
+        if any(row["tunable"] == tunable and matches(instances, row) for tunable, instances in names)
+    }
+    for claim in document["claims"]:
+        waits = not claim["matches"] and any(
+            claim["tunable"] == tunable and instances in {"*", claim["instances"]} for tunable, instances in names
+        )
+        if claim["id"] in winners or waits:
+            yield claim
+
+
+def how(claim: ClaimRow) -> str:
+    """What ends a claim."""
+    name = shlex.quote(_target(claim))
+    place = claim["why"] if PLACE.fullmatch(claim["why"]) else "the files in /etc/kerntune"
+    ways = {
+        Origin.RUNTIME.word: f"kerntune unset {name}",
+        Origin.PERSISTENT.word: f"kerntune unset {name} --persist",
+        Origin.PROFILE.word: "kerntune profile clear",
+        Origin.CONFIG.word: f"take it out of {place}, then kerntune reload",
+        Origin.HOLD.word: "it ends with who holds it",
+        Origin.GUARD.word: "it ends when there is memory again",
+    }
+    return ways.get(claim["origin"], "kerntune status shows whose it is")
+
+
+def _target(claim: ClaimRow) -> str:
+    return named(claim["tunable"], claim["instances"])

@@ -1,0 +1,75 @@
+"""What the programs set that boot scripts call to set kernel values: paths below the root, and values. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kerntune.doctor.files import whole
+from kerntune.doctor.sysctl import CLASSIC, path_of
+
+CPUFREQ: Final = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
+# Short options of sysctl(8), of which -p and -f may have the file behind them.
+LOADS: Final = re.compile(r"-[A-Za-z]*?[pf](.*)", re.DOTALL)
+
+
+def effects(name: str, argv: Sequence[str]) -> list[tuple[str, str]] | None:
+    """What a program sets, by its name and its arguments; None where it is no such program."""
+    if any("$" in word or "`" in word for word in argv):
+        return None
+    match name:
+        case "sysctl":
+            return sysctls(argv)
+        case "cpupower" if "frequency-set" in argv:
+            return governors(argv, "-g", "--governor", everywhere="all")
+        case "cpufreq-set":
+            return governors(argv, "-g", "--governor", everywhere=None)
+        case "blockdev":
+            return list(read_ahead(argv)) or None
+    return None
+
+
+def sysctls(argv: Sequence[str]) -> list[tuple[str, str]] | None:
+    """`sysctl -w key=value ...`; the files that --system reads are looked at in their own place."""
+    pairs = (word.partition("=") for word in argv if not word.startswith("-"))
+    found = [(f"proc/sys/{path_of(key)}", " ".join(value.split())) for key, equals, value in pairs if key and equals]
+    return found or ([] if "--system" in argv else None)
+
+
+def loaded(argv: Sequence[str]) -> list[str]:
+    """The files that `sysctl -p FILE ...` reads, /etc/sysctl.conf without one; none where it reads no file."""
+    files = [word for word in argv if not word.startswith("-")]
+    for word in argv:
+        if word.startswith("--load"):
+            _, equals, file = word.partition("=")
+            return [file, *files] if equals else files or [f"/{CLASSIC}"]
+        if not word.startswith("--") and (found := LOADS.fullmatch(word)):
+            return [found[1], *files] if found[1] else files or [f"/{CLASSIC}"]
+    return []
+
+
+def option(argv: Sequence[str], *names: str) -> str:
+    """The value of an option, however it is spelt; "" without it."""
+    for index, word in enumerate(argv):
+        for name in names:
+            if word == name and index + 1 < len(argv):
+                return argv[index + 1]
+            if name.startswith("--") and word.startswith(f"{name}="):
+                return word[len(name) + 1 :]
+    return ""
+
+
+def governors(argv: Sequence[str], *names: str, everywhere: str | None) -> list[tuple[str, str]] | None:
+    """cpupower sets all CPUs unless -c names some, cpufreq-set (`everywhere` is None) only CPU 0."""
+    governor = option(argv, *names)
+    cpus = option(argv, "-c", "--cpu") or everywhere or "0"
+    return [(CPUFREQ.format("*" if cpus == "all" else cpus), governor)] if governor else None
+
+
+def read_ahead(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """`blockdev --setra N /dev/X`: N counts sectors of 512 bytes, read_ahead_kb counts KiB."""
+    sectors = whole(option(argv, "--setra", "--setfra"))
+    for word in argv:
+        if word.startswith("/dev/") and sectors is not None:
+            yield f"sys/block/{word.removeprefix('/dev/')}/queue/read_ahead_kb", str(sectors // 2)

@@ -1,0 +1,138 @@
+"""What `kerntuned --check` reports: profiles that are named and are not there, profiles themselves, empty folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kerntune.daemon.check import check
+
+Captured = pytest.CaptureFixture[str]
+
+DISK = '[io-scheduler]\n"sd*" = "none"\n'
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """The folder that the daemon reads."""
+    folder = tmp_path / "etc"
+    (folder / "profiles").mkdir(parents=True)
+    (folder / "profiles/mine.toml").write_text(DISK)
+    return folder
+
+
+def report(place: Path, host: Path, capsys: Captured) -> tuple[int, dict[str, Any]]:
+    code = check(place, host, as_json=True)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def wrong(place: Path, host: Path, capsys: Captured) -> tuple[int, list[str]]:
+    """The exit status, and the problems with their places below the folder of the place."""
+    code, said = report(place, host, capsys)
+    return code, [f"{Path(row['file']).name}:{row['line']}: {row['what']}" for row in said["problems"]]
+
+
+def test_a_profile_that_is_not_there(host: Path, capsys: Captured) -> None:
+    (host / "kerntune.toml").write_text('# mine\nprofile = "nosuch"\n')
+    code, said = report(host, host, capsys)
+    (problem,) = said["problems"]
+    assert (code, problem["severity"], problem["line"]) == (1, "error", 2)
+    assert problem["file"] == str(host / "kerntune.toml")
+    assert problem["what"] == "there is no profile 'nosuch'"
+    assert "balanced" in problem["allowed"]
+    assert "mine" in problem["allowed"]
+
+
+def test_the_last_file_that_names_one_counts(host: Path, capsys: Captured) -> None:
+    (host / "kerntune.toml").write_text('profile = "nosuch"\n')
+    (host / "kerntune.d").mkdir()
+    (host / "kerntune.d/10.toml").write_text('profile = "mine"\n')
+    assert wrong(host, host, capsys) == (0, [])
+    (host / "kerntune.d/20.toml").write_text('\nprofile = "gone"\n')
+    assert wrong(host, host, capsys) == (1, ["20.toml:2: there is no profile 'gone'"])
+
+
+@pytest.mark.parametrize("file", ["kerntune.toml", "kerntune.d/10.toml", "elsewhere.toml"])
+def test_one_file_is_checked_with_the_profiles_that_it_would_find(
+    tmp_path: Path, host: Path, capsys: Captured, file: str
+) -> None:
+    place = (host if file.startswith("kerntune") else tmp_path) / file
+    place.parent.mkdir(exist_ok=True)
+    place.write_text('profile = "mine"\n')
+    assert wrong(place, host, capsys) == (0, [])
+    place.write_text('profile = "nosuch"\n')
+    assert wrong(place, host, capsys) == (1, [f"{place.name}:1: there is no profile 'nosuch'"])
+
+
+def test_what_is_wrong_with_the_profile_in_force_is_told_once(host: Path, capsys: Captured) -> None:
+    (host / "kerntune.toml").write_text('profile = "mine"\n')
+    (host / "profiles/mine.toml").write_text('include = ["gone"]\n')
+    assert wrong(host, host, capsys) == (1, ["mine.toml:1: there is no profile 'gone'"])
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("etc/profiles/new.toml", DISK),
+        ("profiles/new.toml", DISK),
+        ("new.toml", f'include = ["balanced"]\n{DISK}'),
+        ("new.toml", f'summary = "for me"\n{DISK}'),
+    ],
+)
+def test_a_profile_is_checked_as_one(tmp_path: Path, host: Path, capsys: Captured, file: str, text: str) -> None:
+    place = tmp_path / file
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(text)
+    code, said = report(place, host, capsys)
+    assert (code, said["problems"], said["files"]) == (0, [], [str(place)])
+    assert {"tunable": "io-scheduler", "instances": "sd*", "value": "none"}.items() <= said["claims"][-1].items()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('include = ["nosuch"]\n', (1, ["new.toml:1: there is no profile 'nosuch'"])),
+        ('include = ["other"]\n', (1, ["other.toml:2: io-scheduler: 5.5 is no value"])),
+        ('include = ["new"]\n', (1, ["new.toml:1: profiles include each other: new -> new"])),
+        ("include = []\nsummary = 5\n", (1, ["new.toml:2: summary is 5"])),
+        ('summary = "x"\n[guard]\ncap = 9\n', (0, ["new.toml:2: nothing here is called 'guard'"])),
+    ],
+)
+def test_mistakes_of_a_profile(
+    tmp_path: Path, host: Path, capsys: Captured, text: str, expected: tuple[int, list[str]]
+) -> None:
+    place = tmp_path / "new.toml"
+    place.write_text(text)
+    (host / "profiles/other.toml").write_text('[io-scheduler]\n"sda" = 5.5\n')
+    assert wrong(place, host, capsys) == expected
+
+
+def test_a_name_that_no_profile_can_have(tmp_path: Path, host: Path, capsys: Captured) -> None:
+    place = tmp_path / "new profile.txt"
+    place.write_text('summary = "x"\n')
+    code, said = report(place, host, capsys)
+    (problem,) = said["problems"]
+    assert (code, problem["severity"]) == (0, "warning")
+    assert "no profile is found under this name" in problem["what"]
+
+
+def test_a_folder_of_profiles(host: Path, capsys: Captured) -> None:
+    (host / "profiles/bad.toml").write_text('include = ["gone"]\n')
+    code, said = report(host / "profiles", host, capsys)
+    assert code == 1
+    assert [Path(name).name for name in said["files"]] == ["bad.toml", "mine.toml"]
+    assert [problem["what"] for problem in said["problems"]] == ["there is no profile 'gone'"]
+
+
+def test_a_folder_without_a_configuration_says_so(tmp_path: Path, host: Path, capsys: Captured) -> None:
+    (host / "profiles/mine.toml").unlink()
+    code, said = report(host, host, capsys)
+    (problem,) = said["problems"]
+    assert (code, problem["severity"], problem["what"]) == (0, "warning", "there is no configuration here")
+    assert problem["allowed"] == "kerntuned reads kerntune.toml, and kerntune.d/*.toml, in such a folder"
+    assert wrong(tmp_path / "gone", host, capsys) == (1, ["gone:0: there is no such file or folder"])
+    assert check(host, host, as_json=False) == 0
+    assert "warning: there is no configuration here" in capsys.readouterr().out

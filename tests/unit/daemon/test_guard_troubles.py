@@ -1,0 +1,315 @@
+"""The memory guard when something goes wrong: somebody else's hand, a kernel that refuses, no memory for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kerntune.daemon.cap_file import NAME
+from kerntune.engine.guard import GuardState, GuardVerdict
+from kerntune.errors import Failed
+from kerntune.kernel.files import KernelError
+from kerntune.kernel.pressure import ADMIN_RESERVE, KBYTES, MODE, RATIO
+from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import Claim, Limits, Origin, Reason, State
+from tests.unit.daemon.test_guard import GIB, Scene, scene
+from tests.unit.lab import FULL
+
+ORIGINAL = (1, 95, 0, 8192)
+ALWAYS = Claim(Origin.CONFIG, "overcommit", "", "always:95", who="config")
+
+
+@dataclass(slots=True)
+class Faulty(SimulatedKernel):
+    """A read of a file that is named here is refused; `tried` when the guard has met that."""
+
+    unreadable: set[str] = field(default_factory=set)
+    tried: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def read(self, path: str) -> str:
+        if path in self.unreadable:
+            if threading.current_thread().name == "guard":
+                self.loop.call_soon_threadsafe(self.tried.set)
+            raise KernelError(errno.ENOMEM, "Cannot allocate memory", path)
+        return SimulatedKernel.read(self, path)
+
+
+def once(path: str, value: str, error: BaseException) -> Callable[[str, str], None]:
+    """For `before_write`: the first write of this raises."""
+    left = [error]
+
+    def raising(written: str, text: str) -> None:
+        if (written, text) == (path, value) and left:
+            raise left.pop()
+
+    return raising
+
+
+async def capped(host: Scene) -> GuardVerdict:
+    await host.lab.one("overcommit", "", "always:95")
+    await host.until(GuardState.RELAXED)
+    host.leave(5)
+    return await host.met(lambda: host.guard.verdict.caps)
+
+
+async def passed(host: Scene) -> None:
+    """All that the alarm has asked for is done."""
+    await host.lab.engine.reconcile("test")
+
+
+async def test_who_ends_a_cap_by_hand_is_not_fought(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await capped(host)
+        await passed(host)
+        host.kernel.overcommit |= {"memory": 0}
+        host.lab.writes()
+        await host.until(GuardState.OBSERVING)
+        await passed(host)
+        assert MODE not in [path for path, _ in host.lab.writes()]
+        assert host.settings[0] == 0
+        (outcome,) = host.lab.engine.outcomes.values()
+        assert (outcome.state, outcome.reason) == (State.CONTESTED, Reason.CHANGED_BY_OTHERS)
+        assert "heuristic" in outcome.detail
+        host.leave(40)
+        await passed(host)
+        assert host.settings[0] == 0
+        # Until somebody says so.
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        assert host.settings == ORIGINAL
+
+
+async def test_memory_that_goes_while_it_caps_leaves_the_originals_known(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        host.kernel.before_write = once(MODE, "2", MemoryError())
+        host.leave(7)
+        await host.until(GuardState.CAPPED)
+        host.leave(40)
+        await host.until(GuardState.RELEASED)
+        assert host.settings == ORIGINAL
+
+
+async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        faults = once(MODE, "2", MemoryError()), once(RATIO, "95", MemoryError())
+
+        def failing(path: str, text: str) -> None:
+            for fault in faults:
+                fault(path, text)
+
+        host.kernel.before_write = failing
+        host.leave(7)
+        await host.until(GuardState.CAPPED)
+        host.leave(40)
+        await host.until(GuardState.RELEASED)
+        assert host.settings == ORIGINAL
+
+
+async def test_a_cap_that_could_not_be_told_is_told_later_and_undone(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        tell, failures = host.guard._tell, [MemoryError()]
+
+        def failing(verdict: GuardVerdict, *more: Any) -> None:
+            if failures:
+                raise failures.pop()
+            tell(verdict, *more)
+
+        host.guard._tell = failing
+        host.leave(7)
+        await host.until(GuardState.CAPPED)
+        assert host.settings[0] == 2
+        assert not failures
+    assert host.settings == ORIGINAL
+
+
+async def test_a_look_that_fails_is_followed_by_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kernel = Faulty([Node(64 * GIB)])
+    async with scene(tmp_path, kernel=kernel) as host:
+        await capped(host)
+        kernel.unreadable.add("proc/meminfo")
+        host.leave(40)
+        assert host.guard.alive
+        async with asyncio.timeout(10):
+            await kernel.tried.wait()
+        kernel.unreadable.clear()
+        await host.until(GuardState.RELEASED)
+        assert host.settings == ORIGINAL
+        assert caplog.text.count("goes on trying") == 1
+
+
+async def test_a_thread_that_is_gone_is_not_alive(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        assert host.guard.alive, "there is nothing to look at"
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        assert host.guard.alive
+        watch = host.guard._watch
+        assert watch
+        watch._ended.set()
+        watch._thread.join(10)
+        assert not host.guard.alive
+
+
+async def test_a_cap_that_cannot_be_undone_is_tried_again(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await capped(host)
+        host.kernel.refuse[MODE] = errno.EBUSY
+        host.leave(40)
+        verdict = await host.met(lambda: bool(host.guard.verdict.reason))
+        assert verdict.caps
+        assert "cannot be changed" in verdict.reason
+        del host.kernel.refuse[MODE]
+        await host.until(GuardState.RELEASED)
+        assert host.settings == ORIGINAL
+
+
+async def test_what_cannot_be_undone_at_the_end_is_for_the_next_and_not_written_over(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await capped(host)
+        host.kernel.refuse[ADMIN_RESERVE] = errno.EBUSY
+    assert host.settings == (1, 95, 0, 131072)
+    left = (tmp_path / NAME).read_text()
+    async with scene(tmp_path, kernel=host.kernel) as again:
+        again.leave(40)
+        await again.lab.one("overcommit", "", "always:95")
+        verdict = await again.until(GuardState.OBSERVING)
+        assert "an earlier cap" in verdict.reason
+        assert (tmp_path / NAME).read_text() == left
+        del again.kernel.refuse[ADMIN_RESERVE]
+        await passed(again)
+        await again.until(GuardState.RELAXED)
+        assert again.settings == ORIGINAL
+
+
+async def test_a_call_that_fails_meanwhile_ends_no_cap(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await capped(host)
+        await host.lab.one("overcommit", "", "heuristic")
+        host.lab.ledger.full_for_claims = FULL
+        with pytest.raises(Failed):
+            await host.lab.one("overcommit", "", "never:90")
+        await passed(host)
+        assert host.guard.verdict.caps
+        assert host.settings[0] == 2
+
+
+async def test_a_reload_with_always_in_it_ends_no_cap_and_one_without_does(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.engine.reload([ALWAYS], Limits())
+        await host.until(GuardState.RELAXED)
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        await host.lab.engine.reload([replace(ALWAYS, value="always:94")], Limits())
+        assert host.guard.verdict.caps
+        await host.lab.engine.reload([], Limits())
+        assert host.guard.verdict.state is GuardState.OFF
+        assert host.settings == (0, 50, 0, 8192)
+
+
+async def test_in_a_container_the_reason_is_that_it_may_not_write(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        host.kernel.refuse |= dict.fromkeys((MODE, RATIO, KBYTES, ADMIN_RESERVE), errno.EROFS)
+        await host.lab.engine.reload([ALWAYS], Limits())
+        verdict = await host.until(GuardState.OBSERVING)
+        assert "cannot be written here" in verdict.reason
+
+
+async def test_a_plan_waits_for_no_guard_and_no_guard_for_a_plan(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        with host.guard.lock:
+            async with asyncio.timeout(5):
+                assert await host.lab.engine.verify() == ()
+
+
+async def test_writes_that_hang_delay_no_cap(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        for number in range(40):
+            host.kernel.plug(f"nvme{number}n1")
+        await host.lab.engine.observe()
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        gate = threading.Event()
+
+        def hanging(path: str, text: str) -> None:
+            if path.endswith("/scheduler"):
+                gate.wait(20)
+
+        host.kernel.before_write = hanging
+        drives = asyncio.create_task(host.lab.set(("io-scheduler", "*", "mq-deadline")))
+        async with asyncio.timeout(10):
+            await host.lab.one("overcommit", "", "always:94")
+            host.leave(5)
+            await host.until(GuardState.CAPPED)
+        gate.set()
+        await drives
+
+
+async def test_while_it_caps_no_thread_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(tmp_path) as host:
+        for number in range(12):
+            host.kernel.plug(f"nvme{number}n1")
+        await host.lab.engine.observe()
+        await capped(host)
+        assert "psutil" in sys.modules
+
+        def refused(thread: threading.Thread) -> None:
+            raise RuntimeError(f"can't start new thread {thread.name}")
+
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        await host.lab.engine.observe()
+        await passed(host)
+        outcomes = (await host.lab.set(("io-scheduler", "*", "mq-deadline"))).outcomes
+        assert {outcome.actual for outcome in outcomes} == {"mq-deadline"}
+        host.leave(40)
+        await host.until(GuardState.RELEASED)
+
+
+async def test_who_cannot_be_seen_is_not_named_and_all_else_is_told(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        consumers, heard = host.alarm._consumers, asyncio.Queue[GuardState]()
+        assert consumers
+        host.alarm.listeners.append(lambda alert: heard.put_nowait(alert.verdict.state))
+        look, failures = consumers.look, [MemoryError()]
+
+        def failing(now: float) -> None:
+            if failures:
+                raise failures.pop()
+            look(now)
+
+        consumers.look = failing  # type: ignore[method-assign]  # what psutil does where memory is short
+        host.leave(5)
+        async with asyncio.timeout(10):
+            while await heard.get() is not GuardState.CAPPED:
+                pass
+        assert not failures
+
+
+async def test_one_state_with_many_words_is_told_with_the_last(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        heard = asyncio.Queue[str]()
+        host.alarm.listeners.append(lambda alert: heard.put_nowait(alert.verdict.reason))
+        for number in range(100):
+            host.alarm.tell(GuardVerdict(GuardState.OBSERVING, reason=str(number)), None, None)
+        told = 0
+        async with asyncio.timeout(10):
+            while await heard.get() != "99":
+                told += 1
+        assert told < 5

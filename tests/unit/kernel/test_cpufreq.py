@@ -1,0 +1,58 @@
+"""Why CPU frequencies cannot be set: one cause, by what the host says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kerntune.kernel.cpufreq import lacking
+from tests.hosts import plant
+
+RELEASE = "proc/sys/kernel/osrelease\t6.1.0"
+BUILT = f"{RELEASE}\nboot/config-6.1.0\tCONFIG_CPU_FREQ=y"
+UNBUILT = f"{RELEASE}\nboot/config-6.1.0\tCONFIG_BLOCK=y"
+METAL = "proc/cpuinfo\tprocessor : 0\nproc/cpuinfo\tflags\t\t: fpu vme hwp"
+GUEST = "proc/cpuinfo\tprocessor : 0\nproc/cpuinfo\tflags\t\t: fpu vme hypervisor lahf_lm"
+
+
+@pytest.mark.parametrize(
+    ("listing", "cause", "evidence", "fix"),
+    [
+        (f"{GUEST}\n{BUILT}", "this is a virtual machine", "/proc/cpuinfo has the flag hypervisor", "on its host"),
+        (f"{GUEST}\n{UNBUILT}", "this is a virtual machine", "hypervisor", "on its host"),
+        (
+            f"{METAL}\n{BUILT}\nsys/bus/virtio/devices/virtio0/",
+            "this is a virtual machine",
+            "/sys/bus/virtio/devices has virtio0",
+            "on its host",
+        ),
+        (f"{METAL}\n{UNBUILT}", "built without frequency scaling", "does not set CONFIG_CPU_FREQ", "CONFIG_CPU_FREQ=y"),
+        (
+            f"{METAL}\n{BUILT}\nproc/cmdline\tquiet cpufreq.off=1",
+            "the kernel command line turns it off",
+            "/proc/cmdline has cpufreq.off=1",
+            "take cpufreq.off=1 out of GRUB_CMDLINE_LINUX in /etc/default/grub",
+        ),
+        (
+            f"{METAL}\n{BUILT}\nproc/cmdline\tintel_pstate=disable",
+            "the kernel command line turns it off",
+            "/proc/cmdline has intel_pstate=disable",
+            "take intel_pstate=disable out",
+        ),
+        (
+            f"{METAL}\n{BUILT}\nproc/cmdline\tcpufreq.off=0 intel_pstate=passive",
+            "no frequency driver is loaded",
+            "/boot/config-6.1.0 has CONFIG_CPU_FREQ=y",
+            "sudo modprobe acpi_cpufreq; if that fails, the firmware controls power",
+        ),
+        (METAL, "no frequency driver is loaded", "", "modprobe acpi_cpufreq"),
+        ("proc/cpuinfo\tFeatures : fp asimd", "no frequency driver is loaded", "", "modprobe cppc_cpufreq"),
+        ("sys/", "no frequency driver is loaded", "", "modprobe acpi_cpufreq"),
+    ],
+)
+def test_the_cause_is_decided(tmp_path: Path, listing: str, cause: str, evidence: str, fix: str) -> None:
+    found = lacking(plant(tmp_path, listing))
+    assert cause in found.why
+    assert evidence in " ".join(found.evidence)
+    assert fix in found.fix
