@@ -29,7 +29,7 @@ FIGURES: Final = re.compile(r"(\d+) pages asked for (\S+), (\d+) possible, (\d+)
 SAMPLE: Final = 0.001  # seconds
 
 # `--demo`: two nodes of 32 GiB, 6 GiB of them taken by programs.
-DEMO_TOTAL: Final = 64 << 30
+DEMO_TOTAL: Final = 128 << 30
 DEMO_CEILING: Final = DEMO_TOTAL * 75 // 100 // (2 * MIB)
 
 
@@ -138,8 +138,8 @@ def test_with_allow_partial_far_too_many_become_the_possible_number(demo: User, 
 
 
 def test_a_node_gives_no_more_than_it_has(demo: User) -> None:
-    """On the simulated host: node 0 has 28 GiB free, node 1 has 30."""
-    assert demo.set_count(FAR_TOO_MANY, PARTIAL | {"node": ["u", 0]}) <= 28 * 512
+    """On the simulated host: node 0 has 60 GiB free, node 1 has 62."""
+    assert demo.set_count(FAR_TOO_MANY, PARTIAL | {"node": ["u", 0]}) <= 60 * 512
     assert pool_of(demo, "1") == 0
 
 
@@ -161,7 +161,7 @@ def refuse_to_lock_out(user: User, ratio: int = 1) -> str:
 
 def test_never_with_a_ratio_of_1_is_refused(demo: User, daemon: Daemon, member: User) -> None:
     """On the real kernel only after the simulated one was spared: were it done, no shell could start here."""
-    assert "commit limit 655 MiB" in refuse_to_lock_out(demo)
+    assert "commit limit 1310 MiB" in refuse_to_lock_out(demo)
     assert demo.get(MEMORY, "OvercommitMode") == "heuristic"
 
     before, memory = host.snapshot(), host.meminfo()
@@ -205,7 +205,7 @@ def test_never_with_a_ratio_of_1_is_refused_at_start(
 
 
 def test_huge_pages_do_not_grow_into_the_commit_limit(demo: User) -> None:
-    """On the simulated host: never:10 promises 6.4 GiB of 64, 5.2 GiB of them needed; huge pages lower it by a tenth
+    """On the simulated host: never:10 promises 12.8 GiB of 128, 8.4 GiB of them needed; huge pages lower it by a tenth
     of their size.
     """
     demo.set_overcommit("never", 10)

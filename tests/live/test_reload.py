@@ -155,7 +155,7 @@ def test_what_would_endanger_the_host_is_not_done_at_boot(daemon_with: MakeDaemo
     write(daemon, '[limits]\nhugepages-percent = 10\n[hugepages]\n"2M" = "9999G"\n[overcommit]\n"*" = "never:1"\n')
     started(daemon)
     rows = {row["tunable"]: row for row in own_root.describe()["targets"] if row["instance"] in ("2M", "")}
-    assert (rows["hugepages"]["value"], rows["hugepages"]["reason"]) == (str((64 << 10) // 10 // 2), "over-limit")
+    assert (rows["hugepages"]["value"], rows["hugepages"]["reason"]) == (str((128 << 10) // 10 // 2), "over-limit")
     assert (rows["overcommit"]["state"], rows["overcommit"]["reason"]) == ("refused", "over-limit")
     assert own_root.get(MANAGER, "Degraded") == ["over-limit"]
     with pytest.raises(errors.OverLimit, match="10 % of RAM"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.daemon.app import RESTORE, SETTLE
 from kerntune.kernel.files import WRITABLE
 
 CHECKOUT = Path(__file__).parents[2]
@@ -105,6 +106,11 @@ def test_every_setting_is_said_once() -> None:
 )
 def test_life_of_the_service(name: str, value: str) -> None:
     assert settings(name) == [value]
+
+
+def test_there_is_time_to_stop() -> None:
+    (seconds,) = settings("TimeoutStopSec")
+    assert int(seconds) >= SETTLE + RESTORE + 10
 
 
 @pytest.mark.parametrize(

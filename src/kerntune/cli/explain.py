@@ -8,13 +8,16 @@ import shutil
 import sys
 import textwrap
 from argparse import Namespace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kerntune.cli import show, tables
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import UnknownTunable
-from kerntune.explained import EXPLAINED, Explanation, Grade
+from kerntune.explained import Explanation, Grade
+
+if TYPE_CHECKING:
+    from kerntune.tunables.base import Tunable
 
 WIDEST: Final = 100  # a line of prose that people like to read
 INDENT: Final = 12  # as wide as the longest heading
@@ -24,24 +27,23 @@ async def explain(_connect: Connect, args: Namespace) -> Answer:
     """What a tunable does, when it helps, how that is known, and what it costs; without a name, all in a line each."""
     known = registered()
     if args.tunable is None:
-        rows = tuple(tables.Row((one.tunable, summary, grades(one))) for one, summary in known)
+        rows = tuple(tables.Row((one.name, one.summary, grades(one.explained))) for one in known)
         table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
-        return Answer({"tunables": [data(one) for one, _ in known]}, [table])
+        return Answer({"tunables": [data(one) for one in known]}, [table])
     # What is known is of the tunable, whichever instance or value somebody thinks of.
     name = re.split("[@=]", args.tunable)[0]
-    for one, _ in known:
-        if one.tunable == name:
+    for one in known:
+        if one.name == name:
             return Answer(data(one), page(one))
-    there = ", ".join(one.tunable for one, _ in known)
+    there = ", ".join(one.name for one in known)
     raise UnknownTunable(f"there is no tunable {name!r}", f"There are {there}")
 
 
-def registered() -> list[tuple[Explanation, str]]:
-    """Those of the tunables there are, in their order, each with a word for it."""
-    from kerntune.tunables import REGISTRY  # noqa: PLC0415  # only names and summaries, and only here
+def registered() -> tuple[Tunable, ...]:
+    """The tunables there are, in their order."""
+    from kerntune.tunables import REGISTRY  # noqa: PLC0415  # only what they say of themselves, and only here
 
-    by_name = {one.tunable: one for one in EXPLAINED}
-    return [(by_name[tunable.name], tunable.summary) for tunable in REGISTRY]
+    return REGISTRY
 
 
 def grades(one: Explanation) -> str:
@@ -55,17 +57,20 @@ def command(one: Explanation) -> str:
     return f"kerntune set {shlex.quote(one.example.setting)}"
 
 
-def data(one: Explanation) -> dict[str, Any]:
+def data(tunable: Tunable) -> dict[str, Any]:
     """The same for programs."""
+    one = tunable.explained
     return {
+        "tunable": tunable.name,
         **one._asdict(),
         "evidence": [evidence._asdict() for evidence in one.evidence],
         "example": {"command": command(one), "about": one.example.about},
     }
 
 
-def page(one: Explanation) -> show.Page:
+def page(tunable: Tunable) -> show.Page:
     """A paragraph for each thing to know."""
+    one = tunable.explained
     paragraphs = [
         ("helps", one.helps),
         *(("evidence" if i == 0 else "", f"{said.grade}: {said.said}") for i, said in enumerate(one.evidence)),
@@ -77,7 +82,7 @@ def page(one: Explanation) -> show.Page:
         ("example", command(one)),
         ("", one.example.about),
     ]
-    lines = wrapped(f"{one.tunable}: {one.what}", "", "  ")
+    lines = wrapped(f"{tunable.name}: {one.what}", "", "  ")
     for heading, text in paragraphs:
         lines += wrapped(text, f"  {heading:{INDENT}}", " " * (INDENT + 2))
     return lines

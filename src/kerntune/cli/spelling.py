@@ -8,13 +8,31 @@ from typing import Final, NamedTuple
 from kerntune.errors import NotSupported, Usage
 from kerntune.model import Setting
 
-# Their instances begin with a page size, and a value may be one too.
-HUGE_PAGES: Final = frozenset({"hugepages", "hugepages-overcommit"})
+# What tunables say of their instances (`kind`) and of sizes as values: to import them would take longer than a call.
+# Those not named here have names as instances and take no sizes. tests/static/test_tunables.py compares.
+KINDS: Final = {
+    "hugepages": "pools",
+    "hugepages-overcommit": "pools",
+    "overcommit": "single",
+    "cpu-governor": "cpus",
+    "cpu-epp": "cpus",
+    "io-scheduler": "drives",
+    "read-ahead": "drives",
+}
+SIZES: Final = {"hugepages": "pages", "hugepages-overcommit": "pages", "read-ahead": "KiB"}
 
+
+def _of_kind(kind: str) -> frozenset[str]:
+    return frozenset(name for name, other in KINDS.items() if other == kind)
+
+
+# Their instances begin with a page size.
+HUGE_PAGES: Final = _of_kind("pools")
 # One target and no instances; without `@` every other tunable means all of its instances.
-SINGLE: Final = frozenset({"overcommit"})
+SINGLE: Final = _of_kind("single")
 # Their instances may be written as a list of CPUs.
-ON_CPUS: Final = frozenset({"cpu-governor", "cpu-epp"})
+ON_CPUS: Final = _of_kind("cpus")
+ON_DRIVES: Final = _of_kind("drives")
 
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:I?B)?", re.IGNORECASE | re.ASCII)
@@ -124,7 +142,7 @@ def needs_default_page_size(request: Asked) -> bool:
 
 
 def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
-    """What goes on the wire: instances filled in, sizes turned into pages; `default_page_size` is in bytes.
+    """What goes on the wire: instances filled in, sizes turned into pages or KiB; `default_page_size` is in bytes.
 
     Raises Usage for a value of hugepages that is neither a count nor a whole number of pages, NotSupported when
     there is no default page size and one is needed.
@@ -139,12 +157,19 @@ def setting(request: Asked, *, default_page_size: int = 0) -> Setting:
                 )
             instances = spell_size(default_page_size)
         return Setting(tunable, instances, str(_pages(request.value, tunable, instances)))
-    return Setting(tunable, everything(tunable) if instances is None else instances, request.value)
+    value = _kib(request.value) if SIZES.get(tunable) == "KiB" else request.value
+    return Setting(tunable, everything(tunable) if instances is None else instances, value)
 
 
 def everything(tunable: str) -> str:
     """The instances that stand for all of a tunable."""
     return "" if tunable in SINGLE else "*"
+
+
+def _kib(value: str) -> str:
+    """A size (4M) as a number of KiB; what is none is left for the daemon to judge."""
+    wanted = size(value)
+    return value if wanted is None else str(wanted >> 10)
 
 
 def _pages(value: str, tunable: str, instances: str) -> int:

@@ -18,7 +18,6 @@ from kerntune.model import Setting, State
 
 # Names the kernel gives in the order it finds the drives.
 UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
-ON_BLOCK_DEVICES: Final = frozenset({"io-scheduler", "read-ahead"})
 
 
 NO_CHANGE: Final = "Nothing would change."
@@ -187,7 +186,7 @@ def _options(args: Namespace, *names: str) -> dict[str, bool]:
 
 def _has_unstable_name(request: spelling.Asked) -> bool:
     tunable, instances = request.what
-    return tunable in ON_BLOCK_DEVICES and bool(UNSTABLE_NAME.fullmatch(instances or ""))
+    return tunable in spelling.ON_DRIVES and bool(UNSTABLE_NAME.fullmatch(instances or ""))
 
 
 def _stable_name(request: spelling.Asked, document: Document) -> Advice:

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
 SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
+RESTORE = 30.0  # seconds that the host's own values may take then; TimeoutStopSec= of the unit allows for both
 
 
 Events = Callable[[Look], contextlib.AbstractContextManager[None]]
@@ -150,7 +151,7 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
     engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine, troubles)}"))
     reloading.booted()
     await Neighbours(service, troubles, engine.look_again).watch()
-    return await until_end(service, engine, stop)
+    return await until_end(service, engine, stop, reloading)
 
 
 async def connect() -> Service | None:
@@ -190,7 +191,7 @@ def publish(service: Service, core: objects.Core) -> Callable[[Alert], None]:
     return memory.announce
 
 
-async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event) -> Status:
+async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event, reloading: Reloading) -> Status:
     """Status.OK when told to stop, FAILED when the bus is gone (systemd starts us again)."""
     ends = {
         asyncio.create_task(stop.wait(), name="stop"),
@@ -206,6 +207,8 @@ async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event) -
         return Status.FAILED
     notify.tell("STOPPING=1")
     await engine.settle(SETTLE)
+    if reloading.config.restore_on_stop and not await engine.put_back(RESTORE):
+        log.error("the host's own values are not all back after %.0f s", RESTORE)
     await service.close()
     return Status.OK
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kerntune.daemon import config_text, settings
-from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, Config, contents_of, listed
+from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, RESTORE, Config, contents_of, listed
 from kerntune.daemon.config_text import Content, Kind, Problem
 from kerntune.daemon.last_good import LastGood
 from kerntune.model import Claim, ClaimId, Origin
@@ -51,7 +51,8 @@ class Configuration:
         limits, interval = settings.limits_from(options), options.get(("drift", "interval"), DRIFT_INTERVAL)
         guard = settings.guard_from(options)
         profile = next((content.profile for content in reversed(kept.values()) if content.profile), "")
-        return Config(claims, limits, interval, guard, profile, tuple(problems), tuple(paths))
+        restore = bool(options.get(settings.RESTORE_ON_STOP, RESTORE))
+        return Config(claims, limits, interval, guard, profile, tuple(problems), tuple(paths), restore)
 
     def _content(self, path: Path) -> Content:
         """What a file says; where that is not in order, its last good claims and what is wrong."""

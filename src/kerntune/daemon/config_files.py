@@ -22,6 +22,7 @@ LONGEST: Final = 1 << 20  # bytes of a file
 DEFAULT: Final = Limits()
 DRIFT_INTERVAL: Final = 60  # seconds
 GUARD: Final = GuardLimits()
+RESTORE: Final = False  # on stop
 HEADER: Final = re.compile(rb"\[[a-z0-9-]+\]")
 
 
@@ -36,6 +37,7 @@ class Config:
     profile: str = ""
     problems: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
+    restore_on_stop: bool = RESTORE
 
     @property
     def errors(self) -> tuple[Problem, ...]:

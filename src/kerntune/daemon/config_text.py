@@ -15,11 +15,9 @@ from kerntune.engine.requests import normal
 from kerntune.errors import InvalidValue
 from kerntune.model import Claim, Origin
 from kerntune.tunables import page_size
-from kerntune.tunables.base import Tunable
+from kerntune.tunables.base import Sizes, Tunable
 
 LONGEST_VALUE: Final = 256  # characters
-HUGE_PAGES: Final = "hugepages"
-COUNTED: Final = frozenset({HUGE_PAGES, "hugepages-overcommit"})  # in pages
 WHO: Final = "config"
 PROFILE: Final = "profile"
 REASONED: Final = {"value", "why"}
@@ -230,7 +228,7 @@ class Reader:
             else:
                 why = reason or f"{self.file}:{self._line(path)}"
                 # Nobody waits for an answer: what memory has of the pages is better than none.
-                partial = tunable.name == HUGE_PAGES
+                partial = tunable.counted
                 yield Claim(self.origin, tunable.name, instances, text, self.who, why, partial=partial)
 
     def _line(self, path: Path) -> int:
@@ -273,18 +271,21 @@ def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
         instances = normal(tunable, pattern)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
-    counted = as_pages(value, instances) if tunable.name in COUNTED else value
+    counted = as_number(value, instances, tunable.sizes)
     try:
         return instances, tunable.normal_value(counted)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The value is {row.values}" if row else error.hint) from error
 
 
-def as_pages(value: str, instances: str) -> str:
-    """A size (64G) as a number of pages; anything else as it is."""
-    if not page_size.INSTANCE.fullmatch(value) or "/" in value:
+def as_number(value: str, instances: str, sizes: Sizes) -> str:
+    """A size (64G) as a number of what the tunable takes; anything else as it is."""
+    wanted = page_size.size(value) if sizes else None
+    if wanted is None:
         return value
-    size, wanted = page_size.parse(instances).size, page_size.parse(value).size
+    if sizes == "KiB":
+        return str(wanted >> 10)
+    size = page_size.parse(instances).size
     pages, rest = divmod(wanted, size)
     if rest:
         raise InvalidValue(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL, GUARD
+from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL, GUARD, RESTORE
 from kerntune.engine.guard import GuardLimits
 from kerntune.errors import InvalidValue
 from kerntune.model import Limits
@@ -65,6 +65,8 @@ class ClaimTable:
     examples: tuple[Example, ...]
 
 
+RESTORE_ON_STOP: Final = ("daemon", "restore-on-stop")
+
 OPTIONS: Final = (
     Option(
         "limits", "hugepages-percent", 0, 95, DEFAULT.hugepages_percent, "percent of RAM",
@@ -111,6 +113,13 @@ OPTIONS: Final = (
         "drift", "interval", 0, 86_400, DRIFT_INTERVAL, "seconds; 0 is never",
         "How often values are read again while something is managed, and put right where others have changed them. "
         "What is changed three times in ten minutes is left alone and shown as contested.",
+    ),
+    Option(
+        *RESTORE_ON_STOP, 0, 1, RESTORE, "",
+        "Whether the values that the host had by itself are put back when the daemon is stopped or restarted, which "
+        "also takes huge pages from programs that are about to use them. Claims stay, and the next start applies them. "
+        "After a crash, or when the bus is lost, values stay in place.",
+        switch=True,
     ),
 )  # fmt: skip
 
@@ -196,7 +205,8 @@ CLAIM_TABLES: Final = (
         "read-ahead",
         "How far block devices read ahead of files that are read in order, also those plugged later.",
         "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-        "a whole number from 0 to 65536 (KiB); the kernel keeps whole pages of it",
+        "KiB, a whole number from 0 to 65536, or a size with K or M (2M); the kernel keeps whole pages of it, and at "
+        "least one: 0 switches it off",
         (Example("nvme*", 2048, "mapped models are read in pages of 2 MiB"),),
     ),
 )

@@ -16,11 +16,10 @@ from kerntune.kernel.files import KernelView, number
 from kerntune.kernel.memory import default_page_size
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
-from kerntune.tunables.base import Tunable
+from kerntune.tunables.base import Kind, Tunable
 from kerntune.tunables.cpu_policies import spell_cpus
 from kerntune.tunables.sysctl import REPORTED, only_reported
 
-ON_DRIVES: Final = frozenset({"io-scheduler", "read-ahead"})
 # Names that the kernel gives in the order it finds the drives.
 UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|sd[a-z]+|vd[a-z]+")
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
@@ -63,7 +62,7 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
             left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))
     drafts = [*single(in_force), *combined(in_force, kernel, left)]
     proposals: list[Proposal] = []
-    for draft in merged(drafts):
+    for draft in merged(drafts, known):
         try:
             proposals.append(checked(draft, kernel, known))
         except InvalidValue as error:
@@ -121,9 +120,9 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
     if not parts:
         return []
     last = {part: found[-1] for part, found in parts.items()}
-    values = {part: last[part].value.strip() if part in last else "" for part in ("mode", "ratio", "kbytes")}
+    values = {part: last[part].value.strip() if part in last else "" for part in ("memory", "ratio", "kbytes")}
     ratio = number(kernel, "proc/sys/vm/overcommit_ratio")
-    value, remark = translate.overcommit(values["mode"], values["ratio"], values["kbytes"], current_ratio=ratio)
+    value, remark = translate.overcommit(values["memory"], values["ratio"], values["kbytes"], current_ratio=ratio)
     if not value:
         left += [Left(line.place, remark, Cause.NOT_POSSIBLE) for line in last.values()]
         return []
@@ -134,12 +133,13 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
     return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, beaten)]
 
 
-def merged(drafts: Iterable[Proposal]) -> list[Proposal]:
+def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Proposal]:
     """The same value for CPU 0, 1, 2 and 3 is one setting for 0-3."""
     found: list[Proposal] = []
     of_cpus: dict[tuple[str, str], list[Proposal]] = {}
     for draft in drafts:
-        if draft.setting.tunable.startswith("cpu-") and whole(draft.setting.instances) is not None:
+        tunable = known.get(draft.setting.tunable)
+        if tunable and tunable.kind is Kind.CPUS and whole(draft.setting.instances) is not None:
             of_cpus.setdefault((draft.setting.tunable, draft.setting.value), []).append(draft)
         else:
             found.append(draft)
@@ -167,7 +167,7 @@ def checked(draft: Proposal, kernel: KernelView, known: dict[str, Tunable]) -> P
     for target in targets:
         tunable.validate(tunable.read(kernel, target), value)
     remarks = [draft.remark] if draft.remark else []
-    if name in ON_DRIVES and UNSTABLE.fullmatch(instances):
+    if tunable.kind is Kind.DRIVES and UNSTABLE.fullmatch(instances):
         stable = next((alias for target in targets for alias in target.aliases if alias.startswith("by-id/")), "")
         if stable:
             remarks.append(f"{instances} may be another drive after a reboot; this name follows the drive")

@@ -10,6 +10,8 @@ from typing import Final
 from kerntune.doctor.files import Files
 from kerntune.doctor.nouns import Assignment, Line, Place, Stage
 from kerntune.kernel.files import KernelView, find
+from kerntune.tunables import REGISTRY
+from kerntune.tunables.base import Kind
 
 CPUFREQUTILS: Final = "etc/default/cpufrequtils"
 INIT_SCRIPT: Final = "etc/init.d/cpufrequtils"
@@ -17,7 +19,7 @@ TUNED_PROFILE: Final = "etc/tuned/active_profile"
 COMM: Final = 15  # characters of a program's name that the kernel keeps
 WANTS: Final = ("etc/systemd/system/{}.wants/{}", "usr/lib/systemd/system/{}.wants/{}")
 TARGETS: Final = ("multi-user.target", "graphical.target", "sysinit.target", "basic.target")
-CPU: Final = frozenset({"cpu-governor", "cpu-epp"})
+CPU: Final = frozenset(tunable.name for tunable in REGISTRY if tunable.kind is Kind.CPUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Rival:
         return self.process[:COMM]
 
 
-EVERYTHING: Final = CPU | {"io-scheduler", "read-ahead", "thp", "sysctl", "overcommit", "hugepages"}
+EVERYTHING: Final = frozenset(tunable.name for tunable in REGISTRY)
 RIVALS: Final = (
     Rival("TuneD", "tuned", "tuned.service", EVERYTHING, "sudo systemctl disable --now tuned"),
     Rival(

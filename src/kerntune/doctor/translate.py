@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from kerntune.tunables import page_size
+from kerntune.tunables import REGISTRY, page_size
+from kerntune.tunables.base import Kind, Tunable
 
 OVERCOMMIT: Final = "overcommit"
 MODES: Final = {"0": "heuristic", "1": "always", "2": "never"}
-SIZE: Final = r"hugepages-(?P<kb>[0-9]{1,12})kB"
-CPU: Final = r"sys/devices/system/cpu/(?:cpu(?P<cpus>[^/]+)|\*|cpufreq/(?P<policy>[^/]+))(?:/cpufreq)?"
-DRIVE: Final = r"sys/(?:class/)?block/(?P<drive>[^/]+)"
 ANY_CPU: Final = frozenset({"*", "?", "[0-9]", "[0-9]*", "?*", "*[0-9]", "policy*", "policy[0-9]*", "policy?*"})
+KNOBS: Final = tuple((re.compile(pattern), tunable) for tunable in REGISTRY for pattern in tunable.by_hand)
 # Sysctls that are worth a word when kerntune has no tunable for them; others are none of its business.
 SYSCTLS: Final = re.compile(r"proc/sys/(vm/.+|kernel/numa_balancing)")
 
@@ -33,68 +31,35 @@ def knob(path: str, default_page_size: int) -> Knob | None:
     Symbolic links that everybody uses (/sys/class/block) are known; the path may be a glob.
     """
     path = posixpath.normpath(path.strip("/"))
-    for pattern, name in KNOBS:
+    for pattern, tunable in KNOBS:
         if found := pattern.fullmatch(path):
-            return name({key: text or "" for key, text in found.groupdict().items()}, default_page_size)
+            return named(tunable, {key: text or "" for key, text in found.groupdict().items()}, default_page_size)
     return None
 
 
-def pool(tunable: str) -> Callable[[dict[str, str], int], Knob | None]:
-    """A pool of huge pages; without a size in the path that of the default size."""
-
-    def name(found: dict[str, str], default: int) -> Knob | None:
-        size = int(found["kb"]) << 10 if "kb" in found else default
-        if not size:
-            return None
-        node = found.get("node", "")
-        node = "*" if node in ("node*", "node[0-9]*") else node
-        return Knob(tunable, page_size.spell(size) + (f"/{node}" if node else ""))
-
-    return name
-
-
-def on_cpus(tunable: str) -> Callable[[dict[str, str], int], Knob | None]:
-    """A frequency policy, or the CPUs by which one is found."""
-
-    def name(found: dict[str, str], _default: int) -> Knob | None:
-        where = found["cpus"] or found["policy"] or "*"
-        return Knob(tunable, "*" if where in ANY_CPU else where)
-
-    return name
+def named(tunable: Tunable, found: dict[str, str], default_page_size: int) -> Knob | None:
+    """A tunable's instance by what a path says of it."""
+    match tunable.kind:
+        case Kind.POOLS:
+            instances = pool(found, default_page_size)
+            return Knob(tunable.name, instances) if instances else None
+        case Kind.CPUS:
+            where = found["cpus"] or found["policy"] or "*"
+            return Knob(tunable.name, "*" if where in ANY_CPU else where)
+        case Kind.DRIVES:
+            return Knob(tunable.name, found["drive"])
+        case Kind.NAMES:
+            return Knob(tunable.name, found["name"].replace("/", "."))
+        case Kind.SINGLE:
+            return Knob(tunable.name, "", found.get("part", ""))
 
 
-def on_drives(tunable: str) -> Callable[[dict[str, str], int], Knob | None]:
-    return lambda found, _default: Knob(tunable, found["drive"])
-
-
-def fixed(tunable: str, instances: str = "", part: str = "") -> Callable[[dict[str, str], int], Knob | None]:
-    return lambda _found, _default: Knob(tunable, instances, part)
-
-
-def sysctl(found: dict[str, str], _default: int) -> Knob:
-    return Knob("sysctl", found["name"].replace("/", "."))
-
-
-KNOBS: Final = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"proc/sys/vm/nr_hugepages(?:_mempolicy)?", pool("hugepages")),
-        (r"proc/sys/vm/nr_overcommit_hugepages", pool("hugepages-overcommit")),
-        (rf"sys/kernel/mm/hugepages/{SIZE}/nr_hugepages(?:_mempolicy)?", pool("hugepages")),
-        (rf"sys/kernel/mm/hugepages/{SIZE}/nr_overcommit_hugepages", pool("hugepages-overcommit")),
-        (rf"sys/devices/system/node/(?P<node>[^/]+)/hugepages/{SIZE}/nr_hugepages", pool("hugepages")),
-        (r"sys/kernel/mm/transparent_hugepage/enabled", fixed("thp", "enabled")),
-        (r"sys/kernel/mm/transparent_hugepage/defrag", fixed("thp", "defrag")),
-        (rf"{CPU}/scaling_governor", on_cpus("cpu-governor")),
-        (rf"{CPU}/energy_performance_preference", on_cpus("cpu-epp")),
-        (rf"{DRIVE}/queue/scheduler", on_drives("io-scheduler")),
-        (rf"{DRIVE}/(?:queue|bdi)/read_ahead_kb", on_drives("read-ahead")),
-        (r"proc/sys/vm/overcommit_memory", fixed(OVERCOMMIT, part="mode")),
-        (r"proc/sys/vm/overcommit_ratio", fixed(OVERCOMMIT, part="ratio")),
-        (r"proc/sys/vm/overcommit_kbytes", fixed(OVERCOMMIT, part="kbytes")),
-        (r"proc/sys/(?P<name>.+)", sysctl),
-    )
-)
+def pool(found: dict[str, str], default: int) -> str:
+    """A pool of huge pages; without a size in the path that of the default size, "" where there is none."""
+    size = int(found["kb"]) << 10 if "kb" in found else default
+    node = found.get("node", "")
+    node = "*" if node in ("node*", "node[0-9]*") else node
+    return page_size.spell(size) + (f"/{node}" if node else "") if size else ""
 
 
 def overcommit(mode: str, ratio: str, kbytes: str, *, current_ratio: int) -> tuple[str, str]:

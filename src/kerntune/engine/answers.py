@@ -27,6 +27,7 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     ),
     Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
     Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
+    Reason.BOOT_PARAMETER_WINS: (errors.NotSupported, "It takes another kernel command line, and a reboot"),
     Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),
 }
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.guard import Guard
 from kerntune.engine.ledger import why_not_saved
+from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import resolve, unmatched
 from kerntune.errors import Failed
@@ -84,6 +85,7 @@ class Worker:
     keep: Callable[[Sequence[Baseline]], None]
     guard: Guard | None = None
     drift: DriftLog = field(default_factory=DriftLog)
+    patience: Patience = field(default_factory=Patience)
     last: dict[Target, Outcome] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -150,6 +152,8 @@ class _Pass:
             if self.tunable.group(target) not in contested and wish.winner.origin is not Origin.GUARD
         }
         steps, after = self._reach(before, free)
+        if not self.order.dry:
+            self._note_shortfalls(steps, after)
         self.result.before |= before
         self.result.readings |= after
         self.result.wishes |= wishes
@@ -223,9 +227,29 @@ class _Pass:
     def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> Sequence[Step]:
         # The other lanes have no use for it, and a plugged drive waits.
         memory = read_memory(self.lane.kernel) if self.tunable.lane is Lane.MEMORY else NO_MEMORY
-        steps = self.tunable.plan(readings, wishes, memory, self.lane.limits)
+        planned = self.tunable.plan(readings, wishes, memory, self.lane.limits)
+        steps = [replace(step, writes=()) if self._too_early(step, memory) else step for step in planned]
         self.result.wrote |= {t for step in steps if step.writes for t in (step.wish.target, *step.touches)}
         return steps
+
+    def _too_early(self, step: Step, memory: Memory) -> bool:
+        """Whether the kernel had not enough for this a while ago, and has hardly more now."""
+        wish, lacking = step.wish, self.tunable.lacking(step.wish, step.before)
+        if not (lacking and step.writes) or self._insists(wish.target, wish):
+            return False
+        return self.lane.patience.waits(wish.target, wish.value, lacking, self.lane.clock(), memory.free)
+
+    def _note_shortfalls(self, steps: Sequence[Step], now: Mapping[Target, Reading]) -> None:
+        patience = self.lane.patience
+        for step in steps:
+            target, lacking = step.wish.target, self.tunable.lacking(step.wish, now[step.wish.target])
+            if not lacking or self._insists(target, step.wish):
+                patience.forget(target)
+            if lacking and step.writes:
+                free = read_memory(self.lane.kernel).free
+                patience.fell_short(target, step.wish.value, lacking, self.lane.clock(), free)
+            elif lacking:
+                patience.looked(target, read_memory(self.lane.kernel).free)
 
     def _keep_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
         """Saved before the first write: a crash after it can still be put right."""

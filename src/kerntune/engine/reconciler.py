@@ -69,6 +69,7 @@ class Reconciler:
         self.committed = ledger.book.without(self.unsound)
         self.configured: tuple[Claim, ...] = ()
         self._pending: list[Pending] = []
+        self._ending = False
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
         self._committing, self._refreshing = asyncio.Lock(), asyncio.Lock()
@@ -89,6 +90,8 @@ class Reconciler:
     @property
     def book(self) -> ClaimBook:
         """The claims in force: those committed, configured and the guard's, with the edits that callers wait for."""
+        if self._ending:
+            return ClaimBook(choice=self.committed.choice)
         others = (*self.configured, *(self.guard.claims if self.guard else ()))
         book = self.committed.having(others) if others else self.committed
         for pending in self._pending:
@@ -126,6 +129,18 @@ class Reconciler:
             async with asyncio.timeout(seconds):
                 while self._pending:
                     await self._pending[0].done.wait()
+
+    async def put_back(self, seconds: float) -> bool:
+        """The host's own values, in one pass of every lane; whether it ended in time. No edit is taken any more.
+
+        What is saved stays: the next start applies the claims again.
+        """
+        self._ending = True
+        tickets = [Ticket("stop", enforce=True) for _ in self._lanes]
+        for queue, ticket in zip(self._lanes.values(), tickets, strict=True):
+            queue.put(ticket)
+        _, late = await asyncio.wait([ticket.result for ticket in tickets], timeout=seconds)
+        return not late
 
     def close(self) -> None:
         """Let go of the threads; a write that has begun is finished by the kernel."""
@@ -217,6 +232,8 @@ class Reconciler:
 
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
         """
+        if self._ending:
+            raise Failed("kerntuned is stopping, and puts the host's own values back", "Try again when it has started")
         lanes, before = self._lanes_of(edit), self.book
         pending = Pending(edit, lanes)
         earlier = [other for other in self._pending if other.lanes & lanes]

@@ -6,9 +6,11 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import ClassVar, Literal, Protocol
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Explanation
 from kerntune.kernel.files import KernelView
 from kerntune.model import (
     SATISFIED,
@@ -26,6 +28,18 @@ from kerntune.model import (
 )
 
 Action = Literal["set", "set-memory"]
+# What a size with a unit (64G) becomes where it is taken as a value: pages of the instance's size, or KiB.
+Sizes = Literal["", "pages", "KiB"]
+
+
+class Kind(StrEnum):
+    """What the instances of a tunable are, which decides how people may write them."""
+
+    POOLS = "pools"
+    CPUS = "cpus"
+    DRIVES = "drives"
+    NAMES = "names"
+    SINGLE = "single"
 
 
 class Tunable(Protocol):
@@ -35,6 +49,13 @@ class Tunable(Protocol):
     summary: ClassVar[str]
     lane: ClassVar[Lane]
     action: ClassVar[Action]
+    kind: ClassVar[Kind]
+    sizes: ClassVar[Sizes]
+    # Its files as people name them in lines of their own: patterns (re) of paths below the root. Groups tell the
+    # instance (doctor/translate.py): `kb` and `node` of pools, `cpus` or `policy`, `drive`, `name`, and `part` where
+    # several files make one value.
+    by_hand: ClassVar[tuple[str, ...]]
+    explained: ClassVar[Explanation]
     # Writes to different targets may run at the same time.
     parallel: ClassVar[bool]
     # Its values are counts that grow as the kernel goes about a write: whoever waits is told how far it is.
@@ -89,6 +110,9 @@ class Tunable(Protocol):
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         """What it means that the kernel refused a write with this errno."""
 
+    def lacking(self, wish: Wish, reading: Reading) -> int:
+        """Bytes of memory that the kernel did not have for a wish; such a wish is not written again at each look."""
+
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         """Whether a value that others changed is to be reported only, not put back."""
 
@@ -96,6 +120,7 @@ class Tunable(Protocol):
 class Plain(ABC):
     """What most tunables share: one file a target, compared as text."""
 
+    sizes: ClassVar[Sizes] = ""
     parallel: ClassVar[bool] = False
     counted: ClassVar[bool] = False
     remedy: ClassVar[tuple[Write, ...]] = ()
@@ -125,6 +150,9 @@ class Plain(ABC):
         if reading.value == wish.value:
             return SATISFIED
         return unlike(reading)
+
+    def lacking(self, wish: Wish, reading: Reading) -> int:  # noqa: ARG002
+        return 0
 
     def drifted(self, wish: Wish, reading: Reading) -> bool:  # noqa: ARG002
         return False

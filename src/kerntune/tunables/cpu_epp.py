@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.files import KernelView, find
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import unlike, unreadable
-from kerntune.tunables.cpu_policies import POLICIES, OnPolicies, also_moved, offered, offline
+from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, also_moved, offered, offline
 
 PERFORMANCE = "performance"
 # Drivers whose governor performance decides the preference too.
@@ -34,6 +35,18 @@ class CpuEpp(OnPolicies):
     name: ClassVar[str] = "cpu-epp"
     summary: ClassVar[str] = "CPU energy performance preference"
     file: ClassVar[str] = "energy_performance_preference"
+    by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/energy_performance_preference",)
+    explained: ClassVar[Explanation] = Explanation(
+        what="What CPUs that choose their own frequency prefer, speed or power (energy performance preference).",
+        helps="As cpu-governor, on CPUs with intel_pstate (HWP) or amd_pstate (active).",
+        evidence=(Evidence(Grade.VENDOR, "'performance' is recommended for inference; no gain was measured here"),),
+        risk="Power, and with it heat. With the governor 'performance' most drivers take no other preference.",
+        files=("/sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",),
+        document="Documentation/admin-guide/pm/intel_pstate.rst, amd-pstate.rst",
+        instances="a policy (policy0) or a list of CPUs (0-3,8); left out: all of them",
+        values="the kernel's name of a preference (performance, balance_performance, balance_power, power)",
+        example=Example("cpu-epp=performance", "speed at any price"),
+    )
 
     def missing(self, kernel: KernelView) -> str:
         if self.targets(kernel):

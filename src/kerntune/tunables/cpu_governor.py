@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import unlike
-from kerntune.tunables.cpu_policies import POLICIES, OnPolicies, also_moved, offered, offline
+from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, also_moved, offered, offline
 
 # Governors that the kernel loads when their name is written, though the file does not list them before.
 ON_DEMAND = frozenset({"conservative", "ondemand", "performance", "powersave", "schedutil", "userspace"})
@@ -25,6 +26,19 @@ class CpuGovernor(OnPolicies):
     name: ClassVar[str] = "cpu-governor"
     summary: ClassVar[str] = "CPU frequency governor"
     file: ClassVar[str] = "scaling_governor"
+    by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/scaling_governor",)
+    explained: ClassVar[Explanation] = Explanation(
+        what="How CPUs choose their frequency, one setting for all CPUs of a policy.",
+        helps="Hosts where requests should not wait for the clock to rise: 'performance'. Many virtual machines have "
+        "no frequency scaling, and their host decides.",
+        evidence=(Evidence(Grade.VENDOR, "'performance' is recommended for inference; no gain was measured here"),),
+        risk="Power, and with it heat.",
+        files=("/sys/devices/system/cpu/cpufreq/policy*/scaling_governor",),
+        document="Documentation/admin-guide/pm/cpufreq.rst",
+        instances="a policy (policy0) or a list of CPUs (0-3,8); left out: all of them",
+        values="the kernel's name of a governor (performance, powersave, schedutil)",
+        example=Example("cpu-governor=performance", "the highest frequency on every CPU"),
+    )
 
     def missing(self, kernel: KernelView) -> str:
         if kernel.glob(f"{POLICIES}/policy*"):

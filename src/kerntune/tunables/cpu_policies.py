@@ -11,9 +11,11 @@ from typing import ClassVar
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelError, KernelView, find
 from kerntune.model import Lane, Reading, Reason, Target, Wish
-from kerntune.tunables.base import Action, Plain
+from kerntune.tunables.base import Action, Kind, Plain
 
 POLICIES = "sys/devices/system/cpu/cpufreq"
+# As people name a policy: itself, or a CPU that it moves.
+BY_HAND = r"sys/devices/system/cpu/(?:cpu(?P<cpus>[^/]+)|\*|cpufreq/(?P<policy>[^/]+))(?:/cpufreq)?"
 POLICY = re.compile(r"policy[0-9]{1,5}")
 # Up to the 9999th CPU: the kernel can be built for 8192.
 CPU_LIST = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
@@ -27,6 +29,7 @@ class OnPolicies(Plain):
     file: ClassVar[str]
     lane: ClassVar[Lane] = Lane.CPU
     action: ClassVar[Action] = "set"
+    kind: ClassVar[Kind] = Kind.CPUS
     # A governor that ends waits for an RCU grace period: policies that change at the same time share it.
     parallel: ClassVar[bool] = True
 

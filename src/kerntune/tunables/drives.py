@@ -11,11 +11,13 @@ from kerntune.errors import InvalidValue
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find
 from kerntune.model import Lane, Target
-from kerntune.tunables.base import Action, Plain
+from kerntune.tunables.base import Action, Kind, Plain
 
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 PATTERN = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
 GLOB = re.compile(r"[*?\[]")
+# As people name it: the classes hold links.
+BY_HAND = r"sys/(?:class/)?block/(?P<drive>[^/]+)"
 # A path of a multipath drive: subsystem, controller, namespace (nvme_mpath_set_disk_name in drivers/nvme/host).
 HIDDEN_PATH = re.compile(r"(nvme[0-9]+)c[0-9]+(n[0-9]+)")
 
@@ -33,6 +35,7 @@ class OnDrives(Plain):
     on_paths: ClassVar[bool]
     lane: ClassVar[Lane] = Lane.BLOCK
     action: ClassVar[Action] = "set"
+    kind: ClassVar[Kind] = Kind.DRIVES
     parallel: ClassVar[bool] = True
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:

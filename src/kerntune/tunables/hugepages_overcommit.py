@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, natural, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables import page_size
-from kerntune.tunables.base import Action, Plain, unreadable
+from kerntune.tunables.base import Action, Kind, Plain, Sizes, unreadable
 from kerntune.tunables.hugepages import COUNT, POOLS
 
 FILE = "nr_overcommit_hugepages"
@@ -28,6 +29,26 @@ class HugePagesOvercommit(Plain):
     summary: ClassVar[str] = "huge pages to borrow"
     lane: ClassVar[Lane] = Lane.MEMORY
     action: ClassVar[Action] = "set-memory"
+    kind: ClassVar[Kind] = Kind.POOLS
+    sizes: ClassVar[Sizes] = "pages"
+    by_hand: ClassVar[tuple[str, ...]] = (
+        r"proc/sys/vm/nr_overcommit_hugepages",
+        rf"sys/kernel/mm/hugepages/{page_size.IN_PATH}/nr_overcommit_hugepages",
+    )
+    explained: ClassVar[Explanation] = Explanation(
+        what="How many huge pages beyond those set aside may be made when a program asks, and given back when it ends.",
+        helps="Programs that use huge pages now and then, where memory set aside for good would be wasted.",
+        evidence=(
+            Evidence(Grade.MEASURED, "models were loaded into borrowed pages"),
+            Evidence(Grade.KERNEL, "pages are taken from normal memory when the pool is used up"),
+        ),
+        risk="Nothing is set aside: where memory is fragmented there may be no pages when a program asks.",
+        files=("/sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",),
+        document="Documentation/admin-guide/mm/hugetlbpage.rst",
+        instances="a page size (2M); left out: the default size",
+        values="a number of pages, or a size that is a whole number of them (16G)",
+        example=Example("hugepages-overcommit@2M=16G", "up to 16 GiB in pages of 2 MiB for who asks"),
+    )
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         sizes = [

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import bracketed, unreadable
-from kerntune.tunables.drives import OnDrives
+from kerntune.tunables.drives import BY_HAND, OnDrives
 
 # Modules that the kernel loads when their name is written, though the file does not list them before.
 ON_DEMAND = frozenset({"bfq", "kyber", "mq-deadline"})
@@ -25,6 +26,22 @@ class IoScheduler(OnDrives):
     summary: ClassVar[str] = "I/O scheduler of a block device"
     file: ClassVar[str] = "queue/scheduler"
     on_paths: ClassVar[bool] = True
+    by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/queue/scheduler",)
+    explained: ClassVar[Explanation] = Explanation(
+        what="Who puts the requests to a block device in order: the kernel (mq-deadline, bfq, kyber), or nobody "
+        "('none').",
+        helps="'none' for NVMe and virtual disks, which order their own queue; 'mq-deadline' for disks that turn.",
+        evidence=(
+            Evidence(Grade.VENDOR, "'none' for NVMe, 'mq-deadline' for disks"),
+            Evidence(Grade.MEASURED, "no gain for loading a model by itself"),
+        ),
+        risk="Low.",
+        files=("/sys/block/*/queue/scheduler",),
+        document="Documentation/block/switching-sched.rst",
+        instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); left out: all of them",
+        values="the name of a scheduler that the device offers",
+        example=Example("io-scheduler@nvme*=none", "every NVMe drive, those plugged later too"),
+    )
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         try:

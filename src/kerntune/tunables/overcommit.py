@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import Action, Plain, unlike
+from kerntune.tunables.base import Action, Kind, Plain, unlike
 
 MODES = ("heuristic", "always", "never")
 NEVER = "never"
@@ -30,6 +31,30 @@ class Overcommit(Plain):
     summary: ClassVar[str] = "control of how much memory the kernel promises to programs"
     lane: ClassVar[Lane] = Lane.MEMORY
     action: ClassVar[Action] = "set-memory"
+    kind: ClassVar[Kind] = Kind.SINGLE
+    by_hand: ClassVar[tuple[str, ...]] = (r"proc/sys/vm/overcommit_(?P<part>memory|ratio|kbytes)",)
+    explained: ClassVar[Explanation] = Explanation(
+        what="How much memory the kernel promises to programs: by its own judgement, whatever they ask, or never more "
+        "than a limit.",
+        helps="One file that is mapped and larger than RAM and swap together: some loaders map it as if it were to be "
+        "written, and are refused. Otherwise leave it at 'heuristic'.",
+        evidence=(
+            Evidence(
+                Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode 'heuristic', opened in 'always'"
+            ),
+            Evidence(Grade.KERNEL, "the ratio is read in mode 'never' only"),
+        ),
+        risk="With 'always', the kernel refuses nothing, and ends a program when memory is gone. The memory guard "
+        "caps promises before that, by the ratio (95 where it is not named); what was promised before the cap can "
+        "still be used. A low limit with 'never' locks everybody out, and is refused.",
+        files=("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
+        document="Documentation/mm/overcommit-accounting.rst",
+        instances="there are no instances, it is one setting of the host",
+        values="heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
+        example=Example(
+            "overcommit=always:95", "promise whatever is asked for; the memory guard has a floor of 5 % of RAM"
+        ),
+    )
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         return [TARGET] if find(kernel, f"{VM}/overcommit_memory") is not None else []

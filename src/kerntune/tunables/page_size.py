@@ -8,6 +8,8 @@ from typing import NamedTuple
 from kerntune.errors import InvalidValue
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+# In a path of the kernel.
+IN_PATH = r"hugepages-(?P<kb>[0-9]{1,12})kB"
 INSTANCE = re.compile(r"([0-9]{1,9})([KMGT])(?:i?B)?(?:/(node[0-9]{1,4}|\*))?", re.IGNORECASE)
 
 
@@ -27,6 +29,12 @@ def spell(size: int) -> str:
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
+
+
+def size(text: str) -> int | None:
+    """The bytes of a size with a binary unit (64G), or None when it is none."""
+    found = INSTANCE.fullmatch(text)
+    return int(found[1]) * UNITS[found[2].upper()] if found and not found[3] else None
 
 
 def parse(instance: str) -> Pool:

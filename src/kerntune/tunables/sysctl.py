@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from kerntune.errors import InvalidValue, NoSuchName
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import Action, Plain, unreadable
+from kerntune.tunables.base import Action, Kind, Plain, unreadable
 
 
 class Range(NamedTuple):
@@ -55,6 +56,27 @@ class Sysctl(Plain):
     summary: ClassVar[str] = "sysctl that kerntune tunes"
     lane: ClassVar[Lane] = Lane.MEMORY
     action: ClassVar[Action] = "set-memory"
+    kind: ClassVar[Kind] = Kind.NAMES
+    by_hand: ClassVar[tuple[str, ...]] = (
+        rf"proc/sys/(?P<name>{'|'.join(re.escape(name.replace('.', '/')) for name in SYSCTLS)})",
+    )
+    explained: ClassVar[Explanation] = Explanation(
+        what="Three settings of memory: vm.swappiness (page cache or programs, which goes first), vm.zone_reclaim_mode "
+        "(whether a full NUMA node drops page cache before it takes memory of another), kernel.numa_balancing (whether "
+        "pages are moved after threads).",
+        helps="Servers that hold a model in memory: swappiness 1 to 10, and 0 for the other two.",
+        evidence=(
+            Evidence(Grade.VENDOR, "recommended for inference by AMD (ROCm), NVIDIA (Grace) and SGLang"),
+            Evidence(Grade.NONE, "nothing is known to speak for other values of dirty ratios or vfs_cache_pressure"),
+        ),
+        risk="With a low swappiness page cache is dropped earlier. kernel.numa_balancing is compared with what is "
+        "wished, and not written, for that takes a capability and kerntuned has none: a line in /etc/sysctl.d sets it.",
+        files=("/proc/sys/vm/swappiness", "/proc/sys/vm/zone_reclaim_mode", "/proc/sys/kernel/numa_balancing"),
+        document="Documentation/admin-guide/sysctl/vm.rst, kernel.rst",
+        instances="vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",
+        values="a whole number: to 200, 7 and 3 in that order",
+        example=Example("sysctl@vm.swappiness=10", "keep programs in memory rather than page cache"),
+    )
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         return [Target(self.name, name) for name in SYSCTLS if find(kernel, path_of(name)) is not None]

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
+from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import Action, Plain, bracketed, unreadable
+from kerntune.tunables.base import Action, Kind, Plain, bracketed, unreadable
 
 FOLDER = "sys/kernel/mm/transparent_hugepage"
 # What a file may say; kernels before 4.11 have no defer+madvise.
@@ -32,6 +33,24 @@ class Thp(Plain):
     summary: ClassVar[str] = "transparent huge pages"
     lane: ClassVar[Lane] = Lane.MEMORY
     action: ClassVar[Action] = "set-memory"
+    kind: ClassVar[Kind] = Kind.NAMES
+    by_hand: ClassVar[tuple[str, ...]] = (rf"{FOLDER}/(?P<name>enabled|defrag)",)
+    explained: ClassVar[Explanation] = Explanation(
+        what="Transparent huge pages: which programs get them without changes of their own (enabled), and which wait "
+        "while the kernel makes room for them (defrag).",
+        helps="Loaders that copy, and allocators that ask with madvise(2). enabled at 'madvise' suits most hosts, "
+        "'always' those with a single purpose; defrag at 'madvise'.",
+        evidence=(
+            Evidence(Grade.MEASURED, "copying loaders that get them: 0.58 of the time"),
+            Evidence(Grade.KERNEL, "with defrag at 'always' every program may wait for compaction"),
+        ),
+        risk="With 'always', programs that touch memory sparsely grow, and may stall.",
+        files=("/sys/kernel/mm/transparent_hugepage/enabled", "/sys/kernel/mm/transparent_hugepage/defrag"),
+        document="Documentation/admin-guide/mm/transhuge.rst",
+        instances="enabled or defrag",
+        values="always, madvise or never; for defrag also defer or defer+madvise",
+        example=Example("thp@enabled=madvise", "for programs that ask for them"),
+    )
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         return [Target(self.name, file) for file in WORDS if find(kernel, f"{FOLDER}/{file}") is not None]

@@ -31,6 +31,10 @@ def claims(content: Content) -> list[str]:
         ('[hugepages]\n"2M" = "64"', ["config:hugepages@2M=64"]),
         ('[hugepages]\n2M = 64', ["config:hugepages@2M=64"]),
         ('[hugepages]\n2M = 0', ["config:hugepages@2M=0"]),
+        ('[hugepages]\n2M = "0G"', ["config:hugepages@2M=0"]),
+        ('[read-ahead]\n"nvme*" = "4M"\nsda = 2048\nsdb = "512K"', [
+            "config:read-ahead@nvme*=4096", "config:read-ahead@sda=2048", "config:read-ahead@sdb=512",
+        ]),
         ('[hugepages]\n"2M" = "64G"', ["config:hugepages@2M=32768"]),
         ('[hugepages]\n"2M" = "1GiB"', ["config:hugepages@2M=512"]),
         ('[hugepages]\n"1G/node1" = "3072M"', ["config:hugepages@1G/node1=3"]),
@@ -73,7 +77,7 @@ POOLS = "The name before the = is a page size (2M), one node of it (2M/node0) or
 COUNTS = "The value is a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)"
 WORD = 'Give a whole number, or a word in quotes: "none"'
 QUOTES = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
-TABLES = f"There are {', '.join(sorted({'drift', 'guard', 'limits', *TUNABLES}))}"
+TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *TUNABLES}))}"
 
 
 @pytest.mark.parametrize(

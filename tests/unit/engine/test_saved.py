@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from kerntune.model import Origin, Target
+import threading
+
+import pytest
+
+from kerntune.errors import Failed
+from kerntune.model import Origin, State, Target
 from tests.unit.lab import (
+    BOUND,
     claim,
     have_pages,
+    host_values,
     large_host,
     pages,
     queue,
@@ -101,3 +108,53 @@ async def test_a_saved_claim_that_no_call_could_have_made_is_left_out() -> None:
         assert set(lab.engine.unsound) == set(bad)
         assert list(lab.engine.book.claims.values()) == [good]
         assert lab.writes() == [(queue("sda"), "bfq")]
+
+
+# Put back at the end
+
+
+async def test_at_the_end_the_host_has_its_own_values_and_the_claims_stay_saved() -> None:
+    kernel = large_host()
+    have_pages(kernel, 3, 4)
+    files = [claim(Origin.CONFIG, "overcommit", "", "always:95")]
+    async with running(kernel) as lab:
+        before = host_values(kernel)
+        lab.engine.configure(files, lab.engine.limits)
+        await lab.set(("hugepages", "2M/node0", 50), ("io-scheduler", "*", "bfq"), persist=True)
+        await lab.set(("read-ahead", "sda", 2048))
+        saved = lab.ledger.book
+        assert await lab.engine.put_back(BOUND)
+        assert host_values(kernel) == before
+        assert (lab.ledger.book, lab.ledger.baselines) == (saved, {})
+        with pytest.raises(Failed, match="is stopping"):
+            await lab.set(("read-ahead", "sda", 4096))
+        await lab.engine.reconcile("hotplug")
+        assert host_values(kernel) == before
+        assert lab.ledger.book == saved
+    async with running(kernel, claims=saved.claims.values()) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        assert (pages(kernel)[0], kernel.disks["sda"].scheduler, kernel.disks["sda"].read_ahead) == (50, "bfq", 2048)
+
+
+async def test_what_is_fought_over_is_put_back_at_the_end_too() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        for _ in range(4):
+            lab.kernel.disks["sda"].scheduler = "kyber"
+            await lab.engine.reconcile("drift")
+        assert lab.engine.outcomes[SDA].state is State.CONTESTED
+        assert await lab.engine.put_back(BOUND)
+        assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
+
+
+async def test_the_end_waits_for_no_kernel_that_does_not_answer() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        answered = threading.Event()
+
+        def block(path: str, text: str) -> None:
+            answered.wait(BOUND)
+
+        lab.kernel.before_write = block
+        assert await lab.engine.put_back(0.05) is False
+        answered.set()

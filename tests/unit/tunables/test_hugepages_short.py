@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from kerntune.errors import KernelRejected, PartiallyAllocated
+from kerntune.errors import KernelRejected, NotSupported, PartiallyAllocated
 from kerntune.model import Origin, Reason, State, Target
 from tests.unit.lab import (
     COMPACT,
+    GIB,
     PAGE,
     POOL,
     Clock,
@@ -22,6 +25,7 @@ from tests.unit.lab import (
 )
 
 WHOLE = Target("hugepages", "2M")
+POOL_1G = POOL.replace("2048kB", "1048576kB")
 FREE_FOR_100 = 100 * PAGE
 
 
@@ -180,3 +184,38 @@ async def test_a_kernel_that_shrinks_late_is_waited_for() -> None:
     kernel.late[POOL] = 2
     async with running(kernel) as lab:
         assert told(await lab.one("hugepages", "2M", 5)) == ("2M", "5", State.SATISFIED, Reason.OK)
+
+
+# Pages of the kernel command line only
+
+
+async def test_a_size_that_is_made_at_boot_only() -> None:
+    """What a kernel without CONFIG_CONTIG_ALLOC does: pages go, and none are made."""
+    kernel = small_host()
+    have_pages(kernel, 4, size=GIB)
+    async with running(kernel) as lab:
+        kernel.refuse[POOL_1G] = errno.EINVAL
+        with pytest.raises(NotSupported, match="hugepagesz=1G hugepages=8 on the kernel command line") as raised:
+            await lab.set(("hugepages", "1G", 8))
+        assert "a reboot" in raised.value.hint
+        assert lab.claims == []
+        kernel.refuse.clear()
+        assert told(await lab.one("hugepages", "1G", 2)) == ("1G", "2", State.SATISFIED, Reason.OK)
+
+
+async def test_a_saved_claim_on_such_a_size_says_who_decides() -> None:
+    kernel = small_host()
+    kernel.refuse[POOL_1G] = errno.EINVAL
+    async with running(kernel, claims=[claim(Origin.CONFIG, "hugepages", "1G", 8)]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        outcome = lab.engine.outcomes[Target("hugepages", "1G")]
+        assert told(outcome) == ("1G", "0", State.UNSUPPORTED, Reason.BOOT_PARAMETER_WINS)
+        assert "has those of its command line only" in outcome.detail
+
+
+async def test_a_kernel_without_memory_to_try() -> None:
+    kernel = small_host()
+    async with running(kernel) as lab:
+        kernel.refuse[POOL] = errno.ENOMEM
+        with pytest.raises(KernelRejected, match="no memory left even to try"):
+            await lab.set(("hugepages", "2M", 8))

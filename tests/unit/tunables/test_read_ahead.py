@@ -30,14 +30,26 @@ def test_values(value: str, normal: str) -> None:
     assert TUNABLE.restorable(normal)
 
 
+@pytest.mark.parametrize("kib", [1, PAGE - 1])
+async def test_less_than_a_page_would_switch_it_off_and_is_refused(kib: int) -> None:
+    async with running(large_host()) as lab:
+        with pytest.raises(InvalidValue, match=f"whole pages of {PAGE} KiB") as raised:
+            await lab.set((NAME, "sda", kib))
+        assert "0 to switch it off" in raised.value.hint
+        assert lab.writes() == []
+        assert told(await lab.one(NAME, "sda", PAGE)) == ("sda", str(PAGE), State.SATISFIED, Reason.OK)
+        assert told(await lab.one(NAME, "sda", 0)) == ("sda", "0", State.SATISFIED, Reason.OK)
+
+
 @pytest.mark.parametrize("value", ["", "-1", "4M", "1.5", "0x10", "65537", "9" * 30, "12\n", "\u0663", "many"])
 def test_what_is_no_read_ahead(value: str) -> None:
     with pytest.raises(InvalidValue):
         TUNABLE.normal_value(value)
 
 
-def test_the_hosts_own_value_may_be_larger_than_any_that_is_taken() -> None:
+def test_the_hosts_own_value_may_be_any() -> None:
     assert TUNABLE.restorable("1048576")
+    assert TUNABLE.restorable("1")
     assert not TUNABLE.restorable("much")
 
 
