@@ -88,7 +88,7 @@ class TestConnect:
 
     async def test_the_bus_does_not_let_us_own_the_name(self, bus: PrivateBus) -> None:
         service = Service(lab.interfaces(), lab.ROOT, address=bus.address)
-        with pytest.raises(errors.AccessDenied, match="policy file"):
+        with pytest.raises(errors.AccessDenied, match="bus policy"):
             await service.connect("org.kerntune.Other")
         await service.closed()
 

@@ -13,7 +13,12 @@ CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, Stat
 # With these a claim stays, also where there is nothing for it to do yet.
 TAKEN: Final = CONTENT | {State.PARTIAL, State.OVERRIDDEN}
 KEPT: Final = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE})
-LACKING: Final = KEPT | {Reason.NO_KERNEL_SUPPORT, Reason.VALUE_NOT_OFFERED, Reason.DEVICE_GONE}
+LACKING: Final = KEPT | {
+    Reason.NO_KERNEL_SUPPORT,
+    Reason.VALUE_NOT_OFFERED,
+    Reason.DEVICE_GONE,
+    Reason.BOOT_PARAMETER_WINS,
+}
 IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
 GLOB: Final = frozenset("*?[")
 WRONG_VALUE: Final = frozenset({Reason.VALUE_NOT_OFFERED, Reason.OUT_OF_RANGE})
