@@ -326,7 +326,7 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         finally:
             working.cancel()
             await asyncio.wait([working])
-            engine.close()
+            engine.threads.close()
 
 
 def memory_folder() -> str | None:

@@ -177,7 +177,7 @@ async def running(
     finally:
         working.cancel()
         await asyncio.wait([working])
-        engine.close()
+        engine.threads.close()
 
 
 @dataclass(slots=True)

@@ -90,10 +90,10 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         stack.callback(alarm.close)
         guard = MemoryGuard(kernel, directories.runtime, alarm.tell)
         engine = Reconciler(kernel, REGISTRY, state, guard=guard)
-        guard.preparations += [alarm.prepare, engine.prepare]
+        guard.preparations += [alarm.prepare, engine.threads.prepare]
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
-        stack.callback(engine.close)
+        stack.callback(engine.threads.close)
         stack.callback(guard.stop)
         set_aside = state.set_aside or engine.unsound or undone is Undone.SET_ASIDE
         troubles = {STATE_SET_ASIDE} if set_aside else set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -14,8 +14,9 @@ from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import resolve, unmatched
+from kerntune.engine.writing import Writer
 from kerntune.errors import Failed
-from kerntune.kernel.files import Kernel, KernelError
+from kerntune.kernel.files import Kernel
 from kerntune.kernel.memory import read_memory
 from kerntune.model import (
     NO_MEMORY,
@@ -39,8 +40,6 @@ from kerntune.tunables.base import Tunable
 
 REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
 LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late
-PROGRESS_SECONDS = 0.25
-WRITERS = 32  # threads that write at the same time
 # Why a baseline cannot be put back yet, but may be later.
 LATER = frozenset({Reason.OVER_LIMIT, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES})
 
@@ -95,7 +94,7 @@ class Worker:
         result = Result()
         deadline = self.clock() + REMEDY_SECONDS
         for tunable in self.tunables:
-            _Pass(self, tunable, order, result, deadline=deadline, progress=progress).run()
+            _Pass(self, tunable, order, result, deadline, self._writer(tunable, progress)).run()
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
         if not order.dry:
@@ -107,6 +106,11 @@ class Worker:
             self.last.update(result.outcomes | caps)
         return result
 
+    def _writer(self, tunable: Tunable, progress: Progress | None) -> Writer:
+        # While the guard caps there may be no room for a thread.
+        alone = self.guard is not None and self.guard.verdict.caps
+        return Writer(self.kernel, tunable, None if alone else self.writers, progress)
+
 
 @dataclass(slots=True)
 class _Pass:
@@ -117,10 +121,7 @@ class _Pass:
     order: Order
     result: Result
     deadline: float
-    progress: Progress | None
-    errors: dict[Target, int] = field(default_factory=dict)
-    writing: Step | None = None
-    told: dict[Target, int] = field(default_factory=dict)
+    writer: Writer
     repaired: set[Target] = field(default_factory=set)
 
     def run(self) -> None:
@@ -215,12 +216,12 @@ class _Pass:
         self._keep_baselines(readings, steps)
         first, remedied = steps, False
         while True:
-            self._write(steps)
+            self.writer.write(steps)
             now = self._read_back(readings, steps)
             if not self._worth_another_try(readings, now, steps, remedied=remedied):
                 return first, now
             for write in self.tunable.remedy:
-                self._attempt(write.path, write.text)
+                self.writer.attempt(write)
             remedied, readings = True, now
             steps = self._plan(readings, wishes)
 
@@ -269,52 +270,6 @@ class _Pass:
                 "Nothing was written; free space there and try again",
             ) from error
 
-    def _write(self, steps: Sequence[Step]) -> None:
-        """The writes of a step in their order; steps side by side where the tunable allows it."""
-        todo = [step for step in steps if step.writes]
-        capped = self.lane.guard is not None and self.lane.guard.verdict.caps  # there may be no room for a thread
-        if capped or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
-            self._write_steps(todo)
-            return
-        width = WRITERS if self.tunable.parallel else 1
-        shares = filter(None, (todo[first::width] for first in range(width)))
-        jobs = [self.lane.writers.submit(self._write_steps, share) for share in shares]
-        while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
-            self._tell_progress()
-        for job in jobs:
-            job.result()
-
-    def _tell_progress(self) -> None:
-        """How far the kernel has come with what is counted and grows; never less than was told before."""
-        if not (self.progress and self.tunable.counted and self.writing):
-            return
-        target, wanted = self.writing.wish.target, int(self.writing.wish.value)
-        value = self.tunable.read(self.lane.kernel, target).value
-        if value is not None and int(value) <= wanted:
-            done = self.told[target] = max(int(value), self.told.get(target, 0))
-            self.progress(target, done, wanted)
-
-    def _write_steps(self, steps: Iterable[Step]) -> None:
-        for step in steps:
-            self._write_step(step)
-
-    def _write_step(self, step: Step) -> None:
-        self.writing = step
-        for write in step.writes:
-            for piece in self.tunable.pieces(self.lane.kernel, write):
-                if code := self._attempt(piece.path, piece.text):
-                    self.errors[step.wish.target] = code
-                    return
-        self.errors.pop(step.wish.target, None)
-
-    def _attempt(self, path: str, text: str) -> int:
-        """0, or the errno of the kernel's refusal."""
-        try:
-            self.lane.kernel.write(path, text)
-        except KernelError as error:
-            return error.errno or -1
-        return 0
-
     def _read_back(self, readings: Mapping[Target, Reading], steps: Sequence[Step]) -> dict[Target, Reading]:
         """Every target of the groups that were written, a little later again where the kernel seems to be late."""
         groups = {self.tunable.group(step.wish.target) for step in steps if step.writes}
@@ -348,8 +303,8 @@ class _Pass:
         target = step.wish.target
         if step.verdict is not None:
             return step.verdict
-        if target in self.errors:
-            return self.tunable.rejected(now[target], step.wish.value, self.errors[target])
+        if target in self.writer.errors:
+            return self.tunable.rejected(now[target], step.wish.value, self.writer.errors[target])
         verdict = self.tunable.judge(step.wish, now[target], now)
         return step.capped if step.capped and verdict.state is not State.SATISFIED else verdict
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -19,9 +17,10 @@ from kerntune.engine.guard import Guard
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, news
-from kerntune.engine.passes import WRITERS, Order, Result, Worker
+from kerntune.engine.passes import Order, Result, Worker
 from kerntune.engine.progress import Progress, of_its_own
 from kerntune.engine.requests import Request, World, edit_for, sound
+from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, KerntuneError, NoSuchTarget, NotSupported
 from kerntune.kernel.files import Kernel
 from kerntune.model import Claim, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
@@ -29,8 +28,6 @@ from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds
-READERS = 2
-PATIENCE = 1.0  # seconds
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 
@@ -75,17 +72,13 @@ class Reconciler:
         self._committing, self._refreshing = asyncio.Lock(), asyncio.Lock()
         self._clock = clock
         self._read_at: dict[Lane, float] = {}
-        # Reads that anybody may ask for have threads of their own, so that they delay neither passes nor saves.
-        self._passes = ThreadPoolExecutor(len(Lane), "pass")
-        self._readers = ThreadPoolExecutor(READERS, "read")
-        self._savers = ThreadPoolExecutor(1, "save")
-        self._writers = {lane: ThreadPoolExecutor(WRITERS, f"write {lane}") for lane in Lane}
+        self.threads = Threads()
         self._lanes = {lane: self._lane(lane, kernel, clock) for lane in Lane}
 
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
-        worker = Worker(kernel, own, self.limits, self._writers[lane], self.ledger.keep, self.guard, clock=clock)
-        return LaneQueue(worker, self._passes, self._order, partial(self._publish, lane))
+        worker = Worker(kernel, own, self.limits, self.threads.writers[lane], self.ledger.keep, self.guard, clock=clock)
+        return LaneQueue(worker, self.threads.passes, self._order, partial(self._publish, lane))
 
     @property
     def book(self) -> ClaimBook:
@@ -141,20 +134,6 @@ class Reconciler:
             queue.put(ticket)
         _, late = await asyncio.wait([ticket.result for ticket in tickets], timeout=seconds)
         return not late
-
-    def close(self) -> None:
-        """Let go of the threads; a write that has begun is finished by the kernel."""
-        for pool in (self._passes, self._readers, self._savers, *self._writers.values()):
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def prepare(self) -> None:
-        """Make the threads that any call may need: while memory is short there may be no room for them."""
-        gate = threading.Event()
-        for pool, threads in ((self._passes, len(Lane)), (self._readers, READERS), (self._savers, 1)):
-            for _ in range(threads):
-                # One that waits for the gate makes the pool start another.
-                pool.submit(gate.wait, PATIENCE)
-        gate.set()
 
     async def observe(self) -> None:
         """Read everything, write nothing."""
@@ -301,7 +280,7 @@ class Reconciler:
                 book = book.without_files()
             if not book.same_as(self.committed) or pending.edit.put:
                 try:
-                    await asyncio.get_running_loop().run_in_executor(self._savers, self.ledger.commit, book)
+                    await self.threads.save(self.ledger.commit, book)
                 except OSError as error:
                     raise Failed(
                         f"the claim cannot be saved: {why_not_saved(error)}",
@@ -333,8 +312,7 @@ class Reconciler:
         return {t for t in self.ledger.baselines if t.key and t.tunable in names and t not in result.readings}
 
     async def _look(self, order: Order, lanes: Iterable[Lane]) -> list[Result]:
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._readers, self._lanes[lane].worker.run, order) for lane in lanes]
+        jobs = [self.threads.read(self._lanes[lane].worker.run, order) for lane in lanes]
         return list(await asyncio.gather(*jobs))
 
     def _learn(self, result: Result) -> None:
@@ -349,7 +327,7 @@ class Reconciler:
         """Take over what a pass found, and tell everybody what is news."""
         if gone := self._gone(result) | result.restored:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._savers, self.ledger.forget, gone)
+                await self.threads.save(self.ledger.forget, gone)
             except OSError as error:
                 # They stay wished, and the next pass tries again.
                 log.error("baselines that were put back cannot be dropped: %s", error)

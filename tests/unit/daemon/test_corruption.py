@@ -76,7 +76,7 @@ def load(folder: Path) -> Loaded:
         wrong = [problem.file for problem in reloading.errors]
         return Loaded(claims, state.book.choice, dict(state.baselines), troubles, wrong)
     finally:
-        engine.close()
+        engine.threads.close()
 
 
 def hit(data: bytes, chance: random.Random) -> bytes:

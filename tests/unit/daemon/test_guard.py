@@ -74,7 +74,7 @@ async def scene(
     guard.configure(settings)
     try:
         async with running(kernel, guard=guard) as lab:
-            guard.preparations += [alarm.prepare, lab.engine.prepare]
+            guard.preparations += [alarm.prepare, lab.engine.threads.prepare]
             telling = asyncio.create_task(alarm.work(lab.engine))
             yield Scene(lab, guard, news, alarm)
             assert not telling.done(), "the alarm has gone on"

@@ -1,0 +1,49 @@
+"""The engine's threads: nothing that may take long runs in the event loop, and nothing slow waits for another slow one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar, TypeVarTuple
+
+from kerntune.engine.writing import WRITERS
+from kerntune.model import Lane
+
+Found = TypeVar("Found")
+Given = TypeVarTuple("Given")
+READERS: Final = 2
+PATIENCE: Final = 1.0  # seconds
+
+
+class Threads:
+    """Passes have theirs, a lane's writes, saves, and reads, which anybody may ask for; made when they are needed."""
+
+    def __init__(self) -> None:
+        self.passes = ThreadPoolExecutor(len(Lane), "pass")
+        self.writers = {lane: ThreadPoolExecutor(WRITERS, f"write {lane}") for lane in Lane}
+        self._readers = ThreadPoolExecutor(READERS, "read")
+        self._savers = ThreadPoolExecutor(1, "save")
+
+    def read(self, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
+        """Run something that only looks."""
+        return asyncio.get_running_loop().run_in_executor(self._readers, work, *given)
+
+    def save(self, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
+        """Run something that writes to disk; in the order in which it is asked for."""
+        return asyncio.get_running_loop().run_in_executor(self._savers, work, *given)
+
+    def prepare(self) -> None:
+        """Make the threads that any call may need: while memory is short there may be no room for them."""
+        gate = threading.Event()
+        for pool, count in ((self.passes, len(Lane)), (self._readers, READERS), (self._savers, 1)):
+            for _ in range(count):
+                # One that waits for the gate makes the pool start another.
+                pool.submit(gate.wait, PATIENCE)
+        gate.set()
+
+    def close(self) -> None:
+        """Let go of the threads; a write that has begun is finished by the kernel."""
+        for pool in (self.passes, self._readers, self._savers, *self.writers.values()):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,73 @@
+"""Carries out the writes that were planned, one after the other or side by side, and tells how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Final
+
+from kerntune.engine.progress import Progress
+from kerntune.kernel.files import Kernel, KernelError
+from kerntune.model import Step, Target, Write
+from kerntune.tunables.base import Tunable
+
+PROGRESS_SECONDS: Final = 0.25
+WRITERS: Final = 32  # threads that write at the same time
+
+
+@dataclass(slots=True)
+class Writer:
+    """The writes of one tunable in one pass. `errors` are the errnos of targets whose last write was refused.
+
+    Without `threads` every write is made where it is asked for, and nobody is told how far it is.
+    """
+
+    kernel: Kernel
+    tunable: Tunable
+    threads: ThreadPoolExecutor | None
+    progress: Progress | None
+    errors: dict[Target, int] = field(default_factory=dict)
+    _writing: Step | None = None
+    _told: dict[Target, int] = field(default_factory=dict)
+
+    def write(self, steps: Sequence[Step]) -> None:
+        """The writes of a step in their order; steps side by side where the tunable allows it."""
+        todo = [step for step in steps if step.writes]
+        if self.threads is None or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
+            self._carry_out(todo)
+            return
+        width = WRITERS if self.tunable.parallel else 1
+        shares = filter(None, (todo[first::width] for first in range(width)))
+        jobs = [self.threads.submit(self._carry_out, share) for share in shares]
+        while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
+            self._tell_progress()
+        for job in jobs:
+            job.result()
+
+    def attempt(self, write: Write) -> int:
+        """0, or the errno of the kernel's refusal."""
+        try:
+            self.kernel.write(write.path, write.text)
+        except KernelError as error:
+            return error.errno or -1
+        return 0
+
+    def _carry_out(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            self._writing = step
+            pieces = (piece for write in step.writes for piece in self.tunable.pieces(self.kernel, write))
+            if code := next(filter(None, map(self.attempt, pieces)), 0):
+                self.errors[step.wish.target] = code
+            else:
+                self.errors.pop(step.wish.target, None)
+
+    def _tell_progress(self) -> None:
+        """How far the kernel has come with what is counted and grows; never less than was told before."""
+        if not (self.progress and self.tunable.counted and self._writing):
+            return
+        target, wanted = self._writing.wish.target, int(self._writing.wish.value)
+        value = self.tunable.read(self.kernel, target).value
+        if value is not None and int(value) <= wanted:
+            done = self._told[target] = max(int(value), self._told.get(target, 0))
+            self.progress(target, done, wanted)
