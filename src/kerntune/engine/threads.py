@@ -1,4 +1,4 @@
-"""The engine's threads: nothing that may take long runs in the event loop, and nothing slow waits for another slow one."""
+"""The engine's threads: what may take long never runs in the event loop, nor waits for work of another kind."""
 
 from __future__ import annotations
 
