@@ -67,6 +67,13 @@ def test_it_has_no_capability(host: Host, vm: Machine) -> None:
     assert status["Uid"].split()[0] == "0"
 
 
+def test_with_the_guard_on_it_stays_in_memory_and_alive(host: Host, vm: Machine) -> None:
+    host.set(("overcommit", "", "always:95"), user="bob")
+    locked, badness = vm.check(f"cd /proc/{host.pid}; awk '/^VmLck/ {{print $2}}' status; cat oom_score_adj").split()
+    assert int(locked) > 0
+    assert badness == "-900"
+
+
 def test_it_writes_what_it_tunes_and_nothing_else(host: Host, vm: Machine) -> None:
     # They are there, so that a refusal means something.
     vm.check(["ls", *(path for path in (*MAY, *MAY_NOT) if not path.rpartition("/")[2].startswith("new"))])
