@@ -39,6 +39,14 @@ class Job:
         self._printed = {"out": bytearray(), "err": bytearray()}
         self._status: int | None = None
         self._failure = ""
+        self._pid = 0
+
+    @property
+    def pid(self) -> int:
+        """Its process in the guest."""
+        with self._change:
+            self._change.wait_for(lambda: self._pid or self._over, LIMIT)
+            return self._pid
 
     @property
     def out(self) -> str:
@@ -80,6 +88,8 @@ class Job:
             match message["is"]:
                 case "out" | "err" as name:
                     self._printed[name] += base64.b64decode(message["data"])
+                case "started":
+                    self._pid = message["pid"]
                 case "ended":
                     self._status = message["status"]
                 case "pong":

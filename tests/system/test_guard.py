@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,18 +14,30 @@ from kerntune.bus.names import MEMORY
 from tests.system import pressure
 from tests.system.host import Host
 from tests.system.machine import Machine
+from tests.system.pressure import MODE
 from tests.system.qmp import MachineError
+from tests.system.shell import Job
+
+pytestmark = pytest.mark.own_machine
 
 CONFIG: Final = "/etc/kerntune/kerntune.d/guard.toml"
+DWELL: Final = 1  # second
 # Back soon, for the next test.
-SOON: Final = "[guard]\ncalm = 1\ndwell = 1\ndoubling = false\n"
+SOON: Final = f"[guard]\ncalm = 1\ndwell = {DWELL}\ndoubling = false\n"
 OFF: Final = "[guard]\nenabled = false\n"
 LEFT: Final = 900 << 20  # bytes that the ballast leaves, so that no run takes long
 ROOM: Final = 5.0  # seconds until there is room again, under emulation
-SWAP: Final = "/dev/vdb"
-MODE: Final = "/proc/sys/vm/overcommit_memory"
+SEEN_LATE: Final = 0.05  # seconds by which the guest's own watch may see a cap begin later than it sees it end
+# The soaks' figures; KERNTUNE_SOAK=0.3 makes them shorter.
+PART: Final = float(os.environ.get("KERNTUNE_SOAK", "1"))
+HOGS, CAPS = int(50 * PART), int(100 * PART)
+SIZES: Final = "cd /proc/{pid} && ls fd | wc -l; grep -c . maps; ls task | wc -l; awk '/^VmRSS/ {{print $2}}' status"
+# So small that it is in use when the guard caps, and soon read back: emulated, a page takes 0.1 ms.
+SWAP, SWAP_KIB = "/dev/vdb", 384 << 10
 RUNS: Final = (("alice", False, "all"), ("root", False, "all"), ("alice", True, "all"), ("root", True, "all"),
-               ("alice", False, "again"))  # fmt: skip
+               ("alice", False, "again"), ("root", False, "again"))  # fmt: skip
+# It also takes what is kept for root, and for long after that nobody else can log in here.
+LONG: Final = (("root", False, "again"),)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +46,7 @@ def guarded(vm: Machine) -> Iterator[Host]:
     host = Host(vm)
     pressure.install(vm)
     vm.write(CONFIG, SOON)
-    host.vm.check("kerntune reload")
+    host.reload()
     info = host.meminfo()
     ballast = pressure.take(vm, str((info["MemAvailable"] - LEFT) >> 20))
     ballast.wait_output("held")
@@ -50,7 +62,6 @@ def host(guarded: Host) -> Iterator[Host]:
     yield guarded
     guarded.release()
     assert guarded.vm.read(MODE) == "0"
-    assert "Traceback" not in guarded.journal()
 
 
 def say(figures: str) -> None:
@@ -94,8 +105,7 @@ def soon(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize(
     ("user", "swap", "how"),
-    # Under emulation a host that swaps is too slow to keep to the second.
-    [pytest.param(*each, marks=[pytest.mark.soak] if each[1] else []) for each in RUNS],
+    [pytest.param(*each, marks=[pytest.mark.soak] if each in LONG else []) for each in RUNS],
 )
 def test_a_program_that_takes_all_it_gets_is_refused_and_lives(host: Host, user: str, swap: bool, how: str) -> None:
     run(host, user, how, swap=swap)
@@ -104,7 +114,7 @@ def test_a_program_that_takes_all_it_gets_is_refused_and_lives(host: Host, user:
 def run(host: Host, user: str, how: str, *, swap: bool) -> None:
     vm = host.vm
     if swap:
-        vm.check(f"mkswap -q {SWAP} && swapon {SWAP}")
+        vm.check(f"mkswap -q {SWAP} {SWAP_KIB} && swapon {SWAP}")
     least = floor(host)
     hog = pressure.take(vm, how, user=user)
     try:
@@ -113,6 +123,7 @@ def run(host: Host, user: str, how: str, *, swap: bool) -> None:
         seen = pressure.lowest(hog)
         say(f"{user}, {how}, swap {swap}: lowest {seen >> 20} MiB, floor less 2 % is {least >> 20} MiB")
         assert seen >= least
+        assert not swap or host.meminfo()["SwapFree"] < host.meminfo()["SwapTotal"]
         assert host.get(MEMORY, "GuardState") in ("capped", "exhausted")
         vm.check("pgrep -f 'take (all|again)'")
     finally:
@@ -123,34 +134,47 @@ def run(host: Host, user: str, how: str, *, swap: bool) -> None:
     vm.wait_for("journalctl --unit=kerntuned --grep 'refused memory to .*take' --quiet")
 
 
-def test_without_the_guard_the_oom_killer_strikes(host: Host) -> None:
-    vm = host.vm
-    vm.write(CONFIG, OFF)
-    vm.check("kerntune reload")
-    try:
-        assert host.get(MEMORY, "GuardState") == "off"
-        # In large steps: between small ones it would wait for pages of its own program.
-        hog = pressure.take(vm, "all", "256", user="alice")
-        assert hog.wait().status == -9
-        vm.wait_for("journalctl --dmesg --grep 'Out of memory: Killed process .*take' --quiet")
-    finally:
-        vm.write(CONFIG, SOON)
-        vm.check("kerntune reload")
+@pytest.fixture
+def unguarded(host: Host) -> Iterator[Host]:
+    """The same claim of `always`, and nobody who makes its ratio real."""
+    host.vm.write(CONFIG, OFF)
+    host.reload()
+    assert host.get(MEMORY, "GuardState") == "off"
+    yield host
+    host.vm.write(CONFIG, SOON)
+    host.reload()
+
+
+@pytest.mark.parametrize("user", ["alice", "root"])
+def test_without_the_guard_the_oom_killer_strikes(unguarded: Host, user: str) -> None:
+    # In large steps: between small ones it would wait for pages of its own program.
+    hog = pressure.take(unguarded.vm, "all", "256", user=user)
+    assert hog.wait().status == -9
+    unguarded.vm.wait_for(f"journalctl --dmesg --grep 'Out of memory: Killed process {hog.pid} .*take' --quiet")
 
 
 def test_what_was_mapped_before_is_reported_with_its_owner(host: Host) -> None:
     vm = host.vm
     least = int(host.get(MEMORY, "Floor")) >> 20
     giant = pressure.take(vm, "late", "1500", user="alice", data=f"{least - 60}\n")
-    giant.wait_output("used ")
-    vm.wait_for("busctl get-property org.kerntune.Tuner1 /org/kerntune/Tuner1 "
-                "org.kerntune.Tuner1.Memory GuardState | grep -q exhausted")  # fmt: skip
-    assert host.get(MEMORY, "WarningLevel") == 255
-    vm.wait_for("journalctl --unit=kerntuned --grep 'below the floor.*grown lately: take' --quiet")
-    work_goes_on(vm)
-    giant.kill(9)
+    try:
+        giant.wait_output("used ")
+        vm.wait_for("busctl get-property org.kerntune.Tuner1 /org/kerntune/Tuner1 "
+                    "org.kerntune.Tuner1.Memory GuardState | grep -q exhausted")  # fmt: skip
+        assert host.get(MEMORY, "WarningLevel") == 255
+        # What else has most is of the same name: it is told by its number, and by whose it is.
+        vm.wait_for(f"journalctl --unit=kerntuned --grep 'below the floor.*{culprit(giant)}' --quiet", 20)
+        work_goes_on(vm)
+    finally:
+        giant.kill(9)
     giant.wait()
     let_go(host)
+
+
+def culprit(job: Job) -> str:
+    """The pattern of a report that has the program of alice's in both of its lists."""
+    named = f"take \\(pid {job.pid}, uid 1000\\)"
+    return f"largest: [^;]*{named}[^;]*; grown lately: [^;]*{named}"
 
 
 def test_killed_while_capped_it_comes_back_and_nothing_is_left_capped(host: Host) -> None:
@@ -165,7 +189,7 @@ def test_killed_while_capped_it_comes_back_and_nothing_is_left_capped(host: Host
     assert vm.read("/proc/sys/vm/admin_reserve_kbytes") == "8192"
     hog.kill(9)
     vm.write(CONFIG, SOON)
-    vm.check("kerntune reload")
+    host.reload()
 
 
 def test_stopped_while_capped_it_puts_everything_back(host: Host) -> None:
@@ -189,54 +213,10 @@ def test_what_is_asked_meanwhile_waits(host: Host) -> None:
     vm.wait_for(f"[ $(cat {MODE}) = 0 ]")
 
 
-LOCKED_OUT: Final = """
-import json, mmap, subprocess
-from pathlib import Path
-VM = Path("/proc/sys/vm")
-
-def write(name, value):
-    (VM / name).write_text(str(value))
-
-def can_work():
-    try:
-        return subprocess.run(["/bin/bash", "-c", "/bin/true"], capture_output=True).returncode == 0
-    except OSError as error:
-        return error.strerror
-
-promised = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-said = {"before": can_work()}
-try:
-    write("overcommit_ratio", 95)
-    write("overcommit_memory", 2)
-    said["never, ratio 95"] = can_work()
-    write("overcommit_memory", 1)
-    rows = dict(line.split()[:2] for line in open("/proc/meminfo"))
-    write("overcommit_kbytes", int(rows["Committed_AS:"]) + 100 * 1024)
-    write("overcommit_memory", 2)
-    said["never, what is promised and 100 MiB"] = can_work()
-finally:
-    write("overcommit_memory", 0)
-    write("overcommit_ratio", 50)
-print(json.dumps(said))
-"""
-
-
-def test_mode_never_with_a_ratio_alone_locks_everybody_out(guarded: Host) -> None:
-    """The contrast: what many hosts are set to by hand, once more is promised than that."""
-    guarded.vm.check(f"echo 1 > {MODE}")
-    said = json.loads(guarded.vm.check(["python3", "-c", LOCKED_OUT]))
-    say(str(said))
-    assert said == {
-        "before": True,
-        "never, ratio 95": "Cannot allocate memory",
-        "never, what is promised and 100 MiB": True,
-    }
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_runs_of_fifty(host: Host) -> None:
-    for number in range(50):
+    for number in range(HOGS):
         user, swap, how = RUNS[number % len(RUNS)]
         run(host, user, how, swap=swap)
 
@@ -244,20 +224,25 @@ def test_fifty_runs_of_fifty(host: Host) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_capped_and_released_a_hundred_times(host: Host) -> None:
-    vm = host.vm
-    pid, changes = host.pid, []
-    before = vm.check(f"ls /proc/{pid}/fd | wc -l; grep -c . /proc/{pid}/maps; grep VmRSS /proc/{pid}/status")
-    for _ in range(100):
+    vm, pid = host.vm, host.pid
+    watch = pressure.watch_mode(vm)
+    sizes = []
+    for _ in range(CAPS):
         hog = pressure.take(vm, "all", user="alice")
         hog.wait_output("refused")
-        began = time.monotonic()
         hog.kill(9)
         let_go(host)
-        changes.append(time.monotonic() - began)
         assert host.overcommit() == (1, 95)
         assert vm.read("/proc/sys/vm/admin_reserve_kbytes") == "8192"
-    after = vm.check(f"ls /proc/{pid}/fd | wc -l; grep -c . /proc/{pid}/maps; grep VmRSS /proc/{pid}/status")
-    say(f"before {before.split()}, after {after.split()}")
+        sizes.append([int(word) for word in vm.check(SIZES.format(pid=pid)).split()])
+    watch.kill(9)
+    caps = [seconds for mode, seconds in pressure.modes(watch) if mode == 2]
+    say(f"{len(caps)} caps of {min(caps)} to {max(caps)} s; descriptors, maps, threads, kB: {sizes[0]}, {sizes[-1]}")
     assert host.pid == pid
-    assert before.split()[0] == after.split()[0], "descriptors"
-    assert int(after.split()[-2]) < int(before.split()[-2]) + 4096, "kB"
+    assert len(caps) >= CAPS
+    assert min(caps) > DWELL - SEEN_LATE, "none ends before the dwell, counted from the cap"
+    # A moment's use goes away again: what is lost with each cap would not.
+    descriptors, maps, threads, kb = ((figures[:5], figures[-5:]) for figures in zip(*sizes, strict=True))
+    for first, last in (descriptors, maps, threads):
+        assert min(last) <= max(first)
+    assert min(kb[1]) < max(kb[0]) + 4096

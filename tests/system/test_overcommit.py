@@ -1,0 +1,53 @@
+"""What many hosts are set to by hand, and what comes of it: the contrast to the memory guard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Final
+
+from tests.system.machine import Machine
+from tests.system.pressure import MODE
+
+LOCKED_OUT: Final = """
+import json, mmap, subprocess
+from pathlib import Path
+VM = Path("/proc/sys/vm")
+
+def write(name, value):
+    (VM / name).write_text(str(value))
+
+def can_work():
+    try:
+        return subprocess.run(["/bin/bash", "-c", "/bin/true"], capture_output=True).returncode == 0
+    except OSError as error:
+        return error.strerror
+
+promised = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+said = {"before": can_work()}
+try:
+    write("overcommit_ratio", 95)
+    write("overcommit_memory", 2)
+    said["never, ratio 95"] = can_work()
+    write("overcommit_memory", 1)
+    rows = dict(line.split()[:2] for line in open("/proc/meminfo"))
+    write("overcommit_kbytes", int(rows["Committed_AS:"]) + 100 * 1024)
+    write("overcommit_memory", 2)
+    said["never, what is promised and 100 MiB"] = can_work()
+finally:
+    write("overcommit_memory", 0)
+    write("overcommit_ratio", 50)
+print(json.dumps(said))
+"""
+
+
+def test_mode_never_with_a_ratio_alone_locks_everybody_out(vm: Machine) -> None:
+    """Once more is promised than that."""
+    vm.check(f"echo 1 > {MODE}")
+    said = json.loads(vm.check(["python3", "-c", LOCKED_OUT]))
+    sys.stdout.write(f"{said}\n")
+    assert said == {
+        "before": True,
+        "never, ratio 95": "Cannot allocate memory",
+        "never, what is promised and 100 MiB": True,
+    }
