@@ -25,6 +25,13 @@ cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_ratio /proc/sys/vm/sw
 awk '/^HugePages_Total/ {print $2}' /proc/meminfo
 """
 SEEN = ["32", "32", "powersave", "powersave", "1", "90", "7", "64"]
+# The profile beats the configuration, and is beaten by what was saved by hand.
+PROFILE = "ai-inference"
+SEEN_WITH_PROFILE = ["32", "32", "performance", "performance", "1", "90", "10", "64"]
+OTHERS = "cat /sys/kernel/mm/transparent_hugepage/enabled /sys/block/nvme0n1/queue/read_ahead_kb"
+OTHERS_WITH_PROFILE = ["always [madvise] never", "2048"]
+# What the profile has and this host does not, or a service without capabilities may not write.
+NOT_HERE = {("cpu-epp", "*"), ("sysctl", "kernel.numa_balancing")}
 # The README's three commands.
 EXERCISE = [line for block in examples(CHECKOUT / "README.md") for line in block.lines if "always:90" in block.lines[0]]
 # The first has no ordering of its own: the service has it, for the servers it knows. The second orders itself.
@@ -41,47 +48,76 @@ WORKLOADS = {"ollama": "", "training": "Wants=kerntune.target\nAfter=kerntune.ta
 
 
 @pytest.fixture
-def tuned(fresh_vm: Machine) -> Host:
-    """A machine with a drive, a configuration, saved claims and two workloads."""
-    host = Host(fresh_vm)
+def untuned(fresh_vm: Machine) -> Host:
+    """A machine with a drive and two workloads."""
     fresh_vm.nvme_add("first")
     fresh_vm.write("/usr/local/bin/look", LOOK, mode="755")
     for name, order in WORKLOADS.items():
         fresh_vm.write(f"/etc/systemd/system/{name}.service", WORKLOAD.format(name=name, order=order))
     fresh_vm.check(["systemctl", "enable", *WORKLOADS])
-    fresh_vm.write("/etc/kerntune/kerntune.d/boot.toml", CONFIG)
-    fresh_vm.check("kerntune config check && kerntune reload")
+    fresh_vm.wait_for("[ -e /sys/block/nvme0n1/queue/read_ahead_kb ]")
+    return Host(fresh_vm)
+
+
+def tune(host: Host) -> Host:
+    """Configuration and saved claims; one is for now only."""
+    host.vm.write("/etc/kerntune/kerntune.d/boot.toml", CONFIG)
+    host.vm.check("kerntune config check && kerntune reload")
     assert len(EXERCISE) == 3
     for command in EXERCISE:
-        fresh_vm.check(command, user="bob")
+        host.vm.check(command, user="bob")
     answer = host.set(("io-scheduler", "nvme*", "bfq"), user="bob", persist=True)
     assert not answer.refusal, answer.refusal
-    # This one is for now only.
     host.set(("cpu-governor", "*", "performance"), user="bob")
     return host
 
 
 @pytest.mark.parametrize("boots", [2, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 @pytest.mark.timeout(300)
-def test_settings_are_in_force_when_the_system_is_up(tuned: Host, boots: int) -> None:
-    for _ in range(boots):
-        tuned.vm.reboot()
-        for name in WORKLOADS:
-            assert tuned.vm.read(f"/run/{name}.saw").split() == SEEN
-        tuned.vm.wait_for("grep -q '\\[bfq\\]' /sys/block/nvme0n1/queue/scheduler", 20)
-        assert entered(tuned, UNIT) <= entered(tuned, "kerntune.target") <= entered(tuned, "multi-user.target")
-        assert entered(tuned, UNIT) <= entered(tuned, "ollama.service")
-        assert tuned.unit("NRestarts") == "0"
-        assert "ordering cycle" not in tuned.vm.check("journalctl --boot --output=cat --identifier=systemd")
-        document = tuned.describe()
-        assert document["degraded"] == []
-        assert {claim["origin"] for claim in document["claims"]} == {"config", "persistent"}
-        verified = json.loads(tuned.vm.check("kerntune verify --json"))
-        assert (verified["managed"], verified["outcomes"]) == (verified["satisfied"], [])
+def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) -> None:
+    """The first time what was configured and saved, then with a profile, which ends at last."""
+    vm = untuned.vm
+    own = vm.check(f"look; {OTHERS}")
+    tuned = tune(untuned)
+    in_order_after_a_boot(tuned, SEEN, {"config", "persistent"})
+    assert not_as_wished(tuned) == set()
+    assert tuned.describe()["degraded"] == []
+
+    assert vm.run(f"kerntune profile set {PROFILE}").status in (0, 6), "done, but for what this host does not have"
+    for _ in range(1, boots):
+        in_order_after_a_boot(tuned, SEEN_WITH_PROFILE, {"config", "persistent", "profile"})
+        assert vm.check(OTHERS).splitlines() == OTHERS_WITH_PROFILE
+        assert not_as_wished(tuned) <= NOT_HERE
+    assert PROFILE in vm.check("kerntune status")
+    vm.check("kerntune reset --baseline")
+    assert vm.check(f"look; {OTHERS}") == own
 
 
-def entered(host: Host, unit: str) -> int:
-    """When the unit became active, in microseconds since the start of the kernel."""
-    when = int(host.unit("ActiveEnterTimestampMonotonic", unit))
-    assert when, f"{unit} is not active"
+def in_order_after_a_boot(tuned: Host, seen: list[str], origins: set[str]) -> None:
+    """What the workloads have seen is all that was wished, and nothing came in the way."""
+    tuned.vm.reboot()
+    for name in WORKLOADS:
+        assert tuned.vm.read(f"/run/{name}.saw").split() == seen
+    tuned.vm.wait_for("grep -q '\\[bfq\\]' /sys/block/nvme0n1/queue/scheduler", 20)
+    service, target, up, workload = entered(tuned, UNIT, "kerntune.target", "multi-user.target", "ollama.service")
+    assert service <= target <= up
+    assert service <= workload
+    assert tuned.unit("NRestarts") == "0"
+    assert "ordering cycle" not in tuned.vm.check("journalctl --boot --output=cat --identifier=systemd")
+    assert {claim["origin"] for claim in tuned.describe()["claims"]} == origins
+
+
+def not_as_wished(tuned: Host) -> set[tuple[str, str]]:
+    """Tunables and instances that `kerntune verify` names."""
+    document = json.loads(tuned.vm.run("kerntune verify --json").out)
+    assert document["managed"] - document["satisfied"] == len(document["outcomes"])
+    return {(row["tunable"], row["instance"]) for row in document["outcomes"]}
+
+
+def entered(host: Host, *units: str) -> list[int]:
+    """When the units became active, in microseconds since the start of the kernel."""
+    words = ["systemctl", "show", "--value", "--property=ActiveEnterTimestampMonotonic", *units]
+    when = [int(word) for word in host.vm.check(words).split()]
+    assert all(when), f"one of {units} is not active"
+    assert len(when) == len(units)
     return when
