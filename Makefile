@@ -53,8 +53,9 @@ $(PROMETHEUS)/.ready:
 	rm -- *.deb && touch .ready || echo "promtool and node_exporter cannot be fetched: what needs them is skipped"
 
 # The package on a real system, in a virtual machine. The first run makes its disk; what it makes stays in ~/.cache.
+# Two machines side by side (-n 0: one); a file stays on one of them.
 test-vm: setup setup-vm deb
-	@$(VENV)/bin/python -m pytest tests/system -m 'not soak' $(ARGS)
+	@$(VENV)/bin/python -m pytest tests/system -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup setup-vm deb
 	@$(VENV)/bin/python -m pytest tests/system -m soak $(ARGS)

@@ -17,11 +17,14 @@ from tests.system.qmp import MachineError
 
 HERE: Final = Path(__file__).parent
 LIMIT: Final = 120  # seconds for a test that does not say how long it may take
-IMAGE: Final = pytest.StashKey[Image]()
+# The longest first, that of two workers none is left with one of them at the end.
+FIRST: Final = ("test_crash", "test_guard", "test_package", "test_hotplug", "test_boot", "test_hugepages")
 OPEN: Final = pytest.StashKey[ExitStack]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LIMIT))
@@ -29,15 +32,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Make the image before the first test: it takes minutes, and no test is to blame when it cannot be made."""
-    wanted = any(item.path.is_relative_to(HERE) for item in session.items)
-    if not wanted or session.config.option.collectonly or session.testsfailed:
+    """Make the image before the first test: it takes minutes, and no test is to blame when it cannot be made.
+
+    Where workers run the tests (pytest-xdist) they have collected them meanwhile, and wait.
+    """
+    config = session.config
+    worker, has_workers = hasattr(config, "workerinput"), bool(config.getoption("numprocesses", None))
+    wanted = has_workers or any(item.path.is_relative_to(HERE) for item in session.items)
+    if worker or not wanted or config.option.collectonly or session.testsfailed:
         return
-    stack = session.config.stash[OPEN] = ExitStack()
-    capture = session.config.pluginmanager.getplugin("capturemanager")
+    stack = config.stash[OPEN] = ExitStack()
+    capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         try:
-            session.config.stash[IMAGE] = stack.enter_context(installed())
+            stack.enter_context(installed())
         except (MachineError, OSError, SubprocessError, ValueError) as error:
             pytest.exit(f"the system tests need a virtual machine, and there is none: {error}", returncode=1)
 
@@ -48,20 +56,58 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def image(pytestconfig: pytest.Config) -> Image:
-    return pytestconfig.stash[IMAGE]
+def image() -> Iterator[Image]:
+    """It is there by now."""
+    with installed() as found:
+        yield found
+
+
+class Shared:
+    """The machine of the files that leave one as they found it; after a failure the next file gets another."""
+
+    def __init__(self, session: pytest.Session, image: Image) -> None:
+        self._session, self._image = session, image
+        self._machine: Machine | None = None
+        self._failed = 0
+
+    def get(self) -> Machine:
+        if self._machine is None or self._failed != self._session.testsfailed:
+            self.stop()
+            self._failed = self._session.testsfailed
+            self._machine = Machine(self._image).__enter__()
+        return self._machine
+
+    def stop(self) -> None:
+        if self._machine is not None:
+            self._machine.stop()
+            self._machine = None
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, image: Image) -> Iterator[Shared]:
+    machine = Shared(request.session, image)
+    yield machine
+    machine.stop()
 
 
 @pytest.fixture(scope="module")
-def vm(image: Image) -> Iterator[Machine]:
-    """A machine for the tests of one file: resumed with kerntune installed and running, and nothing set yet."""
+def vm(request: pytest.FixtureRequest, shared: Shared, image: Image) -> Iterator[Machine]:
+    """A machine with kerntune installed and running, and nothing set; fresh for a file with the mark `own_machine`."""
+    if request.node.get_closest_marker("own_machine") is None:
+        machine = shared.get()
+        yield machine
+        assert "Traceback" not in Host(machine).journal()
+        return
+    shared.stop()  # its memory is wanted
     with Machine(image) as machine:
         yield machine
+        assert "Traceback" not in Host(machine).journal()
 
 
 @pytest.fixture
-def fresh_vm(image: Image) -> Iterator[Machine]:
+def fresh_vm(image: Image, shared: Shared) -> Iterator[Machine]:
     """A machine for one test."""
+    shared.stop()
     with Machine(image) as machine:
         yield machine
 
@@ -71,8 +117,6 @@ def host(vm: Machine) -> Iterator[Host]:
     """The file's machine as an administrator sees it; afterwards every claim is withdrawn, and the daemon is well."""
     seen = Host(vm)
     yield seen
-    seen.release()
-    left = seen.describe()
+    left = seen.release()
     assert left["claims"] == []
     assert left["degraded"] == []
-    assert "Traceback" not in seen.journal()

@@ -40,6 +40,7 @@ def test_a_member_sets_every_cpu_and_lets_go_again(host: Host) -> None:
 
 
 def test_a_governor_in_a_module_is_loaded_when_it_is_named(host: Host) -> None:
+    host.vm.check("modprobe --remove cpufreq_powersave")
     offered = host.vm.read(f"{CPUFREQ}/policy0/scaling_available_governors")
     assert "powersave" not in offered.split(), "this test wants a governor that is not loaded"
     answer = host.set((GOVERNOR, "*", "powersave"), user="bob")

@@ -12,6 +12,8 @@ from tests.system.host import CPUFREQ, Host
 from tests.system.machine import Machine
 from tests.system.scenes import fragment
 
+pytestmark = pytest.mark.own_machine
+
 SCHEDULER = "io-scheduler"
 WISHED = "mq-deadline"
 DRIVES = 16

@@ -10,6 +10,8 @@ import pytest
 from tests.system.host import ONE_GIB, Host
 from tests.system.scenes import fragment
 
+pytestmark = pytest.mark.own_machine
+
 HUGE = "hugepages"
 NODE = 1
 MORE = 180

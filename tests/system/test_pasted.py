@@ -39,9 +39,12 @@ ROWS: Final = {re.findall(r"set '?([a-z-]+)", row[1])[0]: row for row in table(C
 
 
 @pytest.fixture(scope="module")
-def plugged(vm: Machine) -> Machine:
+def plugged(vm: Machine) -> Iterator[Machine]:
     vm.nvme_add("pasted")
-    return vm
+    vm.wait_for(f"[ -e {DRIVE} ]")
+    yield vm
+    vm.nvme_del("pasted")
+    vm.check(f"for f in {CPUS}; do echo schedutil > $f; done")
 
 
 @pytest.fixture
