@@ -36,8 +36,8 @@ SIZES: Final = "cd /proc/{pid} && ls fd | wc -l; grep -c . maps; ls task | wc -l
 SWAP, SWAP_KIB = "/dev/vdb", 384 << 10
 RUNS: Final = (("alice", False, "all"), ("root", False, "all"), ("alice", True, "all"), ("root", True, "all"),
                ("alice", False, "again"), ("root", False, "again"))  # fmt: skip
-# It takes what is kept for root too, again and again: of a program so small here the kernel keeps nothing for others, and
-# only root can log in.
+# It takes what is kept for root too, again and again: from a program as small as here the kernel keeps nothing for
+# others, and only root can log in.
 LONG: Final = (("root", False, "again"),)
 
 
