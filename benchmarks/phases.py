@@ -34,6 +34,7 @@ from kerntune.bus import names
 ROOT: Final = "root"
 USERS: Final = {"root": ROOT, "user": OTHER}
 MANY: Final = 32
+SETTLED: Final = 10.0  # seconds until a service has done what the start of another one gave it to do
 HUNG: Final = 2.0  # seconds after which a single client gives up on a service that hangs with polkitd
 CALM: Final = 90.0  # seconds in which a service has to answer again after polkitd goes on
 SIMULATED: Final = "nvme0n1"
@@ -94,6 +95,7 @@ def start_theirs(lab: Lab) -> float | None:
 
 def idle(subjects: dict[str, int], book: Book, scale: Scale) -> None:
     """Memory and wake-ups of freshly started daemons (name -> pid) that manage nothing."""
+    time.sleep(SETTLED)
     before = {name: process.wakeups(pid) for name, pid in subjects.items()}
     began = time.perf_counter()
     time.sleep(scale.idle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ from kerntune.tunables import REGISTRY
 log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
+USUAL = (700, 10, 10)  # Python's own thresholds of its garbage collection
 SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
 RESTORE = 30.0  # seconds that the host's own values may take then; TimeoutStopSec= of the unit allows for both
 
@@ -150,8 +152,15 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
     notify.tell(f"READY=1\nSTATUS={summary(engine, troubles)}")
     engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine, troubles)}"))
     reloading.booted()
+    settle_down()
     await Neighbours(service, troubles, engine.look_again).watch()
     return await until_end(service, engine, stop, reloading)
+
+
+def settle_down() -> None:
+    """What is there after a start stays: no garbage is looked for in it, and no more as often as until now (lean.py)."""
+    gc.freeze()
+    gc.set_threshold(*USUAL)
 
 
 async def connect() -> Service | None:

@@ -1,13 +1,17 @@
 """Imported first: hides what asyncio and pathlib would import and we never use, such as TLS: a fifth of our memory.
 
-Nothing of it is hidden from whoever imports it later.
+Nothing of it is hidden from whoever imports it later. Until the daemon is ready garbage is collected often: classes are
+made in several goes, and what is left of the first would keep its place in memory for good.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import ModuleType
 from typing import Final
+
+gc.set_threshold(200, 3, 3)
 
 # asyncio expects that it may be missing. None makes an import fail (the import system's reference, "The module cache").
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # typeshed knows modules only

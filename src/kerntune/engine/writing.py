@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,8 @@ from kerntune.model import Step, Target, Write
 from kerntune.tunables.base import Tunable
 
 PROGRESS_SECONDS: Final = 0.25
+A_MOMENT: Final = 0.002  # seconds in which a kernel that is not slow has done more than FEW steps
+FEW: Final = 4
 WRITERS: Final = 32  # threads that write at the same time
 
 
@@ -32,14 +35,17 @@ class Writer:
     _told: dict[Target, int] = field(default_factory=dict)
 
     def write(self, steps: Sequence[Step]) -> None:
-        """The writes of a step in their order; steps side by side where the tunable allows it."""
-        todo = [step for step in steps if step.writes]
+        """The writes of a step in their order; steps side by side where the tunable allows it and writes are slow."""
+        todo = deque(step for step in steps if step.writes)
         if self.threads is None or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
             self._carry_out(todo)
             return
-        width = WRITERS if self.tunable.parallel else 1
-        shares = filter(None, (todo[first::width] for first in range(width)))
-        jobs = [self.threads.submit(self._carry_out, share) for share in shares]
+        jobs, all_of_them = [self.threads.submit(self._carry_out, todo)], len(todo)
+        if self.tunable.parallel:
+            wait(jobs, timeout=A_MOMENT)
+            # Quick writes are quicker one after the other: threads of Python get in each other's way.
+            if all_of_them - len(todo) <= FEW:
+                jobs += [self.threads.submit(self._carry_out, todo) for _ in range(min(len(todo), WRITERS - 1))]
         while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
             self._tell_progress()
         for job in jobs:
@@ -53,8 +59,13 @@ class Writer:
             return error.errno or -1
         return 0
 
-    def _carry_out(self, steps: Iterable[Step]) -> None:
-        for step in steps:
+    def _carry_out(self, todo: deque[Step]) -> None:
+        """Take steps until there are none, as others may do at the same time."""
+        while todo:
+            try:
+                step = todo.popleft()
+            except IndexError:
+                return
             self._writing = step
             pieces = (piece for write in step.writes for piece in self.tunable.pieces(self.kernel, write))
             if code := next(filter(None, map(self.attempt, pieces)), 0):
