@@ -158,7 +158,7 @@ async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: R
 
 
 def settle_down() -> None:
-    """What is there after a start stays: no garbage is looked for in it, and no more as often as until now (lean.py)."""
+    """What is there after a start stays: no garbage is looked for in it, nor as often as until now (lean.py)."""
     gc.freeze()
     gc.set_threshold(*USUAL)
 
