@@ -40,13 +40,17 @@ class Writer:
         if self.threads is None or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
             self._carry_out(todo)
             return
-        jobs, all_of_them = [self.threads.submit(self._carry_out, todo)], len(todo)
-        if self.tunable.parallel:
-            wait(jobs, timeout=A_MOMENT)
-            # Quick writes are quicker one after the other: threads of Python get in each other's way.
-            if all_of_them - len(todo) <= FEW:
+        all_of_them = len(todo)
+        jobs = [self.threads.submit(self._carry_out, todo)]
+        wait(jobs, timeout=A_MOMENT)
+        # Quick writes are quicker one after the other: threads of Python get in each other's way.
+        slow = all_of_them - len(todo) <= FEW
+        while True:
+            if slow and self.tunable.parallel and len(jobs) == 1:
                 jobs += [self.threads.submit(self._carry_out, todo) for _ in range(min(len(todo), WRITERS - 1))]
-        while wait(jobs, timeout=PROGRESS_SECONDS).not_done:
+            if not wait(jobs, timeout=PROGRESS_SECONDS).not_done:
+                break
+            slow = True
             self._tell_progress()
         for job in jobs:
             job.result()
