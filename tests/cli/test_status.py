@@ -18,6 +18,7 @@ from kerntune.cli.health import MEANINGS
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
+from kerntune.engine.guard import OBSERVES
 from tests.cli.scripted import claim, document, target
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT
@@ -122,9 +123,9 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
 
 
 def test_each_slug_of_degraded_says_what_to_do() -> None:
-    slugs = [CONFIG_INVALID, STATE_SET_ASIDE, SUSPENDED, *dict.fromkeys(RIVALS.values()), "mood"]
+    slugs = [CONFIG_INVALID, STATE_SET_ASIDE, SUSPENDED, *dict.fromkeys(RIVALS.values()), OBSERVES, "mood"]
     lines = plain(wishes.status(document(degraded=slugs), []))
-    assert [line.split(":")[0] for line in lines[1:7]] == [f"! {slug}" for slug in slugs]
+    assert [line.split(":")[0] for line in lines[1:8]] == [f"! {slug}" for slug in slugs]
     for line, hint in zip(
         lines[1:], ("kerntune config check", "journalctl -u kerntuned", "kerntune reload"), strict=False
     ):

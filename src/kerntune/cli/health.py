@@ -27,6 +27,10 @@ MEANINGS: Final[Mapping[str, str]] = {
         "a file of kerntuned's own could not be read and was set aside as NAME.bad, with what it held; journalctl -u "
         "kerntuned names it, and a restart clears this"
     ),
+    "guard-observing": (
+        "overcommit is always, and the memory guard may not cap, so that nothing makes the ratio real; the line of the "
+        "memory guard says why"
+    ),
     "rival-tuned": "TuneD runs too and may set the same values; kerntune doctor says more (systemctl stop tuned)",
     "rival-power-profiles-daemon": (
         "power-profiles-daemon runs too and may set the same values; kerntune doctor says more (systemctl stop "

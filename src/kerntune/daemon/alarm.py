@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -57,7 +58,8 @@ class Alarm:
         It is called in a thread, before anything is capped.
         """
         if self._consumers is None:
-            self._threads.submit(self._look_now).result(PATIENCE)
+            with seeing("who holds memory"):
+                self._threads.submit(self._look_now).result(PATIENCE)
 
     async def work(self, engine: Reconciler) -> None:
         """Until cancelled."""
@@ -97,10 +99,8 @@ class Alarm:
 
     async def _look(self) -> None:
         """See who holds memory now; where that fails for want of it, nobody is named."""
-        try:
+        with seeing("who holds memory"):
             await self._loop.run_in_executor(self._threads, self._look_now)
-        except (MemoryError, OSError, RuntimeError) as error:
-            log.error("who holds memory cannot be seen: %s", error or "no memory")
 
     def _look_now(self) -> None:
         if self._consumers is None:
@@ -112,11 +112,9 @@ class Alarm:
         if capped:
             self._capped_at = time.time() - OFTEN
             return
-        try:
+        refused: Sequence[Refused] = ()
+        with seeing("who was refused memory"):
             refused = await self._loop.run_in_executor(self._threads, refused_since, self._capped_at)
-        except (MemoryError, OSError, RuntimeError) as error:
-            log.error("who was refused memory cannot be seen: %s", error or "no memory")
-            return
         if engine.guard:
             engine.guard.count_refusals(sum(each.times for each in refused))
         record_refused(refused)
@@ -130,6 +128,15 @@ class Alarm:
         if not verdict.level or self._consumers is None:
             return Alert(verdict, *figures)
         return Alert(verdict, *figures, self._consumers.largest(TOP), self._consumers.growing(TOP))
+
+
+@contextlib.contextmanager
+def seeing(what: str) -> Iterator[None]:
+    """What fails for want of memory, of a thread or of time is left out, and said; the rest is told all the same."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        log.error("%s cannot be seen: %s", what, str(error) or type(error).__name__)
 
 
 def record(alert: Alert) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,12 @@ class Threads:
     def prepare(self) -> None:
         """Make the threads that any call may need: while memory is short there may be no room for them."""
         gate = threading.Event()
-        for pool, count in ((self.passes, len(Lane)), (self._readers, READERS), (self._savers, 1)):
-            for _ in range(count):
-                # One that waits for the gate makes the pool start another.
-                pool.submit(gate.wait, PATIENCE)
+        # Where there is no room even now, those that there are have to do.
+        with contextlib.suppress(RuntimeError):
+            for pool, count in ((self.passes, len(Lane)), (self._readers, READERS), (self._savers, 1)):
+                for _ in range(count):
+                    # One that waits for the gate makes the pool start another.
+                    pool.submit(gate.wait, PATIENCE)
         gate.set()
 
     def close(self) -> None:

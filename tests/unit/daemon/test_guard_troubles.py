@@ -302,6 +302,20 @@ async def test_who_cannot_be_seen_is_not_named_and_all_else_is_told(tmp_path: Pa
         assert not failures
 
 
+async def test_it_watches_though_nobody_could_be_seen_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with scene(tmp_path) as host:
+
+        def failing() -> None:
+            raise MemoryError
+
+        host.alarm._look_now = failing  # type: ignore[method-assign]  # where memory is short already
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        assert "who holds memory cannot be seen: MemoryError" in caplog.text
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+
+
 async def test_one_state_with_many_words_is_told_with_the_last(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         heard = asyncio.Queue[str]()
