@@ -54,9 +54,14 @@ def once(path: str, value: str, error: BaseException) -> Callable[[str, str], No
     return raising
 
 
-async def capped(host: Scene) -> GuardVerdict:
+async def watching(host: Scene) -> None:
+    """A host with plenty of memory, for which the guard is asked."""
     await host.lab.one("overcommit", "", "always:95")
     await host.until(GuardState.RELAXED)
+
+
+async def capped(host: Scene) -> GuardVerdict:
+    await watching(host)
     host.leave(5)
     return await host.met(lambda: host.guard.verdict.caps)
 
@@ -83,15 +88,13 @@ async def test_who_ends_a_cap_by_hand_is_not_fought(tmp_path: Path) -> None:
         await passed(host)
         assert host.settings[0] == 0
         # Until somebody says so.
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         assert host.settings == ORIGINAL
 
 
 async def test_memory_that_goes_while_it_caps_leaves_the_originals_known(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         host.kernel.before_write = once(MODE, "2", MemoryError())
         host.leave(7)
         await host.until(GuardState.CAPPED)
@@ -102,8 +105,7 @@ async def test_memory_that_goes_while_it_caps_leaves_the_originals_known(tmp_pat
 
 async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         faults = once(MODE, "2", MemoryError()), once(RATIO, "95", MemoryError())
 
         def failing(path: str, text: str) -> None:
@@ -120,8 +122,7 @@ async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path:
 
 async def test_a_cap_that_could_not_be_told_is_told_later_and_undone(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         tell, failures = host.guard._tell, [MemoryError()]
 
         def failing(verdict: GuardVerdict, *more: Any) -> None:
@@ -155,8 +156,7 @@ async def test_a_look_that_fails_is_followed_by_another(tmp_path: Path, caplog: 
 async def test_a_thread_that_is_gone_is_not_alive(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         assert host.guard.alive, "there is nothing to look at"
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         assert host.guard.alive
         watch = host.guard._watch
         assert watch
@@ -242,8 +242,7 @@ async def test_writes_that_hang_delay_no_cap(tmp_path: Path) -> None:
         for number in range(40):
             host.kernel.plug(f"nvme{number}n1")
         await host.lab.engine.observe()
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         gate = threading.Event()
 
         def hanging(path: str, text: str) -> None:
@@ -282,8 +281,7 @@ async def test_while_it_caps_no_thread_is_made(tmp_path: Path, monkeypatch: pyte
 
 async def test_who_cannot_be_seen_is_not_named_and_all_else_is_told(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         consumers, heard = host.alarm._consumers, asyncio.Queue[GuardState]()
         assert consumers
         host.alarm.listeners.append(lambda alert: heard.put_nowait(alert.verdict.state))
@@ -309,8 +307,7 @@ async def test_it_watches_though_nobody_could_be_seen_before(tmp_path: Path, cap
             raise MemoryError
 
         host.alarm._look_now = failing  # type: ignore[method-assign]  # where memory is short already
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await watching(host)
         assert "who holds memory cannot be seen: MemoryError" in caplog.text
         host.leave(5)
         await host.until(GuardState.CAPPED)
