@@ -22,17 +22,21 @@ SWAP: Final = 512 << 20
 # The emulated CPU by itself is an AMD K8, which acpi-cpufreq leaves to another driver. With `erms` the kernel clears
 # pages byte by byte, which takes three times as long when emulated.
 CPU: Final = {"tcg": "max,la57=off,svm=off,erms=off,family=6,model=6,stepping=3", "kvm": "host"}
-ACCELERATOR: Final = {"tcg": "tcg,thread=multi,tb-size=512", "kvm": "kvm"}
+# One thread for all CPUs: what two of them do for each other costs more than the second gives, as machines run side by
+# side.
+ACCELERATOR: Final = {"tcg": "tcg,thread=single,tb-size=512", "kvm": "kvm"}
 # One byte each of the DMA controller's page registers: the chipset keeps what is written there, and nothing uses it.
 SCRATCH: Final = (0x481, 0x482)
 KHZ: Final = (3_000_000, 2_000_000, 1_000_000)
-# The last line is what the kernel does for its safety only, which costs much when emulated: above all that it clears
-# all memory as it is taken, that of huge pages too.
+# The last two lines are what the kernel does for its safety only, which costs much when emulated: above all that it
+# clears all memory as it is taken, that of huge pages too, and gives each program addresses of its own, for QEMU
+# translates code again at each other address.
 COMMAND_LINE: Final = (
     "root=/dev/vda rw rootfstype=ext4 console=ttyS0 quiet systemd.show_status=0 panic=-1 psi=1 mitigations=off "
     "cryptomgr.notests hugepagesz=1G hugepages=0:1,1:1 "
     "modprobe.blacklist=iTCO_wdt,psmouse,pcspkr,i2c_i801,lpc_ich,serio_raw,evdev "
-    "init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off apparmor=0 audit=0 nowatchdog"
+    "init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off apparmor=0 audit=0 nowatchdog "
+    "norandmaps"
 )
 
 

@@ -10,7 +10,8 @@ from tests.system.shell import Job
 PLACE: Final = "/usr/local/bin/take"
 MODE: Final = "/proc/sys/vm/overcommit_memory"
 # take MIB: so much at once and held. take all [MIB]: in steps, until the kernel refuses; then it tells and holds.
-# take again: the same, and it goes on asking. take late MIB: mapped at once, used step by step when a line is read.
+# take again: the same, and it goes on asking. take large: that too, after it has reserved addresses as CUDA does.
+# take late MIB: mapped at once, used step by step when a line is read.
 # The OOM killer spares what the agent starts, as it spares the agent; of these it spares only what is just held, which
 # is in huge pages where that can be: they are there four times as fast.
 PROGRAM: Final = """#!/usr/bin/python3
@@ -52,8 +53,10 @@ if sys.argv[1].isdigit():
     held[0].madvise(MADV_POPULATE_WRITE)
     say("held")
     time.sleep(3600)
+if sys.argv[1] == "large":
+    reserved = mmap.mmap(-1, 64 << 30, flags=FLAGS, prot=0)
 refused = 0
-deadline = time.monotonic() + (10 if sys.argv[1] == "again" else 55)
+deadline = time.monotonic() + (55 if sys.argv[1] == "all" else 10)
 while time.monotonic() < deadline:
     try:
         held.append(mmap.mmap(-1, STEP << 20, flags=FLAGS | POPULATE))

@@ -27,18 +27,22 @@ SOON: Final = f"[guard]\ncalm = 1\ndwell = {DWELL}\ndoubling = false\n"
 OFF: Final = "[guard]\nenabled = false\n"
 LEFT: Final = 900 << 20  # bytes that the ballast leaves, so that no run takes long
 ROOM: Final = 5.0  # seconds until there is room again, under emulation
+ASKS: Final = 10.0  # seconds for which `take large` and `take again` go on asking
 SEEN_LATE: Final = 0.05  # seconds by which the guest's own watch may see a cap begin later than it sees it end
 # The soaks' figures; KERNTUNE_SOAK=0.3 makes them shorter.
 PART: Final = float(os.environ.get("KERNTUNE_SOAK", "1"))
 HOGS, CAPS = int(50 * PART), int(100 * PART)
+LOOK: Final = "bash -c true && ps > /dev/null && python3 -c pass && cat /proc/loadavg"
 SIZES: Final = "cd /proc/{pid} && ls fd | wc -l; grep -c . maps; ls task | wc -l; awk '/^VmRSS/ {{print $2}}' status"
 # So small that it is in use when the guard caps, and soon read back: emulated, a page takes 0.1 ms.
 SWAP, SWAP_KIB = "/dev/vdb", 384 << 10
 RUNS: Final = (("alice", False, "all"), ("root", False, "all"), ("alice", True, "all"), ("root", True, "all"),
+               ("alice", False, "large"), ("root", False, "large"),
                ("alice", False, "again"), ("root", False, "again"))  # fmt: skip
-# It takes what is kept for root too, again and again: from a program as small as here the kernel keeps nothing for
-# others, and only root can log in.
-LONG: Final = (("root", False, "again"),)
+# The soak has these too. From a program as small as here, which asks again and again, the kernel keeps for others no
+# more than 1/32 of its size, 20 MiB: hardly a login. One of root takes root's reserve as well.
+SMALL: Final = "again"
+LONG: Final = (("root", False, "large"), ("alice", False, SMALL), ("root", False, SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +83,17 @@ def floor(host: Host) -> int:
     return int(host.get(MEMORY, "Floor")) - host.meminfo()["MemTotal"] * 2 // 100
 
 
-def work_goes_on(vm: Machine, *, of_users: bool = True) -> None:
+def work_goes_on(vm: Machine) -> None:
     """What somebody does who logs in to look; by way of su, for the shell's agent is too large to fork itself."""
-    look = "bash -c true && ps > /dev/null && python3 -c pass && cat /proc/loadavg"
-    soon(lambda: vm.check(look))
-    if not of_users:
-        soon(lambda: vm.check(["su", "--login", "root", "--command", look]))
-        return
-    soon(lambda: vm.check(["su", "--login", "alice", "--command", look]))
-    soon(lambda: vm.check(look, user="alice", session=True))
+    soon(lambda: vm.check(LOOK))
+    soon(lambda: vm.check(["su", "--login", "alice", "--command", LOOK]))
+    soon(lambda: vm.check(LOOK, user="alice", session=True))
 
 
-def soon(work: Callable[[], object]) -> None:
-    """Of what a program takes at once nothing is left until the guard has made room; root's takes root's reserve too.
-
-    For a user whose own program asks again and again the kernel keeps 1/32 of that program's size, up to 128 MiB
-    (vm.user_reserve_kbytes): 10 MiB here, which is hardly a login.
-    """
-    deadline = time.monotonic() + ROOM
+def soon(work: Callable[[], object], limit: float = ROOM) -> None:
+    """Of what a small program takes at once nothing is left until the guard has made room; root's takes root's reserve
+    too."""
+    deadline = time.monotonic() + limit
     while True:
         try:
             work()
@@ -123,15 +120,19 @@ def run(host: Host, user: str, how: str, *, swap: bool) -> None:
     hog = pressure.take(vm, how, user=user)
     try:
         hog.wait_output("refused 12")
-        work_goes_on(vm, of_users=(user, swap, how) not in LONG)
+        if how == SMALL:
+            soon(lambda: vm.check(["su", "--login", "root", "--command", LOOK]), ASKS + ROOM)
+        else:
+            work_goes_on(vm)
         seen = pressure.lowest(hog)
         say(f"{user}, {how}, swap {swap}: lowest {seen >> 20} MiB, floor less 2 % is {least >> 20} MiB")
         assert seen >= least
         assert not swap or host.meminfo()["SwapFree"] < host.meminfo()["SwapTotal"]
         assert host.get(MEMORY, "GuardState") in ("capped", "exhausted")
-        vm.check("pgrep -f 'take (all|again)'")
+        vm.check("pgrep -f 'take (all|again|large)'")
     finally:
         hog.kill(9)
+        hog.wait()
         let_go(host)
         if swap:
             vm.check(f"swapoff {SWAP}")
