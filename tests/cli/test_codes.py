@@ -48,6 +48,7 @@ def test_exit_code(states: str, code: Exit) -> None:
         ([("a", "unsupported", "value-not-offered")], Exit.USAGE),
         ([("a", "unsupported", "value-not-offered"), ("b", "planned", "ok")], Exit.USAGE),
         ([("a", "unsupported", "value-not-offered"), ("a", "planned", "ok")], Exit.PARTLY),
+        ([("a", "unsupported", "read-only")], Exit.FAILED),
         ([("a", "unsupported", "no-such-target")], Exit.NOT_FOUND),
         ([("a", "unsupported", "no-such-target"), ("b", "planned", "ok")], Exit.PARTLY),
         ([("a", "unsupported", "cpu-offline"), ("a", "planned", "ok")], Exit.PARTLY),

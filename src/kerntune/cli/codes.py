@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kerntune.cli.answers import ClaimRow, Outcome
-from kerntune.errors import Exit
+from kerntune.errors import Exit, InvalidValue, KernelRejected
 from kerntune.model import Origin, Reason, State
 
 CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
@@ -21,7 +21,12 @@ LACKING: Final = KEPT | {
 }
 IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
 GLOB: Final = frozenset("*?[")
-WRONG_VALUE: Final = frozenset({Reason.VALUE_NOT_OFFERED, Reason.OUT_OF_RANGE})
+# The errors that these are, by the name that set has for them.
+ERRORS: Final[dict[str, Exit]] = {
+    Reason.VALUE_NOT_OFFERED: InvalidValue.exit_code,
+    Reason.OUT_OF_RANGE: InvalidValue.exit_code,
+    Reason.READ_ONLY: KernelRejected.exit_code,
+}
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> Exit:
@@ -48,7 +53,7 @@ def foreseen(outcomes: Sequence[Outcome]) -> Exit:
         settings.setdefault((outcome.tunable, outcome.requested), []).append(outcome)
     for group in settings.values():
         if not any(outcome.state in TAKEN or outcome.reason in KEPT for outcome in group):
-            return Exit.USAGE if group[0].reason in WRONG_VALUE else exit_code(group)
+            return ERRORS.get(group[0].reason) or exit_code(group)
     return exit_code(outcomes)
 
 

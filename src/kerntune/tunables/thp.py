@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from kerntune.errors import InvalidValue
+from kerntune.errors import InvalidValue, NoSuchName
 from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
@@ -61,13 +61,12 @@ class Thp(Plain):
         return support.missing(kernel, f"{FOLDER}/enabled", "TRANSPARENT_HUGEPAGE")
 
     def normal(self, instances: str) -> str:
-        if instances not in WORDS:
-            said = "names both files" if instances == "*" else f"has no file {instances!r}"
-            raise InvalidValue(
-                f"thp {said}, and their values differ in what they cost",
-                "Give enabled (who gets huge pages) or defrag (who waits for them)",
-            )
-        return instances
+        if instances in WORDS:
+            return instances
+        which = "Give enabled (who gets huge pages) or defrag (who waits for them)"
+        if instances == "*":
+            raise InvalidValue("thp has two files, and their values differ in what they cost", which)
+        raise NoSuchName(f"thp has no file {instances!r}", which)
 
     def exact(self, instances: str) -> bool:  # noqa: ARG002
         return True

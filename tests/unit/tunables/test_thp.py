@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.errors import InvalidValue, KernelRejected, NotSupported
+from kerntune.errors import InvalidValue, KernelRejected, NoSuchName, NotSupported
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Origin, Reading, Reason, State, Target
 from kerntune.tunables.thp import Thp
@@ -43,10 +43,16 @@ def test_what_is_no_word(value: str) -> None:
         THP.normal_value(value)
 
 
-@pytest.mark.parametrize("instances", ["", "*", "shmem_enabled", "khugepaged/defrag", "enabled\n", "hugepages-64kB"])
+@pytest.mark.parametrize("instances", ["", "shmem_enabled", "khugepaged/defrag", "enabled\n", "hugepages-64kB"])
 def test_what_names_no_file(instances: str) -> None:
-    with pytest.raises(InvalidValue):
+    with pytest.raises(NoSuchName, match=r"Give enabled .* or defrag"):
         THP.normal(instances)
+
+
+def test_both_files_at_once_are_not_named() -> None:
+    with pytest.raises(InvalidValue, match="two files") as refusal:
+        THP.normal("*")
+    assert not isinstance(refusal.value, NoSuchName)
 
 
 def test_a_word_of_the_other_file_is_not_offered() -> None:
