@@ -35,6 +35,7 @@ from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
 from kerntune.daemon.app import publish
 from kerntune.daemon.choosing import Choosing
+from kerntune.daemon.guard import MemoryGuard
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
@@ -305,7 +306,8 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         for folder in folders:
             folder.mkdir()
         state = State(*folders, boot_id="boot")
-        engine = Reconciler(kernel, REGISTRY, state)
+        guard = MemoryGuard(kernel, folders[0], lambda *_news: None)
+        engine = Reconciler(kernel, REGISTRY, state, guard=guard)
         stage = Stage(permitted, uid)
         working = asyncio.create_task(engine.work())
         try:
@@ -324,6 +326,7 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
                 check_writes(stage, [path for path, _ in kernel.journal[written:]])
             return World(stage, kernel, engine)
         finally:
+            guard.stop()
             working.cancel()
             await asyncio.wait([working])
             engine.threads.close()
