@@ -55,11 +55,13 @@ def killed_under_load(host: Host, kills: int) -> None:
         former = host.wait_restarted(former)
         *lines, pages = vm.check(LEFT).splitlines()
         said = [line.split() for line in lines]
-        answered = [wanted for word, wanted in said if word == "answered"]
-        # Of the round before is what was in force when the first call of this one was not answered.
-        allowed = {answered[-1] if answered else before, *(wanted for _, wanted in said[-1:])}
+        answers = [at for at, (word, _) in enumerate(said) if word == "answered"]
+        # Of the round before is what was in force when the first call of this one was not answered. After the kill
+        # another may have been begun.
+        last, unanswered = (said[answers[-1]][1], said[answers[-1] + 1 :]) if answers else (before, said)
+        allowed = {last, *(wanted for _, wanted in unanswered)}
         assert pages in allowed, f"kill {number}: {said[-4:]}, {before} before"
-        if answered or before != "0":
+        if answers or before != "0":
             assert host.target("hugepages", "2M")["requested"] == pages
         before = pages
     assert int(host.unit("NRestarts")) - restarts >= kills
