@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from pyudev import Context
 
 HOST = Path("/")
-# What ctypes.util would find, for the pyudev that asks it. It brings shutil and tempfile with it, a quarter MiB.
 UDEVD: Final = Path("/run/udev/control")  # systemd-udevd's socket
 DATABASE: Final = Path("/run/udev/data")  # a file a device, written anew at each of its events
 # Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs.
 SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu")
+MOST: Final = 1024  # devices whose links are kept
+# What ctypes.util would find, for the pyudev that asks it. It brings shutil and tempfile with it, a quarter MiB.
 LIBRARIES: Final = {"udev": "libudev.so.1", "c": "libc.so.6"}
 
 
@@ -46,9 +47,8 @@ def _written(device: str) -> int:
         return 0
 
 
-@lru_cache(maxsize=1024)
-def _links(device: str, _written: int) -> Sequence[str]:
-    """Asking costs as much as all the rest of a pass, and the answer stays the same until udev writes again."""
+def _links(device: str) -> Sequence[str]:
+    """What udev knows now."""
     context = _context()
     import pyudev  # noqa: PLC0415  (after the context, which imports it in its own way)
 
@@ -59,6 +59,34 @@ def _links(device: str, _written: int) -> Sequence[str]:
         return ()
 
 
+class Links:
+    """The links of each device as last asked; to ask costs as much as all the rest of a pass.
+
+    The answer stays the same until udev writes again. Only the last is kept, for events of drives have no end.
+    """
+
+    def __init__(self, ask: Callable[[str], Sequence[str]], written: Callable[[str], int]) -> None:
+        self._ask, self._written = ask, written
+        self._known: dict[str, tuple[int, Sequence[str]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, device: str) -> Sequence[str]:
+        written, known = self._written(device), self._known.get(device)
+        if known and known[0] == written:
+            return known[1]
+        if len(self._known) >= MOST:
+            self._known.clear()  # most have gone
+        # Asked after the look: what udev writes in between is asked for again.
+        found = self._ask(device)
+        self._known[device] = written, found
+        return found
+
+
+_of_udev: Final = Links(_links, _written)
+
+
 def links(root: Path, device: str) -> Sequence[str]:
     """The names a block device has below /dev/disk, without that prefix.
 
@@ -66,7 +94,7 @@ def links(root: Path, device: str) -> Sequence[str]:
     symbolic links below dev/disk are read. A device that udev does not know has none.
     """
     if root == HOST:
-        return _links(device, _written(device)) if DATABASE.is_dir() else _links.__wrapped__(device, 0)
+        return _of_udev.of(device) if DATABASE.is_dir() else _links(device)
     disk = root / "dev/disk"
     return sorted(str(p.relative_to(disk)) for p in disk.glob("*/*") if p.is_symlink() and p.readlink().name == device)
 

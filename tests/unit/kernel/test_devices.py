@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kerntune.kernel.devices import links
+from kerntune.kernel.devices import MOST, Links, links
 from kerntune.kernel.files import HostKernel
 from tests.hosts import lay_out, plant
 
@@ -34,3 +34,27 @@ def test_only_symbolic_links_count(tmp_path: Path) -> None:
 
 def test_udev_is_asked_on_the_host() -> None:
     assert list(HostKernel().links("no-such-device")) == []
+
+
+def test_udev_is_asked_again_when_it_has_written_and_only_the_last_answer_is_kept() -> None:
+    asked: list[str] = []
+    written = {"sda": 1}
+
+    def ask(device: str) -> list[str]:
+        asked.append(device)
+        return [f"by-id/{device}-{len(asked)}"]
+
+    known = Links(ask, lambda device: written.get(device, 0))
+    assert [known.of("sda"), known.of("sda")] == [["by-id/sda-1"]] * 2
+    for time in range(2, 100):
+        written["sda"] = time
+        known.of("sda")
+    assert known.of("sda") == ["by-id/sda-99"]
+    assert (len(asked), len(known)) == (99, 1)
+
+
+def test_the_links_of_devices_that_have_gone_are_not_kept_for_good() -> None:
+    known = Links(lambda _device: [], lambda _device: 1)
+    for number in range(3 * MOST):
+        known.of(f"dm-{number}")
+    assert len(known) <= MOST
