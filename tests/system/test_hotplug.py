@@ -169,7 +169,7 @@ def test_somebody_elses_hand(checking: Host) -> None:
         vm.wait_for(right("nvme100n1"), 10)
     vm.check("echo none > /sys/block/nvme100n1/queue/scheduler")
     vm.wait_for("kerntune --json status | grep -q contested", 10)
-    for _ in range(2):
+    for _ in range(6):
         vm.check("echo bfq > /sys/block/nvme100n1/queue/scheduler")
     assert checking.scheduler("nvme100n1") == "bfq", "it has stopped fighting"
     assert "left so until somebody sets it again" in checking.target(SCHEDULER, "nvme100n1")["detail"]
