@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import SubprocessError
 from typing import Final
@@ -48,6 +48,18 @@ def pytest_runtestloop(session: pytest.Session) -> None:
             stack.enter_context(installed())
         except (MachineError, OSError, SubprocessError, ValueError) as error:
             pytest.exit(f"the system tests need a virtual machine, and there is none: {error}", returncode=1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure comes with what the guest's services have said last."""
+    report = yield
+    machine = getattr(item, "funcargs", {}).get("vm")
+    if report.failed and isinstance(machine, Machine):
+        with suppress(MachineError, OSError):
+            said = machine.check("journalctl --output=short-monotonic --no-pager --lines=40", limit=10)
+            report.sections.append(("the guest's journal", said))
+    return report
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
