@@ -129,7 +129,7 @@ def test_a_storm_of_devices(wishing: Host) -> None:
         return int(vm.check(f"awk '/^Private_Dirty/ {{print $2}}' /proc/{wishing.pid}/smaps_rollup"))
 
     sizes = []
-    for _ in range(2):
+    for _ in range(3):
         vm.check(f"nvme-storm add {STORM}")
         vm.wait_for(all_right("nvme1*n1", STORM), 60)
         vm.check(f"nvme-storm del {STORM}")
