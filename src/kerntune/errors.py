@@ -122,6 +122,10 @@ class InvalidValue(KerntuneError):
     exit_code = Exit.USAGE
 
 
+class NotOffered(InvalidValue):
+    """The device does not offer the value now; it may after its driver or scheduler has been loaded."""
+
+
 class NoSuchName(InvalidValue):
     """A name that is not on the list of those there are; callers are told that there is no such target."""
 

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     READ_ONLY = "read-only"
     GOVERNOR_DECIDES = "governor-decides"
     CHANGED_BY_OTHERS = "changed-by-others"
+    INTERRUPTED = "interrupted"
 
 
 class Lane(StrEnum):
@@ -82,7 +83,8 @@ class Setting(NamedTuple):
 class Target:
     """One knob: a tunable and an instance of it.
 
-    `key` tells two things of the same name apart (a drive's diskseq: /sys/block/X/diskseq);
+    `key` tells two things of the same name apart, for a baseline belongs to the one that had it. It is the identity of
+    a drive's queue (the inode of /sys/block/X/queue), and the driver of a cpufreq policy.
     `aliases` are other names a pattern may use (`by-id/...`), and do not make it another target.
     """
 
@@ -139,8 +141,9 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a target holds now; `value` is None when it cannot be read, and `reason` then says why.
+    """What a target holds now; `value` is None when it cannot be read, and `reason` then says why: it is not written.
 
+    A value that the kernel has no name for is a word that no claim can have (`unknown` of cpu-epp): it may be written.
     `restore` is the exact value to save as a baseline where `value` leaves something out.
     `figures` are numbers that belong to it (for a pool: total, free, reserved, surplus pages).
     """
@@ -198,6 +201,7 @@ class Step:
 
     `capped`: the writes stop short of the wish on purpose, and this is what to say of it.
     `touches`: the targets whose value the writes settle, where that is not the wish's own (a pool's nodes).
+    `grows`: the bytes of memory that the wish takes (below 0: gives back), by which step ever they are written.
     """
 
     wish: Wish
@@ -206,6 +210,7 @@ class Step:
     verdict: Verdict | None = None
     capped: Verdict | None = None
     touches: tuple[Target, ...] = ()
+    grows: int = 0
 
     @property
     def touched(self) -> tuple[Target, ...]:
@@ -214,7 +219,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the kernel really did with one target: `(ssssssss)` on the wire."""
+    """What the kernel really did with one target: `(ssssssss)` on the wire.
+
+    `is_owed`: nobody claims the target, and the host's own value, which is `requested`, is not back yet.
+    """
 
     target: Target
     requested: str
@@ -223,6 +231,7 @@ class Outcome:
     state: State
     reason: Reason = Reason.OK
     detail: str = ""
+    is_owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +291,13 @@ class Memory:
 
     @property
     def reserve(self) -> int:
-        """What is left to the rest of the host, in bytes: 512 MiB or 5 % of RAM, whichever is more."""
-        return max(512 << 20, self.total // 20)
+        """What is left to the rest of the host, in bytes."""
+        return reserve_of(self.total)
+
+
+def reserve_of(memory: int) -> int:
+    """Return what is left to others of so much RAM, in bytes: 512 MiB or 5 %, whichever is more."""
+    return max(512 << 20, memory // 20)
 
 
 NO_MEMORY = Memory(0, 0, 0, 0, 0, 0, 0, None, 0, 0)

@@ -140,6 +140,15 @@ class Lab:
         assert dict(self.engine.book.claims) == dict(self.ledger.book.claims)
         return sorted(f"{claim.id}={claim.value}" for claim in self.engine.book.claims.values())
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for a report after which something holds."""
+        arrived = asyncio.Event()
+        self.engine.listeners.append(lambda _report: arrived.set())
+        async with asyncio.timeout(BOUND):
+            while not holds():
+                await arrived.wait()
+                arrived.clear()
+
     def writes(self) -> list[tuple[str, str]]:
         """What was written since this was asked last."""
         done = list(self.kernel.journal)

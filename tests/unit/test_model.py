@@ -57,6 +57,7 @@ def test_the_reasons_are_those_of_the_design() -> None:
         "boot-parameter-wins",
         "read-only",
         "changed-by-others",
+        "interrupted",
     }
 
 
@@ -75,7 +76,7 @@ def test_setting_again_is_the_same_claim() -> None:
     assert first.id != for_good.id
 
 
-def test_a_drive_is_itself_by_its_diskseq_and_not_by_its_links() -> None:
+def test_a_drive_is_itself_by_its_queue_and_not_by_its_links() -> None:
     drive = Target("io-scheduler", "nvme0n1", key="3", aliases=("by-id/nvme-A",))
     assert drive == Target("io-scheduler", "nvme0n1", key="3")
     assert hash(drive) == hash(Target("io-scheduler", "nvme0n1", key="3"))

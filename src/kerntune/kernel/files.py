@@ -35,6 +35,7 @@ WRITABLE: Final = (
     "sys/block/*/queue/read_ahead_kb",
 )
 WRITABLE_PATH: Final = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in WRITABLE))
+NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EPERM})
 DIGITS: Final = re.compile("([0-9]+)")
 
 CHUNK: Final = 1 << 15  # of the heap; what is larger is mapped, and unmapped again
@@ -56,6 +57,13 @@ class KernelView(Protocol):
 
     def links(self, device: str) -> Sequence[str]:
         """Other names of a block device, below /dev/disk: `by-id/nvme-...`."""
+
+    def identity(self, path: str) -> str:
+        """Return what tells the object at `path` from any other that has, or had, this path; "" when there is none.
+
+        Links are followed, so two paths of one object have the same identity. Raise KernelError when it cannot be known
+        now.
+        """
 
 
 class Kept(Protocol):
@@ -141,6 +149,22 @@ class HostKernel:
 
     def links(self, device: str) -> Sequence[str]:
         return devices.links(self.root, device)
+
+    def identity(self, path: str) -> str:
+        """Return the inode number: in sysfs each object has its own, and the next object has another (fs/kernfs/dir.c).
+
+        A plain file system may use a number again after the object was removed.
+        """
+        try:
+            fd = self._open(path, os.O_PATH)
+            try:
+                return str(os.fstat(fd).st_ino)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in NOT_THERE:
+                return ""
+            raise KernelError(error.errno, error.strerror, path) from error
 
     def write(self, path: str, text: str) -> None:
         if not allowed(path):

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 def describe(pid: int, uid: int) -> str:
     """`alice (busctl)`: the user's name and the program's, as far as they can be found. Never used to authorise."""
-    import psutil  # noqa: PLC0415  (its import costs more than the start of the daemon may)
-
+    try:
+        import psutil  # noqa: PLC0415  (its import costs more than the start of the daemon may)
+    except ImportError:  # it is just being replaced by an upgrade
+        return f"uid {uid}"
     try:
         user = psutil.Process(pid).username()
         command = psutil.Process(pid).name()
-    except psutil.Error:
+    except (psutil.Error, OSError):  # it is gone, or there is no memory or no descriptor to look
         return f"uid {uid}"
     return f"{user} ({printable(command)})"
 
@@ -51,6 +53,7 @@ class Consumers:
     """
 
     def __init__(self) -> None:
+        """Raises ImportError while psutil is being replaced."""
         import psutil  # noqa: PLC0415  (see describe)
 
         self._psutil = psutil
@@ -59,18 +62,21 @@ class Consumers:
         self._looked = -LEAST
 
     def look(self, now: float) -> None:
-        """Read every process, at so many seconds of a clock that never goes back; takes some 10 us each."""
+        """Read every process, at so many seconds of a clock that never goes back; takes some 10 us each.
+
+        What cannot be read is left out. Raises OSError when nothing can be.
+        """
         # Looks may follow each other at once: growth is that of LEAST seconds or more.
         if now - self._looked >= LEAST:
             self._before = self._now
         self._now, self._looked = {}, now
         swaps = self._psutil.swap_memory().total > 0
         for process in self._psutil.process_iter():
-            with contextlib.suppress(self._psutil.Error):
+            with contextlib.suppress(self._psutil.Error, OSError):
                 self._now[process] = process.memory_info().rss + (swapped(process.pid) if swaps else 0)
 
     def largest(self, count: int) -> list[Consumer]:
-        """By what they have."""
+        """By what they have; reads their names."""
         return self._named(nlargest(count, self._now.items(), key=itemgetter(1)))
 
     def growing(self, count: int) -> list[Consumer]:
@@ -84,6 +90,6 @@ class Consumers:
     def _named(self, rows: Iterable[tuple[Process, int]]) -> list[Consumer]:
         found = []
         for process, size in rows:
-            with contextlib.suppress(self._psutil.Error):
+            with contextlib.suppress(self._psutil.Error, OSError):
                 found.append(Consumer(process.pid, printable(process.name()), process.uids().real, size))
         return found

@@ -15,11 +15,16 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from kerntune.kernel.files import KernelError, allowed, natural
+from kerntune.kernel.simulated_pools import Node, Pool, Resizing, node_meminfo, pool_files
+
+__all__ = ["Disk", "Node", "Policy", "SimulatedKernel", "demo_host"]
 
 MODULES = ("none", "mq-deadline", "kyber", "bfq")
 GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace", "schedutil")
 PREFERENCES = ("default", "performance", "balance_performance", "balance_power", "power")
-POLICIES = "sys/devices/system/cpu/cpufreq"
+CPUS = "sys/devices/system/cpu"
+POLICIES = f"{CPUS}/cpufreq"
+NAMELESS = "nameless"  # a preference of the firmware that the driver has no name for; a read gives EINVAL
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
@@ -36,43 +41,14 @@ USER_RESERVE = "proc/sys/vm/user_reserve_kbytes"
 
 
 @dataclass(slots=True)
-class Pool:
-    """One node's huge pages of one size, in pages."""
-
-    asked: int = 0
-    used: int = 0
-
-    @property
-    def total(self) -> int:
-        return max(self.asked, self.used)
-
-
-@dataclass(slots=True)
-class Node:
-    """One NUMA node: its memory in bytes, less what programs use; `whole` caps what is unfragmented, in bytes."""
-
-    memory: int
-    programs: int = 0
-    whole: int | None = None
-    pools: dict[int, Pool] = field(default_factory=dict)
-
-    @property
-    def hugetlb(self) -> int:
-        return sum(size * pool.total for size, pool in self.pools.items())
-
-    @property
-    def free(self) -> int:
-        return self.memory - self.programs - self.hugetlb
-
-
-@dataclass(slots=True)
 class Disk:
-    """A block device and the scheduler it has; `offered` as the file lists them."""
+    """A block device and the scheduler it has; `offered` as the file lists them, none where there is no queue."""
 
     scheduler: str = "none"
     offered: tuple[str, ...] = ("none", "mq-deadline")
     by_id: str = ""
-    diskseq: int = 0
+    queue: int = 0  # lives as long as the drive is plugged
+    diskseq: int = 0  # another one for each medium
     hidden: bool = False
     read_ahead: int = 128  # KiB
 
@@ -86,6 +62,11 @@ class Policy:
     offered: tuple[str, ...] = ("performance", "schedutil")
     online: bool = True
     epp: str = ""  # the preference, of a driver that has them and is active
+    driver: str = "intel_pstate"
+    firmware: str = ""  # the preference that `default` brings back
+
+    def __post_init__(self) -> None:
+        self.firmware = self.firmware or self.epp
 
     @property
     def preference(self) -> str:
@@ -109,6 +90,9 @@ class SimulatedKernel:
     swap: int = 0
     sizes: tuple[int, ...] = (2 << 20, 1 << 30)
     borrow: dict[int, int] = field(default_factory=dict)  # pages by their size
+    reserved: dict[int, int] = field(default_factory=dict)  # pages that programs were promised, by their size
+    # Up to Linux 6.13 a number for one node is taken for more than it says by the surplus pages of the others.
+    counts_foreign_surplus: bool = True
     refuse: dict[str, int] = field(default_factory=dict)
     ignore: set[str] = field(default_factory=set)
     late: dict[str, int] = field(default_factory=dict)
@@ -116,15 +100,27 @@ class SimulatedKernel:
     pace: float = 0.0  # seconds that a write to a pool takes
     journal: list[tuple[str, str]] = field(default_factory=list)
     before_write: Callable[[str, str], None] | None = None
+    has_diskseq: bool = True  # since 5.15
     simulated: bool = True
     _seq: int = 0
+    _turns: dict[tuple[str, int], int] = field(default_factory=dict)
     _waiting: dict[str, tuple[int, str]] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
+    def __post_init__(self) -> None:
+        for size in self.sizes:
+            self._pools(size)
+
     def plug(self, name: str, **disk: object) -> None:
-        """A drive appears; the same name later is another drive."""
+        """Add a drive; the same name later is another drive."""
         self._seq += 1
-        self.disks[name] = Disk(**{"diskseq": self._seq, **disk})  # type: ignore[arg-type]  # the fields of Disk
+        numbers = {"queue": self._seq, "diskseq": self._seq}
+        self.disks[name] = Disk(**{**numbers, **disk})  # type: ignore[arg-type]  # the fields of Disk
+
+    def change_medium(self, name: str) -> None:
+        """Put another medium into a drive: its queue stays, with all values (disk_check_events in block/genhd.c)."""
+        self._seq += 1
+        self.disks[name].diskseq = self._seq
 
     def unplug(self, name: str) -> None:
         del self.disks[name]
@@ -135,14 +131,18 @@ class SimulatedKernel:
             files = self._files_around(path)
             if path not in files:
                 raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            if files[path] == NAMELESS:
+                raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
             return files[path]
 
     def glob(self, pattern: str) -> Sequence[str]:
         with self._lock:
             wanted = pattern.split("/")
+            linked = self.policies.values() if pattern.endswith("/cpufreq") else ()
+            links = [link for policy in linked for link in cpu_links(policy)]
             found = {
                 "/".join(parts[: len(wanted)])
-                for parts in (path.split("/") for path in self._files())
+                for parts in (path.split("/") for path in (*self._files(), *links))
                 if len(parts) >= len(wanted) and all(map(fnmatchcase, parts, wanted))
             }
         return sorted(found, key=natural)
@@ -150,6 +150,17 @@ class SimulatedKernel:
     def links(self, device: str) -> Sequence[str]:
         disk = self.disks.get(device)
         return [f"by-id/{disk.by_id}"] if disk and disk.by_id else []
+
+    def identity(self, path: str) -> str:
+        with self._lock:
+            match path.split("/"):
+                case ["sys", "block", name, "queue"] if name in self.disks:
+                    return str(self.disks[name].queue)
+                case ["sys", "devices", "system", "cpu", "cpufreq", name] if name in self.policies:
+                    return name
+                case ["sys", "devices", "system", "cpu", _, "cpufreq"]:
+                    return next((name for name, policy in self.policies.items() if path in cpu_links(policy)), "")
+        return ""
 
     def write(self, path: str, text: str) -> None:
         if self.before_write:
@@ -205,14 +216,14 @@ class SimulatedKernel:
         elif found := setters.get(parts[-1]):
             setter, depth = found
             setter(parts[depth], path, text)
-        elif path not in self._files():
+        elif path not in self._files_around(path):
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         elif parts[-1] == "nr_overcommit_hugepages":
             self.borrow[size_in(parts[4])] = int(text)
         elif path.startswith(NODES):
-            self._resize(self.nodes[int(parts[4].removeprefix("node"))], size_in(parts[6]), int(text))
+            self._resizing(size_in(parts[6])).to(int(text), int(parts[4].removeprefix("node")))
         else:
-            self._resize_whole(size_in(parts[4]), int(text))
+            self._resizing(size_in(parts[4])).to(int(text))
 
     def _set_overcommit(self, name: str, path: str, text: str) -> None:
         """Ratio and kilobytes set each other to 0 (mm/util.c)."""
@@ -237,7 +248,7 @@ class SimulatedKernel:
         disk = self.disks.get(name)
         if disk is None:
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        if text not in (*disk.offered, *MODULES) or disk.offered == ("none",):
+        if text not in (*disk.offered, *MODULES) or not disk.offered:
             raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
         disk.scheduler = text
         if text not in disk.offered:
@@ -272,72 +283,127 @@ class SimulatedKernel:
         if text not in PREFERENCES:
             raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
         if policy.governor != "performance":
-            policy.epp = text
+            policy.epp = policy.firmware if text == "default" else text
 
-    def _resize(self, node: Node, size: int, asked: int) -> int:
-        """Grow as far as memory goes, without an error; pages in use stay."""
-        pool = node.pools[size]
-        possible = node.free if node.whole is None else min(node.free, node.whole)
-        most = max(pool.total + possible // size, pool.used)
-        before, pool.asked = pool.total, min(asked, most)
-        if node.whole is not None:
-            node.whole -= (pool.total - before) * size
-        return pool.asked
+    def take(self, number: int, count: int, size: int) -> int:
+        """Let programs on a node have more huge pages: those of its pool, then borrowed ones; return how many they get.
 
-    def _resize_whole(self, size: int, asked: int) -> None:
-        """The kernel spreads a total over the nodes in turn."""
-        left = asked
-        for number, node in enumerate(self.nodes):
-            left -= self._resize(node, size, -(-left // (len(self.nodes) - number)))
+        dequeue_hugetlb_folio and alloc_surplus_hugetlb_folio of mm/hugetlb.c.
+        """
+        with self._lock:
+            node, pools = self.nodes[number], self._pools(size)
+            pool = pools[number]
+            for taken in range(count):
+                free = sum(each.free for each in pools) - self.reserved.get(size, 0)
+                if pool.free and free > 0:
+                    pool.used += 1
+                elif self._may_borrow(size) and node.give(size):
+                    pool.total, pool.surplus, pool.used = pool.total + 1, pool.surplus + 1, pool.used + 1
+                else:
+                    return taken
+            return count
+
+    def reserve(self, count: int, size: int) -> bool:
+        """Promise a program that many pages (hugetlb_acct_memory), borrowed ones too; below 0 they are let go."""
+        with self._lock:
+            before = self.reserved.get(size, 0)
+            lacking = before + count - sum(pool.free for pool in self._pools(size))
+            if count > 0 and lacking > self.borrow.get(size, 0) - sum(pool.surplus for pool in self._pools(size)):
+                return False
+            for _ in range(lacking if count > 0 else 0):
+                self._resizing(size).borrow()
+            self.reserved[size] = before + count
+            for _ in range(max(0, -count)):
+                self._resizing(size).return_surplus()
+            return True
+
+    def _may_borrow(self, size: int) -> bool:
+        return sum(pool.surplus for pool in self._pools(size)) < self.borrow.get(size, 0)
+
+    def _resizing(self, size: int) -> Resizing:
+        return Resizing(self.nodes, size, self._turns, self.counts_foreign_surplus, self.reserved.get(size, 0))
+
+    def _pools(self, size: int) -> list[Pool]:
+        return [node.pools.get(size) or node.pools.setdefault(size, Pool()) for node in self.nodes]
 
     def _files_around(self, path: str) -> Mapping[str, str]:
-        """The files of the policy or the drive that `path` belongs to (there may be hundreds), else every file."""
+        """The files of the policy, the drive or the pools that `path` belongs to (there may be hundreds), else all."""
         parts = path.split("/")
+        if found := next((size for size in self.sizes if f"hugepages-{size >> 10}kB" in parts), None):
+            return self._node_files(found) if path.startswith(NODES) else self._pool_files(found)
+        if path == "proc/meminfo":
+            return {path: self._meminfo()}
+        if parts[0] == "proc":
+            return self._settings()
         if path.startswith(f"{POLICIES}/") and (policy := self.policies.get(parts[5])):
             if not policy.online:
                 raise KernelError(errno.EBUSY, os.strerror(errno.EBUSY), path)
             return policy_files(parts[5], policy)
         if path.startswith("sys/block/") and (disk := self.disks.get(parts[2])):
-            return disk_files(parts[2], disk)
+            return self._disk_files(parts[2], disk)
         return self._files()
 
     def _files(self) -> dict[str, str]:
         """Every file as it would be read now."""
         files = {
             "proc/meminfo": self._meminfo(),
+            **self._settings(),
+            **{f"{THP}/{name}": in_brackets(word, THP_WORDS[name]) for name, word in self.thp.items()},
+        }
+        for size in self.sizes:
+            files |= self._pool_files(size) | self._node_files(size)
+        for number, node in enumerate(self.nodes):
+            files[f"{NODES}/node{number}/meminfo"] = node_meminfo(number, node)
+        for name, policy in self.policies.items():
+            files |= policy_files(name, policy)
+        for name, disk in self.disks.items():
+            files |= self._disk_files(name, disk)
+        return files
+
+    def _disk_files(self, name: str, disk: Disk) -> dict[str, str]:
+        files = disk_files(name, disk)
+        if not self.has_diskseq:
+            del files[f"sys/block/{name}/diskseq"]
+        return files
+
+    def _settings(self) -> dict[str, str]:
+        """The files below /proc/sys."""
+        return {
             "proc/sys/kernel/osrelease": "6.1.0-simulated",
             "proc/sys/vm/compact_memory": "0",
             ADMIN_RESERVE: str(self.admin_reserve),
             USER_RESERVE: str(self.user_reserve),
             **{f"proc/sys/{name}": str(value) for name, value in self.sysctls.items()},
-            **{f"{THP}/{name}": in_brackets(word, THP_WORDS[name]) for name, word in self.thp.items()},
             **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},
         }
-        for size in self.sizes:
-            folder = f"hugepages-{size >> 10}kB"
-            pools = [node.pools.setdefault(size, Pool()) for node in self.nodes]
-            files |= pool_files(f"{POOLS}/{folder}", pools)
-            files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = str(self.borrow.get(size, 0))
-            files[f"{POOLS}/{folder}/resv_hugepages"] = "0"
-            for number, pool in enumerate(pools):
-                files |= pool_files(f"{NODES}/node{number}/hugepages/{folder}", [pool])
-        for number, node in enumerate(self.nodes):
-            files[f"{NODES}/node{number}/meminfo"] = f"Node {number} MemFree:  {node.free >> 10} kB"
-        for name, policy in self.policies.items():
-            files |= policy_files(name, policy)
-        for name, disk in self.disks.items():
-            files |= disk_files(name, disk)
+
+    def _pool_files(self, size: int) -> dict[str, str]:
+        """The pool of one page size."""
+        folder, pools = f"hugepages-{size >> 10}kB", self._pools(size)
+        files = pool_files(f"{POOLS}/{folder}", pools)
+        files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = str(self.borrow.get(size, 0))
+        files[f"{POOLS}/{folder}/resv_hugepages"] = str(self.reserved.get(size, 0))
+        return files
+
+    def _node_files(self, size: int) -> dict[str, str]:
+        """The same on each node."""
+        files: dict[str, str] = {}
+        for number, pool in enumerate(self._pools(size)):
+            files |= pool_files(f"{NODES}/node{number}/hugepages/hugepages-{size >> 10}kB", [pool])
         return files
 
     def _meminfo(self) -> str:
         total, free = sum(node.memory for node in self.nodes), sum(node.free for node in self.nodes)
+        cache = sum(node.cache for node in self.nodes)
         hugetlb = sum(node.hugetlb for node in self.nodes)
         kbytes, ratio = self.overcommit.get("kbytes", 0), self.overcommit.get("ratio", 0)
-        limit = kbytes << 10 if kbytes else (total - hugetlb) * ratio // 100
+        # The kernel's product is unsigned: a ratio below 0 limits nothing.
+        product = (total - hugetlb) * ratio if ratio >= 0 else 1 << 64
+        limit = kbytes << 10 if kbytes else product // 100
         figures: Mapping[str, int] = {
             "MemTotal": total,
             "MemFree": free,
-            "MemAvailable": free,
+            "MemAvailable": free + cache,
             "SwapTotal": self.swap,
             "SwapFree": self.swap,
             "CommitLimit": limit + self.swap,
@@ -370,14 +436,9 @@ def size_in(folder: str) -> int:
     return int(folder.removeprefix("hugepages-").removesuffix("kB")) << 10
 
 
-def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
-    """The counters of one pool, or of all nodes' together."""
-    total, used = sum(pool.total for pool in pools), sum(pool.used for pool in pools)
-    return {
-        f"{folder}/nr_hugepages": str(total),
-        f"{folder}/free_hugepages": str(total - used),
-        f"{folder}/surplus_hugepages": str(total - sum(pool.asked for pool in pools)),
-    }
+def cpu_links(policy: Policy) -> list[str]:
+    """The links of its CPUs to a policy; they stay when the CPUs go offline."""
+    return [f"{CPUS}/cpu{number}/cpufreq" for number in policy.cpus]
 
 
 def policy_files(name: str, policy: Policy) -> dict[str, str]:
@@ -386,10 +447,10 @@ def policy_files(name: str, policy: Policy) -> dict[str, str]:
     preferences = {
         f"{folder}/energy_performance_preference": policy.preference,
         f"{folder}/energy_performance_available_preferences": " ".join(PREFERENCES),
-        f"{folder}/scaling_driver": "intel_pstate",
     }
     return {
         **(preferences if policy.epp else {}),
+        f"{folder}/scaling_driver": policy.driver,
         f"{folder}/scaling_governor": policy.governor,
         f"{folder}/scaling_available_governors": " ".join(policy.offered),
         f"{folder}/related_cpus": " ".join(map(str, policy.cpus)),
@@ -404,7 +465,7 @@ def in_brackets(chosen: str, offered: Sequence[str]) -> str:
 def disk_files(name: str, disk: Disk) -> dict[str, str]:
     """One block device."""
     return {
-        f"sys/block/{name}/queue/scheduler": in_brackets(disk.scheduler, disk.offered),
+        f"sys/block/{name}/queue/scheduler": in_brackets(disk.scheduler, disk.offered) or disk.scheduler,
         f"sys/block/{name}/queue/read_ahead_kb": str(disk.read_ahead),
         f"sys/block/{name}/diskseq": str(disk.diskseq),
         f"sys/block/{name}/hidden": str(int(disk.hidden)),

@@ -62,6 +62,10 @@ class Tunable(Protocol):
     counted: ClassVar[bool]
     # Done once between two tries when the kernel gave less than asked, while that helps.
     remedy: ClassVar[tuple[Write, ...]]
+    # The errnos with which the kernel says that it is busy for a moment: such a write is made again at once.
+    transient: ClassVar[frozenset[int]]
+    # The tunable whose writes change this one's values too, at the same instance: that is nobody else's work.
+    moved_by: ClassVar[str]
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         """Every knob there is now."""
@@ -101,6 +105,17 @@ class Tunable(Protocol):
     ) -> Sequence[Step]:
         """A step for each wish: the writes that get there, or the verdict that forbids them."""
 
+    def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:
+        """Return the host's memory as it will be after these steps: a plan goes by it for the next tunable."""
+
+    def elsewhere(
+        self, steps: Sequence[Step], old: Mapping[Target, Reading], now: Mapping[Target, Reading]
+    ) -> Mapping[Target, Reading]:
+        """Return the readings to plan by again at once: one place gave less than it was asked, another may give more.
+
+        They are empty when there is no such place.
+        """
+
     def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:
         """The writes that a planned one is carried out by, each done before the next is asked for."""
 
@@ -124,6 +139,8 @@ class Plain(ABC):
     parallel: ClassVar[bool] = False
     counted: ClassVar[bool] = False
     remedy: ClassVar[tuple[Write, ...]] = ()
+    transient: ClassVar[frozenset[int]] = frozenset()
+    moved_by: ClassVar[str] = ""
 
     @abstractmethod
     def normal_value(self, value: str) -> str: ...
@@ -142,6 +159,17 @@ class Plain(ABC):
 
     def group(self, target: Target) -> str:
         return target.instance
+
+    def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:  # noqa: ARG002
+        return memory
+
+    def elsewhere(
+        self,
+        steps: Sequence[Step],  # noqa: ARG002
+        old: Mapping[Target, Reading],  # noqa: ARG002
+        now: Mapping[Target, Reading],  # noqa: ARG002
+    ) -> Mapping[Target, Reading]:
+        return {}
 
     def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:  # noqa: ARG002
         return (write,)
@@ -162,7 +190,10 @@ class Plain(ABC):
 
 
 def bracketed(text: str) -> tuple[str, tuple[str, ...]]:
-    """What is chosen and what there is in a file such as `none [mq-deadline] bfq`; without brackets the first word."""
+    """Return what is chosen and what there is in a file such as `none [mq-deadline] bfq`.
+
+    Without brackets the first word is what is chosen; `none` and `[none]` are not the same to IoScheduler.
+    """
     words = text.split()
     chosen = next((word for word in words if word.startswith("[")), words[0] if words else "")
     return chosen.strip("[]"), tuple(word.strip("[]") for word in words)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from kerntune.errors import InvalidValue
+from kerntune.errors import InvalidValue, NotOffered
 from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView
@@ -67,7 +67,7 @@ class CpuGovernor(OnPolicies):
 
     def validate(self, reading: Reading, value: str) -> None:
         if reading.value is not None and value not in ON_DEMAND.union(reading.choices):
-            raise InvalidValue(
+            raise NotOffered(
                 f"{reading.target.instance} offers {', '.join(reading.choices)}, not {value}", "Choose one of these"
             )
 

@@ -25,6 +25,9 @@ HIDDEN_PATH = re.compile(r"(nvme[0-9]+)c[0-9]+(n[0-9]+)")
 class OnDrives(Plain):
     """One target per whole disk that has the file; partitions have none and never match.
 
+    The key is what lives as long as the queue, for the values are the queue's: the identity of its folder. A diskseq
+    will not do: another medium in the drive has another, and kernels before 5.15 have none.
+
     Where NVMe's native multipath is at work there are the drive (nvme0n1) and its hidden paths (nvme0c0n1). With
     `on_paths` the paths are the targets, and go by the drive's names too.
     """
@@ -42,9 +45,11 @@ class OnDrives(Plain):
         names = [path.split("/")[2] for path in kernel.glob(f"sys/block/*/{self.file}")]
         heads = {name: head for name in names if (head := head_of(kernel, name))}
         return [
-            Target(self.name, name, diskseq(kernel, name), aliases=other_names(kernel, name, heads.get(name)))
+            Target(self.name, name, queue, aliases=other_names(kernel, name, heads.get(name)))
             for name in names
             if name not in (heads.values() if self.on_paths else heads)
+            # One that goes at this moment has no queue any more.
+            and (queue := kernel.identity(f"sys/block/{name}/queue"))
         ]
 
     def missing(self, kernel: KernelView) -> str:
@@ -78,11 +83,6 @@ def head_of(kernel: KernelView, device: str) -> str:
     """The drive of which this is a hidden path, or ""."""
     found = HIDDEN_PATH.fullmatch(device)
     return f"{found[1]}{found[2]}" if found and find(kernel, f"sys/block/{device}/hidden") == "1" else ""
-
-
-def diskseq(kernel: KernelView, device: str) -> str:
-    """What tells two drives of the same name apart."""
-    return find(kernel, f"sys/block/{device}/diskseq") or ""
 
 
 def other_names(kernel: KernelView, device: str, head: str | None) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
@@ -30,15 +32,18 @@ from kerntune.model import (
     Verdict,
     Wish,
     Write,
+    reserve_of,
 )
 from kerntune.tunables import page_size
 from kerntune.tunables.base import Action, Kind, Plain, Sizes, unreadable
 from kerntune.tunables.pool_plan import plan_pools
+from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
 
 POOLS = "sys/kernel/mm/hugepages"
 PIECE = 1 << 30  # bytes of growth in one write
 COUNT = re.compile(r"[0-9]{1,20}")
-FIGURES = {"free": "free_hugepages", "surplus": "surplus_hugepages", "borrow": "nr_overcommit_hugepages"}
+A_SMALL_NODE = 12  # this part of it stays for what runs there, where that is less than the usual reserve
+TRIES = 5  # to read a pool's counters while nobody changes them
 
 
 class HugePages(Plain):
@@ -83,14 +88,14 @@ class HugePages(Plain):
         found = []
         for folder in (
             *kernel.glob(f"{POOLS}/hugepages-*kB"),
-            *kernel.glob("sys/devices/system/node/node*/hugepages/*"),
+            *kernel.glob("sys/devices/system/node/node*/hugepages/hugepages-*kB"),
         ):
             parts = folder.split("/")
             found.append(str(page_size.Pool(size_of(folder), parts[4] if parts[1] == "devices" else "")))
         return [Target(self.name, instance) for instance in sorted(found, key=natural)]
 
     def missing(self, kernel: KernelView) -> str:
-        return "" if kernel.glob(f"{POOLS}/*") else support.missing(kernel, POOLS, "HUGETLBFS")
+        return "" if kernel.glob(f"{POOLS}/hugepages-*kB") else support.missing(kernel, POOLS, "HUGETLBFS")
 
     def normal(self, instances: str) -> str:
         return str(page_size.parse(instances))
@@ -107,31 +112,41 @@ class HugePages(Plain):
         return target.instance.partition("/")[0]
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
+        return self._read(kernel, target, partial(node_memory, kernel))
+
+    def _read(self, kernel: KernelView, target: Target, memory_of: Callable[[str], tuple[int, int]]) -> Reading:
         folder = folder_of(target)
-        total = find(kernel, f"{folder}/nr_hugepages")
-        if total is None or not total.isdigit():
+        found = counters(kernel, folder)
+        if found is None:
             return Reading(target, None, reason=Reason.NO_SUCH_TARGET, detail=f"/{folder} is not there any more")
-        figures = {name: number(kernel, f"{folder}/{file}") for name, file in FIGURES.items()}
+        total, free, surplus = found
         size, node = page_size.parse(target.instance)
-        if node:
-            figures["borrow"] = number(
-                kernel, f"{folder_of(Target(self.name, page_size.spell(size)))}/{FIGURES['borrow']}"
-            )
-        figures |= {
+        whole = folder_of(Target(self.name, page_size.spell(size)))
+        figures = {
             "size": size,
-            "total": int(total),
-            "asked": int(total) - figures["surplus"],
-            "reserved": number(kernel, f"{folder}/resv_hugepages"),
-            "room": node_free(kernel, node) // size if node else 0,
+            "total": total,
+            "free": free,
+            "surplus": surplus,
+            "asked": total - surplus,
+            "borrow": number(kernel, f"{whole}/nr_overcommit_hugepages"),
+            "reserved": 0 if node else number(kernel, f"{folder}/resv_hugepages"),
+            "room": 0,
         }
-        stuck = figures["surplus"] > figures["borrow"]
-        return Reading(
-            target,
-            total,
-            restore=str(figures["asked"]),
-            figures=figures,
-            detail=who_holds(kernel) if stuck else "",
-        )
+        memory, available = memory_of(node) if node else (0, 0)
+        if memory:
+            reserve = min(reserve_of(memory), memory // A_SMALL_NODE)
+            figures |= {"available": available, "reserve": reserve, "room": max(0, available - reserve) // size}
+        return Reading(target, str(total), restore=str(figures["asked"]), figures=figures)
+
+    def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
+        """Read each pool; once the memory of each node, and the processes if pages of any are in use that should go."""
+        memory_of = cache(partial(node_memory, kernel))
+        readings = {target: self._read(kernel, target, memory_of) for target in targets}
+        stuck = [t for t, r in readings.items() if r.value is not None and r.figures["surplus"] > r.figures["borrow"]]
+        if stuck:
+            held = who_holds(kernel)
+            readings |= {target: replace(readings[target], detail=held) for target in stuck}
+        return readings
 
     def normal_value(self, value: str) -> str:
         if not COUNT.fullmatch(value):
@@ -144,7 +159,32 @@ class HugePages(Plain):
     def plan(
         self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
     ) -> Sequence[Step]:
-        return plan_pools(readings, wishes, memory, limits, path_of=lambda target: f"{folder_of(target)}/nr_hugepages")
+        return plan_pools(readings, wishes, memory, limits, path_of=path_of)
+
+    def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:
+        taken = sum(step.grows for step in steps)
+        return replace(
+            memory,
+            hugetlb=memory.hugetlb + taken,
+            available=max(0, memory.available - taken),
+            free=max(0, memory.free - taken),
+        )
+
+    def elsewhere(
+        self, steps: Sequence[Step], old: Mapping[Target, Reading], now: Mapping[Target, Reading]
+    ) -> Mapping[Target, Reading]:
+        """Find the rest of a total that one node has no memory for, where another node gave all it was asked."""
+        full: set[Target] = set()
+        for step in steps:
+            asked = {write.path: int(write.text) for write in step.writes}
+            nodes = [target for target in step.touches if path_of(target) in asked and now[target].value is not None]
+            short = {t for t in nodes if now[t].figures["asked"] < asked[path_of(t)]}
+            if any(now[t].figures["asked"] > old[t].figures["asked"] for t in nodes if t not in short):
+                full |= short
+        new = {target for target in full if "/" in target.instance and not is_full(old[target])}
+        known = {target for target, reading in old.items() if is_full(reading)}
+        marked = {target: replace(now[target], figures={**now[target].figures, **FULL}) for target in new | known}
+        return {**now, **marked} if new else {}
 
     def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:
         """A pool grows by PIECE at a time: since Linux 6.7 new pages show only when the write has ended that made them.
@@ -161,11 +201,29 @@ class HugePages(Plain):
             had = now
         yield write
 
-    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
         if reading.value is None:
             return unreadable(reading)
         asked, wanted, figures = reading.figures["asked"], int(wish.value), reading.figures
-        stuck = figures["surplus"] - figures["borrow"]
+        of_size = {t: r for t, r in group.items() if self.group(t) == self.group(wish.target) and r.value is not None}
+        if asked == wanted and stuck(reading, of_size) > 0:
+            return Verdict(
+                State.PARTIAL,
+                Reason.PAGES_IN_USE,
+                f"{figures['total']} pages stay until they are given back, and the kernel frees them then: "
+                f"{figures['total'] - figures['free']} in use, {figures['free']} free, {figures['surplus']} surplus"
+                f"{reading.detail and '; '}{reading.detail}",
+            )
+        if asked == wanted:
+            return SATISFIED
+        if entangled(wish, reading, of_size):
+            return Verdict(
+                State.PARTIAL,
+                Reason.PAGES_IN_USE,
+                f"{wanted} pages asked for {reading.target.instance}, {asked} had: programs have pages on several "
+                "nodes, which this kernel counts together; it is put right when they give some back"
+                f"{reading.detail and '; '}{reading.detail}",
+            )
         if asked < wanted:
             return Verdict(
                 State.PARTIAL,
@@ -173,16 +231,6 @@ class HugePages(Plain):
                 f"{wanted} pages asked for {reading.target.instance}, {asked} had: memory is too fragmented for the "
                 f"rest; ask again when programs have ended, or {at_boot(reading, wanted)}",
             )
-        if asked == wanted and stuck > 0:
-            return Verdict(
-                State.PARTIAL,
-                Reason.PAGES_IN_USE,
-                f"{figures['total']} pages stay until they are given back, and the kernel frees them then: "
-                f"{figures['total'] - figures['free']} in use, {figures['free']} free, {figures['surplus']} surplus; "
-                f"{reading.detail}",
-            )
-        if asked == wanted:
-            return SATISFIED
         return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
@@ -208,7 +256,7 @@ class HugePages(Plain):
     def lacking(self, wish: Wish, reading: Reading) -> int:
         if reading.value is None:
             return 0
-        return max(0, int(wish.value) - reading.figures["asked"]) * reading.figures["size"]
+        return max(0, int(wish.value) - reading.figures["total"]) * reading.figures["size"]
 
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         return reading.value is not None and reading.figures["asked"] > int(wish.value)
@@ -227,16 +275,60 @@ def folder_of(target: Target) -> str:
     return f"sys/devices/system/node/{node}/hugepages/{folder}" if node else f"{POOLS}/{folder}"
 
 
+def path_of(target: Target) -> str:
+    """Return the file of a pool's number."""
+    return f"{folder_of(target)}/nr_hugepages"
+
+
 def size_of(path: str) -> int:
     """The page size in bytes of a pool's folder, or of a file in it."""
     return int(path.rpartition("hugepages-")[2].partition("kB")[0]) << 10
 
 
-def node_free(kernel: KernelView, node: str) -> int:
-    """Free memory of one NUMA node in bytes (MemFree in its meminfo)."""
+def counters(kernel: KernelView, folder: str) -> tuple[int, int, int] | None:
+    """Return the pages of a pool, those that are free and the surplus; None when there is no such pool.
+
+    A program that borrows a page between two reads would make another number of what was asked.
+    """
+    path = f"{folder}/nr_hugepages"
+    now = find(kernel, path)
+    for _ in range(TRIES):
+        before = now
+        free, surplus = number(kernel, f"{folder}/free_hugepages"), number(kernel, f"{folder}/surplus_hugepages")
+        now = find(kernel, path)
+        if now == before:
+            break
+    return None if now is None or not now.isdigit() else (int(now), free, surplus)
+
+
+def stuck(reading: Reading, of_size: Mapping[Target, Reading]) -> int:
+    """Return the surplus pages that are more than programs may borrow, or that nobody will give back."""
+    pools = [of_size[target] for target in nodes_of(of_size)]
+    if "/" in reading.target.instance or not pools:
+        pools = [reading]
+    reserved = max(pool.figures["reserved"] for pool in (reading, *of_size.values()))
+    return max(reading.figures["surplus"] - reading.figures["borrow"], idle(pools, reserved))
+
+
+def entangled(wish: Wish, reading: Reading, of_size: Mapping[Target, Reading]) -> bool:
+    """Tell whether a node's number is off only as pages in use on other nodes were counted with it.
+
+    It has more and none of them to give, or has the pages and they are surplus.
+    """
+    others = [of_size[target] for target in nodes_of(of_size) if target != wish.target]
+    if "/" not in wish.target.instance or not any(pool.figures["surplus"] for pool in others):
+        return False
+    wanted, figures = int(wish.value), reading.figures
+    promised = max(pool.figures["reserved"] for pool in of_size.values())
+    return (figures["asked"] > wanted and figures["free"] <= promised) or figures["asked"] < wanted <= figures["total"]
+
+
+def node_memory(kernel: KernelView, node: str) -> tuple[int, int]:
+    """Return the memory of one NUMA node and what of it can be had, in bytes: free pages, page cache and slabs."""
     text = find(kernel, f"sys/devices/system/node/{node}/meminfo") or ""
-    found = re.search(r"MemFree:\s+([0-9]+) kB", text)
-    return int(found[1]) << 10 if found else 0
+    figures = {name: int(value) << 10 for name, value in re.findall(r"(\S+):\s+([0-9]+) kB", text)}
+    names = ("MemFree", "Active(file)", "Inactive(file)", "KReclaimable")
+    return figures.get("MemTotal", 0), sum(figures.get(name, 0) for name in names)
 
 
 def who_holds(kernel: KernelView) -> str:

@@ -106,8 +106,8 @@ class HugePagesOvercommit(Plain):
                 steps.append(Step(wish, before, verdict=unreadable(before)))
                 continue
             wanted = int(wish.value)
-            others = sum(n * readings[t].figures["size"] for t, n in now.items() if t != target)
-            possible = most(readings, others, memory, limits) // before.figures["size"]
+            lent = sum(to_lend(readings[t], n) for t, n in now.items() if t != target)
+            possible = most(before, lent, memory, limits) // before.figures["size"]
             if wanted > now[target] and wanted > possible and not wish.is_baseline:
                 steps.append(Step(wish, before, verdict=over_limit(wish, now[target], possible, limits)))
                 continue
@@ -129,11 +129,15 @@ def folder_of(target: Target) -> str:
     return f"{POOLS}/hugepages-{page_size.parse(target.instance).size >> 10}kB"
 
 
-def most(readings: Mapping[Target, Reading], others: int, memory: Memory, limits: Limits) -> int:
-    """Bytes that one size may borrow; pages that are borrowed already are not counted twice."""
-    borrowed = sum(reading.figures.get("surplus", 0) * reading.figures.get("size", 0) for reading in readings.values())
-    kept = memory.hugetlb - borrowed
-    return max(0, memory.total * limits.hugepages_percent // 100 - kept - others)
+def to_lend(reading: Reading, count: int) -> int:
+    """Return the bytes that a size may borrow beyond those it has borrowed, of `count` pages."""
+    return max(0, count - reading.figures["surplus"]) * reading.figures["size"]
+
+
+def most(reading: Reading, lent: int, memory: Memory, limits: Limits) -> int:
+    """Return the bytes that one size may borrow; pages that are borrowed already are not counted twice."""
+    kept = memory.hugetlb - reading.figures["surplus"] * reading.figures["size"]
+    return max(0, memory.total * limits.hugepages_percent // 100 - kept - lent)
 
 
 def over_limit(wish: Wish, now: int, possible: int, limits: Limits) -> Verdict:

@@ -19,7 +19,10 @@ from kerntune.tunables.base import Action, Kind, Plain, unlike
 
 MODES = ("heuristic", "always", "never")
 NEVER = "never"
-VALUE = re.compile(r"(heuristic|always|never)(?::([0-9]{1,9})(k?))?")
+# A host may hold any of these: the ratio is an int, the kilobytes are an unsigned long (mm/util.c).
+VALUE = re.compile(r"(heuristic|always|never)(?::(-?[0-9]{1,10}|[0-9]{1,20}k))?", re.ASCII)
+CLAIMED = re.compile(r"(heuristic|always|never)(?::([0-9]{1,9}))?", re.ASCII)
+NO_LIMIT = (1 << 64) // 100  # bytes
 TARGET = Target("overcommit")
 VM = "proc/sys/vm"
 
@@ -82,16 +85,16 @@ class Overcommit(Plain):
             return Reading(target, None, reason=Reason.NO_KERNEL_SUPPORT, detail=self.missing(kernel))
         ratio, kbytes = number(kernel, f"{VM}/overcommit_ratio"), number(kernel, f"{VM}/overcommit_kbytes")
         word = MODES[int(mode)]
-        limit = f"{kbytes}k" if kbytes else str(ratio)
-        shown = word if word == "heuristic" else f"{word}:{limit}"
-        return Reading(
-            target, shown, choices=MODES, restore=f"{word}:{limit}", figures={"ratio": ratio, "kbytes": kbytes}
-        )
+        whole = f"{word}:{kbytes}k" if kbytes else f"{word}:{ratio}"
+        # A ratio of 0 is a value; one that cannot be read is none.
+        restore = whole if kbytes or find(kernel, f"{VM}/overcommit_ratio") is not None else word
+        shown = word if word == "heuristic" else whole
+        return Reading(target, shown, choices=MODES, restore=restore, figures={"ratio": ratio, "kbytes": kbytes})
 
     def normal_value(self, value: str) -> str:
-        found = VALUE.fullmatch(value)
+        found = CLAIMED.fullmatch(value)
         hint = "Give heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)"
-        if not found or found[3]:
+        if not found:
             raise InvalidValue(f"{value!r} is not an overcommit setting", hint)
         mode, ratio = found[1], found[2]
         if ratio is not None and not 1 <= int(ratio) <= 100:
@@ -101,6 +104,7 @@ class Overcommit(Plain):
         return mode if ratio is None else f"{mode}:{int(ratio)}"
 
     def restorable(self, value: str) -> bool:
+        """The host's own may have the ratio 0 and no kilobytes, kilobytes, or a ratio that nobody would ask for."""
         return VALUE.fullmatch(value) is not None
 
     def validate(self, reading: Reading, value: str) -> None:
@@ -124,32 +128,38 @@ class Overcommit(Plain):
         return bool(writes_for(wish.value, reading))
 
 
-def split(value: str) -> tuple[str, int, int]:
-    """A value as (mode, ratio, kilobytes); 0 where it is not named."""
+def split(value: str) -> tuple[str, int | None, int | None]:
+    """Return a value as (mode, ratio, kilobytes); None for what it does not name."""
     mode, _, limit = value.partition(":")
     if limit.endswith("k"):
-        return mode, 0, int(limit[:-1])
-    return mode, int(limit or 0), 0
+        return mode, None, int(limit[:-1])
+    return mode, int(limit) if limit else None, None
 
 
 def writes_for(value: str, reading: Reading) -> tuple[Write, ...]:
-    """What has to be written, in an order that never passes through mode never with the wrong limit.
+    """Return what has to be written, in an order that never passes through mode never with the wrong limit.
 
-    The kernel sets the ratio to 0 when kilobytes are written and the reverse, so only the one in use is compared.
+    The kernel sets the ratio to 0 when kilobytes are written and the reverse, so only the one in use is compared. With
+    neither of them in use both are 0, and a ratio of 0 is what gets there.
     """
     mode, ratio, kbytes = split(value)
     now = split(reading.restore)[0]
     limit: list[Write] = []
-    if kbytes and kbytes != reading.figures["kbytes"]:
+    if kbytes is not None and kbytes != reading.figures["kbytes"]:
         limit = [Write(f"{VM}/overcommit_kbytes", str(kbytes))]
-    elif ratio and (ratio != reading.figures["ratio"] or reading.figures["kbytes"]):
+    elif ratio is not None and (ratio != reading.figures["ratio"] or reading.figures["kbytes"]):
         limit = [Write(f"{VM}/overcommit_ratio", str(ratio))]
     switch = [Write(f"{VM}/overcommit_memory", str(MODES.index(mode)))] if mode != now else []
     return tuple(limit + switch if mode == NEVER else switch + limit)
 
 
 def predicted_limit(memory: Memory, *, ratio: int, kbytes: int = 0, more_hugetlb: int = 0) -> int:
-    """CommitLimit in bytes as the kernel would compute it, with `more_hugetlb` bytes more in huge pages."""
+    """CommitLimit in bytes as the kernel would compute it, with `more_hugetlb` bytes more in huge pages.
+
+    It takes the product for unsigned, so a ratio below 0 limits nothing.
+    """
+    if ratio < 0 and not kbytes:
+        return NO_LIMIT
     base = kbytes * 1024 if kbytes else (memory.total - memory.hugetlb - more_hugetlb) * ratio // 100
     return max(0, base) + memory.swap_total
 
@@ -166,7 +176,9 @@ def plan_one(wish: Wish, before: Reading, memory: Memory) -> Step:
     writes = writes_for(wish.value, before)
     mode, ratio, kbytes = split(wish.value)
     if writes and mode == NEVER:
-        limit = predicted_limit(memory, ratio=ratio, kbytes=kbytes)
+        if ratio is kbytes is None:
+            ratio, kbytes = memory.overcommit_ratio, memory.overcommit_kbytes
+        limit = predicted_limit(memory, ratio=ratio or 0, kbytes=kbytes or 0)
         if limit < needed_limit(memory):
             return Step(
                 wish, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, lock_out(memory, limit, wish.value))
@@ -191,8 +203,9 @@ def least_ratio(memory: Memory) -> int:
 
 def meaning(reading: Reading) -> str:
     """What the kernel itself does with the ratio in the mode it is in."""
-    mode, ratio, kbytes = split(reading.restore)
-    limit = f"{kbytes} KiB" if kbytes else f"{ratio} % of RAM"
+    mode = split(reading.restore)[0]
+    kbytes = reading.figures["kbytes"]
+    limit = f"{kbytes} KiB" if kbytes else f"{reading.figures['ratio']} % of RAM"
     if mode == NEVER:
         return f"the kernel refuses memory beyond {limit}{'' if kbytes else ' less huge pages'}, plus swap"
     if mode == "always":

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from kerntune.errors import InvalidValue, NoSuchName
+from kerntune.errors import InvalidValue, NoSuchName, NotOffered
 from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
@@ -87,7 +87,7 @@ class Thp(Plain):
 
     def validate(self, reading: Reading, value: str) -> None:
         if reading.value is not None and value not in reading.choices:
-            raise InvalidValue(not_offered(reading, value), "Choose one of these")
+            raise NotOffered(not_offered(reading, value), "Choose one of these")
 
     def plan(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,20 @@ def test_a_packed_file_is_unpacked(root: Path, kernel: HostKernel) -> None:
 def test_a_broken_packed_file_is_a_file_that_cannot_be_read(root: Path, kernel: HostKernel, damage: bytes) -> None:
     (root / "proc/config.gz").write_bytes(damage)
     assert not find(kernel, "proc/config.gz")
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+def test_an_identity_that_cannot_be_known_now_is_an_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """What is taken for gone loses the value that it had by itself."""
+    kernel = HostKernel(root)
+    assert kernel.identity("sys/block/sda/queue") != ""
+    assert kernel.identity("sys/block/sdb/queue") == ""
+
+    def fails(self: HostKernel, path: str, flags: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(HostKernel, "_open", fails)
+    with pytest.raises(KernelError):
+        kernel.identity("sys/block/sda/queue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO
 
+import psutil
 import pytest
 
 from kerntune.kernel.processes import LEAST, Consumers, describe, printable, swapped
@@ -85,3 +87,28 @@ def test_who_has_grown_is_told_though_looks_follow_each_other_at_once() -> None:
             assert grown[child.pid] < 60 << 20
         child.communicate(timeout=10)
     assert swapped(child.pid) == 0
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "Cannot allocate memory"), OSError(errno.EMFILE, "Too many")])
+def test_what_cannot_be_read_is_left_out(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    consumers = Consumers()
+    consumers.look(0.0)
+    consumers.look(LEAST)
+
+    def fail(_process: psutil.Process) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(psutil.Process, "name", fail)
+        assert (consumers.largest(5), consumers.growing(5)) == ([], [])
+        assert describe(os.getpid(), 4711) == "uid 4711"
+        broken.setattr(psutil.Process, "memory_info", fail)
+        consumers.look(2 * LEAST)
+    assert consumers.largest(5) == []
+
+
+def test_while_psutil_is_being_replaced_there_is_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert describe(os.getpid(), 4711) == "uid 4711"
+    with pytest.raises(ImportError):
+        Consumers()

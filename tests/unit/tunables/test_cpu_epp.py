@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.errors import InvalidValue, KernelRejected, NotSupported
-from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
+from kerntune.kernel.simulated import NAMELESS, Node, Policy, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
 from kerntune.tunables.cpu_epp import CpuEpp
 from tests.hosts import plant
@@ -35,7 +35,7 @@ def path(policy: str) -> str:
     return f"{FOLDER}/{policy}/energy_performance_preference"
 
 
-@pytest.mark.parametrize("value", ["", "default", "Power", "power\n", "128", "two words", "../x", "x" * 33])
+@pytest.mark.parametrize("value", ["", "default", "unknown", "Power", "power\n", "128", "two words", "../x", "x" * 33])
 def test_what_is_no_preference(value: str) -> None:
     with pytest.raises(InvalidValue):
         EPP.normal_value(value)
@@ -44,7 +44,8 @@ def test_what_is_no_preference(value: str) -> None:
 def test_a_number_that_the_host_had_can_be_put_back() -> None:
     assert EPP.restorable("96")
     assert EPP.restorable("power")
-    assert not EPP.restorable("default")
+    assert EPP.restorable("default")
+    assert not EPP.restorable("unknown")
 
 
 def test_the_way_back_is_no_choice() -> None:
@@ -145,6 +146,20 @@ async def test_a_refusal(code: int, error: type[Exception], said: str) -> None:
         assert lab.claims == []
 
 
+async def test_a_driver_that_chooses_preferences_itself_is_no_offline_cpu() -> None:
+    """amd-pstate answers EBUSY while its dynamic_epp is on."""
+    async with running(host()) as lab:
+        lab.kernel.refuse = {path("policy0"): errno.EBUSY}
+        with pytest.raises(KernelRejected, match=r"policy0 keeps balance_performance.*EBUSY.*dynamic_epp"):
+            await lab.set((NAME, "0", "power"))
+        assert lab.claims == []
+        answer = await lab.set((NAME, "*", "power"))
+        assert [told(o)[1:] for o in answer.outcomes] == [
+            (OWN, State.FAILED, Reason.KERNEL_REJECTED),
+            ("power", State.SATISFIED, Reason.OK),
+        ]
+
+
 async def test_an_offline_cpu_is_kept_wished_and_set_when_it_comes() -> None:
     async with running(host()) as lab:
         lab.kernel.policies["policy2"].online = False
@@ -165,3 +180,59 @@ async def test_a_kernel_that_is_late_and_one_that_ignores_it() -> None:
         lab.kernel.ignore.add(path("policy2"))
         with pytest.raises(KernelRejected, match="still reads"):
             await lab.set((NAME, "2", "power"))
+
+
+def nameless() -> SimulatedKernel:
+    """A host with amd-pstate-epp, whose firmware has set a preference between two of the driver's four."""
+    kernel = SimulatedKernel([Node(8 * GIB)])
+    kernel.policies = {"policy0": Policy((0,), "powersave", epp=NAMELESS, driver="amd-pstate-epp")}
+    return kernel
+
+
+async def test_a_preference_without_a_name_is_told_as_unknown_and_may_be_set() -> None:
+    async with running(nameless()) as lab:
+        (reading,) = (r for r in lab.engine.readings.values() if r.target.tunable == NAME)
+        assert (reading.value, reading.reason, reading.choices[0]) == ("unknown", Reason.OK, "performance")
+        assert "has no name" in reading.detail
+        outcome = await lab.one(NAME, "*", "power")
+        assert (outcome.before, *told(outcome)) == ("unknown", "policy0", "power", State.SATISFIED, Reason.OK)
+        assert lab.kernel.policies["policy0"].epp == "power"
+
+
+async def test_a_preference_without_a_name_comes_back_as_the_drivers_default() -> None:
+    async with running(nameless()) as lab:
+        await lab.set((NAME, "*", "power"))
+        assert list(lab.ledger.baselines.values()) == ["default"]
+        assert all(EPP.restorable(value) for value in lab.ledger.baselines.values())
+        (outcome,) = (await lab.unset((NAME, "*"))).outcomes
+        assert (outcome.actual, outcome.state, outcome.detail) == ("unknown", State.UNMANAGED, "")
+        assert lab.kernel.policies["policy0"].epp == NAMELESS
+        assert not lab.ledger.baselines
+
+
+async def test_a_kernel_that_cannot_bring_it_back_is_told() -> None:
+    async with running(nameless()) as lab:
+        await lab.set((NAME, "*", "power"))
+        lab.kernel.refuse[path("policy0")] = errno.EINVAL
+        (outcome,) = (await lab.unset((NAME, "*"))).outcomes
+        assert (outcome.actual, outcome.reason) == ("power", Reason.VALUE_NOT_OFFERED)
+        assert "has no name" in outcome.detail
+        assert "until the next boot" in outcome.detail
+        assert not lab.ledger.baselines
+
+
+async def test_a_default_that_has_another_name_is_told() -> None:
+    async with running(nameless()) as lab:
+        await lab.set((NAME, "*", "power"))
+        lab.kernel.policies["policy0"].firmware = "balance_power"
+        (outcome,) = (await lab.unset((NAME, "*"))).outcomes
+        assert (outcome.actual, outcome.reason) == ("balance_power", Reason.VALUE_NOT_OFFERED)
+        assert "balance_power" in outcome.detail
+        assert not lab.ledger.baselines
+
+
+async def test_a_value_without_a_name_is_no_wish() -> None:
+    async with running(nameless()) as lab:
+        with pytest.raises(InvalidValue):
+            await lab.set((NAME, "*", "unknown"))
+        assert lab.writes() == []

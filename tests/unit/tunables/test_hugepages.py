@@ -13,7 +13,9 @@ from kerntune.model import Claim, Origin, Reason, State, Target, Verdict, Wish, 
 from kerntune.tunables.hugepages import HugePages
 from tests.hosts import lay_out
 from tests.unit.lab import (
+    COMPACT,
     GIB,
+    MIB,
     PAGE,
     POOL,
     have_pages,
@@ -31,8 +33,8 @@ WHOLE = Target("hugepages", "2M")
 
 def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
     wish = Wish(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
-    reading = HUGE.read(kernel, target)
-    return HUGE.judge(wish, reading, {target: reading})
+    readings = HUGE.read_all(kernel, [target])
+    return HUGE.judge(wish, readings[target], readings)
 
 
 # How it is written
@@ -94,7 +96,9 @@ def test_what_was_asked_leaves_out_what_is_borrowed(tmp_path: Path) -> None:
     assert (whole.value, whole.restore) == ("522", "512")
     assert (whole.figures["asked"], whole.figures["surplus"], whole.figures["borrow"]) == (512, 10, 64)
     assert (first.figures["asked"], first.figures["borrow"]) == (256, 64)
-    assert first.figures["room"] == 102211584 * 1024 // PAGE
+    node = 131960824 * 1024
+    assert (first.figures["available"], first.figures["reserve"]) == (102211584 * 1024, node // 20)
+    assert first.figures["room"] == (102211584 * 1024 - node // 20) // PAGE
     assert judged(server, WHOLE, 512) == (State.SATISFIED, Reason.OK, "")
 
 
@@ -183,10 +187,68 @@ async def test_on_one_node_the_total_is_written() -> None:
         assert lab.writes() == []
 
 
-async def test_on_several_nodes_the_nodes_are_written() -> None:
+async def test_a_total_of_several_nodes_is_the_kernels_to_spread() -> None:
     async with running(large_host()) as lab:
         assert told(await lab.one("hugepages", "2M", 100)) == ("2M", "100", State.SATISFIED, Reason.OK)
-        assert lab.writes() == [(node_pool(0), "50"), (node_pool(1), "50")]
+        assert lab.writes() == [(POOL, "100")]
+        assert pages(lab.kernel) == [50, 50]
+        assert {target.instance for target in lab.ledger.baselines} == {"2M", "2M/node0", "2M/node1"}
+
+
+async def test_a_total_is_had_where_memory_is_page_cache() -> None:
+    """Nearly no memory is free on either node, and one has less to give: what one write of the total does."""
+    kernel = large_host()
+    for node, programs in zip(kernel.nodes, (12 * GIB, GIB), strict=True):
+        node.programs, node.cache = programs, node.memory - programs - 256 * MIB
+    async with running(kernel) as lab:
+        assert (await lab.one("hugepages", "2M", 6000)).state is State.SATISFIED
+        assert {path for path, _ in lab.writes()} == {POOL}
+        assert pages(kernel) == [2048, 3952]
+
+
+async def test_the_rest_of_a_total_goes_where_page_cache_makes_room() -> None:
+    kernel = large_host(nodes=3)
+    for node, programs in zip(kernel.nodes, (GIB, 13 * GIB, GIB), strict=True):
+        node.programs, node.cache = programs, node.memory - programs - 256 * MIB
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M/node0", 80), ("hugepages", "2M", 4080))
+        assert pages(kernel)[0] == 80
+        assert sum(pages(kernel)) == 4080
+        assert [path for path, _ in lab.writes() if path == COMPACT] == []
+
+
+async def test_what_one_node_cannot_give_of_the_rest_another_is_asked_for_at_once() -> None:
+    """Nothing tells how much of a node is in pieces: the kernel gives 100, and compacting would help nobody."""
+    kernel = large_host(nodes=4)
+    kernel.nodes[1].whole = 100 * PAGE
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M/node0", 80), ("hugepages", "2M", 1280))
+        assert pages(kernel) == [80, 100, 550, 550]
+        assert [path for path, _ in lab.writes() if path == COMPACT] == []
+
+
+@pytest.mark.parametrize("total", [1400, 1401])
+async def test_a_node_that_is_full_is_asked_for_nothing_more(total: int) -> None:
+    kernel = large_host(nodes=3)
+    kernel.nodes[0].whole = 0
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M/node2", 80))
+        lab.writes()
+        assert (await lab.one("hugepages", "2M", total)).state is State.SATISFIED
+        assert pages(kernel) == [0, total - 80, 80]
+        assert len([path for path, _ in lab.writes() if path == node_pool(0)]) <= 2, "it is told once, and put back"
+
+
+async def test_where_no_node_can_give_the_rest_memory_is_compacted() -> None:
+    kernel = large_host(nodes=3)
+    kernel.nodes[1].whole, kernel.nodes[2].whole = 100 * PAGE, 200 * PAGE
+    async with running(kernel) as lab:
+        answer = await lab.set(("hugepages", "2M/node0", 80), ("hugepages", "2M", 1080), partial=True)
+        assert [told(o)[:3] for o in answer.outcomes] == [
+            ("2M/node0", "80", State.SATISFIED),
+            ("2M", "380", State.PARTIAL),
+        ]
+        assert (COMPACT, "1") in lab.writes()
 
 
 async def test_every_node_of_a_size() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kerntune.errors import OverLimit
 from kerntune.kernel.memory import read_memory
-from kerntune.kernel.simulated import SimulatedKernel
-from kerntune.model import Limits, Origin, Reason, State, Target
+from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import Limits, Origin, Reason, State, Target, Wish
+from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
+from tests.hosts import lay_out
 from tests.unit.lab import (
     COMPACT,
     GIB,
@@ -19,12 +23,15 @@ from tests.unit.lab import (
     have_pages,
     large_host,
     pages,
+    request,
     running,
     small_host,
     told,
 )
 
+HUGE = HugePages()
 WHOLE = Target("hugepages", "2M")
+BORROW = "hugepages-overcommit"
 
 
 # What the host can bear
@@ -181,3 +188,192 @@ async def test_overcommit_is_checked_against_what_huge_pages_of_the_same_call_ta
         with pytest.raises(OverLimit, match="never:50 would make the commit limit 2048 MiB"):
             await lab.set(("hugepages", "2M", 6144), ("overcommit", "", "never:50"))
         assert (pages(lab.kernel), lab.kernel.overcommit["memory"], lab.claims) == ([0], 0, [])
+
+
+# Pools and loans
+
+
+@pytest.mark.parametrize("order", [("hugepages", BORROW), (BORROW, "hugepages")])
+@pytest.mark.parametrize("second", ["2M", "1G"])
+async def test_pools_and_loans_share_one_limit_whichever_comes_first(order: tuple[str, str], second: str) -> None:
+    values = {"2M": 6000, "1G": 6000 * PAGE // GIB}
+    async with running(small_host()) as lab:
+        assert (await lab.one(order[0], "2M", 6000)).state is State.SATISFIED
+        with pytest.raises(OverLimit):
+            await lab.set((order[1], second, values[second]))
+        assert len(lab.claims) == 1
+        left = {"2M": 144, "1G": 0}[second]
+        assert (await lab.one(order[1], second, left)).state is State.SATISFIED
+
+
+async def test_what_may_be_borrowed_is_told_where_it_leaves_no_room() -> None:
+    async with running(small_host()) as lab:
+        await lab.set((BORROW, "2M", 6000))
+        with pytest.raises(
+            OverLimit, match=r"145 pages asked for 2M, 144 possible.*may borrow 12000 MiB more \(hugepages-overcommit\)"
+        ):
+            await lab.set(("hugepages", "2M", 145))
+
+
+async def test_what_is_borrowed_already_counts_once() -> None:
+    kernel = small_host()
+    kernel.borrow[PAGE] = 3000
+    assert kernel.take(0, 2000, PAGE) == 2000
+    async with running(kernel) as lab:
+        with pytest.raises(OverLimit, match="3145 pages asked for 2M, 3144 possible"):
+            await lab.set(("hugepages", "2M", 3145))
+        assert (await lab.one("hugepages", "2M", 3144)).state is State.SATISFIED
+
+
+async def test_pages_in_use_that_are_to_go_count_once() -> None:
+    """All the host may have is in use, and less is asked for: so much may be asked for again."""
+    kernel = small_host()
+    have_pages(kernel, 6144, used=6144)
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        assert (await lab.one("hugepages", "2M", 6144)).state is State.SATISFIED
+        with pytest.raises(OverLimit, match="6145 pages asked for 2M, 6144 possible"):
+            await lab.set(("hugepages", "2M", 6145))
+
+
+async def test_pools_and_loans_of_one_call_share_the_limit() -> None:
+    async with running(small_host()) as lab:
+        with pytest.raises(OverLimit, match="6000 pages to borrow asked for 2M, 144 possible"):
+            await lab.set(("hugepages", "2M", 6000), (BORROW, "2M", 6000))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_overcommit_is_planned_with_the_pages_of_the_same_call() -> None:
+    settings: list[tuple[str, str, str | int]] = [("hugepages", "2M", 5120), ("overcommit", "", "never:40")]
+    async with running(small_host()) as lab:
+        answer = await lab.engine.plan(request(*settings))
+        assert {o.target.tunable: o.state for o in answer.outcomes} == {
+            "hugepages": State.PLANNED,
+            "overcommit": State.REFUSED,
+        }
+        with pytest.raises(OverLimit, match="never:40 would make the commit limit 2457 MiB"):
+            await lab.set(*settings)
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_overcommit_is_planned_without_the_pages_that_the_same_call_gives_back() -> None:
+    kernel = small_host()
+    have_pages(kernel, 5120)
+    async with running(kernel) as lab:
+        answer = await lab.set(("hugepages", "2M", 0), ("overcommit", "", "never:40"))
+        assert {o.state for o in answer.outcomes} == {State.SATISFIED}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "used", "grows"),
+    [(100, 0, 60), (40, 0, 0), (10, 0, -30), (10, 25, -15)],
+    ids=["growth", "as it is", "given back", "pages in use stay"],
+)
+def test_the_memory_that_a_plan_leaves(wanted: int, used: int, grows: int) -> None:
+    kernel = small_host()
+    have_pages(kernel, 40, used=used)
+    readings = HUGE.read_all(kernel, HUGE.targets(kernel))
+    asked = claim(Origin.RUNTIME, "hugepages", "2M", wanted)
+    memory = read_memory(kernel)
+    steps = HUGE.plan(readings, {WHOLE: Wish(WHOLE, asked.value, asked)}, memory, Limits())
+    ahead = HUGE.foreseen(steps, memory)
+    assert ahead.hugetlb - memory.hugetlb == memory.available - ahead.available == memory.free - ahead.free
+    assert ahead.hugetlb - memory.hugetlb == grows * PAGE
+
+
+def test_a_plan_that_is_refused_or_capped_leaves_what_it_does_not_take() -> None:
+    kernel = small_host()
+    readings, memory = HUGE.read_all(kernel, HUGE.targets(kernel)), read_memory(kernel)
+    asked = claim(Origin.RUNTIME, "hugepages", "2M", 9000)
+    for strict, pages_taken in ((True, 0), (False, 6144)):
+        steps = HUGE.plan(readings, {WHOLE: Wish(WHOLE, "9000", asked, strict=strict)}, memory, Limits())
+        assert HUGE.foreseen(steps, memory).hugetlb == pages_taken * PAGE
+
+
+def test_the_memory_that_all_parts_of_a_plan_leave() -> None:
+    """A total with a node's claim and another size, with one step that carries out the writes of two."""
+    kernel = large_host()
+    have_pages(kernel, 0, 5)
+    kernel.borrow[PAGE] = 30
+    kernel.take(1, 25, PAGE)
+    readings, memory = HUGE.read_all(kernel, HUGE.targets(kernel)), read_memory(kernel)
+    wishes = {}
+    for instance, value in (("2M/node0", 80), ("2M", 200), ("1G", 3)):
+        asked = claim(Origin.RUNTIME, "hugepages", instance, value)
+        wishes[Target("hugepages", instance)] = Wish(Target("hugepages", instance), str(value), asked)
+    ahead = HUGE.foreseen(HUGE.plan(readings, wishes, memory, Limits()), memory)
+    assert ahead.hugetlb - memory.hugetlb == (80 + 120 - 25) * PAGE + 3 * GIB
+
+
+# What a node keeps
+
+
+async def test_a_claim_on_a_node_leaves_it_a_reserve() -> None:
+    """819 MiB of 16 GiB, as the host has them of its memory."""
+    async with running(large_host()) as lab:
+        for instance in ("2M/node0", "2M/*"):
+            with pytest.raises(OverLimit, match=r"7271 pages asked for 2M/node0, 7270 possible, 0 there now"):
+                await lab.set(("hugepages", instance, 7271))
+            assert (lab.writes(), lab.claims) == ([], [])
+        outcome = await lab.one("hugepages", "2M/node0", 9000, partial=True)
+        assert told(outcome) == ("2M/node0", "7270", State.PARTIAL, Reason.OVER_LIMIT)
+        assert "14540 MiB of node0 can be had" in outcome.detail
+
+
+async def test_two_sizes_share_what_a_node_can_give() -> None:
+    async with running(large_host()) as lab:
+        with pytest.raises(OverLimit, match="pages asked for 1G/node0"):
+            await lab.set(("hugepages", "2M/node0", 4000), ("hugepages", "1G/node0", 8))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_page_cache_of_a_node_can_be_had_and_a_small_node_keeps_a_twelfth() -> None:
+    kernel = large_host()
+    kernel.nodes.append(Node(GIB, cache=GIB - 64 * MIB))
+    async with running(kernel) as lab:
+        with pytest.raises(OverLimit, match="470 pages asked for 2M/node2, 469 possible"):
+            await lab.set(("hugepages", "2M/node2", 470))
+        assert (await lab.one("hugepages", "2M/node2", 469)).state is State.SATISFIED
+
+
+def test_a_node_that_does_not_tell_its_memory_has_no_bound_of_its_own(tmp_path: Path) -> None:
+    kernel = lay_out("two-sockets", tmp_path)
+    (tmp_path / "sys/devices/system/node/node0/meminfo").unlink()
+    node = Target("hugepages", "2M/node0")
+    asked = claim(Origin.RUNTIME, "hugepages", "2M/node0", 300)
+    readings = HUGE.read_all(kernel, HUGE.targets(kernel))
+    steps = HUGE.plan(readings, {node: Wish(node, "300", asked, strict=True)}, read_memory(kernel), Limits())
+    assert [step.verdict for step in steps] == [None]
+
+
+# The host's own number
+
+
+@pytest.mark.parametrize("percent", [87, 94])
+async def test_the_hosts_own_number_may_go_back_beyond_every_limit(percent: int) -> None:
+    own = 16 * GIB * percent // 100 // PAGE
+    for kernel in (small_host(programs=0), large_host()):
+        for node in kernel.nodes:
+            node.programs = 0
+        have_pages(kernel, *[own] * len(kernel.nodes))
+        async with running(kernel) as lab:
+            await lab.set(("hugepages", "2M", 100))
+            (outcome,) = (await lab.unset(("hugepages", "2M"))).outcomes
+            assert (outcome.state, outcome.reason) == (State.UNMANAGED, Reason.OK)
+            assert pages(kernel) == [own] * len(kernel.nodes)
+            assert (dict(lab.ledger.baselines), lab.engine.troubles) == ({}, set())
+
+
+async def test_the_hosts_own_number_goes_back_as_far_as_there_is_memory() -> None:
+    kernel = small_host(programs=0)
+    have_pages(kernel, 7000)
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        kernel.nodes[0].programs = 10 * GIB
+        (outcome,) = (await lab.unset(("hugepages", "2M"))).outcomes
+        assert told(outcome) == ("2M", "2662", State.PARTIAL, Reason.OVER_LIMIT)
+        assert "5944 MiB are available and 819 MiB stay for the host" in outcome.detail
+        assert kernel.nodes[0].free >= 819 * MIB, "the last of it belongs to others, now and when it is tried again"
+        kernel.nodes[0].programs = 0
+        await lab.engine.reconcile("timer")
+        assert (pages(kernel), dict(lab.ledger.baselines)) == ([7000], {})

@@ -20,18 +20,22 @@ DRIVE = Target("io-scheduler", "nvme0n1", aliases=("by-id/nvme-First", "by-id/nv
 
 
 @pytest.mark.parametrize(
-    ("text", "value", "choices"),
+    ("text", "value", "choices", "schedulable"),
     [
-        ("[none] mq-deadline", "none", ("none", "mq-deadline")),
-        ("none [mq-deadline] kyber bfq ", "mq-deadline", ("none", "mq-deadline", "kyber", "bfq")),
-        ("none", "none", ("none",)),
-        ("[none]", "none", ("none",)),
-        ("mq-deadline none [bfq]", "bfq", ("mq-deadline", "none", "bfq")),
+        ("[none] mq-deadline", "none", ("none", "mq-deadline"), True),
+        ("none [mq-deadline] kyber bfq ", "mq-deadline", ("none", "mq-deadline", "kyber", "bfq"), True),
+        # No queue to schedule; the other has one, and no scheduler is loaded.
+        ("none", "none", ("none",), False),
+        ("[none]", "none", ("none",), True),
+        ("mq-deadline none [bfq]", "bfq", ("mq-deadline", "none", "bfq"), True),
     ],
 )
-def test_what_a_queue_says(tmp_path: Path, text: str, value: str, choices: tuple[str, ...]) -> None:
+def test_what_a_queue_says(
+    tmp_path: Path, text: str, value: str, choices: tuple[str, ...], *, schedulable: bool
+) -> None:
     reading = SCHEDULERS.read(plant(tmp_path, f"{queue('nvme0n1')}\t{text}"), DRIVE)
     assert (reading.value, reading.choices, reading.reason) == (value, choices, Reason.OK)
+    assert bool(reading.figures["schedulable"]) is schedulable
 
 
 def test_a_drive_that_is_gone_is_a_reading_with_a_reason() -> None:
@@ -131,13 +135,8 @@ def test_the_lane_is_its_own() -> None:
 
 def test_the_drives_of_a_server(tmp_path: Path) -> None:
     targets = SCHEDULERS.targets(lay_out("two-sockets", tmp_path))
-    assert [(target.instance, target.key) for target in targets] == [
-        ("dm-0", "9"),
-        ("nvme0n1", "3"),
-        ("nvme1n1", "4"),
-        ("nvme10n1", "7"),
-        ("sda", "5"),
-    ]
+    assert [target.instance for target in targets] == ["dm-0", "nvme0n1", "nvme1n1", "nvme10n1", "sda"]
+    assert len({target.key for target in targets}) == 5
     drive = targets[1]
     assert drive.aliases == (
         "by-id/nvme-SAMSUNG_MZQL23T8_S64HNE0R500123",
@@ -206,7 +205,7 @@ async def test_a_scheduler_without_its_module_is_not_offered() -> None:
 
 async def test_a_device_that_offers_only_none_is_not_written() -> None:
     async with running(large_host()) as lab:
-        lab.kernel.plug("ram0", offered=("none",))
+        lab.kernel.plug("ram0", offered=())
         with pytest.raises(
             InvalidValue, match="ram0 offers none, not mq-deadline, because it has no queue to schedule"
         ):
@@ -217,6 +216,16 @@ async def test_a_device_that_offers_only_none_is_not_written() -> None:
         assert states["ram0"] == (State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
         assert states["nvme0n1"] == states["sda"] == (State.SATISFIED, Reason.OK)
         assert sorted(path for path, _ in lab.writes()) == [queue("nvme0n1"), queue("nvme1n1")]
+
+
+async def test_a_queue_whose_schedulers_are_not_loaded_yet_is_written() -> None:
+    async with running(large_host()) as lab:
+        lab.kernel.plug("sdb", offered=("none",))
+        outcome = await lab.one("io-scheduler", "sdb", "mq-deadline")
+        assert (outcome.state, outcome.actual) == (State.SATISFIED, "mq-deadline")
+        assert lab.writes() == [(queue("sdb"), "mq-deadline")]
+        await lab.unset(("io-scheduler", "sdb"))
+        assert lab.kernel.disks["sdb"].scheduler == "none"
 
 
 async def test_a_value_that_no_covered_device_can_take_is_refused_before_any_write() -> None:
@@ -285,6 +294,33 @@ async def test_another_drive_under_the_same_name_has_a_baseline_of_its_own() -> 
         assert lab.kernel.disks["nvme0n1"].scheduler == "kyber"
         assert lab.kernel.disks["nvme1n1"].scheduler == "none"
         assert not lab.ledger.baselines
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (errno.EBUSY, "the controller resets"),
+        (errno.EAGAIN, "the controller resets"),
+        (errno.ENOENT, "the drive is just being added or removed"),
+    ],
+)
+async def test_a_queue_that_is_busy_says_so_and_is_no_queue_without_the_module(code: int, cause: str) -> None:
+    async with running(large_host()) as lab:
+        lab.kernel.refuse[queue("sda")] = code
+        answer = await lab.set(("io-scheduler", "*", "bfq"))
+        (outcome,) = (outcome for outcome in answer.outcomes if outcome.target.instance == "sda")
+        assert (outcome.actual, outcome.state, outcome.reason) == ("mq-deadline", State.FAILED, Reason.KERNEL_REJECTED)
+        assert cause in outcome.detail
+        assert "tries again" in outcome.detail
+        assert "module" not in outcome.detail
+        with pytest.raises(KernelRejected, match=f"sda keeps mq-deadline.*{errno.errorcode[code]}"):
+            await lab.set(("io-scheduler", "sda", "none"))
+
+
+async def test_a_drive_that_went_away_is_not_called_busy() -> None:
+    gone = Reading(DRIVE, None, reason=Reason.DEVICE_GONE)
+    verdict = SCHEDULERS.rejected(gone, "bfq", errno.ENOENT)
+    assert (verdict.state, verdict.reason) == (State.UNSUPPORTED, Reason.NO_SUCH_TARGET)
 
 
 async def test_a_read_only_queue_says_so() -> None:

@@ -12,7 +12,7 @@ def host() -> SimulatedKernel:
     kernel = SimulatedKernel([Node(8 * GIB)])
     kernel.plug("nvme0n1", by_id="nvme-Plain")
     kernel.plug("nvme0c9n9")
-    kernel.plug("nvme1n1", offered=("none",), by_id="nvme-Shared")
+    kernel.plug("nvme1n1", offered=(), by_id="nvme-Shared")
     for controller in (1, 2):
         plug_path(kernel, controller)
     return kernel

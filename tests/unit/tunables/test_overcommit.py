@@ -20,6 +20,7 @@ from kerntune.tunables.overcommit import (
     meaning,
     needed_limit,
     predicted_limit,
+    split,
     writes_for,
 )
 from tests.hosts import lay_out, plant
@@ -81,12 +82,31 @@ def test_what_is_no_value(value: str) -> None:
         OVERCOMMIT.normal_value(value)
 
 
-@pytest.mark.parametrize("value", ["never:1048576k", "never:150", "always:150", "heuristic:150", "heuristic:50"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "never:1048576k",
+        "never:150",
+        "always:150",
+        "heuristic:150",
+        "heuristic:50",
+        "heuristic:0",
+        "always:0",
+        "never:0",
+        "heuristic:-5",
+        # 4 TiB, and the largest that the kernel takes.
+        "never:4294967296k",
+        "always:18446744073709551615k",
+        "always:2147483647",
+        "heuristic",
+        "never",
+    ],
+)
 def test_a_baseline_may_say_more_than_a_caller(value: str) -> None:
     assert OVERCOMMIT.restorable(value)
 
 
-@pytest.mark.parametrize("value", ["", "sometimes:5", "never:x", "never:-1", "5"])
+@pytest.mark.parametrize("value", ["", "sometimes:5", "never:x", "never:-1k", "never:--1", "never:", "5"])
 def test_a_baseline_that_is_none(value: str) -> None:
     assert not OVERCOMMIT.restorable(value)
 
@@ -100,6 +120,10 @@ def test_a_baseline_that_is_none(value: str) -> None:
         (2, 80, 0, "never:80", "never:80"),
         (2, 0, 1048576, "never:1048576k", "never:1048576k"),
         (2, 0, 0, "never:0", "never:0"),
+        (0, 0, 0, "heuristic", "heuristic:0"),
+        (1, 0, 0, "always:0", "always:0"),
+        (1, -5, 0, "always:-5", "always:-5"),
+        (0, 0, 1 << 32, "heuristic", "heuristic:4294967296k"),
     ],
 )
 def test_what_the_files_say(mode: int, ratio: int, kbytes: int, value: str, restore: str) -> None:
@@ -109,9 +133,8 @@ def test_what_the_files_say(mode: int, ratio: int, kbytes: int, value: str, rest
 
 def reading(restore: str) -> Reading:
     """A host that holds such a value."""
-    _mode, _, limit = restore.partition(":")
-    kbytes = int(limit[:-1]) if limit.endswith("k") else 0
-    return Reading(TARGET, restore, restore=restore, figures={"ratio": 0 if kbytes else int(limit), "kbytes": kbytes})
+    _mode, ratio, kbytes = split(restore)
+    return Reading(TARGET, restore, restore=restore, figures={"ratio": ratio or 0, "kbytes": kbytes or 0})
 
 
 @pytest.mark.parametrize(
@@ -124,6 +147,15 @@ def reading(restore: str) -> Reading:
         ("never:80", "heuristic:5", [(MEMORY, "0"), (RATIO, "5")]),
         ("never:80", "never:90", [(RATIO, "90")]),
         ("never:80", "heuristic", [(MEMORY, "0")]),
+        # With neither ratio nor kilobytes, as `vm.overcommit_kbytes=0` leaves a host.
+        ("always:95", "heuristic:0", [(MEMORY, "0"), (RATIO, "0")]),
+        ("always:1048576k", "always:0", [(RATIO, "0")]),
+        ("never:80", "always:0", [(MEMORY, "1"), (RATIO, "0")]),
+        ("always:95", "never:0", [(RATIO, "0"), (MEMORY, "2")]),
+        ("always:0", "always:0", []),
+        ("always:0", "always:95", [(RATIO, "95")]),
+        ("heuristic:0", "always", [(MEMORY, "1")]),
+        ("always:95", "heuristic:-5", [(MEMORY, "0"), (RATIO, "-5")]),
         # Without a ratio, whatever there is stays.
         ("heuristic:150", "always", [(MEMORY, "1")]),
         ("heuristic:1048576k", "always", [(MEMORY, "1")]),
@@ -155,7 +187,21 @@ async def test_always_keeps_whatever_ratio_there_is() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "ratio", "kbytes"),
-    [(0, 50, 0), (0, 150, 0), (1, 150, 0), (2, 150, 0), (2, 0, 8 * MIB), (0, 0, 8 * MIB), (1, 0, 8 * MIB)],
+    [
+        (0, 50, 0),
+        (0, 150, 0),
+        (1, 150, 0),
+        (2, 150, 0),
+        (2, 0, 8 * MIB),
+        (0, 0, 8 * MIB),
+        (1, 0, 8 * MIB),
+        (1, 0, 1 << 32),
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, -5, 0),
+        (1, -5, 0),
+        (2, -5, 0),
+    ],
 )
 @pytest.mark.parametrize("value", ["heuristic", "always", "always:95", "never:80"])
 async def test_the_hosts_own_value_comes_back_exactly(mode: int, ratio: int, kbytes: int, value: str) -> None:
@@ -170,6 +216,35 @@ async def test_the_hosts_own_value_comes_back_exactly(mode: int, ratio: int, kby
             [],
         )
         assert not lab.ledger.baselines
+
+
+async def test_no_write_on_the_way_back_enforces_a_limit_that_is_not_the_hosts() -> None:
+    """The ratio 0 is a limit too, of the swap alone: it may be in force in mode never only where the host had it so."""
+    kernel = host(2, 0)
+    kernel.swap = 8 * GIB
+    async with running(kernel) as lab:
+        await lab.set(("overcommit", "", "always:95"))
+        kernel.before_write = lambda path, text: enforced.append(dict(kernel.overcommit))
+        enforced: list[dict[str, int]] = []
+        await lab.unset(("overcommit", ""))
+        assert kernel.overcommit == {"memory": 2, "ratio": 0, "kbytes": 0}
+        assert [state["memory"] for state in enforced] == [1, 1]
+
+
+async def test_a_limit_of_nothing_is_not_put_back_where_it_locks_everybody_out() -> None:
+    kernel = host(2, 0)
+    kernel.swap = 8 * GIB
+    async with running(kernel) as lab:
+        await lab.set(("overcommit", "", "always"))
+        kernel.swap = 0
+        (outcome,) = (await lab.unset(("overcommit", ""))).outcomes
+        assert (outcome.state, outcome.reason) == (State.FAILED, Reason.OVER_LIMIT)
+        assert lab.ledger.baselines == {TARGET: "never:0"}
+
+
+def test_files_that_cannot_be_read_are_no_zero(tmp_path: Path) -> None:
+    kernel = plant(tmp_path, f"{MEMORY}\t0")
+    assert OVERCOMMIT.read(kernel, TARGET).restore == "heuristic"
 
 
 async def test_a_ratio_that_would_lock_everybody_out_is_refused_with_both_figures() -> None:
@@ -228,7 +303,8 @@ async def test_a_baseline_that_would_lock_out_waits_until_it_does_not() -> None:
         lab.kernel.committed = 6 * GIB
         lab.writes()
         (outcome,) = (await lab.unset(("overcommit", ""))).outcomes
-        assert (outcome.state, outcome.reason, outcome.actual) == (State.REFUSED, Reason.OVER_LIMIT, "always:30")
+        assert (outcome.state, outcome.reason, outcome.actual) == (State.FAILED, Reason.OVER_LIMIT, "always:30")
+        assert (outcome.requested, outcome.is_owed) == ("never:30", True)
         assert lab.writes() == []
         assert lab.ledger.baselines == {TARGET: "never:30"}
         lab.kernel.committed = 2 * GIB

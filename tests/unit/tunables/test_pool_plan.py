@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kerntune.model import Claim, Limits, Memory, Origin, Reading, State, Target, Wish
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
-from kerntune.tunables.pool_plan import Room, plan_pools, share, spread
+from kerntune.tunables.pool_plan import plan_pools, share, spread
+from kerntune.tunables.pool_room import Room
 from tests.unit.lab import GIB, PAGE
 
 MANY = 1 << 20
@@ -151,10 +154,15 @@ hosts = st.builds(
 )
 
 
+def possible(host: Memory, limits: Limits) -> int:
+    """The pages that a claim may take."""
+    room = Room.on(host, limits, {})
+    return min(bound.pages(PAGE) for bound in (room.for_memory(wish(WHOLE, 0)), room.for_pools))
+
+
 @given(host=hosts, percent=st.integers(1, 100))
 def test_what_there_is_room_for_leaves_the_host_alive(host: Memory, percent: int) -> None:
-    room = Room.on(host, Limits(hugepages_percent=percent))
-    taken = room.pages(PAGE) * PAGE
+    taken = possible(host, Limits(hugepages_percent=percent)) * PAGE
     assert taken >= 0
     if taken:
         assert host.available - taken >= host.reserve
@@ -167,7 +175,7 @@ def test_what_there_is_room_for_leaves_the_host_alive(host: Memory, percent: int
 
 @given(host=hosts, percent=st.integers(1, 100))
 def test_there_is_no_room_for_a_page_more(host: Memory, percent: int) -> None:
-    taken = (Room.on(host, Limits(hugepages_percent=percent)).pages(PAGE) + 1) * PAGE
+    taken = (possible(host, Limits(hugepages_percent=percent)) + 1) * PAGE
     assert (
         host.available - taken < host.reserve
         or host.hugetlb + taken > host.total * percent // 100
@@ -182,7 +190,7 @@ def test_kilobytes_are_no_matter_of_huge_pages() -> None:
     """In mode never with overcommit_kbytes the limit does not depend on huge pages."""
     bound = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=50)
     free = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=0, kbytes=8 << 20)
-    assert Room.on(bound, Limits()).pages(PAGE) < Room.on(free, Limits()).pages(PAGE) == 6144
+    assert possible(bound, Limits()) < possible(free, Limits()) == 6144
 
 
 def plan(group: dict[Target, Reading], *wishes: Wish, host: Memory | None = None) -> dict[Target, list[str]]:
@@ -201,32 +209,155 @@ def plan(group: dict[Target, Reading], *wishes: Wish, host: Memory | None = None
     return found
 
 
-def two_nodes(*asked: int) -> dict[Target, Reading]:
+def two_nodes(*asked: int, whole: bool = True) -> dict[Target, Reading]:
     group = {node(n): pool(node(n), count) for n, count in enumerate(asked)}
-    return group | {WHOLE: pool(WHOLE, sum(asked))}
+    return group | ({WHOLE: pool(WHOLE, sum(asked))} if whole else {})
 
 
-def test_with_several_nodes_only_their_files_are_written() -> None:
-    assert plan(two_nodes(10, 10), wish(WHOLE, 100)) == {node(0): ["50"], node(1): ["50"]}
+def busy_nodes(*counts: tuple[int, int]) -> dict[Target, Reading]:
+    """Nodes with pages asked for and pages in use."""
+    group = {node(n): pool(node(n), asked, used=used) for n, (asked, used) in enumerate(counts)}
+    total = sum(reading.figures["total"] for reading in group.values())
+    figures = {name: sum(r.figures[name] for r in group.values()) for name in ("total", "asked", "free", "surplus")}
+    whole = replace(pool(WHOLE, 0), value=str(total), figures={**pool(WHOLE, 0).figures, **figures})
+    return group | {WHOLE: whole}
+
+
+def in_turn(group: dict[Target, Reading], *wishes: Wish) -> list[tuple[str, str]]:
+    """What would be written, one after the other."""
+    steps = plan_pools(
+        group,
+        {wish.target: wish for wish in wishes},
+        memory(64 * GIB, 60 * GIB),
+        Limits(),
+        path_of=lambda target: target.instance,
+    )
+    return [(write.path, write.text) for step in steps for write in step.writes]
+
+
+def host_own(target: Target, value: int) -> Wish:
+    return wish(target, value, strict=False, origin=Origin.BASELINE)
 
 
 @pytest.mark.parametrize(
-    ("total", "used", "where"),
-    [(4, 8, WHOLE), (15, 8, WHOLE), (16, 8, None), (12, 4, node(0))],
-    ids=["below what is in use", "one below", "as it is", "free pages are enough"],
+    ("total", "used", "written"),
+    [
+        (100, 0, ["100"]),
+        (4, 8, ["4"]),
+        (16, 8, []),
+        (12, 4, ["12"]),
+        (20, 8, ["20"]),
+    ],
+    ids=["growth", "below what is in use", "as it is", "free pages are enough", "growth while pages are in use"],
 )
-def test_pages_in_use_beyond_the_total_are_the_totals_matter(total: int, used: int, where: Target | None) -> None:
-    """The kernel counts the surplus of the other nodes in each node's file: a node's number would be off by it."""
-    group = {node(n): pool(node(n), 8, used=used) for n in (0, 1)} | {WHOLE: pool(WHOLE, 16, used=2 * used)}
-    written = plan(group, wish(WHOLE, total))
-    assert next(iter(written), None) == where
-    if where == WHOLE:
-        assert written == {WHOLE: [str(total)]}
+def test_a_total_is_written_as_a_total(total: int, used: int, written: list[str]) -> None:
+    assert in_turn(busy_nodes((8, used), (8, used)), wish(WHOLE, total)) == [("2M", text) for text in written]
 
 
-def test_while_pages_stay_the_total_is_written() -> None:
-    group = {node(n): pool(node(n), 2, used=8) for n in (0, 1)} | {WHOLE: pool(WHOLE, 4, used=16)}
-    assert plan(group, wish(WHOLE, 6)) == {WHOLE: ["6"]}
+def test_a_total_with_surplus_is_made_whole_before_it_shrinks() -> None:
+    """Else the kernel keeps free pages for those in use, and makes surplus of them."""
+    group = busy_nodes((2, 8), (20, 0))
+    assert in_turn(group, wish(WHOLE, 6)) == [("2M", "28"), ("2M", "6")]
+    assert in_turn(group, wish(WHOLE, 24)) == [("2M", "24")]
+    assert in_turn(group, wish(WHOLE, 22)) == []
+
+
+def test_surplus_that_nobody_will_give_back_is_made_whole_and_freed() -> None:
+    """A pool that was asked for nothing, and has ten free pages."""
+    group = busy_nodes((0, 10), (5, 0))
+    for target in (node(0), WHOLE):
+        figures = group[target].figures
+        group[target] = replace(group[target], figures={**figures, "free": figures["free"] + 10})
+    assert in_turn(group, wish(WHOLE, 5)) == [("2M", "15"), ("2M", "5")]
+    assert in_turn(group, host_own(node(0), 0), host_own(node(1), 5)) == [("2M", "15"), ("2M/node0", "0")]
+    assert in_turn(group, wish(node(1), 5)) == []
+    group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 10})
+    assert in_turn(group, wish(WHOLE, 5)) == []
+
+
+def test_nodes_shrink_while_a_program_has_pages_of_one() -> None:
+    """First what is free, then what is in use: no number is written while another node has surplus."""
+    group = busy_nodes((32, 16), (32, 0))
+    own = [host_own(node(0), 0), host_own(node(1), 4)]
+    assert in_turn(group, *own) == [("2M/node1", "4"), ("2M/node0", "16"), ("2M/node0", "0")]
+    assert in_turn(busy_nodes((0, 16), (32, 0)), *own) == [("2M", "48"), ("2M/node1", "4"), ("2M/node0", "0")]
+    assert in_turn(busy_nodes((0, 16), (4, 0)), *own) == []
+
+
+def test_nodes_shrink_while_programs_have_pages_of_several() -> None:
+    """The total's number puts the sum right on kernels that count the surplus of the other nodes."""
+    own = [host_own(node(0), 0), host_own(node(1), 2)]
+    assert in_turn(busy_nodes((32, 16), (32, 16)), *own) == [
+        *[(f"2M/node{n}", "16") for n in (0, 1)],
+        ("2M/node1", "2"),
+        ("2M/node0", "0"),
+        ("2M", "2"),
+    ]
+    # The sum is right, and which node has it is settled when pages are given back.
+    assert in_turn(busy_nodes((1, 16), (1, 16)), *own) == []
+    assert in_turn(busy_nodes((1, 16), (1, 1)), *own) == [
+        ("2M", "17"),
+        ("2M/node1", "2"),
+        ("2M/node0", "0"),
+    ]
+
+
+def test_the_total_takes_no_free_pages_from_a_node_that_is_to_keep_them() -> None:
+    own = [host_own(node(0), 10), host_own(node(1), 0), host_own(node(2), 0)]
+    assert in_turn(busy_nodes((10, 0), (20, 20), (20, 20)), *own) == [("2M/node1", "0"), ("2M/node2", "0")]
+
+
+def test_no_number_is_written_that_a_kernel_would_make_pages_for() -> None:
+    """With the surplus of the first, the number for the third is more than it has on a kernel that counts both."""
+    own = [host_own(node(n), 0) for n in range(3)]
+    written = in_turn(busy_nodes((57, 57), (20, 20), (21, 21)), *own)
+    assert written == [("2M/node1", "0"), ("2M/node2", "0"), ("2M/node0", "0"), ("2M", "0")]
+    written = in_turn(busy_nodes((30, 30), (20, 20), (21, 21)), *own)
+    assert written == [("2M/node1", "0"), ("2M/node2", "0"), ("2M", "0")]
+
+
+def test_pages_that_are_promised_count_as_surplus_to_come() -> None:
+    """Ten pages stay, on the node that is freed last: no number is written that a kernel would make pages for."""
+    own = [host_own(node(n), 0) for n in range(2)]
+    for used, last in ((5, []), (10, [("2M/node1", "0")])):
+        group = busy_nodes((20, 0), (used, used))
+        group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 10})
+        assert in_turn(group, *own) == [("2M/node0", "0"), *last, ("2M", "0")]
+
+
+def test_growth_comes_first_where_pages_are_promised() -> None:
+    group = busy_nodes((20, 0), (5, 0))
+    group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 12})
+    assert in_turn(group, wish(node(0), 0), wish(node(1), 8)) == [("2M/node1", "8"), ("2M/node0", "0"), ("2M", "8")]
+    group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 8})
+    assert in_turn(group, wish(node(0), 0), wish(node(1), 8)) == [("2M/node0", "0"), ("2M/node1", "8")]
+
+
+def test_a_node_grows_while_another_has_borrowed_pages() -> None:
+    """The other's surplus is in its number on kernels up to 6.13: it is made whole first, and surplus again at last."""
+    group = busy_nodes((0, 0), (5, 20))
+    written = in_turn(group, wish(node(0), 80))
+    assert written == [("2M", "20"), ("2M/node0", "80"), ("2M/node1", "5")]
+
+
+def test_the_steps_that_another_carries_out_are_touched_by_it() -> None:
+    group = busy_nodes((0, 0), (5, 20), (7, 0))
+    wishes = {node(0): wish(node(0), 80), node(2): wish(node(2), 3)}
+    steps = plan_pools(group, wishes, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance)
+    (carrier,) = [step for step in steps if step.writes]
+    assert set(carrier.touched) == {node(0), node(1), node(2)}
+    assert {step.wish.target for step in steps} == {node(0), node(2)}
+
+
+def test_the_total_goes_back_to_what_its_nodes_go_back_to() -> None:
+    """Its own number was saved while one of them had another one."""
+    own = {WHOLE: host_own(WHOLE, 90), node(0): host_own(node(0), 4), node(1): host_own(node(1), 4)}
+    steps = plan_pools(
+        two_nodes(9, 9, 5), own, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance
+    )
+    assert {step.wish.target: bool(step.writes) for step in steps} == {WHOLE: False, node(0): True, node(1): True}
+    assert {step.wish.value for step in steps if step.wish.target == WHOLE} == {"13"}
+    assert in_turn(two_nodes(9, 9), own[WHOLE]) == [("2M", "90")]
 
 
 def test_nodes_get_theirs_and_the_others_the_rest() -> None:
@@ -291,8 +422,11 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
     for step in steps:
         assert not (step.verdict and step.writes)
         for write in step.writes:
-            after[Target("hugepages", write.path)] = int(write.text)
-    assert sum(after.values()) <= max(sum(asked), sum(asked) + Room.on(host, limits).pages(PAGE))
+            if write.path == "2M":
+                after |= spread(int(write.text), two_nodes(*after.values(), whole=False))
+            else:
+                after[Target("hugepages", write.path)] = int(write.text)
+    assert sum(after.values()) <= max(sum(asked), sum(asked) + possible(host, limits))
     if any(step.verdict or step.capped for step in steps):
         return
     taken = sum(after.values()) * PAGE

@@ -1,0 +1,110 @@
+"""The huge pages that the host can still bear, in bytes, and why no more. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from kerntune.model import Limits, Memory, Reading, Target, Wish
+from kerntune.tunables.overcommit import NEVER, needed_limit, predicted_limit
+
+MODE_NEVER = 2
+
+
+class Bound(NamedTuple):
+    """Bytes that may still be taken (below 0: too many are taken already), and what the bound is."""
+
+    spare: int
+    why: str
+
+    def pages(self, size: int) -> int:
+        """Return how many pages of that many bytes."""
+        return max(0, self.spare // size)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the host can still bear, in bytes.
+
+    `available` is memory that is not in use. `shared` is left of the limit on all pools with what they may borrow,
+    `committable` of the commit limit in mode never, and `nodes` of each node's memory.
+    """
+
+    memory: Memory
+    limits: Limits
+    lent: int
+    available: int
+    shared: int
+    committable: int | None
+    nodes: Mapping[str, int]
+
+    @classmethod
+    def on(cls, memory: Memory, limits: Limits, pools: Mapping[Target, Reading]) -> Room:
+        """Measure the host as it is; what is borrowed already is in its huge pages, and is not counted twice."""
+        lent = sum(
+            max(0, pool.figures["borrow"] - pool.figures["surplus"]) * pool.figures["size"]
+            for target, pool in pools.items()
+            if "/" not in target.instance
+        )
+        committable = None
+        # Below 0 the ratio limits nothing.
+        if memory.overcommit_mode == MODE_NEVER and not memory.overcommit_kbytes and memory.overcommit_ratio > 0:
+            over = predicted_limit(memory, ratio=memory.overcommit_ratio) - needed_limit(memory)
+            committable = over * 100 // memory.overcommit_ratio
+        return cls(
+            memory,
+            limits,
+            lent,
+            available=memory.available,
+            shared=memory.total * limits.hugepages_percent // 100 - memory.hugetlb - lent,
+            committable=committable,
+            nodes={
+                node_of(target): pool.figures["available"] - pool.figures["reserve"]
+                for target, pool in pools.items()
+                if "available" in pool.figures
+            },
+        )
+
+    def for_memory(self, wish: Wish) -> Bound:
+        """Return the tightest bound on memory that is taken, also by a host's own number: others need the rest."""
+        memory = self.memory
+        said = f"{memory.available >> 20} MiB are available and {memory.reserve >> 20} MiB stay for the host"
+        bounds = [Bound(self.available - memory.reserve, said)]
+        if self.committable is not None:
+            why = (
+                f"overcommit is {NEVER}:{memory.overcommit_ratio}, where huge pages lower the commit limit and "
+                f"{needed_limit(memory) >> 20} MiB of it are needed"
+            )
+            bounds.append(Bound(self.committable, why))
+        node = node_of(wish.target)
+        if node in self.nodes:
+            why = f"{max(0, self.nodes[node]) >> 20} MiB of {node} can be had, the rest stays for what runs there"
+            bounds.append(Bound(self.nodes[node], why))
+        return min(bounds)
+
+    @property
+    def for_pools(self) -> Bound:
+        """Return what is left of the limit on all pools together."""
+        ceiling, percent = self.memory.total * self.limits.hugepages_percent // 100, self.limits.hugepages_percent
+        borrow = f" and may borrow {self.lent >> 20} MiB more (hugepages-overcommit)" if self.lent else ""
+        return Bound(
+            self.shared,
+            f"huge pages may have {ceiling >> 20} MiB in all ({percent} % of RAM) and have "
+            f"{self.memory.hugetlb >> 20} MiB{borrow}",
+        )
+
+    def less(self, taken: int, counted: int, nodes: Mapping[str, int]) -> Room:
+        """Return the room that is left when a plan takes so much."""
+        return replace(
+            self,
+            available=self.available - taken,
+            shared=self.shared - counted,
+            committable=None if self.committable is None else self.committable - taken,
+            nodes={node: spare - nodes.get(node, 0) for node, spare in self.nodes.items()},
+        )
+
+
+def node_of(target: Target) -> str:
+    """Return the node that a pool is on, or "" for the whole host's."""
+    return target.instance.partition("/")[2]
