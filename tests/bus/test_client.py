@@ -67,8 +67,17 @@ class TestErrors:
             async with lab.serving(bus, bench) as service:
                 call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
                 await bench.started.wait()
-                await service.close()
+                service._link.leave("as a crash would")
             with pytest.raises(errors.Unreachable, match="systemctl status kerntuned"):
+                await call
+
+    async def test_the_daemon_is_told_to_stop_during_the_call(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with lab.client(bus) as client, lab.serving(bus, bench) as service:
+            call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
+            await bench.started.wait()
+            await service.close()
+            with pytest.raises(errors.Failed, match=r"has stopped before this was done\. Ask again"):
                 await call
 
     async def test_no_answer_in_time(self, bus: PrivateBus) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from kerntune import __version__
 from kerntune.engine.guard import GuardVerdict
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.resolve import resolve
-from kerntune.model import Claim, Memory, Reading, State, Target, Wish
+from kerntune.model import Claim, Memory, Outcome, Reading, State, Target, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: s
     for tunable in engine.tunables.values():
         mine = [target for target in engine.readings if target.tunable == tunable.name]
         wishes |= resolve(tunable, claims, baselines, mine)
+    outcomes = engine.outcomes_now()
     return {
         "version": __version__,
         "generation": engine.generation,
@@ -54,7 +55,10 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: s
             }
             for tunable in engine.tunables.values()
         ],
-        "targets": [target_row(t, reading, wishes.get(t), engine, baselines) for t, reading in engine.readings.items()],
+        "targets": [
+            target_row(target, reading, wishes.get(target), outcomes.get(target), baselines.get(target))
+            for target, reading in engine.readings.items()
+        ],
         "claims": [claim_row(claim, engine) for claim in claims],
     }
 
@@ -79,25 +83,25 @@ def guard_row(engine: Reconciler) -> dict[str, Any]:
 
 
 def target_row(
-    target: Target, reading: Reading, wish: Wish | None, engine: Reconciler, baselines: Mapping[Target, str]
+    target: Target, reading: Reading, wish: Wish | None, outcome: Outcome | None, baseline: str | None
 ) -> dict[str, Any]:
-    """One knob: what it holds, what is wished of it and by whom."""
-    outcome = engine.outcomes.get(target)
+    """One knob: what it holds, what is wished of it and by whom; without a claim, what is owed to the host."""
     claimed = wish if wish and not wish.is_baseline else None
+    owed = outcome.requested if outcome and outcome.is_owed else ""
     return {
         "tunable": target.tunable,
         "instance": target.instance,
         "aliases": list(target.aliases),
         "value": reading.value,
         "choices": list(reading.choices),
-        "requested": claimed.value if claimed else "",
+        "requested": claimed.value if claimed else owed,
         "before": outcome.before if outcome else "",
         "state": outcome.state if outcome else State.UNMANAGED,
         "reason": outcome.reason if outcome else reading.reason,
         "detail": outcome.detail if outcome else reading.detail,
         "claim": str(claimed.winner.id) if claimed else None,
         "beaten": [str(claim.id) for claim in claimed.beaten] if claimed else [],
-        "baseline": baselines.get(target),
+        "baseline": baseline,
     }
 
 

@@ -61,7 +61,7 @@ class Service:
     A handler is `async def set_count(self, caller, page_size, count, options)`; it returns None, the value, or a tuple
     when there are several out arguments (D-Bus structs and arrays are lists, variants stay Variants both ways), and
     raises a KerntuneError to refuse. Properties are attributes without I/O; `async def refresh(self)`, where there is
-    one, is awaited before a property is read that changes without a signal.
+    one, is awaited before a property is read that others may change.
     """
 
     def __init__(
@@ -254,6 +254,10 @@ class Service:
                 self._link.leave(f"the bus keeps {kept} bytes of ours that clients do not read")
         except errors.KerntuneError as error:
             self._refuse(message, error)
+        except asyncio.CancelledError:  # by `close`
+            hint = "Ask again when it has started"
+            self._refuse(message, errors.Failed("kerntuned has stopped before this was done", hint))
+            raise
         except Exception as error:  # noqa: BLE001  # the dispatch edge: a client gets no traceback, the journal gets it once
             self._log_once(message, error)
             self._refuse(message, errors.Failed("internal error", "the daemon's journal has the details"))

@@ -42,11 +42,6 @@ class Interface:
     properties: Mapping[str, Property]
     element: ET.Element
 
-    @property
-    def sampled(self) -> bool:
-        """It has a property that changes without a signal, so it is refreshed when it is read."""
-        return any(prop.emits is Emits.FALSE for prop in self.properties.values())
-
     def missing(self, impl: object) -> list[str]:
         """What `impl` lacks to serve this interface: handlers `async def member(self, caller, *args)`, attributes."""
         lacking = [snake(name) for name in self.properties if not _has(impl, snake(name))]

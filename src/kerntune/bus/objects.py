@@ -187,6 +187,7 @@ class Manager:
         return reply(await self._core.choose(caller, "Reset", selection))
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
+        await self._engine.refresh()
         document = describe(self._engine, self._core.host, self.degraded, self.active_profile)
         return json.dumps(document, ensure_ascii=False)
 

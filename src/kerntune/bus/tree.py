@@ -156,7 +156,7 @@ class Tree:
         for found in self._with_properties(path, interface):
             if prop := self.interfaces[found].properties.get(name):
                 impl = self._objects[path][found]
-                if prop.emits is Emits.FALSE:
+                if prop.emits is not Emits.CONST:
                     await _refresh(impl)
                 return _variant(impl, name, prop)
         raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
@@ -165,8 +165,7 @@ class Tree:
         """Properties.GetAll."""
         values: Values = {}
         for found in self._with_properties(path, interface):
-            if self.interfaces[found].sampled:
-                await _refresh(self._objects[path][found])
+            await _refresh(self._objects[path][found])
             values |= self.values(path, found)
         return values
 
@@ -213,7 +212,7 @@ def _variant(impl: object, name: str, prop: Property) -> Variant:
 
 
 async def _refresh(impl: object) -> None:
-    """Let an implementation re-read what changes without a signal, if it can."""
+    """Let an implementation read again what others may have changed, if it can."""
     refresh: Any = getattr(impl, "refresh", None)
     if refresh:
         await refresh()

@@ -18,6 +18,7 @@ from kerntune.tunables.cpu_policies import spell_cpus
 from kerntune.tunables.overcommit import MODES
 
 Options = Mapping[str, Variant]
+LARGEST = (1 << 64) - 1  # of the type t
 
 
 class HugePages:
@@ -59,6 +60,9 @@ class CpuGovernor:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    async def refresh(self) -> None:
+        await self._core.engine.refresh(Lane.CPU)
+
     @property
     def policies(self) -> dict[str, list[str]]:
         return {
@@ -83,6 +87,9 @@ class IoScheduler:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+
+    async def refresh(self) -> None:
+        await self._core.engine.refresh(Lane.BLOCK)
 
     @property
     def devices(self) -> dict[str, list[Any]]:
@@ -115,11 +122,13 @@ class Memory:
     @property
     def overcommit_ratio(self) -> int:
         reading = self._engine.readings.get(Target("overcommit"))
-        return reading.figures.get("ratio", 0) if reading else 0
+        # The kernel takes a ratio below 0 from others, and the type has none.
+        return max(0, reading.figures.get("ratio", 0)) if reading else 0
 
     @property
     def commit_limit(self) -> int:
-        return self._engine.memory.commit_limit if self._engine.memory else 0
+        # With a ratio below 0, or as many kilobytes as there can be, the kernel tells more than the type has.
+        return min(self._engine.memory.commit_limit, LARGEST) if self._engine.memory else 0
 
     @property
     def committed(self) -> int:

@@ -9,7 +9,7 @@ from kerntune import errors
 from kerntune.engine.claims import Edit
 from kerntune.engine.passes import Result, nothing_matches
 from kerntune.engine.resolve import rank
-from kerntune.model import Claim, ClaimId, Origin, Outcome, Reason, State, Target
+from kerntune.model import Claim, ClaimId, Origin, Outcome, Reading, Reason, State, Target
 from kerntune.tunables.base import Tunable
 
 ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
@@ -28,6 +28,7 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
     Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
     Reason.BOOT_PARAMETER_WINS: (errors.NotSupported, "It takes another kernel command line, and a reboot"),
+    Reason.INTERRUPTED: (errors.Failed, "Nothing of this call was kept; try again when kerntuned has started"),
     Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),
 }
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
@@ -79,7 +80,9 @@ def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result) 
         why = "another call withdrew this claim at the same moment"
     elif (wish.winner.id, wish.winner.seq) == (claim.id, claim.seq):
         return outcome
-    elif tunable.judge(replace(wish, value=claim.value), reading, result.readings).state is State.SATISFIED:
+    elif (
+        tunable.judge(replace(wish, value=claim.value), reading, readings_of(tunable, result)).state is State.SATISFIED
+    ):
         detail = f"the value is that of {described(wish.winner)}"
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
     elif wish.winner.id == claim.id:
@@ -90,6 +93,11 @@ def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result) 
     else:
         why = f"{described(wish.winner)} wins; this claim is kept and comes into force when that one goes"
     return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
+
+
+def readings_of(tunable: Tunable, result: Result) -> dict[Target, Reading]:
+    """Return what one tunable's targets hold; a lane has several, whose instances may have the same names."""
+    return {target: reading for target, reading in result.readings.items() if target.tunable == tunable.name}
 
 
 def described(claim: Claim) -> str:
@@ -127,6 +135,7 @@ def failure(
     kept = KEPT - {Reason.NO_SUCH_TARGET} if tunable.exact(claim.instances) else KEPT
     for outcome in outcomes:
         short = outcome.state is State.PARTIAL and outcome.reason in (Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT)
+        short |= outcome.reason is Reason.INTERRUPTED
         if outcome.state is State.REFUSED or (short and not claim.partial):
             return as_error(outcome)
     if not any(taken(outcome, kept, must_win=must_win) for outcome in outcomes):

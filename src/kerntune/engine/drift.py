@@ -19,7 +19,12 @@ class DriftLog:
 
     def repaired(self, target: Target, now: float) -> None:
         self.total += 1
-        self._repairs[target] = [*self._recent(target, now), now]
+        # Drives come and go without end: what is too long ago is of no use for any target.
+        kept = {other: recent for other in self._repairs if (recent := self._recent(other, now))}
+        self._repairs = {**kept, target: [*kept.get(target, ()), now]}
+
+    def __len__(self) -> int:
+        return len(self._repairs)
 
     def contested(self, target: Target, now: float) -> bool:
         """Whether the target has been put right so often that another repair would be a fight."""

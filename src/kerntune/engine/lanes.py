@@ -7,7 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
+from kerntune.engine.halt import Halt
 from kerntune.engine.passes import Order, Result, Worker
 from kerntune.engine.progress import Progress
 from kerntune.errors import Failed, KerntuneError
@@ -30,7 +32,8 @@ class Ticket:
 class LaneQueue:
     """The passes of one kernel subsystem, one after the other in a thread of `threads`.
 
-    `order` says what a pass works on when it starts; `publish` takes over its result before anybody is answered.
+    `order` says what a pass works on when it starts; `publish` takes over its result before anybody is answered, and
+    `failed` is called in its place when there is none.
     """
 
     def __init__(
@@ -39,14 +42,36 @@ class LaneQueue:
         threads: Executor,
         order: Callable[[Sequence[Ticket]], Order],
         publish: Callable[[Result, Sequence[Ticket]], Awaitable[None]],
+        failed: Callable[[], None],
     ) -> None:
         self.worker = worker
-        self._threads, self._order, self._publish = threads, order, publish
+        self._threads, self._order, self._publish, self._failed = threads, order, publish, failed
         self._tickets: asyncio.Queue[Ticket] = asyncio.Queue()
+        self.halt: Halt | None = None  # of the pass that runs
+        self.closed = False  # whether passes that begin write nothing
 
     def put(self, ticket: Ticket) -> None:
         """Ask for a pass and do not wait for it."""
         self._tickets.put_nowait(ticket)
+
+    def end(self) -> None:
+        """Have the pass that runs write nothing more."""
+        if self.halt:
+            self.halt.ask()
+
+    def close(self) -> None:
+        """The same, also for passes that begin later."""
+        self.closed = True
+        self.end()
+
+    def interrupt(self) -> list[str]:
+        """Signal the threads of a pass that is to end and are inside a write; the paths of those writes."""
+        return self.halt.interrupt() if self.halt and self.halt.asked else []
+
+    @property
+    def idle(self) -> bool:
+        """Return whether no pass runs, and none is asked for."""
+        return self.halt is None and self._tickets.empty()
 
     async def result(self, ticket: Ticket) -> Result:
         """The result of the first pass that starts after now."""
@@ -62,9 +87,11 @@ class LaneQueue:
             try:
                 result = await self._pass(tickets)
             except KerntuneError as error:
+                self._failed()
                 fail(tickets, error)
             except Exception:
                 log.exception("a pass failed")
+                self._failed()
                 fail(tickets, Failed("internal error", "The daemon's journal says more"))
             else:
                 for ticket in tickets:
@@ -78,8 +105,15 @@ class LaneQueue:
             for tell in interested:
                 loop.call_soon_threadsafe(tell, target, done, wanted)
 
-        result = await loop.run_in_executor(self._threads, self.worker.run, self._order(tickets), progress)
-        await self._publish(result, tickets)
+        self.halt = halt = Halt()
+        if self.closed:
+            halt.ask()
+        try:
+            work = partial(self.worker.run, self._order(tickets), progress, halt)
+            result = await loop.run_in_executor(self._threads, work)
+            await self._publish(result, tickets)
+        finally:
+            self.halt = None
         return result
 
 

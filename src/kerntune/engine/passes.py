@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.guard import Guard
+from kerntune.engine.halt import Halt
 from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import resolve, unmatched
+from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
 from kerntune.engine.writing import Writer
 from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel
@@ -36,17 +38,23 @@ from kerntune.model import (
     Verdict,
     Wish,
 )
-from kerntune.tunables.base import Tunable
+from kerntune.tunables.base import Tunable, unreadable
 
 REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
-LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late
-# Why a baseline cannot be put back yet, but may be later.
-LATER = frozenset({Reason.OVER_LIMIT, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES})
+LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late, or is busy for a moment
+# These values are not the ones asked for, and no work of others: kerntuned itself has made them so.
+OURS = frozenset({Reason.GOVERNOR_DECIDES, Reason.PAGES_IN_USE})
+# Why a value waits for what is away or decided elsewhere: there is nothing wrong with it.
+WAITS = frozenset({Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.DEVICE_GONE, Reason.NO_SUCH_TARGET})
+Group = tuple[str, str]  # a tunable's name and a group of its targets
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload)."""
+    """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
+
+    `spent` are the targets whose baselines are not owed any more, and could not be dropped.
+    """
 
     claims: tuple[Claim, ...]
     baselines: Mapping[Target, str]
@@ -54,15 +62,18 @@ class Order:
     released: frozenset[ClaimId] = frozenset()
     enforce: bool = False
     dry: bool = False
+    spent: frozenset[Target] = frozenset()
 
 
 @dataclass(slots=True)
 class Result:
     """What a pass found and did; for a dry run `wrote` is what it would have written.
 
-    `readings` are those after the writes, `before` those it began with.
+    `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
+    of no use any more. `foreseen` is the memory that a dry run leaves to the next tunable's plan.
     """
 
+    began: float = 0.0
     before: dict[Target, Reading] = field(default_factory=dict)
     readings: dict[Target, Reading] = field(default_factory=dict)
     wishes: dict[Target, Wish] = field(default_factory=dict)
@@ -71,11 +82,16 @@ class Result:
     restored: set[Target] = field(default_factory=set)
     missing: dict[str, str] = field(default_factory=dict)
     memory: Memory | None = None
+    foreseen: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What a lane's passes need beside their orders, and what they remember; one pass at a time."""
+    """What a lane's passes need beside their orders, and what they remember; one pass at a time.
+
+    `left` is what targets held after a pass that still owes them their baselines: another value is somebody else's.
+    `writing` are the groups that a pass writes, until its result is published.
+    """
 
     kernel: Kernel
     tunables: tuple[Tunable, ...]
@@ -85,16 +101,26 @@ class Worker:
     guard: Guard | None = None
     drift: DriftLog = field(default_factory=DriftLog)
     patience: Patience = field(default_factory=Patience)
+    retries: Retries = field(default_factory=Retries)
     last: dict[Target, Outcome] = field(default_factory=dict)
+    left: dict[Target, str] = field(default_factory=dict)
+    writing: set[Group] = field(default_factory=set)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def run(self, order: Order, progress: Progress | None = None) -> Result:
-        """The whole pass; blocks for as long as the kernel does."""
-        result = Result()
-        deadline = self.clock() + REMEDY_SECONDS
-        for tunable in self.tunables:
-            _Pass(self, tunable, order, result, deadline, self._writer(tunable, progress)).run()
+    def run(self, order: Order, progress: Progress | None = None, halt: Halt | None = None) -> Result:
+        """The whole pass; blocks for as long as the kernel does, and writes until `halt` is asked for."""
+        result = Result(began=self.clock())
+        deadline = result.began + REMEDY_SECONDS
+        if not order.dry:
+            self.writing.clear()
+        try:
+            for tunable in self.tunables:
+                _Pass(self, tunable, order, result, deadline, self._writer(tunable, progress, halt)).run()
+        except BaseException:
+            if not order.dry:
+                self.left.clear()  # what this pass has written is not told from what others write
+            raise
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
         if not order.dry:
@@ -106,10 +132,10 @@ class Worker:
             self.last.update(result.outcomes | caps)
         return result
 
-    def _writer(self, tunable: Tunable, progress: Progress | None) -> Writer:
+    def _writer(self, tunable: Tunable, progress: Progress | None, halt: Halt | None) -> Writer:
         # While the guard caps there may be no room for a thread.
         alone = self.guard is not None and self.guard.verdict.caps
-        return Writer(self.kernel, tunable, None if alone else self.writers, progress)
+        return Writer(self.kernel, tunable, None if alone else self.writers, progress, halt=halt or Halt())
 
 
 @dataclass(slots=True)
@@ -123,6 +149,7 @@ class _Pass:
     deadline: float
     writer: Writer
     repaired: set[Target] = field(default_factory=set)
+    moved: frozenset[str] = frozenset()  # the instances whose values this pass has changed by another tunable
 
     def run(self) -> None:
         guard = self.lane.guard
@@ -142,28 +169,51 @@ class _Pass:
                 self.result.outcomes[target] = replace(outcome, detail="; ".join(filter(None, said)))
 
     def _run(self, claims: Sequence[Claim]) -> None:
+        self.moved = frozenset(t.instance for t in self.result.wrote if t.tunable == self.tunable.moved_by)
         targets = self.tunable.targets(self.lane.kernel)
         before = self.tunable.read_all(self.lane.kernel, targets)
-        wishes = resolve(self.tunable, claims, self.order.baselines, targets, self.order.named)
+        own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
+        wishes = resolve(self.tunable, claims, own, targets, self.order.named)
+        not_owed = self._taken_by_others(before, wishes)
         contested = self._contested(before, wishes)
         # What the guard claims it has written itself.
         free = {
             target: wish
             for target, wish in wishes.items()
-            if self.tunable.group(target) not in contested and wish.winner.origin is not Origin.GUARD
+            if self.tunable.group(target) not in contested
+            and wish.winner.origin is not Origin.GUARD
+            and target not in not_owed
         }
         steps, after = self._reach(before, free)
-        if not self.order.dry:
-            self._note_shortfalls(steps, after)
         self.result.before |= before
         self.result.readings |= after
         self.result.wishes |= wishes
-        self._report(before, after, steps, wishes)
+        self._report(before, after, steps, {t: w for t, w in wishes.items() if t not in not_owed})
+        for target, wish in not_owed.items():
+            self.result.outcomes[target] = outcome_of(wish, before[target], after[target], taken_by_others(wish, after))
+            self.result.restored.add(target)
+        if not self.order.dry:
+            self._note_shortfalls(steps, after)
+            self._note_tries(steps, after, wishes)
         if not targets:
             self.result.missing[self.tunable.name] = self.tunable.missing(self.lane.kernel)
         for claim in unmatched(self.tunable, claims, targets):
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
+
+    def _taken_by_others(
+        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]
+    ) -> Mapping[Target, Wish]:
+        """Return what is owed no more: since the last pass somebody else wrote another value, and that one stays."""
+        owed = ((target, wish, self.lane.left.get(target)) for target, wish in wishes.items() if wish.is_baseline)
+        return {
+            target: wish
+            for target, wish, left in owed
+            if left is not None
+            and readings[target].value is not None
+            and held(readings[target]) not in (left, wish.value)
+            and target.instance not in self.moved
+        }
 
     def _contested(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> set[str]:
         """The groups that are left alone because others keep changing a target of theirs."""
@@ -178,20 +228,24 @@ class _Pass:
             last = self.lane.last.get(target)
             if last is None or last.requested != wish.value or last.state not in (State.SATISFIED, State.CONTESTED):
                 continue
+            if wish.is_baseline:
+                continue  # nobody claims it: it is owed, whoever fights over another of the group
+            # Nobody changed a target that is away, and no other changed one that kerntuned moved itself.
+            if readings[target].value is None or target.instance in self.moved:
+                continue
             verdict = self.tunable.judge(wish, readings[target], readings)
-            if verdict.state is State.SATISFIED or verdict.reason is Reason.GOVERNOR_DECIDES:
+            if verdict.state is State.SATISFIED or verdict.reason in OURS:
                 continue
             fought_over = last.state is State.CONTESTED or self.lane.drift.contested(target, self.lane.clock())
             if fought_over or self.tunable.drifted(wish, readings[target]):
                 held.add(self.tunable.group(target))
-            elif not self.order.dry:
-                self.lane.drift.repaired(target, self.lane.clock())
+            else:
                 self.repaired.add(target)
         return held
 
     def _insists(self, target: Target, wish: Wish) -> bool:
-        """Whether the kernel is to be asked as often as it helps."""
-        return wish.is_baseline or self._named(target, wish)
+        """Return whether the kernel is to be asked as often as it helps: for who waits, and once for a baseline."""
+        return self._named(target, wish) or (wish.is_baseline and not self.lane.retries.tried(target))
 
     def _named(self, target: Target, wish: Wish) -> bool:
         """Whether somebody named the target just now, or everything is to be put right."""
@@ -211,46 +265,110 @@ class _Pass:
         `before` of the steps is the reading of the last plan; the report takes it from the first.
         """
         steps = self._plan(readings, wishes)
+        if self.order.dry:
+            self.result.wrote |= written_by(steps)
         if self.order.dry or not any(step.writes for step in steps):
+            return steps, readings
+        if self.writer.halt.asked:
+            self.writer.cut |= {step.wish.target for step in steps if step.writes}
             return steps, readings
         self._keep_baselines(readings, steps)
         first, remedied = steps, False
+        seen: Mapping[Target, Reading] = readings
         while True:
-            self.writer.write(steps)
+            groups = ((self.tunable.name, self.tunable.group(step.wish.target)) for step in steps if step.writes)
+            self.lane.writing.update(groups)
+            self._write(steps)
             now = self._read_back(readings, steps)
+            self.result.wrote |= {
+                target for step in steps for target in written_by([step]) if changed(readings[target], now[target])
+            }
+            again = self.tunable.elsewhere(steps, seen, now)
+            if again and not self.writer.halt.asked:
+                readings, seen, steps = now, again, self._plan(again, wishes)
+                continue
             if not self._worth_another_try(readings, now, steps, remedied=remedied):
                 return first, now
             for write in self.tunable.remedy:
                 self.writer.attempt(write)
-            remedied, readings = True, now
+            remedied, readings, seen = True, now, now
             steps = self._plan(readings, wishes)
+
+    def _write(self, steps: Sequence[Step]) -> None:
+        """Write, and write again at once what the kernel refused because it was busy for a moment."""
+        self.writer.write(steps)
+        for pause in LATE:
+            refused = ((step, self.writer.errors.get(step.wish.target)) for step in steps if step.writes)
+            busy = [step for step, code in refused if code in self.tunable.transient]
+            if not busy:
+                return
+            self.lane.sleep(pause)
+            self.writer.write(busy)
 
     def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> Sequence[Step]:
         # The other lanes have no use for it, and a plugged drive waits.
-        memory = read_memory(self.lane.kernel) if self.tunable.lane is Lane.MEMORY else NO_MEMORY
+        memory = NO_MEMORY
+        if self.tunable.lane is Lane.MEMORY:
+            memory = self.result.foreseen or read_memory(self.lane.kernel)
         planned = self.tunable.plan(readings, wishes, memory, self.lane.limits)
-        steps = [replace(step, writes=()) if self._too_early(step, memory) else step for step in planned]
-        self.result.wrote |= {t for step in steps if step.writes for t in (step.wish.target, *step.touches)}
+        steps = [self._later(step, memory) or step for step in planned]
+        if self.order.dry and self.tunable.lane is Lane.MEMORY:
+            self.result.foreseen = self.tunable.foreseen(steps, memory)
         return steps
 
-    def _too_early(self, step: Step, memory: Memory) -> bool:
-        """Whether the kernel had not enough for this a while ago, and has hardly more now."""
-        wish, lacking = step.wish, self.tunable.lacking(step.wish, step.before)
-        if not (lacking and step.writes) or self._insists(wish.target, wish):
-            return False
-        return self.lane.patience.waits(wish.target, wish.value, lacking, self.lane.clock(), memory.free)
+    def _later(self, step: Step, memory: Memory) -> Step | None:
+        """Return the step without its writes when they were in vain a while ago and nothing has changed since."""
+        wish, now = step.wish, self.lane.clock()
+        if not step.writes or self._named(wish.target, wish):
+            return None
+        tried = self.lane.retries.waiting(wish.target, wish.value, step.before, now)
+        if tried and tried.writes == step.writes:
+            refusal = self.tunable.rejected(step.before, wish.value, tried.code) if tried.code else None
+            return replace(step, writes=(), verdict=refusal)
+        lacking = self.tunable.lacking(wish, step.before)
+        if not lacking or wish.is_baseline:
+            return None
+        early = self.lane.patience.waits(wish.target, wish.value, lacking, now, memory.free)
+        return replace(step, writes=()) if early else None
 
     def _note_shortfalls(self, steps: Sequence[Step], now: Mapping[Target, Reading]) -> None:
         patience = self.lane.patience
         for step in steps:
             target, lacking = step.wish.target, self.tunable.lacking(step.wish, now[step.wish.target])
-            if not lacking or self._insists(target, step.wish):
+            if not lacking or step.wish.is_baseline or self._named(target, step.wish):
                 patience.forget(target)
+            if step.wish.is_baseline:
+                continue  # what is owed has waits of its own
             if lacking and step.writes:
                 free = read_memory(self.lane.kernel).free
                 patience.fell_short(target, step.wish.value, lacking, self.lane.clock(), free)
             elif lacking:
                 patience.looked(target, read_memory(self.lane.kernel).free)
+
+    def _note_tries(self, steps: Sequence[Step], now: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> None:
+        """Remember what was in vain, and what is left where a baseline is owed."""
+        retries, clock = self.lane.retries, self.lane.clock()
+        planned = {step.wish.target: step for step in steps}
+        tries: dict[Target, Try] = {}
+        left: dict[Target, str] = {}
+        for target, wish in wishes.items():
+            outcome, reading = self.result.outcomes.get(target), now[target]
+            if outcome is None:
+                continue
+            if outcome.is_owed and reading.value is not None and outcome.reason is not Reason.GOVERNOR_DECIDES:
+                left[target] = held(reading)
+            step, code = planned.get(target), self.writer.errors.get(target, 0)
+            writes = step.writes if step else ()
+            waiting = None if writes else retries.waiting(target, wish.value, reading, clock)
+            if not (waiting or code or outcome.is_owed or outcome.reason is Reason.READ_BACK_DIFFERS):
+                continue
+            soon = outcome.is_owed or outcome.reason in WAITS or code in self.tunable.transient
+            vain = Vain(writes, code, clock, SOON if soon else LATER, anew=self._named(target, wish))
+            tries[target] = waiting or retries.after(target, wish.value, reading, vain)
+        retries.replace(self.tunable.name, tries)
+        self.lane.left.update(left)
+        for target in [t for t in self.lane.left if t.tunable == self.tunable.name and t not in left]:
+            del self.lane.left[target]
 
     def _keep_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
         """Saved before the first write: a crash after it can still be put right."""
@@ -289,7 +407,7 @@ class _Pass:
         The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
         helps and until the lane's time is used up.
         """
-        if not self.tunable.remedy or self.lane.clock() >= self.deadline:
+        if not self.tunable.remedy or self.lane.clock() >= self.deadline or self.writer.halt.asked:
             return False
         short = [
             step for step in steps if not step.capped and self._judge(step, now).reason is Reason.PARTIALLY_ALLOCATED
@@ -306,6 +424,8 @@ class _Pass:
         if target in self.writer.errors:
             return self.tunable.rejected(now[target], step.wish.value, self.writer.errors[target])
         verdict = self.tunable.judge(step.wish, now[target], now)
+        if target in self.writer.cut and verdict.state is not State.SATISFIED:
+            return interrupted(step.wish, now[target], verdict)
         return step.capped if step.capped and verdict.state is not State.SATISFIED else verdict
 
     def _report(
@@ -316,29 +436,49 @@ class _Pass:
         wishes: Mapping[Target, Wish],
     ) -> None:
         planned = {step.wish.target: step for step in steps}
+        written = written_by(steps)
         for target, wish in wishes.items():
             step = planned.get(target)
-            if step is None and wish.is_baseline:
-                continue  # not its turn: a claim on the pool as a whole settles this node, or the group is contested
+            last = self.lane.last.get(target)
+            if step is None and wish.is_baseline and not (last and last.is_owed):
+                continue  # not its turn: a claim on the pool as a whole settles this node
             if step is None:
                 verdict = self._left_alone(wish, after)
-            elif self.order.dry and step.writes:
+            elif self.order.dry and target in written and step.verdict is None:
                 verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
             else:
                 verdict = self._judge(step, after)
             if target in self.repaired and verdict.state is State.SATISFIED:
                 detail = f"something else had set it to {before[target].value}; it was put back"
                 verdict = verdict._replace(detail=detail)
-            if wish.is_baseline and verdict.reason not in LATER:
-                self.result.restored.add(target)
-                verdict = verdict._replace(state=State.UNMANAGED) if not self.order.dry else verdict
+                if not self.order.dry:
+                    self.lane.drift.repaired(target, self.lane.clock())
+            if wish.is_baseline:
+                verdict = self._paid_or_owed(target, verdict)
             self.result.outcomes[target] = outcome_of(wish, before[target], after[target], verdict)
+
+    def _paid_or_owed(self, target: Target, verdict: Verdict) -> Verdict:
+        """Return what is told of a value that nobody claims: its own is back, or owed until it reads so.
+
+        A tunable says itself that it is `unmanaged` where there is no way back.
+        """
+        if verdict.state in (State.SATISFIED, State.UNMANAGED) and not self.order.dry:
+            self.result.restored.add(target)
+            return verdict._replace(state=State.UNMANAGED)
+        if verdict.state in (State.UNSUPPORTED, State.REFUSED) and verdict.reason not in WAITS:
+            return verdict._replace(state=State.FAILED)
+        return verdict
 
     def _left_alone(self, wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
         """A target of a group that is contested."""
+        if now[wish.target].value is None:
+            return unreadable(now[wish.target])
         verdict = self.tunable.judge(wish, now[wish.target], now)
         if verdict.state is State.SATISFIED:
             return verdict
+        if wish.is_baseline:
+            detail = "something else keeps changing another value that belongs to it"
+            return Verdict(State.CONTESTED, Reason.CHANGED_BY_OTHERS, detail)
         return Verdict(
             State.CONTESTED,
             Reason.CHANGED_BY_OTHERS,
@@ -347,10 +487,40 @@ class _Pass:
         )
 
 
+def changed(before: Reading, now: Reading) -> bool:
+    """Return whether a target holds another value, also where only what a baseline would have of it is another."""
+    return (before.value, before.restore) != (now.value, now.restore)
+
+
+def taken_by_others(wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
+    """Return what is told once when a debt ends without having been paid."""
+    detail = (
+        f"something else set {wish.target} to {now[wish.target].value}, and that stays; the host's own value was "
+        f"{wish.value}"
+    )
+    return Verdict(State.UNMANAGED, Reason.CHANGED_BY_OTHERS, detail)
+
+
+def written_by(steps: Iterable[Step]) -> set[Target]:
+    """Return the targets that the writes of these steps settle."""
+    return {target for step in steps if step.writes for target in (step.wish.target, *step.touches)}
+
+
 def outcome_of(wish: Wish, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
-    """An outcome in words; what cannot be read is empty."""
-    requested = "" if wish.is_baseline else wish.value
-    return Outcome(wish.target, requested, before.value or "", after.value or "", *verdict)
+    """An outcome in words; what cannot be read is empty. A baseline is requested of the kernel until it is back."""
+    owed = wish.is_baseline and verdict.state not in (State.UNMANAGED, State.SATISFIED, State.PLANNED)
+    if owed:
+        again = "the host's own value is owed, and tried again until it is back"
+        verdict = verdict._replace(detail="; ".join(filter(None, (verdict.detail, again))))
+    requested = wish.value if owed or not wish.is_baseline else ""
+    return Outcome(wish.target, requested, before.value or "", after.value or "", *verdict, is_owed=owed)
+
+
+def interrupted(wish: Wish, reading: Reading, verdict: Verdict) -> Verdict:
+    """Return the verdict on writes that were not all made: the value that was reached, and why it is no other."""
+    state = State.PARTIAL if verdict.state is State.PARTIAL else State.FAILED
+    detail = f"kerntuned was told to stop when {wish.target} was {reading.value or 'unknown'}, not yet {wish.value}"
+    return Verdict(state, Reason.INTERRUPTED, detail)
 
 
 def nothing_matches(claim: Claim, missing: str) -> Outcome:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -16,18 +16,23 @@ from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
 from kerntune.engine.guard import Guard
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
-from kerntune.engine.news import changed_since, news
-from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.news import changed_since, is_due, news, told
+from kerntune.engine.observed import Observed
+from kerntune.engine.passes import Group, Order, Result, Worker
 from kerntune.engine.progress import Progress, of_its_own
 from kerntune.engine.requests import Request, World, edit_for, sound
+from kerntune.engine.retry import LONGEST, SOON
 from kerntune.engine.threads import Threads
-from kerntune.errors import Failed, KerntuneError, NoSuchTarget, NotSupported
+from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
-from kerntune.model import Claim, Lane, Limits, Memory, Outcome, Reading, Reason, Report, State, Target
+from kerntune.model import Claim, ClaimId, Lane, Limits, Memory, Origin, Outcome, Reading, Reason, Report, State, Target
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
-REFRESH = 0.1  # seconds
+OVERTAKEN = 3  # passes that may end while Verify looks, before it answers all the same
+GRACE = 0.3  # seconds in which passes may still end by themselves when we are told to stop
+LAST = 0.4  # seconds before the end in which no write begins any more
+STEP = 0.02  # seconds between two signals to threads that are inside a write
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 
@@ -55,10 +60,8 @@ class Reconciler:
     ) -> None:
         self.tunables = {tunable.name: tunable for tunable in tunables}
         self.limits, self.ledger, self.guard = limits or Limits(), ledger, guard
-        self.readings: dict[Target, Reading] = {}
+        self.observed = Observed(self._read_lane, self._seen, clock)
         self.outcomes: dict[Target, Outcome] = {}
-        self.missing: dict[str, str] = {}
-        self.memory: Memory | None = None
         self.generation = 0
         self._device_events = 0
         self.listeners: list[Callable[[Report], None]] = []
@@ -66,19 +69,38 @@ class Reconciler:
         self.committed = ledger.book.without(self.unsound)
         self.configured: tuple[Claim, ...] = ()
         self._pending: list[Pending] = []
-        self._ending = False
+        self._ending = self._stopping = False
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
-        self._committing, self._refreshing = asyncio.Lock(), asyncio.Lock()
+        self._committing = asyncio.Lock()
         self._clock = clock
-        self._read_at: dict[Lane, float] = {}
+        self._retries: dict[Lane, asyncio.TimerHandle] = {}
+        self._failures: Counter[Lane] = Counter()  # passes that failed in a row
+        self._unforgotten: set[Target] = set()  # whose baselines are of no use, and could not be dropped
+        self._edits: set[asyncio.Task[Answer]] = set()
         self.threads = Threads()
         self._lanes = {lane: self._lane(lane, kernel, clock) for lane in Lane}
 
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
         worker = Worker(kernel, own, self.limits, self.threads.writers[lane], self.ledger.keep, self.guard, clock=clock)
-        return LaneQueue(worker, self.threads.passes, self._order, partial(self._publish, lane))
+        told = partial(self._publish, lane), partial(self._failed, lane)
+        return LaneQueue(worker, self.threads.passes, self._order, *told)
+
+    @property
+    def readings(self) -> Mapping[Target, Reading]:
+        """The value of every target when it was read last."""
+        return self.observed.readings
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """The tunables that this host lacks, and why."""
+        return self.observed.missing
+
+    @property
+    def memory(self) -> Memory | None:
+        """The host's memory when it was read last."""
+        return self.observed.memory
 
     @property
     def book(self) -> ClaimBook:
@@ -93,7 +115,8 @@ class Reconciler:
 
     @property
     def world(self) -> World:
-        return World(self.tunables, self.readings, self.missing)
+        owed = frozenset(target for target, outcome in self.outcomes.items() if outcome.is_owed)
+        return World(self.tunables, self.readings, self.missing, owed)
 
     @property
     def troubles(self) -> set[Reason]:
@@ -116,41 +139,74 @@ class Reconciler:
             for lane, queue in self._lanes.items():
                 group.create_task(queue.work(), name=f"lane {lane}")
 
-    async def settle(self, seconds: float) -> None:
-        """Wait until no caller waits for an edit any more, but not longer than that."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._pending:
-                    await self._pending[0].done.wait()
+    async def end_writes(self, seconds: float, grace: float = GRACE) -> list[str]:
+        """Come to rest in that time, and return the paths of writes that cannot be ended. No edit is taken any more.
+
+        Passes that run end by themselves or, after `grace`, early. What a caller did not get whole is withdrawn, and
+        put back by another pass, which may write until LAST seconds before the end.
+        """
+        self._stop_taking()
+        now, queues = asyncio.get_running_loop().time(), self._lanes.values()
+        end = now + seconds
+        if await self._rest(min(now + grace, end)):
+            return []
+        for queue in queues:
+            queue.end()
+        if await self._rest(end - LAST):
+            return []
+        for queue in queues:
+            queue.close()
+        await self._rest(end)
+        return [path for queue in queues for path in queue.interrupt()]
+
+    async def _rest(self, until: float) -> bool:
+        """Wait until no caller waits and no pass runs, or until that time of the loop; return whether all rests."""
+        while self._edits or not all(queue.idle for queue in self._lanes.values()):
+            for queue in self._lanes.values():
+                queue.interrupt()
+            if asyncio.get_running_loop().time() >= until:
+                return False
+            await asyncio.sleep(STEP)
+        return True
+
+    def _stop_taking(self) -> None:
+        """From now on no edit is taken, and no pass asked for that nobody waits for."""
+        self._stopping = True
+        for timer in self._retries.values():
+            timer.cancel()
 
     async def put_back(self, seconds: float) -> bool:
-        """The host's own values, in one pass of every lane; whether it ended in time. No edit is taken any more.
+        """The host's own values, in one pass of every lane; whether all are back in time. No edit is taken any more.
 
         What is saved stays: the next start applies the claims again.
         """
+        self._stop_taking()
         self._ending = True
         tickets = [Ticket("stop", enforce=True) for _ in self._lanes]
         for queue, ticket in zip(self._lanes.values(), tickets, strict=True):
+            queue.closed = False
             queue.put(ticket)
         _, late = await asyncio.wait([ticket.result for ticket in tickets], timeout=seconds)
-        return not late
+        return not late and not self.outcomes
 
     async def observe(self) -> None:
-        """Read everything, write nothing."""
-        for result in await self._look(Order((), {}, dry=True), Lane):
-            self._learn(result)
+        """Read everything, however long that takes, and write nothing."""
+        await self.observed.fresh(Lane, 0, None)
 
-    async def refresh(self, lane: Lane) -> None:
-        """Read a lane's targets again when that was done more than REFRESH seconds ago."""
-        async with self._refreshing:
-            if self._clock() - self._read_at.get(lane, -REFRESH) >= REFRESH:
-                for result in await self._look(Order((), {}, dry=True), [lane]):
-                    self._learn(result)
-                self._read_at[lane] = self._clock()
+    async def refresh(self, *lanes: Lane) -> None:
+        """Read the targets of these lanes again (of all, where none is named) when they were not read just now."""
+        await self.observed.fresh(lanes or Lane)
 
     async def reconcile(self, cause: str, *, enforce: bool = False) -> None:
-        """A pass of every lane; `enforce` also where drift would only be reported (at boot)."""
-        await asyncio.gather(*(queue.result(Ticket(cause, enforce=enforce)) for queue in self._lanes.values()))
+        """Make a pass of every lane; `enforce` also where drift would only be reported (at boot).
+
+        Raise the first error after all of them have ended.
+        """
+        passes = [queue.result(Ticket(cause, enforce=enforce)) for queue in self._lanes.values()]
+        found = await asyncio.gather(*passes, return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
 
     def configure(self, claims: Sequence[Claim], limits: Limits) -> None:
         """What the configuration says from the next pass on; a pass that runs ends as it began.
@@ -163,6 +219,8 @@ class Reconciler:
 
     async def reload(self, claims: Sequence[Claim], limits: Limits) -> None:
         """Configure, and a pass that puts everything right that the configuration names, or has named until now."""
+        if self._stopping:
+            raise stopping()
         # As with what is released, nobody waits for exactly these: less than asked is no error.
         named = {claim.id for claim in (*self.configured, *claims)}
         self.configure(claims, limits)
@@ -171,8 +229,7 @@ class Reconciler:
 
     def announce(self, cause: str) -> None:
         """Tell the listeners that something beside the outcomes is different."""
-        for listener in self.listeners:
-            listener(Report(self.generation, cause, ()))
+        self._tell(Report(self.generation, cause, ()))
 
     def look_again(self, cause: str, lanes: Iterable[Lane] = Lane, *, events: int = 0) -> None:
         """Ask for a pass of these lanes and do not wait for it: something came, went, or may have changed.
@@ -180,15 +237,21 @@ class Reconciler:
         `events` of devices, which are counted, were the reason.
         """
         self._device_events += events
+        if self._stopping:
+            return
         for lane in lanes:
             self._lanes[lane].put(Ticket(cause))
 
     async def check(self, request: Request) -> Edit:
-        """The edit that the request would be, or the error that refuses it; what is not there is looked for once."""
+        """Return the edit that the request would be, or raise the error that refuses it.
+
+        What is not there is looked for once: it may have come a moment ago.
+        """
         try:
             return edit_for(request, self.world, self.book, self._sequence, self.limits)
-        except (NoSuchTarget, NotSupported):
-            await self.observe()
+        except (NoSuchTarget, NotSupported, NotOffered):
+            names = {setting.tunable for setting in request.settings} & self.tunables.keys()
+            await self.observed.fresh({self.tunables[name].lane for name in names}, 0)
             return edit_for(request, self.world, self.book, self._sequence, self.limits)
 
     async def change(self, request: Request, cause: str, progress: Progress | None = None) -> Answer:
@@ -201,8 +264,13 @@ class Reconciler:
         return await self.carry_out(edit, cause, progress, must_win=request.must_win)
 
     def choosing(self, files: FilesEdit, *, reset: bool = False) -> Edit:
-        """The edit that makes the files' claims these; `reset`: and drops all that callers asked for."""
-        return self.book.choosing(files, next(self._sequence), reset=reset)
+        """Return the edit that makes the files' claims these; `reset`: drops all that callers asked for.
+
+        A reset also names what is owed to the host, which is tried again at once.
+        """
+        edit = self.book.choosing(files, next(self._sequence), reset=reset)
+        owed = [ClaimId(Origin.RUNTIME, t.tunable, t.instance) for t in self.world.owed] if reset else []
+        return replace(edit, drop=(*edit.drop, *owed))
 
     async def carry_out(
         self, edit: Edit, cause: str, progress: Progress | None = None, *, must_win: bool = False
@@ -211,8 +279,20 @@ class Reconciler:
 
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
         """
-        if self._ending:
-            raise Failed("kerntuned is stopping, and puts the host's own values back", "Try again when it has started")
+        if self._stopping:
+            raise stopping()
+        # An edit that has begun is finished, also when its caller goes: half of it would be on disk, or in the kernel.
+        carrying = asyncio.create_task(self._carry_out(edit, cause, progress, must_win=must_win), name=cause)
+        self._edits.add(carrying)
+        carrying.add_done_callback(self._carried_out)
+        return await asyncio.shield(carrying)
+
+    def _carried_out(self, task: asyncio.Task[Answer]) -> None:
+        self._edits.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, for its caller may be gone
+
+    async def _carry_out(self, edit: Edit, cause: str, progress: Progress | None, *, must_win: bool) -> Answer:
         lanes, before = self._lanes_of(edit), self.book
         pending = Pending(edit, lanes)
         earlier = [other for other in self._pending if other.lanes & lanes]
@@ -220,8 +300,8 @@ class Reconciler:
         changed = not before.same_as(before.apply(edit))
         # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
         released = {*edit.released, *(edit.named if edit.files else ())}
-        told = of_its_own(edit, self.tunables, progress) if progress else None
         try:
+            told = of_its_own(edit, self.tunables, progress) if progress else None
             passes = [self._lanes[lane].result(Ticket(cause, released, progress=told)) for lane in lanes]
             results = await asyncio.gather(*passes)
             for other in earlier:
@@ -229,10 +309,12 @@ class Reconciler:
             result = merge(results)
             outcomes = outcomes_of(edit, self.tunables, result, must_win=must_win)
             await self._commit(pending)
-        except KerntuneError:
-            self._pending.remove(pending)
+        except BaseException as error:
+            # Whatever went wrong, nobody may wait for this edit for ever.
+            if pending in self._pending:
+                self._pending.remove(pending)
             pending.done.set()
-            await self._again(lanes, f"{cause} withdrawn", edit)
+            await self._withdrawn(lanes, cause, edit, wait=isinstance(error, Exception))
             raise
         pending.done.set()
         wrote = bool({outcome.target for outcome in outcomes} & result.wrote)
@@ -256,15 +338,52 @@ class Reconciler:
         """
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
-        order = Order(claims, dict(self.ledger.baselines), named, frozenset(edit.released), enforce=True, dry=True)
+        order = replace(self._dry_order(), claims=claims, named=named, released=frozenset(edit.released), enforce=True)
         return merge(await self._look(order, self._lanes_of(edit)))
 
     async def verify(self) -> tuple[Outcome, ...]:
-        """Everything managed that is not satisfied, read again; changes nothing."""
-        order = Order(tuple(self.book.claims.values()), dict(self.ledger.baselines), dry=True)
-        result = merge(await self._look(order, Lane))
-        now = [changed_since(outcome, self.outcomes.get(outcome.target)) for outcome in result.outcomes.values()]
+        """Return everything managed that is not satisfied, read again; change nothing.
+
+        What a call or a pass is just setting is left out: its caller is told what becomes of it.
+        """
+        busy: set[Group] = set()
+        for _ in range(OVERTAKEN):
+            passes = self.observed.passes(Lane)
+            busy |= self._being_set()
+            result = merge(await self._look(self._dry_order(), Lane))
+            busy |= self._being_set()
+            if passes == self.observed.passes(Lane):
+                break
+        settled = [outcome for target, outcome in result.outcomes.items() if self._group(target) not in busy]
+        now = [changed_since(outcome, self.outcomes.get(outcome.target)) for outcome in settled]
         return tuple(outcome for outcome in now if outcome.state not in (State.SATISFIED, State.UNMANAGED))
+
+    def outcomes_now(self) -> Mapping[Target, Outcome]:
+        """Return the outcomes of the last passes, and what Verify would say where a look has found something since."""
+        found, busy = dict(self.outcomes), self._being_set()
+        for target, outcome in (row for lane in Lane for row in self.observed.seen(lane).items()):
+            last = self.outcomes.get(target)
+            if self._group(target) in busy or (last and told(last) == told(outcome)):
+                continue
+            if outcome.requested:
+                found[target] = changed_since(outcome, last)
+            else:
+                found.pop(target, None)  # what was owed is back, or is somebody else's
+        return found
+
+    def _group(self, target: Target) -> Group:
+        return target.tunable, self.tunables[target.tunable].group(target)
+
+    def _being_set(self) -> set[Group]:
+        """Return the groups that uncommitted edits name, and those that passes are writing."""
+        edits = [pending.edit for pending in self._pending]
+        named = [claim_id for edit in edits for claim_id in (*edit.named, *edit.released)]
+        found = {self._group(t) for t in self.readings if any(self._covers(claim_id, t) for claim_id in named)}
+        return found.union(*(queue.worker.writing for queue in self._lanes.values()))
+
+    def _covers(self, claim_id: ClaimId, target: Target) -> bool:
+        tunable = self.tunables.get(claim_id.tunable)
+        return bool(tunable and tunable.name == target.tunable and tunable.matches(claim_id.instances, target))
 
     def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
         if edit.files:
@@ -291,9 +410,13 @@ class Reconciler:
                 self.configured = pending.edit.files.claims
             self._pending.remove(pending)
 
-    async def _again(self, lanes: Iterable[Lane], cause: str, edit: Edit) -> None:
-        """After a withdrawal: what the edit had beaten comes into force again."""
-        await asyncio.gather(*(self._lanes[lane].result(Ticket(cause, released=edit.named)) for lane in lanes))
+    async def _withdrawn(self, lanes: Collection[Lane], cause: str, edit: Edit, *, wait: bool) -> None:
+        """Have what the edit had overridden come into force again; a pass that fails now does not hide the error."""
+        tickets = [Ticket(f"{cause} withdrawn", released=edit.named) for _ in lanes]
+        for lane, ticket in zip(lanes, tickets, strict=True):
+            self._lanes[lane].put(ticket)
+        if wait:
+            await asyncio.gather(*(asyncio.shield(ticket.result) for ticket in tickets), return_exceptions=True)
 
     def _order(self, tickets: Sequence[Ticket]) -> Order:
         """What a pass works on that starts now for these callers."""
@@ -304,34 +427,49 @@ class Reconciler:
             frozenset(claim.id for pending in self._pending for claim in pending.edit.put),
             frozenset().union(*(ticket.released for ticket in tickets)),
             enforce=any(ticket.enforce for ticket in tickets),
+            spent=frozenset(self._unforgotten),
         )
 
+    def _dry_order(self) -> Order:
+        """Return the order of a look: it shows what a pass would find."""
+        claims, baselines = tuple(self.book.claims.values()), dict(self.ledger.baselines)
+        return Order(claims, baselines, dry=True, spent=frozenset(self._unforgotten))
+
     def _gone(self, result: Result) -> set[Target]:
-        """Baselines of devices that were replaced: another diskseq means that this one never comes back."""
+        """Return the baselines of what was replaced: with another key, the former one never comes back.
+
+        While a key cannot be read (the CPUs of every policy are offline), it may be the same one.
+        """
         names = {target.tunable for target in result.readings}
-        return {t for t in self.ledger.baselines if t.key and t.tunable in names and t not in result.readings}
+        keyed = (t for t in self.ledger.baselines if t.key and t.tunable in names)
+        return {t for t in keyed if t not in result.readings and replace(t, key="") not in result.readings}
 
     async def _look(self, order: Order, lanes: Iterable[Lane]) -> list[Result]:
         jobs = [self.threads.read(self._lanes[lane].worker.run, order) for lane in lanes]
         return list(await asyncio.gather(*jobs))
 
-    def _learn(self, result: Result) -> None:
-        """Take over what was read."""
-        names = {target.tunable for target in result.readings} | result.missing.keys()
-        self.readings = {t: r for t, r in self.readings.items() if t.tunable not in names} | result.readings
-        self.missing = {n: why for n, why in self.missing.items() if n not in names} | result.missing
-        self.missing = {name: why for name, why in self.missing.items() if why}
-        self.memory = result.memory or self.memory
+    async def _read_lane(self, lane: Lane) -> Result:
+        return await self.threads.look(lane, self._lanes[lane].worker.run, self._dry_order())
+
+    def _seen(self, lane: Lane) -> None:
+        """Announce what a look has found, and have a pass take note of what has become right, or can be set now."""
+        self.announce("look")
+        if not any(self.observed.passes([lane])):
+            return  # the boot pass is to come
+        busy = self._being_set()
+        if any(
+            is_due(outcome, self.outcomes.get(target))
+            for target, outcome in self.observed.seen(lane).items()
+            if self._group(target) not in busy
+        ):
+            self.look_again("look", [lane])
 
     async def _publish(self, lane: Lane, result: Result, tickets: Sequence[Ticket]) -> None:
         """Take over what a pass found, and tell everybody what is news."""
-        if gone := self._gone(result) | result.restored:
-            try:
-                await self.threads.save(self.ledger.forget, gone)
-            except OSError as error:
-                # They stay wished, and the next pass tries again.
-                log.error("baselines that were put back cannot be dropped: %s", error)
-        self._learn(result)
+        worker = self._lanes[lane].worker
+        await self._forget(result)
+        self.observed.learn(lane, result, [t for t in result.readings if self._group(t) in worker.writing])
+        worker.writing.clear()
         own = {name for name, tunable in self.tunables.items() if tunable.lane is lane}
         old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
         managed = {t: o for t, o in result.outcomes.items() if o.state is not State.UNMANAGED}
@@ -339,6 +477,47 @@ class Reconciler:
         changed = news(old, result)
         if changed:
             self.generation += 1
-        report = Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed))
+        del self._failures[lane]
+        self._retry_at(lane, worker.retries.due)
+        self._tell(Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed)))
+
+    async def _forget(self, result: Result) -> None:
+        """Drop the baselines that are of no use any more; where that fails they are passed over, and dropped later."""
+        # A target that is claimed again goes back to the same value.
+        self._unforgotten -= {target for target, wish in result.wishes.items() if not wish.is_baseline}
+        self._unforgotten = (self._unforgotten | self._gone(result) | result.restored) & self.ledger.baselines.keys()
+        if not self._unforgotten:
+            return
+        try:
+            await self.threads.save(self.ledger.forget, frozenset(self._unforgotten))
+        except (OSError, MemoryError, RuntimeError) as error:
+            log.error("baselines that were put back cannot be dropped: %s", error or type(error).__name__)
+        else:
+            self._unforgotten.clear()
+
+    def _failed(self, lane: Lane) -> None:
+        """A pass had no result: what it was to do, a later one does."""
+        self._lanes[lane].worker.writing.clear()
+        self._retry_at(lane, self._clock() + min(SOON * 2 ** self._failures[lane], LONGEST))
+        self._failures[lane] = min(self._failures[lane] + 1, 12)
+
+    def _retry_at(self, lane: Lane, due: float | None) -> None:
+        """Ask for a pass of the lane when the next write that was in vain is worth another try."""
+        if timer := self._retries.pop(lane, None):
+            timer.cancel()
+        if due is not None and not self._stopping:
+            wait = max(SOON, due - self._clock())
+            self._retries[lane] = asyncio.get_running_loop().call_later(wait, self.look_again, "retry", [lane])
+
+    def _tell(self, report: Report) -> None:
+        """Tell every listener; one that fails costs the others nothing, nor the pass, nor who waits for it."""
         for listener in self.listeners:
-            listener(report)
+            try:
+                listener(report)
+            except Exception:
+                log.exception("a listener failed on the report of %s", report.cause)
+
+
+def stopping() -> Failed:
+    """The answer to edits that come too late."""
+    return Failed("kerntuned is stopping", "Try again when it has started")

@@ -36,11 +36,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What requests are checked against: the tunables, the last readings, and which tunables are missing and why."""
+    """What requests are checked against: the tunables, the last readings, and which tunables are missing and why.
+
+    `owed` are the targets whose own values are not back yet.
+    """
 
     tunables: Mapping[str, Tunable]
     readings: Mapping[Target, Reading]
     missing: Mapping[str, str]
+    owed: frozenset[Target] = frozenset()
 
     def tunable(self, name: str) -> Tunable:
         if name not in self.tunables:
@@ -147,6 +151,9 @@ def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
         tunable = world.tunable(setting.tunable)
         if setting.instances == EVERY:
             dropped += [claim.id for claim in book.by_origin(request.origin) if claim.tunable == tunable.name]
+            # Values that are owed are tried again at once.
+            owed = (target.instance for target in world.owed if target.tunable == tunable.name)
+            dropped += [ClaimId(request.origin, tunable.name, instance) for instance in owed]
             continue
         instances = normal(tunable, setting.instances)
         claim_id = ClaimId(request.origin, tunable.name, instances)

@@ -19,13 +19,21 @@ PATIENCE: Final = 1.0  # seconds
 
 
 class Threads:
-    """Passes have theirs, a lane's writes, saves, and reads, which anybody may ask for; made when they are needed."""
+    """Passes have theirs, a lane's writes, a lane's looks, saves, and rehearsals; made when they are needed.
+
+    What anybody may ask for has few, and where one lane hangs the looks of the others go on.
+    """
 
     def __init__(self) -> None:
         self.passes = ThreadPoolExecutor(len(Lane), "pass")
         self.writers = {lane: ThreadPoolExecutor(WRITERS, f"write {lane}") for lane in Lane}
+        self._looks = {lane: ThreadPoolExecutor(1, f"look {lane}") for lane in Lane}
         self._readers = ThreadPoolExecutor(READERS, "read")
         self._savers = ThreadPoolExecutor(1, "save")
+
+    def look(self, lane: Lane, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
+        """Run a look at a lane."""
+        return asyncio.get_running_loop().run_in_executor(self._looks[lane], work, *given)
 
     def read(self, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
         """Run something that only looks."""
@@ -40,7 +48,8 @@ class Threads:
         gate = threading.Event()
         # Where there is no room even now, those that there are have to do.
         with contextlib.suppress(RuntimeError):
-            for pool, count in ((self.passes, len(Lane)), (self._readers, READERS), (self._savers, 1)):
+            looks = [(pool, 1) for pool in self._looks.values()]
+            for pool, count in ((self.passes, len(Lane)), (self._readers, READERS), (self._savers, 1), *looks):
                 for _ in range(count):
                     # One that waits for the gate makes the pool start another.
                     pool.submit(gate.wait, PATIENCE)
@@ -48,5 +57,5 @@ class Threads:
 
     def close(self) -> None:
         """Let go of the threads; a write that has begun is finished by the kernel."""
-        for pool in (self.passes, self._readers, self._savers, *self.writers.values()):
+        for pool in (self.passes, self._readers, self._savers, *self._looks.values(), *self.writers.values()):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final
 
+from kerntune.engine.halt import Halt
 from kerntune.engine.progress import Progress
 from kerntune.kernel.files import Kernel, KernelError
 from kerntune.model import Step, Target, Write
@@ -23,6 +25,8 @@ WRITERS: Final = 32  # threads that write at the same time
 class Writer:
     """The writes of one tunable in one pass. `errors` are the errnos of targets whose last write was refused.
 
+    `cut` are the targets whose writes were not all made, for the pass was to be over.
+
     Without `threads` every write is made where it is asked for, and nobody is told how far it is.
     """
 
@@ -31,6 +35,8 @@ class Writer:
     threads: ThreadPoolExecutor | None
     progress: Progress | None
     errors: dict[Target, int] = field(default_factory=dict)
+    halt: Halt = field(default_factory=Halt)
+    cut: set[Target] = field(default_factory=set)
     _writing: Step | None = None
     _told: dict[Target, int] = field(default_factory=dict)
 
@@ -56,9 +62,12 @@ class Writer:
             job.result()
 
     def attempt(self, write: Write) -> int:
-        """0, or the errno of the kernel's refusal."""
+        """0, or the errno of the kernel's refusal; nothing is written any more when the pass is to be over."""
+        if self.halt.asked:
+            return 0
         try:
-            self.kernel.write(write.path, write.text)
+            with self.halt.writing(write.path):
+                self.kernel.write(write.path, write.text)
         except KernelError as error:
             return error.errno or -1
         return 0
@@ -71,11 +80,20 @@ class Writer:
             except IndexError:
                 return
             self._writing = step
+            if self.halt.asked:
+                self.cut.add(step.wish.target)
+                continue
             pieces = (piece for write in step.writes for piece in self.tunable.pieces(self.kernel, write))
-            if code := next(filter(None, map(self.attempt, pieces)), 0):
+            if code := next(filter(None, map(self.attempt, takewhile(self._goes_on, pieces))), 0):
                 self.errors[step.wish.target] = code
             else:
                 self.errors.pop(step.wish.target, None)
+            if self.halt.asked:
+                # The last write may have been cut short as well: what is read back tells.
+                self.cut.add(step.wish.target)
+
+    def _goes_on(self, _piece: Write) -> bool:
+        return not self.halt.asked
 
     def _tell_progress(self) -> None:
         """How far the kernel has come with what is counted and grows; never less than was told before."""

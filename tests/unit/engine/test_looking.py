@@ -19,7 +19,6 @@ from tests.unit.lab import (
     have_pages,
     host_values,
     large_host,
-    node_pool,
     queue,
     request,
     running,
@@ -156,7 +155,7 @@ async def test_progress_is_told_while_pages_are_made() -> None:
     async with running(kernel) as lab:
 
         def slowly(path: str, text: str) -> None:
-            if path == node_pool(1):
+            if (path, text) == (POOL, "1024"):
                 heard.wait(BOUND)
 
         def progress(target: Target, done: int, wanted: int) -> None:
@@ -164,6 +163,6 @@ async def test_progress_is_told_while_pages_are_made() -> None:
             heard.set()
 
         kernel.before_write = slowly
-        await lab.engine.change(request(("hugepages", "2M", 100)), "Set", progress)
-    assert told[0] == ("2M", 50, 100)
-    assert POOL not in [path for path, _ in kernel.journal]
+        await lab.engine.change(request(("hugepages", "2M", 1200)), "Set", progress)
+    assert told[0] == ("2M", 512, 1200)
+    assert kernel.journal == [(POOL, "512"), (POOL, "1024"), (POOL, "1200")]

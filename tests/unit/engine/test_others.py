@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
-from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.engine.drift import WINDOW, DriftLog
+from kerntune.kernel.files import KernelError
+from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Outcome, Reason, State, Target
 from tests.unit.lab import PAGE, VM, Clock, Lab, have_pages, large_host, node_pool, pages, queue, running, small_host
 
@@ -253,3 +258,102 @@ async def test_a_contested_total_is_not_forgiven_by_its_nodes_baselines() -> Non
             await lab.engine.reconcile("timer")
         assert lab.writes() == []
         assert lab.engine.outcomes[WHOLE].state is State.CONTESTED
+
+
+# What is away, and what kerntuned moves itself, is no work of others
+
+
+def cpus(*, epp: str = "") -> SimulatedKernel:
+    kernel = large_host()
+    kernel.policies = {"policy0": Policy((0,), epp=epp), "policy1": Policy((1,), epp=epp)}
+    return kernel
+
+
+async def test_a_cpu_that_goes_and_comes_is_never_contested() -> None:
+    clock, kernel = Clock(), cpus()
+    async with running(kernel, clock=clock) as lab:
+        await lab.set(("cpu-governor", "*", "performance"))
+        policy = kernel.policies["policy1"]
+        for _ in range(6):
+            clock.now += 30
+            policy.online = False
+            await lab.engine.reconcile("offline cpu1")
+            away = outcome_of(lab, "policy1")
+            assert (away.state, away.reason) == (State.UNSUPPORTED, Reason.CPU_OFFLINE)
+            # It may come back with a governor of its own.
+            policy.online, policy.governor = True, "schedutil"
+            await lab.engine.reconcile("online cpu1")
+            assert policy.governor == "performance"
+            assert outcome_of(lab, "policy1").state is State.SATISFIED
+        assert lab.engine.counters["drift_repairs"] == 0
+        assert lab.engine.troubles == set()
+
+
+async def test_a_drive_that_cannot_be_read_for_a_while_is_never_contested(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        read = SimulatedKernel.read
+
+        def fails(self: SimulatedKernel, path: str) -> str:
+            if path == queue("sda"):
+                raise KernelError(errno.EIO, os.strerror(errno.EIO), path)
+            return read(self, path)
+
+        for _ in range(6):
+            clock.now += 30
+            with monkeypatch.context() as broken:
+                broken.setattr(SimulatedKernel, "read", fails)
+                await lab.engine.reconcile("drift")
+                assert outcome_of(lab, "sda").reason is Reason.DEVICE_GONE
+            lab.kernel.disks["sda"].scheduler = "none"
+            await lab.engine.reconcile("drift")
+            assert (lab.kernel.disks["sda"].scheduler, outcome_of(lab, "sda").state) == ("bfq", State.SATISFIED)
+        assert lab.engine.counters["drift_repairs"] == 0
+
+
+async def test_what_was_contested_is_set_when_it_has_been_away() -> None:
+    clock, kernel = Clock(), cpus()
+    async with running(kernel, clock=clock) as lab:
+        await lab.set(("cpu-governor", "policy1", "performance"))
+        for _ in range(4):
+            clock.now += 60
+            kernel.policies["policy1"].governor = "powersave"
+            await lab.engine.reconcile("drift")
+        assert outcome_of(lab, "policy1").state is State.CONTESTED
+        kernel.policies["policy1"].online = False
+        await lab.engine.reconcile("offline cpu1")
+        kernel.policies["policy1"].online = True
+        await lab.engine.reconcile("online cpu1")
+        assert kernel.policies["policy1"].governor == "performance"
+
+
+async def test_a_preference_that_moves_with_the_governor_is_no_work_of_others() -> None:
+    kernel = cpus(epp="balance_performance")
+    async with running(kernel) as lab:
+        await lab.set(("cpu-governor", "*", "performance"), ("cpu-epp", "*", "performance"))
+        for governor in ("schedutil", "performance", "powersave", "performance", "schedutil"):
+            lab.reports.clear()
+            await lab.set(("cpu-governor", "1", governor))
+            assert kernel.policies["policy1"].preference == "performance"
+            assert not any("something else" in o.detail for report in lab.reports for o in report.outcomes)
+        assert lab.engine.counters["drift_repairs"] == 0
+
+
+async def test_pages_that_stay_when_less_may_be_borrowed_are_no_work_of_others() -> None:
+    kernel = small_host()
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M", 10), ("hugepages-overcommit", "2M", 20))
+        kernel.nodes[0].pools[PAGE].used = 15
+        await lab.engine.reconcile("drift")
+        await lab.set(("hugepages-overcommit", "2M", 2))
+        await lab.engine.reconcile("drift")
+        assert lab.engine.outcomes[WHOLE].reason is Reason.PAGES_IN_USE
+        assert lab.engine.counters["drift_repairs"] == 0
+
+
+def test_repairs_of_long_ago_take_no_room() -> None:
+    drift = DriftLog()
+    for number in range(5000):
+        drift.repaired(Target("io-scheduler", f"sd{number}", str(number)), float(number))
+    assert len(drift) <= WINDOW
