@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Final
@@ -15,9 +17,19 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 def files_in(folder: Path) -> list[Path]:
     """The profiles of one folder; none where it cannot be listed. A file whose name is none is passed over."""
     try:
-        return [path for path in folder.iterdir() if path.suffix == ".toml" and NAME.fullmatch(path.stem)]
+        found = [path for path in folder.iterdir() if path.suffix == ".toml" and NAME.fullmatch(path.stem)]
     except OSError:
         return []
+    return [path for path in found if may_be_read(path)]
+
+
+def may_be_read(path: Path) -> bool:
+    """Return whether it may be a file: no folder, pipe, socket or device but /dev/null, which masks a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return True  # who reads it is told why
+    return stat.S_ISREG(mode) or path.resolve() == Path(os.devnull)
 
 
 def folders(config: Path) -> tuple[Path, Path]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kerntune.daemon import config_text, settings, shipped
 from kerntune.daemon.config import Configuration
+from kerntune.daemon.config_files import Config, silent
+from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS
+from kerntune.engine.reconciler import Reconciler
+from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Limits
 from kerntune.tunables import REGISTRY
+from tests.unit.lab import MemoryLedger
 
 CHECKOUT = Path(__file__).parents[2]
 TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
@@ -52,19 +56,13 @@ def test_the_shipped_file_says_nothing() -> None:
     assert (config.claims, config.problems, config.limits) == ((), (), Limits())
 
 
-def test_the_shipped_file_costs_a_daemon_nothing(tmp_path: Path) -> None:
-    """Neither the parser nor the rows: half a MiB of a service that is never to be in the way."""
-    program = f"""
-import sys
-from pathlib import Path
-from kerntune.daemon import app
-from kerntune.daemon.config_files import silent
-(Path({str(tmp_path)!r}) / "kerntune.toml").write_bytes(Path({str(CHECKOUT / shipped.FILE)!r}).read_bytes())
-assert silent(Path({str(tmp_path)!r}), Path("/nonexistent"))
-print(sorted({{"tomllib", "kerntune.daemon.settings", "kerntune.daemon.config"}} & sys.modules.keys()))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
-    assert done.stdout == "[]\n"
+def test_the_shipped_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither parsed nor kept, so it costs a service nothing that is never to be in the way."""
+    monkeypatch.setattr(Configuration, "read", lambda _self: pytest.fail("it was read"))
+    (tmp_path / "kerntune.toml").write_bytes((CHECKOUT / shipped.FILE).read_bytes())
+    assert silent(tmp_path, tmp_path / "run")
+    engine = Reconciler(SimulatedKernel([]), REGISTRY, MemoryLedger())
+    assert Reloading(tmp_path, tmp_path / "run", engine, set()).read() == Config()
 
 
 def test_without_its_marks_the_shipped_file_is_in_order() -> None:

@@ -95,6 +95,7 @@ def test_every_setting_is_said_once() -> None:
         ("RestartPreventExitStatus", "17"),
         ("OOMScoreAdjust", "-900"),
         ("LimitMEMLOCK", "infinity"),
+        ("LimitCORE", "0"),
         ("ConfigurationDirectory", "kerntune"),
         ("StateDirectory", "kerntune"),
         ("StateDirectoryMode", "0700"),

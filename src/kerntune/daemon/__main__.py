@@ -12,9 +12,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 from kerntune.daemon import hotplug, logs
 from kerntune.daemon.app import Directories, Status, lock, run
@@ -23,6 +25,7 @@ from kerntune.daemon.options import HOST, parse
 from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
+MOMENT: Final = 0.2  # seconds
 STACK = 1 << 20  # bytes a thread; the usual 8 MiB count as promised in overcommit mode never
 
 
@@ -34,6 +37,16 @@ def unwritable(root: Path) -> Path | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; its exit status."""
+    status: int = Status.FAILED
+    try:
+        status = start(argv)
+    finally:
+        leave(status)
+    return status
+
+
+def start(argv: Sequence[str] | None) -> int:
+    """Do what the arguments say."""
     directories = Directories.from_environment()
     options = parse(sys.argv[1:] if argv is None else argv, directories.config)
     if options.check:
@@ -44,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from kerntune.daemon.check import show_profile  # noqa: PLC0415  (as above)
 
         return show_profile(options.profile, directories.config, as_json=options.json)
+    threading.stack_size(STACK)
     logs.set_up()
     if options.uncap:
         return uncap(HostKernel(options.root), directories.runtime)
@@ -58,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.demo:
         return simulate(directories)
     directories.make()
-    threading.stack_size(STACK)
     events = hotplug.on_host if options.root == HOST else lambda _look: contextlib.nullcontext()
-    return asyncio.run(run(HostKernel(options.root), str(options.root), directories, events))
+    return live(run(HostKernel(options.root), str(options.root), directories, events))
 
 
 def uncap(kernel: HostKernel, runtime: Path) -> int:
@@ -86,7 +99,34 @@ def simulate(directories: Directories) -> int:
         directories.make()
         kernel = demo_host()
         events = partial(demo.listening, kernel, directories.runtime)
-        return asyncio.run(run(kernel, "(simulated)", directories, events))
+        return live(run(kernel, "(simulated)", directories, events))
+
+
+def live(daemon: Coroutine[Any, Any, Status]) -> Status:
+    """As asyncio.run does it; but what still hangs in a thread is not waited for."""
+    runner = asyncio.Runner()
+    try:
+        return runner.run(daemon)
+    finally:
+        if not hanging():
+            runner.close()
+
+
+def hanging() -> list[str]:
+    """The threads that have not ended after a moment, of those that the interpreter waits for at its end."""
+    deadline = time.monotonic() + MOMENT
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in others:
+        thread.join(max(0, deadline - time.monotonic()))
+    return sorted(thread.name for thread in others if thread.is_alive())
+
+
+def leave(status: int) -> None:
+    """End for good where a thread hangs: only the kernel, or who it waits for, can let go of it."""
+    if threads := hanging():
+        log.error("kerntuned ends without its threads %s, which hang", ", ".join(threads), exc_info=sys.exc_info()[1])
+        logging.shutdown()
+        os._exit(status)
 
 
 if __name__ == "__main__":

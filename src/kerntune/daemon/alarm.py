@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 from kerntune.daemon import logs
@@ -35,6 +36,16 @@ class Told(NamedTuple):
     limits: GuardLimits | None
 
 
+class Named(NamedTuple):
+    """The processes that hold memory."""
+
+    largest: Sequence[Consumer] = ()
+    growing: Sequence[Consumer] = ()
+
+
+NOBODY: Final = Named()
+
+
 class Alarm:
     """Takes verdicts from any thread; `work` tells them one after the other."""
 
@@ -46,6 +57,7 @@ class Alarm:
         self._threads = ThreadPoolExecutor(1, "consumers")
         self._consumers: Consumers | None = None
         self._capped_at = 0.0  # seconds since 1970
+        self._last = Told(GuardVerdict(), None, None)
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
         """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
@@ -62,27 +74,35 @@ class Alarm:
                 self._threads.submit(self._look_now).result(PATIENCE)
 
     async def work(self, engine: Reconciler) -> None:
-        """Until cancelled."""
-        last = Told(GuardVerdict(), None, None)
+        """Until cancelled: whatever telling meets, the guard goes on, and so does the daemon."""
         while True:
-            often = OFTEN if last.verdict.level else RARELY
             try:
-                async with asyncio.timeout(often if last.memory else None):
-                    told = await self._next()
-            except TimeoutError:
-                await self._look()
-                continue
-            if told.memory:
-                await self._look()
-            alert = self._alert(told)
-            record(alert)
-            if told.verdict.caps != last.verdict.caps:
-                engine.look_again(CAUSE, [Lane.MEMORY])
-                await self._look_back(engine, capped=told.verdict.caps)
-            engine.announce(CAUSE)
-            for listener in self.listeners:
-                listener(alert)
-            last = told
+                await self._turn(engine)
+            except Exception as error:  # noqa: BLE001  # of no memory above all, which is when there is something to tell
+                with contextlib.suppress(Exception):
+                    log.error("what the memory guard did cannot be told: %s", str(error) or type(error).__name__)
+                    await asyncio.sleep(OFTEN)
+
+    async def _turn(self, engine: Reconciler) -> None:
+        """Tell what comes next, or look at who holds memory when nothing has come for a while."""
+        last = self._last
+        often = OFTEN if last.verdict.level else RARELY
+        try:
+            async with asyncio.timeout(often if last.memory else None):
+                told = await self._next()
+        except TimeoutError:
+            await self._look()
+            return
+        self._last = told
+        named = await self._look(named=told.verdict.level > 0) if told.memory else NOBODY
+        alert = alert_of(told, named)
+        record(alert)
+        if told.verdict.caps != last.verdict.caps:
+            engine.look_again(CAUSE, [Lane.MEMORY])
+            await self._look_back(engine, capped=told.verdict.caps)
+        engine.announce(CAUSE)
+        for listener in self.listeners:
+            listener(alert)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -97,15 +117,17 @@ class Alarm:
             told = self._untold.popleft()
         return told
 
-    async def _look(self) -> None:
-        """See who holds memory now; where that fails for want of it, nobody is named."""
+    async def _look(self, *, named: bool = False) -> Named:
+        """See who holds memory now, and `named` who they are; where that fails for want of it, nobody is named."""
         with seeing("who holds memory"):
-            await self._loop.run_in_executor(self._threads, self._look_now)
+            return await self._loop.run_in_executor(self._threads, partial(self._look_now, named=named))
+        return NOBODY
 
-    def _look_now(self) -> None:
+    def _look_now(self, *, named: bool = False) -> Named:
         if self._consumers is None:
             self._consumers = Consumers()
         self._consumers.look(time.monotonic())
+        return Named(self._consumers.largest(TOP), self._consumers.growing(TOP)) if named else NOBODY
 
     async def _look_back(self, engine: Reconciler, *, capped: bool) -> None:
         """When a cap has ended, tell who was refused; as long as it is in force, there may be no memory to look."""
@@ -119,23 +141,25 @@ class Alarm:
             engine.guard.count_refusals(sum(each.times for each in refused))
         record_refused(refused)
 
-    def _alert(self, told: Told) -> Alert:
-        verdict, memory, limits = told
-        if memory is None or limits is None:
-            return Alert(verdict, 0, 0, 0)
-        limit = verdict.kbytes * 1024 + memory.swap_total if verdict.caps else 0
-        figures = memory.headroom, limits.floor(memory), limit
-        if not verdict.level or self._consumers is None:
-            return Alert(verdict, *figures)
-        return Alert(verdict, *figures, self._consumers.largest(TOP), self._consumers.growing(TOP))
+
+def alert_of(told: Told, named: Named) -> Alert:
+    """Return the alert that a verdict makes."""
+    verdict, memory, limits = told
+    if memory is None or limits is None:
+        return Alert(verdict, 0, 0, 0)
+    limit = verdict.kbytes * 1024 + memory.swap_total if verdict.caps else 0
+    return Alert(verdict, memory.headroom, limits.floor(memory), limit, *named)
 
 
 @contextlib.contextmanager
 def seeing(what: str) -> Iterator[None]:
-    """What fails for want of memory, of a thread or of time is left out, and said; the rest is told all the same."""
+    """Log a failure for want of memory, of a thread or of time, and go on: the rest is told all the same.
+
+    So is what a package does that is just being replaced: psutil is imported when it is wanted first.
+    """
     try:
         yield
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
         log.error("%s cannot be seen: %s", what, str(error) or type(error).__name__)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -27,8 +28,9 @@ from kerntune.daemon.drift import DriftTimer
 from kerntune.daemon.guard import MemoryGuard
 from kerntune.daemon.hotplug import Look
 from kerntune.daemon.reloading import Reloading
-from kerntune.daemon.state import BOOT_ID, STATE_SET_ASIDE, State
+from kerntune.daemon.state import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, State
 from kerntune.engine.guard import Alert
+from kerntune.engine.halt import make_endable
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
@@ -39,9 +41,13 @@ from kerntune.tunables import REGISTRY
 log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
+ASIDE = 8  # threads that wait for files and for other programs
 USUAL = (700, 10, 10)  # Python's own thresholds of its garbage collection
-SETTLE = 10.0  # seconds that callers in flight may take when we are told to stop
-RESTORE = 30.0  # seconds that the host's own values may take then; TimeoutStopSec= of the unit allows for both
+POLICY_RETRY = 1.0
+LOCK_WAIT = 2.0
+SETTLE = 2.0  # seconds that all of a stop may take
+LEAVE = 0.4  # seconds of them for the bus, the threads and the journal
+RESTORE = 30.0  # seconds more that the host's own values may take then; TimeoutStopSec= of the unit allows for both
 
 
 Events = Callable[[Look], contextlib.AbstractContextManager[None]]
@@ -80,14 +86,23 @@ class Directories:
 
 async def run(kernel: Kernel, root: str, directories: Directories, events: Events) -> Status:
     """The daemon, until it is told to stop or the bus is gone; `events` calls back when something comes or goes."""
+    stop = stop_event()
+    make_endable()
     with contextlib.ExitStack() as stack:
-        if not lock(directories.runtime, stack):
+        # A thread of it may hang, as in a look into the users' database: the end does not wait for it.
+        aside = ThreadPoolExecutor(ASIDE, "aside")
+        asyncio.get_running_loop().set_default_executor(aside)
+        stack.callback(aside.shutdown, wait=False, cancel_futures=True)
+        if not await locked(directories.runtime, stack):
             log.error("another kerntuned runs with %s", directories.runtime)
             return Status.TAKEN
         boot = find(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
         undone = undo_cap_alone(kernel, directories.runtime)
         state = State(directories.runtime, directories.state, boot_id=boot)
-        state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
+        try:
+            state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
+        except OSError as error:
+            log.error("the runtime directory cannot be written: %s", error)
         alarm = Alarm()
         stack.callback(alarm.close)
         guard = MemoryGuard(kernel, directories.runtime, alarm.tell)
@@ -99,6 +114,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         stack.callback(guard.stop)
         set_aside = state.set_aside or engine.unsound or undone is Undone.SET_ASIDE
         troubles = {STATE_SET_ASIDE} if set_aside else set()
+        troubles |= {STATE_UNREAD} if state.unread else set()
         reloading = Reloading(directories.config, directories.runtime, engine, troubles)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.soon)
         drift = DriftTimer(engine)
@@ -113,48 +129,107 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             working = [
                 group.create_task(engine.work(), name="lanes"),
                 group.create_task(alarm.work(engine), name="alarm"),
+                group.create_task(notify.watchdog(lambda: guard.alive), name="watchdog"),
             ]
             try:
-                return await serve(host, engine, troubles, reloading, alarm)
+                return await Daemon(host, engine, troubles, reloading, alarm).live(stop)
             finally:
                 for task in working:
                     task.cancel()
 
 
-async def serve(host: Host, engine: Reconciler, troubles: set[str], reloading: Reloading, alarm: Alarm) -> Status:
-    """Connect, own the name, observe, boot pass, READY; then answer until the end."""
-    extending = asyncio.create_task(notify.extend_start())
-    try:
-        service = await connect()
-        await engine.observe()
+@dataclass(slots=True)
+class Daemon:
+    """The parts of the daemon, from the connection to the bus until the end; `service` is on the bus."""
+
+    host: Host
+    engine: Reconciler
+    troubles: set[str]
+    reloading: Reloading
+    alarm: Alarm
+    service: Service | None = None
+
+    async def live(self, stop: asyncio.Event) -> Status:
+        """Serve until told to stop, whatever is done meanwhile; Status.OK then, and else why it ended by itself."""
+        serving, told = asyncio.create_task(self.serve(), name="serve"), asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
+            status = Status.OK if stop.is_set() else serving.result()
+        finally:
+            told.cancel()
+            serving.cancel()
+        await self.stop(told=stop.is_set())
+        return status
+
+    async def serve(self) -> Status:
+        """Connect, own the name, observe, boot pass, READY; then answer until the bus is gone: never Status.OK."""
+        extending = asyncio.create_task(notify.extend())
+        try:
+            service = self.service = await connect()
+            await self.engine.observe()
+            booting = asyncio.create_task(self.engine.reconcile("boot", enforce=True))
+            # The boot pass is queued first; edits that come now wait for it or join it.
+            await asyncio.sleep(0)
+            if service:
+                self._open(service)
+            notify.tell("STATUS=applying what is configured; huge pages can take long")
+            await booted(booting)
+        except NameTaken as error:
+            log.error("%s", error)
+            return Status.TAKEN
+        except errors.KerntuneError as error:
+            log.error("%s", error)
+            return Status.FAILED
+        finally:
+            extending.cancel()
         if service is None:
-            await engine.reconcile("boot", enforce=True)
             log.error(
                 "no bus for %.0f s: the boot pass is done, and that is all that can be done without one", BUS_WAIT
             )
             return Status.FAILED
-        stop = stop_event()
-        core = objects.Core(service, engine, host, troubles, Choosing(reloading, engine))
-        alarm.listeners.append(publish(service, core))
-        booting = asyncio.create_task(engine.reconcile("boot", enforce=True))
-        # The boot pass is queued first; edits that come now wait for it or join it.
-        await asyncio.sleep(0)
-        service.open()
-        await booting
-    except NameTaken as error:
-        log.error("%s", error)
-        return Status.TAKEN
-    except errors.KerntuneError as error:
-        log.error("%s", error)
+        await self._ready(service)
+        await service.closed()
+        log.error("the connection to the bus is lost")
         return Status.FAILED
-    finally:
-        extending.cancel()
-    notify.tell(f"READY=1\nSTATUS={summary(engine, troubles)}")
-    engine.listeners.append(lambda _report: notify.tell(f"STATUS={summary(engine, troubles)}"))
-    reloading.booted()
-    settle_down()
-    await Neighbours(service, troubles, engine.look_again).watch()
-    return await until_end(service, engine, stop, reloading)
+
+    def _open(self, service: Service) -> None:
+        core = objects.Core(service, self.engine, self.host, self.troubles, Choosing(self.reloading, self.engine))
+        self.alarm.listeners.append(publish(service, core))
+        service.open()
+
+    async def _ready(self, service: Service) -> None:
+        def status() -> str:
+            return f"STATUS={summary(self.engine, self.troubles)}"
+
+        notify.tell(f"READY=1\n{status()}")
+        self.engine.listeners.append(lambda _report: notify.tell(status()))
+        self.reloading.booted()
+        settle_down()
+        await Neighbours(service, self.troubles, self.engine.look_again).watch()
+
+    async def stop(self, *, told: bool) -> None:
+        """Come to rest within SETTLE seconds, RESTORE more where the host's own values are wanted; leave the bus."""
+        notify.tell("STOPPING=1")
+        self.reloading.stop()
+        busy = await self.engine.end_writes(SETTLE - LEAVE)
+        if told and self.reloading.config.restore_on_stop and not await self.engine.put_back(RESTORE):
+            log.error("the host's own values are not all back")
+            busy = await self.engine.end_writes(LEAVE, grace=0)
+        if busy:
+            log.error(
+                "the kernel is still busy with a write to %s, which cannot be ended: kerntuned does not wait for it, "
+                "and the next start puts right what it leaves", ", ".join(f"/{path}" for path in busy),
+            )  # fmt: skip
+        if self.service:
+            await self.service.close()
+
+
+async def booted(booting: asyncio.Future[None]) -> None:
+    """Wait for the boot pass. Where it fails in a lane, others are in force, and the engine tries that one again."""
+    try:
+        await booting
+    except errors.KerntuneError as error:
+        log.error("the boot pass is not complete, and is made again: %s", error)
 
 
 def settle_down() -> None:
@@ -164,18 +239,21 @@ def settle_down() -> None:
 
 
 async def connect() -> Service | None:
-    """The service with its name owned, or None when there is no bus for BUS_WAIT seconds."""
+    """The service with its name owned, or None when no bus lets us own it for BUS_WAIT seconds. Raises NameTaken."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BUS_WAIT
     while True:
         service = Service(load(names.interface_files()), names.ROOT)
         try:
             await service.connect(names.BUS_NAME)
-        except errors.Unreachable as error:
+        except NameTaken:
+            raise
+        except errors.KerntuneError as error:
+            # No bus, one that does not answer, or one whose policy (not yet there, or damaged) is against us.
             if loop.time() > deadline:
                 log.error("%s", error)
                 return None
-            await asyncio.sleep(BUS_RETRY)
+            await asyncio.sleep(BUS_RETRY if isinstance(error, errors.Unreachable) else POLICY_RETRY)
         else:
             return service
 
@@ -200,28 +278,6 @@ def publish(service: Service, core: objects.Core) -> Callable[[Alert], None]:
     return memory.announce
 
 
-async def until_end(service: Service, engine: Reconciler, stop: asyncio.Event, reloading: Reloading) -> Status:
-    """Status.OK when told to stop, FAILED when the bus is gone (systemd starts us again)."""
-    ends = {
-        asyncio.create_task(stop.wait(), name="stop"),
-        asyncio.create_task(service.closed(), name="bus"),
-    }
-    beating = asyncio.create_task(notify.watchdog(lambda: engine.guard is None or engine.guard.alive))
-    done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    told = any(task.get_name() == "stop" for task in done)
-    for task in (*ends, beating):
-        task.cancel()
-    if not told:
-        log.error("the connection to the bus is lost")
-        return Status.FAILED
-    notify.tell("STOPPING=1")
-    await engine.settle(SETTLE)
-    if reloading.config.restore_on_stop and not await engine.put_back(RESTORE):
-        log.error("the host's own values are not all back after %.0f s", RESTORE)
-    await service.close()
-    return Status.OK
-
-
 def restorable(target: Target, value: str) -> bool:
     """Whether a saved baseline belongs to a tunable there is, and could be written back."""
     return any(tunable.name == target.tunable and tunable.restorable(value) for tunable in REGISTRY)
@@ -235,13 +291,26 @@ def stop_event() -> asyncio.Event:
     return stop
 
 
+async def locked(runtime: Path, stack: contextlib.ExitStack) -> bool:
+    """The same as `lock`, for LOCK_WAIT seconds: `kerntuned --uncap` has it for a moment."""
+    deadline = asyncio.get_running_loop().time() + LOCK_WAIT
+    while not lock(runtime, stack):
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(BUS_RETRY)
+    return True
+
+
 def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
-    """Whether we are the only daemon with this runtime directory; the lock goes with the process."""
-    file = stack.enter_context((runtime / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    """Return whether this is the only daemon with the runtime directory: its lock goes with the process."""
+    with contextlib.ExitStack() as trying:
+        folder = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        trying.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        stack.push(trying.pop_all())
     return True
 
 

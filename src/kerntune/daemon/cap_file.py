@@ -10,6 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+from kerntune.daemon.files import NoPlainFile, patiently, put_aside
 from kerntune.kernel.files import Kernel
 from kerntune.kernel.pressure import MemoryFiles, Originals
 
@@ -77,11 +78,13 @@ def undo_cap(kernel: Kernel, runtime: Path) -> bool:
 
 
 def left_behind(runtime: Path) -> Originals | None:
-    """What is to be put back, None when there is nothing. Raises Unreadable."""
+    """Return the values to put back, None for none. Raise Unreadable, or OSError when they cannot be read now."""
     try:
-        text = (runtime / NAME).read_bytes()
-    except OSError:
+        text = patiently(runtime / NAME, SIZE)
+    except FileNotFoundError:
         return None
+    except NoPlainFile as error:
+        raise Unreadable(NAME) from error
     if not text.strip():
         return None
     try:
@@ -103,11 +106,11 @@ def undo_cap_alone(kernel: Kernel, runtime: Path) -> Undone:
         return Undone.FAILED
     except Unreadable:
         path = runtime / NAME
-        aside = path.with_name(f"{NAME}.bad")
+        aside = path
         with contextlib.suppress(OSError):
-            path.replace(aside)
+            aside = put_aside(path, "bad")
         log.error(
-            "%s cannot be read and is now %s: a cap may be left in force; `sysctl vm.overcommit_memory` shows it, and "
+            "%s cannot be used and is now %s: a cap may be left in force; `sysctl vm.overcommit_memory` shows it, and "
             "2 is a cap unless it was asked for", path, aside.name,
         )  # fmt: skip
         return Undone.SET_ASIDE

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from kerntune.daemon.config import Configuration
-from kerntune.daemon.config_files import DROP_INS, MAIN, Config, contents_of
+from kerntune.daemon.config_files import DROP_INS, MAIN, Config
 from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
+from kerntune.daemon.files import contents_of
 from kerntune.daemon.profiles import Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim

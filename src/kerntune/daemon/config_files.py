@@ -1,14 +1,14 @@
-"""Which configuration files there are, and whether they say anything; light, for on most hosts they do not."""
+"""Which configuration files there are, and whether they say anything: on most hosts they do not."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from kerntune.daemon.files import contents_of
 from kerntune.engine.guard import GuardLimits
 from kerntune.model import Claim, Limits
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 MAIN: Final = "kerntune.toml"
 DROP_INS: Final = "kerntune.d"
 COPY: Final = "config.json"  # in the runtime directory, see config.py
-LONGEST: Final = 1 << 20  # bytes of a file
 DEFAULT: Final = Limits()
 DRIFT_INTERVAL: Final = 60  # seconds
 GUARD: Final = GuardLimits()
@@ -96,12 +95,3 @@ def absent(path: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def contents_of(path: Path) -> bytes:
-    """The file's bytes; OSError also for one that is too long. A pipe without a writer is empty, and not waited for."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        data = file.read(LONGEST + 1)
-    if len(data) > LONGEST:
-        raise OSError(errno.EFBIG, f"it is longer than {LONGEST} bytes")
-    return data or b""

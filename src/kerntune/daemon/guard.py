@@ -24,6 +24,7 @@ from kerntune.model import Claim, ClaimId, Memory, Origin
 from kerntune.tunables.overcommit import Overcommit, split
 
 log = logging.getLogger(__name__)
+HANGS: Final = 0.5  # seconds that a pass may still have the files for when the guard stops
 DISABLED: Final = "disabled in the configuration ([guard] enabled)"
 
 Tell = Callable[[GuardVerdict, Memory | None, GuardLimits | None], None]
@@ -114,12 +115,17 @@ class MemoryGuard:
         self.times_refused += times
 
     def stop(self) -> None:
-        """End for good, and put back what was capped; a pass may still run."""
-        with self.lock:
+        """End for good, and put back what was capped; a pass may still run, and one that hangs is not waited for."""
+        if not self.lock.acquire(timeout=HANGS):
+            log.error("a pass hangs with the memory guard's files: `kerntuned --uncap` takes a cap back")
+            return
+        try:
             self._stopped = True
             if self.verdict.caps:
                 log.info("the memory guard ends and takes its cap back")
             self._end(GuardVerdict())
+        finally:
+            self.lock.release()
 
     def _begin(self, limits: GuardLimits, asked: ClaimId) -> None:
         self._asked = asked

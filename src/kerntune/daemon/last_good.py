@@ -5,6 +5,7 @@ Every method blocks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Final
 
 from kerntune.daemon import settings
 from kerntune.daemon.config_text import Content
-from kerntune.daemon.state import Document, dump_claims, load, load_claims, replace_file
+from kerntune.daemon.files import put_aside, replace_file
+from kerntune.daemon.state import Document, dump_claims, load, load_claims
 from kerntune.engine.requests import sound
 from kerntune.model import Origin
 from kerntune.tunables.base import Tunable
@@ -62,7 +64,14 @@ class LastGood:
             found.update({name: self._content(row) for name, row in document["files"].items()})
             return {}
 
-        _, self.set_aside = load(self._copy, check)
+        try:
+            _, self.set_aside = load(self._copy, check)
+        except OSError as error:
+            # It is written anew as soon as the files are in order.
+            log.error("%s cannot be read (%s)", self._copy, error)
+            self.set_aside = self._copy
+            with contextlib.suppress(OSError):
+                self.set_aside = put_aside(self._copy, "bad")
         return {} if self.set_aside else found
 
     def _content(self, row: Mapping[str, Any]) -> Content:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from kerntune.model import Outcome, Reason, Report, State
@@ -21,6 +25,8 @@ TARGET_NOT_SET: Final = "0b9a8f1c3f6d4f52b5d7b0a95d3f1c22"
 CONFIG_PROBLEM: Final = "4d1f0a7be2a94d0c8c1b6f5e93a7d208"
 GUARD_CHANGED: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"
 GUARD_REFUSED: Final = "c2e7d9a86b314d5fa1f40e7b935c8d12"
+MOST_RECORDS: Final = 2000  # that wait for the journal, about 2 MiB
+FLUSH: Final = 0.3  # seconds
 GOOD: Final = frozenset({State.SATISFIED, State.UNMANAGED})
 
 
@@ -30,12 +36,75 @@ def set_up() -> None:
     if to_journal():
         from systemd.journal import JournalHandler  # noqa: PLC0415  (only where there is a journal)
 
-        handler = JournalHandler(SYSLOG_IDENTIFIER="kerntuned")
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        journal = JournalHandler(SYSLOG_IDENTIFIER="kerntuned")
+        journal.setFormatter(logging.Formatter("%(message)s"))
+        handler = Aside(journal)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class Aside(logging.Handler):
+    """Hands records to `target` in a thread of its own: sd_journal_send(3) waits while journald does not read.
+
+    What does not fit any more is dropped, and told as a number when there is room again.
+    """
+
+    def __init__(self, target: logging.Handler) -> None:
+        super().__init__()
+        self._target = target
+        self._records, self._lost = SimpleQueue[logging.LogRecord](), 0
+        self._counting = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+        # Made now: while memory is short there may be no room for it.
+        threading.Thread(target=self._work, name="journal", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record; nothing waits and nothing is raised."""
+        if self._records.qsize() >= MOST_RECORDS:
+            with self._counting:
+                self._lost += 1
+            return
+        try:
+            # What it says is what is so now.
+            record.msg, record.args = record.getMessage(), None
+        except Exception:  # noqa: BLE001  # as other handlers do: a message that does not fit its words ends nothing
+            self.handleError(record)
+            return
+        self._idle.clear()
+        self._records.put(record)
+
+    def flush(self) -> None:
+        """Wait until all is handed over, but not for long."""
+        self._idle.wait(FLUSH)
+
+    def _work(self) -> None:
+        while True:
+            record = self._records.get()
+            # Whatever goes wrong with one record, the thread goes on: memory may be short.
+            with contextlib.suppress(Exception):
+                # Without its lock, which the end of the program would wait for.
+                self._target.emit(record)
+            if self._records.empty():
+                with contextlib.suppress(Exception):
+                    self._tell_lost()
+                with self.lock or nullcontext():  # emit has it while it is called
+                    if self._records.empty():
+                        self._idle.set()
+
+    def _tell_lost(self) -> None:
+        with self._counting:
+            count, self._lost = self._lost, 0
+        if count:
+            self._target.emit(lost(count))
+
+
+def lost(count: int) -> logging.LogRecord:
+    """Return a record that tells how many were dropped."""
+    words = "%d messages were dropped, for the journal did not take them"
+    return logging.LogRecord(log.name, logging.WARNING, __file__, 0, words, (count,), None)
 
 
 def to_journal() -> bool:

@@ -1,21 +1,86 @@
-"""What systemd is told (sd_notify(3)): ready, status, still alive, more time."""
+"""Messages to systemd (sd_notify(3)): ready, status, still alive, more time. They never wait, and never fail.
+
+libsystemd's sd_notify() waits while the socket is full, and the whole loop with it; so the datagrams are sent here.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import socket
 import time
 from collections.abc import Callable
+from typing import Final
 
-from systemd import daemon
-
-EXTEND_EVERY = 5.0  # seconds between asking for more time to start
+EXTEND_EVERY = 5.0  # seconds between asking for more time
 EXTEND_BY = 20_000_000  # microseconds
+# systemd acts on these, and waits for them; a STATUS= or a request for more time has a successor.
+WAITED_FOR: Final = frozenset({"READY=1", "RELOADING=1", "STOPPING=1", "WATCHDOG=1"})
+RETRY: Final = 0.25  # seconds
+TRIES: Final = 240  # a minute: systemd has given us up by then, or does not read at all
+LONGEST: Final = 16  # messages that wait
+# The socket is full, or there is no room for another one at this moment.
+PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Outbox:
+    """Sends messages in their order; those that are waited for are sent again while the socket is full."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+        self._tries = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, text: str) -> None:
+        """Send one or more KEY=VALUE lines, now or as soon as there is room."""
+        matters = not WAITED_FOR.isdisjoint(text.splitlines())
+        if self._waiting:
+            # Of what is behind, only what matters is kept, and a beat only once.
+            if matters and text not in self._waiting[-1:]:
+                self._waiting = [*self._waiting, text][-LONGEST:]
+        elif not sent(text) and matters:
+            self._waiting, self._tries = [text], 0
+            self._later()
+
+    def _later(self) -> None:
+        try:
+            self._timer = asyncio.get_running_loop().call_later(RETRY, self._again)
+        except RuntimeError:  # no loop runs: there is no later
+            self._waiting.clear()
+
+    def _again(self) -> None:
+        self._tries += 1
+        while self._waiting and sent(self._waiting[0]):
+            del self._waiting[0]
+            self._tries = 0
+        if self._waiting and self._tries < TRIES:
+            self._later()
+        else:
+            self._waiting.clear()
+
+
+_outbox = Outbox()
+
+
+def sent(text: str) -> bool:
+    """Send, and return whether the message has gone out or never will; False while the socket is full."""
+    name = os.environ.get("NOTIFY_SOCKET", "")
+    if name[:1] not in ("/", "@"):  # no service manager listens
+        return True
+    # An @ stands for the zero byte of an abstract name.
+    address = f"\0{name[1:]}" if name[0] == "@" else name
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+            sender.sendto(text.encode(), address)
+    except OSError as error:
+        return error.errno not in PASSING  # else it is gone, and there is nobody to tell
+    return True
 
 
 def tell(text: str) -> None:
     """Send one or more KEY=VALUE lines; nothing happens where no service manager listens."""
-    daemon.notify(text)
+    _outbox.tell(text)
 
 
 def reloading() -> None:
@@ -23,10 +88,16 @@ def reloading() -> None:
     tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
-async def extend_start() -> None:
-    """Ask for more time to start, until cancelled: huge pages can take long."""
+async def extend(*, at_once: bool = True) -> None:
+    """Ask for more time, until cancelled: huge pages can take long. What is probably short need not ask at once.
+
+    systemd puts off whatever it waits for with the service: a start, and the command of ExecReload=, which has
+    TimeoutStartSec= like a start (systemd's src/core/service.c, service_enter_reload and service_extend_timeout).
+    """
     while True:
-        tell(f"EXTEND_TIMEOUT_USEC={EXTEND_BY}")
+        if at_once:
+            tell(f"EXTEND_TIMEOUT_USEC={EXTEND_BY}")
+        at_once = True
         await asyncio.sleep(EXTEND_EVERY)
 
 

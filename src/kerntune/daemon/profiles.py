@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from kerntune.daemon.config import in_order, misspelt, stale
-from kerntune.daemon.config_files import Chosen, contents_of
+from kerntune.daemon.config_files import Chosen
 from kerntune.daemon.config_text import Content, Kind, Problem, Reader, parse
+from kerntune.daemon.files import contents_of
 from kerntune.daemon.last_good import LastGood
 from kerntune.daemon.settings import shown
 from kerntune.errors import InvalidValue, NoSuchProfile

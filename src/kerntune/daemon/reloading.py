@@ -7,20 +7,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kerntune.daemon import logs, notify
+from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import Chosen, Config, silent
+from kerntune.daemon.config_text import Problem
+from kerntune.daemon.profiles import ProfileInForce, Profiles
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import Choice, FilesEdit
-from kerntune.engine.reconciler import Reconciler
+from kerntune.engine.reconciler import Reconciler, stopping
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.model import Claim
-
-if TYPE_CHECKING:
-    from kerntune.daemon.config import Configuration
-    from kerntune.daemon.config_text import Problem
-    from kerntune.daemon.profiles import ProfileInForce
+from kerntune.places import folders
 
 log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
@@ -34,33 +33,28 @@ class Reloading:
     """
 
     def __init__(self, folder: Path, runtime: Path, engine: Reconciler, troubles: set[str]) -> None:
-        """`folder` has the files, `runtime` the copy of what they said when they were in order."""
+        """`folder` has the files, `runtime` the copies of what they said when they were in order. Blocks.
+
+        Nothing of ours is imported later than this: an upgrade may be replacing the package by then.
+        """
         self._folder, self._runtime, self._engine, self._troubles = folder, runtime, engine, troubles
+        tunables = engine.tunables
+        self._configuration, self._parsed = Configuration(folder, runtime, tunables.values()), False
+        self.profile = ProfileInForce(Profiles(folders(folder), tunables.values()), runtime, tunables)
+        if self._configuration.set_aside or self.profile.set_aside:
+            troubles.add(STATE_SET_ASIDE)
         self.listeners: list[Callable[[Config], None]] = []
         self.config, self.chosen = Config(), Chosen()
         self.turn = asyncio.Lock()
-        self._configuration: Configuration | None = None
-        self._profile: ProfileInForce | None = None
         self._next: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._booted = asyncio.Event()
+        self._stopped = False
 
     @property
     def claims(self) -> tuple[Claim, ...]:
         """What all files claim, as last read."""
         return *self.config.claims, *self.chosen.claims
-
-    @property
-    def profile(self) -> ProfileInForce:
-        """The reader of profiles, made when one is wanted: most hosts have none. Blocks."""
-        if self._profile is None:
-            from kerntune.daemon.profiles import ProfileInForce, Profiles  # noqa: PLC0415
-            from kerntune.places import folders  # noqa: PLC0415
-
-            tunables = self._engine.tunables
-            self._profile = ProfileInForce(Profiles(folders(self._folder), tunables.values()), self._runtime, tunables)
-            self._set_aside(self._profile.set_aside)
-        return self._profile
 
     def start(self) -> None:
         """Read for the boot pass; blocks, and nothing waits for us yet."""
@@ -70,14 +64,9 @@ class Reloading:
 
     def read(self) -> Config:
         """What the configuration says now; blocks."""
-        if self._configuration is None:
-            if silent(self._folder, self._runtime):
-                return Config()
-            # Half a MiB that a host without settings does not need.
-            from kerntune.daemon.config import Configuration  # noqa: PLC0415
-
-            self._configuration = Configuration(self._folder, self._runtime, self._engine.tunables.values())
-            self._set_aside(self._configuration.set_aside)
+        if not self._parsed and silent(self._folder, self._runtime):
+            return Config()
+        self._parsed = True
         return self._configuration.read()
 
     def read_profile(self, name: str, *, keep: bool = True) -> Chosen:
@@ -87,6 +76,10 @@ class Reloading:
     def booted(self) -> None:
         """READY was said: from now on a reload may begin."""
         self._booted.set()
+
+    def stop(self) -> None:
+        """STOPPING was said: no reload begins any more, and the one that runs says nothing."""
+        self._stopped = True
 
     def soon(self) -> asyncio.Task[None]:
         """The first reload that begins after now; all who ask until then share it."""
@@ -107,14 +100,19 @@ class Reloading:
         await self._booted.wait()
         async with self.turn:
             self._next = None
+            if self._stopped:
+                raise stopping()
             notify.reloading()
+            extending = asyncio.create_task(notify.extend(at_once=False))
             try:
                 config = await asyncio.to_thread(self.read)
                 choice = self._engine.book.choice
                 self.note(config, await asyncio.to_thread(self.read_profile, choice.profile or config.profile))
                 await self._apply(choice)
             finally:
-                notify.tell("READY=1")
+                extending.cancel()
+                if not self._stopped:
+                    notify.tell("READY=1")
         if wrong := self.errors:
             raise not_in_order(wrong)
 
@@ -149,10 +147,6 @@ class Reloading:
             self._troubles.add(CONFIG_INVALID)
         else:
             self._troubles.discard(CONFIG_INVALID)
-
-    def _set_aside(self, path: Path | None) -> None:
-        if path:
-            self._troubles.add(STATE_SET_ASIDE)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody may be waiting: after SIGHUP the journal is all there is."""

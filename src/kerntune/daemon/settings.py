@@ -70,8 +70,9 @@ RESTORE_ON_STOP: Final = ("daemon", "restore-on-stop")
 OPTIONS: Final = (
     Option(
         "limits", "hugepages-percent", 0, 95, DEFAULT.hugepages_percent, "percent of RAM",
-        "How much of RAM all pools of huge pages may take together. Nobody can ask for more, root included; memory "
-        "that other programs need stays free in any case.",
+        "How much of RAM all pools of huge pages may take together, with those that may be borrowed. Nobody can ask "
+        "for more, root included, and only the host's own numbers go back beyond it; memory that other programs need "
+        "stays free in any case.",
     ),
     Option(
         "limits", "claims", 1, 100_000, DEFAULT.claims, "",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kerntune.daemon.files import NoPlainFile, patiently, put_aside, replace_file
 from kerntune.engine.claims import Choice, ClaimBook
 from kerntune.errors import InvalidValue
 from kerntune.model import Baseline, Claim, Origin, Target
@@ -23,32 +24,60 @@ from kerntune.model import Baseline, Claim, Origin, Target
 log = logging.getLogger(__name__)
 FORMAT = 1
 STATE_SET_ASIDE = "state-set-aside"
+STATE_UNREAD = "state-unread"
+UNREAD = "unread"
+LONGEST = 16 << 20  # bytes of a file
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
 
 
 class State:
-    """A Ledger (engine/ledger.py) in two JSON files; `set_aside` names the files that could not be used."""
+    """A Ledger (engine/ledger.py) in two JSON files.
+
+    `set_aside` names the files that could not be used. Those that could not be read, which may pass, are `unread`: they
+    are kept under another name, and the start that can read them takes up what they hold.
+    """
 
     def __init__(self, runtime: Path, persistent: Path, *, boot_id: str | None = None) -> None:
         self._runtime, self._persistent = runtime / "runtime.json", persistent / "claims.json"
         self._boot = boot_id if boot_id is not None else BOOT_ID.read_text().strip()
         self._lock = threading.Lock()
         self.set_aside: list[Path] = []
+        self.unread: list[Path] = []
         run, lib = self._load(self._runtime), self._load(self._persistent)
-        if run.get("boot") != self._boot:
+        old_run, old_lib = self._kept(self._runtime), self._kept(self._persistent)
+        if run == {} and self._is_lost():
+            run = None
+        if run is not None and run.get("boot") != self._boot:
             run = {}
-        committed = lib.get("commit", {})
-        if committed.get("boot") == self._boot and committed["serial"] > run.get("serial", 0):
-            run = run | {key: committed[key] for key in ("serial", "runtime", "suspended") if key in committed}
-        self._serial: int = run.get("serial", 0)
+        committed = lib.get("commit", {}) if lib else {}
+        if committed.get("boot") != self._boot:
+            committed = {}
+        newer = committed.get("serial", 0)
+        self._serial: int = max(newer, run.get("serial", 0) if run else 0)
+        # Without the file itself nobody knows what was withdrawn since the copy was made.
+        if run is not None and newer > run.get("serial", 0):
+            run = run | {key: committed[key] for key in ("runtime", "suspended") if key in committed}
+        runs = [*(old for old in old_run.values() if old.get("boot") == self._boot), run or {}]
+        libs = [*old_lib.values(), lib or {}]
         claims = (
-            *load_claims(lib.get("persistent", ()), Origin.PERSISTENT),
-            *load_claims(run.get("runtime", ()), Origin.RUNTIME),
+            *in_sequence(load_claims(each.get("persistent", ()), Origin.PERSISTENT) for each in libs),
+            *in_sequence(load_claims(each.get("runtime", ()), Origin.RUNTIME) for each in runs),
         )
-        choice = Choice(lib.get("profile", ""), run.get("suspended", False))
-        self._book = ClaimBook({claim.id: claim for claim in claims}, choice)
-        self._baselines = {Target(t, i, k): value for t, i, k, value in run.get("baselines", ())}
+        profile = next((each["profile"] for each in reversed(libs) if each.get("profile")), "")
+        self._book = ClaimBook(
+            {claim.id: claim for claim in claims}, Choice(profile, (run or {}).get("suspended", False))
+        )
+        # Of two the older one is what the host had by itself.
+        rows = [row for each in reversed(runs) for row in each.get("baselines", ())]
+        self._baselines = {Target(t, i, k): value for t, i, k, value in rows}
+        # The claims there are not known, so no target may count as claimed by nobody.
+        claims_unread = any(path.parent == self._persistent.parent for path in self.unread)
+        self._reserved = set(self._baselines) if claims_unread else set()
+        if old_run or old_lib:
+            self._write_anew(self._save_persistent, taken_up=[*old_run, *old_lib])
+        elif newer and run is None:
+            self._write_anew()
 
     @property
     def book(self) -> ClaimBook:
@@ -56,12 +85,15 @@ class State:
 
     @property
     def baselines(self) -> Mapping[Target, str]:
-        return self._baselines
+        if not self._reserved:
+            return self._baselines
+        return {target: value for target, value in self._baselines.items() if target not in self._reserved}
 
     def keep(self, baselines: Sequence[Baseline]) -> None:
         with self._lock:
             added = {baseline.target: baseline.value for baseline in baselines}
             self._save_runtime(self._book, added | self._baselines)
+            self._reserved = self._reserved - added.keys()
 
     def forget(self, targets: Collection[Target]) -> None:
         with self._lock:
@@ -70,17 +102,20 @@ class State:
     def commit(self, book: ClaimBook) -> None:
         with self._lock:
             if outlasting(book) != outlasting(self._book):
-                serial = self._serial + 1
-                document = {
-                    "format": FORMAT,
-                    "persistent": dump_claims(book.by_origin(Origin.PERSISTENT)),
-                    "profile": book.choice.profile,
-                    "commit": {"boot": self._boot, "serial": serial} | passing(book),
-                }
-                replace_file(self._persistent, document, durable=True)
-                self._serial, self._book = serial, book
+                self._save_persistent(book)
             else:
                 self._save_runtime(book, self._baselines)
+
+    def _save_persistent(self, book: ClaimBook) -> None:
+        serial = self._serial + 1
+        document = {
+            "format": FORMAT,
+            "persistent": dump_claims(book.by_origin(Origin.PERSISTENT)),
+            "profile": book.choice.profile,
+            "commit": {"boot": self._boot, "serial": serial} | passing(book),
+        }
+        replace_file(self._persistent, document, durable=True)
+        self._serial, self._book = serial, book
 
     def _save_runtime(self, book: ClaimBook, baselines: dict[Target, str]) -> None:
         serial = self._serial + 1
@@ -94,27 +129,91 @@ class State:
         replace_file(self._runtime, document, durable=False)
         self._serial, self._book, self._baselines = serial, book, baselines
 
-    def _load(self, path: Path) -> Document:
-        document, aside = load(path, checked)
+    def _load(self, path: Path) -> Document | None:
+        """Return the document of a file, an empty one where there is no file, None when it cannot be known."""
+        try:
+            document, aside = load(path, checked)
+        except OSError as error:
+            self.unread.append(self._kept_as(path, error))
+            return None
         if aside:
             self.set_aside.append(aside)
+            return None
         return document
+
+    def _kept_as(self, path: Path, why: OSError) -> Path:
+        """Rename a file that cannot be read now, and return its new path."""
+        if path.name.endswith(UNREAD):
+            log.error("%s still cannot be read (%s)", path, why)
+            return path
+        try:
+            aside = put_aside(path, UNREAD, keep_oldest=True)
+        except OSError as error:
+            log.error("%s cannot be read (%s), nor kept under another name (%s)", path, why, error)
+            return path
+        log.error("%s cannot be read (%s); it is kept as %s, and the next start tries again", path, why, aside)
+        return aside
+
+    def _kept(self, path: Path) -> dict[Path, Document]:
+        """Return the documents that former starts could not read, and this one can; the oldest first."""
+        kept = [each for each in path.parent.glob(f"{path.name}*.{UNREAD}") if each not in self.unread]
+        kept.sort(key=age)
+        found = {each: self._load(each) for each in kept}
+        return {each: document for each, document in found.items() if document is not None}
+
+    def _write_anew(self, *saving: Callable[[ClaimBook], None], taken_up: Iterable[Path] = ()) -> None:
+        """Save the state anew: without runtime.json the next start would go by the copy in the other file."""
+        try:
+            for save in saving:
+                save(self._book)
+            self._save_runtime(self._book, self._baselines)
+        except OSError as error:
+            log.error("what is left of the saved state cannot be saved: %s", error)
+            return
+        for path in taken_up:
+            try:
+                path.unlink()
+            except OSError as error:
+                log.error("%s is taken up, and cannot be removed: %s", path, error)
+            else:
+                log.info("%s can be read again, and what it holds is taken up", path)
+
+    def _is_lost(self) -> bool:
+        """Return whether runtime.json was set aside in this boot, and could not be written anew since."""
+        return any(self._runtime.parent.glob(f"{self._runtime.name}*.bad"))
+
+
+def in_sequence(books: Iterable[Sequence[Claim]]) -> list[Claim]:
+    """Return the claims of one origin in several books, the older book first: a claim of a newer one is newer too."""
+    found: list[Claim] = []
+    for book in books:
+        last = max((claim.seq for claim in found), default=0)
+        found += [replace(claim, seq=claim.seq + last) for claim in book]
+    return found
+
+
+def age(path: Path) -> float:
+    """Return when a file was written, 0 where that cannot be known."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path | None]:
     """The document, or an empty one; what cannot be used is set aside under another name, which is told too.
 
-    `check` answers the document, or raises what json and wrong types raise.
+    `check` answers the document, or raises what json and wrong types raise. Raises OSError when it cannot be read now.
     """
-    aside = path.with_name(f"{path.name}.bad")
+    why: Exception
     try:
-        return check(json.loads(path.read_bytes())), None
+        return check(json.loads(patiently(path, LONGEST))), None
     except FileNotFoundError:
         return {}, None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidValue) as error:
+    except (NoPlainFile, ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidValue) as error:
         why = error
     try:
-        path.replace(aside)
+        aside = put_aside(path, "bad")
     except OSError as error:
         log.error("%s cannot be used (%s), nor set aside (%s)", path, why, error)
         return {}, path
@@ -179,25 +278,3 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
         if not all(isinstance(text, str) for text in texts) or kinds != (int, bool):
             raise ValueError("a claim has a field of the wrong type")
     return claims
-
-
-def replace_file(path: Path, document: Document, *, durable: bool) -> None:
-    """Write beside the file and rename over it; `durable` also waits for the disk."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        # What json reads, half a surrogate pair included, it has to be able to write.
-        with beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            json.dump(document, file, ensure_ascii=False)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)  # on a full disk it would be in the way
-        raise
-    if durable:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

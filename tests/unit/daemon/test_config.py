@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon.config import STALE, Configuration
-from kerntune.daemon.config_files import LONGEST, Config, silent
+from kerntune.daemon.config_files import Config, silent
+from kerntune.daemon.files import LONGEST
 from kerntune.model import Limits
 from kerntune.tunables import REGISTRY
 
@@ -90,9 +91,19 @@ def test_only_toml_files_in_sight_are_read(etc: Folder) -> None:
 def test_a_link_to_nothing_masks_a_file(etc: Folder) -> None:
     (etc.config / "kerntune.d").mkdir(parents=True)
     (etc.config / "kerntune.d/10.toml").symlink_to("/dev/null")
-    os.mkfifo(etc.config / "kerntune.d/20.toml")
     config = etc.read()
     assert (config.claims, config.problems) == ((), ())
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(etc: Folder) -> None:
+    (etc.config / "kerntune.d").mkdir(parents=True)
+    os.mkfifo(etc.config / "kerntune.d/20.toml")
+    writer = os.open(etc.config / "kerntune.d/20.toml", os.O_RDWR)
+    try:
+        (problem,) = etc.read().problems
+    finally:
+        os.close(writer)
+    assert problem.what == "this file cannot be read: it is no regular file"
 
 
 def test_two_spellings_of_one_pool_are_one_claim(etc: Folder) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 
+from kerntune.daemon import alarm
+from kerntune.daemon import guard as guard_module
+from kerntune.daemon.alarm import Named
 from kerntune.daemon.cap_file import NAME
-from kerntune.engine.guard import GuardState, GuardVerdict
+from kerntune.engine.guard import Alert, GuardState, GuardVerdict
 from kerntune.errors import Failed
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.pressure import ADMIN_RESERVE, KBYTES, MODE, RATIO
+from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Claim, Limits, Origin, Reason, State
-from tests.unit.daemon.test_guard import GIB, Scene, scene
+from tests.unit.daemon.test_guard import GIB, PATIENCE, Scene, scene
 from tests.unit.lab import FULL
 
 ORIGINAL = (1, 95, 0, 8192)
@@ -303,7 +307,7 @@ async def test_who_cannot_be_seen_is_not_named_and_all_else_is_told(tmp_path: Pa
 async def test_it_watches_though_nobody_could_be_seen_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with scene(tmp_path) as host:
 
-        def failing() -> None:
+        def failing(*, named: bool = False) -> Named:
             raise MemoryError
 
         host.alarm._look_now = failing  # type: ignore[method-assign]  # where memory is short already
@@ -324,3 +328,73 @@ async def test_one_state_with_many_words_is_told_with_the_last(tmp_path: Path) -
             while await heard.get() != "99":
                 told += 1
         assert told < 5
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+@pytest.mark.parametrize("method", ["largest", "growing", "look"])
+async def test_a_cap_is_told_also_when_nobody_can_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    async with scene(tmp_path) as host:
+        await watching(host)
+        told = alerts(host)
+        threads = set[str]()
+
+        def fail(*_args: object) -> None:
+            threads.add(threading.current_thread().name)
+            raise error
+
+        monkeypatch.setattr(Consumers, method, fail)
+        host.leave(7)
+        await host.until(GuardState.CAPPED)
+        alert = await told_of(told, lambda state: state is GuardState.CAPPED)
+        assert (alert.largest, alert.growing) == ((), ())
+        assert all(name.startswith("consumers") for name in threads), "the loop waits for none of it"
+
+
+async def test_a_listener_that_fails_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alarm, "OFTEN", 0.01)
+    async with scene(tmp_path) as host:
+        await watching(host)
+        failing = [True]
+
+        def fail(_alert: Alert) -> None:
+            if failing:
+                failing.pop()
+                raise MemoryError
+
+        host.alarm.listeners.append(fail)
+        told = alerts(host)
+        host.leave(7)
+        await host.until(GuardState.CAPPED)
+        host.leave(40)
+        await told_of(told, lambda state: state in (GuardState.RELEASED, GuardState.RELAXED))
+        assert "cannot be told: MemoryError" in caplog.text
+
+
+async def told_of(told: asyncio.Queue[Alert], wanted: Callable[[GuardState], bool]) -> Alert:
+    async with asyncio.timeout(PATIENCE):
+        while not wanted((alert := await told.get()).verdict.state):
+            pass
+    return alert
+
+
+async def test_the_end_waits_for_no_pass_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guard_module, "HANGS", 0.05)
+    async with scene(tmp_path) as host:
+        await watching(host)
+        with host.guard.lock:
+            host.guard.stop()
+        assert "a pass hangs with the memory guard's files" in caplog.text
+        assert host.guard.limits is not None
+
+
+def alerts(host: Scene) -> asyncio.Queue[Alert]:
+    """Those that are told from now on."""
+    told = asyncio.Queue[Alert]()
+    host.alarm.listeners.append(told.put_nowait)
+    return told

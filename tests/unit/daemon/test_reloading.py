@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon import notify
+from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.config_files import Config
 from kerntune.daemon.logs import CONFIG_PROBLEM
 from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
+from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import Failed, InvalidValue
 from tests.unit.lab import BOUND, FULL, Lab, large_host, running
@@ -113,6 +115,22 @@ async def test_a_file_that_is_not_in_order_is_an_error_and_what_is_good_is_in_fo
         assert (bench.drive, bench.troubles) == ("none", set())
 
 
+async def test_damaged_copies_are_told_from_the_start_on_and_no_question_changes_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for the profiles first, in whichever thread, changes nothing."""
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "run/profile.json").write_text("{")
+    async with started(folder, monkeypatch) as bench:
+        assert bench.troubles == {STATE_SET_ASIDE}
+        bench.troubles.clear()
+        choosing = Choosing(bench.reloading, bench.lab.engine)
+        listings = await asyncio.gather(*(choosing.listing() for _ in range(8)))
+        assert all(listing == listings[0] for listing in listings)
+        assert bench.troubles == set()
+        assert [path.name for path in (folder / "run").glob("*.bad")] == ["profile.json.bad"]
+
+
 async def test_a_broken_file_at_start_is_told_and_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with started(folder, monkeypatch, BFQ + "sda = [1]\n") as bench:
         assert (bench.drive, bench.troubles) == ("bfq", {CONFIG_INVALID})
@@ -140,6 +158,44 @@ async def test_who_asks_while_one_waits_shares_it_and_who_asks_while_one_reads_g
         await asyncio.gather(*first, *second)
         assert bench.reloading.readings == 2
         assert [line.partition("\n")[0] for line in bench.told] == ["RELOADING=1", "READY=1"] * 2
+
+
+async def test_a_long_one_asks_for_more_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = f"EXTEND_TIMEOUT_USEC={notify.EXTEND_BY}"
+    monkeypatch.setattr(notify, "EXTEND_EVERY", 0.01)
+    async with started(folder, monkeypatch) as bench:
+        bench.reloading.go_on.clear()
+        heard = asyncio.Event()
+
+        def tell(text: str) -> None:
+            bench.told.append(text)
+            if bench.told.count(asked) == 2:
+                heard.set()
+
+        monkeypatch.setattr(notify, "tell", tell)
+        call = asyncio.create_task(bench.reloading.ask())
+        await asyncio.wait_for(heard.wait(), BOUND)
+        bench.reloading.go_on.set()
+        await call
+        assert bench.told[-1] == "READY=1"
+        assert set(bench.told[1:-1]) == {asked}
+
+
+async def test_when_the_daemon_stops_one_that_runs_says_no_more_and_none_begins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch) as bench:
+        bench.reloading.go_on.clear()
+        call = asyncio.create_task(bench.reloading.ask())
+        assert await asyncio.to_thread(bench.reloading.begun.wait, BOUND)
+        (reloading,) = bench.told
+        bench.reloading.stop()
+        bench.reloading.go_on.set()
+        await call
+        with pytest.raises(Failed, match="is stopping"):
+            await bench.reloading.ask()
+        assert bench.told == [reloading]
+        assert bench.reloading.readings == 1
 
 
 async def test_a_caller_who_goes_takes_nobody_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

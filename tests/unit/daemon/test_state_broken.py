@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kerntune.daemon import files as files_module
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime
@@ -64,7 +69,7 @@ def test_a_broken_file_is_set_aside_and_the_other_is_used(folder: Path, name: st
     if state.set_aside:
         assert state.set_aside == [path.with_name(f"{path.name}.bad")]
         assert state.set_aside[0].read_bytes() == content
-        assert not path.exists()
+        assert not path.exists() or path.read_bytes() != content
     if name.startswith("run/"):
         assert GOOD.id in state.book.claims
     else:
@@ -181,3 +186,105 @@ def test_claims_with_a_field_of_the_wrong_kind(folder: Path) -> None:
     for name, value in [("seq", "5"), ("seq", True), ("seq", 1.5), ("value", 5), ("partial", "yes"), ("who", None)]:
         persistent(folder).write_text(json.dumps({"format": 1, "persistent": [row | {name: value}]}))
         assert len(opened(folder).set_aside) == 1, (name, value)
+
+
+# Files that cannot be read now
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, broken: Path, times: int = 100) -> None:
+    """The disk cannot read this file, whatever it is called later, so many times."""
+    left, inode = count(-times), broken.stat().st_ino
+    read = files_module.contents_of
+
+    def fail(path: Path, longest: int) -> bytes:
+        if path.exists() and path.stat().st_ino == inode and next(left) < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path, longest)
+
+    monkeypatch.setattr(files_module, "PAUSES", (0.0,))
+    monkeypatch.setattr(files_module, "contents_of", fail)
+
+
+@pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
+def test_a_read_error_that_passes_is_not_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    written(folder)
+    before = files(folder)
+    unreadable(monkeypatch, folder / name, times=1)
+    assert opened(folder).book.claims == held(LATER, GOOD)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_claims_that_cannot_be_read_are_there_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, save: bool
+) -> None:
+    written(folder)
+    other = replace(GOOD, instances="2M/node1", value="64")
+    with monkeypatch.context() as broken:
+        unreadable(broken, persistent(folder))
+        state = opened(folder)
+        assert state.book.claims == held(LATER)
+        assert [path.name for path in state.unread] == ["claims.json.unread"]
+        assert state.set_aside == []
+        # Who claims the drive is not known, so nothing is put back; a new claim on it is free to keep its baseline.
+        assert state.baselines == {}
+        if save:
+            state.keep([Baseline(SDA, "none")])
+            assert state.baselines == {SDA: "mq-deadline"}
+            state.commit(ClaimBook.of(LATER, other))
+        again = opened(folder)
+        assert again.unread == state.unread
+    state = opened(folder)
+    assert (state.unread, state.set_aside) == ([], [])
+    newer = replace(other, seq=GOOD.seq + other.seq)
+    assert state.book.claims == (held(GOOD, LATER, newer) if save else held(GOOD, LATER)), "the later one is the newer"
+    assert dict(state.baselines) == {SDA: "mq-deadline"}
+    assert [path for path in files(folder) if "unread" in path] == []
+    assert opened(folder).book.claims == state.book.claims
+
+
+def test_baselines_that_cannot_be_read_are_there_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(folder)
+    with monkeypatch.context() as broken:
+        unreadable(broken, runtime(folder))
+        state = opened(folder)
+        # What of the runtime's claims was withdrawn since the copy in the other file is not known.
+        assert state.book.claims == held(GOOD)
+        state.keep([Baseline(SDA, "bfq"), Baseline(POOL, "12")])
+        state.commit(ClaimBook.of(NOW, GOOD))
+    state = opened(folder)
+    assert state.book.claims == held(replace(NOW, seq=LATER.seq + NOW.seq), LATER, GOOD)
+    assert dict(state.baselines) == {SDA: "mq-deadline", POOL: "12"}
+
+
+def test_a_claim_that_was_withdrawn_does_not_come_back_with_a_damaged_file(folder: Path) -> None:
+    state = opened(folder)
+    state.commit(ClaimBook.of(NOW, GOOD))  # both files' content, in the one that outlives the boot
+    state.commit(ClaimBook.of(GOOD))
+    runtime(folder).write_bytes(b"{")
+    assert opened(folder).book.claims == held(GOOD)
+    assert opened(folder).book.claims == held(GOOD)
+
+
+def test_what_is_set_aside_later_does_not_replace_what_was_before(folder: Path) -> None:
+    for number in range(3):
+        persistent(folder).write_bytes(b"%d" % number)
+        assert len(opened(folder).set_aside) == 1
+    kept = {path: data for path, data in files(folder).items() if path.endswith(".bad")}
+    assert kept == {"lib/claims.json.bad": b"0", "lib/claims.json.1.bad": b"1", "lib/claims.json.2.bad": b"2"}
+
+
+@pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
+def test_one_that_can_be_neither_read_nor_moved_stops_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    written(folder)
+
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    unreadable(monkeypatch, folder / name)
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert opened(folder).unread == [folder / name]

@@ -1,0 +1,129 @@
+"""Messages to the journal: in order, with their fields, and nobody waits for a journal that does not read."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from kerntune.daemon import logs
+from tests.unit.lab import BOUND
+
+
+class Journal(logging.Handler):
+    """Takes records when it is let; with `broken` it raises as a handler should not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[logging.LogRecord] = []
+        self.reads, self.busy = threading.Event(), threading.Event()
+        self.reads.set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.busy.set()
+        self.reads.wait(BOUND)
+        self.taken.append(record)
+
+    @property
+    def said(self) -> list[str]:
+        return [record.getMessage() for record in self.taken]
+
+
+@pytest.fixture
+def journal() -> Iterator[Journal]:
+    journal = Journal()
+    yield journal
+    journal.reads.set()
+
+
+@pytest.fixture
+def log(journal: Journal) -> logging.Logger:
+    log = logging.Logger("test")
+    log.addHandler(logs.Aside(journal))
+    return log
+
+
+def flushed(log: logging.Logger, seconds: float = BOUND) -> None:
+    began = time.monotonic()
+    for handler in log.handlers:
+        while not handler._idle.wait(0) and time.monotonic() - began < seconds:  # type: ignore[attr-defined]
+            handler.flush()
+
+
+def test_records_keep_their_order_and_fields(log: logging.Logger, journal: Journal) -> None:
+    for number in range(100):
+        log.info("message %d", number, extra={"MESSAGE_ID": str(number)})
+    flushed(log)
+    assert journal.said == [f"message {number}" for number in range(100)]
+    assert [record.MESSAGE_ID for record in journal.taken] == [str(number) for number in range(100)]  # type: ignore[attr-defined]
+    assert {record.threadName for record in journal.taken} == {"MainThread"}
+
+
+def test_a_message_says_what_was_so_when_it_was_logged(log: logging.Logger, journal: Journal) -> None:
+    journal.reads.clear()
+    found = ["before"]
+    log.info("%s", found)
+    log.info("%s", found)
+    found[0] = "after"
+    journal.reads.set()
+    flushed(log)
+    assert journal.said == ["['before']"] * 2
+
+
+def test_a_traceback_comes_with_it(log: logging.Logger, journal: Journal) -> None:
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        log.exception("it failed")
+    flushed(log)
+    assert "ValueError: wrong" in logging.Formatter("%(message)s").format(journal.taken[0])
+
+
+def test_a_journal_that_does_not_read_is_not_waited_for(
+    log: logging.Logger, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MOST_RECORDS", 5)
+    journal.reads.clear()
+    began = time.monotonic()
+    log.info("first")
+    assert journal.busy.wait(BOUND)
+    for number in range(20):
+        log.info("%d", number)
+    logging.shutdown([weakref.ref(log.handlers[0]), weakref.ref(journal)])
+    assert time.monotonic() - began < BOUND / 2
+    journal.reads.set()
+    flushed(log)
+    told = "15 messages were dropped, for the journal did not take them"
+    assert journal.said == ["first", *map(str, range(5)), told]
+    log.info("and on")
+    flushed(log)
+    assert journal.said[-2:] == [told, "and on"]
+
+
+def test_a_message_that_does_not_fit_its_words_ends_nothing(
+    log: logging.Logger, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.info("%d", "word")
+    log.info("and on")
+    flushed(log)
+    assert journal.said == ["and on"]
+    assert "Logging error" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_handed_over_does_not_end_the_others(
+    log: logging.Logger, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(record: logging.LogRecord) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(journal, "emit", fails)
+        log.info("lost")
+        flushed(log)
+    log.info("told")
+    flushed(log)
+    assert journal.said == ["told"]
