@@ -62,7 +62,7 @@ class TestCannotAllocateMemory:
         pool = Target("hugepages", "2M")
         (tmp_path / POOL).with_name("surplus_hugepages").write_text("422\n")
         wish = Wish(pool, "100", claim(Origin.RUNTIME, "hugepages", "2M", 100))
-        verdict = HugePages().judge(wish, HugePages().read(server, pool), {})
+        verdict = HugePages().judge(wish, HugePages().read_all(server, [pool])[pool], {})
         row = Outcome("hugepages", "2M", "100", "522", "522", *verdict)
         code, text = said(Script(outcomes=[row]), capsys, "set", "hugepages@2M=100")
         assert code == 6

@@ -50,6 +50,12 @@ def satisfied(name: str, value: str, **more: Any) -> TargetRow:
     return target(name, value, requested=value, state="satisfied", **more)
 
 
+def test_what_is_owed_to_the_host_is_listed_as_wanted_by_it() -> None:
+    owed = target("io-scheduler@sda", "bfq", requested="mq-deadline", state="failed", reason="kernel-rejected")
+    (row,) = (line for line in plain(wishes.status(document([owed]), [owed])) if "io-scheduler" in line)
+    assert row.split() == ["io-scheduler@sda", "mq-deadline", "bfq", "failed", "the", "host", "kernel-rejected"]
+
+
 def test_it_leads_with_what_is_not_as_wished() -> None:
     managed = [
         satisfied("overcommit", "always", claim="config:overcommit"),

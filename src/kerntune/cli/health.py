@@ -27,6 +27,10 @@ MEANINGS: Final[Mapping[str, str]] = {
         "a file of kerntuned's own could not be read and was set aside as NAME.bad, with what it held; journalctl -u "
         "kerntuned names it, and a restart clears this"
     ),
+    "state-unread": (
+        "a file of kerntuned's own cannot be read and is kept as NAME.unread; what it holds is not in force until a "
+        "start can read it (journalctl -u kerntuned says why, systemctl restart kerntuned tries again)"
+    ),
     "guard-observing": (
         "overcommit is always, and the memory guard may not cap, so that nothing makes the ratio real; the line of the "
         "memory guard says why"

@@ -15,6 +15,7 @@ from kerntune.cli.tables import Page, Prose, Row, Table, clean, together
 from kerntune.model import Origin, Reason, State
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
+THE_HOST: Final = "the host"
 PLACE: Final = re.compile(r"/.+:\d+", re.ASCII)
 
 Claims = Mapping[str, ClaimRow]
@@ -47,7 +48,9 @@ def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
 
 
 def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
-    wanted_by = _wanted_by(row["claim"], claims, profile)
+    # A target that nobody claims and that has a requested value is owed to the host.
+    owed = row["claim"] is None and row["requested"]
+    wanted_by = THE_HOST if owed else _wanted_by(row["claim"], claims, profile)
     cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
     note = [show.why(row["state"], row["reason"], row["detail"]), *_beaten(row, claims)]
     return show.state_row(row["state"], cells, *note)
