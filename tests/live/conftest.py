@@ -1,6 +1,7 @@
 """The machine for the end-to-end tests: a private bus, the real polkitd, the daemon on the real kernel.
 
-Every test is watched: the kernel's values are the same after it as before, or it fails and they are put back.
+Every test is watched: the kernel's values are the same after it as before, or it fails and they are put back. It fails
+too when the host was in mode never meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from kerntune.daemon.state import State
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Claim
 from tests.harness.daemon import Daemon
+from tests.harness.forbidden import kept_from
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
 from tests.harness.privatebus import PrivateBus
 from tests.live import host
@@ -28,6 +30,7 @@ from tests.live.users import User, public_copy
 
 POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
 SYSTEM_POLICIES: Final = Path("/usr/share/dbus-1/system.d")
+NEVER: Final = str(host.MODES.index("never"))
 LOOPS: Final = tuple(f"loop{number}" for number in range(4))
 
 
@@ -65,15 +68,33 @@ def loops(machine: None) -> tuple[str, ...]:
     return LOOPS
 
 
+@pytest.fixture(scope="session")
+def mode_never(machine: None) -> Iterator[list[str]]:
+    """Each time that something has put this host into mode never, where programs get no memory: the guest is for that.
+
+    A host that is in that mode by itself is not watched.
+    """
+    with kept_from(Path("/proc/sys/vm/overcommit_memory"), NEVER) as seen:
+        yield seen
+
+
 @pytest.fixture(autouse=True)
-def kernel_as_found(machine: None) -> Iterator[dict[str, str]]:
+def kernel_as_found(mode_never: list[str]) -> Iterator[dict[str, str]]:
     """What the kernel holds before the test, and has to hold after it."""
+    mode_never.clear()
     before = host.snapshot()
     yield before
     after = host.snapshot()
     host.restore(before)
-    changed = {path: (was, after.get(path)) for path, was in before.items() if after.get(path) != was}
-    assert not changed, f"the test left other values behind (before, after): {changed}"
+    changed = differences(before, after)
+    stuck = differences(before, host.snapshot())
+    assert not mode_never, "the test put this host into mode never: such a test belongs in tests/system"
+    assert not changed, f"the test left other values behind (before, after): {changed}; not put back: {stuck}"
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """Return what is not as it was: before and after."""
+    return {path: (was, after.get(path)) for path, was in before.items() if after.get(path) != was}
 
 
 @pytest.fixture(scope="session")

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from kerntune.tunables.page_size import spell
+from tests.harness.tuned import PAIR, TUNED, chosen, in_order
 
 HOST: Final = Path("/")
-TUNED: Final = (
-    "proc/sys/vm/overcommit_memory",
-    "proc/sys/vm/overcommit_ratio",
-    "proc/sys/vm/overcommit_kbytes",
-    "proc/sys/vm/admin_reserve_kbytes",
-    "sys/kernel/mm/hugepages/*/nr_hugepages",
-    "sys/kernel/mm/hugepages/*/nr_overcommit_hugepages",
-    "sys/devices/system/node/node*/hugepages/*/nr_hugepages",
-    "sys/devices/system/cpu/cpufreq/policy*/scaling_governor",
-    "sys/block/*/queue/scheduler",
-)
-# The kernel sets one of these to 0 when the other is written.
-LIMITS: Final = frozenset({"proc/sys/vm/overcommit_ratio", "proc/sys/vm/overcommit_kbytes"})
 MODES: Final = ("heuristic", "always", "never")
 
 
 def snapshot(root: Path = HOST) -> dict[str, str]:
-    """Every file that the daemon may write, and what it holds."""
-    return {str(path.relative_to(root)): value(path) for pattern in TUNED for path in sorted(root.glob(pattern))}
+    """Return every file that the daemon may write and that can be read now, and what it holds."""
+    found = {}
+    for path in (path for pattern in TUNED for path in sorted(root.glob(pattern))):
+        with suppress(OSError):  # the policy of a CPU that is offline is busy
+            found[str(path.relative_to(root))] = value(path)
+    return found
 
 
 def value(path: Path) -> str:
-    """What a file holds; of a list of choices the chosen one, for loading a module makes the list longer."""
-    words = path.read_text().split()
-    return next((word.strip("[]") for word in words if word.startswith("[")), " ".join(words))
+    """Return what a file holds."""
+    return chosen(path.read_text())
 
 
-def restore(values: Mapping[str, str]) -> None:
-    """Write what differs, the overcommit mode last."""
-    differing = {path for path, was in values.items() if value(HOST / path) != was}
-    limits = {path for path in LIMITS if differing & LIMITS and values[path] != "0"}
-    for path in sorted((differing - LIMITS) | limits, reverse=True):
-        (HOST / path).write_text(values[path])
+def restore(values: Mapping[str, str], root: Path = HOST) -> None:
+    """Write what differs; what cannot be written is left to who looks afterwards."""
+    for path in in_order(values):
+        # Writing the other one of the pair makes it 0.
+        if path in PAIR and values[path] == "0":
+            continue
+        with suppress(OSError):
+            if value(root / path) != values[path]:
+                (root / path).write_text(values[path])
 
 
 def meminfo(root: Path = HOST) -> dict[str, int]:

@@ -107,8 +107,10 @@ def vm(request: pytest.FixtureRequest, shared: Shared, image: Image) -> Iterator
     """A machine with kerntune installed and running, and nothing set; fresh for a file with the mark `own_machine`."""
     if request.node.get_closest_marker("own_machine") is None:
         machine = shared.get()
+        before = Host(machine).snapshot()
         yield machine
         assert "Traceback" not in Host(machine).journal()
+        assert Host(machine).snapshot() == before, "the file leaves other values behind"
         return
     shared.stop()  # its memory is wanted
     with Machine(image) as machine:

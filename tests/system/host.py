@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
 from kerntune.cli.answers import Outcome
+from tests.harness.tuned import TUNED, chosen
 from tests.system.machine import Machine
 from tests.system.qmp import MachineError
+from tests.system.shell import Job
 
 UNIT: Final = "kerntuned.service"
 TWO_MIB: Final = 2048  # kB, as in the names of the kernel's directories
@@ -31,6 +33,13 @@ class Answer:
     def short(self) -> list[tuple[str, str, str]]:
         """Instance, state and reason of each outcome."""
         return [(row.instance, row.state, row.reason) for row in self.outcomes]
+
+
+def listening(vm: Machine, interface: str) -> Job:
+    """Start to hear the signals of one interface: the job prints each as a line of JSON, as busctl has it."""
+    ear = vm.spawn(f"exec busctl --json=short --match=\"type='signal',interface='{interface}'\" monitor 2>&1")
+    ear.wait_output("Monitoring bus message stream")
+    return ear
 
 
 class Host:
@@ -133,6 +142,19 @@ class Host:
         """Huge pages of a size in kB, of the host or of one node; `which` may be free or surplus too."""
         where = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
         return int(self.vm.read(f"{where}/hugepages/hugepages-{size}kB/{which}_hugepages"))
+
+    def pools(self) -> dict[str, int]:
+        """Return all numbers of huge pages of 2 MiB: those there, and the surplus, of the host and of each node."""
+        folders = ("kernel/mm", "devices/system/node/node*")
+        files = [f"{folder}/hugepages/hugepages-2048kB/{which}_hugepages"
+                 for folder in folders for which in ("nr", "surplus")]  # fmt: skip
+        lines = self.vm.check(f"cd /sys && grep . {' '.join(files)}")
+        return {path: int(number) for path, number in (line.split(":") for line in lines.splitlines())}
+
+    def snapshot(self) -> dict[str, str]:
+        """Return every file that kerntuned may write, by its path below the root, and what it holds."""
+        lines = self.vm.check(f"cd / && grep -s . {' '.join(TUNED)} || :").splitlines()
+        return {path: chosen(text) for path, text in (line.split(":", 1) for line in lines)}
 
     def governor(self, policy: int) -> str:
         return self.vm.read(f"{CPUFREQ}/policy{policy}/scaling_governor")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from tests.system.host import Host
+from tests.system.machine import Machine
 from tests.system.shell import Job
 
-SPOILT: Final = 300  # MiB
+SPOILT: Final = 600  # MiB: more than the node keeps for what runs there
 BESIDE: Final = 100  # MiB that stay as they are
 
 
 def fragment(host: Host, node: int) -> Job:
-    """Leave a node with some 400 MiB free of which few make huge pages; kill the job to undo that.
+    """Leave a node with some 700 MiB free of which few make huge pages; kill the job to undo that.
 
     The rest of the node goes to the pool of 2 MiB pages, whose number is then the host's own.
     """
@@ -23,3 +26,21 @@ def fragment(host: Host, node: int) -> Job:
     spoiler = host.vm.spawn(f"exec numactl --membind={node} fragment {SPOILT}")
     spoiler.wait_output("ready")
     return spoiler
+
+
+# For the shell: `hold take NODE NUMBER` and `hold give NODE NUMBER` print how many pages the program then has there.
+HOLDER: Final = "/run/holder"
+HOLD: Final = f'hold() {{ echo "$@" > {HOLDER}/ask; read -r had < {HOLDER}/answer; echo "holds $had"; }}'
+
+
+@contextmanager
+def holder(vm: Machine) -> Iterator[Job]:
+    """Run a program of alice's that holds huge pages on the nodes that `hold` names; it ends with the context."""
+    vm.check(f"install -d -o alice {HOLDER}")
+    program = vm.spawn(["hold-pages", HOLDER], user="alice")
+    program.wait_output("ready")
+    try:
+        yield program
+    finally:
+        program.kill(9)
+        program.wait()

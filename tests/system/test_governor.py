@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
 from tests.system.host import CPUFREQ, Host
 from tests.system.machine import Machine
 
 GOVERNOR = "cpu-governor"
 OWN = "schedutil"
+ROUNDS = 5  # one more than what makes a fight of it
+VERIFY = f"busctl --json=short call {BUS_NAME} {ROOT} {MANAGER} Verify"
+REPAIRS = "kerntune metrics | grep '^kerntune_drift_repairs_total '"
 
 
 @pytest.fixture
@@ -72,6 +76,22 @@ def test_a_cpu_comes_back_as_it_was_wished(host: Host) -> None:
     host.vm.wait_for(f"[ $(cat {CPUFREQ}/policy1/scaling_governor) = performance ]", 20)
     host.unset((GOVERNOR, "*"))
     assert host.governor(1) == OWN
+
+
+def test_a_cpu_that_goes_and_comes_again_and_again_is_no_fight(host: Host, vm: Machine) -> None:
+    host.set((GOVERNOR, "*", "performance"), user="bob")
+    repaired = vm.check(REPAIRS)
+    for _ in range(ROUNDS):
+        host.set_online(1, online=False)
+        vm.wait_for(f'{VERIFY} | grep -q \'"policy1".*"cpu-offline"\'', 20)
+        assert host.get(MANAGER, "Degraded") == []
+        host.set_online(1, online=True)
+        vm.wait_for(f"[ $(cat {CPUFREQ}/policy1/scaling_governor) = performance ]", 20)
+        vm.wait_for(f"! {VERIFY} | grep -q policy1", 20)
+    assert host.target(GOVERNOR, "policy1")["state"] == "satisfied"
+    assert host.get(MANAGER, "Degraded") == []
+    assert vm.check(REPAIRS) == repaired
+    assert "something else" not in host.journal()
 
 
 def test_a_name_that_is_no_governor_changes_nothing(host: Host) -> None:

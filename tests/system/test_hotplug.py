@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kerntune.bus.names import IO_SCHEDULER
 from tests.system.host import CPUFREQ, Host
 from tests.system.machine import Machine
 from tests.system.scenes import fragment
@@ -111,9 +112,10 @@ def test_sixteen_drives_at_once(wishing: Host) -> None:
     for name in names:
         wishing.vm.nvme_add(name)
     wishing.vm.wait_for(all_right("nvme*n1", DRIVES), 60)
-    assert (
-        len(wishing.get("org.kerntune.Tuner1.IoScheduler", "Devices").keys() & {f"nvme{n}n1" for n in range(16)}) == 16
-    )
+    devices = wishing.get(IO_SCHEDULER, "Devices")
+    assert {name: current for name, (current, _offered) in devices.items() if name.startswith("nvme")} == {
+        f"nvme{number}n1": WISHED for number in range(DRIVES)
+    }
     for name in names:
         wishing.vm.nvme_del(name)
     wishing.vm.wait_for(gone("nvme"), 60)

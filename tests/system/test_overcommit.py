@@ -1,4 +1,4 @@
-"""What many hosts are set to by hand, and what comes of it: the contrast to the memory guard."""
+"""Mode never: what many hosts are set to by hand and what comes of it, and what it is with a limit that will do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Final
 
+from tests.system.host import Host
 from tests.system.machine import Machine
 from tests.system.pressure import MODE
 
@@ -51,3 +52,13 @@ def test_mode_never_with_a_ratio_alone_locks_everybody_out(vm: Machine) -> None:
         "never, ratio 95": "Cannot allocate memory",
         "never, what is promised and 100 MiB": True,
     }
+
+
+def test_never_with_a_generous_ratio_is_set(host: Host) -> None:
+    """With a limit far above all that is promised here; what would come near it is refused, and leaves all as it is."""
+    assert not host.set(("overcommit", "", "never:95"), user="bob").refusal
+    assert host.overcommit() == (2, 95)
+    assert not host.set(("hugepages", "2M", "16"), user="bob").refusal
+    assert "16 there now" in host.set(("hugepages", "2M", "99999999"), user="bob").refusal
+    assert "commit limit" in host.set(("overcommit", "", "never:1"), user="bob").refusal
+    assert (host.overcommit(), host.pages()) == ((2, 95), 16)
