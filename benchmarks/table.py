@@ -160,6 +160,8 @@ def target(row: Mapping[str, Any]) -> str:
     if most is None and least is None:
         return ""
     bound = f"≤ {most:g}" if most is not None else f"≥ {least:g}"
+    if floors := row["target"].get("floors"):
+        bound += f", ≤ {floors:g} floors ({number(row['ratios'][FLOOR])})" if FLOOR in row["ratios"] else ""
     return f"{bound} {'met' if row['met'] else '**missed**'}"
 
 
