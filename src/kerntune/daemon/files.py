@@ -77,7 +77,7 @@ def replace_file(path: Path, document: Any, *, durable: bool) -> None:
     """Write JSON beside the file and rename it over that; `durable` also waits for the disk."""
     fd, beside = new_file(path)
     try:
-        # What json reads, half a surrogate pair included, it has to be able to write.
+        # json reads half a surrogate pair, so it has to be able to write one.
         with open(fd, "w", encoding="utf-8", errors="surrogatepass") as file:
             json.dump(document, file, ensure_ascii=False)
             if durable:

@@ -68,7 +68,7 @@ class Aside(logging.Handler):
                 self._lost += 1
             return
         try:
-            # What it says is what is so now.
+            # Its words are made now: what it names may change until the journal has it.
             record.msg, record.args = record.getMessage(), None
         except Exception:  # noqa: BLE001  # as other handlers do: a message that does not fit its words ends nothing
             self.handleError(record)

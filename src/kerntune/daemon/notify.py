@@ -30,7 +30,6 @@ class Outbox:
     def __init__(self) -> None:
         self._waiting: list[str] = []
         self._tries = 0
-        self._timer: asyncio.TimerHandle | None = None
 
     def tell(self, text: str) -> None:
         """Send one or more KEY=VALUE lines, now or as soon as there is room."""
@@ -45,7 +44,7 @@ class Outbox:
 
     def _later(self) -> None:
         try:
-            self._timer = asyncio.get_running_loop().call_later(RETRY, self._again)
+            asyncio.get_running_loop().call_later(RETRY, self._again)
         except RuntimeError:  # no loop runs: there is no later
             self._waiting.clear()
 

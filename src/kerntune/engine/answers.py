@@ -65,24 +65,29 @@ def outcomes_of(
 
 def own_outcomes(claim: Claim, tunable: Tunable, result: Result) -> list[Outcome]:
     """The outcomes of one claim: for each target it covers, or one for a pattern that covers nothing."""
-    covered = [t for t in result.readings if t.tunable == claim.tunable and tunable.matches(claim.instances, t)]
+    # A lane has several tunables, whose instances may have the same names.
+    readings = {t: reading for t, reading in result.readings.items() if t.tunable == claim.tunable}
+    covered = [target for target in readings if tunable.matches(claim.instances, target)]
     if not covered:
         return [nothing_matches(claim, result.missing.get(claim.tunable, ""))]
-    return [own_outcome(claim, target, tunable, result) for target in covered]
+    return [own_outcome(claim, target, tunable, result, readings) for target in covered]
 
 
-def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result) -> Outcome:
-    """The outcome for the claim that won; for one that was beaten, what is there instead of it."""
-    reading, wish = result.readings[target], result.wishes.get(target)
+def own_outcome(
+    claim: Claim, target: Target, tunable: Tunable, result: Result, readings: Mapping[Target, Reading]
+) -> Outcome:
+    """The outcome for the claim that won; for one that was beaten, what is there instead of it.
+
+    `readings` are those of its tunable.
+    """
+    reading, wish = readings[target], result.wishes.get(target)
     actual = reading.value or ""
     outcome = result.outcomes.get(target, Outcome(target, "", actual, actual, State.UNMANAGED))
     if wish is None or wish.is_baseline:
         why = "another call withdrew this claim at the same moment"
     elif (wish.winner.id, wish.winner.seq) == (claim.id, claim.seq):
         return outcome
-    elif (
-        tunable.judge(replace(wish, value=claim.value), reading, readings_of(tunable, result)).state is State.SATISFIED
-    ):
+    elif tunable.judge(replace(wish, value=claim.value), reading, readings).state is State.SATISFIED:
         detail = f"the value is that of {described(wish.winner)}"
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
     elif wish.winner.id == claim.id:
@@ -93,11 +98,6 @@ def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result) 
     else:
         why = f"{described(wish.winner)} wins; this claim is kept and comes into force when that one goes"
     return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
-
-
-def readings_of(tunable: Tunable, result: Result) -> dict[Target, Reading]:
-    """Return what one tunable's targets hold; a lane has several, whose instances may have the same names."""
-    return {target: reading for target, reading in result.readings.items() if target.tunable == tunable.name}
 
 
 def described(claim: Claim) -> str:
