@@ -10,7 +10,7 @@ import pytest
 from kerntune.engine.observed import FRESH
 from kerntune.errors import NotOffered, NotSupported
 from kerntune.kernel.simulated import Policy, SimulatedKernel
-from kerntune.model import Lane, Origin, Outcome, Reason, State, Target
+from kerntune.model import Lane, Origin, Outcome, Reason, Report, State, Target
 from kerntune.tunables.io_scheduler import IoScheduler
 from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import BOUND, PAGE, POOL, Clock, Lab, claim, large_host, queue, request, running, small_host
@@ -167,9 +167,18 @@ async def test_a_look_that_finds_a_new_drive_has_it_set() -> None:
     """Its event may come later than whoever asks."""
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "*", "bfq"))
+        seen: list[tuple[State, str]] = []
+
+        def note(report: Report) -> None:
+            """Ask before the pass begins that the look asks for."""
+            if report.cause == "look" and not seen:
+                outcome = told(lab, "sdz")
+                seen.append((outcome.state, outcome.requested))
+
         lab.kernel.plug("sdz", offered=("none", "bfq"))
-        await lab.engine.observe()
-        assert (told(lab, "sdz").state, told(lab, "sdz").requested) == (State.PLANNED, "bfq")
+        lab.engine.listeners.append(note)
+        await lab.engine.observed.fresh([Lane.BLOCK], 0)
+        assert seen == [(State.PLANNED, "bfq")]
         await lab.until(lambda: lab.kernel.disks["sdz"].scheduler == "bfq")
 
 
