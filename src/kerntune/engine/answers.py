@@ -31,6 +31,7 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.INTERRUPTED: (errors.Failed, "Nothing of this call was kept; try again when kerntuned has started"),
     Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),
 }
+Readings = Mapping[Target, Reading]
 KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
 KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT})
 
@@ -48,26 +49,37 @@ def outcomes_of(
 ) -> list[Outcome]:
     """The outcomes for an edit's own targets; with `must_win` given, raises the error that they amount to."""
     if not edit.put:
-        found = {outcome.target: outcome for outcome in released_outcomes(edit.released, tunables, result)}
+        there = by_tunable(result)
+        found = {outcome.target: outcome for outcome in released_outcomes(edit.released, tunables, result, there)}
         # Of two claims on a target the stronger has the last word.
         for claim in sorted(edit.files.told if edit.files else (), key=rank):
-            found |= {outcome.target: outcome for outcome in own_outcomes(claim, tunables[claim.tunable], result)}
+            found |= {
+                outcome.target: outcome for outcome in own_outcomes(claim, tunables[claim.tunable], result, there)
+            }
         return list(found.values())
     own: list[Outcome] = []
+    there = by_tunable(result)
     for claim in edit.put:
         tunable = tunables[claim.tunable]
-        outcomes = own_outcomes(claim, tunable, result)
+        outcomes = own_outcomes(claim, tunable, result, there)
         if must_win is not None and (error := failure(claim, tunable, outcomes, must_win=must_win)):
             raise error
         own += outcomes
     return own
 
 
-def own_outcomes(claim: Claim, tunable: Tunable, result: Result) -> list[Outcome]:
+def by_tunable(result: Result) -> Mapping[str, Readings]:
+    """Return the readings by the names of the tunables: the instances of several may have the same names."""
+    found: dict[str, dict[Target, Reading]] = {}
+    for target, reading in result.readings.items():
+        found.setdefault(target.tunable, {})[target] = reading
+    return found
+
+
+def own_outcomes(claim: Claim, tunable: Tunable, result: Result, there: Mapping[str, Readings]) -> list[Outcome]:
     """The outcomes of one claim: for each target it covers, or one for a pattern that covers nothing."""
-    # A lane has several tunables, whose instances may have the same names.
-    readings = {t: reading for t, reading in result.readings.items() if t.tunable == claim.tunable}
-    covered = [target for target in readings if tunable.matches(claim.instances, target)]
+    readings, matches = there.get(claim.tunable, {}), tunable.matcher(claim.instances)
+    covered = [target for target in readings if matches(target)]
     if not covered:
         return [nothing_matches(claim, result.missing.get(claim.tunable, ""))]
     return [own_outcome(claim, target, tunable, result, readings) for target in covered]
@@ -105,7 +117,9 @@ def described(claim: Claim) -> str:
     return f"{claim.id} = {claim.value}" + (f", by {claim.who}" if claim.who else "")
 
 
-def released_outcomes(dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result) -> list[Outcome]:
+def released_outcomes(
+    dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result, there: Mapping[str, Readings]
+) -> list[Outcome]:
     """What the targets of withdrawn claims are now: what the next claim wishes, or their own value.
 
     In a plan, what others of the same group get back changes a target that has nothing of its own to get back: the
@@ -115,9 +129,10 @@ def released_outcomes(dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable
     planned = {target for target, outcome in result.outcomes.items() if outcome.state is State.PLANNED}
     for claim_id in dropped:
         tunable = tunables[claim_id.tunable]
+        matches = tunable.matcher(claim_id.instances)
         moving = {tunable.group(target) for target in planned if target.tunable == claim_id.tunable}
-        for target, reading in result.readings.items():
-            if target.tunable == claim_id.tunable and tunable.matches(claim_id.instances, target):
+        for target, reading in there.get(claim_id.tunable, {}).items():
+            if matches(target):
                 state = State.PLANNED if tunable.group(target) in moving else State.UNMANAGED
                 own = Outcome(target, "", result.before[target].value or "", reading.value or "", state)
                 found[target] = result.outcomes.get(target, own)

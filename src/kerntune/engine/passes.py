@@ -14,7 +14,7 @@ from kerntune.engine.halt import Halt
 from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
-from kerntune.engine.resolve import resolve, unmatched
+from kerntune.engine.resolve import cover, unmatched, wishes_of
 from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
 from kerntune.engine.writing import Writer
 from kerntune.errors import Failed
@@ -150,6 +150,7 @@ class _Pass:
     writer: Writer
     repaired: set[Target] = field(default_factory=set)
     moved: frozenset[str] = frozenset()  # the instances whose values this pass has changed by another tunable
+    named: frozenset[Target] = frozenset()  # what the claims cover that are put or dropped just now
 
     def run(self) -> None:
         guard = self.lane.guard
@@ -173,7 +174,9 @@ class _Pass:
         targets = self.tunable.targets(self.lane.kernel)
         before = self.tunable.read_all(self.lane.kernel, targets)
         own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
-        wishes = resolve(self.tunable, claims, own, targets, self.order.named)
+        covered = cover(self.tunable, claims, targets)
+        wishes = wishes_of(self.tunable, covered, own, targets, self.order.named)
+        self.named = self._covered_by_name(targets)
         not_owed = self._taken_by_others(before, wishes)
         contested = self._contested(before, wishes)
         # What the guard claims it has written itself.
@@ -197,7 +200,7 @@ class _Pass:
             self._note_tries(steps, after, wishes)
         if not targets:
             self.result.missing[self.tunable.name] = self.tunable.missing(self.lane.kernel)
-        for claim in unmatched(self.tunable, claims, targets):
+        for claim in unmatched(covered):
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
 
@@ -219,7 +222,7 @@ class _Pass:
         """The groups that are left alone because others keep changing a target of theirs."""
         held = set()
         # Pools of a page size are one plan: who names one of them names the plan.
-        named = {self.tunable.group(target) for target, wish in wishes.items() if self._named(target, wish)}
+        named = {self.tunable.group(target) for target, wish in wishes.items() if self._named(target)}
         for target, wish in wishes.items():
             if self.tunable.group(target) in named:
                 if not self.order.dry:
@@ -245,17 +248,16 @@ class _Pass:
 
     def _insists(self, target: Target, wish: Wish) -> bool:
         """Return whether the kernel is to be asked as often as it helps: for who waits, and once for a baseline."""
-        return self._named(target, wish) or (wish.is_baseline and not self.lane.retries.tried(target))
+        return self._named(target) or (wish.is_baseline and not self.lane.retries.tried(target))
 
-    def _named(self, target: Target, wish: Wish) -> bool:
+    def _named(self, target: Target) -> bool:
         """Whether somebody named the target just now, or everything is to be put right."""
+        return self.order.enforce or target in self.named
+
+    def _covered_by_name(self, targets: Sequence[Target]) -> frozenset[Target]:
         named = self.order.named | self.order.released
-        return (
-            self.order.enforce
-            or wish.winner.id in named
-            or any(claim.id in named for claim in wish.beaten)
-            or any(i.tunable == self.tunable.name and self.tunable.matches(i.instances, target) for i in named)
-        )
+        asking = [self.tunable.matcher(each.instances) for each in named if each.tunable == self.tunable.name]
+        return frozenset(target for target in targets if any(matches(target) for matches in asking))
 
     def _reach(
         self, readings: dict[Target, Reading], wishes: Mapping[Target, Wish]
@@ -319,7 +321,7 @@ class _Pass:
     def _later(self, step: Step, memory: Memory) -> Step | None:
         """Return the step without its writes when they were in vain a while ago and nothing has changed since."""
         wish, now = step.wish, self.lane.clock()
-        if not step.writes or self._named(wish.target, wish):
+        if not step.writes or self._named(wish.target):
             return None
         tried = self.lane.retries.waiting(wish.target, wish.value, step.before, now)
         if tried and tried.writes == step.writes:
@@ -335,7 +337,7 @@ class _Pass:
         patience = self.lane.patience
         for step in steps:
             target, lacking = step.wish.target, self.tunable.lacking(step.wish, now[step.wish.target])
-            if not lacking or step.wish.is_baseline or self._named(target, step.wish):
+            if not lacking or step.wish.is_baseline or self._named(target):
                 patience.forget(target)
             if step.wish.is_baseline:
                 continue  # what is owed has waits of its own
@@ -363,7 +365,7 @@ class _Pass:
             if not (waiting or code or outcome.is_owed or outcome.reason is Reason.READ_BACK_DIFFERS):
                 continue
             soon = outcome.is_owed or outcome.reason in WAITS or code in self.tunable.transient
-            vain = Vain(writes, code, clock, SOON if soon else LATER, anew=self._named(target, wish))
+            vain = Vain(writes, code, clock, SOON if soon else LATER, anew=self._named(target))
             tries[target] = waiting or retries.after(target, wish.value, reading, vain)
         retries.replace(self.tunable.name, tries)
         self.lane.left.update(left)

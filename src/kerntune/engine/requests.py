@@ -53,7 +53,8 @@ class World:
 
     def covered(self, tunable: Tunable, instances: str) -> list[Target]:
         """The targets a pattern in normal form covers now."""
-        return [t for t in self.readings if t.tunable == tunable.name and tunable.matches(instances, t)]
+        matches = tunable.matcher(instances)
+        return [target for target in self.readings if target.tunable == tunable.name and matches(target)]
 
 
 def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[int], limits: Limits) -> Edit:

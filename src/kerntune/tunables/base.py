@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import ClassVar, Literal, Protocol
 
@@ -28,6 +28,7 @@ from kerntune.model import (
 )
 
 Action = Literal["set", "set-memory"]
+Matcher = Callable[[Target], bool]
 # What a size with a unit (64G) becomes where it is taken as a value: pages of the instance's size, or KiB.
 Sizes = Literal["", "pages", "KiB"]
 
@@ -79,8 +80,11 @@ class Tunable(Protocol):
     def exact(self, instances: str) -> bool:
         """Whether the pattern (in normal form) names one instance and no more."""
 
+    def matcher(self, instances: str) -> Matcher:
+        """Return what says whether the pattern (in normal form) covers a target: it is parsed once for all of them."""
+
     def matches(self, instances: str, target: Target) -> bool:
-        """Whether the pattern (in normal form) covers the target."""
+        """Return whether the pattern (in normal form) covers the target."""
 
     def group(self, target: Target) -> str:
         """Targets of one group settle each other: they are read back, named and contested together."""
@@ -144,6 +148,12 @@ class Plain(ABC):
 
     @abstractmethod
     def normal_value(self, value: str) -> str: ...
+
+    def matcher(self, instances: str) -> Matcher:
+        return lambda target: target.instance == instances
+
+    def matches(self, instances: str, target: Target) -> bool:
+        return self.matcher(instances)(target)
 
     @abstractmethod
     def read(self, kernel: KernelView, target: Target) -> Reading: ...

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from kerntune.errors import InvalidValue
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find
 from kerntune.model import Lane, Target
-from kerntune.tunables.base import Action, Kind, Plain
+from kerntune.tunables.base import Action, Kind, Matcher, Plain
+from kerntune.tunables.globs import Glob
 
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 PATTERN = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
@@ -68,11 +68,17 @@ class OnDrives(Plain):
     def exact(self, instances: str) -> bool:
         return not GLOB.search(instances)
 
-    def matches(self, instances: str, target: Target) -> bool:
-        names = (target.instance, *target.aliases)
-        # The slash of by-id/ is not crossed.
-        alike = (name for name in names if name.count("/") == instances.count("/"))
-        return instances in names or any(fnmatchcase(name, instances) for name in alike)
+    def matcher(self, instances: str) -> Matcher:
+        if self.exact(instances):
+            return lambda target: instances == target.instance or instances in target.aliases
+        glob, slashes = Glob.parse(instances), instances.count("/")
+
+        def matches(target: Target) -> bool:
+            names = (target.instance, *target.aliases)
+            # The slash of by-id/ is not crossed.
+            return instances in names or any(glob.matches(name) for name in names if name.count("/") == slashes)
+
+        return matches
 
     def path(self, target: Target) -> str:
         """The sysfs file of one device."""

@@ -35,7 +35,7 @@ from kerntune.model import (
     reserve_of,
 )
 from kerntune.tunables import page_size
-from kerntune.tunables.base import Action, Kind, Plain, Sizes, unreadable
+from kerntune.tunables.base import Action, Kind, Matcher, Plain, Sizes, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
 
@@ -103,10 +103,11 @@ class HugePages(Plain):
     def exact(self, instances: str) -> bool:
         return not instances.endswith("*")
 
-    def matches(self, instances: str, target: Target) -> bool:
+    def matcher(self, instances: str) -> Matcher:
         if instances.endswith("/*"):
-            return target.instance.startswith(f"{instances[:-1]}node")
-        return instances == target.instance
+            nodes = f"{instances[:-1]}node"
+            return lambda target: target.instance.startswith(nodes)
+        return super().matcher(instances)
 
     def group(self, target: Target) -> str:
         return target.instance.partition("/")[0]

@@ -72,9 +72,6 @@ class HugePagesOvercommit(Plain):
     def exact(self, instances: str) -> bool:  # noqa: ARG002
         return True
 
-    def matches(self, instances: str, target: Target) -> bool:
-        return instances == target.instance
-
     def read(self, kernel: KernelView, target: Target) -> Reading:
         folder = folder_of(target)
         text = find(kernel, f"{folder}/{FILE}")

@@ -76,9 +76,6 @@ class Overcommit(Plain):
     def exact(self, instances: str) -> bool:  # noqa: ARG002
         return True
 
-    def matches(self, instances: str, target: Target) -> bool:
-        return instances == target.instance
-
     def read(self, kernel: KernelView, target: Target) -> Reading:
         mode = find(kernel, f"{VM}/overcommit_memory")
         if mode not in ("0", "1", "2"):

@@ -96,9 +96,6 @@ class Sysctl(Plain):
     def exact(self, instances: str) -> bool:  # noqa: ARG002
         return True
 
-    def matches(self, instances: str, target: Target) -> bool:
-        return instances == target.instance
-
     def read(self, kernel: KernelView, target: Target) -> Reading:
         try:
             return Reading(target, kernel.read(path_of(target.instance)))

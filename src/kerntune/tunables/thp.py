@@ -71,9 +71,6 @@ class Thp(Plain):
     def exact(self, instances: str) -> bool:  # noqa: ARG002
         return True
 
-    def matches(self, instances: str, target: Target) -> bool:
-        return instances == target.instance
-
     def read(self, kernel: KernelView, target: Target) -> Reading:
         try:
             return Reading(target, *bracketed(kernel.read(f"{FOLDER}/{target.instance}")))

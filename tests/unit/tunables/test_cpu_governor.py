@@ -11,7 +11,7 @@ from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
 from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.cpu_policies import parse_cpus, spell_cpus
+from kerntune.tunables.cpu_policies import CpuList, spell_cpus
 from tests.hosts import plant
 from tests.unit.lab import GIB, running, told
 
@@ -69,7 +69,8 @@ def test_a_policy_matches_when_one_of_its_cpus_is_named(pattern: str, matches: b
 
 
 def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
-    assert parse_cpus("0-2,5") == {0, 1, 2, 5}
+    assert CpuList.parse("0-2,5").bits == 0b100111
+    assert str(CpuList.parse("8,0-2,1-3,4,8")) == "0-4,8"
     assert spell_cpus({5, 2, 0, 1}) == "0-2,5"
     assert spell_cpus(()) == ""
 

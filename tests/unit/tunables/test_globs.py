@@ -1,0 +1,59 @@
+"""Globs of our own: the same answers as fnmatch gives, without its cache, and never slow."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from kerntune.model import Target
+from kerntune.tunables import globs
+from kerntune.tunables.globs import Glob
+from kerntune.tunables.io_scheduler import IoScheduler
+
+SCHEDULERS = IoScheduler()
+NAMES = st.text("ab-!^[]n01", max_size=9)
+PATTERNS = st.text("ab-!^[]n01*?", max_size=12)
+# After an empty range fnmatch takes what is left of the set for its beginning: [b-a!c] is [!c] to it.
+MISREAD = re.compile(r"\[(.-.)+!")
+
+
+@given(PATTERNS, NAMES)
+@example("[]a]", "]")
+@example("[!]a]", "b")
+@example("[a-", "[a-")
+@example("[--0]", ".")
+@example("[b-a]", "a")
+@example("[!b-a]", "a")
+@example("a**?*b", "axb")
+def test_it_says_what_fnmatch_says(pattern: str, name: str) -> None:
+    assume(not MISREAD.search(pattern))
+    assert Glob.parse(pattern).matches(name) is fnmatch.fnmatchcase(name, pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 127 + "b", "*" * 255 + "b", "*?" * 127 + "b", "*" + "a" * 49 + "b", "[a-b" * 63]
+)
+def test_the_work_is_bounded_by_the_length_of_the_name(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, steps = "a" * 99, 0
+    inner = globs.fits
+
+    def counted(run: globs.Run, name: str, at: int) -> bool:
+        nonlocal steps
+        steps += max(1, len(run))
+        return inner(run, name, at)
+
+    monkeypatch.setattr(globs, "fits", counted)
+    assert not Glob.parse(pattern).matches(name)
+    assert steps <= len(name) ** 2
+
+
+def test_patterns_of_callers_are_kept_nowhere() -> None:
+    drive = Target("io-scheduler", "nvme0n1", aliases=("by-id/nvme-First",))
+    before = fnmatch._compile_pattern.cache_info().misses  # type: ignore[attr-defined]
+    for number in range(100):
+        assert not SCHEDULERS.matches(f"*no{number}*such?drive*", drive)
+    assert fnmatch._compile_pattern.cache_info().misses == before  # type: ignore[attr-defined]
