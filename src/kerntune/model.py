@@ -247,12 +247,15 @@ class Report:
 class Limits:
     """What no request may go beyond: huge pages in percent of RAM, and claims of one origin made by callers.
 
+    `planned` bounds the settings of a plan, which anybody may ask for.
+
     `comparisons` bounds what one call makes us do, its settings times the targets each is compared with; `outcomes`
     what it is answered.
     """
 
     hugepages_percent: int = 75
     claims: int = 1000
+    planned: int = 128
     comparisons: int = 100_000
     outcomes: int = 5000
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -79,7 +78,7 @@ class Core:
         await self.engine.check(request)
         tunables = {self.engine.tunables[setting.tunable] for setting in request.settings}
         await pass_gate(self.service, caller, member, tunables)
-        who = await asyncio.to_thread(processes.describe, caller.pid, caller.uid)
+        who = await self.engine.threads.read(processes.describe, caller.pid, caller.uid)
         return await self.engine.change(replace(request, who=who), member, self._progress(caller))
 
     async def choose(self, caller: Caller, member: str, selection: Selection) -> Answer:

@@ -30,7 +30,7 @@ class Choosing:
 
     async def listing(self) -> list[tuple[str, str]]:
         """Name and summary of each profile there is."""
-        return await asyncio.to_thread(self._listing)
+        return await self._engine.threads.open(self._listing)
 
     async def check(self, selection: Selection) -> None:
         """Raises NoSuchProfile, and InvalidValue for a profile that is not in order."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -20,7 +20,7 @@ from kerntune.engine.news import changed_since, is_due, news, told
 from kerntune.engine.observed import Observed
 from kerntune.engine.passes import Group, Order, Result, Worker
 from kerntune.engine.progress import Progress, of_its_own
-from kerntune.engine.requests import Request, World, edit_for, sound
+from kerntune.engine.requests import Request, World, edit_for, sound, too_much
 from kerntune.engine.retry import LONGEST, SOON
 from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
@@ -29,6 +29,7 @@ from kerntune.model import Claim, ClaimId, Lane, Limits, Memory, Origin, Outcome
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
+Run = Callable[[Callable[[Order], Result], Order], Awaitable[Result]]  # runs a look in some thread
 OVERTAKEN = 3  # passes that may end while Verify looks, before it answers all the same
 GRACE = 0.3  # seconds in which passes may still end by themselves when we are told to stop
 LAST = 0.4  # seconds before the end in which no write begins any more
@@ -322,16 +323,18 @@ class Reconciler:
 
     async def plan(self, request: Request) -> Answer:
         """What `change` would do, limits included; writes nothing and waits for no lane."""
+        if len(request.settings) > self.limits.planned:
+            raise too_much(f"a plan of {len(request.settings)} settings is too long, {self.limits.planned} are allowed")
         return await self.foresee(await self.check(request))
 
     async def foresee(self, edit: Edit) -> Answer:
         """What `carry_out` would do."""
-        book, result = self.book, await self._rehearse(edit)
+        book, result = self.book, await self._rehearse(edit, self.threads.open)
         outcomes = outcomes_of(edit, self.tunables, result)
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
         return Answer(would_write or not book.same_as(book.apply(edit)), tuple(outcomes))
 
-    async def _rehearse(self, edit: Edit) -> Result:
+    async def _rehearse(self, edit: Edit, run: Run | None = None) -> Result:
         """A dry run of the lanes that an edit touches.
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
@@ -339,7 +342,7 @@ class Reconciler:
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
         order = replace(self._dry_order(), claims=claims, named=named, released=frozenset(edit.released), enforce=True)
-        return merge(await self._look(order, self._lanes_of(edit)))
+        return merge(await self._look(order, self._lanes_of(edit), run or self.threads.read))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Return everything managed that is not satisfied, read again; change nothing.
@@ -350,7 +353,7 @@ class Reconciler:
         for _ in range(OVERTAKEN):
             passes = self.observed.passes(Lane)
             busy |= self._being_set()
-            result = merge(await self._look(self._dry_order(), Lane))
+            result = merge(await self._look(self._dry_order(), Lane, self.threads.open))
             busy |= self._being_set()
             if passes == self.observed.passes(Lane):
                 break
@@ -444,8 +447,8 @@ class Reconciler:
         keyed = (t for t in self.ledger.baselines if t.key and t.tunable in names)
         return {t for t in keyed if t not in result.readings and replace(t, key="") not in result.readings}
 
-    async def _look(self, order: Order, lanes: Iterable[Lane]) -> list[Result]:
-        jobs = [self.threads.read(self._lanes[lane].worker.run, order) for lane in lanes]
+    async def _look(self, order: Order, lanes: Iterable[Lane], run: Run) -> list[Result]:
+        jobs = [run(self._lanes[lane].worker.run, order) for lane in lanes]
         return list(await asyncio.gather(*jobs))
 
     async def _read_lane(self, lane: Lane) -> Result:

@@ -29,6 +29,7 @@ class Threads:
         self.writers = {lane: ThreadPoolExecutor(WRITERS, f"write {lane}") for lane in Lane}
         self._looks = {lane: ThreadPoolExecutor(1, f"look {lane}") for lane in Lane}
         self._readers = ThreadPoolExecutor(READERS, "read")
+        self._open = ThreadPoolExecutor(1, "open")
         self._savers = ThreadPoolExecutor(1, "save")
 
     def look(self, lane: Lane, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
@@ -36,8 +37,12 @@ class Threads:
         return asyncio.get_running_loop().run_in_executor(self._looks[lane], work, *given)
 
     def read(self, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
-        """Run something that only looks."""
+        """Run something that only looks, for a caller who was authorised."""
         return asyncio.get_running_loop().run_in_executor(self._readers, work, *given)
+
+    def open(self, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
+        """Run something that only looks and that anybody may ask for: no authorised call waits behind it."""
+        return asyncio.get_running_loop().run_in_executor(self._open, work, *given)
 
     def save(self, work: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
         """Run something that writes to disk; in the order in which it is asked for."""
@@ -49,7 +54,13 @@ class Threads:
         # Where there is no room even now, those that there are have to do.
         with contextlib.suppress(RuntimeError):
             looks = [(pool, 1) for pool in self._looks.values()]
-            for pool, count in ((self.passes, len(Lane)), (self._readers, READERS), (self._savers, 1), *looks):
+            for pool, count in (
+                (self.passes, len(Lane)),
+                (self._readers, READERS),
+                (self._open, 1),
+                (self._savers, 1),
+                *looks,
+            ):
                 for _ in range(count):
                     # One that waits for the gate makes the pool start another.
                     pool.submit(gate.wait, PATIENCE)
@@ -57,5 +68,12 @@ class Threads:
 
     def close(self) -> None:
         """Let go of the threads; a write that has begun is finished by the kernel."""
-        for pool in (self.passes, self._readers, self._savers, *self._looks.values(), *self.writers.values()):
+        for pool in (
+            self.passes,
+            self._readers,
+            self._open,
+            self._savers,
+            *self._looks.values(),
+            *self.writers.values(),
+        ):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -12,6 +12,7 @@ from kerntune.model import Claim, Limits, Memory, Origin, Reading, State, Target
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
 from kerntune.tunables.pool_plan import plan_pools, share, spread
 from kerntune.tunables.pool_room import Room
+from kerntune.tunables.pool_writes import in_order
 from tests.unit.lab import GIB, PAGE
 
 MANY = 1 << 20
@@ -447,3 +448,10 @@ def test_a_pool_may_shrink_on_a_host_that_is_full(used: int) -> None:
     assert plan(group, wish(WHOLE, 20), host=full) == {WHOLE: ["20"]}
     assert plan(group, wish(WHOLE, 100), host=full) == {}
     assert plan(group, wish(WHOLE, 101), host=full) == {}
+
+
+def test_nodes_that_shrink_are_written_before_those_that_grow() -> None:
+    """Their memory may be what the others need: the host as a whole is never asked for more than it ends with."""
+    pools = {node(0): pool(node(0), 10), node(1): pool(node(1), 300), node(2): pool(node(2), 200)}
+    writes = in_order(by_node(90, 20, 190), pools)
+    assert writes == [(node(1), 20), (node(2), 190), (node(0), 90)]

@@ -1,0 +1,44 @@
+"""What one call may cost: its settings, its comparisons, and whose threads it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from kerntune.errors import LimitsExceeded
+from kerntune.model import Limits
+from tests.unit.lab import BOUND, large_host, request, running
+
+MANY = [("io-scheduler", f"nvme{n}*", "none") for n in range(129)]
+
+
+async def test_a_plan_has_fewer_settings_than_a_set_may_have() -> None:
+    async with running(large_host()) as lab:
+        with pytest.raises(LimitsExceeded, match="a plan of 129 settings is too long, 128 are allowed"):
+            await lab.engine.plan(request(*MANY))
+        assert (await lab.engine.plan(request(*MANY[:128]))).changed
+        assert (await lab.set(*MANY)).changed
+
+
+async def test_settings_times_targets_are_bounded() -> None:
+    """Three drives: the third pattern is the one too many."""
+    async with running(large_host(), limits=Limits(comparisons=8)) as lab:
+        assert (await lab.engine.plan(request(*MANY[:2]))).changed
+        with pytest.raises(LimitsExceeded, match="3 settings for so many targets"):
+            await lab.engine.plan(request(*MANY[:3]))
+
+
+async def test_no_set_waits_for_what_anybody_may_ask_for() -> None:
+    async with running(large_host()) as lab:
+        gate = threading.Event()
+        strangers = [lab.engine.threads.open(gate.wait, BOUND) for _ in range(32)]
+        plans = [asyncio.create_task(lab.engine.plan(request(("hugepages", "2M", 10)))) for _ in range(8)]
+        try:
+            async with asyncio.timeout(BOUND / 2):
+                assert (await lab.set(("hugepages", "2M", 20))).changed
+            assert not any(plan.done() for plan in plans)
+        finally:
+            gate.set()
+        await asyncio.gather(*strangers, *plans)
