@@ -9,6 +9,7 @@ from typing import Any
 from kerntune import __version__
 from kerntune.engine.guard import GuardVerdict
 from kerntune.engine.reconciler import Reconciler
+from kerntune.engine.requests import World
 from kerntune.engine.resolve import resolve
 from kerntune.model import Claim, Memory, Outcome, Reading, State, Target, Wish
 
@@ -31,7 +32,7 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: s
     for tunable in engine.tunables.values():
         mine = [target for target in engine.readings if target.tunable == tunable.name]
         wishes |= resolve(tunable, claims, baselines, mine)
-    outcomes = engine.outcomes_now()
+    outcomes, world = engine.outcomes_now(), engine.world
     return {
         "version": __version__,
         "generation": engine.generation,
@@ -59,7 +60,7 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: s
             target_row(target, reading, wishes.get(target), outcomes.get(target), baselines.get(target))
             for target, reading in engine.readings.items()
         ],
-        "claims": [claim_row(claim, engine) for claim in claims],
+        "claims": [claim_row(claim, world) for claim in claims],
     }
 
 
@@ -105,7 +106,7 @@ def target_row(
     }
 
 
-def claim_row(claim: Claim, engine: Reconciler) -> dict[str, Any]:
+def claim_row(claim: Claim, world: World) -> dict[str, Any]:
     """One claim, and the instances it covers now."""
     return {
         "id": str(claim.id),
@@ -117,5 +118,5 @@ def claim_row(claim: Claim, engine: Reconciler) -> dict[str, Any]:
         "why": claim.why,
         "seq": claim.seq,
         "partial": claim.partial,
-        "matches": [t.instance for t in engine.world.covered(engine.tunables[claim.tunable], claim.instances)],
+        "matches": [t.instance for t in world.covered(world.tunables[claim.tunable], claim.instances)],
     }

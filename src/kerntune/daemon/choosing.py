@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from kerntune.daemon.config_files import Chosen
 from kerntune.daemon.reloading import Reloading
@@ -10,6 +11,8 @@ from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Edit, FilesEdit, Selection
 from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
+
+Run = Callable[[Callable[[str], Chosen], str], Awaitable[Chosen]]  # reads a profile in some thread
 
 
 class Choosing:
@@ -34,18 +37,18 @@ class Choosing:
 
     async def check(self, selection: Selection) -> None:
         """Raises NoSuchProfile, and InvalidValue for a profile that is not in order."""
-        await self._chosen(selection)
+        await self._chosen(selection, self._engine.threads.open)
 
     async def plan(self, selection: Selection) -> Answer:
         """What `choose` would do; nothing is changed."""
-        edit, _ = await self._edit(selection)
+        edit, _ = await self._edit(selection, self._engine.threads.open)
         return await self._engine.foresee(edit)
 
     async def choose(self, selection: Selection, cause: str, progress: Progress | None = None) -> Answer:
         """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for what comes."""
         reloading = self._reloading
         async with reloading.turn:
-            edit, chosen = await self._edit(selection)
+            edit, chosen = await self._edit(selection, self._engine.threads.read)
             answer = await self._engine.carry_out(edit, cause, progress)
             if chosen is not reloading.chosen:
                 reloading.note_profile(chosen)
@@ -53,9 +56,9 @@ class Choosing:
                 self._engine.announce(cause)
         return answer
 
-    async def _edit(self, selection: Selection) -> tuple[Edit, Chosen]:
+    async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Chosen]:
         """The edit, and what the profile after it says."""
-        chosen, before = await self._chosen(selection), self._engine.book.choice
+        chosen, before = await self._chosen(selection, run), self._engine.book.choice
         after = selection.chosen(before)
         claims = () if after.suspended else (*self._reloading.config.claims, *chosen.claims)
         # To be told of what was in force all along is nothing to a reset.
@@ -63,14 +66,14 @@ class Choosing:
         told = () if after.suspended else named
         return self._engine.choosing(FilesEdit(claims, after, told), reset=selection.reset), chosen
 
-    async def _chosen(self, selection: Selection) -> Chosen:
-        """What the profile says that will be in force: as read last, unless another is chosen."""
+    async def _chosen(self, selection: Selection, run: Run) -> Chosen:
+        """What the profile says that will be in force: as read last, unless another is chosen; `run` reads it."""
         reloading = self._reloading
         if selection.profile is None:
             return reloading.chosen
         if selection.profile:
-            return await asyncio.to_thread(self._checked, selection.profile)
-        return await asyncio.to_thread(reloading.read_profile, reloading.config.profile, keep=False)
+            return await run(self._checked, selection.profile)
+        return await run(self._default, reloading.config.profile)
 
     # These block.
 
@@ -79,6 +82,9 @@ class Choosing:
 
     def _checked(self, name: str) -> Chosen:
         return self._reloading.profile.checked(name)
+
+    def _default(self, name: str) -> Chosen:
+        return self._reloading.read_profile(name, keep=False)
 
     def _keep(self, name: str, chosen: Chosen) -> None:
         if name and not any(problem.is_error for problem in chosen.problems):
