@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from kerntune import __version__
@@ -26,13 +27,23 @@ class Host:
 
 def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: str) -> dict[str, Any]:
     """The document; its field names are the model's, and only ever grow."""
-    claims = tuple(engine.book.claims.values())
-    baselines = engine.ledger.baselines
-    wishes: dict[Target, Wish] = {}
-    for tunable in engine.tunables.values():
-        mine = [target for target in engine.readings if target.tunable == tunable.name]
-        wishes |= resolve(tunable, claims, baselines, mine)
-    outcomes, world = engine.outcomes_now(), engine.world
+    head, rows = prepare(engine, host, degraded, profile)
+    return head | rows()
+
+
+def prepare(
+    engine: Reconciler, host: Host, degraded: Sequence[str], profile: str
+) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+    """Return the beginning of the document, and what makes the rest of a copy of what is known: in any thread."""
+    world = replace(engine.world, readings=dict(engine.readings))
+    rows = partial(
+        rows_of, world, tuple(engine.book.claims.values()), dict(engine.ledger.baselines), dict(engine.outcomes_now())
+    )
+    return head_of(engine, host, degraded, profile), rows
+
+
+def head_of(engine: Reconciler, host: Host, degraded: Sequence[str], profile: str) -> dict[str, Any]:
+    """What does not grow with the targets and the claims."""
     return {
         "version": __version__,
         "generation": engine.generation,
@@ -56,9 +67,21 @@ def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: s
             }
             for tunable in engine.tunables.values()
         ],
+    }
+
+
+def rows_of(
+    world: World, claims: Sequence[Claim], baselines: Mapping[Target, str], outcomes: Mapping[Target, Outcome]
+) -> dict[str, Any]:
+    """The targets and the claims."""
+    wishes: dict[Target, Wish] = {}
+    for tunable in world.tunables.values():
+        mine = [target for target in world.readings if target.tunable == tunable.name]
+        wishes |= resolve(tunable, claims, baselines, mine)
+    return {
         "targets": [
             target_row(target, reading, wishes.get(target), outcomes.get(target), baselines.get(target))
-            for target, reading in engine.readings.items()
+            for target, reading in world.readings.items()
         ],
         "claims": [claim_row(claim, world) for claim in claims],
     }

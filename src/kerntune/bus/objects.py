@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from kerntune import __version__
 from kerntune.bus import names
-from kerntune.bus.describe import Host, describe
+from kerntune.bus.describe import Host, prepare
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.gate import pass_gate
 from kerntune.bus.interface import snake
@@ -33,6 +33,7 @@ PERSIST: Final = {"persist": "b"}
 SET: Final = PERSIST | {"allow-partial": "b"}
 RESET: Final = {"baseline": "b"}
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
+SMALL: Final = 1000  # targets times claims: a document of less is made on the event loop, in some milliseconds
 
 
 class Files(Protocol):
@@ -187,8 +188,21 @@ class Manager:
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
         await self._engine.refresh()
-        document = describe(self._engine, self._core.host, self.degraded, self.active_profile)
-        return json.dumps(document, ensure_ascii=False)
+        engine = self._engine
+        head, rows = prepare(engine, self._core.host, self.degraded, self.active_profile)
+        if len(engine.readings) * len(engine.book.claims) <= SMALL:
+            return json.dumps(head | rows(), ensure_ascii=False)
+        return await engine.threads.open(in_parts, head, rows)
+
+
+def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> str:
+    """Return the document as JSON. An encoder lets no other thread run, so it is given one row at a time."""
+    begin = json.dumps(head, ensure_ascii=False)[:-1]
+    parts = (
+        f"{json.dumps(name)}: [{', '.join(json.dumps(row, ensure_ascii=False) for row in found)}]"
+        for name, found in rows().items()
+    )
+    return f"{begin}, {', '.join(parts)}}}"
 
 
 def whole(chosen: Mapping[str, Any]) -> Selection | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import pytest
 
+from kerntune.bus.describe import Host, describe, prepare
+from kerntune.bus.objects import in_parts
 from kerntune.errors import LimitsExceeded
 from kerntune.model import Limits
 from tests.unit.lab import BOUND, large_host, request, running
@@ -42,3 +45,13 @@ async def test_no_set_waits_for_what_anybody_may_ask_for() -> None:
         finally:
             gate.set()
         await asyncio.gather(*strangers, *plans)
+
+
+async def test_a_large_document_is_made_of_a_copy_and_says_the_same() -> None:
+    host = Host("6.1", "/", simulated=True, default_page_size=2 << 20)
+    async with running(large_host()) as lab:
+        await lab.set(*MANY[:20])
+        head, rows = prepare(lab.engine, host, [], "")
+        before = describe(lab.engine, host, [], "")
+        await lab.set(("io-scheduler", "*", "bfq"))
+        assert json.loads(await lab.engine.threads.open(in_parts, head, rows)) == json.loads(json.dumps(before))
