@@ -10,8 +10,8 @@ import pytest
 
 from kerntune.bus.describe import Host, describe, prepare
 from kerntune.bus.objects import in_parts
-from kerntune.errors import LimitsExceeded
-from kerntune.model import Limits
+from kerntune.errors import LimitsExceeded, NoSuchTarget
+from kerntune.model import Lane, Limits
 from tests.unit.lab import BOUND, large_host, request, running
 
 MANY = [("io-scheduler", f"nvme{n}*", "none") for n in range(129)]
@@ -55,3 +55,12 @@ async def test_a_large_document_is_made_of_a_copy_and_says_the_same() -> None:
         before = describe(lab.engine, host, [], "")
         await lab.set(("io-scheduler", "*", "bfq"))
         assert json.loads(await lab.engine.threads.open(in_parts, head, rows)) == json.loads(json.dumps(before))
+
+
+async def test_many_who_plan_what_is_not_there_share_a_look() -> None:
+    async with running(large_host()) as lab:
+        before = lab.engine.observed._lanes[Lane.BLOCK].begun
+        asking = [lab.engine.plan(request(("io-scheduler", "nvme9n9", "none"))) for _ in range(64)]
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(error, NoSuchTarget) for error in found)
+        assert lab.engine.observed._lanes[Lane.BLOCK].begun - before <= 2
