@@ -13,7 +13,7 @@ from kerntune import errors
 from kerntune.bus import dispatch, unread
 from kerntune.bus.dispatch import Caller
 from kerntune.bus.messages import Message
-from kerntune.bus.unread import CLIENT, CLIENTS, OURSELVES, SILENCE, SMALL, USER, Unread
+from kerntune.bus.unread import CLIENT, CLIENTS, LARGE, OURSELVES, SILENCE, SMALL, USER, Unread
 from tests.bus import lab
 from tests.bus.test_link import bare_client
 from tests.harness.privatebus import PrivateBus
@@ -97,14 +97,26 @@ class TestAccount:
         account.sent(SMALL, ":1.6")
         await account.room(":1.6")  # another of the user's, which was sent little
 
-    async def test_those_who_have_left_are_forgotten(self) -> None:
-        bus = Bus(c0=SMALL + 1)
+    async def test_clients_that_come_once_are_forgotten_without_a_question(self) -> None:
+        bus = Bus()
         account = bus.account()
-        for n in range(CLIENTS + 1):
+        for n in range(3 * CLIENTS):
             account.sent(1, f":1.{n}")
-        account.sent(SMALL, ":1.0")
-        await account.room(":1.0")
-        assert list(account._clients) == [":1.0"]
+        assert len(account._small) == CLIENTS
+        account.sent(SMALL, f":1.{3 * CLIENTS - 1}")
+        await account.room(f":1.{3 * CLIENTS - 1}")  # who is sent much pays for itself, and for nobody else
+        assert len(account._small) == CLIENTS - 1
+        assert not bus.asked
+
+    async def test_clients_that_were_sent_much_and_left_are_forgotten(self) -> None:
+        bus = Bus(c0=0, c1=SMALL + 1)
+        account = bus.account()
+        for n in range(1, 10 * LARGE):
+            account.sent(SMALL + 1, f":1.{n}")
+            await account.too_much(":1.0")
+        assert len(account._large) <= 2 * LARGE
+        assert ":1.1" in account._large  # it is still there, and has not read
+        assert max(bus.asked[name] for name in bus.asked if name not in (":1.0", ":1.1")) == 1
 
     @pytest.mark.parametrize("error", [errors.AccessDenied("no"), errors.UnknownMethod("no")])
     async def test_a_bus_that_does_not_tell(self, error: errors.KerntuneError) -> None:

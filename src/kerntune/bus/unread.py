@@ -20,7 +20,8 @@ USER: Final = 16 << 20  # bytes that all clients of a user may leave unread
 ALL: Final = 96 << 20  # bytes that anybody may leave unread
 INTERVAL: Final = 0.05  # seconds between two questions about a client that has much to read
 OURSELVES: Final = 8 << 20  # bytes sent between two questions about all of it
-CLIENTS: Final = 4096  # that are kept account of before those who have left are sorted out
+CLIENTS: Final = 4096  # clients that were sent little and are kept account of: a client that comes once is one
+LARGE: Final = 256  # clients that were sent much, above which the bus is asked whether the oldest are still there
 
 Ask = Callable[[str], Awaitable[tuple[int, int]]]
 
@@ -47,8 +48,8 @@ class Unread:
 
     def __init__(self, ask: Ask, uid_of: Callable[[str], Awaitable[int]]) -> None:
         self._ask, self._uid_of = ask, uid_of
-        self._clients: dict[str, _Client] = {}
-        self._large: dict[str, _Client] = {}  # those with more than SMALL, whose uid is known
+        self._small: dict[str, _Client] = {}  # those with SMALL at most, the oldest first
+        self._large: dict[str, _Client] = {}  # those with more
         self._since = 0
         self._blind = False
 
@@ -57,26 +58,28 @@ class Unread:
         if self._blind:
             return
         self._since += size
-        if to is not None:
-            client = self._clients.get(to)
-            if client is None:
-                client = self._clients[to] = _Client()
-            client.sent += size
+        if to is None:
+            return
+        client = self._large.get(to) or self._small.get(to)
+        if client is None:
+            if len(self._small) >= CLIENTS:
+                del self._small[next(iter(self._small))]
+            client = self._small[to] = _Client()
+        client.sent += size
+        if client.sent > SMALL and to in self._small:
+            self._large[to] = self._small.pop(to)
 
     def silent(self, name: str) -> bool:
         """Whether the client leaves so much unread that a refusal would only add to it."""
-        return name in self._clients and self._clients[name].sent > SILENCE
+        return name in self._large and self._large[name].sent > SILENCE
 
     async def room(self, name: str) -> None:
         """Return when more may be sent to this client; LimitsExceeded when it, or its user, has to read first."""
-        client = self._clients.get(name)
-        if client is None or client.sent <= SMALL:
+        client = self._large.get(name)
+        if client is None:
             return
-        if len(self._clients) > CLIENTS:
-            await self._look(*self._clients)
         if client.uid is None:
             client.uid = await self._uid_of(name)
-            self._large[name] = client
         if client.sent > CLIENT:
             await self._look(name, above=CLIENT)
         if self._of_user(client.uid) > USER:
@@ -97,6 +100,8 @@ class Unread:
         if self._since < OURSELVES or self._blind:
             return 0
         self._since = 0
+        # At most OURSELVES / SMALL clients were sent much since the last time: of those who left, none stays for good.
+        await self._look(*list(self._large)[: max(0, min(len(self._large) - LARGE, LARGE))])
         kept = await self._stats(ourselves)
         return kept[0] if kept and kept[0] > ALL else 0
 
@@ -106,7 +111,7 @@ class Unread:
     async def _look(self, *names: str, above: int = 0) -> None:
         """Have the bus say what those clients have not read that were sent more than `above`; not twice at once."""
         for name in names:
-            client = self._clients.get(name)
+            client = self._large.get(name)
             if client is None or self._blind:
                 continue
             async with client.looking:
@@ -125,7 +130,6 @@ class Unread:
         client.sent += client.kept - before
         if client.sent <= SMALL:
             self._large.pop(name, None)
-            self._clients.pop(name, None)
 
     async def _stats(self, name: str) -> tuple[int, int] | None:
         """What the bus keeps of and for a connection; None when it does not say."""
@@ -135,7 +139,7 @@ class Unread:
             return 0, 0
         except (errors.AccessDenied, errors.UnknownMethod, errors.UnknownInterface, errors.UnknownObject):
             self._blind = True
-            self._clients.clear()
+            self._small.clear()
             self._large.clear()
             return None
         except errors.KerntuneError:
