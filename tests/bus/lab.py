@@ -12,7 +12,7 @@ from kerntune import errors
 from kerntune.bus.client import Client, connect
 from kerntune.bus.dispatch import Caller, Interface, Service
 from kerntune.bus.interface import parse
-from kerntune.bus.link import Link
+from kerntune.bus.link import Link, Waiting
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from tests.harness.privatebus import PrivateBus
 
@@ -186,7 +186,7 @@ class Raw:
         self.link.send(message)
         waiting: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         waiting.add_done_callback(self._keep)
-        self.link._replies[message.serial] = waiting
+        self.link._replies[message.serial] = Waiting(NAME, waiting)
         return message
 
     async def next_reply(self) -> Message:

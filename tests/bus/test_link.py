@@ -18,7 +18,7 @@ from dbus_next.signature import SignatureTree
 
 from kerntune import errors
 from kerntune.bus import link as link_module
-from kerntune.bus import messages
+from kerntune.bus import messages, names
 from kerntune.bus import outbox as outbox_module
 from kerntune.bus.dispatch import Service
 from kerntune.bus.frames import Cutter, Frame, StreamError
@@ -135,6 +135,42 @@ class TestConnect:
         with pytest.raises(errors.Unreachable):
             await link.bus("GetId")
         await link.close()
+
+
+class TestReplies:
+    async def test_serials_begin_again_and_pass_over_those_that_wait(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with lab.serving(bus, bench), lab.client(bus) as client:
+            client._link._serial = link_module.LAST_SERIAL - 2
+            waiting = [asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait")) for _ in range(4)]
+            await bench.started.wait()
+            assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "a") == ["a"]
+            assert set(client._link._replies) == {link_module.LAST_SERIAL - 1, link_module.LAST_SERIAL, 1, 2}
+            client._link._serial = link_module.LAST_SERIAL - 2
+            assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "b") == ["b"]
+            assert client._link._serial == 3
+            bench.release.set()
+            await asyncio.gather(*waiting)
+
+    async def test_only_who_was_asked_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The bus fills in the sender and lets no other reply pass: what it may not do is played here."""
+        link = Link(lambda _: None, address="unix:path=/nowhere")
+
+        def comes(sender: str, text: str) -> None:
+            reply = Message(
+                message_type=MessageType.METHOD_RETURN, reply_serial=7, signature="s", body=[text], serial=1
+            )
+            reply.sender = sender
+            monkeypatch.setattr(link._memo, "parse", lambda _: reply)
+            link._receive(Frame(b""))
+
+        for destination in (":1.5", names.FREEDESKTOP):
+            future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+            link._replies[7] = link_module.Waiting(destination, future)
+            comes(":1.6", "forged")
+            assert not future.done()
+            comes(destination, "true")
+            assert future.result().body == ["true"]
 
 
 class TestLoss:

@@ -7,11 +7,10 @@ yield while data keeps coming. No descriptor passing is negotiated, so no client
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kerntune import errors
 from kerntune.bus import names
@@ -37,6 +36,7 @@ MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for about 0
 MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends more than 32 MiB
 CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
+LAST_SERIAL: Final = (1 << 32) - 1  # a serial is a UINT32, and not 0 ("Message Format" in the D-Bus Specification)
 
 THE_BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
 BUS_ITSELF: Final = names.FREEDESKTOP.encode()
@@ -55,6 +55,21 @@ class BusError(errors.Failed):
 
 class TimedOut(errors.Failed):
     """No reply came in time; the other side may still be at it."""
+
+
+class Waiting(NamedTuple):
+    """A call that waits for its reply, and whom it went to."""
+
+    destination: str
+    reply: asyncio.Future[Message]
+
+    def is_from(self, sender: str) -> bool:
+        """Return whether a reply of `sender` may be the one: the bus answers for those that are not there.
+
+        Who owns a well-known name is not known here. The bus lets nobody reply who was not asked; this comes on top.
+        """
+        known = self.destination.startswith(":") or self.destination == names.FREEDESKTOP
+        return not known or sender in (self.destination, names.FREEDESKTOP)
 
 
 class Link(asyncio.BufferedProtocol):
@@ -82,8 +97,8 @@ class Link(asyncio.BufferedProtocol):
         self._cutter = Cutter(max_body)
         self._intake = Intake(self._receive) if fair else None
         self._memo = Memo()
-        self._serials = itertools.count(1)
-        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._serial = 0
+        self._replies: dict[int, Waiting] = {}
         self._lost = asyncio.Event()
         self._said: dict[str, float] = {}
 
@@ -120,11 +135,18 @@ class Link(asyncio.BufferedProtocol):
         Raises LimitsExceeded above MAX_SENT bytes, ValueError or TypeError when the body does not fit its signature.
         """
         if not message.serial:
-            message.serial = next(self._serials)
+            message.serial = self._next_serial()
         data = marshalled(message)
         if len(data) > MAX_SENT:
             raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"the limit is {MAX_SENT}")
         return data
+
+    def _next_serial(self) -> int:
+        """Return the next serial that no call waits for; after the last one they begin again."""
+        while True:
+            self._serial = self._serial % LAST_SERIAL + 1
+            if self._serial not in self._replies:
+                return self._serial
 
     def post(self, data: bytes) -> None:
         """Queue a message that is packed."""
@@ -156,7 +178,7 @@ class Link(asyncio.BufferedProtocol):
         message = Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args))
         self.send(message)
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._replies[message.serial] = reply
+        self._replies[message.serial] = Waiting(destination, reply)
         try:
             async with asyncio.timeout(timeout):
                 answer = await reply
@@ -252,7 +274,7 @@ class Link(asyncio.BufferedProtocol):
             self._intake.stop()
         if self._outbox:
             self._outbox.lost()
-        for waiting in (self._authenticated, *self._replies.values()):
+        for waiting in (self._authenticated, *(waiting.reply for waiting in self._replies.values())):
             if waiting and not waiting.done():
                 waiting.set_exception(self._unreachable("closed the connection"))
 
@@ -286,7 +308,8 @@ class Link(asyncio.BufferedProtocol):
         except UNPARSEABLE as error:
             self.complain("unparseable", f"dropped a message that could not be parsed: {error!r:.200}")
             return
-        waiting = self._replies.get(message.reply_serial or 0)
+        asked = self._replies.get(message.reply_serial or 0)
+        waiting = asked.reply if asked and asked.is_from(message.sender) else None
         if not frame.whole:
             self._receive_cut(message, waiting)
         elif message.message_type in (MessageType.METHOD_CALL, MessageType.SIGNAL):
