@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from kerntune import errors
 from kerntune.bus import names
@@ -156,8 +156,8 @@ class Tree:
         for found in self._with_properties(path, interface):
             if prop := self.interfaces[found].properties.get(name):
                 impl = self._objects[path][found]
-                if prop.emits is not Emits.CONST:
-                    await _refresh(impl)
+                if prop.emits is not Emits.CONST and (waiting := _refresh(impl)):
+                    await waiting
                 return _variant(impl, name, prop)
         raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
 
@@ -165,7 +165,8 @@ class Tree:
         """Properties.GetAll."""
         values: Values = {}
         for found in self._with_properties(path, interface):
-            await _refresh(self._objects[path][found])
+            if waiting := _refresh(self._objects[path][found]):
+                await waiting
             values |= self.values(path, found)
         return values
 
@@ -211,8 +212,7 @@ def _variant(impl: object, name: str, prop: Property) -> Variant:
     return Variant(prop.type, getattr(impl, snake(name)))
 
 
-async def _refresh(impl: object) -> None:
-    """Let an implementation read again what others may have changed, if it can."""
-    refresh: Any = getattr(impl, "refresh", None)
-    if refresh:
-        await refresh()
+def _refresh(impl: object) -> Awaitable[None] | None:
+    """Let an implementation read again what others may have changed, if it can; what to await, if anything."""
+    refresh: Callable[[], Awaitable[None] | None] | None = getattr(impl, "refresh", None)
+    return refresh() if refresh else None

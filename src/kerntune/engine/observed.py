@@ -46,6 +46,11 @@ class Observed:
         self._look, self._changed, self._clock = look, changed, clock
         self._lanes = {lane: _Lane() for lane in Lane}
 
+    def is_fresh(self, lanes: Iterable[Lane]) -> bool:
+        """Return whether what is known of the lanes is FRESH seconds old at most."""
+        since = self._clock() - FRESH
+        return all(self._lanes[lane].read_at >= since for lane in lanes)
+
     async def fresh(self, lanes: Iterable[Lane], age: float = FRESH, patience: float | None = PATIENCE) -> None:
         """Return when what is known of the lanes is `age` seconds old at most: 0 is a look that begins after now.
 

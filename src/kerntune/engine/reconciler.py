@@ -194,9 +194,13 @@ class Reconciler:
         """Read everything, however long that takes, and write nothing."""
         await self.observed.fresh(Lane, 0, None)
 
-    async def refresh(self, *lanes: Lane) -> None:
-        """Read the targets of these lanes again (of all, where none is named) when they were not read just now."""
-        await self.observed.fresh(lanes or Lane)
+    def refresh(self, *lanes: Lane) -> Awaitable[None] | None:
+        """Read the targets of these lanes again, of all where none is named: what to await for it.
+
+        Return None when they were read just now: most of those who poll need not wait.
+        """
+        wanted = lanes or tuple(Lane)
+        return None if self.observed.is_fresh(wanted) else self.observed.fresh(wanted)
 
     async def reconcile(self, cause: str, *, enforce: bool = False) -> None:
         """Make a pass of every lane; `enforce` also where drift would only be reported (at boot).

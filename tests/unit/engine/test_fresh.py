@@ -38,7 +38,7 @@ async def test_what_others_changed_is_read_though_nothing_is_managed() -> None:
     async with running(large_host(), clock=clock) as lab:
         lab.kernel.disks["sda"].scheduler = "none"
         clock.now += FRESH * 1.1
-        await lab.engine.refresh(Lane.BLOCK)
+        await lab.engine.observed.fresh([Lane.BLOCK])
         assert value(lab) == "none"
         assert lab.reports[-1].cause == "look"
 
@@ -48,13 +48,24 @@ async def test_readings_of_just_now_serve_and_those_who_ask_share_a_look() -> No
     async with running(large_host(), clock=clock) as lab:
         found = looks(lab)
         clock.now += FRESH / 2
-        await lab.engine.refresh(Lane.BLOCK)
+        await lab.engine.observed.fresh([Lane.BLOCK])
         assert found == []
         clock.now += FRESH
-        await asyncio.gather(*(lab.engine.refresh(Lane.BLOCK) for _ in range(20)))
+        await asyncio.gather(*(lab.engine.observed.fresh([Lane.BLOCK]) for _ in range(20)))
         assert found == [Lane.BLOCK]
-        await lab.engine.refresh()
+        await lab.engine.observed.fresh(Lane)
         assert sorted(found) == [Lane.BLOCK, Lane.CPU, Lane.MEMORY]
+
+
+async def test_who_reads_what_was_read_just_now_waits_for_nothing() -> None:
+    clock = Clock()
+    async with running(large_host(), clock=clock) as lab:
+        clock.now += FRESH * 2
+        for lanes in ((Lane.BLOCK,), tuple(Lane)):
+            looking = lab.engine.refresh(*lanes)
+            assert looking is not None
+            await looking
+            assert lab.engine.refresh(*lanes) is None
 
 
 async def test_nothing_is_announced_when_nothing_is_otherwise() -> None:
@@ -62,7 +73,7 @@ async def test_nothing_is_announced_when_nothing_is_otherwise() -> None:
     async with running(large_host(), clock=clock) as lab:
         lab.reports.clear()
         clock.now += 1
-        await lab.engine.refresh()
+        await lab.engine.observed.fresh(Lane)
         assert lab.reports == []
 
 
