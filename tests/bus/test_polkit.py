@@ -14,7 +14,7 @@ from kerntune import errors
 from kerntune.bus.dispatch import Caller, CallerGone, Service
 from kerntune.bus.interface import parse
 from kerntune.bus.names import ACTION_MANAGE, ACTION_SET
-from kerntune.bus.polkit import OF_USER, WAITING, authorise
+from kerntune.bus.polkit import PROMPTS_OF_USER, QUESTIONS_OF_USER, WAITING, Polkit
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -46,7 +46,7 @@ class Authority:
     """Gives its answers in order; HANG is no answer, an exception an error reply."""
 
     def __init__(self, *answers: Any) -> None:
-        self._answers = list(answers)
+        self.answers = list(answers)
         self.asked: list[tuple[str, str, str, int]] = []
         self.ids: list[str] = []
         self.hanging = asyncio.Event()
@@ -56,7 +56,7 @@ class Authority:
         subject, action, _details, flags, cancellation = args
         self.asked.append((subject[0], subject[1]["name"].value, action, flags))
         self.ids.append(cancellation)
-        answer = self._answers.pop(0)
+        answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         if answer is HANG:
@@ -80,6 +80,10 @@ async def authority(bus: PrivateBus, *answers: Any) -> AsyncIterator[Authority]:
         yield played
     finally:
         await service.close()
+
+
+async def authorise(service: Service, caller: Caller, action: str, **times: float) -> None:
+    await Polkit(service).authorise(caller, action, **times)
 
 
 def somebody(name: str, *, interactive: bool = False, uid: int = 1000) -> Caller:
@@ -158,18 +162,46 @@ class TestNoAnswer:
             assert await polkit.cancelled.get() == polkit.ids[0]
 
     async def test_one_user_does_not_take_up_all_that_may_wait(self, bus: PrivateBus) -> None:
-        async with lab.serving(bus) as service, authority(bus, *[HANG] * OF_USER, YES) as polkit:
-            stuck = [asyncio.create_task(authorise(service, somebody(f":1.{n}"), ACTION_SET)) for n in range(WAITING)]
-            while len(polkit.asked) < OF_USER:
+        async with lab.serving(bus) as service, authority(bus, *[HANG] * QUESTIONS_OF_USER, YES) as played:
+            polkit = Polkit(service)
+            stuck = [asyncio.create_task(polkit.authorise(somebody(f":1.{n}"), ACTION_SET)) for n in range(WAITING)]
+            while len(played.asked) < QUESTIONS_OF_USER:
                 await service.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
             with pytest.raises(errors.LimitsExceeded, match="wait"):
-                await authorise(service, somebody(":1.99"), ACTION_SET)
-            await authorise(service, somebody(":1.99", uid=2000), ACTION_SET)
-            assert len(polkit.asked) == OF_USER + 1
+                await polkit.authorise(somebody(":1.99"), ACTION_SET)
+            await polkit.authorise(somebody(":1.99", uid=2000), ACTION_SET)
+            assert len(played.asked) == QUESTIONS_OF_USER + 1
             for task in stuck:
                 task.cancel()
             await asyncio.wait(stuck)
-            assert not service.asking
+            assert not polkit.users
+
+    async def test_prompts_that_nobody_answers_keep_nothing_else_waiting(self, bus: PrivateBus) -> None:
+        """Of two users; the first one's next prompt waits for a place, its quick question and the other's do not."""
+        prompts = [CHALLENGE] * (PROMPTS_OF_USER + 1) + [HANG] * PROMPTS_OF_USER
+        async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, *prompts) as played:
+            polkit = Polkit(service)
+            asks = somebody(client.name, interactive=True)
+            stuck = [asyncio.create_task(polkit.authorise(asks, ACTION_MANAGE)) for _ in range(PROMPTS_OF_USER + 1)]
+            while len(played.asked) < len(prompts):
+                await service.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
+            played.answers += [YES, CHALLENGE, YES]
+            await polkit.authorise(somebody(client.name), ACTION_SET)
+            await polkit.authorise(somebody(client.name, interactive=True, uid=2000), ACTION_MANAGE)
+            assert not played.answers  # the last prompt of the first user was not made
+            for task in stuck:
+                task.cancel()
+            await asyncio.wait(stuck)
+
+
+class TestWhoAnswers:
+    async def test_another_polkit_is_found(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service:
+            polkit = Polkit(service)
+            for _ in range(2):
+                async with authority(bus, YES) as played:
+                    await polkit.authorise(somebody(":1.7"), ACTION_SET)
+                    assert len(played.asked) == 1
 
 
 class TestWithdrawn:

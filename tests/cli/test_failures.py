@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from kerntune.bus.names import ACTION_SET
-from kerntune.bus.polkit import authorise
 from kerntune.bus.wire import outcome_rows
 from kerntune.cli.__main__ import main
 from kerntune.cli.answers import Outcome
@@ -24,7 +23,7 @@ from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
 from tests.bus import lab as buses
 from tests.bus.conftest import POLICY
-from tests.bus.test_polkit import CHALLENGE, NO, authority, somebody
+from tests.bus.test_polkit import CHALLENGE, NO, authorise, authority, somebody
 from tests.cli.scripted import Script, document, tunable
 from tests.harness.privatebus import PrivateBus
 from tests.hosts import lay_out, plant

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shlex
@@ -15,8 +14,6 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.gate import pass_gate
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, OTHER
 from tests.live import host
@@ -222,13 +219,6 @@ def test_the_group_may_set_and_hold_and_not_manage(daemon: Daemon, member: User,
 def test_what_is_not_in_the_contract_cannot_be_called(daemon: Daemon, member: User, member_: str) -> None:
     with pytest.raises(errors.UnknownMethod):
         member.call(names.MANAGER, member_, "a{sv}", {})
-
-
-@pytest.mark.parametrize("uid", [0, 1000])
-def test_the_gate_lets_nobody_do_what_its_table_has_not(uid: int) -> None:
-    service = Service({}, names.ROOT)
-    with pytest.raises(errors.AccessDenied, match="table of authorisations"):
-        asyncio.run(pass_gate(service, Caller(":1.1", uid, 1, interactive=True), "Chown", ()))
 
 
 def test_nobody_but_root_may_own_the_name(own_bus: Any, member: User) -> None:

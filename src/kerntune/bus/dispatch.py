@@ -33,8 +33,6 @@ OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
 MAX_CALLERS: Final = 1024
 MAX_PLACES: Final = 1000
 STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
-QUESTIONS: Final = 64
-PROMPTS: Final = 32
 
 
 class NameTaken(errors.KerntuneError):
@@ -47,12 +45,17 @@ class CallerGone(errors.KerntuneError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: authorise by `name` (unique on the bus), `pid` is for the log only (0 when the bus does not know)."""
+    """Who calls what: authorise by `name` (unique on the bus), `pid` is for the log only (0: the bus does not know it).
+
+    `action` is what the contract says that callers of `member` need; "" where it says nothing.
+    """
 
     name: str
     uid: int
     pid: int
     interactive: bool
+    member: str = ""
+    action: str = ""
 
 
 class Service:
@@ -60,8 +63,8 @@ class Service:
 
     A handler is `async def set_count(self, caller, page_size, count, options)`; it returns None, the value, or a tuple
     when there are several out arguments (D-Bus structs and arrays are lists, variants stay Variants both ways), and
-    raises a KerntuneError to refuse. Properties are attributes without I/O; `async def refresh(self)`, where there is
-    one, is awaited before a property is read that others may change.
+    raises a KerntuneError to refuse. Properties are attributes without I/O; `def refresh(self)`, where there is one,
+    is called before a property is read that others may change, and what it returns is awaited, if anything.
     """
 
     def __init__(
@@ -74,15 +77,10 @@ class Service:
         self._listeners: dict[tuple[str, str, str], list[Callable[..., None]]] = {}
         self.on_signal(names.FREEDESKTOP, "NameOwnerChanged", "sss", self._presence.owner_changed)
         self._opened = asyncio.Event()
-        # What may wait for somebody else at once: the bus allows a connection 128 calls without a reply
-        # (max_replies_per_connection, dbus-daemon(1)), and those that wait for a person must leave room for the others.
-        self.questions, self.prompts = asyncio.Semaphore(QUESTIONS), asyncio.Semaphore(PROMPTS)
         self._in_flight = in_flight
         self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._credentials: dict[str, tuple[int, int]] = {}
-        self.asking: Counter[int] = Counter()  # uid -> its calls that wait for polkit
-        self.at_polkit: dict[int, asyncio.Semaphore] = {}  # uid -> those that polkit has been asked about
         self._seen: set[tuple[type[BaseException], str, int]] = set()
 
     # life
@@ -182,10 +180,11 @@ class Service:
         """Call somebody else's method without waiting for a reply."""
         self._link.tell(destination, path, interface, member, signature, *args)
 
-    async def caller(self, message: Message) -> Caller:
-        """Who sent `message`, as the bus knows it."""
+    async def caller(self, message: Message, action: str = "") -> Caller:
+        """Who sent `message`, as the bus knows it, and what is needed for that."""
         uid, pid = await self._user(message.sender)
-        return Caller(message.sender, uid, pid, bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
+        interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        return Caller(message.sender, uid, pid, interactive, message.member, action)
 
     async def _user(self, name: str) -> tuple[int, int]:
         """uid and pid (0 when the bus does not know it) of a client."""
@@ -273,7 +272,8 @@ class Service:
         if message.signature != takes:
             raise errors.InvalidArgs(f'{message.member} takes "{takes}", not "{message.signature}"')
         handler = getattr(impl, snake(message.member))
-        first = message.path if impl is self._tree else await self.caller(message)
+        action = interface.actions.get(message.member, "")
+        first = message.path if impl is self._tree else await self.caller(message, action)
         result = await handler(first, *message.body)
         if result is None:
             return gives, []

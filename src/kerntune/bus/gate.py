@@ -1,47 +1,84 @@
-"""Who may do what: one table and one function; a member that is not in the table is refused to everybody."""
+"""Who may do what: one function, on what the contract says of each method (org.kerntune.Action in dbus/interfaces)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.polkit import authorise
-from kerntune.errors import AccessDenied
+from kerntune.bus.polkit import Polkit
+from kerntune.errors import AccessDenied, InteractiveAuthorizationRequired
 from kerntune.tunables.base import Tunable
 
-Needs = Callable[[Iterable[Tunable]], frozenset[str]]
+log = logging.getLogger(__name__)
+
+CALL_REFUSED: Final = "e1d6a0c94b7f4e0f9a25c3d871b6f054"  # MESSAGE_ID
+LOGGED: Final = 5  # refusals of one user in a MINUTE; of those after them the number is logged
+MINUTE: Final = 60.0  # seconds
+USERS: Final = 64  # whose refusals are counted at a time
 
 
-def of_tunables(tunables: Iterable[Tunable]) -> frozenset[str]:
-    """The polkit action of every tunable that is named."""
-    return frozenset(f"{names.BUS_NAME}.{tunable.action}" for tunable in tunables)
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """That `caller` may do what it asks for. Only a gate makes one, and nothing is changed without one."""
+
+    caller: Caller
 
 
-def manage(tunables: Iterable[Tunable]) -> frozenset[str]:  # noqa: ARG001
-    """What concerns everybody on the host is the administrator's."""
-    return frozenset({names.ACTION_MANAGE})
+class Gate:
+    """Has polkit asked for each call that changes something, and logs whom it refuses."""
+
+    def __init__(self, service: Service) -> None:
+        self._polkit = Polkit(service)
+        self._refused: dict[int, int] = {}  # uid -> its calls in the minute that runs
+
+    async def let_pass(self, caller: Caller, tunables: Iterable[Tunable] = ()) -> Permit:
+        """Return when the caller may do this with these tunables.
+
+        Raise AccessDenied or InteractiveAuthorizationRequired otherwise. What needs no action of polkit is root's
+        alone, and that of whoever runs the daemon: nothing that comes here is open to everybody.
+        """
+        try:
+            actions = needed(caller.action, tunables)
+            if not actions and caller.uid not in (0, os.geteuid()):
+                why = "The contract names no polkit action for it"
+                raise AccessDenied(f"permission denied: only root may call {caller.member}", why)
+            for action in sorted(actions):
+                await self._polkit.authorise(caller, action)
+        except (AccessDenied, InteractiveAuthorizationRequired) as error:
+            self._note(caller, error)
+            raise
+        return Permit(caller)
+
+    def _note(self, caller: Caller, error: AccessDenied | InteractiveAuthorizationRequired) -> None:
+        """Log the first refusals of a user, for anybody can cause any number."""
+        uid = caller.uid
+        if uid not in self._refused:
+            if len(self._refused) >= USERS:
+                return
+            self._refused[uid] = 0
+            asyncio.get_running_loop().call_later(MINUTE, self._sum_up, uid)
+        self._refused[uid] += 1
+        if self._refused[uid] <= LOGGED:
+            log.warning("refused %s to uid %d, pid %d: %s", caller.member, uid, caller.pid, error, extra=fields(uid))
+
+    def _sum_up(self, uid: int) -> None:
+        if (more := self._refused.pop(uid) - LOGGED) > 0:
+            log.warning("refused %d more calls to uid %d in %.0f s", more, uid, MINUTE, extra=fields(uid))
 
 
-# Member -> what it needs. `persist` adds nothing; reads, Plan, Verify and Describe never come here.
-NEEDS: Final[Mapping[str, Needs]] = {
-    "Set": of_tunables,
-    "Unset": of_tunables,
-    "SetCount": of_tunables,
-    "SetGovernor": of_tunables,
-    "SetScheduler": of_tunables,
-    "SetOvercommit": of_tunables,
-    "SetProfile": manage,
-    "ClearProfile": manage,
-    "Reset": manage,
-    "Reload": manage,
-}
+def fields(uid: int) -> dict[str, str]:
+    """Return the fields of the journal's entry."""
+    return {"MESSAGE_ID": CALL_REFUSED, "KERNTUNE_UID": str(uid)}
 
 
-async def pass_gate(service: Service, caller: Caller, member: str, tunables: Iterable[Tunable]) -> None:
-    """Return when the caller may do this; AccessDenied or InteractiveAuthorizationRequired otherwise."""
-    if member not in NEEDS:
-        raise AccessDenied(f"nobody may call {member}", "It has no row in the table of authorisations")
-    for action in sorted(NEEDS[member](tunables)):
-        await authorise(service, caller, action)
+def needed(action: str, tunables: Iterable[Tunable]) -> frozenset[str]:
+    """Return the polkit actions for a method with this annotation; `persist` adds nothing."""
+    if action == "tunable":
+        return frozenset(f"{names.BUS_NAME}.{tunable.action}" for tunable in tunables)
+    return frozenset({names.ACTION_MANAGE}) if action == "manage" else frozenset()

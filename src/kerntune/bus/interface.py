@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
+ACTION: Final = "org.kerntune.Action"
 
 
 class Emits(StrEnum):
@@ -34,13 +35,17 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface: signatures by member name (for a method in and out), and the XML element, annotations kept."""
+    """One interface: signatures by member name (for a method in and out), and the XML element, annotations kept.
+
+    `actions` says of a method what its caller needs (bus/gate.py); a method without the annotation is not in it.
+    """
 
     name: str
     methods: Mapping[str, tuple[str, str]]
     signals: Mapping[str, str]
     properties: Mapping[str, Property]
     element: ET.Element
+    actions: Mapping[str, str]
 
     def missing(self, impl: object) -> list[str]:
         """What `impl` lacks to serve this interface: handlers `async def member(self, caller, *args)`, attributes."""
@@ -79,6 +84,7 @@ def _interface(element: ET.Element) -> Interface:
             for each in element.iterfind("property")
         },
         element,
+        {_name(each): action for each in element.iterfind("method") if (action := _annotation(each, ACTION))},
     )
 
 
@@ -93,10 +99,14 @@ def _signature(member: ET.Element, direction: str) -> str:
 
 
 def _emits(element: ET.Element, default: Emits) -> Emits:
-    for annotation in element.iterfind("annotation"):
-        if annotation.get("name") == EMITS:
-            return Emits(annotation.get("value", ""))
-    return default
+    said = _annotation(element, EMITS)
+    return default if said is None else Emits(said)
+
+
+def _annotation(element: ET.Element, name: str) -> str | None:
+    """Return the value of an element's own annotation; None where there is none."""
+    found = (each.get("value", "") for each in element.iterfind("annotation") if each.get("name") == name)
+    return next(found, None)
 
 
 def _has(impl: object, name: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Set
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -12,7 +13,7 @@ from kerntune import __version__
 from kerntune.bus import names
 from kerntune.bus.describe import Host, prepare
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.gate import pass_gate
+from kerntune.bus.gate import Gate, Permit
 from kerntune.bus.interface import snake
 from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
@@ -32,6 +33,7 @@ Options = Mapping[str, Variant]
 PERSIST: Final = {"persist": "b"}
 SET: Final = PERSIST | {"allow-partial": "b"}
 RESET: Final = {"baseline": "b"}
+CHANGE_ASKED: Final = "7b0e5a2f93c84d1e8f6d2a51c4e9b370"  # MESSAGE_ID
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
 SMALL: Final = 1000  # targets times claims: a document of less is made on the event loop, in some milliseconds
 
@@ -73,20 +75,49 @@ class Core:
         """`troubles` are slugs of what is wrong with the daemon itself, and change."""
         self.service, self.engine, self.host = service, engine, host
         self.troubles, self.files = troubles, files
+        self._gate = Gate(service)
 
-    async def change(self, caller: Caller, member: str, request: Request) -> Answer:
+    async def change(self, caller: Caller, request: Request) -> Answer:
         """Validate, authorise, and carry out; a refused call writes nothing."""
         await self.engine.check(request)
-        tunables = {self.engine.tunables[setting.tunable] for setting in request.settings}
-        await pass_gate(self.service, caller, member, tunables)
-        who = await self.engine.threads.read(processes.describe, caller.pid, caller.uid)
-        return await self.engine.change(replace(request, who=who), member, self._progress(caller))
+        permit = await self._gate.let_pass(caller, {self.engine.tunables[each.tunable] for each in request.settings})
+        async with self._recorded(permit, spelled(request.settings)) as who:
+            return await self.engine.change(replace(request, who=who), caller.member, self._progress(caller))
 
-    async def choose(self, caller: Caller, member: str, selection: Selection) -> Answer:
+    async def choose(self, caller: Caller, selection: Selection) -> Answer:
         """The same for the files as a whole."""
         await self.files.check(selection)
-        await pass_gate(self.service, caller, member, ())
-        return await self.files.choose(selection, member, self._progress(caller))
+        permit = await self._gate.let_pass(caller)
+        async with self._recorded(permit, f"{selection.profile or ''}{' baseline' if selection.baseline else ''}"):
+            return await self.files.choose(selection, caller.member, self._progress(caller))
+
+    async def reload(self, caller: Caller) -> None:
+        """Read the files again."""
+        permit = await self._gate.let_pass(caller)
+        async with self._recorded(permit, ""):
+            await self.files.reload()
+
+    @asynccontextmanager
+    async def _recorded(self, permit: Permit, what: str) -> AsyncIterator[str]:
+        """Give the name of who may do it; one line in the journal says who asked for what, and how it ended."""
+        caller = permit.caller
+        who = await self.engine.threads.read(processes.describe, caller.pid, caller.uid)
+        ended = "done"
+        try:
+            yield who
+        except BaseException as error:
+            ended = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            asked = f"{caller.member} {processes.printable(what)}".strip()
+            extra = {
+                "MESSAGE_ID": CHANGE_ASKED,
+                "KERNTUNE_WHO": who,
+                "KERNTUNE_UID": str(caller.uid),
+                "KERNTUNE_CAUSE": caller.member,
+            }
+            words = asked, who, caller.uid, processes.printable(ended)
+            log.info("%.300s, asked by %s, uid %d: %.300s", *words, extra=extra)
 
     def _progress(self, caller: Caller) -> Progress:
         """Tells the caller how far the kernel has come."""
@@ -97,7 +128,7 @@ class Core:
 
         return progress
 
-    async def set_one(self, caller: Caller, member: str, setting: Setting, options: Mapping[str, Any]) -> Answer:
+    async def set_one(self, caller: Caller, setting: Setting, options: Mapping[str, Any]) -> Answer:
         """What a typed setter does: one setting that must win somewhere."""
         request = Request(
             (setting,),
@@ -105,7 +136,12 @@ class Core:
             partial=options.get("allow-partial", False),
             must_win=True,
         )
-        return await self.change(caller, member, request)
+        return await self.change(caller, request)
+
+
+def spelled(settings: Iterable[Setting]) -> str:
+    """Return settings, or what is withdrawn, as people write them."""
+    return " ".join(f"{tunable}@{instances}{value and '='}{value}" for tunable, instances, value in settings)
 
 
 class Manager:
@@ -137,14 +173,14 @@ class Manager:
         request = Request(
             settings_from(settings), persist=chosen.get("persist", False), partial=chosen.get("allow-partial", False)
         )
-        return reply(await self._core.change(caller, "Set", request))
+        return reply(await self._core.change(caller, request))
 
     async def unset(self, caller: Caller, what: list[Row], options: Options) -> tuple[bool, list[Row]]:
         chosen = options_from(options, PERSIST)
         if not what:
             raise InvalidArgs("nothing was named", "Give at least one (tunable, instances)")
         request = Request(settings_from(what), unset=True, persist=chosen.get("persist", False))
-        return reply(await self._core.change(caller, "Unset", request))
+        return reply(await self._core.change(caller, request))
 
     async def plan(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:  # noqa: ARG002
         chosen = options_from(options, SET | {"unset": "b"} | WHOLE)
@@ -165,18 +201,17 @@ class Manager:
 
     async def reload(self, caller: Caller, options: Options) -> None:
         options_from(options, {})
-        await pass_gate(self._core.service, caller, "Reload", ())
-        await self._core.files.reload()
+        await self._core.reload(caller)
 
     async def set_profile(self, caller: Caller, name: str, options: Options) -> tuple[bool, list[Row]]:
         options_from(options, {})
         if not name:
             raise InvalidArgs("no profile was named", "ListProfiles has those there are; ClearProfile ends one")
-        return reply(await self._core.choose(caller, "SetProfile", Selection(name)))
+        return reply(await self._core.choose(caller, Selection(name)))
 
     async def clear_profile(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
         options_from(options, {})
-        return reply(await self._core.choose(caller, "ClearProfile", Selection("")))
+        return reply(await self._core.choose(caller, Selection("")))
 
     async def list_profiles(self, caller: Caller) -> list[list[str]]:  # noqa: ARG002
         return [list(row) for row in await self._core.files.listing()]
@@ -184,10 +219,11 @@ class Manager:
     async def reset(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
         chosen = options_from(options, RESET)
         selection = Selection(reset=True, baseline=chosen.get("baseline", False))
-        return reply(await self._core.choose(caller, "Reset", selection))
+        return reply(await self._core.choose(caller, selection))
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
-        await self._engine.refresh()
+        if waiting := self._engine.refresh():
+            await waiting
         engine = self._engine
         head, rows = prepare(engine, self._core.host, self.degraded, self.active_profile)
         if len(engine.readings) * len(engine.book.claims) <= SMALL:

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
+from kerntune.bus.link import THE_BUS
 from kerntune.bus.messages import Variant
 
 POLKIT: Final = "org.freedesktop.PolicyKit1"
-TO_POLKIT: Final = (POLKIT, "/org/freedesktop/PolicyKit1/Authority", f"{POLKIT}.Authority")
+PATH: Final = "/org/freedesktop/PolicyKit1/Authority"
 ALLOW_INTERACTION: Final = 1
-# Of one user's calls so many are asked about at once, so that slots are left for the others; and so many may wait.
-OF_USER: Final = 16
+# The bus lets us have 128 calls without a reply (max_replies_per_connection in dbus-daemon(1)). Quick questions, and
+# those that wait for a person, have places of their own, so that neither waits for the other.
+QUESTIONS: Final = 64
+PROMPTS: Final = 32
+# So many of those are one user's at most; and so many of a user's calls may wait in all.
+QUESTIONS_OF_USER: Final = 16
+PROMPTS_OF_USER: Final = 4
 WAITING: Final = 200
 
 JOIN: Final = (
@@ -35,78 +42,117 @@ class _Answer(NamedTuple):
     challenge: bool  # yes, after authenticating
 
 
-async def authorise(
-    service: Service, caller: Caller, action: str, *, timeout: float = 5.0, interactive_timeout: float = 300.0
-) -> None:
-    """Return when `caller` may do `action`; timeouts in seconds.
+@dataclass(slots=True)
+class _User:
+    """The calls of one user that wait for polkit, and the places of those that polkit has been asked about."""
 
-    polkit is asked without interaction first, so that a silent one is found out in `timeout` and not only after the
-    time a person may take for a password. Root, and whoever runs the daemon, may do everything without being asked
-    about. Raises AccessDenied, InteractiveAuthorizationRequired or CallerGone; and LimitsExceeded when WAITING calls of
-    the caller's user wait for polkit already.
-    """
-    if caller.uid in (0, os.geteuid()):
-        return
-    if service.asking[caller.uid] >= WAITING:
-        what = f"{WAITING} calls of uid {caller.uid} wait for polkit already"
-        raise errors.LimitsExceeded(what, "wait for the replies")
-    service.asking[caller.uid] += 1
-    service.at_polkit.setdefault(caller.uid, asyncio.Semaphore(OF_USER))
-    try:
-        await _decide(service, caller, action, timeout, interactive_timeout)
-    finally:
-        service.asking[caller.uid] -= 1
-        if not service.asking[caller.uid]:
-            del service.asking[caller.uid], service.at_polkit[caller.uid]
+    waiting: int = 0
+    questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(QUESTIONS_OF_USER))
+    prompts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PROMPTS_OF_USER))
 
 
-async def _decide(service: Service, caller: Caller, action: str, timeout: float, interactive_timeout: float) -> None:
-    """Ask without interaction, then with it where that may help; raises as `authorise` does."""
-    answer = await _check(service, caller, action, 0, timeout)
-    if answer.challenge and not answer.authorised:
-        if not caller.interactive:
-            raise errors.InteractiveAuthorizationRequired(f"{action} needs authentication", _advice(action))
-        asking = _check(service, caller, action, ALLOW_INTERACTION, interactive_timeout)
-        answer = await service.while_present(caller, asking)
+class Polkit:
+    """Asks over `service`, and keeps one user's questions from taking the places of all others."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._questions, self._prompts = asyncio.Semaphore(QUESTIONS), asyncio.Semaphore(PROMPTS)
+        self.users: dict[int, _User] = {}
+        self._owner = ""  # the unique name of polkit, when it was asked last
+
+    async def authorise(
+        self, caller: Caller, action: str, *, timeout: float = 5.0, interactive_timeout: float = 300.0
+    ) -> None:
+        """Return when `caller` may do `action`; timeouts in seconds.
+
+        polkit is asked without interaction first, so that a silent one is found out in `timeout` and not only after
+        the time a person may take for a password. Root, and whoever runs the daemon, may do everything without being
+        asked about. Raises AccessDenied, InteractiveAuthorizationRequired or CallerGone; and LimitsExceeded when
+        WAITING calls of the caller's user wait for polkit already.
+        """
+        if caller.uid in (0, os.geteuid()):
+            return
+        user = self.users.setdefault(caller.uid, _User())
+        if user.waiting >= WAITING:
+            what = f"{WAITING} calls of uid {caller.uid} wait for polkit already"
+            raise errors.LimitsExceeded(what, "wait for the replies")
+        user.waiting += 1
+        try:
+            await self._decide(user, caller, action, timeout, interactive_timeout)
+        finally:
+            user.waiting -= 1
+            if not user.waiting:
+                del self.users[caller.uid]
+
+    async def _decide(
+        self, user: _User, caller: Caller, action: str, timeout: float, interactive_timeout: float
+    ) -> None:
+        """Ask without interaction, then with it where that may help; raises as `authorise` does."""
+        answer = await self._check(user, caller, action, 0, timeout)
         if answer.challenge and not answer.authorised:
-            what = f"permission denied: {action} needs authentication, and nobody was there to ask for the password"
-            raise errors.AccessDenied(what, _advice(action))
-    if not answer.authorised:
-        raise errors.AccessDenied(
-            f"permission denied: polkit does not let uid {caller.uid} do {action}", _advice(action)
-        )
+            if not caller.interactive:
+                raise errors.InteractiveAuthorizationRequired(f"{action} needs authentication", _advice(action))
+            asking = self._check(user, caller, action, ALLOW_INTERACTION, interactive_timeout)
+            answer = await self._service.while_present(caller, asking)
+            if answer.challenge and not answer.authorised:
+                what = f"permission denied: {action} needs authentication, and nobody was there to ask for the password"
+                raise errors.AccessDenied(what, _advice(action))
+        if not answer.authorised:
+            raise errors.AccessDenied(
+                f"permission denied: polkit does not let uid {caller.uid} do {action}", _advice(action)
+            )
 
+    async def _check(self, user: _User, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
+        """One CheckAuthorization, when its turn comes; `timeout` counts from now. AccessDenied without an answer."""
+        prompts = bool(flags & ALLOW_INTERACTION)
+        own, all_of_them = (user.prompts, self._prompts) if prompts else (user.questions, self._questions)
+        try:
+            async with asyncio.timeout(timeout), own, all_of_them:
+                return await self._ask(caller, action, flags)
+        except TimeoutError as error:
+            if prompts:
+                what = f"nobody authenticated for {action} in {timeout:g} s"
+                raise errors.AccessDenied(what, _advice(action)) from error
+            raise errors.AccessDenied(
+                f"polkit did not say within {timeout:g} s whether {action} is allowed", RUNNING
+            ) from error
+        except errors.KerntuneError as error:
+            hint = INSTALLED if "not registered" in str(error) else RUNNING
+            raise errors.AccessDenied(f"polkit could not say whether {action} is allowed: {error}", hint) from error
 
-async def _check(service: Service, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
-    """One CheckAuthorization, when its turn comes; `timeout` counts from now. Raises AccessDenied without an answer."""
-    slots = service.prompts if flags & ALLOW_INTERACTION else service.questions
-    try:
-        async with asyncio.timeout(timeout), service.at_polkit[caller.uid], slots:
-            return await _ask(service, caller, action, flags)
-    except TimeoutError as error:
-        if flags & ALLOW_INTERACTION:
-            raise errors.AccessDenied(f"nobody authenticated for {action} in {timeout:g} s", _advice(action)) from error
-        raise errors.AccessDenied(
-            f"polkit did not say within {timeout:g} s whether {action} is allowed", RUNNING
-        ) from error
-    except errors.KerntuneError as error:
-        hint = INSTALLED if "not registered" in str(error) else RUNNING
-        raise errors.AccessDenied(f"polkit could not say whether {action} is allowed: {error}", hint) from error
+    async def _ask(self, caller: Caller, action: str, flags: int) -> _Answer:
+        """The call itself, withdrawn when it is cancelled; to another polkit where the one before has gone."""
+        try:
+            return await self._ask_once(caller, action, flags)
+        except errors.Unreachable:
+            if not self._owner:
+                raise
+            self._owner = ""
+            return await self._ask_once(caller, action, flags)
 
+    async def _ask_once(self, caller: Caller, action: str, flags: int) -> _Answer:
+        subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
+        cancellation = os.urandom(16).hex()
+        args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
+        # By its unique name: so no reply is taken but its own.
+        where = (self._owner or await self._find(), PATH, f"{POLKIT}.Authority")
+        try:
+            ((authorised, challenge, _details),) = await self._service.call(
+                *where, "CheckAuthorization", "(sa{sv})sa{ss}us", *args, timeout=None
+            )
+        except asyncio.CancelledError:
+            self._service.tell(*where, "CancelCheckAuthorization", "s", cancellation)
+            raise
+        return _Answer(authorised, challenge)
 
-async def _ask(service: Service, caller: Caller, action: str, flags: int) -> _Answer:
-    """The call itself, withdrawn when it is cancelled."""
-    subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
-    cancellation = os.urandom(16).hex()
-    args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
-    try:
-        ((authorised, challenge, _details),) = await service.call(
-            *TO_POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", *args, timeout=None
-        )
-    except asyncio.CancelledError:
-        service.tell(*TO_POLKIT, "CancelCheckAuthorization", "s", cancellation)
-        raise
-    return _Answer(authorised, challenge)
+    async def _find(self) -> str:
+        """Return the unique name of polkit, which the bus starts where it does not run."""
+        try:
+            (self._owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", POLKIT, timeout=None)
+        except errors.Unreachable:
+            await self._service.call(*THE_BUS, "StartServiceByName", "su", POLKIT, 0, timeout=None)
+            (self._owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", POLKIT, timeout=None)
+        return self._owner
 
 
 def _advice(action: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from kerntune.bus import names
@@ -27,8 +27,8 @@ class HugePages:
     def __init__(self, core: Core) -> None:
         self._core, self._engine = core, core.engine
 
-    async def refresh(self) -> None:
-        await self._engine.refresh(Lane.MEMORY)
+    def refresh(self) -> Awaitable[None] | None:
+        return self._engine.refresh(Lane.MEMORY)
 
     @property
     def pools(self) -> list[list[Any]]:
@@ -50,7 +50,7 @@ class HugePages:
             raise NotSupported(f"this host has no huge pages: {why}", "Another kernel is needed")
         instance = page_size.spell(size) + (f"/node{chosen['node']}" if "node" in chosen else "")
         setting = Setting("hugepages", instance, str(count))
-        answer = await self._core.set_one(caller, "SetCount", setting, chosen)
+        answer = await self._core.set_one(caller, setting, chosen)
         return int(answer.outcomes[0].actual)
 
 
@@ -60,8 +60,8 @@ class CpuGovernor:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def refresh(self) -> None:
-        await self._core.engine.refresh(Lane.CPU)
+    def refresh(self) -> Awaitable[None] | None:
+        return self._core.engine.refresh(Lane.CPU)
 
     @property
     def policies(self) -> dict[str, list[str]]:
@@ -79,7 +79,7 @@ class CpuGovernor:
     async def set_governor(self, caller: Caller, cpus: str, governor: str, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST)
         setting = Setting("cpu-governor", cpus, governor)
-        return outcome_rows((await self._core.set_one(caller, "SetGovernor", setting, chosen)).outcomes)
+        return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
 
 
 class IoScheduler:
@@ -88,8 +88,8 @@ class IoScheduler:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def refresh(self) -> None:
-        await self._core.engine.refresh(Lane.BLOCK)
+    def refresh(self) -> Awaitable[None] | None:
+        return self._core.engine.refresh(Lane.BLOCK)
 
     @property
     def devices(self) -> dict[str, list[Any]]:
@@ -102,7 +102,7 @@ class IoScheduler:
     async def set_scheduler(self, caller: Caller, devices: str, scheduler: str, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST)
         setting = Setting("io-scheduler", devices, scheduler)
-        return outcome_rows((await self._core.set_one(caller, "SetScheduler", setting, chosen)).outcomes)
+        return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
 
 
 class Memory:
@@ -111,8 +111,8 @@ class Memory:
     def __init__(self, core: Core) -> None:
         self._core, self._engine = core, core.engine
 
-    async def refresh(self) -> None:
-        await self._engine.refresh(Lane.MEMORY)
+    def refresh(self) -> Awaitable[None] | None:
+        return self._engine.refresh(Lane.MEMORY)
 
     @property
     def overcommit_mode(self) -> str:
@@ -173,4 +173,4 @@ class Memory:
         if mode not in MODES:
             raise InvalidValue(f"{mode!r} is not an overcommit mode", f"There are {', '.join(MODES)}")
         setting = Setting("overcommit", "", f"{mode}:{ratio}" if ratio else mode)
-        return outcome_rows((await self._core.set_one(caller, "SetOvercommit", setting, chosen)).outcomes)
+        return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)

@@ -1,0 +1,188 @@
+"""The gate: what changes something passes it, it lets nobody pass by default, and the journal has who asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from kerntune import errors
+from kerntune.bus import gate as gate_module
+from kerntune.bus import names
+from kerntune.bus.describe import Host
+from kerntune.bus.dispatch import Caller, Service
+from kerntune.bus.gate import LOGGED, USERS, Gate, needed
+from kerntune.bus.interface import load, snake
+from kerntune.bus.objects import CHANGE_ASKED, Core, Manager
+from kerntune.bus.typed import CpuGovernor, HugePages, IoScheduler, Memory
+from kerntune.engine.answers import Answer
+from kerntune.engine.claims import Selection
+from kerntune.kernel.simulated import demo_host
+from kerntune.tunables import REGISTRY
+from tests.unit.lab import Lab, running
+
+CONTRACT = load(names.interface_files())
+STRANGER, ROOT = 65534, 0
+# Every method that is not open to everybody, with arguments that would be carried out.
+CHANGES: dict[tuple[str, str], tuple[Any, ...]] = {
+    (names.MANAGER, "Set"): ([["io-scheduler", "sda", "none"]], {}),
+    (names.MANAGER, "Unset"): ([["io-scheduler", "sda"]], {}),
+    (names.MANAGER, "SetProfile"): ("one", {}),
+    (names.MANAGER, "ClearProfile"): ({},),
+    (names.MANAGER, "Reset"): ({},),
+    (names.MANAGER, "Reload"): ({},),
+    (names.HUGE_PAGES, "SetCount"): (0, 10, {}),
+    (names.CPU_GOVERNOR, "SetGovernor"): ("*", "powersave", {}),
+    (names.IO_SCHEDULER, "SetScheduler"): ("sda", "none", {}),
+    (names.MEMORY, "SetOvercommit"): ("always", 95, {}),
+}
+OPEN = {"Plan", "Verify", "Describe", "ListProfiles"}
+
+
+class Files:
+    """Keeps what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.profile = ""
+
+    async def check(self, selection: Selection) -> None:
+        pass
+
+    async def plan(self, selection: Selection) -> Answer:
+        raise NotImplementedError
+
+    async def listing(self) -> list[tuple[str, str]]:
+        return []
+
+    async def choose(self, selection: Selection, cause: str, progress: object = None) -> Answer:
+        self.done.append(cause)
+        return Answer(True, ())
+
+    async def reload(self) -> None:
+        self.done.append("Reload")
+
+
+@asynccontextmanager
+async def core() -> AsyncIterator[tuple[Core, Lab, Files]]:
+    """No bus, and so no polkit: everybody but root is refused by who asks it."""
+    async with running(demo_host()) as lab:
+        files = Files()
+        yield Core(Service({}, names.ROOT), lab.engine, Host("6.1", "/", True, 2 << 20), set(), files), lab, files
+
+
+def handler(core: Core, interface: str, member: str) -> Any:
+    kinds = {
+        names.MANAGER: Manager,
+        names.HUGE_PAGES: HugePages,
+        names.CPU_GOVERNOR: CpuGovernor,
+        names.IO_SCHEDULER: IoScheduler,
+        names.MEMORY: Memory,
+    }
+    return getattr(kinds[interface](core), snake(member))
+
+
+def caller(uid: int, interface: str, member: str) -> Caller:
+    return Caller(":1.1", uid, 0, False, member, CONTRACT[interface].actions[member])
+
+
+def test_every_method_says_what_it_needs() -> None:
+    said = {(name, member): found.actions[member] for name, found in CONTRACT.items() for member in found.methods}
+    assert {member for (_, member), action in said.items() if action == "none"} == OPEN
+    assert {key for key, action in said.items() if action != "none"} == CHANGES.keys()
+    manage = {member for (_, member), action in said.items() if action == "manage"}
+    assert manage == {"SetProfile", "ClearProfile", "Reset", "Reload"}
+    assert set(said.values()) == {"none", "manage", "tunable"}
+
+
+@pytest.mark.parametrize(("interface", "member"), CHANGES)
+async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
+    async with core() as (found, lab, files):
+        change = handler(found, interface, member)
+        before = lab.engine.readings
+        with pytest.raises(errors.AccessDenied, match="polkit"):
+            await change(caller(STRANGER, interface, member), *CHANGES[interface, member])
+        assert (files.done, lab.engine.book.claims, lab.engine.readings) == ([], {}, before)
+        await change(caller(ROOT, interface, member), *CHANGES[interface, member])
+        if CONTRACT[interface].actions[member] == "manage":
+            assert files.done == [member]
+
+
+async def test_reset_to_the_hosts_own_values_passes_it_too() -> None:
+    async with core() as (found, _, files):
+        with pytest.raises(errors.AccessDenied):
+            await Manager(found).reset(caller(STRANGER, names.MANAGER, "Reset"), {})
+        assert not files.done
+
+
+@pytest.mark.parametrize("action", ["", "none", "hold", "anything"])
+async def test_what_names_no_action_is_roots_alone(action: str) -> None:
+    gate = Gate(Service({}, names.ROOT))
+    with pytest.raises(errors.AccessDenied, match="only root may call Chown"):
+        await gate.let_pass(Caller(":1.1", STRANGER, 0, True, "Chown", action), REGISTRY)
+    permit = await gate.let_pass(Caller(":1.1", ROOT, 0, True, "Chown", action))
+    assert permit.caller.uid == ROOT
+
+
+async def test_no_tunable_is_no_action_and_no_way_in() -> None:
+    gate = Gate(Service({}, names.ROOT))
+    with pytest.raises(errors.AccessDenied, match="only root"):
+        await gate.let_pass(caller(STRANGER, names.MANAGER, "Set"), ())
+
+
+def test_a_call_needs_the_action_of_each_tunable() -> None:
+    by_name = {tunable.name: tunable for tunable in REGISTRY}
+    both = [by_name["io-scheduler"], by_name["hugepages"]]
+    assert needed("tunable", both) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
+    assert needed("manage", ()) == {names.ACTION_MANAGE}
+
+
+class TestJournal:
+    async def test_each_change_is_one_line_with_who(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        async with core() as (found, _, _files):
+            await Manager(found).set(caller(ROOT, names.MANAGER, "Set"), [["io-scheduler", "sda", "none"]], {})
+            await Manager(found).reload(caller(ROOT, names.MANAGER, "Reload"), {})
+            with pytest.raises(errors.NoSuchTarget):
+                await Manager(found).unset(caller(ROOT, names.MANAGER, "Unset"), [["io-scheduler", "nosuch"]], {})
+        lines = [record for record in caplog.records if getattr(record, "MESSAGE_ID", "") == CHANGE_ASKED]
+        assert [line.getMessage() for line in lines] == [
+            "Set io-scheduler@sda=none, asked by uid 0, uid 0: done",
+            "Reload, asked by uid 0, uid 0: done",
+        ]
+        assert {(vars(line)["KERNTUNE_WHO"], vars(line)["KERNTUNE_UID"]) for line in lines} == {("uid 0", "0")}
+
+    async def test_a_change_that_fails_says_why_on_the_same_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        async with core() as (found, _, files):
+
+            async def fails(*_: object) -> Answer:
+                raise errors.NoSuchProfile("there is no profile 'x\ny'", "")
+
+            files.choose = fails  # type: ignore[assignment]  # as when the profile goes at this moment
+            with pytest.raises(errors.NoSuchProfile):
+                await Manager(found).set_profile(caller(ROOT, names.MANAGER, "SetProfile"), "x\ny", {})
+        (line,) = [each for each in caplog.records if getattr(each, "MESSAGE_ID", "") == CHANGE_ASKED]
+        assert line.getMessage().startswith("SetProfile x?y, asked by uid 0, uid 0: NoSuchProfile: there is no profile")
+        assert "\n" not in line.getMessage()
+
+    async def test_refusals_are_logged_up_to_a_number(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gate_module, "MINUTE", 0)
+        gate = Gate(Service({}, names.ROOT))
+        for uid in range(1000, 1000 + USERS + 10):
+            for _ in range(LOGGED + 3):
+                with pytest.raises(errors.AccessDenied):
+                    await gate.let_pass(Caller(":1.1", uid, 7, False, "Chown"))
+        assert len(gate._refused) <= USERS
+        of_one = [each.getMessage() for each in caplog.records if "uid 1000" in each.getMessage()]
+        assert len(of_one) == LOGGED
+        assert of_one[0].startswith("refused Chown to uid 1000, pid 7: permission denied")
+        caplog.clear()
+        gate._sum_up(1000)
+        assert [each.getMessage() for each in caplog.records] == ["refused 3 more calls to uid 1000 in 0 s"]
+        assert 1000 not in gate._refused
