@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import time
@@ -305,4 +306,6 @@ def test_the_log_has_nothing_to_say_twice(daemon_with: MakeDaemon, own_root: Use
         own_root.call(MANAGER, "Describe")
         own_root.get(HUGE_PAGES, "Pools")
     lines = [line for line in daemon.journal().splitlines() if "hugepages" in line]
-    assert lines == ["INFO: hugepages@2M is 8, was 0 (SetCount)"]
+    asked = re.compile(r"INFO: SetCount hugepages@2M=8, asked by root \(.*\), uid 0: done")
+    assert lines[0] == "INFO: hugepages@2M is 8, was 0 (SetCount)"
+    assert [bool(asked.fullmatch(line)) for line in lines[1:]] == [True]

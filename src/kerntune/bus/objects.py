@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Set
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from kerntune import __version__
@@ -61,6 +61,14 @@ class Files(Protocol):
         """Make it so, in one pass."""
 
 
+@dataclass(slots=True)
+class Record:
+    """What the journal is to say of a call: the name of who asked, and whether it has changed anything or failed."""
+
+    who: str
+    changed: bool = True
+
+
 class Core:
     """What the interfaces share: the engine, the bus, and the one way from a request to an answer."""
 
@@ -81,15 +89,21 @@ class Core:
         """Validate, authorise, and carry out; a refused call writes nothing."""
         await self.engine.check(request)
         permit = await self._gate.let_pass(caller, {self.engine.tunables[each.tunable] for each in request.settings})
-        async with self._recorded(permit, spelled(request.settings)) as who:
-            return await self.engine.change(replace(request, who=who), caller.member, self._progress(caller))
+        async with self._recorded(permit, spelled(request.settings)) as record:
+            request = replace(request, who=record.who)
+            answer = await self.engine.change(request, caller.member, self._progress(caller))
+            record.changed = answer.changed
+        return answer
 
     async def choose(self, caller: Caller, selection: Selection) -> Answer:
         """The same for the files as a whole."""
         await self.files.check(selection)
         permit = await self._gate.let_pass(caller)
-        async with self._recorded(permit, f"{selection.profile or ''}{' baseline' if selection.baseline else ''}"):
-            return await self.files.choose(selection, caller.member, self._progress(caller))
+        named = f"{selection.profile or ''}{' baseline' if selection.baseline else ''}"
+        async with self._recorded(permit, named) as record:
+            answer = await self.files.choose(selection, caller.member, self._progress(caller))
+            record.changed = answer.changed
+        return answer
 
     async def reload(self, caller: Caller) -> None:
         """Read the files again."""
@@ -98,26 +112,30 @@ class Core:
             await self.files.reload()
 
     @asynccontextmanager
-    async def _recorded(self, permit: Permit, what: str) -> AsyncIterator[str]:
-        """Give the name of who may do it; one line in the journal says who asked for what, and how it ended."""
+    async def _recorded(self, permit: Permit, what: str) -> AsyncIterator[Record]:
+        """Give who may do it; the journal says who asked for what and how it ended, unless nothing was changed."""
         caller = permit.caller
-        who = await self.engine.threads.read(processes.describe, caller.pid, caller.uid)
-        ended = "done"
+        record = Record(await self.engine.threads.read(processes.describe, caller.pid, caller.uid))
+        who, ended = record.who, "done"
         try:
-            yield who
+            yield record
         except BaseException as error:
             ended = f"{type(error).__name__}: {error}"
             raise
         finally:
-            asked = f"{caller.member} {processes.printable(what)}".strip()
-            extra = {
-                "MESSAGE_ID": CHANGE_ASKED,
-                "KERNTUNE_WHO": who,
-                "KERNTUNE_UID": str(caller.uid),
-                "KERNTUNE_CAUSE": caller.member,
-            }
-            words = asked, who, caller.uid, processes.printable(ended)
-            log.info("%.300s, asked by %s, uid %d: %.300s", *words, extra=extra)
+            if record.changed:
+                self._log(caller, who, what, ended)
+
+    def _log(self, caller: Caller, who: str, what: str, ended: str) -> None:
+        asked = f"{caller.member} {processes.printable(what)}".strip()
+        extra = {
+            "MESSAGE_ID": CHANGE_ASKED,
+            "KERNTUNE_WHO": who,
+            "KERNTUNE_UID": str(caller.uid),
+            "KERNTUNE_CAUSE": caller.member,
+        }
+        words = asked, who, caller.uid, processes.printable(ended)
+        log.info("%.300s, asked by %s, uid %d: %.300s", *words, extra=extra)
 
     def _progress(self, caller: Caller) -> Progress:
         """Tells the caller how far the kernel has come."""
