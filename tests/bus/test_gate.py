@@ -53,7 +53,7 @@ class Files:
         pass
 
     async def plan(self, selection: Selection) -> Answer:
-        raise NotImplementedError
+        return Answer(False, ())
 
     async def listing(self) -> list[tuple[str, str]]:
         return []

@@ -25,16 +25,13 @@ class Host:
     default_page_size: int
 
 
-def describe(engine: Reconciler, host: Host, degraded: Sequence[str], profile: str) -> dict[str, Any]:
-    """The document; its field names are the model's, and only ever grow."""
-    head, rows = prepare(engine, host, degraded, profile)
-    return head | rows()
-
-
 def prepare(
     engine: Reconciler, host: Host, degraded: Sequence[str], profile: str
 ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-    """Return the beginning of the document, and what makes the rest of a copy of what is known: in any thread."""
+    """Return the beginning of the document, and what makes the rest of a copy of what is known: in any thread.
+
+    The names of its fields are the model's, and only ever grow.
+    """
     world = replace(engine.world, readings=dict(engine.readings))
     rows = partial(
         rows_of, world, tuple(engine.book.claims.values()), dict(engine.ledger.baselines), dict(engine.outcomes_now())
@@ -43,7 +40,7 @@ def prepare(
 
 
 def head_of(engine: Reconciler, host: Host, degraded: Sequence[str], profile: str) -> dict[str, Any]:
-    """What does not grow with the targets and the claims."""
+    """Return the fields that do not grow with the targets and the claims."""
     return {
         "version": __version__,
         "generation": engine.generation,

@@ -45,7 +45,7 @@ class CallerGone(errors.KerntuneError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls what: authorise by `name` (unique on the bus), `pid` is for the log only (0: the bus does not know it).
+    """One call: authorise by `name` (unique on the bus); `pid` is for the log only (0: the bus does not know it).
 
     `action` is what the contract says that callers of `member` need; "" where it says nothing.
     """
@@ -181,7 +181,7 @@ class Service:
         self._link.tell(destination, path, interface, member, signature, *args)
 
     async def caller(self, message: Message, action: str = "") -> Caller:
-        """Who sent `message`, as the bus knows it, and what is needed for that."""
+        """Return who sent `message`, as the bus knows it, and the `action` that this caller needs."""
         uid, pid = await self._user(message.sender)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         return Caller(message.sender, uid, pid, interactive, message.member, action)

@@ -1,17 +1,16 @@
-"""Who may do what: one function, on what the contract says of each method (org.kerntune.Action in dbus/interfaces)."""
+"""Decides who may do what, from the annotation org.kerntune.Action of each method in dbus/interfaces."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.polkit import Polkit
+from kerntune.bus.polkit import Polkit, is_root
 from kerntune.errors import AccessDenied, InteractiveAuthorizationRequired
 from kerntune.tunables.base import Tunable
 
@@ -25,7 +24,7 @@ USERS: Final = 64  # whose refusals are counted at a time
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """That `caller` may do what it asks for. Only a gate makes one, and nothing is changed without one."""
+    """Says that `caller` may do what it asks for. Only the gate makes one, and nothing is changed without one."""
 
     caller: Caller
 
@@ -45,7 +44,7 @@ class Gate:
         """
         try:
             actions = needed(caller.action, tunables)
-            if not actions and caller.uid not in (0, os.geteuid()):
+            if not actions and not is_root(caller):
                 why = "The contract names no polkit action for it"
                 raise AccessDenied(f"permission denied: only root may call {caller.member}", why)
             for action in sorted(actions):

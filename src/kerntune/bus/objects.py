@@ -63,7 +63,7 @@ class Files(Protocol):
 
 @dataclass(slots=True)
 class Record:
-    """What the journal is to say of a call: the name of who asked, and whether it has changed anything or failed."""
+    """Holds what the journal says of a call: the name of who asked, and whether it has changed anything or failed."""
 
     who: str
     changed: bool = True
@@ -116,7 +116,7 @@ class Core:
         """Give who may do it; the journal says who asked for what and how it ended, unless nothing was changed."""
         caller = permit.caller
         record = Record(await self.engine.threads.read(processes.describe, caller.pid, caller.uid))
-        who, ended = record.who, "done"
+        ended = "done"
         try:
             yield record
         except BaseException as error:
@@ -124,9 +124,10 @@ class Core:
             raise
         finally:
             if record.changed:
-                self._log(caller, who, what, ended)
+                self._log(caller, record.who, what, ended)
 
     def _log(self, caller: Caller, who: str, what: str, ended: str) -> None:
+        """Log one change, with names and texts that callers chose made fit for a line."""
         asked = f"{caller.member} {processes.printable(what)}".strip()
         extra = {
             "MESSAGE_ID": CHANGE_ASKED,

@@ -70,7 +70,7 @@ class Polkit:
         asked about. Raises AccessDenied, InteractiveAuthorizationRequired or CallerGone; and LimitsExceeded when
         WAITING calls of the caller's user wait for polkit already.
         """
-        if caller.uid in (0, os.geteuid()):
+        if is_root(caller):
             return
         user = self.users.setdefault(caller.uid, _User())
         if user.waiting >= WAITING:
@@ -153,6 +153,11 @@ class Polkit:
             await self._service.call(*THE_BUS, "StartServiceByName", "su", POLKIT, 0, timeout=None)
             (self._owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", POLKIT, timeout=None)
         return self._owner
+
+
+def is_root(caller: Caller) -> bool:
+    """Return whether the caller is root, or whoever runs the daemon, who may do everything."""
+    return caller.uid in (0, os.geteuid())
 
 
 def _advice(action: str) -> str:

@@ -67,7 +67,7 @@ class Choosing:
         return self._engine.choosing(FilesEdit(claims, after, told), reset=selection.reset), chosen
 
     async def _chosen(self, selection: Selection, run: Run) -> Chosen:
-        """What the profile says that will be in force: as read last, unless another is chosen; `run` reads it."""
+        """Return what the profile says that will be in force: as read last, unless `run` has to read another."""
         reloading = self._reloading
         if selection.profile is None:
             return reloading.chosen

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """What `[...]` or `?` stands for: one of these characters or ranges, or none of them."""
+    """Holds what `[...]` or `?` stands for: one of these characters or ranges, or none of them."""
 
     ranges: tuple[tuple[str, str], ...] = ()
     negated: bool = False

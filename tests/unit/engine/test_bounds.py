@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from typing import Any
 
 import pytest
 
-from kerntune.bus.describe import Host, describe, prepare
+from kerntune.bus.describe import Host, prepare
 from kerntune.bus.objects import in_parts
 from kerntune.errors import LimitsExceeded, NoSuchTarget
 from kerntune.model import Lane, Limits
 from tests.unit.lab import BOUND, large_host, request, running
 
 MANY = [("io-scheduler", f"nvme{n}*", "none") for n in range(129)]
+
+
+def described(*known: Any) -> dict[str, Any]:
+    """Return the whole document."""
+    head, rows = prepare(*known)
+    return head | rows()
 
 
 async def test_a_plan_has_fewer_settings_than_a_set_may_have() -> None:
@@ -52,7 +59,7 @@ async def test_a_large_document_is_made_of_a_copy_and_says_the_same() -> None:
     async with running(large_host()) as lab:
         await lab.set(*MANY[:20])
         head, rows = prepare(lab.engine, host, [], "")
-        before = describe(lab.engine, host, [], "")
+        before = described(lab.engine, host, [], "")
         await lab.set(("io-scheduler", "*", "bfq"))
         assert json.loads(await lab.engine.threads.open(in_parts, head, rows)) == json.loads(json.dumps(before))
 
