@@ -21,6 +21,43 @@ SETTINGS: tuple[Setting, ...] = (
 SET = f'busctl call {BUS_NAME} {ROOT} {MANAGER} Set "a(sss)a{{sv}}" 1 cpu-governor 0 performance 0'
 
 
+ORDINARY = ("bob", "alice", "nobody")  # a member of the group, somebody outside, and uid 65534
+CONFIG = "/etc/kerntune/kerntune.d/90-access.toml"
+PROFILES = {"access": "mq-deadline", "access-other": "none"}
+# What only an administrator may do: the words of busctl after the name of the interface.
+MANAGING = {
+    "SetProfile": "SetProfile 'sa{sv}' access-other 0",
+    "ClearProfile": "ClearProfile 'a{sv}' 0",
+    "Reset": "Reset 'a{sv}' 0",
+    "Reset-baseline": "Reset 'a{sv}' 1 baseline b true",
+    "Reload": "Reload 'a{sv}' 0",
+}
+
+
+@pytest.fixture
+def managed(host: Host) -> Iterator[Host]:
+    """The machine with claims of both origins, a chosen profile, and a configuration that was not read yet."""
+    folder = "/etc/kerntune/profiles"
+    for name, scheduler in PROFILES.items():
+        host.vm.write(f"{folder}/{name}.toml", f'[io-scheduler]\nvdb = "{scheduler}"\n')
+    assert not host.set(("hugepages", "2M", "16")).refusal
+    assert not host.set(("cpu-governor", "*", "performance"), persist=True).refusal
+    host.vm.check(f"busctl call {BUS_NAME} {ROOT} {MANAGER} SetProfile 'sa{{sv}}' access 0")
+    host.vm.write(CONFIG, '[sysctl]\n"vm.swappiness" = 33\n')
+    yield host
+    host.vm.check(f"rm -f {CONFIG}")
+    for words in (MANAGING["Reset"], MANAGING["ClearProfile"], MANAGING["Reload"]):
+        host.vm.check(f"busctl call {BUS_NAME} {ROOT} {MANAGER} {words}")
+    host.vm.check(f"rm -f {' '.join(f'{folder}/{name}.toml' for name in PROFILES)}")
+
+
+def standing(host: Host) -> tuple[object, ...]:
+    """Return what a managing call changes: the profile, the claims, what is wrong, and the kernel's values."""
+    document = host.describe()
+    claims = {claim["id"]: claim["value"] for claim in document["claims"]}
+    return document["profile"], claims, document["degraded"], host.snapshot()
+
+
 @pytest.fixture
 def without_polkit(host: Host) -> Iterator[Host]:
     """The machine while polkitd is stopped and cannot be started; it runs again after the test."""
@@ -46,6 +83,20 @@ def test_somebody_else_may_not(host: Host, setting: Setting) -> None:
     assert (host.pages(), host.overcommit(), host.governor(0)) == (0, (0, 50), "schedutil")
     assert host.describe(user="alice")["claims"] == []
     assert not host.plan(setting, user="alice").refusal, "plans are for everybody"
+
+
+@pytest.mark.parametrize("words", MANAGING.values(), ids=MANAGING)
+def test_only_an_administrator_manages(managed: Host, words: str) -> None:
+    before = standing(managed)
+    assert before[0] == "access"
+    call = f"busctl call {BUS_NAME} {ROOT} {MANAGER} {words}"
+    for user in ORDINARY:
+        refused = managed.vm.run(call, user=user)
+        assert refused.status != 0, f"{user} was let through"
+        assert "denied" in refused.err, f"{user}: {refused.err}"
+        assert standing(managed) == before, f"{user} was refused, and something changed"
+    managed.vm.check(call)
+    assert standing(managed) != before, "root's call changes nothing, so the refusals prove nothing"
 
 
 def test_a_session_is_asked_for_the_password(host: Host, vm: Machine) -> None:
