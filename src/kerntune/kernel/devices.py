@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,20 +19,12 @@ DATABASE: Final = Path("/run/udev/data")  # a file a device, written anew at eac
 # Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs.
 SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu")
 MOST: Final = 1024  # devices whose links are kept
-# What ctypes.util would find, for the pyudev that asks it. It brings shutil and tempfile with it, a quarter MiB.
-LIBRARIES: Final = {"udev": "libudev.so.1", "c": "libc.so.6"}
 
 
 @cache
 def _context() -> Context:
-    finder = ModuleType("ctypes.util")
-    vars(finder)["find_library"] = LIBRARIES.get
-    ours = sys.modules.setdefault("ctypes.util", finder) is finder
-    try:
-        import pyudev  # noqa: PLC0415  (libudev is loaded only where there is a host to ask)
-    finally:
-        if ours:
-            del sys.modules["ctypes.util"]
+    import pyudev  # noqa: PLC0415  (libudev is loaded only where there is a host to ask)
+
     return pyudev.Context()
 
 
@@ -50,7 +40,7 @@ def _written(device: str) -> int:
 def _links(device: str) -> Sequence[str]:
     """What udev knows now."""
     context = _context()
-    import pyudev  # noqa: PLC0415  (after the context, which imports it in its own way)
+    import pyudev  # noqa: PLC0415  (as above)
 
     try:
         found = pyudev.Devices.from_name(context, "block", device).device_links
@@ -123,7 +113,7 @@ class Monitor:
 
     def __init__(self, source: str) -> None:
         context = _context()
-        import pyudev  # noqa: PLC0415  (after the context, as above)
+        import pyudev  # noqa: PLC0415  (as above)
 
         self._monitor = pyudev.Monitor.from_netlink(context, source)
         for subsystem in SUBSYSTEMS:
