@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import logging
 import os
 import signal
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
 ASIDE = 8  # threads that wait for files and for other programs
-USUAL = (700, 10, 10)  # Python's own thresholds of its garbage collection
 POLICY_RETRY = 1.0
 LOCK_WAIT = 2.0
 SETTLE = 2.0  # seconds that all of a stop may take
@@ -204,7 +202,6 @@ class Daemon:
         notify.tell(f"READY=1\n{status()}")
         self.engine.listeners.append(lambda _report: notify.tell(status()))
         self.reloading.booted()
-        settle_down()
         await Neighbours(service, self.troubles, self.engine.look_again).watch()
 
     async def stop(self, *, told: bool) -> None:
@@ -230,12 +227,6 @@ async def booted(booting: asyncio.Future[None]) -> None:
         await booting
     except errors.KerntuneError as error:
         log.error("the boot pass is not complete, and is made again: %s", error)
-
-
-def settle_down() -> None:
-    """What is there after a start stays: no garbage is looked for in it, nor as often as until now (lean.py)."""
-    gc.freeze()
-    gc.set_threshold(*USUAL)
 
 
 async def connect() -> Service | None:

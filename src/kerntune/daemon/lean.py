@@ -1,26 +1,25 @@
-"""Imported first: hides what asyncio and pathlib would import and we never use, such as TLS: a fifth of our memory.
+"""Import asyncio without TLS; the daemon imports this module before all others.
 
-Before all else it has SIGHUP ignored, which would end a start: a handler takes it as soon as there is one.
+asyncio imports ssl where there is one, and OpenSSL with it, for connections that the daemon never makes. asyncio works
+without ssl, as on a Python that was built without OpenSSL.
 
-Nothing of it is hidden from whoever imports it later. Until the daemon is ready garbage is collected often: classes are
-made in several goes, and what is left of the first would keep its place in memory for good.
+SIGHUP, which would end the daemon, is ignored first: a handler takes it as soon as there is an event loop.
 """
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 from types import ModuleType
 from typing import Final
 
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-gc.set_threshold(200, 3, 3)
 
-# asyncio expects that it may be missing. None makes an import fail (the import system's reference, "The module cache").
+# None makes an import fail (the import system's reference, "The module cache").
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # typeshed knows modules only
 
-# Used in functions only: for TLS, for the text of subprocesses, for URLs with a host in brackets.
+# Functions that we never call use these: for TLS, for the text of subprocesses, for URLs with a host in brackets.
+# They are hidden only while asyncio and pathlib are imported.
 UNUSED: Final = ("asyncio.sslproto", "locale", "ipaddress")
 _hidden: Final = [name for name in UNUSED if name not in sys.modules]
 for _name in _hidden:
