@@ -19,6 +19,9 @@ from kerntune.bus.messages import Variant
 POLKIT: Final = "org.freedesktop.PolicyKit1"
 PATH: Final = "/org/freedesktop/PolicyKit1/Authority"
 ALLOW_INTERACTION: Final = 1
+# polkitd runs its rules in a thread, and gives that 15 s (RUNAWAY_KILLER_TIMEOUT in its sources). Version 122 can miss
+# the thread's signal: then it answers nobody for these 15 s, and after them as if nothing had been. busctl waits 25 s.
+ANSWER: Final = 20.0  # seconds
 # The bus lets us have 128 calls without a reply (max_replies_per_connection in dbus-daemon(1)). Quick questions, and
 # those that wait for a person, have places of their own, so that neither waits for the other.
 QUESTIONS: Final = 64
@@ -61,7 +64,7 @@ class Polkit:
         self._owner = ""  # the unique name of polkit, when it was asked last
 
     async def authorise(
-        self, caller: Caller, action: str, *, timeout: float = 5.0, interactive_timeout: float = 300.0
+        self, caller: Caller, action: str, *, timeout: float = ANSWER, interactive_timeout: float = 300.0
     ) -> None:
         """Return when `caller` may do `action`; timeouts in seconds.
 
