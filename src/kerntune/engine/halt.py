@@ -10,6 +10,7 @@ from typing import Final
 
 # set_max_huge_pages() in mm/hugetlb.c leaves off, without an error, when its thread has any signal to handle.
 SIGNAL: Final = signal.SIGUSR2
+TOLD_TO_STOP: Final = "kerntuned was told to stop"
 
 
 def make_endable() -> None:
@@ -22,12 +23,15 @@ class Halt:
 
     def __init__(self) -> None:
         self.asked = False
+        self.why = TOLD_TO_STOP
         self._lock = threading.Lock()
         self._inside: dict[int, str] = {}
 
-    def ask(self) -> None:
-        """No write begins from now on."""
-        self.asked = True
+    def ask(self, why: str = TOLD_TO_STOP) -> None:
+        """No write begins from now on; outcomes tell the first reason."""
+        if not self.asked:
+            self.why = why
+            self.asked = True
 
     @contextmanager
     def writing(self, path: str) -> Iterator[None]:

@@ -26,6 +26,7 @@ class Ticket:
     released: Collection[ClaimId] = ()
     enforce: bool = False
     progress: Progress | None = None
+    waited: bool = False  # whether a caller waits for the result
     result: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -48,6 +49,7 @@ class LaneQueue:
         self._threads, self._order, self._publish, self._failed = threads, order, publish, failed
         self._tickets: asyncio.Queue[Ticket] = asyncio.Queue()
         self.halt: Halt | None = None  # of the pass that runs
+        self._running: Sequence[Ticket] = ()  # what that pass is made for
         self.closed = False  # whether passes that begin write nothing
 
     def put(self, ticket: Ticket) -> None:
@@ -59,8 +61,19 @@ class LaneQueue:
         if self.halt:
             self.halt.ask()
 
+    def end_for(self, ticket: Ticket, why: str) -> Halt | None:
+        """Have the pass that runs for this ticket write nothing more, unless somebody else waits for it.
+
+        Return its halt: a thread that is inside a write is to be interrupted until the pass is over.
+        """
+        others = [other for other in self._running if other.waited and other is not ticket]
+        if self.halt is None or others or not any(ticket is own for own in self._running):
+            return None
+        self.halt.ask(why)
+        return self.halt
+
     def close(self) -> None:
-        """The same, also for passes that begin later."""
+        """Have the pass that runs, and those that begin later, write nothing more."""
         self.closed = True
         self.end()
 
@@ -75,6 +88,7 @@ class LaneQueue:
 
     async def result(self, ticket: Ticket) -> Result:
         """The result of the first pass that starts after now."""
+        ticket.waited = True
         self.put(ticket)
         return await asyncio.shield(ticket.result)
 
@@ -106,6 +120,7 @@ class LaneQueue:
                 loop.call_soon_threadsafe(tell, target, done, wanted)
 
         self.halt = halt = Halt()
+        self._running = tickets
         if self.closed:
             halt.ask()
         try:
@@ -113,7 +128,7 @@ class LaneQueue:
             result = await loop.run_in_executor(self._threads, work)
             await self._publish(result, tickets)
         finally:
-            self.halt = None
+            self.halt, self._running = None, ()
         return result
 
 

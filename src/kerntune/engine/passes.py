@@ -427,7 +427,7 @@ class _Pass:
             return self.tunable.rejected(now[target], step.wish.value, self.writer.errors[target])
         verdict = self.tunable.judge(step.wish, now[target], now)
         if target in self.writer.cut and verdict.state is not State.SATISFIED:
-            return interrupted(step.wish, now[target], verdict)
+            return interrupted(step.wish, now[target], verdict, self.writer.halt.why)
         return step.capped if step.capped and verdict.state is not State.SATISFIED else verdict
 
     def _report(
@@ -518,10 +518,10 @@ def outcome_of(wish: Wish, before: Reading, after: Reading, verdict: Verdict) ->
     return Outcome(wish.target, requested, before.value or "", after.value or "", *verdict, is_owed=owed)
 
 
-def interrupted(wish: Wish, reading: Reading, verdict: Verdict) -> Verdict:
+def interrupted(wish: Wish, reading: Reading, verdict: Verdict, why: str) -> Verdict:
     """Return the verdict on writes that were not all made: the value that was reached, and why it is no other."""
     state = State.PARTIAL if verdict.state is State.PARTIAL else State.FAILED
-    detail = f"kerntuned was told to stop when {wish.target} was {reading.value or 'unknown'}, not yet {wish.value}"
+    detail = f"{why} when {wish.target} was {reading.value or 'unknown'}, not yet {wish.value}"
     return Verdict(state, Reason.INTERRUPTED, detail)
 
 

@@ -14,6 +14,7 @@ from itertools import count
 from kerntune.engine.answers import Answer, outcomes_of
 from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
 from kerntune.engine.guard import Guard
+from kerntune.engine.halt import Halt
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, is_due, news, told
@@ -43,6 +44,8 @@ class Pending:
 
     edit: Edit
     lanes: frozenset[Lane]
+    tickets: dict[Lane, Ticket] = field(default_factory=dict)
+    saving: bool = False  # from now on it is finished, whatever comes
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -259,14 +262,16 @@ class Reconciler:
             await self.observed.fresh({self.tunables[name].lane for name in names}, 0)
             return edit_for(request, self.world, self.book, self._sequence, self.limits)
 
-    async def change(self, request: Request, cause: str, progress: Progress | None = None) -> Answer:
+    async def change(
+        self, request: Request, cause: str, progress: Progress | None = None, *, endable: bool = False
+    ) -> Answer:
         """Carry out a request: the first pass that starts after it, commit, and what the kernel really did."""
         edit = await self.check(request)
         if len(edit.put) > 1 or (edit.put and Lane.MEMORY in self._lanes_of(edit)):
             # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
             outcomes_of(edit, self.tunables, await self._rehearse(edit), must_win=request.must_win)
             edit = await self.check(request)
-        return await self.carry_out(edit, cause, progress, must_win=request.must_win)
+        return await self.carry_out(edit, cause, progress, must_win=request.must_win, endable=endable)
 
     def choosing(self, files: FilesEdit, *, reset: bool = False) -> Edit:
         """Return the edit that makes the files' claims these; `reset`: drops all that callers asked for.
@@ -278,28 +283,57 @@ class Reconciler:
         return replace(edit, drop=(*edit.drop, *owed))
 
     async def carry_out(
-        self, edit: Edit, cause: str, progress: Progress | None = None, *, must_win: bool = False
+        self,
+        edit: Edit,
+        cause: str,
+        progress: Progress | None = None,
+        *,
+        must_win: bool = False,
+        endable: bool = False,
     ) -> Answer:
         """An edit that was checked: a pass of its lanes, commit, and the outcomes.
 
-        An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised.
+        An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised. With `endable` a
+        cancellation does that as well, and does not wait; an edit that is being saved is finished all the same.
         """
         if self._stopping:
             raise stopping()
         # An edit that has begun is finished, also when its caller goes: half of it would be on disk, or in the kernel.
-        carrying = asyncio.create_task(self._carry_out(edit, cause, progress, must_win=must_win), name=cause)
+        pending = Pending(edit, self._lanes_of(edit))
+        carrying = asyncio.create_task(self._carry_out(pending, cause, progress, must_win=must_win), name=cause)
         self._edits.add(carrying)
         carrying.add_done_callback(self._carried_out)
-        return await asyncio.shield(carrying)
+        try:
+            return await asyncio.shield(carrying)
+        except asyncio.CancelledError:
+            if not endable:
+                raise
+            if pending.saving:
+                return await asyncio.shield(carrying)
+            self._end_passes(pending, f"the caller of {cause} left")
+            carrying.cancel()
+            raise
+
+    def _end_passes(self, pending: Pending, why: str) -> None:
+        """Have the passes that run for this edit write nothing more, where nobody else is served by them."""
+        for lane, ticket in pending.tickets.items():
+            shared = any(lane in other.lanes for other in self._pending if other is not pending)
+            if not shared and (halt := self._lanes[lane].end_for(ticket, why)):
+                self._interrupt(self._lanes[lane], halt)
+
+    def _interrupt(self, queue: LaneQueue, halt: Halt) -> None:
+        """Signal the threads that are inside a write, again and again until that pass is over."""
+        if queue.halt is halt:
+            halt.interrupt()
+            asyncio.get_running_loop().call_later(STEP, self._interrupt, queue, halt)
 
     def _carried_out(self, task: asyncio.Task[Answer]) -> None:
         self._edits.discard(task)
         if not task.cancelled():
             task.exception()  # seen, for its caller may be gone
 
-    async def _carry_out(self, edit: Edit, cause: str, progress: Progress | None, *, must_win: bool) -> Answer:
-        lanes, before = self._lanes_of(edit), self.book
-        pending = Pending(edit, lanes)
+    async def _carry_out(self, pending: Pending, cause: str, progress: Progress | None, *, must_win: bool) -> Answer:
+        edit, lanes, before = pending.edit, pending.lanes, self.book
         earlier = [other for other in self._pending if other.lanes & lanes]
         self._pending.append(pending)
         changed = not before.same_as(before.apply(edit))
@@ -307,7 +341,8 @@ class Reconciler:
         released = {*edit.released, *(edit.named if edit.files else ())}
         try:
             told = of_its_own(edit, self.tunables, progress) if progress else None
-            passes = [self._lanes[lane].result(Ticket(cause, released, progress=told)) for lane in lanes]
+            pending.tickets = {lane: Ticket(cause, released, progress=told) for lane in lanes}
+            passes = [self._lanes[lane].result(ticket) for lane, ticket in pending.tickets.items()]
             results = await asyncio.gather(*passes)
             for other in earlier:
                 await other.done.wait()
@@ -401,6 +436,7 @@ class Reconciler:
     async def _commit(self, pending: Pending) -> None:
         """Save the edit, then count it as committed; one at a time, so that none is lost."""
         async with self._committing:
+            pending.saving = True
             book = self.committed.apply(pending.edit)
             if pending.edit.files:
                 book = book.without_files()
