@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from kerntune import errors
+from kerntune.cli.manager import LEAVING
 from tests.cli.scripted import Script, outcome, private_bus, serving
 from tests.harness.privatebus import PrivateBus
 
@@ -44,7 +45,7 @@ def test_set(bus: PrivateBus) -> None:
     assert (done.returncode, done.stderr) == (6, "")
     assert [row["state"] for row in json.loads(done.stdout)["outcomes"]] == ["satisfied", "failed"]
     asked = [("hugepages", "2M", "64"), ("overcommit", "", "always:95")]
-    assert script.calls == [("Describe",), ("Set", asked, {"persist": True, "allow-partial": True})]
+    assert script.calls == [("Describe",), ("Set", asked, {"persist": True, "allow-partial": True} | LEAVING)]
     assert manager.interactive == [True]
 
 
@@ -54,7 +55,7 @@ def test_unset(bus: PrivateBus) -> None:
         done = cli(bus, "unset", "io-scheduler")
     assert (done.returncode, done.stderr) == (0, "")
     assert "io-scheduler@sda  -          none    unmanaged" in done.stdout
-    assert script.calls == [("Unset", [("io-scheduler", "*")], {})]
+    assert script.calls == [("Unset", [("io-scheduler", "*")], LEAVING)]
     assert manager.interactive == [True]
 
 

@@ -277,6 +277,9 @@ class Stage(Service):
         self.asked[action] += 1
         return [[action in self.permitted, False, {}]]
 
+    async def present(self, caller: Caller) -> bool:
+        return True
+
     async def while_present(self, caller: Caller, awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 

@@ -210,6 +210,11 @@ class Service:
             raise errors.UnknownMethod("the bus keeps no account of bytes")
         return found["IncomingBytes"].value, found["OutgoingBytes"].value
 
+    async def present(self, caller: Caller) -> bool:
+        """Return whether the client is still on the bus."""
+        (there,) = await self._link.bus("NameHasOwner", "s", caller.name)
+        return bool(there)
+
     async def while_present(self, caller: Caller, awaitable: Awaitable[T]) -> T:
         """Await, but cancel it and raise CallerGone when the client leaves the bus."""
         task: asyncio.Future[T] = asyncio.ensure_future(awaitable)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Final, Protocol
 from kerntune import __version__
 from kerntune.bus import names
 from kerntune.bus.describe import Host, prepare
-from kerntune.bus.dispatch import Caller, Service
+from kerntune.bus.dispatch import Caller, CallerGone, Service
 from kerntune.bus.gate import Gate, Permit
 from kerntune.bus.interface import snake
 from kerntune.bus.messages import Variant
@@ -33,8 +34,10 @@ Options = Mapping[str, Variant]
 PERSIST: Final = {"persist": "b"}
 SET: Final = PERSIST | {"allow-partial": "b"}
 RESET: Final = {"baseline": "b"}
+LEAVE: Final = {"cancel-on-leave": "b"}
 CHANGE_ASKED: Final = "7b0e5a2f93c84d1e8f6d2a51c4e9b370"  # MESSAGE_ID
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
+MOMENT: Final = 0.05  # seconds after which a call may have lost its caller before it began
 SMALL: Final = 1000  # targets times claims: a document of less is made on the event loop, in some milliseconds
 
 
@@ -57,8 +60,16 @@ class Files(Protocol):
     async def plan(self, selection: Selection) -> Answer:
         """What `choose` would do."""
 
-    async def choose(self, selection: Selection, cause: str, progress: Progress | None = None) -> Answer:
-        """Make it so, in one pass."""
+    async def choose(
+        self,
+        selection: Selection,
+        cause: str,
+        progress: Progress | None = None,
+        *,
+        begins: Callable[[], Awaitable[None]] | None = None,
+        endable: bool = False,
+    ) -> Answer:
+        """Make it so, in one pass, after what `begins` has to say; with `endable` a cancellation puts it back."""
 
 
 @dataclass(slots=True)
@@ -85,30 +96,38 @@ class Core:
         self.troubles, self.files = troubles, files
         self._gate = Gate(service)
 
-    async def change(self, caller: Caller, request: Request) -> Answer:
-        """Validate, authorise, and carry out; a refused call writes nothing."""
+    async def change(self, caller: Caller, request: Request, *, endable: bool = False) -> Answer:
+        """Validate, authorise, and carry out; a refused call writes nothing. `endable`: it ends with its caller."""
+        begins = self._begins(caller)
         await self.engine.check(request)
         permit = await self._gate.let_pass(caller, {self.engine.tunables[each.tunable] for each in request.settings})
         async with self._recorded(permit, spelled(request.settings)) as record:
+            await begins()
             request = replace(request, who=record.who)
-            answer = await self.engine.change(request, caller.member, self._progress(caller))
+            changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
+            answer = await (self.service.while_present(caller, changing) if endable else changing)
             record.changed = answer.changed
         return answer
 
-    async def choose(self, caller: Caller, selection: Selection) -> Answer:
+    async def choose(self, caller: Caller, selection: Selection, *, endable: bool = False) -> Answer:
         """The same for the files as a whole."""
+        begins = self._begins(caller)
         await self.files.check(selection)
         permit = await self._gate.let_pass(caller)
         named = f"{selection.profile or ''}{' baseline' if selection.baseline else ''}"
         async with self._recorded(permit, named) as record:
-            answer = await self.files.choose(selection, caller.member, self._progress(caller))
+            telling = self._progress(caller)
+            choosing = self.files.choose(selection, caller.member, telling, begins=begins, endable=endable)
+            answer = await (self.service.while_present(caller, choosing) if endable else choosing)
             record.changed = answer.changed
         return answer
 
     async def reload(self, caller: Caller) -> None:
         """Read the files again."""
+        begins = self._begins(caller)
         permit = await self._gate.let_pass(caller)
         async with self._recorded(permit, ""):
+            await begins()
             await self.files.reload()
 
     @asynccontextmanager
@@ -138,6 +157,20 @@ class Core:
         words = asked, who, caller.uid, processes.printable(ended)
         log.info("%.300s, asked by %s, uid %d: %.300s", *words, extra=extra)
 
+    def _begins(self, caller: Caller) -> Callable[[], Awaitable[None]]:
+        """Return what is awaited just before an edit: it raises CallerGone when the caller left while the call waited.
+
+        The bus is not asked when the call has only just come.
+        """
+        clock = asyncio.get_running_loop().time
+        came = clock()
+
+        async def begins() -> None:
+            if clock() - came > MOMENT and not await self.service.present(caller):
+                raise CallerGone(f"{caller.name} left the bus before its call had begun")
+
+        return begins
+
     def _progress(self, caller: Caller) -> Progress:
         """Tells the caller how far the kernel has come."""
 
@@ -155,7 +188,7 @@ class Core:
             partial=options.get("allow-partial", False),
             must_win=True,
         )
-        return await self.change(caller, request)
+        return await self.change(caller, request, endable=options.get("cancel-on-leave", False))
 
 
 def spelled(settings: Iterable[Setting]) -> str:
@@ -186,20 +219,22 @@ class Manager:
         return self._core.files.profile
 
     async def set(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:
-        chosen = options_from(options, SET)
+        chosen = options_from(options, SET | LEAVE)
         if not settings:
             raise InvalidArgs("no setting was given", "Give at least one (tunable, instances, value)")
         request = Request(
             settings_from(settings), persist=chosen.get("persist", False), partial=chosen.get("allow-partial", False)
         )
-        return reply(await self._core.change(caller, request))
+        endable = chosen.get("cancel-on-leave", False)
+        return reply(await self._core.change(caller, request, endable=endable))
 
     async def unset(self, caller: Caller, what: list[Row], options: Options) -> tuple[bool, list[Row]]:
-        chosen = options_from(options, PERSIST)
+        chosen = options_from(options, PERSIST | LEAVE)
         if not what:
             raise InvalidArgs("nothing was named", "Give at least one (tunable, instances)")
         request = Request(settings_from(what), unset=True, persist=chosen.get("persist", False))
-        return reply(await self._core.change(caller, request))
+        endable = chosen.get("cancel-on-leave", False)
+        return reply(await self._core.change(caller, request, endable=endable))
 
     async def plan(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:  # noqa: ARG002
         chosen = options_from(options, SET | {"unset": "b"} | WHOLE)
@@ -223,22 +258,23 @@ class Manager:
         await self._core.reload(caller)
 
     async def set_profile(self, caller: Caller, name: str, options: Options) -> tuple[bool, list[Row]]:
-        options_from(options, {})
+        endable = options_from(options, LEAVE).get("cancel-on-leave", False)
         if not name:
             raise InvalidArgs("no profile was named", "ListProfiles has those there are; ClearProfile ends one")
-        return reply(await self._core.choose(caller, Selection(name)))
+        return reply(await self._core.choose(caller, Selection(name), endable=endable))
 
     async def clear_profile(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
-        options_from(options, {})
-        return reply(await self._core.choose(caller, Selection("")))
+        endable = options_from(options, LEAVE).get("cancel-on-leave", False)
+        return reply(await self._core.choose(caller, Selection(""), endable=endable))
 
     async def list_profiles(self, caller: Caller) -> list[list[str]]:  # noqa: ARG002
         return [list(row) for row in await self._core.files.listing()]
 
     async def reset(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
-        chosen = options_from(options, RESET)
+        chosen = options_from(options, RESET | LEAVE)
         selection = Selection(reset=True, baseline=chosen.get("baseline", False))
-        return reply(await self._core.choose(caller, selection))
+        endable = chosen.get("cancel-on-leave", False)
+        return reply(await self._core.choose(caller, selection, endable=endable))
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
         if waiting := self._engine.refresh():

@@ -8,7 +8,7 @@ from typing import Any
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller
 from kerntune.bus.messages import Variant
-from kerntune.bus.objects import PERSIST, SET, Core
+from kerntune.bus.objects import LEAVE, PERSIST, SET, Core
 from kerntune.bus.wire import Row, options_from, outcome_rows
 from kerntune.engine.guard import Alert, GuardVerdict
 from kerntune.errors import InvalidValue, NotSupported
@@ -43,7 +43,7 @@ class HugePages:
         return rows
 
     async def set_count(self, caller: Caller, size: int, count: int, options: Options) -> int:
-        chosen = options_from(options, SET | {"node": "u"})
+        chosen = options_from(options, SET | LEAVE | {"node": "u"})
         size = size or self._core.host.default_page_size
         if not size:
             why = self._engine.missing.get("hugepages", "/proc/meminfo names no Hugepagesize")
@@ -77,7 +77,7 @@ class CpuGovernor:
         return sorted({name for t, reading in readings if t.tunable == "cpu-governor" for name in reading.choices})
 
     async def set_governor(self, caller: Caller, cpus: str, governor: str, options: Options) -> list[Row]:
-        chosen = options_from(options, PERSIST)
+        chosen = options_from(options, PERSIST | LEAVE)
         setting = Setting("cpu-governor", cpus, governor)
         return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
 
@@ -100,7 +100,7 @@ class IoScheduler:
         }
 
     async def set_scheduler(self, caller: Caller, devices: str, scheduler: str, options: Options) -> list[Row]:
-        chosen = options_from(options, PERSIST)
+        chosen = options_from(options, PERSIST | LEAVE)
         setting = Setting("io-scheduler", devices, scheduler)
         return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
 
@@ -169,7 +169,7 @@ class Memory:
         self._core.service.emit(names.ROOT, names.MEMORY, "GuardChanged", *signal)
 
     async def set_overcommit(self, caller: Caller, mode: str, ratio: int, options: Options) -> list[Row]:
-        chosen = options_from(options, PERSIST)
+        chosen = options_from(options, PERSIST | LEAVE)
         if mode not in MODES:
             raise InvalidValue(f"{mode!r} is not an overcommit mode", f"There are {', '.join(MODES)}")
         setting = Setting("overcommit", "", f"{mode}:{ratio}" if ratio else mode)

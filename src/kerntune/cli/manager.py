@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 READ_SECONDS: Final = 15.0
 # Somebody may have to type a password, and then the kernel may have to move memory about.
 EDIT_SECONDS: Final = 300.0
+# Who interrupts a command wants nothing of it any more.
+LEAVING: Final = {"cancel-on-leave": True}
 
 
 class Manager(Protocol):
@@ -90,10 +92,10 @@ class BusManager:
         return [Pool(*row) for row in await self._client.get(ROOT, HUGE_PAGES, "Pools")]
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
-        return await self._edit("Set", "a(sss)a{sv}", settings, options)
+        return await self._edit("Set", "a(sss)a{sv}", settings, {**options, **LEAVING})
 
     async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
-        return await self._edit("Unset", "a(ss)a{sv}", what, options)
+        return await self._edit("Unset", "a(ss)a{sv}", what, {**options, **LEAVING})
 
     async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
         return await self._edit("Plan", "a(sss)a{sv}", settings, options)
@@ -103,13 +105,13 @@ class BusManager:
         return [(name, summary) for name, summary in rows]
 
     async def set_profile(self, name: str) -> Change:
-        return await self._change("SetProfile", "sa{sv}", name, {})
+        return await self._change("SetProfile", "sa{sv}", name, _variants(LEAVING))
 
     async def clear_profile(self) -> Change:
-        return await self._change("ClearProfile", "a{sv}", {})
+        return await self._change("ClearProfile", "a{sv}", _variants(LEAVING))
 
     async def reset(self, *, baseline: bool) -> Change:
-        return await self._change("Reset", "a{sv}", _variants({"baseline": True} if baseline else {}))
+        return await self._change("Reset", "a{sv}", _variants({**({"baseline": True} if baseline else {}), **LEAVING}))
 
     async def verify(self) -> tuple[Outcome, ...]:
         (rows,) = await self._client.call(ROOT, MANAGER, "Verify", timeout=READ_SECONDS)

@@ -44,16 +44,32 @@ class Choosing:
         edit, _ = await self._edit(selection, self._engine.threads.open)
         return await self._engine.foresee(edit)
 
-    async def choose(self, selection: Selection, cause: str, progress: Progress | None = None) -> Answer:
-        """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for what comes."""
+    async def choose(
+        self,
+        selection: Selection,
+        cause: str,
+        progress: Progress | None = None,
+        *,
+        begins: Callable[[], Awaitable[None]] | None = None,
+        endable: bool = False,
+    ) -> Answer:
+        """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for what comes.
+
+        `begins` is awaited when the turn has come, and may raise. With `endable` a cancellation puts all back; once the
+        choice is saved it is finished.
+        """
         reloading = self._reloading
         async with reloading.turn:
+            if begins:
+                await begins()
             edit, chosen = await self._edit(selection, self._engine.threads.read)
-            answer = await self._engine.carry_out(edit, cause, progress)
+            answer = await self._engine.carry_out(edit, cause, progress, endable=endable)
             if chosen is not reloading.chosen:
                 reloading.note_profile(chosen)
-                await asyncio.to_thread(self._keep, self.profile, chosen)
-                self._engine.announce(cause)
+                try:
+                    await to_its_end(asyncio.to_thread(self._keep, self.profile, chosen))
+                finally:
+                    self._engine.announce(cause)
         return answer
 
     async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Chosen]:
@@ -89,3 +105,13 @@ class Choosing:
     def _keep(self, name: str, chosen: Chosen) -> None:
         if name and not any(problem.is_error for problem in chosen.problems):
             self._reloading.profile.keep(name, chosen.claims)
+
+
+async def to_its_end(work: Awaitable[None]) -> None:
+    """Await what must not be left half done: who is cancelled meanwhile still waits for it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
