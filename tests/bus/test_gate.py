@@ -58,7 +58,7 @@ class Files:
     async def listing(self) -> list[tuple[str, str]]:
         return []
 
-    async def choose(self, selection: Selection, cause: str, progress: object = None) -> Answer:
+    async def choose(self, selection: Selection, cause: str, progress: object = None, **_: object) -> Answer:
         self.done.append(cause)
         return Answer(True, ())
 
@@ -159,10 +159,10 @@ class TestJournal:
         caplog.set_level(logging.INFO)
         async with core() as (found, _, files):
 
-            async def fails(*_: object) -> Answer:
+            async def fails(*_: object, **__: object) -> Answer:
                 raise errors.NoSuchProfile("there is no profile 'x\ny'", "")
 
-            files.choose = fails  # type: ignore[assignment]  # as when the profile goes at this moment
+            files.choose = fails  # type: ignore[method-assign]  # as when the profile goes at this moment
             with pytest.raises(errors.NoSuchProfile):
                 await Manager(found).set_profile(caller(ROOT, names.MANAGER, "SetProfile"), "x\ny", {})
         (line,) = [each for each in caplog.records if getattr(each, "MESSAGE_ID", "") == CHANGE_ASKED]

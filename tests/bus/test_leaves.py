@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from kerntune.bus import objects
 from kerntune.bus.client import Signals, Variant, connect
 from kerntune.bus.dispatch import Caller, CallerGone
 from kerntune.bus.names import HUGE_PAGES, MANAGER, MEMORY, ROOT
-from kerntune.bus.objects import Core
+from kerntune.bus.objects import MOMENT, Core, Record
 from tests.cli.scripted import private_bus
 from tests.harness.daemon import Daemon
 from tests.harness.privatebus import PrivateBus
@@ -161,13 +160,12 @@ class Asked:
 
 
 @pytest.mark.parametrize("there", [True, False])
-async def test_the_bus_is_asked_when_a_call_has_waited(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+async def test_the_bus_is_asked_when_a_call_has_waited(there: bool) -> None:
     service = Asked(there=there)
     core = Core(service, None, None, set(), None)  # type: ignore[arg-type]  # none of them is used
-    begins = core._begins(Caller(":1.5", 0, 1, interactive=False))
-    await begins()
+    record = Record(Caller(":1.5", 0, 1, interactive=False), "somebody")
+    await core._begin(record, core._now())
     assert service.times == 0
-    monkeypatch.setattr(objects, "MOMENT", -1.0)
     with contextlib.nullcontext() if there else pytest.raises(CallerGone, match="before its call had begun"):
-        await begins()
-    assert service.times == 1
+        await core._begin(record, core._now() - 2 * MOMENT)
+    assert (service.times, record.changed) == (1, there)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kerntune.cli.__main__ import main
+from kerntune.cli.manager import LEAVING
 from kerntune.errors import AccessDenied, NoSuchProfile
 from tests.cli.scripted import Script, document, outcome, private_bus, serving
 
@@ -150,10 +151,10 @@ def test_on_the_bus(tmp_path: Path) -> None:
             assert cli(*words, **bus.environment).returncode == 0, words
         assert "balanced" in cli("profile", **bus.environment).stdout
     assert script.calls[:4] == [
-        ("SetProfile", "balanced", {}),
-        ("ClearProfile", {}),
-        ("Reset", {}),
-        ("Reset", {"baseline": True}),
+        ("SetProfile", "balanced", LEAVING),
+        ("ClearProfile", LEAVING),
+        ("Reset", LEAVING),
+        ("Reset", {"baseline": True} | LEAVING),
     ]
     assert script.calls[4:7] == [case[1] for case in CASES[4:]]
     assert manager.interactive == [True] * 7

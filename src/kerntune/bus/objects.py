@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from kerntune import __version__
@@ -74,8 +75,9 @@ class Files(Protocol):
 
 @dataclass(slots=True)
 class Record:
-    """Holds what the journal says of a call: the name of who asked, and whether it has changed anything or failed."""
+    """Holds what the journal says of a call: who asked, and whether it has changed anything or failed."""
 
+    caller: Caller
     who: str
     changed: bool = True
 
@@ -98,11 +100,11 @@ class Core:
 
     async def change(self, caller: Caller, request: Request, *, endable: bool = False) -> Answer:
         """Validate, authorise, and carry out; a refused call writes nothing. `endable`: it ends with its caller."""
-        begins = self._begins(caller)
+        came = self._now()
         await self.engine.check(request)
         permit = await self._gate.let_pass(caller, {self.engine.tunables[each.tunable] for each in request.settings})
         async with self._recorded(permit, spelled(request.settings)) as record:
-            await begins()
+            await self._begin(record, came)
             request = replace(request, who=record.who)
             changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
             answer = await (self.service.while_present(caller, changing) if endable else changing)
@@ -111,12 +113,12 @@ class Core:
 
     async def choose(self, caller: Caller, selection: Selection, *, endable: bool = False) -> Answer:
         """The same for the files as a whole."""
-        begins = self._begins(caller)
+        came = self._now()
         await self.files.check(selection)
         permit = await self._gate.let_pass(caller)
         named = f"{selection.profile or ''}{' baseline' if selection.baseline else ''}"
         async with self._recorded(permit, named) as record:
-            telling = self._progress(caller)
+            telling, begins = self._progress(caller), partial(self._begin, record, came)
             choosing = self.files.choose(selection, caller.member, telling, begins=begins, endable=endable)
             answer = await (self.service.while_present(caller, choosing) if endable else choosing)
             record.changed = answer.changed
@@ -124,17 +126,17 @@ class Core:
 
     async def reload(self, caller: Caller) -> None:
         """Read the files again."""
-        begins = self._begins(caller)
+        came = self._now()
         permit = await self._gate.let_pass(caller)
-        async with self._recorded(permit, ""):
-            await begins()
+        async with self._recorded(permit, "") as record:
+            await self._begin(record, came)
             await self.files.reload()
 
     @asynccontextmanager
     async def _recorded(self, permit: Permit, what: str) -> AsyncIterator[Record]:
         """Give who may do it; the journal says who asked for what and how it ended, unless nothing was changed."""
         caller = permit.caller
-        record = Record(await self.engine.threads.read(processes.describe, caller.pid, caller.uid))
+        record = Record(caller, await self.engine.threads.read(processes.describe, caller.pid, caller.uid))
         ended = "done"
         try:
             yield record
@@ -143,10 +145,11 @@ class Core:
             raise
         finally:
             if record.changed:
-                self._log(caller, record.who, what, ended)
+                self._log(record, what, ended)
 
-    def _log(self, caller: Caller, who: str, what: str, ended: str) -> None:
+    def _log(self, record: Record, what: str, ended: str) -> None:
         """Log one change, with names and texts that callers chose made fit for a line."""
+        caller, who = record.caller, record.who
         asked = f"{caller.member} {processes.printable(what)}".strip()
         extra = {
             "MESSAGE_ID": CHANGE_ASKED,
@@ -157,19 +160,17 @@ class Core:
         words = asked, who, caller.uid, processes.printable(ended)
         log.info("%.300s, asked by %s, uid %d: %.300s", *words, extra=extra)
 
-    def _begins(self, caller: Caller) -> Callable[[], Awaitable[None]]:
-        """Return what is awaited just before an edit: it raises CallerGone when the caller left while the call waited.
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _begin(self, record: Record, came: float) -> None:
+        """Raise CallerGone, and have nothing logged, when the caller left while the call waited to begin.
 
         The bus is not asked when the call has only just come.
         """
-        clock = asyncio.get_running_loop().time
-        came = clock()
-
-        async def begins() -> None:
-            if clock() - came > MOMENT and not await self.service.present(caller):
-                raise CallerGone(f"{caller.name} left the bus before its call had begun")
-
-        return begins
+        if self._now() - came > MOMENT and not await self.service.present(record.caller):
+            record.changed = False
+            raise CallerGone(f"{record.caller.name} left the bus before its call had begun")
 
     def _progress(self, caller: Caller) -> Progress:
         """Tells the caller how far the kernel has come."""
