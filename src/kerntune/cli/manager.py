@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from kerntune.model import Setting
 
 READ_SECONDS: Final = 15.0
-# Somebody may have to type a password, and then the kernel may have to move memory about.
-EDIT_SECONDS: Final = 300.0
+# Somebody may have to type a password, and then the kernel may have to move a TiB of memory about: what takes longer
+# would be put back. The bus tells at once when the daemon is gone, and people can interrupt.
+EDIT_SECONDS: Final = 3600.0
 # Who interrupts a command wants nothing of it any more.
 LEAVING: Final = {"cancel-on-leave": True}
 
