@@ -351,14 +351,14 @@ class TestOutgoing:
     async def test_credentials_are_asked_once_and_forgotten(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("kerntune.bus.dispatch.MAX_CALLERS", 2)
+        monkeypatch.setattr("kerntune.bus.users.REMEMBERED", 2)
         async with lab.serving(bus) as service:
             for _ in range(4):
                 async with lab.client(bus) as client:
                     await client.call(lab.ROOT, lab.IFACE, "Who")
                     await client.call(lab.ROOT, lab.IFACE, "Who")
-                    assert list(service._credentials)[-1] == client.name
-            assert len(service._credentials) == 2
+                    assert list(service._users._known)[-1] == client.name
+            assert len(service._users._known) == 2
 
 
 class TestWhilePresent:

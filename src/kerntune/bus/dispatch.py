@@ -9,19 +9,24 @@ import asyncio
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.interface import Interface, load, snake
 from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, error_reply
+from kerntune.bus.places import Place, Places
 from kerntune.bus.presence import Presence
 from kerntune.bus.tree import OBJECT_MANAGER, PROPERTIES, Tree
+from kerntune.bus.turns import Turns
 from kerntune.bus.unread import SMALL, Unread
+from kerntune.bus.users import Users
 
 __all__ = ["Caller", "CallerGone", "Interface", "NameTaken", "Service", "load"]
 
@@ -30,9 +35,10 @@ T = TypeVar("T")
 
 DO_NOT_QUEUE: Final = 4  # flag of RequestName
 OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
-MAX_CALLERS: Final = 1024
 MAX_PLACES: Final = 1000
 STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
+OF_USER: Final = 32  # calls of one user in service that nobody has authorised yet
+PLACE: Final[ContextVar[Place]] = ContextVar("PLACE")  # of the call that runs
 
 
 class NameTaken(errors.KerntuneError):
@@ -61,6 +67,8 @@ class Caller:
 class Service:
     """The daemon on the bus: its objects below `root`, at most `in_flight` calls of one client at a time.
 
+    Of one user OF_USER calls are in service at a time, and others wait for their turn; see `aside` and `authorised`.
+
     A handler is `async def set_count(self, caller, page_size, count, options)`; it returns None, the value, or a tuple
     when there are several out arguments (D-Bus structs and arrays are lists, variants stay Variants both ways), and
     raises a KerntuneError to refuse. Properties are attributes without I/O; `def refresh(self)`, where there is one,
@@ -71,16 +79,19 @@ class Service:
         self, interfaces: Mapping[str, Interface], root: str, *, in_flight: int = 32, address: str | None = None
     ) -> None:
         self._tree = Tree(interfaces, root)
-        self._link = Link(self._incoming, address=address, fair=True)
+        self._users = Users(self._credentials)
+        self._busy: Counter[str] = Counter()
+        self._link = Link(
+            self._incoming, address=address, users=self._users, turns=Turns(self._busy.__getitem__, in_flight)
+        )
+        self._places = Places(OF_USER, self._link.hold, self._link.go_on)
         self._presence = Presence(self._link)
         self._unread = Unread(self._kept, self._uid)
         self._listeners: dict[tuple[str, str, str], list[Callable[..., None]]] = {}
         self.on_signal(names.FREEDESKTOP, "NameOwnerChanged", "sss", self._presence.owner_changed)
         self._opened = asyncio.Event()
         self._in_flight = in_flight
-        self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._credentials: dict[str, tuple[int, int]] = {}
         self._seen: set[tuple[type[BaseException], str, int]] = set()
 
     # life
@@ -182,24 +193,16 @@ class Service:
 
     async def caller(self, message: Message, action: str = "") -> Caller:
         """Return who sent `message`, as the bus knows it, and the `action` that this caller needs."""
-        uid, pid = await self._user(message.sender)
+        uid, pid = await self._users.of(message.sender)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         return Caller(message.sender, uid, pid, interactive, message.member, action)
 
-    async def _user(self, name: str) -> tuple[int, int]:
-        """uid and pid (0 when the bus does not know it) of a client."""
-        if name not in self._credentials:
-            (found,) = await self._link.bus("GetConnectionCredentials", "s", name)
-            if "UnixUserID" not in found:
-                raise errors.AccessDenied(f"the bus does not know the user of {name}")
-            while len(self._credentials) >= MAX_CALLERS:
-                del self._credentials[next(iter(self._credentials))]
-            pid = found["ProcessID"].value if "ProcessID" in found else 0
-            self._credentials[name] = (found["UnixUserID"].value, pid)
-        return self._credentials[name]
+    async def _credentials(self, name: str) -> dict[str, Any]:
+        (found,) = await self._link.bus("GetConnectionCredentials", "s", name)
+        return cast("dict[str, Any]", found)
 
     async def _uid(self, name: str) -> int:
-        return (await self._user(name))[0]
+        return (await self._users.of(name)).uid
 
     async def _kept(self, name: str) -> tuple[int, int]:
         """What the bus keeps that a connection has sent, and what it keeps for it to read, in bytes."""
@@ -233,6 +236,24 @@ class Service:
 
     # calls in
 
+    def authorised(self) -> None:
+        """Let the call that runs keep nobody of its user waiting from now on: it may do what it takes long for."""
+        if place := PLACE.get(None):
+            place.give_back()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the call that runs keep nobody of its user waiting meanwhile: it waits for somebody else."""
+        place = PLACE.get(None)
+        if place is None or not place.taken:
+            yield
+            return
+        place.give_back()
+        try:
+            yield
+        finally:
+            place.take()
+
     def _incoming(self, message: Message) -> None:
         sender = message.sender
         if message.message_type is MessageType.SIGNAL:
@@ -243,11 +264,12 @@ class Service:
             self._refuse(message, many)
         else:
             self._busy[sender] += 1
-            task = asyncio.get_running_loop().create_task(self._serve(message))
+            task = asyncio.get_running_loop().create_task(self._serve(message, self._places.take(self._link.uid)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, message: Message) -> None:
+    async def _serve(self, message: Message, place: Place) -> None:
+        PLACE.set(place)
         try:
             await self._opened.wait()
             await self._unread.room(message.sender)
@@ -266,6 +288,7 @@ class Service:
             self._log_once(message, error)
             self._refuse(message, errors.Failed("internal error", "the daemon's journal has the details"))
         finally:
+            place.give_back()
             self._busy[message.sender] -= 1
             if not self._busy[message.sender]:
                 del self._busy[message.sender]

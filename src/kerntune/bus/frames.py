@@ -60,6 +60,10 @@ class Frame(NamedTuple):
             return self if not body else Frame(b"", whole=False)
         return Frame(self.data[:4] + bytes(4) + self.data[8:head], whole=False)
 
+    def bodyless(self) -> Frame:
+        """Return what suffices to refuse it: as `cut`, and not whole though it may never have had a body."""
+        return Frame(self.cut().data, whole=False)
+
 
 class Cutter:
     """Holds what has come of the next message; at most `limit` bytes of header and `limit` of body are kept."""

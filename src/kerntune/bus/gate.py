@@ -33,7 +33,7 @@ class Gate:
     """Has polkit asked for each call that changes something, and logs whom it refuses."""
 
     def __init__(self, service: Service) -> None:
-        self._polkit = Polkit(service)
+        self._service, self._polkit = service, Polkit(service)
         self._refused: dict[int, int] = {}  # uid -> its calls in the minute that runs
 
     async def let_pass(self, caller: Caller, tunables: Iterable[Tunable] = ()) -> Permit:
@@ -52,6 +52,7 @@ class Gate:
         except (AccessDenied, InteractiveAuthorizationRequired) as error:
             self._note(caller, error)
             raise
+        self._service.authorised()
         return Permit(caller)
 
     def _note(self, caller: Caller, error: AccessDenied | InteractiveAuthorizationRequired) -> None:

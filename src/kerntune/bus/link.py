@@ -27,7 +27,8 @@ from kerntune.bus.messages import (
     sockets,
 )
 from kerntune.bus.outbox import Outbox
-from kerntune.bus.turns import Intake
+from kerntune.bus.turns import Intake, Turns
+from kerntune.bus.users import UNKNOWN, Users
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,10 @@ class Waiting(NamedTuple):
 class Link(asyncio.BufferedProtocol):
     """One connection to the bus; calls and signals go to `on_message`, which must neither block nor raise.
 
-    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded. With `fair`, senders have their
+    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded. With `users`, they have their
     turns, and what one of them sends far too much of is dropped; without, everything is kept in its order.
+
+    `uid` is of the user whose message `on_message` looks at now, where users have turns.
     """
 
     def __init__(
@@ -85,17 +88,19 @@ class Link(asyncio.BufferedProtocol):
         *,
         address: str | None = None,
         max_body: int = MAX_CALL,
-        fair: bool = False,
+        users: Users | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
         self.unique_name = ""
+        self.uid = UNKNOWN
         self._on_message = on_message
         self._outbox: Outbox | None = None
         self._chunk = bytearray(CHUNK)
         self._auth: bytearray | None = bytearray()  # the unfinished line; None once authenticated
         self._authenticated: asyncio.Future[None] | None = None
         self._cutter = Cutter(max_body)
-        self._intake = Intake(self._receive) if fair else None
+        self._intake = Intake(self._receive, users, turns) if users else None
         self._memo = Memo()
         self._serial = 0
         self._replies: dict[int, Waiting] = {}
@@ -199,6 +204,16 @@ class Link(asyncio.BufferedProtocol):
         flags = MessageFlag.NO_REPLY_EXPECTED
         self.send(Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args)))
 
+    def hold(self, uid: int) -> None:
+        """Look at nothing that this user sends until `go_on`; what may wait does."""
+        if self._intake:
+            self._intake.hold(uid)
+
+    def go_on(self, uid: int) -> None:
+        """Look again at what this user sends."""
+        if self._intake:
+            self._intake.go_on(uid)
+
     def leave(self, why: str) -> None:
         """End the connection at once, and log why."""
         if self._outbox:
@@ -299,10 +314,11 @@ class Link(asyncio.BufferedProtocol):
         sender = frame.sender
         if self._intake is None or sender == BUS_ITSELF or (frame.data and not frame.unasked):
             self._receive(frame)
-        elif not self._intake.turns.put(sender, frame):
+        elif not self._intake.put(sender, frame):
             self.complain("busy", f"{sender.decode(errors='replace')} sends too much at once: dropped some of it")
 
-    def _receive(self, frame: Frame) -> None:
+    def _receive(self, frame: Frame, uid: int = UNKNOWN) -> None:
+        self.uid = uid
         try:
             message = self._memo.parse(frame.data)
         except UNPARSEABLE as error:
@@ -323,7 +339,7 @@ class Link(asyncio.BufferedProtocol):
         if waiting and not waiting.done():
             waiting.set_exception(too_long)
             return
-        self.complain("too long", f"refused a message of {message.sender} that is too long")
+        self.complain("too long", f"refused a message of {message.sender} that is too long, or one too many")
         if message.message_type is MessageType.METHOD_CALL and not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             self.send(error_reply(message, too_long.dbus_name, str(too_long)))
 

@@ -81,7 +81,8 @@ class Polkit:
             raise errors.LimitsExceeded(what, "wait for the replies")
         user.waiting += 1
         try:
-            await self._decide(user, caller, action, timeout, interactive_timeout)
+            with self._service.aside():
+                await self._decide(user, caller, action, timeout, interactive_timeout)
         finally:
             user.waiting -= 1
             if not user.waiting:

@@ -1,27 +1,36 @@
-"""Whose message is looked at next, and when: whatever one sender sends, the others' come in between; parses nothing.
+"""Whose message is looked at next, and when: whatever one user sends, the others' come in between; parses nothing.
 
-Self-clocked fair queueing: each message is tagged with the amount of work its sender will have caused once it is done,
-and the lowest tag is next. A sender who was idle starts where the others are.
+Self-clocked fair queueing, twice: users have equal shares, and the connections of a user have equal shares of it. What
+waits is tagged with the amount of work that its user, or connection, will have caused once it is done, and the lowest
+tag is next. Who was idle starts where the others are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import math
+from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from kerntune.bus.frames import Frame
+from kerntune.bus.users import UNKNOWN, Users
 
 # Work is counted in bytes to parse; a message without any costs about as much as this many.
 OVERHEAD: Final = 512
 # What may wait. dbus-daemon lets a client of the system bus wait for 128 replies (max_replies_per_connection).
 UNANSWERED: Final = 32  # messages of one sender, above which those that nobody waits for are dropped
 WAITING: Final = 256  # messages of one sender
+OF_USER: Final = 4096  # messages of one user, above which a sender may have FEW
+FEW: Final = 16
+REFUSED: Final = 256  # messages of one user that wait to be refused
 LONG: Final = 512 << 10  # bytes of one sender, above which only the headers are kept, and answered LimitsExceeded
-TOTAL: Final = 8 << 20  # bytes of all senders, likewise
-MOST: Final = 2 * TOTAL  # bytes of all senders
+USER: Final = 2 << 20  # bytes of one user, likewise
+TOTAL: Final = 8 << 20  # bytes of all users, likewise
+SPARE: Final = 4 << 10  # bytes that a sender may have, whatever others of its user or of any have
+MOST: Final = 2 * TOTAL  # bytes of all users
 
 SLICE: Final = 0.001  # seconds of looking at messages before other tasks have their turn
 BATCH: Final = 16  # messages in a slice: what they begin costs more than they do, and the socket fills meanwhile
@@ -29,93 +38,288 @@ HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more comes, fo
 QUIET: Final = 0.005  # seconds without a read, after which no more comes
 PATIENCE: Final = 0.5  # seconds between two long messages when more comes all the time
 
+ASKING: Final = 16  # questions to the bus at once, of the 128 calls that it lets a connection wait for
+ASIDE: Final = 4096  # senders that the bus is asked about; it has 2048 connections (max_completed_connections)
+STALE: Final = 0.05  # seconds that a message has waited, after which its sender may have left the bus
+
+
+class Turn(NamedTuple):
+    """A message whose turn it is, whose it is, and since when it or its sender is known to be wanted."""
+
+    uid: int
+    sender: bytes
+    frame: Frame
+    since: float
+
 
 class _Sender:
-    """What waits of one sender, and the tag of its last message."""
+    """What waits of one connection, with the time that it came; the tag is of the first of it."""
 
-    __slots__ = ("bytes", "messages", "tag")
+    __slots__ = ("bytes", "frames", "name", "seen", "tag")
 
-    def __init__(self, tag: int) -> None:
-        self.messages = self.bytes = 0
-        self.tag = tag
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.frames: deque[tuple[float, Frame]] = deque()
+        self.bytes = self.tag = 0
+        self.seen = -math.inf
+
+
+class _User:
+    """The connections of one user; in `line` are those that wait for nothing but their turn."""
+
+    __slots__ = ("bytes", "held", "line", "messages", "now", "order", "refused", "senders", "tag", "uid")
+
+    def __init__(self, uid: int | None) -> None:
+        self.uid = uid
+        self.senders: dict[bytes, _Sender] = {}
+        self.line: list[tuple[int, int, _Sender]] = []
+        self.refused: deque[tuple[bytes, Frame]] = deque()
+        self.messages = self.bytes = self.now = self.tag = self.order = 0
+        self.held = False
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.refused or (self.line and not self.held))
+
+    @property
+    def first(self) -> Frame:
+        return self.refused[0][1] if self.refused else self.line[0][-1].frames[0][1]
+
+    def key(self) -> tuple[int, int]:
+        """The tag of the message that is first, and what decides between equal ones."""
+        return self.tag + _work(self.first), self.order
+
+
+def _work(frame: Frame) -> int:
+    return OVERHEAD + len(frame.data)
 
 
 class Turns:
-    """Messages that wait, at most `MOST` bytes of them."""
+    """Messages that wait, at most `MOST` bytes of them.
 
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, bytes, Frame]] = []
-        self._senders: dict[bytes, _Sender] = {}
+    A user that is held has no turn, but that of its calls is refused what makes more than `most` of one connection,
+    with those that are `busy` already.
+    """
+
+    def __init__(self, busy: Callable[[str], int] = lambda _: 0, most: int = WAITING) -> None:
+        self._busy, self._most = busy, most
+        self._users: dict[int | None, _User] = {}
+        self._ready: dict[int | None, _User] = {}
+        self._aside: dict[bytes, _User] = {}
         self._order = count()
         self._now = 0
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        """Return how many messages wait, those that have no turn now included."""
+        return sum(user.messages for user in self._users.values())
 
-    def put(self, sender: bytes, frame: Frame) -> bool:
-        """Queue a message; False when it is dropped, because too much waits already."""
-        found = self._senders.get(sender)
-        if found is None:
-            found = _Sender(self._now)
-        if found.messages >= (UNANSWERED if frame.unanswered else WAITING):
+    def put(self, uid: int | None, sender: bytes, frame: Frame, now: float = 0.0) -> bool:
+        """Queue a message; False when it is dropped, because too much waits already.
+
+        Without a uid the sender is set aside, until `found` tells it.
+        """
+        user = self._aside.get(sender) or self._users.get(uid) or _User(uid)
+        found = user.senders.get(sender) or _Sender(sender)
+        waiting = len(found.frames)
+        if waiting >= (UNANSWERED if frame.unanswered else WAITING) or (waiting >= FEW and user.messages >= OF_USER):
             return False
-        if found.bytes + len(frame.data) > LONG or self._bytes + len(frame.data) > TOTAL:
+        if user.held and not frame.unanswered and waiting + self._busy(sender.decode()) >= self._most:
+            return self._refuse(user, sender, frame)
+        little = found.bytes + len(frame.data) <= SPARE
+        crowded = user.bytes + len(frame.data) > USER or self._bytes + len(frame.data) > TOTAL
+        if found.bytes + len(frame.data) > LONG or (crowded and not little):
             if frame.unanswered:
                 return False
             frame = frame.cut()
         size = len(frame.data)
-        if self._bytes + size > MOST:
+        if self._bytes + size > MOST or (user.bytes + size > 2 * USER and not little):
             return False
-        self._senders[sender] = found
-        found.messages += 1
+        found.frames.append((now, frame))
         found.bytes += size
-        self._bytes += size
-        found.tag = max(found.tag, self._now) + OVERHEAD + size
-        heapq.heappush(self._heap, (found.tag, next(self._order), sender, frame))
+        self._grow(user, 1, size)
+        if not waiting:
+            user.senders[sender] = found
+            if user.uid is None:
+                self._aside[sender] = user
+            elif sender not in self._aside:
+                self._line_up(user, found)
+        self._settle(user)
+        return True
+
+    def _refuse(self, user: _User, sender: bytes, frame: Frame) -> bool:
+        frame = frame.bodyless()
+        size = len(frame.data)
+        if len(user.refused) >= REFUSED or self._bytes + size > MOST:
+            return False
+        user.refused.append((sender, frame))
+        self._grow(user, 1, size)
+        self._settle(user)
         return True
 
     @property
-    def size(self) -> int:
-        """Bytes of the message whose turn it is, 0 when none waits."""
-        return len(self._heap[0][-1].data) if self._heap else 0
+    def next(self) -> Turn | None:
+        """The message whose turn it is, if there is one."""
+        user = self._first()
+        if user is None:
+            return None
+        uid = UNKNOWN if user.uid is None else user.uid
+        if user.refused:
+            return Turn(uid, *user.refused[0], math.inf)
+        found = user.line[0][-1]
+        came, frame = found.frames[0]
+        return Turn(uid, found.name, frame, max(came, found.seen))
 
-    def take(self) -> Frame:
-        """The message whose turn it is; IndexError when none waits."""
-        self._now, _, sender, frame = heapq.heappop(self._heap)
-        self._bytes -= len(frame.data)
-        found = self._senders[sender]
-        found.messages -= 1
-        found.bytes -= len(frame.data)
-        if not found.messages:
-            del self._senders[sender]
-        return frame
+    def take(self) -> Turn:
+        """Return the message whose turn it is, and end its turn; IndexError when there is none."""
+        turn, user = self.next, self._first()
+        if turn is None or user is None:
+            raise IndexError("no message has its turn")
+        self._now, _ = user.key()
+        user.tag, user.order = self._now, next(self._order)
+        if user.refused:
+            user.refused.popleft()
+        else:
+            user.now, _, found = heapq.heappop(user.line)
+            found.frames.popleft()
+            found.bytes -= len(turn.frame.data)
+            if found.frames:
+                self._line_up(user, found)
+            else:
+                del user.senders[found.name]
+        self._grow(user, -1, -len(turn.frame.data))
+        self._settle(user)
+        return turn
+
+    def set_aside(self) -> None:
+        """Let the sender whose turn it is have none until `found` tells whether it is still there."""
+        if user := self._first():
+            _, _, found = heapq.heappop(user.line)
+            self._aside[found.name] = user
+            self._settle(user)
+
+    @property
+    def aside(self) -> int:
+        """How many senders are set aside."""
+        return len(self._aside)
+
+    def is_aside(self, sender: bytes) -> bool:
+        """Return whether `found` has to tell about this sender."""
+        return sender in self._aside
+
+    def found(self, sender: bytes, uid: int | None, now: float = 0.0) -> None:
+        """A sender that was set aside is of this user, or has left the bus: then all is dropped that it sent."""
+        was = self._aside.pop(sender)
+        found = was.senders.pop(sender)
+        self._grow(was, -len(found.frames), -found.bytes)
+        self._settle(was)
+        if uid is None:
+            return
+        user = self._users.get(uid) or _User(uid)
+        self._grow(user, len(found.frames), found.bytes)
+        if earlier := user.senders.get(sender):
+            earlier.frames += found.frames
+            earlier.bytes += found.bytes
+        else:
+            user.senders[sender] = found
+            found.seen = now
+            found.frames[0] = (math.inf, found.frames[0][1])  # is not doubted again
+            if user is was:
+                heapq.heappush(user.line, (found.tag, next(self._order), found))
+            else:
+                self._line_up(user, found)
+        self._settle(user)
+
+    def hold(self, uid: int) -> None:
+        """Give this user no turn until `go_on`."""
+        user = self._users.setdefault(uid, _User(uid))
+        user.held = True
+        self._settle(user)
+
+    def go_on(self, uid: int) -> None:
+        """Give this user its turns again."""
+        if user := self._users.get(uid):
+            user.held = False
+            self._settle(user)
+
+    def _first(self) -> _User | None:
+        # They are few: of one user the bus takes 256 connections.
+        return min(self._ready.values(), key=_User.key, default=None)
+
+    def _line_up(self, user: _User, found: _Sender) -> None:
+        """Tag the first message of a sender, and put the sender in the line of its user."""
+        found.tag = max(found.tag, user.now) + _work(found.frames[0][1])
+        heapq.heappush(user.line, (found.tag, next(self._order), found))
+
+    def _grow(self, user: _User, messages: int, size: int) -> None:
+        user.messages += messages
+        user.bytes += size
+        self._bytes += size
+
+    def _settle(self, user: _User) -> None:
+        """After a change: the user has turns from now on, or none, or there is nothing to know of it."""
+        if user.messages or user.held:
+            self._users[user.uid] = user
+        else:
+            self._users.pop(user.uid, None)
+        if not user.ready:
+            self._ready.pop(user.uid, None)
+        elif user.uid not in self._ready:
+            user.tag, user.order = max(user.tag, self._now), next(self._order)
+            self._ready[user.uid] = user
 
 
 class Intake:
-    """Hands what waits in `turns` to `receive`, in the loop's own time."""
+    """Hands what waits in `turns` to `receive`, in the loop's own time, with the uid of who sent it."""
 
-    def __init__(self, receive: Callable[[Frame], None]) -> None:
-        self.turns = Turns()
+    def __init__(self, receive: Callable[[Frame, int], None], users: Users, turns: Turns | None = None) -> None:
+        self.turns = turns or Turns()
         self._receive = receive
+        self._users = users
         self._next: asyncio.Handle | None = None
         self._read_at = self._heavy_at = 0.0
         self._more = False
         self._stopped = False
+        self._doubted: deque[bytes] = deque()
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def put(self, sender: bytes, frame: Frame) -> bool:
+        """Queue a message, and have the bus asked for its sender's user; False when too much waits already."""
+        uid = self._users.known(sender.decode()) if sender else UNKNOWN
+        stranger = uid is None and not self.turns.is_aside(sender)
+        if stranger and self.turns.aside >= ASIDE:
+            return False
+        kept = self.turns.put(uid, sender, frame, asyncio.get_running_loop().time())
+        if kept and stranger:
+            self._ask(sender)
+        return kept
 
     def run(self, *, more: bool) -> None:
         """The socket was read, and the messages are queued; with `more` it holds others still."""
-        if self.turns and not self._stopped:
+        if self.turns.next and not self._stopped:
             self._read_at = asyncio.get_running_loop().time()
             self._more = more
             if self._next is None or isinstance(self._next, asyncio.TimerHandle):
                 self._take()
+
+    def hold(self, uid: int) -> None:
+        """Give this user no turn until `go_on`."""
+        self.turns.hold(uid)
+
+    def go_on(self, uid: int) -> None:
+        """Give this user its turns again."""
+        self.turns.go_on(uid)
+        self._soon()
 
     def stop(self) -> None:
         """What waits is of no use any more."""
         self._stopped = True
         if self._next:
             self._next.cancel()
+
+    def _soon(self) -> None:
+        if self._next is None and self.turns.next and not self._stopped:
+            self._next = asyncio.get_running_loop().call_soon(self._take)
 
     def _take(self) -> None:
         """Look at messages for a while; then the calls that this began, and the socket, have their turn.
@@ -130,16 +334,37 @@ class Intake:
         until = now if self._more else now + SLICE
         self._more = False
         for _ in range(BATCH):
-            if not self.turns or self._stopped:
+            turn = self.turns.next
+            if turn is None or self._stopped:
                 break
-            if self.turns.size > HEAVY:
+            if len(turn.frame.data) > HEAVY:
                 if now < min(self._read_at + QUIET, self._heavy_at + PATIENCE):
                     self._next = loop.call_later(QUIET, self._take)
                     return
                 self._heavy_at = now
-            self._receive(self.turns.take())
+            if turn.sender and now - turn.since > STALE and self.turns.aside < ASIDE:
+                self.turns.set_aside()
+                self._ask(turn.sender)
+            else:
+                self.turns.take()
+                self._receive(turn.frame, turn.uid)
             now = loop.time()
             if now >= until:
                 break
-        if self.turns and not self._stopped:
-            self._next = loop.call_soon(self._take)
+        self._soon()
+
+    def _ask(self, sender: bytes) -> None:
+        """Have the bus say who a sender is that was set aside, when the questions before it are answered."""
+        self._doubted.append(sender)
+        if len(self._asking) < ASKING:
+            task = asyncio.get_running_loop().create_task(self._settle())
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _settle(self) -> None:
+        """Ask the bus about one sender after the other, until there is none left."""
+        while self._doubted and not self._stopped:
+            sender = self._doubted.popleft()
+            uid = await self._users.still(sender.decode())
+            self.turns.found(sender, uid, asyncio.get_running_loop().time())
+            self._soon()

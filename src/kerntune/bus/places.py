@@ -1,0 +1,54 @@
+"""How many calls of one user are in service; who is over the limit is held, and goes on when a place is free."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+
+class Places:
+    """`most` places for each user; `hold` and `go_on` are told the uid when the last is taken, and when one is free."""
+
+    def __init__(self, most: int, hold: Callable[[int], None], go_on: Callable[[int], None]) -> None:
+        self._most, self._hold, self._go_on = most, hold, go_on
+        self.taken: Counter[int] = Counter()
+
+    def take(self, uid: int) -> Place:
+        """Take a place for a call of this user, also above the limit: who waited aside comes back to it."""
+        place = Place(self, uid)
+        place.take()
+        return place
+
+    def change(self, uid: int, by: int) -> None:
+        """Count a place that was taken (1) or given back (-1)."""
+        before = self.taken[uid]
+        now = before + by
+        if now:
+            self.taken[uid] = now
+        else:
+            del self.taken[uid]
+        if before < self._most <= now:
+            self._hold(uid)
+        elif now < self._most <= before:
+            self._go_on(uid)
+
+
+class Place:
+    """One call's place."""
+
+    __slots__ = ("_places", "_uid", "taken")
+
+    def __init__(self, places: Places, uid: int) -> None:
+        self._places, self._uid, self.taken = places, uid, False
+
+    def take(self) -> None:
+        """Take it, if the call has none."""
+        if not self.taken:
+            self.taken = True
+            self._places.change(self._uid, 1)
+
+    def give_back(self) -> None:
+        """Give it back, if the call has one."""
+        if self.taken:
+            self.taken = False
+            self._places.change(self._uid, -1)

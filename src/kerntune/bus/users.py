@@ -1,0 +1,54 @@
+"""Which user a connection is of, as the bus knows it; the only place that asks for it and remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+from kerntune import errors
+
+REMEMBERED: Final = 1024  # connections
+UNKNOWN: Final = -1  # stands for the uid of what no user has sent, and of who is there and the bus does not say
+
+
+class User(NamedTuple):
+    """Who is at the other end; `pid` is 0 when the bus does not know it."""
+
+    uid: int
+    pid: int
+
+
+class Users:
+    """The users of connections. `ask`: unique name -> what GetConnectionCredentials answers; raises as Link.call."""
+
+    def __init__(self, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        self._ask = ask
+        self._known: dict[str, User] = {}
+
+    def known(self, name: str) -> int | None:
+        """Return the uid of a connection that the bus has been asked about, else None."""
+        found = self._known.get(name)
+        return found.uid if found else None
+
+    async def of(self, name: str) -> User:
+        """Return whose connection it is; AccessDenied when the bus does not say, Unreachable when it has ended."""
+        return self._known.get(name) or await self._look(name)
+
+    async def still(self, name: str) -> int | None:
+        """Ask the bus anew, and return the uid: UNKNOWN when it does not say, None when the connection has ended."""
+        try:
+            return (await self._look(name)).uid
+        except errors.Unreachable:
+            return None
+        except errors.KerntuneError:
+            return UNKNOWN
+
+    async def _look(self, name: str) -> User:
+        found = await self._ask(name)
+        if "UnixUserID" not in found:
+            raise errors.AccessDenied(f"the bus does not know the user of {name}")
+        while len(self._known) >= REMEMBERED and name not in self._known:
+            del self._known[next(iter(self._known))]
+        pid = found["ProcessID"].value if "ProcessID" in found else 0
+        user = self._known[name] = User(found["UnixUserID"].value, pid)
+        return user
