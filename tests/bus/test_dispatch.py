@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import xml.etree.ElementTree as ET
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus.client import connect
-from kerntune.bus.dispatch import Caller, CallerGone, NameTaken, Service, load
+from kerntune.bus.dispatch import OF_USER, Caller, CallerGone, NameTaken, Service, load
 from kerntune.bus.interface import Emits, parse, snake
-from kerntune.bus.messages import MessageFlag, MessageType, Variant
+from kerntune.bus.link import Link
+from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.bus.names import BUS_NAME, interface_files
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
@@ -217,6 +219,122 @@ class TestErrors:
             answered = [await greedy.next_reply() for _ in range(3)]
             assert {message.message_type for message in answered} == {MessageType.METHOD_RETURN}
             assert (await greedy.reply_to(greedy.send("Both"))).body == [1, "two"]
+
+
+class TestOneUser:
+    """Everybody here is of one user, but where busctl is run as another."""
+
+    async def test_so_many_of_its_calls_are_in_service_and_others_wait(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with lab.serving(bus, bench) as service, AsyncExitStack() as stack:
+            calls = await crowd(bus, stack, OF_USER + 8)
+            await in_service(bench, service)
+            if os.geteuid() == 0 and shutil.which("busctl"):
+                assert (await as_nobody(bus, lab.ROOT, lab.IFACE, "Both")).split() == [b"us", b"1", b'"two"']
+            assert bench.waiting == OF_USER
+            bench.release.set()
+            answers = [await raw.reply_to(call) for raw, call in calls]
+            assert {answer.message_type for answer in answers} == {MessageType.METHOD_RETURN}
+            assert bench.waiting == OF_USER + 8
+            assert not service._places.taken
+
+    async def test_what_waits_counts_for_its_connection(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with (
+            lab.serving(bus, bench, in_flight=3) as service,
+            AsyncExitStack() as stack,
+            lab.Raw(bus) as greedy,
+        ):
+            await crowd(bus, stack, OF_USER)
+            await in_service(bench, service)
+            calls = [greedy.send("Wait") for _ in range(5)]
+            refused = [await greedy.next_reply() for _ in range(2)]
+            assert {message.reply_serial for message in refused} == {call.serial for call in calls[3:]}
+            assert {message.error_name for message in refused} == {errors.LimitsExceeded.dbus_name}
+            bench.release.set()
+            answered = [await greedy.next_reply() for _ in range(3)]
+            assert {message.message_type for message in answered} == {MessageType.METHOD_RETURN}
+
+    @pytest.mark.parametrize("how", ["aside", "authorised"])
+    async def test_calls_that_keep_nobody_waiting(self, bus: PrivateBus, how: str) -> None:
+        class Polite(lab.Bench):
+            async def wait(self, caller: Caller) -> None:
+                assert self.service
+                if how == "authorised":
+                    self.service.authorised()
+                    await super().wait(caller)
+                    return
+                with self.service.aside():
+                    await super().wait(caller)
+                assert self.service._places.taken
+
+        bench = Polite()
+        async with lab.serving(bus, bench) as service, AsyncExitStack() as stack, lab.client(bus) as client:
+            calls = await crowd(bus, stack, OF_USER + 8)
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            while bench.waiting < OF_USER + 8:
+                await lab.settle(client, service)
+            bench.release.set()
+            for raw, call in calls:
+                assert (await raw.reply_to(call)).message_type is MessageType.METHOD_RETURN
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            assert not service._places.taken
+
+    async def test_what_a_client_that_left_had_asked_for_is_not_begun(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("kerntune.bus.turns.STALE", 0.0)
+        bench = lab.Bench()
+        async with lab.serving(bus, bench) as service, AsyncExitStack() as stack, lab.client(bus) as client:
+            await crowd(bus, stack, OF_USER)
+            await in_service(bench, service)
+            async with lab.Raw(bus) as gone:
+                for _ in range(5):
+                    gone.send("Wait")
+                await gone.link.bus("GetId")
+            bench.release.set()
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            while len(service._link._intake.turns):  # type: ignore[union-attr, arg-type]  # it has one
+                await lab.settle(client, service)
+            assert bench.waiting == OF_USER
+
+    async def test_a_client_that_is_known_costs_no_question(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        ask = Link.bus
+
+        async def counted(self: Link, member: str, *args: Any, **how: Any) -> list[Any]:
+            if self is service._link:
+                asked.append(member)
+            return await ask(self, member, *args, **how)
+
+        async with lab.serving(bus) as service, lab.client(bus) as client:
+            monkeypatch.setattr(Link, "bus", counted)
+            for _ in range(5):
+                assert await client.get(lab.ROOT, lab.IFACE, "Count") == 7
+                assert (await client.call(lab.ROOT, lab.IFACE, "Who"))[1] == os.geteuid()
+            assert asked == ["GetConnectionCredentials"]
+
+
+async def crowd(bus: PrivateBus, stack: AsyncExitStack, count: int) -> list[tuple[lab.Raw, Message]]:
+    """So many clients, each with one call that waits."""
+    raws = [await stack.enter_async_context(lab.Raw(bus)) for _ in range(count)]
+    return [(raw, raw.send("Wait")) for raw in raws]
+
+
+async def in_service(bench: lab.Bench, service: Service) -> None:
+    """Return when as many calls wait as one user may have in service."""
+    while bench.waiting < OF_USER:
+        await service._link.bus("GetId")
+
+
+async def as_nobody(bus: PrivateBus, *what: str) -> bytes:
+    busctl = await asyncio.create_subprocess_exec(
+        *("busctl", f"--address={bus.address}", "call", lab.NAME, *what), user=65534, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await busctl.communicate()
+    return output
 
 
 class TestProperties:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import select
 import socket
 import struct
 import sys
@@ -35,6 +36,9 @@ PING: Final = (NAME, ROOT, f"{THE_BUS}.Peer", "Ping")
 BURST: Final = 8  # calls sent together
 PACE: Final = 4000  # calls a second
 WINDOW: Final = 16  # calls that wait for their reply at a time
+IN_FLIGHT: Final = 32  # calls of one connection that the daemon lets be under way
+CROWD: Final = 60  # connections
+CROWDED: Final = 4.0  # seconds
 TOO_LONG: Final = 31 << 20
 HOARDED: Final = 160 << 20  # bytes; dbus-daemon lets nobody have more than 127 MiB under way (max_incoming_bytes)
 
@@ -345,6 +349,36 @@ def given(address: str, stack: ExitStack) -> Tally:
     return tally
 
 
+def crowd(address: str, stack: ExitStack) -> Tally:
+    """Plans of a drive that is not there from 60 connections, each with as many under way as it may have."""
+    tally = Tally()
+    raws = {raw.socket: raw for raw in (stack.enter_context(Raw(address)) for _ in range(CROWD))}
+    for raw in raws.values():
+        raw.send(b"".join(plan_of_nothing(raw) for _ in range(IN_FLIGHT)))
+    until = time.monotonic() + CROWDED
+    while time.monotonic() < until:
+        for readable in select.select(list(raws), [], [], 0.1)[0]:
+            raw = raws[readable]
+            tally.take(raw.next_reply())
+            raw.send(plan_of_nothing(raw))
+    return tally
+
+
+def burst(address: str, stack: ExitStack) -> Tally:
+    """The same from 24 connections at once, and away: nobody is there any more to read the replies."""
+    tally = Tally()
+    with ExitStack() as gone:
+        for raw in [gone.enter_context(Raw(address)) for _ in range(24)]:
+            raw.send(b"".join(plan_of_nothing(raw) for _ in range(IN_FLIGHT)))
+    tally.facts["sent"] = 24 * IN_FLIGHT
+    return tally
+
+
+def plan_of_nothing(raw: Raw) -> bytes:
+    settings = [["io-scheduler", "nvme9n9", "none"]]
+    return raw.make(NAME, ROOT, MANAGER, "Plan", signature="a(sss)a{sv}", args=[settings, {}])
+
+
 def introspected(raw: Raw) -> list[ET.Element]:
     got = raw.call(NAME, ROOT, f"{THE_BUS}.Introspectable", "Introspect")
     return list(ET.fromstring(got.body[0]).iter("interface"))
@@ -367,6 +401,8 @@ ATTACKS: Final[dict[str, Callable[[str, ExitStack], Tally]]] = {
         deep,
         big_endian,
         questions,
+        crowd,
+        burst,
         given,
     )
 }

@@ -28,6 +28,9 @@ from tests.hostile.raw import SIGNAL, THE_BUS, Raw
 
 SET: Final = (BUS_NAME, ROOT, MANAGER, "Set")
 UNSET: Final = (BUS_NAME, ROOT, MANAGER, "Unset")
+AT_ONCE: Final = 0.2  # seconds a bystander's read may take
+CHANGED: Final = 0.5  # seconds a change of root's may take
+SEEN: Final = 20  # reads of a bystander while a crowd calls
 STOPPED: Final = 2.0  # seconds for which the bus does nothing
 PLUGGED: Final = 60
 ENDS: Final = 8.0  # seconds in which the daemon ends without a bus: it looks for one for 5
@@ -59,6 +62,29 @@ class TestClients:
     def test_more_than_can_be_looked_at(self, victim: Victim, name: str) -> None:
         with victim.under(name):
             pass
+
+    def test_sixty_connections_of_one_user(self, victim: Victim) -> None:
+        """They have the share of one user; a single wait may be that of a busy machine."""
+        with victim.under("crowd") as result:
+            assert set(result.errors) <= {"LimitsExceeded", "NoSuchTarget"}
+            assert len(result.waits) >= SEEN
+            waits = sorted(result.waits)
+            FIGURES.append(
+                f"crowd: median {waits[len(waits) // 2] * 1e3:.0f} ms, worst of nine in ten {nine(waits):.0f} ms"
+            )
+            assert nine(waits) < AT_ONCE * 1e3
+
+    def test_calls_of_those_who_have_left(self, victim: Victim) -> None:
+        with victim.under("burst") as result:
+            assert nine(sorted(result.waits)) < AT_ONCE * 1e3
+            with Raw(victim.bus.address) as root:
+                began = time.monotonic()
+                rows = [["io-scheduler", "sda", "none"]]
+                assert not root.call(*SET, signature="a(sss)a{sv}", args=[rows, {}]).error
+                took = time.monotonic() - began
+                assert not root.call(*UNSET, signature="a(ss)a{sv}", args=[[["io-scheduler", "*"]], {}]).error
+            FIGURES.append(f"burst: a change of root's took {took * 1e3:.0f} ms")
+            assert took < CHANGED
 
     def test_replies_that_nobody_reads(self, victim: Victim) -> None:
         """Who reads nothing gets no more, and the bus goes on reading from the daemon; the user's others are served."""
@@ -250,6 +276,11 @@ def dying(path: Path, words: tuple[bytes | None, ...]) -> Iterator[Dying]:
             thread.join(5)
             for served in held:
                 served.close()
+
+
+def nine(waits: list[float]) -> float:
+    """Milliseconds that nine in ten of the waits, which are sorted, are within."""
+    return waits[(len(waits) * 9 - 1) // 10] * 1e3
 
 
 def wait_for(true: Callable[[], bool], limit: float = 10.0) -> None:

@@ -236,7 +236,7 @@ class Wire(Link):
     """A connection whose other end is a list."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service._incoming, address="unix:path=/nowhere", fair=True)
+        super().__init__(service._incoming, address="unix:path=/nowhere")
         self.posted: list[Message] = []
         self.complaints: list[str] = []
 
@@ -257,8 +257,8 @@ class Stage(Service):
         self.asked: Counter[str] = Counter()
         self.open()
 
-    async def _user(self, name: str) -> tuple[int, int]:
-        return self.uid, 1
+    async def _credentials(self, name: str) -> dict[str, Any]:
+        return {"UnixUserID": Variant("u", self.uid), "ProcessID": Variant("u", 1)}
 
     async def call(
         self,

@@ -223,12 +223,24 @@ class Turns:
         else:
             user.senders[sender] = found
             found.seen = now
-            found.frames[0] = (math.inf, found.frames[0][1])  # is not doubted again
+            if was.uid is not None:
+                found.frames[0] = (math.inf, found.frames[0][1])  # its turn had come: it is not doubted again
             if user is was:
                 heapq.heappush(user.line, (found.tag, next(self._order), found))
             else:
                 self._line_up(user, found)
+        if user.held:
+            self._trim(user, user.senders[sender])
         self._settle(user)
+
+    def _trim(self, user: _User, found: _Sender) -> None:
+        """Refuse what makes too many calls of a connection whose user is held."""
+        allowed = max(1, self._most - self._busy(found.name.decode()))
+        while len(found.frames) > allowed:
+            _, frame = found.frames.pop()
+            found.bytes -= len(frame.data)
+            self._grow(user, -1, -len(frame.data))
+            self._refuse(user, found.name, frame)
 
     def hold(self, uid: int) -> None:
         """Give this user no turn until `go_on`."""
@@ -273,7 +285,7 @@ class Intake:
     """Hands what waits in `turns` to `receive`, in the loop's own time, with the uid of who sent it."""
 
     def __init__(self, receive: Callable[[Frame, int], None], users: Users, turns: Turns | None = None) -> None:
-        self.turns = turns or Turns()
+        self.turns = Turns() if turns is None else turns
         self._receive = receive
         self._users = users
         self._next: asyncio.Handle | None = None
