@@ -294,7 +294,7 @@ class TestOneUser:
                 await gone.link.bus("GetId")
             bench.release.set()
             assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
-            while len(service._link._intake.turns):  # type: ignore[union-attr, arg-type]  # it has one
+            while len(service._link._intake.turns):  # type: ignore[union-attr]  # it has one
                 await lab.settle(client, service)
             assert bench.waiting == OF_USER
 

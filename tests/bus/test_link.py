@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -231,11 +232,42 @@ class TestLimits:
     async def test_signatures_are_forgotten(self, bus: PrivateBus) -> None:
         kinds = "bdinqstuxy"
         async with lab.serving(bus), lab.client(bus) as client:
-            for n in range(messages.MAX_SIGNATURES + 50):
+            for n in range(messages.MAX_SIGNATURES // 8 + 50):
                 name = "".join(kinds[int(digit)] for digit in f"{n:05}")
                 with pytest.raises(errors.InvalidArgs):
                     await client.call(lab.ROOT, lab.IFACE, "Echo", f"a({name})", [])
-            assert len(SignatureTree._cache) <= messages.MAX_SIGNATURES
+            assert sum(len(kept) for kept in SignatureTree._cache) <= messages.MAX_SIGNATURES
+            long = [f"a({''.join(dice)})" for dice in itertools.islice(itertools.product("uxt", repeat=250), 100)]
+            for each in long:
+                with pytest.raises(errors.InvalidArgs):
+                    await client.call(lab.ROOT, lab.IFACE, "Echo", each, [])
+            assert sum(len(kept) for kept in SignatureTree._cache) <= messages.MAX_SIGNATURES
+
+    async def test_a_long_body_that_nobody_takes_is_not_parsed(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parsed: list[int] = []
+
+        def parse(data: bytes) -> Message:
+            parsed.append(len(data))
+            return messages_parse(data)
+
+        messages_parse = messages.parse
+        monkeypatch.setattr(messages, "parse", parse)
+        long = [bytes(link_module.SHORT)]
+        options = {"long": Variant("ay", long[0])}
+        async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:
+            with pytest.raises(errors.InvalidArgs, match='Echo takes "s", not "ay"'):
+                await client.call(lab.ROOT, lab.IFACE, "Echo", "ay", *long)
+            with pytest.raises(errors.UnknownMethod):
+                await client.call(lab.ROOT, lab.IFACE, "Nothing", "ay", *long)
+            with pytest.raises(errors.UnknownObject):
+                await client.call("/nowhere", lab.IFACE, "Echo", "ay", *long)
+            raw.link.send(Message(lab.NAME, lab.ROOT, lab.IFACE, "Tick", MessageType.SIGNAL, signature="ay", body=long))
+            assert await client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", {}) == [[]]
+            assert not [size for size in parsed if size > link_module.SHORT]
+            assert await client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", options) == [["long:ay"]]
+            assert [size for size in parsed if size > link_module.SHORT]
 
     async def test_calls_nobody_waits_for_go_first(self, bus: PrivateBus, caplog: pytest.LogCaptureFixture) -> None:
         async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:

@@ -17,6 +17,7 @@ from kerntune.bus.turns import (
     FEW,
     HEAVY,
     LONG,
+    LONGEST,
     OF_USER,
     OVERHEAD,
     PATIENCE,
@@ -28,7 +29,7 @@ from kerntune.bus.turns import (
     Intake,
     Turns,
 )
-from kerntune.bus.users import User, Users
+from kerntune.bus.users import UNKNOWN, User, Users
 from tests.hostile.raw import message
 
 
@@ -266,6 +267,28 @@ class TestDeparted:
         assert [await got.get() for _ in sent] == sent
         assert bus.asked == [":1.1"] * 4
 
+    async def test_who_is_known_stays_so_when_the_bus_is_slow(self) -> None:
+        class Slow(Bus):
+            async def credentials(self, name: str) -> dict[str, Any]:
+                raise errors.Failed(f"the bus did not answer about {name} in time")
+
+        got: asyncio.Queue[int] = asyncio.Queue()
+        intake = Intake(lambda _, uid: got.put_nowait(uid), known(Slow()))
+        intake.turns.put(1, b":1.1", frame(), long_ago())
+        intake.put(b":1.3", frame())
+        intake.run(more=False)
+        assert {await got.get(), await got.get()} == {1, UNKNOWN}
+
+    def test_a_question_costs_the_sender_no_turn(self) -> None:
+        turns = Turns()
+        turns.put(1, b":1.1", frame())
+        for _ in range(3):
+            turns.set_aside()
+            turns.found(b":1.1", 1)
+        turns.put(1, b":1.2", frame())
+        turns.put(1, b":1.2", frame())
+        assert [turns.take().sender for _ in range(3)] == [b":1.1", b":1.2", b":1.2"]
+
     async def test_what_comes_meanwhile_keeps_its_place(self) -> None:
         bus, got = Bus(_1=1), asyncio.Queue[Frame]()
         intake = Intake(lambda frame, _: got.put_nowait(frame), known(bus))
@@ -311,6 +334,20 @@ class TestLimits:
 
 
 class TestIntake:
+    async def test_a_long_message_is_for_root_alone(self) -> None:
+        got: list[tuple[int, bool]] = []
+        intake = Intake(lambda frame, uid: got.append((uid, frame.whole)), known(Bus()))
+        intake._users._known[":1.3"] = User(0, 0)
+        intake._heavy_at = -PATIENCE
+        for sender, size in ((b":1.1", LONGEST - OVERHEAD), (b":1.1", LONGEST), (b":1.3", LONGEST)):
+            intake.turns.put(
+                intake._users.known(sender.decode()), sender, frame(size), asyncio.get_running_loop().time()
+            )
+        while intake.turns:
+            intake._heavy_at = -PATIENCE
+            intake._take()
+        assert sorted(got) == [(0, True), (1, False), (1, True)]
+
     async def test_the_loop_has_its_turn_in_between(self) -> None:
         seen: list[str] = []
 

@@ -82,7 +82,11 @@ class Service:
         self._users = Users(self._credentials)
         self._busy: Counter[str] = Counter()
         self._link = Link(
-            self._incoming, address=address, users=self._users, turns=Turns(self._busy.__getitem__, in_flight)
+            self._incoming,
+            address=address,
+            users=self._users,
+            turns=Turns(self._busy.__getitem__, in_flight),
+            takes=self._takes,
         )
         self._places = Places(OF_USER, self._link.hold, self._link.go_on)
         self._presence = Presence(self._link)
@@ -253,6 +257,16 @@ class Service:
             yield
         finally:
             place.take()
+
+    def _takes(self, message: Message) -> bool:
+        """Return whether there is a method, or a listener, for a message with this signature."""
+        if message.message_type is MessageType.SIGNAL:
+            return (message.interface, message.member, message.signature) in self._listeners
+        try:
+            interface, _ = self._tree.resolve(message.path, message.interface, message.member)
+        except errors.KerntuneError:
+            return False
+        return interface.methods[message.member][0] == message.signature
 
     def _incoming(self, message: Message) -> None:
         sender = message.sender

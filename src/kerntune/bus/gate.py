@@ -10,7 +10,8 @@ from typing import Final
 
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.polkit import Polkit, is_root
+from kerntune.bus.polkit import Polkit
+from kerntune.bus.users import is_root
 from kerntune.errors import AccessDenied, InteractiveAuthorizationRequired
 from kerntune.tunables.base import Tunable
 
@@ -44,7 +45,7 @@ class Gate:
         """
         try:
             actions = needed(caller.action, tunables)
-            if not actions and not is_root(caller):
+            if not actions and not is_root(caller.uid):
                 why = "The contract names no polkit action for it"
                 raise AccessDenied(f"permission denied: only root may call {caller.member}", why)
             for action in sorted(actions):

@@ -24,7 +24,7 @@ __all__ = ["InvalidAddressError", "Message", "MessageFlag", "MessageType", "Vari
 
 UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
 MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
-MAX_SIGNATURES: Final = 1024
+MAX_SIGNATURES: Final = 8192  # characters of those that are kept, each of which costs about 160 bytes
 REMEMBERED: Final = 64  # calls
 SHORT: Final = 512  # bytes of one that is remembered
 TEXTS: Final = frozenset({"", "s", "ss"})  # signatures of bodies that nobody can change
@@ -33,9 +33,13 @@ TEXTS: Final = frozenset({"", "s", "ss"})  # signatures of bodies that nobody ca
 class _Signatures(dict[str, SignatureTree]):
     """dbus_next keeps every signature it has ever seen, and clients choose them: this forgets all when full."""
 
+    size = 0
+
     def __setitem__(self, signature: str, tree: SignatureTree) -> None:
-        if len(self) >= MAX_SIGNATURES:
+        self.size += len(signature) + 1
+        if self.size > MAX_SIGNATURES:
             self.clear()
+            self.size = len(signature) + 1
         super().__setitem__(signature, tree)
 
 

@@ -15,6 +15,7 @@ from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.link import THE_BUS
 from kerntune.bus.messages import Variant
+from kerntune.bus.users import is_root
 
 POLKIT: Final = "org.freedesktop.PolicyKit1"
 PATH: Final = "/org/freedesktop/PolicyKit1/Authority"
@@ -73,7 +74,7 @@ class Polkit:
         asked about. Raises AccessDenied, InteractiveAuthorizationRequired or CallerGone; and LimitsExceeded when
         WAITING calls of the caller's user wait for polkit already.
         """
-        if is_root(caller):
+        if is_root(caller.uid):
             return
         user = self.users.setdefault(caller.uid, _User())
         if user.waiting >= WAITING:
@@ -157,11 +158,6 @@ class Polkit:
             await self._service.call(*THE_BUS, "StartServiceByName", "su", POLKIT, 0, timeout=None)
             (self._owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", POLKIT, timeout=None)
         return self._owner
-
-
-def is_root(caller: Caller) -> bool:
-    """Return whether the caller is root, or whoever runs the daemon, who may do everything."""
-    return caller.uid in (0, os.geteuid())
 
 
 def _advice(action: str) -> str:

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from kerntune.bus.frames import Frame
-from kerntune.bus.users import UNKNOWN, Users
+from kerntune.bus.users import UNKNOWN, Users, is_root
 
 # Work is counted in bytes to parse; a message without any costs about as much as this many.
 OVERHEAD: Final = 512
@@ -27,6 +27,7 @@ OF_USER: Final = 4096  # messages of one user, above which a sender may have FEW
 FEW: Final = 16
 REFUSED: Final = 256  # messages of one user that wait to be refused
 LONG: Final = 512 << 10  # bytes of one sender, above which only the headers are kept, and answered LimitsExceeded
+LONGEST: Final = 64 << 10  # bytes of one message of others than root; parsing holds the loop for up to 1 us a byte
 USER: Final = 2 << 20  # bytes of one user, likewise
 TOTAL: Final = 8 << 20  # bytes of all users, likewise
 SPARE: Final = 4 << 10  # bytes that a sender may have, whatever others of its user or of any have
@@ -212,10 +213,13 @@ class Turns:
         was = self._aside.pop(sender)
         found = was.senders.pop(sender)
         self._grow(was, -len(found.frames), -found.bytes)
-        self._settle(was)
         if uid is None:
+            self._settle(was)
             return
-        user = self._users.get(uid) or _User(uid)
+        user = was
+        if uid != was.uid:
+            self._settle(was)
+            user = self._users.get(uid) or _User(uid)
         self._grow(user, len(found.frames), found.bytes)
         if earlier := user.senders.get(sender):
             earlier.frames += found.frames
@@ -359,7 +363,8 @@ class Intake:
                 self._ask(turn.sender)
             else:
                 self.turns.take()
-                self._receive(turn.frame, turn.uid)
+                too_long = len(turn.frame.data) > LONGEST and not is_root(turn.uid)
+                self._receive(turn.frame.cut() if too_long else turn.frame, turn.uid)
             now = loop.time()
             if now >= until:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
@@ -35,13 +36,17 @@ class Users:
         return self._known.get(name) or await self._look(name)
 
     async def still(self, name: str) -> int | None:
-        """Ask the bus anew, and return the uid: UNKNOWN when it does not say, None when the connection has ended."""
+        """Ask the bus anew, and return the uid: None when the connection has ended.
+
+        When the bus does not say, or is slow, it is the uid that was known, or UNKNOWN.
+        """
         try:
             return (await self._look(name)).uid
         except errors.Unreachable:
             return None
         except errors.KerntuneError:
-            return UNKNOWN
+            known = self.known(name)
+            return UNKNOWN if known is None else known
 
     async def _look(self, name: str) -> User:
         found = await self._ask(name)
@@ -52,3 +57,8 @@ class Users:
         pid = found["ProcessID"].value if "ProcessID" in found else 0
         user = self._known[name] = User(found["UnixUserID"].value, pid)
         return user
+
+
+def is_root(uid: int) -> bool:
+    """Return whether this is root, or whoever runs the daemon, who may do everything."""
+    return uid in (0, os.geteuid())
