@@ -40,6 +40,7 @@ IN_FLIGHT: Final = 32  # calls of one connection that the daemon lets be under w
 CROWD: Final = 60  # connections
 CROWDED: Final = 4.0  # seconds
 TOO_LONG: Final = 31 << 20
+PARSED: Final = 60_000  # bytes of a body, of the 64 KiB that are looked at
 HOARDED: Final = 160 << 20  # bytes; dbus-daemon lets nobody have more than 127 MiB under way (max_incoming_bytes)
 
 
@@ -136,14 +137,14 @@ def bodies(address: str, stack: ExitStack) -> Tally:
             raw.send(raw.frame(*SET, signature=signature, body=long))
             tally.take(raw.next_reply())
         raw.send(raw.frame(*SET, signature=signature, body=long, flags=NO_REPLY))
-    legal = bytes(Writer().all("a(sss)a{sv}", [[], {"odd": ("ai", range(60_000))}]))
+    legal = bytes(Writer().all("a(sss)a{sv}", [[], {"odd": ("ai", range(PARSED // 4))}]))
     pipeline(raw, (raw.frame(*SET, signature="a(sss)a{sv}", body=legal) for _ in range(32)), tally)
     return tally
 
 
 def heavy(address: str, stack: ExitStack) -> Tally:
     """The longest bodies that are still parsed, as many as the bus queues, from several connections at once."""
-    body = bytes(Writer().all("a(sss)a{sv}", [[], {"odd": ("ai", range(60_000))}]))
+    body = bytes(Writer().all("a(sss)a{sv}", [[], {"odd": ("ai", range(PARSED // 4))}]))
     tally = Tally()
     for _ in range(4):
         raw = stack.enter_context(Raw(address))

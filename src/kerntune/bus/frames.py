@@ -51,14 +51,23 @@ class Frame(NamedTuple):
         except (IndexError, struct.error):
             return b""
 
-    def cut(self) -> Frame:
-        """The same without its body."""
-        if not self.whole:
+    @property
+    def body(self) -> int:
+        """How many bytes of body it has."""
+        return _sizes(self.data)[1] if self.data else 0
+
+    def header(self) -> Frame:
+        """Return the same without its body; what has none is whole."""
+        if not self.body:
             return self
-        head, body = _sizes(self.data)
-        if not body or head > LONG_HEADER:
-            return self if not body else Frame(b"", whole=False)
+        head, _ = _sizes(self.data)
         return Frame(self.data[:4] + bytes(4) + self.data[8:head], whole=False)
+
+    def cut(self) -> Frame:
+        """Return what is kept of it where it is too much: its header, or nothing of a long one."""
+        if not self.body or _sizes(self.data)[0] <= LONG_HEADER:
+            return self.header()
+        return Frame(b"", whole=False)
 
     def bodyless(self) -> Frame:
         """Return what suffices to refuse it: as `cut`, and not whole though it may never have had a body."""

@@ -340,7 +340,7 @@ class Link(asyncio.BufferedProtocol):
     def _parse(self, frame: Frame) -> Message:
         """Return the message; that of a long call or signal that nobody takes has no body."""
         if len(frame.data) > SHORT and frame.whole and frame.unasked:
-            head = parse(frame.cut().data)
+            head = parse(frame.header().data)
             if not self._takes(head):
                 return head
         return self._memo.parse(frame.data)

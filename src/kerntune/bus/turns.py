@@ -27,7 +27,7 @@ OF_USER: Final = 4096  # messages of one user, above which a sender may have FEW
 FEW: Final = 16
 REFUSED: Final = 256  # messages of one user that wait to be refused
 LONG: Final = 512 << 10  # bytes of one sender, above which only the headers are kept, and answered LimitsExceeded
-LONGEST: Final = 64 << 10  # bytes of one message of others than root; parsing holds the loop for up to 1 us a byte
+LONGEST: Final = 64 << 10  # bytes of a body of others than root; parsing holds the loop for up to 1 us a byte
 USER: Final = 2 << 20  # bytes of one user, likewise
 TOTAL: Final = 8 << 20  # bytes of all users, likewise
 SPARE: Final = 4 << 10  # bytes that a sender may have, whatever others of its user or of any have
@@ -363,8 +363,8 @@ class Intake:
                 self._ask(turn.sender)
             else:
                 self.turns.take()
-                too_long = len(turn.frame.data) > LONGEST and not is_root(turn.uid)
-                self._receive(turn.frame.cut() if too_long else turn.frame, turn.uid)
+                too_long = turn.frame.body > LONGEST and not is_root(turn.uid)
+                self._receive(turn.frame.header() if too_long else turn.frame, turn.uid)
             now = loop.time()
             if now >= until:
                 break
