@@ -55,10 +55,10 @@ $(PROMETHEUS)/.ready:
 # The package on a real system, in a virtual machine. The first run makes its disk; what it makes stays in ~/.cache.
 # Two machines side by side (-n 0: one); a file stays on one of them.
 test-vm: setup setup-vm deb
-	@$(VENV)/bin/python -m pytest tests/system -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(VENV)/bin/python -m pytest tests/system -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup setup-vm deb
-	@$(VENV)/bin/python -m pytest tests/system -m soak $(ARGS)
+	@$(VENV)/bin/python -m pytest tests/hostile tests/system -m soak $(ARGS)
 
 setup-vm:
 	@$(call install,$(DEBIAN_VM))

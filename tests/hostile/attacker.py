@@ -39,6 +39,7 @@ WINDOW: Final = 16  # calls that wait for their reply at a time
 IN_FLIGHT: Final = 32  # calls of one connection that the daemon lets be under way
 CROWD: Final = 60  # connections
 CROWDED: Final = 4.0  # seconds
+STRANGERS: Final = 5000  # clients
 TOO_LONG: Final = 31 << 20
 PARSED: Final = 60_000  # bytes of a body, of the 64 KiB that are looked at
 HOARDED: Final = 160 << 20  # bytes; dbus-daemon lets nobody have more than 127 MiB under way (max_incoming_bytes)
@@ -101,11 +102,11 @@ def connections(address: str, stack: ExitStack) -> Tally:
 
 
 def signatures(address: str, stack: ExitStack) -> Tally:
-    """30 000 signatures nobody has seen, half of them inside an option."""
+    """10 000 signatures nobody has seen, half of them inside an option: about ten times what is kept."""
     raw, tally = stack.enter_context(Raw(address)), Tally()
 
     def frames() -> Iterator[bytes]:
-        for number, kinds in enumerate(itertools.islice(itertools.product("bdinqstuxy", repeat=8), 30_000)):
+        for number, kinds in enumerate(itertools.islice(itertools.product("bdinqstuxy", repeat=8), 10_000)):
             odd = f"a({''.join(kinds)})"
             if number % 2:
                 yield raw.make(*SET, signature=odd, args=[[]])
@@ -375,6 +376,54 @@ def burst(address: str, stack: ExitStack) -> Tally:
     return tally
 
 
+def patterns(address: str, stack: ExitStack) -> Tally:
+    """Plans of as many costly patterns as a plan may have, no two alike, from 20 connections."""
+    tally, number = Tally(), itertools.count()
+    raws = {raw.socket: raw for raw in (stack.enter_context(Raw(address)) for _ in range(20))}
+
+    def plan(raw: Raw) -> bytes:
+        settings = [["io-scheduler", "*" * 120 + f"{next(number)}" + "*?" * 50, "none"] for _ in range(128)]
+        return raw.make(NAME, ROOT, MANAGER, "Plan", signature="a(sss)a{sv}", args=[settings, {}])
+
+    for raw in raws.values():
+        raw.send(plan(raw) + plan(raw))
+    until = time.monotonic() + CROWDED
+    while time.monotonic() < until:
+        for readable in select.select(list(raws), [], [], 0.1)[0]:
+            tally.take(raws[readable].next_reply())
+            raws[readable].send(plan(raws[readable]))
+    return tally
+
+
+def strangers(address: str, stack: ExitStack, clients: int = STRANGERS) -> Tally:
+    """Clients who come once, each with a pattern that nobody has seen."""
+    tally = Tally()
+    for number in range(clients):
+        with Raw(address) as raw:
+            settings = [["io-scheduler", "*?" * 100 + f"{number}", "none"]]
+            tally.take(raw.call(NAME, ROOT, MANAGER, "Plan", signature="a(sss)a{sv}", args=[settings, {}]))
+    return tally
+
+
+def a_hundred_thousand(address: str, stack: ExitStack) -> Tally:
+    """The same, for an hour and more of a busy host."""
+    return strangers(address, stack, 20 * STRANGERS)
+
+
+def reads(address: str, stack: ExitStack) -> Tally:
+    """No attack: a user who asks for all properties again and again, while others attack."""
+    tally, waits = Tally(), []
+    until = time.monotonic() + CROWDED
+    while time.monotonic() < until:
+        began = time.monotonic()
+        with Raw(address) as raw:
+            tally.take(raw.call(*GET_ALL, signature="s", args=[""]))
+        waits.append(time.monotonic() - began)
+        time.sleep(0.02)
+    tally.facts["waits"] = waits
+    return tally
+
+
 def plan_of_nothing(raw: Raw) -> bytes:
     settings = [["io-scheduler", "nvme9n9", "none"]]
     return raw.make(NAME, ROOT, MANAGER, "Plan", signature="a(sss)a{sv}", args=[settings, {}])
@@ -404,6 +453,10 @@ ATTACKS: Final[dict[str, Callable[[str, ExitStack], Tally]]] = {
         questions,
         crowd,
         burst,
+        patterns,
+        strangers,
+        a_hundred_thousand,
+        reads,
         given,
     )
 }

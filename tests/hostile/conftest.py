@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,14 +133,17 @@ class Victim:
         self.bus, self.daemon, self._public = bus, daemon, public
 
     @contextmanager
-    def under(self, name: str) -> Iterator[Result]:
-        """Carry out an attack; its connections last as long as the context, and then the daemon must be well."""
+    def under(self, name: str, *, growth: int = GROWTH, limit: float = LONGEST) -> Iterator[Result]:
+        """Carry out an attack; its connections last as long as the context, and then the daemon must be well.
+
+        Well is also that it has no more than `growth` KiB of memory more; the attack may take `limit` seconds.
+        """
         health, logged, began = Health.of(self.daemon.pid), self.daemon.journal(), time.monotonic()
         with self._attacker(name) as attacker:
             waits = [self.answer()]
             assert attacker.stdout
             while not select.select([attacker.stdout], [], [], OFTEN)[0]:
-                assert time.monotonic() - began < LONGEST, f"{name} does not end"
+                assert time.monotonic() - began < limit, f"{name} does not end"
                 waits.append(self.answer())
             line = attacker.stdout.readline()
             assert line, f"{name} failed: {attacker.stderr.read().decode() if attacker.stderr else ''}"
@@ -149,7 +152,7 @@ class Victim:
             after = self.answer()
             assert after < ANSWERED
             yield result
-        self._well(name, health, logged[len(logged) :] or self.daemon.journal()[len(logged) :], result)
+        self._well(name, health, logged[len(logged) :] or self.daemon.journal()[len(logged) :], result, growth)
         now = Health.of(self.daemon.pid)
         FIGURES.append(
             f"{name:12} {took:5.1f} s; a bystander's call: {max(waits) * 1e3:5.0f} ms at worst ({len(waits)}), "
@@ -180,14 +183,14 @@ class Victim:
         with Raw(self.bus.address) as client:
             return int(client.call(*STATS, signature="s", args=[BUS_NAME]).body[0]["IncomingBytes"])
 
-    def _well(self, name: str, before: Health, logged: str, result: Result) -> None:
+    def _well(self, name: str, before: Health, logged: str, result: Result, growth: int) -> None:
         """Still on the bus and answering, no larger, nothing told to clients that is not theirs, a quiet journal."""
         assert self.daemon.process.poll() is None, self.daemon.journal()
         after = self.answer()
         now = Health.of(self.daemon.pid)
         assert after < ANSWERED
         assert max(result.waits) < MEANWHILE
-        assert now.memory - before.memory < GROWTH
+        assert now.memory - before.memory < growth
         assert now.descriptors <= before.descriptors
         assert result.leaks == []
         kinds = Counter(re.sub(r":\d+\.\d+|\d+", "N", line) for line in logged.splitlines())
@@ -196,10 +199,22 @@ class Victim:
         assert all(count <= told[line] for line, count in kinds.items()), kinds
 
     @contextmanager
-    def _attacker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    def beside(self, name: str, user: str) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Have another user do the same beside what comes; give what waits for its end and tells what it saw."""
+        with self._attacker(name, user) as attacker:
+
+            def ended() -> dict[str, Any]:
+                assert attacker.stdout
+                assert select.select([attacker.stdout], [], [], LONGEST)[0], f"{name} does not end"
+                return dict(json.loads(attacker.stdout.readline()))
+
+            yield ended
+
+    @contextmanager
+    def _attacker(self, name: str, user: str = OTHER) -> Iterator[subprocess.Popen[bytes]]:
         python = str(Path(sys.executable).resolve())
         process = subprocess.Popen(
-            as_user(OTHER, [python, "-m", "tests.hostile.attacker", self.bus.address, name]),
+            as_user(user, [python, "-m", "tests.hostile.attacker", self.bus.address, name]),
             env={**os.environ, "PYTHONPATH": str(self._public), "PYTHONDONTWRITEBYTECODE": "1"},
             cwd="/",
             stdin=subprocess.PIPE,
