@@ -89,7 +89,7 @@ class PropertyReadOnly(KerntuneError):
 
 
 class LimitsExceeded(KerntuneError):
-    """Too many calls in flight, too many claims, too large a message."""
+    """Too many calls in flight, too many claims, too large a message (64 KiB, root 256 KiB)."""
 
     dbus_name = FREEDESKTOP + "LimitsExceeded"
 
