@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from kerntune.daemon.files import replace_file
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline, Claim, Target
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
+
+BOUND = 10.0  # seconds that a thread may take
 
 
 def test_nothing_is_known_and_nothing_written_at_first(folder: Path) -> None:
@@ -223,6 +227,68 @@ def test_killed_at_any_moment_either_all_or_nothing_of_a_step_is_there(
     else:
         monkeypatch.undo()
         assert saved(folder) == answered == ({}, {POOL: "12"})
+
+
+# Threads: passes keep baselines while the saver commits
+
+
+class WatchedLock:
+    """Says when a second thread has come to it."""
+
+    def __init__(self, settled: threading.Event) -> None:
+        self._lock, self._settled = threading.Lock(), settled
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._settled.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+SAVES: dict[str, Callable[[State], None]] = {
+    "keep": lambda state: state.keep([Baseline(SDA, "mq-deadline")]),
+    "forget": lambda state: state.forget({POOL}),
+    "commit": lambda state: state.commit(ClaimBook.of(NOW)),
+    "commit for good": lambda state: state.commit(ClaimBook.of(NOW, GOOD)),
+}
+
+
+@pytest.mark.parametrize("first", SAVES)
+@pytest.mark.parametrize("second", SAVES)
+def test_what_two_threads_save_at_a_time_is_all_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    """The second thread begins while the first is inside its write, and waits for it or is done."""
+    state = opened(folder)
+    state.keep([Baseline(POOL, "12")])
+    one_after_the_other = opened(folder)
+    settled = threading.Event()
+    with monkeypatch.context() as patch:
+        state._lock = WatchedLock(settled)  # type: ignore[assignment]  # as much of a lock as the state needs
+
+        def other() -> None:
+            SAVES[second](state)
+            settled.set()
+
+        saver = threading.Thread(target=other)
+
+        def write(path: Path, document: dict[str, Any], *, durable: bool) -> None:
+            if threading.current_thread() is not saver:
+                saver.start()
+                assert settled.wait(BOUND)
+            replace_file(path, document, durable=durable)
+
+        patch.setattr("kerntune.daemon.state.replace_file", write)
+        SAVES[first](state)
+        saver.join(BOUND)
+        assert not saver.is_alive()
+    found = saved(folder)
+    assert found == (dict(state.book.claims), dict(state.baselines))
+    SAVES[first](one_after_the_other)
+    SAVES[second](one_after_the_other)
+    assert found == (dict(one_after_the_other.book.claims), dict(one_after_the_other.baselines))
 
 
 # A disk that is full

@@ -24,6 +24,21 @@ proc/sys/vm/negative\t-3
 sys/block/loop2/diskseq\t2
 sys/block/loop10/diskseq\t10
 """
+# What no list of ours names, or not in this spelling.
+UNLISTED = [
+    "proc/sys/vm/dirty_ratio",
+    "sys/block/sda/diskseq",
+    "/proc/sys/vm/overcommit_memory",
+    "proc/sys/vm/overcommit_memory/",
+    "proc/sys/vm/../vm/overcommit_memory",
+    "sys/block/sda/../sda/queue/scheduler",
+    "sys/block/../block/queue/scheduler",
+    "sys/block/sda/x/queue/scheduler",
+    "sys/block/sda/queue/scheduler/x",
+    "proc/sys/vm/new",
+    "proc/sysrq-trigger",
+    "",
+]
 
 
 @pytest.fixture
@@ -104,27 +119,45 @@ def test_a_write_does_not_follow_a_link_out(root: Path, kernel: HostKernel, path
     assert contents(root.parent) == before
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "proc/sys/vm/dirty_ratio",
-        "sys/block/sda/diskseq",
-        "/proc/sys/vm/overcommit_memory",
-        "proc/sys/vm/overcommit_memory/",
-        "proc/sys/vm/../vm/overcommit_memory",
-        "sys/block/sda/../sda/queue/scheduler",
-        "sys/block/../block/queue/scheduler",
-        "sys/block/sda/x/queue/scheduler",
-        "sys/block/sda/queue/scheduler/x",
-        "proc/sys/vm/new",
-        "proc/sysrq-trigger",
-        "",
-    ],
-)
+@pytest.mark.parametrize("path", UNLISTED)
 def test_a_file_that_is_not_listed_is_not_written(root: Path, kernel: HostKernel, path: str) -> None:
     before = contents(root.parent)
     assert code_of_write(kernel, path) == errno.EPERM
     assert contents(root.parent) == before
+
+
+@pytest.mark.parametrize("path", UNLISTED)
+def test_a_file_that_is_not_listed_is_not_kept_for_writing(root: Path, kernel: HostKernel, path: str) -> None:
+    before = contents(root.parent)
+    with pytest.raises(KernelError) as caught:
+        kernel.keep(path, writable=True)
+    assert (caught.value.errno, caught.value.filename) == (errno.EPERM, path)
+    assert contents(root.parent) == before
+
+
+def test_what_is_kept_for_reading_cannot_be_written(root: Path, kernel: HostKernel) -> None:
+    """Every file may be kept so, those that are not listed too: the kernel says that the descriptor is for reading."""
+    before = contents(root)
+    for path in ("proc/sys/vm/negative", SCHEDULER):
+        kept = kernel.keep(path)
+        try:
+            assert kept.read() == before[root / path].decode().strip()
+            with pytest.raises(KernelError) as caught:
+                kept.write("7")
+            assert (caught.value.errno, caught.value.filename) == (errno.EBADF, path)
+        finally:
+            kept.close()
+    assert contents(root) == before
+
+
+def test_what_is_kept_for_writing_is_written(root: Path, kernel: HostKernel) -> None:
+    kept = kernel.keep(SCHEDULER, writable=True)
+    try:
+        kept.write("none")
+        assert kept.read() == "none"
+    finally:
+        kept.close()
+    assert (root / SCHEDULER).read_bytes() == b"none\n"
 
 
 def test_a_write_replaces_the_whole_text(root: Path, kernel: HostKernel) -> None:
