@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.gate import LOGGED, USERS, Gate, needed
 from kerntune.bus.interface import load, snake
+from kerntune.bus.messages import Variant
 from kerntune.bus.objects import CHANGE_ASKED, Core, Manager
 from kerntune.bus.typed import CpuGovernor, HugePages, IoScheduler, Memory
 from kerntune.engine.answers import Answer
@@ -39,6 +41,19 @@ CHANGES: dict[tuple[str, str], tuple[Any, ...]] = {
     (names.IO_SCHEDULER, "SetScheduler"): ("sda", "none", {}),
     (names.MEMORY, "SetOvercommit"): ("always", 95, {}),
 }
+ACTIONS = {
+    (names.MANAGER, "Set"): names.ACTION_SET,
+    (names.MANAGER, "Unset"): names.ACTION_SET,
+    (names.MANAGER, "SetProfile"): names.ACTION_MANAGE,
+    (names.MANAGER, "ClearProfile"): names.ACTION_MANAGE,
+    (names.MANAGER, "Reset"): names.ACTION_MANAGE,
+    (names.MANAGER, "Reload"): names.ACTION_MANAGE,
+    (names.HUGE_PAGES, "SetCount"): names.ACTION_SET_MEMORY,
+    (names.CPU_GOVERNOR, "SetGovernor"): names.ACTION_SET,
+    (names.IO_SCHEDULER, "SetScheduler"): names.ACTION_SET,
+    (names.MEMORY, "SetOvercommit"): names.ACTION_SET_MEMORY,
+}
+BASELINE = {"baseline": Variant("b", True)}
 OPEN = {"Plan", "Verify", "Describe", "ListProfiles"}
 
 
@@ -98,6 +113,23 @@ def test_every_method_says_what_it_needs() -> None:
     assert set(said.values()) == {"none", "manage", "tunable"}
 
 
+@dataclass(slots=True)
+class Authority:
+    """Plays polkit: allows some actions, and notes those it is asked about."""
+
+    allows: Collection[str] = ()
+    asked: list[str] = field(default_factory=list)
+
+    async def authorise(self, caller: Caller, action: str) -> None:
+        self.asked.append(action)
+        if action not in self.allows:
+            raise errors.AccessDenied(f"permission denied: {action}")
+
+
+def guarded_by(found: Core, authority: Authority) -> None:
+    found._gate._polkit = authority  # type: ignore[assignment]  # the gate asks for no more
+
+
 @pytest.mark.parametrize(("interface", "member"), CHANGES)
 async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
     async with core() as (found, lab, files):
@@ -114,8 +146,41 @@ async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
 async def test_reset_to_the_hosts_own_values_passes_it_too() -> None:
     async with core() as (found, _, files):
         with pytest.raises(errors.AccessDenied):
-            await Manager(found).reset(caller(STRANGER, names.MANAGER, "Reset"), {})
+            await Manager(found).reset(caller(STRANGER, names.MANAGER, "Reset"), BASELINE)
         assert not files.done
+        await Manager(found).reset(caller(ROOT, names.MANAGER, "Reset"), BASELINE)
+        assert files.done == ["Reset"]
+
+
+@pytest.mark.parametrize(("interface", "member"), CHANGES)
+async def test_polkit_is_asked_for_the_action_of_the_change(interface: str, member: str) -> None:
+    """Whom polkit allows that one action passes, whoever it is; a caller who has all others does not."""
+    action, every = ACTIONS[interface, member], {names.ACTION_SET, names.ACTION_SET_MEMORY, names.ACTION_MANAGE}
+    asks, given = caller(STRANGER, interface, member), CHANGES[interface, member]
+    async with core() as (found, lab, files):
+        guarded_by(found, others := Authority(every - {action}))
+        with pytest.raises(errors.AccessDenied, match=action):
+            await handler(found, interface, member)(asks, *given)
+        assert (others.asked, files.done, lab.engine.book.claims) == ([action], [], {})
+        guarded_by(found, polkit := Authority({action}))
+        await handler(found, interface, member)(asks, *given)
+        assert polkit.asked == [action]
+
+
+@pytest.mark.parametrize("change", ["set", "unset"])
+@pytest.mark.parametrize("allowed", [names.ACTION_SET, names.ACTION_SET_MEMORY])
+async def test_one_action_is_not_enough_for_settings_of_two(change: str, allowed: str) -> None:
+    settings = [["io-scheduler", "sda", "none"], ["hugepages", "2M", "10"]]
+    given = settings if change == "set" else [row[:2] for row in settings]
+    asks = caller(STRANGER, names.MANAGER, change.capitalize())
+    async with core() as (found, lab, _):
+        guarded_by(found, Authority({allowed}))
+        with pytest.raises(errors.AccessDenied):
+            await getattr(Manager(found), change)(asks, given, {})
+        assert not lab.engine.book.claims
+        guarded_by(found, both := Authority({names.ACTION_SET, names.ACTION_SET_MEMORY}))
+        await getattr(Manager(found), change)(asks, given, {})
+        assert set(both.asked) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
 
 
 @pytest.mark.parametrize("action", ["", "none", "hold", "anything"])
