@@ -40,6 +40,25 @@ async def test_settings_times_targets_are_bounded() -> None:
             await lab.engine.plan(request(*MANY[:3]))
 
 
+async def test_what_a_call_is_answered_is_bounded() -> None:
+    """Three drives: the second pattern would be answered two outcomes too many."""
+    every = [("io-scheduler", pattern, "none") for pattern in ("*", "nvme*")]
+    async with running(large_host(), limits=Limits(outcomes=4)) as lab:
+        assert len((await lab.engine.plan(request(every[0]))).outcomes) == 3
+        for refused in (lab.engine.plan(request(*every)), lab.set(*every)):
+            with pytest.raises(LimitsExceeded, match="cover 5 targets together, and 4 are allowed"):
+                await refused
+        assert lab.claims == []
+
+
+async def test_what_a_call_withdraws_is_bounded() -> None:
+    async with running(large_host(), limits=Limits(claims=3)) as lab:
+        named = [(tunable, instances) for tunable, instances, _ in MANY]
+        assert not (await lab.unset(*named[:3])).changed
+        with pytest.raises(LimitsExceeded, match="a call of 4 settings is too long, and 3 are allowed"):
+            await lab.unset(*named[:4])
+
+
 async def test_no_set_waits_for_what_anybody_may_ask_for() -> None:
     async with running(large_host()) as lab:
         gate = threading.Event()
