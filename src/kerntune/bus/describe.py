@@ -73,8 +73,7 @@ def rows_of(
     """The targets and the claims."""
     wishes: dict[Target, Wish] = {}
     for tunable in world.tunables.values():
-        mine = [target for target in world.readings if target.tunable == tunable.name]
-        wishes |= resolve(tunable, claims, baselines, mine)
+        wishes |= resolve(tunable, claims, baselines, world.of(tunable))
     return {
         "targets": [
             target_row(target, reading, wishes.get(target), outcomes.get(target), baselines.get(target))

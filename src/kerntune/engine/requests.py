@@ -5,12 +5,13 @@ Pure: it sees the last readings, not the kernel.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
 from kerntune.engine.claims import ClaimBook, Edit
+from kerntune.engine.resolve import Covered
 from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, UnknownTunable
 from kerntune.model import Claim, ClaimId, Limits, Origin, Reading, Setting, Target
 from kerntune.tunables.base import Tunable
@@ -34,11 +35,11 @@ class Request:
         return Origin.PERSISTENT if self.persist else Origin.RUNTIME
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class World:
     """What requests are checked against: the tunables, the last readings, and which tunables are missing and why.
 
-    `owed` are the targets whose own values are not back yet.
+    `owed` are the targets whose own values are not back yet. It has no slots, so that it can keep what it has sorted.
     """
 
     tunables: Mapping[str, Tunable]
@@ -51,10 +52,21 @@ class World:
             raise UnknownTunable(f"there is no tunable {name!r}", f"There are {', '.join(sorted(self.tunables))}")
         return self.tunables[name]
 
+    @cached_property
+    def targets(self) -> Mapping[str, Sequence[Target]]:
+        """The targets of each tunable."""
+        found: dict[str, list[Target]] = {}
+        for target in self.readings:
+            found.setdefault(target.tunable, []).append(target)
+        return found
+
+    def of(self, tunable: Tunable) -> Sequence[Target]:
+        """Return the targets of one tunable."""
+        return self.targets.get(tunable.name, ())
+
     def covered(self, tunable: Tunable, instances: str) -> list[Target]:
         """The targets a pattern in normal form covers now."""
-        matches = tunable.matcher(instances)
-        return [target for target in self.readings if target.tunable == tunable.name and matches(target)]
+        return list(filter(tunable.matcher(instances), self.of(tunable)))
 
 
 def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[int], limits: Limits) -> Edit:
@@ -62,11 +74,11 @@ def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[in
     within_reason(request, world, limits)
     if request.unset:
         return withdraw(request, world, book, next(sequence))
-    claims = [claim_for(setting, request, world, next(sequence)) for setting in request.settings]
+    claims = dict(claim_for(setting, request, world, next(sequence)) for setting in request.settings)
     unique = {claim.id: claim for claim in claims}
-    if len(unique) < len(claims):
+    if len(unique) < len(request.settings):
         raise InvalidValue("two settings of one call name the same instances", "Give each tunable and instance once")
-    covered = sum(len(world.covered(world.tunables[claim.tunable], claim.instances)) for claim in claims)
+    covered = sum(map(len, claims.values()))
     if covered > limits.outcomes:
         raise too_much(f"the settings of the call cover {covered} targets together, and {limits.outcomes} are allowed")
     edit = Edit(next(sequence), tuple(claims), superseded(claims, world, book) if request.persist else ())
@@ -74,8 +86,8 @@ def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[in
     return edit
 
 
-def claim_for(setting: Setting, request: Request, world: World, seq: int) -> Claim:
-    """One checked setting as a claim."""
+def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tuple[Claim, Sequence[Target]]:
+    """Return one checked setting as a claim, and what it covers."""
     tunable = world.tunable(setting.tunable)
     value = tunable.normal_value(setting.value)
     instances = normal(tunable, setting.instances)
@@ -86,12 +98,12 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> Cla
         )
     covered = world.covered(tunable, instances)
     if not covered and tunable.exact(instances):
-        there = ", ".join(sorted({t.instance for t in world.readings if t.tunable == tunable.name})) or "nothing"
+        there = ", ".join(sorted({target.instance for target in world.of(tunable)})) or "nothing"
         raise NoSuchTarget(
             f"{tunable.name} has no {instances!r}", f"What there is: {there}; a pattern may name what comes later"
         )
     check_value(tunable, [world.readings[target] for target in covered], value)
-    return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial)
+    return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial), covered
 
 
 def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
@@ -128,11 +140,11 @@ def check_value(tunable: Tunable, readings: Iterable[Reading], value: str) -> No
         raise refusals[0]
 
 
-def superseded(claims: Sequence[Claim], world: World, book: ClaimBook) -> tuple[ClaimId, ...]:
+def superseded(claims: Covered, world: World, book: ClaimBook) -> tuple[ClaimId, ...]:
     """The runtime claims that a persistent one takes the place of: those that cover any of the same targets."""
     mine: dict[str, set[Target]] = {}
-    for claim in claims:
-        mine.setdefault(claim.tunable, set()).update(world.covered(world.tunables[claim.tunable], claim.instances))
+    for claim, covered in claims.items():
+        mine.setdefault(claim.tunable, set()).update(covered)
     named = {(claim.tunable, claim.instances) for claim in claims}
     return tuple(
         other.id
@@ -170,8 +182,7 @@ def within_reason(request: Request, world: World, limits: Limits) -> None:
     settings = len(request.settings)
     if settings > limits.claims:
         raise too_much(f"a call of {settings} settings is too long, and {limits.claims} are allowed")
-    targets = Counter(target.tunable for target in world.readings)
-    comparisons = sum(targets[setting.tunable] for setting in request.settings)
+    comparisons = sum(len(world.targets.get(setting.tunable, ())) for setting in request.settings)
     if comparisons > limits.comparisons:
         raise too_much(f"{settings} settings for so many targets are too much for one call")
 
