@@ -26,6 +26,7 @@ from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
 MOMENT: Final = 0.2  # seconds
+SWITCH: Final = 0.0005  # seconds for which one thread keeps the interpreter from the others
 STACK = 1 << 20  # bytes a thread; the usual 8 MiB count as promised in overcommit mode never
 
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(argv: Sequence[str] | None) -> int:
     """Do what the arguments say."""
+    # Several threads may compute at once: with the 5 ms of the interpreter the event loop waits for each of them.
+    sys.setswitchinterval(SWITCH)
     directories = Directories.from_environment()
     options = parse(sys.argv[1:] if argv is None else argv, directories.config)
     if options.check:
