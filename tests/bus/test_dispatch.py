@@ -15,7 +15,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus.client import connect
-from kerntune.bus.dispatch import OF_USER, Caller, CallerGone, NameTaken, Service, load
+from kerntune.bus.dispatch import OF_A_PLACE, OF_USER, Caller, CallerGone, NameTaken, Service, load
 from kerntune.bus.interface import Emits, parse, snake
 from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
@@ -236,6 +236,25 @@ class TestOneUser:
             answers = [await raw.reply_to(call) for raw, call in calls]
             assert {answer.message_type for answer in answers} == {MessageType.METHOD_RETURN}
             assert bench.waiting == OF_USER + 8
+            assert not service._places.taken
+
+    async def test_long_calls_take_several_places(self, bus: PrivateBus) -> None:
+        class Slow(lab.Bench):
+            async def echo(self, caller: Caller, text: str) -> str:
+                await self.wait(caller)
+                return text
+
+        bench = Slow()
+        long = "x" * (OF_A_PLACE * OF_USER // 4)
+        async with lab.serving(bus, bench) as service, lab.Raw(bus) as raw:
+            calls = [raw.send("Echo", "s", long) for _ in range(6)]
+            while bench.waiting < 4:
+                await service._link.bus("GetId")
+            for _ in range(3):
+                await service._link.bus("GetId")
+            assert bench.waiting == 4
+            bench.release.set()
+            assert [(await raw.reply_to(call)).body for call in calls] == [[long]] * 6
             assert not service._places.taken
 
     async def test_what_waits_counts_for_its_connection(self, bus: PrivateBus) -> None:

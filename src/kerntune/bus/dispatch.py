@@ -37,7 +37,8 @@ DO_NOT_QUEUE: Final = 4  # flag of RequestName
 OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
 MAX_PLACES: Final = 1000
 STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
-OF_USER: Final = 32  # calls of one user in service that nobody has authorised yet
+OF_USER: Final = 32  # places of one user for calls in service that nobody has authorised yet
+OF_A_PLACE: Final = 2 << 10  # bytes; a longer call takes several places, for it costs as much as several
 PLACE: Final[ContextVar[Place]] = ContextVar("PLACE")  # of the call that runs
 
 
@@ -67,7 +68,8 @@ class Caller:
 class Service:
     """The daemon on the bus: its objects below `root`, at most `in_flight` calls of one client at a time.
 
-    Of one user OF_USER calls are in service at a time, and others wait for their turn; see `aside` and `authorised`.
+    Of one user OF_USER calls are in service at a time, or fewer long ones, and others wait for their turn; see `aside`
+    and `authorised`.
 
     A handler is `async def set_count(self, caller, page_size, count, options)`; it returns None, the value, or a tuple
     when there are several out arguments (D-Bus structs and arrays are lists, variants stay Variants both ways), and
@@ -278,7 +280,8 @@ class Service:
             self._refuse(message, many)
         else:
             self._busy[sender] += 1
-            task = asyncio.get_running_loop().create_task(self._serve(message, self._places.take(self._link.uid)))
+            place = self._places.take(self._link.uid, 1 + self._link.size // OF_A_PLACE)
+            task = asyncio.get_running_loop().create_task(self._serve(message, place))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -81,8 +81,8 @@ class Link(asyncio.BufferedProtocol):
     A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded. With `users`, they have their
     turns, and what one of them sends far too much of is dropped; without, everything is kept in its order.
 
-    `uid` is of the user whose message `on_message` looks at now, where users have turns. `takes` tells from the header
-    of a message whether its body will be looked at: that of a long one is not parsed where it is not.
+    Of the message that `on_message` looks at now, `size` is its bytes, and `uid` its user, where users have turns.
+    `takes` tells from the header whether the body will be looked at: a long one is not parsed where it is not.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Link(asyncio.BufferedProtocol):
     ) -> None:
         self.address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
         self.unique_name = ""
-        self.uid = UNKNOWN
+        self.uid, self.size = UNKNOWN, 0
         self._on_message, self._takes = on_message, takes
         self._outbox: Outbox | None = None
         self._chunk = bytearray(CHUNK)
@@ -322,7 +322,7 @@ class Link(asyncio.BufferedProtocol):
             self.complain("busy", f"{sender.decode(errors='replace')} sends too much at once: dropped some of it")
 
     def _receive(self, frame: Frame, uid: int = UNKNOWN) -> None:
-        self.uid = uid
+        self.uid, self.size = uid, len(frame.data)
         try:
             message = self._parse(frame)
         except UNPARSEABLE as error:

@@ -1,4 +1,4 @@
-"""How many calls of one user are in service; who is over the limit is held, and goes on when a place is free."""
+"""How much of one user is in service; who is over the limit is held, and goes on when a place is free."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Places:
         self._most, self._hold, self._go_on = most, hold, go_on
         self.taken: Counter[int] = Counter()
 
-    def take(self, uid: int) -> Place:
-        """Take a place for a call of this user, also above the limit: who waited aside comes back to it."""
-        place = Place(self, uid)
+    def take(self, uid: int, places: int = 1) -> Place:
+        """Take places for a call of this user, also above the limit: who waited aside comes back to it."""
+        place = Place(self, uid, places)
         place.take()
         return place
 
     def change(self, uid: int, by: int) -> None:
-        """Count a place that was taken (1) or given back (-1)."""
+        """Count places that were taken, or given back (negative)."""
         before = self.taken[uid]
         now = before + by
         if now:
@@ -34,21 +34,21 @@ class Places:
 
 
 class Place:
-    """One call's place."""
+    """One call's place, or places."""
 
-    __slots__ = ("_places", "_uid", "taken")
+    __slots__ = ("_count", "_places", "_uid", "taken")
 
-    def __init__(self, places: Places, uid: int) -> None:
-        self._places, self._uid, self.taken = places, uid, False
+    def __init__(self, places: Places, uid: int, count: int) -> None:
+        self._places, self._uid, self._count, self.taken = places, uid, count, False
 
     def take(self) -> None:
         """Take it, if the call has none."""
         if not self.taken:
             self.taken = True
-            self._places.change(self._uid, 1)
+            self._places.change(self._uid, self._count)
 
     def give_back(self) -> None:
         """Give it back, if the call has one."""
         if self.taken:
             self.taken = False
-            self._places.change(self._uid, -1)
+            self._places.change(self._uid, -self._count)
