@@ -73,7 +73,8 @@ class Observed:
             state.read_at = result.began
             self._take(result)
         else:
-            self.readings |= {target: result.readings[target] for target in written}
+            # Another mapping: threads may go through the one there is.
+            self.readings = self.readings | {target: result.readings[target] for target in written}
             self.memory = result.memory or self.memory
 
     def passes(self, lanes: Iterable[Lane]) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from kerntune.engine.answers import Answer, outcomes_of
 from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
@@ -20,8 +21,19 @@ from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, is_due, news, told
 from kerntune.engine.observed import Observed
 from kerntune.engine.passes import Group, Order, Result, Worker
+from kerntune.engine.pending import Named, Pending
 from kerntune.engine.progress import Progress, of_its_own
-from kerntune.engine.requests import Request, World, edit_for, sound, too_much
+from kerntune.engine.requests import (
+    Request,
+    World,
+    comparisons,
+    edit_for,
+    sound,
+    too_much,
+    within_limit,
+    within_reason,
+    work_of,
+)
 from kerntune.engine.retry import LONGEST, SOON
 from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
@@ -30,7 +42,9 @@ from kerntune.model import Claim, ClaimId, Lane, Limits, Memory, Origin, Outcome
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
-Run = Callable[[Callable[[Order], Result], Order], Awaitable[Result]]  # runs a look in some thread
+Found = TypeVar("Found")
+Given = TypeVarTuple("Given")
+SMALL = 1000  # patterns times targets: less is compared on the event loop, in some milliseconds
 OVERTAKEN = 3  # passes that may end while Verify looks, before it answers all the same
 GRACE = 0.3  # seconds in which passes may still end by themselves when we are told to stop
 LAST = 0.4  # seconds before the end in which no write begins any more
@@ -38,15 +52,10 @@ STEP = 0.02  # seconds between two signals to threads that are inside a write
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 
-@dataclass(slots=True)
-class Pending:
-    """An edit that is in force but not yet committed."""
+class Run(Protocol):
+    """Runs something that only looks in some thread."""
 
-    edit: Edit
-    lanes: frozenset[Lane]
-    tickets: dict[Lane, Ticket] = field(default_factory=dict)
-    saving: bool = False  # from now on it is finished, whatever comes
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    def __call__(self, work: Callable[[*Given], Found], *given: *Given) -> Awaitable[Found]: ...
 
 
 class Reconciler:
@@ -250,17 +259,39 @@ class Reconciler:
         for lane in lanes:
             self._lanes[lane].put(Ticket(cause))
 
-    async def check(self, request: Request) -> Edit:
+    def is_large(self, request: Request) -> bool:
+        """Return whether it takes long to check the request; raise LimitsExceeded for one that takes too long."""
+        return self._takes_long(request, self.world, self.book)
+
+    def _takes_long(self, request: Request, world: World, book: ClaimBook) -> bool:
+        within_reason(request, world, self.limits)
+        return work_of(request, world, book) > SMALL
+
+    async def check(self, request: Request, run: Run | None = None) -> Edit:
         """Return the edit that the request would be, or raise the error that refuses it.
 
-        What is not there is looked for once: it may have come a moment ago.
+        What is not there is looked for once: it may have come a moment ago. A large request is checked where `run` runs
+        it, or where those are that were authorised.
         """
+        run = run or self.threads.read
         try:
-            return edit_for(request, self.world, self.book, self._sequence, self.limits)
+            return await self._checked(request, run)
         except (NoSuchTarget, NotSupported, NotOffered):
             names = {setting.tunable for setting in request.settings} & self.tunables.keys()
             await self.observed.fresh({self.tunables[name].lane for name in names}, 0)
-            return edit_for(request, self.world, self.book, self._sequence, self.limits)
+            return await self._checked(request, run)
+
+    async def _checked(self, request: Request, run: Run) -> Edit:
+        """Check the request against what is known now; in a thread when it is large."""
+        world, book = self.world, self.book
+        if not self._takes_long(request, world, book):
+            return edit_for(request, world, book, self._sequence, self.limits)
+        # Its place is that of now: what is asked for while it is checked is newer.
+        numbers = islice(self._sequence, len(request.settings) + 1)
+        edit = await run(edit_for, request, world, book, iter([*numbers]), self.limits)
+        if edit.put:
+            within_limit(self.book.apply(edit), request.origin, self.limits)  # others may have come meanwhile
+        return edit
 
     async def change(
         self, request: Request, cause: str, progress: Progress | None = None, *, endable: bool = False
@@ -269,9 +300,21 @@ class Reconciler:
         edit = await self.check(request)
         if len(edit.put) > 1 or (edit.put and Lane.MEMORY in self._lanes_of(edit)):
             # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
-            outcomes_of(edit, self.tunables, await self._rehearse(edit), must_win=request.must_win)
+            foreseen = await self._rehearse(edit, self.threads.read)
+            await self._outcomes_of(edit, foreseen, self.threads.read, must_win=request.must_win)
             edit = await self.check(request)
         return await self.carry_out(edit, cause, progress, must_win=request.must_win, endable=endable)
+
+    async def _outcomes_of(
+        self, edit: Edit, result: Result, run: Run, *, must_win: bool | None = None
+    ) -> Sequence[Outcome]:
+        """Return, or raise, what `outcomes_of` does; of a large edit in a thread."""
+        told = partial(outcomes_of, edit, self.tunables, result, must_win=must_win)
+        return await run(told) if self._is_large(edit) else told()
+
+    def _is_large(self, edit: Edit) -> bool:
+        named = [claim_id.tunable for claim_id in (*edit.named, *edit.released)]
+        return len(named) * len(self.readings) > SMALL and comparisons(named, self.world) > SMALL
 
     def choosing(self, files: FilesEdit, *, reset: bool = False) -> Edit:
         """Return the edit that makes the files' claims these; `reset`: drops all that callers asked for.
@@ -299,7 +342,7 @@ class Reconciler:
         if self._stopping:
             raise stopping()
         # An edit that has begun is finished, also when its caller goes: half of it would be on disk, or in the kernel.
-        pending = Pending(edit, self._lanes_of(edit))
+        pending = self._begin(edit)
         carrying = asyncio.create_task(self._carry_out(pending, cause, progress, must_win=must_win), name=cause)
         self._edits.add(carrying)
         carrying.add_done_callback(self._carried_out)
@@ -313,6 +356,19 @@ class Reconciler:
             self._end_passes(pending, f"the caller of {cause} left")
             carrying.cancel()
             raise
+
+    def _begin(self, edit: Edit) -> Pending:
+        """Have the edit in force from now on."""
+        before, lanes = self.book, self._lanes_of(edit)
+        pending = Pending(
+            edit,
+            lanes,
+            Named(edit, self.tunables),
+            changes=not before.same_as(before.apply(edit)),
+            earlier=tuple(other for other in self._pending if other.lanes & lanes),
+        )
+        self._pending.append(pending)
+        return pending
 
     def _end_passes(self, pending: Pending, why: str) -> None:
         """Have the passes that run for this edit write nothing more, where nobody else is served by them."""
@@ -333,21 +389,20 @@ class Reconciler:
             task.exception()  # seen, for its caller may be gone
 
     async def _carry_out(self, pending: Pending, cause: str, progress: Progress | None, *, must_win: bool) -> Answer:
-        edit, lanes, before = pending.edit, pending.lanes, self.book
-        earlier = [other for other in self._pending if other.lanes & lanes]
-        self._pending.append(pending)
-        changed = not before.same_as(before.apply(edit))
+        edit, lanes = pending.edit, pending.lanes
         # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
         released = {*edit.released, *(edit.named if edit.files else ())}
         try:
+            if self._is_large(edit):
+                await self.threads.read(pending.named.learn, self.world.targets)
             told = of_its_own(edit, self.tunables, progress) if progress else None
             pending.tickets = {lane: Ticket(cause, released, progress=told) for lane in lanes}
             passes = [self._lanes[lane].result(ticket) for lane, ticket in pending.tickets.items()]
             results = await asyncio.gather(*passes)
-            for other in earlier:
+            for other in pending.earlier:
                 await other.done.wait()
             result = merge(results)
-            outcomes = outcomes_of(edit, self.tunables, result, must_win=must_win)
+            outcomes = await self._outcomes_of(edit, result, self.threads.read, must_win=must_win)
             await self._commit(pending)
         except BaseException as error:
             # Whatever went wrong, nobody may wait for this edit for ever.
@@ -358,22 +413,22 @@ class Reconciler:
             raise
         pending.done.set()
         wrote = bool({outcome.target for outcome in outcomes} & result.wrote)
-        return Answer(changed or wrote, tuple(outcomes))
+        return Answer(pending.changes or wrote, tuple(outcomes))
 
     async def plan(self, request: Request) -> Answer:
         """What `change` would do, limits included; writes nothing and waits for no lane."""
         if len(request.settings) > self.limits.planned:
             raise too_much(f"a plan of {len(request.settings)} settings is too long, {self.limits.planned} are allowed")
-        return await self.foresee(await self.check(request))
+        return await self.foresee(await self.check(request, self.threads.open))
 
     async def foresee(self, edit: Edit) -> Answer:
         """What `carry_out` would do."""
         book, result = self.book, await self._rehearse(edit, self.threads.open)
-        outcomes = outcomes_of(edit, self.tunables, result)
+        outcomes = await self._outcomes_of(edit, result, self.threads.open)
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
         return Answer(would_write or not book.same_as(book.apply(edit)), tuple(outcomes))
 
-    async def _rehearse(self, edit: Edit, run: Run | None = None) -> Result:
+    async def _rehearse(self, edit: Edit, run: Run) -> Result:
         """A dry run of the lanes that an edit touches.
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
@@ -381,7 +436,7 @@ class Reconciler:
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
         order = replace(self._dry_order(), claims=claims, named=named, released=frozenset(edit.released), enforce=True)
-        return merge(await self._look(order, self._lanes_of(edit), run or self.threads.read))
+        return merge(await self._look(order, self._lanes_of(edit), run))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Return everything managed that is not satisfied, read again; change nothing.
@@ -418,14 +473,9 @@ class Reconciler:
 
     def _being_set(self) -> set[Group]:
         """Return the groups that uncommitted edits name, and those that passes are writing."""
-        edits = [pending.edit for pending in self._pending]
-        named = [claim_id for edit in edits for claim_id in (*edit.named, *edit.released)]
-        found = {self._group(t) for t in self.readings if any(self._covers(claim_id, t) for claim_id in named)}
+        targets = self.world.targets
+        found = {self._group(target) for pending in self._pending for target in pending.named.among(targets)}
         return found.union(*(queue.worker.writing for queue in self._lanes.values()))
-
-    def _covers(self, claim_id: ClaimId, target: Target) -> bool:
-        tunable = self.tunables.get(claim_id.tunable)
-        return bool(tunable and tunable.name == target.tunable and tunable.matches(claim_id.instances, target))
 
     def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
         if edit.files:

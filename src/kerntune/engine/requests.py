@@ -5,10 +5,9 @@ Pure: it sees the last readings, not the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 from kerntune.engine.claims import ClaimBook, Edit
 from kerntune.engine.resolve import Covered
@@ -69,8 +68,11 @@ class World:
         return list(filter(tunable.matcher(instances), self.of(tunable)))
 
 
-def edit_for(request: Request, world: World, book: ClaimBook, sequence: count[int], limits: Limits) -> Edit:
-    """The edit a request amounts to, or the typed error that refuses it; nothing is changed here."""
+def edit_for(request: Request, world: World, book: ClaimBook, sequence: Iterator[int], limits: Limits) -> Edit:
+    """The edit a request amounts to, or the typed error that refuses it; nothing is changed here.
+
+    `sequence` has a number for each setting, and one more.
+    """
     within_reason(request, world, limits)
     if request.unset:
         return withdraw(request, world, book, next(sequence))
@@ -182,9 +184,23 @@ def within_reason(request: Request, world: World, limits: Limits) -> None:
     settings = len(request.settings)
     if settings > limits.claims:
         raise too_much(f"a call of {settings} settings is too long, and {limits.claims} are allowed")
-    comparisons = sum(len(world.targets.get(setting.tunable, ())) for setting in request.settings)
-    if comparisons > limits.comparisons:
+    if comparisons((setting.tunable for setting in request.settings), world) > limits.comparisons:
         raise too_much(f"{settings} settings for so many targets are too much for one call")
+
+
+def comparisons(names: Iterable[str], world: World) -> int:
+    """Return how often a pattern of these tunables is compared with a target, when each of them is with all of its."""
+    return sum(len(world.targets.get(name, ())) for name in names)
+
+
+def work_of(request: Request, world: World, book: ClaimBook) -> int:
+    """Return how many comparisons it takes to check a request: a persistent one is compared with what it replaces."""
+    found = comparisons((setting.tunable for setting in request.settings), world)
+    if request.persist and not request.unset:
+        named = {setting.tunable for setting in request.settings}
+        others = (claim.tunable for claim in book.by_origin(Origin.RUNTIME) if claim.tunable in named)
+        found += comparisons(others, world)
+    return found
 
 
 def too_much(what: str) -> LimitsExceeded:
