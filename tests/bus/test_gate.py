@@ -198,6 +198,22 @@ async def test_no_tunable_is_no_action_and_no_way_in() -> None:
         await gate.let_pass(caller(STRANGER, names.MANAGER, "Set"), ())
 
 
+async def test_what_takes_long_to_check_is_authorised_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may not do it makes no work; who may is told what is wrong with it."""
+    given: tuple[Any, ...] = ([["io-scheduler", "nosuch", "none"]], {})
+    async with core() as (found, _, _files):
+        manager, stranger, root = Manager(found), *(caller(uid, names.MANAGER, "Set") for uid in (STRANGER, ROOT))
+        with pytest.raises(errors.NoSuchTarget):
+            await manager.set(stranger, *given)
+        monkeypatch.setattr("kerntune.engine.reconciler.SMALL", 0)
+        with pytest.raises(errors.AccessDenied):
+            await manager.set(stranger, *given)
+        with pytest.raises(errors.NoSuchTarget):
+            await manager.set(root, *given)
+        with pytest.raises(errors.UnknownTunable):
+            await manager.set(stranger, [["nosuch", "", "none"]], {})
+
+
 def test_a_call_needs_the_action_of_each_tunable() -> None:
     by_name = {tunable.name: tunable for tunable in REGISTRY}
     both = [by_name["io-scheduler"], by_name["hugepages"]]
