@@ -35,6 +35,7 @@ from kerntune.engine.requests import (
     work_of,
 )
 from kerntune.engine.retry import LONGEST, SOON
+from kerntune.engine.shared import DryRuns, Shared
 from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
@@ -93,6 +94,7 @@ class Reconciler:
         self._edits: set[asyncio.Task[Answer]] = set()
         self.threads = Threads()
         self._lanes = {lane: self._lane(lane, kernel, clock) for lane in Lane}
+        self._dry_runs, self._verifying = DryRuns(kernel, self._how_far), Shared(self._verify)
 
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
@@ -423,12 +425,14 @@ class Reconciler:
 
     async def foresee(self, edit: Edit) -> Answer:
         """What `carry_out` would do."""
-        book, result = self.book, await self._rehearse(edit, self.threads.open)
+        book = self.book
+        with self._dry_runs.asking() as dry_run:
+            result = await self._rehearse(edit, self.threads.open, dry_run)
         outcomes = await self._outcomes_of(edit, result, self.threads.open)
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
         return Answer(would_write or not book.same_as(book.apply(edit)), tuple(outcomes))
 
-    async def _rehearse(self, edit: Edit, run: Run) -> Result:
+    async def _rehearse(self, edit: Edit, run: Run, dry_run: Callable[[Worker, Order], Result] = Worker.run) -> Result:
         """A dry run of the lanes that an edit touches.
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
@@ -436,13 +440,17 @@ class Reconciler:
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
         order = replace(self._dry_order(), claims=claims, named=named, released=frozenset(edit.released), enforce=True)
-        return merge(await self._look(order, self._lanes_of(edit), run))
+        return merge(await self._look(order, self._lanes_of(edit), run, dry_run))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Return everything managed that is not satisfied, read again; change nothing.
 
-        What a call or a pass is just setting is left out: its caller is told what becomes of it.
+        What a call or a pass is just setting is left out: its caller is told what becomes of it. Who asks before the
+        look begins shares it.
         """
+        return await self._verifying()
+
+    async def _verify(self) -> tuple[Outcome, ...]:
         busy: set[Group] = set()
         for _ in range(OVERTAKEN):
             passes = self.observed.passes(Lane)
@@ -537,8 +545,14 @@ class Reconciler:
         keyed = (t for t in self.ledger.baselines if t.key and t.tunable in names)
         return {t for t in keyed if t not in result.readings and replace(t, key="") not in result.readings}
 
-    async def _look(self, order: Order, lanes: Iterable[Lane], run: Run) -> list[Result]:
-        jobs = [run(self._lanes[lane].worker.run, order) for lane in lanes]
+    def _how_far(self) -> object:
+        """Return what is otherwise when a pass has begun to write, or has ended."""
+        return self.observed.passes(Lane), [bool(queue.worker.writing) for queue in self._lanes.values()]
+
+    async def _look(
+        self, order: Order, lanes: Iterable[Lane], run: Run, dry_run: Callable[[Worker, Order], Result] = Worker.run
+    ) -> list[Result]:
+        jobs = [run(dry_run, self._lanes[lane].worker, order) for lane in lanes]
         return list(await asyncio.gather(*jobs))
 
     async def _read_lane(self, lane: Lane) -> Result:
