@@ -113,6 +113,8 @@ class Reloading:
                 extending.cancel()
                 if not self._stopped:
                     notify.tell("READY=1")
+        if self._stopped:
+            raise stopping()  # its pass may have been ended before it was through
         if wrong := self.errors:
             raise not_in_order(wrong)
 

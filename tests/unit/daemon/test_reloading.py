@@ -191,9 +191,9 @@ async def test_when_the_daemon_stops_one_that_runs_says_no_more_and_none_begins(
         (reloading,) = bench.told
         bench.reloading.stop()
         bench.reloading.go_on.set()
-        await call
-        with pytest.raises(Failed, match="is stopping"):
-            await bench.reloading.ask()
+        for asked in (call, bench.reloading.ask()):
+            with pytest.raises(Failed, match="is stopping"):
+                await asked
         assert bench.told == [reloading]
         assert bench.reloading.readings == 1
 
