@@ -6,12 +6,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kerntune.engine.hung import Crew
 from kerntune.engine.passes import Order, Worker
 from kerntune.kernel.files import HostKernel, Kernel
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
@@ -72,7 +72,7 @@ def on_tmpfs() -> Iterator[Kernel]:
 def measure(kernel: Kernel) -> Times:
     """One round."""
     worker = worker_on(kernel)
-    with worker.writers:
+    with closing(worker.threads):
         # The threads exist and the files are cached before anything is timed.
         run(worker, GOVERNORS[0])
         changing = timed(lambda: run(worker, GOVERNORS[1]))
@@ -86,7 +86,7 @@ def worker_on(kernel: Kernel) -> Worker:
     def keep(_baselines: Sequence[Baseline]) -> None:
         """No crash to prepare for."""
 
-    return Worker(kernel, (CpuGovernor(),), Limits(), ThreadPoolExecutor(32), keep)
+    return Worker(kernel, (CpuGovernor(),), Limits(), Crew(32, "bench"), keep)
 
 
 def run(worker: Worker, governor: str) -> None:

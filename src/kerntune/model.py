@@ -45,6 +45,7 @@ class Reason(StrEnum):
     OK = "ok"
     NO_SUCH_TARGET = "no-such-target"
     DEVICE_GONE = "device-gone"
+    DEVICE_HANGS = "device-hangs"
     NO_KERNEL_SUPPORT = "no-kernel-support"
     CPU_OFFLINE = "cpu-offline"
     VALUE_NOT_OFFERED = "value-not-offered"

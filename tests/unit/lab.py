@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import ClaimBook
 from kerntune.engine.guard import Guard
+from kerntune.engine.hung import Bounds
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.kernel.simulated import Node, SimulatedKernel
@@ -173,10 +174,11 @@ async def running(
     limits: Limits | None = None,
     guard: Guard | None = None,
     clock: Callable[[], float] = time.monotonic,
+    bounds: Bounds | None = None,
 ) -> AsyncIterator[Lab]:
     """An engine that has looked at the kernel; nothing was written yet."""
     ledger = MemoryLedger(ClaimBook.of(*claims), baselines or {})
-    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, guard=guard, clock=clock)
+    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, guard=guard, clock=clock, bounds=bounds)
     lab = Lab(kernel, ledger, engine)
     engine.listeners.append(lab.reports.append)
     working = asyncio.create_task(engine.work())

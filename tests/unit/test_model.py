@@ -42,6 +42,7 @@ def test_the_reasons_are_those_of_the_design() -> None:
         "ok",
         "no-such-target",
         "device-gone",
+        "device-hangs",
         "no-kernel-support",
         "cpu-offline",
         "value-not-offered",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kerntune import errors
 from kerntune.engine.claims import Edit
+from kerntune.engine.hung import hangs
 from kerntune.engine.passes import Result, nothing_matches
 from kerntune.engine.resolve import rank
 from kerntune.model import Claim, ClaimId, Origin, Outcome, Reading, Reason, State, Target
@@ -15,6 +16,10 @@ from kerntune.tunables.base import Tunable
 ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.NO_SUCH_TARGET: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
     Reason.DEVICE_GONE: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
+    Reason.DEVICE_HANGS: (
+        errors.KernelRejected,
+        "Nothing of this call was kept; when the device answers again, or is gone, make the call again",
+    ),
     Reason.NO_KERNEL_SUPPORT: (
         errors.NotSupported,
         "It takes another kernel, other firmware settings or other hardware",
@@ -99,7 +104,10 @@ def own_outcome(
         why = "another call withdrew this claim at the same moment"
     elif (wish.winner.id, wish.winner.seq) == (claim.id, claim.seq):
         return outcome
-    elif tunable.judge(replace(wish, value=claim.value), reading, readings).state is State.SATISFIED:
+    elif (
+        not hangs(reading)
+        and tunable.judge(replace(wish, value=claim.value), reading, readings).state is State.SATISFIED
+    ):
         detail = f"the value is that of {described(wish.winner)}"
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
     elif wish.winner.id == claim.id:

@@ -59,7 +59,8 @@ def changed_since(outcome: Outcome, last: Outcome | None) -> Outcome:
     if last and last.is_owed:
         return replace(last, actual=outcome.actual)
     if last is None or last.reason in WAITS:
-        detail = f"{outcome.target} reads {outcome.actual}: it came a moment ago, and the next pass sets it"
+        since = "hung until" if last and last.reason is Reason.DEVICE_HANGS else "came"
+        detail = f"{outcome.target} reads {outcome.actual}: it {since} a moment ago, and the next pass sets it"
         return replace(outcome, detail=detail)
     if last.state is not State.SATISFIED and (last.requested, last.actual) == (outcome.requested, outcome.actual):
         return last
@@ -72,6 +73,8 @@ def is_due(outcome: Outcome, last: Outcome | None) -> bool:
 
     A value that others changed waits for that time, as the configuration has it.
     """
+    if outcome.reason is Reason.DEVICE_HANGS:
+        return last is None or last.reason is not Reason.DEVICE_HANGS
     if outcome.state in (State.SATISFIED, State.UNMANAGED):
         return last is not None and last.state is not outcome.state
     return outcome.state is State.PLANNED and (last is None or last.reason in WAITS)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.guard import Guard
 from kerntune.engine.halt import Halt
+from kerntune.engine.hung import Crew, Hung, Reader, hangs, not_answering
 from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
@@ -45,7 +45,15 @@ LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late, or 
 # These values are not the ones asked for, and no work of others: kerntuned itself has made them so.
 OURS = frozenset({Reason.GOVERNOR_DECIDES, Reason.PAGES_IN_USE})
 # Why a value waits for what is away or decided elsewhere: there is nothing wrong with it.
-WAITS = frozenset({Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.DEVICE_GONE, Reason.NO_SUCH_TARGET})
+WAITS = frozenset(
+    {
+        Reason.CPU_OFFLINE,
+        Reason.GOVERNOR_DECIDES,
+        Reason.DEVICE_GONE,
+        Reason.DEVICE_HANGS,
+        Reason.NO_SUCH_TARGET,
+    }
+)
 Group = tuple[str, str]  # a tunable's name and a group of its targets
 
 
@@ -90,13 +98,14 @@ class Worker:
     """What a lane's passes need beside their orders, and what they remember; one pass at a time.
 
     `left` is what targets held after a pass that still owes them their baselines: another value is somebody else's.
-    `writing` are the groups that a pass writes, until its result is published.
+    `writing` are the groups that a pass writes, until its result is published. `known` is what was last read of
+    devices, and serves while they hang.
     """
 
     kernel: Kernel
     tunables: tuple[Tunable, ...]
     limits: Limits
-    writers: ThreadPoolExecutor
+    threads: Crew
     keep: Callable[[Sequence[Baseline]], None]
     guard: Guard | None = None
     drift: DriftLog = field(default_factory=DriftLog)
@@ -105,6 +114,8 @@ class Worker:
     last: dict[Target, Outcome] = field(default_factory=dict)
     left: dict[Target, str] = field(default_factory=dict)
     writing: set[Group] = field(default_factory=set)
+    hung: Hung = field(default_factory=Hung)
+    known: dict[str, Mapping[Target, Reading]] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -135,7 +146,13 @@ class Worker:
     def _writer(self, tunable: Tunable, progress: Progress | None, halt: Halt | None) -> Writer:
         # While the guard caps there may be no room for a thread.
         alone = self.guard is not None and self.guard.verdict.caps
-        return Writer(self.kernel, tunable, None if alone else self.writers, progress, halt=halt or Halt())
+        threads = None if alone else self.threads
+        return Writer(self.kernel, tunable, threads, progress, halt=halt or Halt(), hung=self.hung)
+
+    @property
+    def reader(self) -> Reader:
+        """What reads the targets."""
+        return Reader(self.kernel, self.threads, self.hung, self.known)
 
 
 @dataclass(slots=True)
@@ -171,8 +188,7 @@ class _Pass:
 
     def _run(self, claims: Sequence[Claim]) -> None:
         self.moved = frozenset(t.instance for t in self.result.wrote if t.tunable == self.tunable.moved_by)
-        targets = self.tunable.targets(self.lane.kernel)
-        before = self.tunable.read_all(self.lane.kernel, targets)
+        targets, before, missing = self.lane.reader.all(self.tunable)
         own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
         covered = cover(self.tunable, claims, targets)
         wishes = wishes_of(self.tunable, covered, own, targets, self.order.named)
@@ -199,7 +215,7 @@ class _Pass:
             self._note_shortfalls(steps, after)
             self._note_tries(steps, after, wishes)
         if not targets:
-            self.result.missing[self.tunable.name] = self.tunable.missing(self.lane.kernel)
+            self.result.missing[self.tunable.name] = missing
         for claim in unmatched(covered):
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
@@ -214,6 +230,7 @@ class _Pass:
             for target, wish, left in owed
             if left is not None
             and readings[target].value is not None
+            and not hangs(readings[target])
             and held(readings[target]) not in (left, wish.value)
             and target.instance not in self.moved
         }
@@ -233,8 +250,8 @@ class _Pass:
                 continue
             if wish.is_baseline:
                 continue  # nobody claims it: it is owed, whoever fights over another of the group
-            # Nobody changed a target that is away, and no other changed one that kerntuned moved itself.
-            if readings[target].value is None or target.instance in self.moved:
+            # Nobody changed a target that is away or hangs, and no other changed one that kerntuned moved itself.
+            if readings[target].value is None or hangs(readings[target]) or target.instance in self.moved:
                 continue
             verdict = self.tunable.judge(wish, readings[target], readings)
             if verdict.state is State.SATISFIED or verdict.reason in OURS:
@@ -312,7 +329,12 @@ class _Pass:
         memory = NO_MEMORY
         if self.tunable.lane is Lane.MEMORY:
             memory = self.result.foreseen or read_memory(self.lane.kernel)
-        planned = self.tunable.plan(readings, wishes, memory, self.lane.limits)
+        hanging = {target: wish for target, wish in wishes.items() if hangs(readings[target])}
+        free = {target: wish for target, wish in wishes.items() if target not in hanging} if hanging else wishes
+        planned = [
+            *self.tunable.plan(readings, free, memory, self.lane.limits),
+            *(Step(wish, readings[t], verdict=not_answering(readings[t])) for t, wish in hanging.items()),
+        ]
         steps = [self._later(step, memory) or step for step in planned]
         if self.order.dry and self.tunable.lane is Lane.MEMORY:
             self.result.foreseen = self.tunable.foreseen(steps, memory)
@@ -355,7 +377,8 @@ class _Pass:
         left: dict[Target, str] = {}
         for target, wish in wishes.items():
             outcome, reading = self.result.outcomes.get(target), now[target]
-            if outcome is None:
+            # A device that hangs is tried when the kernel returns, and may then hold what we wrote.
+            if outcome is None or hangs(reading):
                 continue
             if outcome.is_owed and reading.value is not None and outcome.reason is not Reason.GOVERNOR_DECIDES:
                 left[target] = held(reading)
@@ -395,7 +418,7 @@ class _Pass:
         groups = {self.tunable.group(step.wish.target) for step in steps if step.writes}
         written = [target for target in readings if self.tunable.group(target) in groups]
         for pause in (*LATE, 0.0):
-            now = {**readings, **self.tunable.read_all(self.lane.kernel, written)}
+            now = {**readings, **self.lane.reader.some(self.tunable, written)}
             if all(self._judge(step, now).reason is not Reason.READ_BACK_DIFFERS for step in steps if step.writes):
                 break
             self.lane.sleep(pause)
@@ -423,6 +446,8 @@ class _Pass:
         target = step.wish.target
         if step.verdict is not None:
             return step.verdict
+        if hangs(now[target]):
+            return not_answering(now[target])
         if target in self.writer.errors:
             return self.tunable.rejected(now[target], step.wish.value, self.writer.errors[target])
         verdict = self.tunable.judge(step.wish, now[target], now)

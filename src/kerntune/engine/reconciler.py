@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
@@ -16,6 +17,7 @@ from kerntune.engine.answers import Answer, outcomes_of
 from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
 from kerntune.engine.guard import Guard
 from kerntune.engine.halt import Halt
+from kerntune.engine.hung import Bounds, Hung
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, is_due, news, told
@@ -71,6 +73,7 @@ class Reconciler:
         limits: Limits | None = None,
         guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
+        bounds: Bounds | None = None,
     ) -> None:
         self.tunables = {tunable.name: tunable for tunable in tunables}
         self.limits, self.ledger, self.guard = limits or Limits(), ledger, guard
@@ -87,7 +90,8 @@ class Reconciler:
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
         self._committing = asyncio.Lock()
-        self._clock = clock
+        self._clock, self._bounds = clock, bounds
+        self._loop: asyncio.AbstractEventLoop | None = None  # while there is one
         self._retries: dict[Lane, asyncio.TimerHandle] = {}
         self._failures: Counter[Lane] = Counter()  # passes that failed in a row
         self._unforgotten: set[Target] = set()  # whose baselines are of no use, and could not be dropped
@@ -98,7 +102,10 @@ class Reconciler:
 
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
-        worker = Worker(kernel, own, self.limits, self.threads.writers[lane], self.ledger.keep, self.guard, clock=clock)
+        hung = Hung(partial(self._hangs_no_more, lane), self._bounds)
+        worker = Worker(
+            kernel, own, self.limits, self.threads.crews[lane], self.ledger.keep, self.guard, hung=hung, clock=clock
+        )
         told = partial(self._publish, lane), partial(self._failed, lane)
         return LaneQueue(worker, self.threads.passes, self._order, *told)
 
@@ -150,6 +157,7 @@ class Reconciler:
 
     async def work(self) -> None:
         """One worker a lane, until cancelled."""
+        self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             for lane, queue in self._lanes.items():
                 group.create_task(queue.work(), name=f"lane {lane}")
@@ -164,15 +172,31 @@ class Reconciler:
         now, queues = asyncio.get_running_loop().time(), self._lanes.values()
         end = now + seconds
         if await self._rest(min(now + grace, end)):
-            return []
+            return self._left_behind()
         for queue in queues:
             queue.end()
         if await self._rest(end - LAST):
-            return []
+            return self._left_behind()
         for queue in queues:
             queue.close()
         await self._rest(end)
-        return [path for queue in queues for path in queue.interrupt()]
+        return sorted({*self._left_behind(), *(path for queue in queues for path in queue.interrupt())})
+
+    def _left_behind(self) -> list[str]:
+        """Return the paths of writes that devices hang in: no pass waits for them any more."""
+        return [path for queue in self._lanes.values() for path in queue.worker.hung.writes]
+
+    def _hangs_no_more(self, lane: Lane) -> None:
+        """Have a pass look at a device; called in the thread that the kernel has returned to."""
+        if self._loop:
+            # There is nobody to ask when the loop is closed.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._answers_again, lane)
+
+    def _answers_again(self, lane: Lane) -> None:
+        # The boot pass is the first; one that runs has left the device out.
+        if any(self.observed.passes([lane])) or not self._lanes[lane].idle:
+            self.look_again("retry", [lane])
 
     async def _rest(self, until: float) -> bool:
         """Wait until no caller waits and no pass runs, or until that time of the loop; return whether all rests."""

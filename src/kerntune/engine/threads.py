@@ -9,24 +9,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, TypeVarTuple
 
+from kerntune.engine.hung import Crew
 from kerntune.engine.writing import WRITERS
 from kerntune.model import Lane
 
 Found = TypeVar("Found")
 Given = TypeVarTuple("Given")
 READERS: Final = 2
+LOOKING: Final = READERS + 3  # who may read a lane at the same time: these, a pass, a look, and the open calls
 PATIENCE: Final = 1.0  # seconds
 
 
 class Threads:
-    """Passes have theirs, a lane's writes, a lane's looks, saves, and rehearsals; made when they are needed.
+    """Passes have theirs, a lane's devices, a lane's looks, saves, and rehearsals; made when they are needed.
 
     What anybody may ask for has few, and where one lane hangs the looks of the others go on.
     """
 
     def __init__(self) -> None:
         self.passes = ThreadPoolExecutor(len(Lane), "pass")
-        self.writers = {lane: ThreadPoolExecutor(WRITERS, f"write {lane}") for lane in Lane}
+        self.crews = {lane: Crew(WRITERS + LOOKING, f"devices {lane}") for lane in Lane}
         self._looks = {lane: ThreadPoolExecutor(1, f"look {lane}") for lane in Lane}
         self._readers = ThreadPoolExecutor(READERS, "read")
         self._open = ThreadPoolExecutor(1, "open")
@@ -53,14 +55,16 @@ class Threads:
         gate = threading.Event()
         # Where there is no room even now, those that there are have to do.
         with contextlib.suppress(RuntimeError):
-            looks = [(pool, 1) for pool in self._looks.values()]
-            for pool, count in (
+            pools: list[tuple[ThreadPoolExecutor | Crew, int]] = [
                 (self.passes, len(Lane)),
                 (self._readers, READERS),
                 (self._open, 1),
                 (self._savers, 1),
-                *looks,
-            ):
+                *((pool, 1) for pool in self._looks.values()),
+                # A pass and a look; memory has no devices.
+                *((self.crews[lane], 2) for lane in (Lane.CPU, Lane.BLOCK)),
+            ]
+            for pool, count in pools:
                 for _ in range(count):
                     # One that waits for the gate makes the pool start another.
                     pool.submit(gate.wait, PATIENCE)
@@ -74,6 +78,7 @@ class Threads:
             self._open,
             self._savers,
             *self._looks.values(),
-            *self.writers.values(),
         ):
             pool.shutdown(wait=False, cancel_futures=True)
+        for crew in self.crews.values():
+            crew.close()

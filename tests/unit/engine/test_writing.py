@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
+from kerntune.engine.hung import Bounds, Crew, Hung
 from kerntune.engine.writing import WRITERS, Writer
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Claim, Origin, Reading, Step, Target, Wish, Write
 from kerntune.tunables.cpu_governor import CpuGovernor
-from tests.unit.lab import GIB
+from tests.unit.lab import BOUND, GIB
 
 MANY = 64
 
@@ -40,7 +42,7 @@ def used(kernel: SimulatedKernel, *, threads: bool = True, slow: Callable[[int],
         time.sleep(slow(next(numbers)))
 
     kernel.before_write = writing
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with closing(Crew(WRITERS, "test")) as pool:
         writer = Writer(kernel, CpuGovernor(), pool if threads else None, None)
         writer.write([step(number) for number in range(MANY)])
     assert writer.errors == {}
@@ -64,10 +66,31 @@ def test_without_threads_one_does_all_of_it() -> None:
 def test_what_is_refused_is_noted_and_the_rest_goes_on(threads: bool) -> None:
     kernel = host()
     kernel.refuse["sys/devices/system/cpu/cpufreq/policy3/scaling_governor"] = 5
-    with ThreadPoolExecutor(4) as pool:
+    with closing(Crew(4, "test")) as pool:
         writer = Writer(kernel, CpuGovernor(), pool if threads else None, None)
         writer.write([step(number) for number in range(MANY)])
         assert writer.errors == {Target("cpu-governor", "policy3"): 5}
         kernel.refuse.clear()
         writer.write([step(3)])
     assert writer.errors == {}
+
+
+def test_what_was_left_behind_makes_no_other_write_when_it_returns() -> None:
+    kernel, go_on, ended = host(), threading.Event(), threading.Event()
+    kernel.before_write = lambda path, _text: None if "policy3/" not in path else waits(go_on)
+    two = replace(step(3), writes=(*step(3).writes, *step(4).writes))
+    with closing(Crew(4, "test")) as pool:
+        writer = Writer(kernel, CpuGovernor(), pool, None, hung=Hung(ended.set, Bounds(write=0.05)))
+        try:
+            writer.write([two, step(5)])
+            assert [kernel.policies[f"policy{number}"].governor for number in (3, 5)] == ["schedutil", "performance"]
+            assert list(writer.hung.now().why) == ["policy3"]
+        finally:
+            go_on.set()
+        assert ended.wait(BOUND)
+    assert [kernel.policies[f"policy{number}"].governor for number in (3, 4)] == ["performance", "schedutil"]
+    assert (writer.errors, writer.hung.now().why) == ({}, {})
+
+
+def waits(go_on: threading.Event) -> None:
+    assert go_on.wait(BOUND)
