@@ -40,6 +40,10 @@ MEANINGS: Final[Mapping[str, str]] = {
         "power-profiles-daemon runs too and may set the same values; kerntune doctor says more (systemctl stop "
         "power-profiles-daemon)"
     ),
+    Reason.DEVICE_HANGS: (
+        "the kernel does not return from a read or write of a device, which is left out until it does; its row says "
+        "since when, dmesg may say why"
+    ),
     Reason.PARTIALLY_ALLOCATED: (
         "there were fewer free huge pages than wished; kerntuned asks again when memory is free, or kerntune reload"
     ),
