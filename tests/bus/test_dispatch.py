@@ -15,7 +15,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus.client import connect
-from kerntune.bus.dispatch import OF_A_PLACE, OF_USER, Caller, CallerGone, NameTaken, Service, load
+from kerntune.bus.dispatch import OF_A_CALL, OF_A_PLACE, OF_USER, Caller, CallerGone, NameTaken, Service, load
 from kerntune.bus.interface import Emits, parse, snake
 from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
@@ -236,6 +236,28 @@ class TestOneUser:
             answers = [await raw.reply_to(call) for raw, call in calls]
             assert {answer.message_type for answer in answers} == {MessageType.METHOD_RETURN}
             assert bench.waiting == OF_USER + 8
+            assert not service._places.taken
+
+    async def test_a_long_call_keeps_its_places(self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While it waits for somebody else, and others than root also once they are authorised."""
+
+        class Long(lab.Bench):
+            async def echo(self, caller: Caller, text: str) -> str:
+                assert self.service
+                self.service.authorised()
+                with self.service.aside():
+                    await self.wait(caller)
+                return text
+
+        monkeypatch.setattr("kerntune.bus.places.is_root", lambda _: False)
+        bench, long = Long(), "x" * (64 << 10)
+        async with lab.serving(bus, bench) as service, lab.Raw(bus) as raw:
+            calls = [raw.send("Echo", "s", long) for _ in range(3)]
+            while bench.waiting < 2:
+                await service._link.bus("GetId")
+            assert service._places.taken == {os.geteuid(): 2 * OF_A_CALL}
+            bench.release.set()
+            assert [(await raw.reply_to(call)).body for call in calls] == [[long]] * 3
             assert not service._places.taken
 
     async def test_long_calls_take_several_places(self, bus: PrivateBus) -> None:
@@ -515,6 +537,26 @@ class TestWhilePresent:
             await bench.cancelled.wait()
             await asyncio.gather(*service._tasks)
             assert not service._presence._watches
+
+    async def test_what_is_finished_all_the_same_is_answered(self, bus: PrivateBus) -> None:
+        """It may be saved already when its client leaves."""
+        begun = asyncio.Event()
+
+        async def saves() -> str:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                return "saved"
+            return ""
+
+        async with lab.serving(bus) as service:
+            async with lab.Raw(bus) as raw:
+                caller = Caller(raw.link.unique_name, 1000, 1, False)
+                saving = asyncio.create_task(service.while_present(caller, saves()))
+                await begun.wait()
+                await service._link.bus("GetId")
+            assert await saving == "saved"
 
     async def test_a_client_that_has_left_before(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service:

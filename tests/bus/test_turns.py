@@ -254,6 +254,23 @@ class TestDeparted:
         assert not intake.turns
         assert sorted(bus.asked) == [":1.1", ":1.2"], "one question for all that it has sent"
 
+    async def test_who_was_forgotten_while_it_waited_is_heard(self) -> None:
+        bus, got = Bus(_1=1), asyncio.Queue[Frame]()
+        users = known(bus)
+        intake = Intake(lambda frame, _: got.put_nowait(frame), users)
+        sent = [numbered(number) for number in range(3)]
+        intake.hold(1)
+        intake.turns.put(1, b":1.1", sent[0], long_ago())
+        users._known.clear()
+        intake.put(b":1.1", sent[1])
+        intake.go_on(1)
+        assert {await got.get(), await got.get()} == set(sent[:2])
+        await asyncio.gather(*intake._asking)
+        intake.put(b":1.1", sent[2])
+        intake.run(more=False)
+        assert await got.get() == sent[2]
+        assert (intake.turns._bytes, intake.turns.aside, len(intake.turns)) == (0, 0, 0)
+
     async def test_its_turn_comes_though_it_waits_long_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whoever was asked about is heard next, however long everything takes."""
         monkeypatch.setattr(turns_module, "STALE", -1.0)

@@ -39,6 +39,7 @@ MAX_PLACES: Final = 1000
 STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
 OF_USER: Final = 32  # places of one user for calls in service that nobody has authorised yet
 OF_A_PLACE: Final = 2 << 10  # bytes; a longer call takes several places, for it costs as much as several
+OF_A_CALL: Final = OF_USER // 2  # places of one call at most
 PLACE: Final[ContextVar[Place]] = ContextVar("PLACE")  # of the call that runs
 
 
@@ -225,33 +226,39 @@ class Service:
         return bool(there)
 
     async def while_present(self, caller: Caller, awaitable: Awaitable[T]) -> T:
-        """Await, but cancel it and raise CallerGone when the client leaves the bus."""
+        """Await, but cancel it when the client leaves the bus, and raise CallerGone where that ends it."""
         task: asyncio.Future[T] = asyncio.ensure_future(awaitable)
         try:
             async with self._presence.watching(caller.name) as gone:
                 either: set[asyncio.Future[Any]] = {task, gone}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            left = not task.done()
-            if left:
+            if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-        if left:
+        if task.cancelled():
             raise CallerGone(f"{caller.name} has left the bus")
         return task.result()
 
     # calls in
 
     def authorised(self) -> None:
-        """Let the call that runs keep nobody of its user waiting from now on: it may do what it takes long for."""
-        if place := PLACE.get(None):
+        """Let the call that runs keep nobody of its user waiting from now on: it may do what it takes long for.
+
+        A long call of others than root keeps its places to its end: an administrator would wait for hundreds of them.
+        """
+        place = PLACE.get(None)
+        if place and (place.is_root or not place.is_long):
             place.give_back()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Let the call that runs keep nobody of its user waiting meanwhile: it waits for somebody else."""
+        """Let the call that runs keep nobody of its user waiting meanwhile: it waits for somebody else.
+
+        A long call keeps its places, for it keeps its settings in memory.
+        """
         place = PLACE.get(None)
-        if place is None or not place.taken:
+        if place is None or not place.taken or place.is_long:
             yield
             return
         place.give_back()
@@ -280,7 +287,7 @@ class Service:
             self._refuse(message, many)
         else:
             self._busy[sender] += 1
-            place = self._places.take(self._link.uid, 1 + self._link.size // OF_A_PLACE)
+            place = self._places.take(self._link.uid, min(1 + self._link.size // OF_A_PLACE, OF_A_CALL))
             task = asyncio.get_running_loop().create_task(self._serve(message, place))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

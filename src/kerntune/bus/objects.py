@@ -39,7 +39,7 @@ LEAVE: Final = {"cancel-on-leave": "b"}
 CHANGE_ASKED: Final = "7b0e5a2f93c84d1e8f6d2a51c4e9b370"  # MESSAGE_ID
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
 MOMENT: Final = 0.05  # seconds after which a call may have lost its caller before it began
-SMALL: Final = 1000  # targets times claims: a document of less is made on the event loop, in some milliseconds
+SMALL: Final = 1000  # targets, and comparisons with claims: what has less is made on the event loop, in milliseconds
 
 
 class Files(Protocol):
@@ -288,7 +288,7 @@ class Manager:
             await waiting
         engine = self._engine
         head, rows = prepare(engine, self._core.host, self.degraded, self.active_profile)
-        if len(engine.readings) * len(engine.book.claims) <= SMALL:
+        if len(engine.readings) * (1 + len(engine.book.claims)) <= SMALL:
             return json.dumps(head | rows(), ensure_ascii=False)
         return await engine.threads.open(in_parts, head, rows)
 

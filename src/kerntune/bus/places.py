@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from kerntune.bus.users import is_root
+
 
 class Places:
     """`most` places for each user; `hold` and `go_on` are told the uid when the last is taken, and when one is free."""
@@ -34,12 +36,22 @@ class Places:
 
 
 class Place:
-    """One call's place, or places."""
+    """One call's place, or the places of a long one."""
 
     __slots__ = ("_count", "_places", "_uid", "taken")
 
     def __init__(self, places: Places, uid: int, count: int) -> None:
         self._places, self._uid, self._count, self.taken = places, uid, count, False
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the call takes several places."""
+        return self._count > 1
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the call is root's."""
+        return is_root(self._uid)
 
     def take(self) -> None:
         """Take it, if the call has none."""

@@ -45,7 +45,7 @@ STALE: Final = 0.05  # seconds that a message has waited, after which its sender
 
 
 class Turn(NamedTuple):
-    """A message whose turn it is, whose it is, and since when it or its sender is known to be wanted."""
+    """A message whose turn it is, and whose it is; `since` is when it came, or when the bus last knew its sender."""
 
     uid: int
     sender: bytes
@@ -210,7 +210,9 @@ class Turns:
 
     def found(self, sender: bytes, uid: int | None, now: float = 0.0) -> None:
         """A sender that was set aside is of this user, or has left the bus: then all is dropped that it sent."""
-        was = self._aside.pop(sender)
+        was = self._aside.pop(sender, None)
+        if was is None:
+            return
         found = was.senders.pop(sender)
         self._grow(was, -len(found.frames), -found.bytes)
         if uid is None:
@@ -358,7 +360,9 @@ class Intake:
                     self._next = loop.call_later(QUIET, self._take)
                     return
                 self._heavy_at = now
-            if turn.sender and now - turn.since > STALE and self.turns.aside < ASIDE:
+            # What comes of a sender that was forgotten meanwhile is aside already, and is asked about.
+            doubted = now - turn.since > STALE and not self.turns.is_aside(turn.sender)
+            if turn.sender and doubted and self.turns.aside < ASIDE:
                 self.turns.set_aside()
                 self._ask(turn.sender)
             else:
