@@ -11,12 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
+from kerntune.engine.retry import LONGEST, SOON
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import Reading, Reason, State, Target, Verdict
 from kerntune.tunables.base import Tunable
 
 Found = TypeVar("Found")
 Given = TypeVarTuple("Given")
+AGAIN: Final = 60.0  # seconds after a try in which a device that has hung counts as one that hangs again
 NO_ROOM: Final = (RuntimeError, MemoryError)  # what Python raises where it can start no thread
 
 
@@ -83,13 +85,20 @@ class Hung:
     """The devices of a lane that hang, by the names of their instances. Thread-safe.
 
     A name is enough: the kernel removes no device while a thread is inside one of its files, so no other gets the name.
-    `ended` is called when one hangs no more.
+    `ended` is called when one hangs no more, with the seconds to wait before the next try: longer and longer where the
+    last one made it hang again.
     """
 
-    def __init__(self, ended: Callable[[], None] = lambda: None, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        ended: Callable[[float], None] = lambda _: None,
+        bounds: Bounds | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.bounds = bounds or Bounds()
-        self._ended, self._lock = ended, threading.Lock()
+        self._ended, self._lock, self._clock = ended, threading.Lock(), clock
         self._marks: dict[str, _Mark] = {}
+        self._returned: dict[str, tuple[float, float]] = {}  # when each returned last, and the wait from then on
 
     def now(self) -> LeftOut:
         """Return which devices are left out at this moment."""
@@ -119,7 +128,15 @@ class Hung:
             if mark.reads or mark.writes:
                 return
             del self._marks[device]
-        self._ended()
+            wait = self._wait(device)
+        self._ended(wait)
+
+    def _wait(self, device: str) -> float:
+        now = self._clock()
+        self._returned = {name: last for name, last in self._returned.items() if now - sum(last) < AGAIN}
+        wait = min(max(SOON, 2 * self._returned[device][1]), LONGEST) if device in self._returned else 0.0
+        self._returned[device] = now, wait
+        return wait
 
 
 def said(device: str, path: str, *, write: bool) -> str:
@@ -235,7 +252,8 @@ class Reader:
         try:
             job = self.threads.submit(self._look, tunable, targets, view)
         except NO_ROOM:
-            # What cannot be bounded is better than nothing.
+            # The pool may have kept the job. What cannot be bounded is better than nothing.
+            view.over = True
             return self._look(tunable, targets, View(self.kernel, view.out))
         while True:
             at = view.at
@@ -247,6 +265,8 @@ class Reader:
                 return job.result()
 
     def _look(self, tunable: Tunable, targets: Sequence[Target] | None, view: View) -> Seen:
+        if view.over:
+            return Seen((), {})
         try:
             view.devices.update(target.instance for target in targets or ())
             return look(tunable, targets, view, view.out.why)

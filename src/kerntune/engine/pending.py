@@ -51,14 +51,14 @@ class Named:
 class Pending:
     """An edit that is in force but not yet committed. `changes` says whether it makes another book.
 
-    `earlier` are those that began before it and share a lane with it.
+    `earlier` are set when those that began before it, and share a lane with it, are over.
     """
 
     edit: Edit
     lanes: frozenset[Lane]
     named: Named
     changes: bool = False
-    earlier: tuple[Pending, ...] = ()
+    earlier: tuple[asyncio.Event, ...] = ()
     tickets: dict[Lane, Ticket] = field(default_factory=dict)
     saving: bool = False  # from now on it is finished, whatever comes
     done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -186,14 +186,17 @@ class Reconciler:
         """Return the paths of writes that devices hang in: no pass waits for them any more."""
         return [path for queue in self._lanes.values() for path in queue.worker.hung.writes]
 
-    def _hangs_no_more(self, lane: Lane) -> None:
-        """Have a pass look at a device; called in the thread that the kernel has returned to."""
+    def _hangs_no_more(self, lane: Lane, wait: float) -> None:
+        """Have a pass look at a device after `wait` seconds; called in the thread that the kernel has returned to."""
         if self._loop:
             # There is nobody to ask when the loop is closed.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._answers_again, lane)
+                self._loop.call_soon_threadsafe(self._answers_again, lane, wait)
 
-    def _answers_again(self, lane: Lane) -> None:
+    def _answers_again(self, lane: Lane, wait: float) -> None:
+        if wait:
+            asyncio.get_running_loop().call_later(wait, self.look_again, "retry", [lane])
+            return
         # The boot pass is the first; one that runs has left the device out.
         if any(self.observed.passes([lane])) or not self._lanes[lane].idle:
             self.look_again("retry", [lane])
@@ -391,7 +394,7 @@ class Reconciler:
             lanes,
             Named(edit, self.tunables),
             changes=not before.same_as(before.apply(edit)),
-            earlier=tuple(other for other in self._pending if other.lanes & lanes),
+            earlier=tuple(other.done for other in self._pending if other.lanes & lanes),
         )
         self._pending.append(pending)
         return pending
@@ -425,8 +428,8 @@ class Reconciler:
             pending.tickets = {lane: Ticket(cause, released, progress=told) for lane in lanes}
             passes = [self._lanes[lane].result(ticket) for lane, ticket in pending.tickets.items()]
             results = await asyncio.gather(*passes)
-            for other in pending.earlier:
-                await other.done.wait()
+            for done in pending.earlier:
+                await done.wait()
             result = merge(results)
             outcomes = await self._outcomes_of(edit, result, self.threads.read, must_win=must_win)
             await self._commit(pending)
@@ -537,7 +540,8 @@ class Reconciler:
 
     async def _withdrawn(self, lanes: Collection[Lane], cause: str, edit: Edit, *, wait: bool) -> None:
         """Have what the edit had overridden come into force again; a pass that fails now does not hide the error."""
-        tickets = [Ticket(f"{cause} withdrawn", released=edit.named) for _ in lanes]
+        # No other edit that is ended takes this pass along, whether or not somebody waits for it.
+        tickets = [Ticket(f"{cause} withdrawn", released=edit.named, waited=True) for _ in lanes]
         for lane, ticket in zip(lanes, tickets, strict=True):
             self._lanes[lane].put(ticket)
         if wait:

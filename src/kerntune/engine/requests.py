@@ -162,15 +162,16 @@ def superseded(claims: Covered, world: World, book: ClaimBook) -> tuple[ClaimId,
 def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
     """The claims of the request's origin that it names; naming none is no error, but a name nobody knows is."""
     dropped: list[ClaimId] = []
-    for setting in request.settings:
-        tunable = world.tunable(setting.tunable)
-        if setting.instances == EVERY:
+    # Each once: what a name stands for may be all there is.
+    for name, named in dict.fromkeys((setting.tunable, setting.instances) for setting in request.settings):
+        tunable = world.tunable(name)
+        if named == EVERY:
             dropped += [claim.id for claim in book.by_origin(request.origin) if claim.tunable == tunable.name]
             # Values that are owed are tried again at once.
             owed = (target.instance for target in world.owed if target.tunable == tunable.name)
             dropped += [ClaimId(request.origin, tunable.name, instance) for instance in owed]
             continue
-        instances = normal(tunable, setting.instances)
+        instances = normal(tunable, named)
         claim_id = ClaimId(request.origin, tunable.name, instances)
         known = claim_id in book.claims or not tunable.exact(instances) or world.covered(tunable, instances)
         if not known and tunable.name not in world.missing:

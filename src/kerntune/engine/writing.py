@@ -131,7 +131,7 @@ class Writer:
             code = 0
             try:
                 pieces = (piece for write in step.writes for piece in self.tunable.pieces(self.kernel, write))
-                goes_on = (piece for piece in takewhile(lambda _: not (self.halt.asked or job.left), pieces))
+                goes_on = takewhile(lambda _: not (self.halt.asked or job.left), pieces)
                 code = next(filter(None, map(self.attempt, goes_on)), 0)
             finally:
                 if self._returned(job, step, code):

@@ -90,3 +90,11 @@ async def test_many_who_plan_what_is_not_there_share_a_look() -> None:
         found = await asyncio.gather(*asking, return_exceptions=True)
         assert all(isinstance(error, NoSuchTarget) for error in found)
         assert lab.engine.observed._lanes[Lane.BLOCK].begun - before <= 2
+
+
+async def test_who_is_named_again_and_again_is_withdrawn_once() -> None:
+    async with running(large_host()) as lab:
+        for number in range(20):
+            await lab.set(("io-scheduler", f"nvme{number}*", "none"))
+        edit = await lab.engine.check(request(*[("io-scheduler", "*", "")] * 1000, unset=True))
+        assert len(edit.drop) == 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -15,9 +16,11 @@ import pytest
 
 from kerntune.engine.claims import ClaimBook, FilesEdit
 from kerntune.engine.hung import Bounds, Crew, Hung
+from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.threads import LOOKING
 from kerntune.engine.writing import WRITERS
 from kerntune.errors import Failed, KernelRejected
+from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Claim, Lane, Origin, Outcome, Reason, State, Target
 from tests.unit.lab import BOUND, Lab, claim, large_host, pages, queue, request, running
@@ -443,3 +446,50 @@ async def test_where_no_thread_can_be_made_the_look_is_made_all_the_same() -> No
             lab.kernel.disks["sda"].scheduler = "none"
             await lab.engine.observed.fresh([Lane.BLOCK], 0)
         assert {r.value for t, r in lab.engine.readings.items() if t.tunable == "io-scheduler"} == {"none"}
+
+
+def test_a_device_that_hangs_at_each_try_is_tried_after_longer_and_longer_waits() -> None:
+    now, waits = [0.0], list[float]()
+    hung = Hung(waits.append, clock=lambda: now[0])
+
+    def hangs(device: str, seconds: float) -> None:
+        hung.mark(device, queue(device), write=True)
+        now[0] += seconds
+        hung.end(device, queue(device), write=True)
+
+    for _ in range(5):
+        hangs("sda", 6.0)
+        now[0] += waits[-1]
+    assert waits == [0.0, 1.0, 2.0, 4.0, 8.0]
+    hangs("sdb", 6.0)
+    assert waits[-1] == 0.0
+    now[0] += 3600.0
+    hangs("sda", 6.0)
+    assert waits[-1] == 0.0, "it did well for an hour"
+    assert len(hung._returned) == 1
+
+
+async def test_a_slow_refusal_is_not_asked_for_again_and_again() -> None:
+    kernel, tries = large_host(), 0
+
+    def refuses(path: str, _text: str) -> None:
+        nonlocal tries
+        if path == queue("sda"):
+            tries += 1
+            time.sleep(2 * SHORT.write)
+            raise KernelError(errno.EIO, "I/O error", path)
+
+    kernel.before_write = refuses
+    waits, twice, again = list[float](), asyncio.Event(), Reconciler._answers_again
+
+    def noted(self: Reconciler, lane: Lane, wait: float) -> None:
+        waits.append(wait)
+        if len(waits) == 2:
+            twice.set()
+        again(self, lane, wait)
+
+    with mock.patch.object(Reconciler, "_answers_again", noted):
+        async with running(kernel, bounds=SHORT) as lab, asyncio.timeout(BOUND):
+            await lab.set(BFQ)
+            await twice.wait()
+            assert (waits, tries) == ([0.0, 1.0], 2)

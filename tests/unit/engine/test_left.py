@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -10,11 +11,15 @@ import pytest
 
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import ClaimBook
+from kerntune.engine.lanes import LaneQueue, Ticket
+from kerntune.engine.pending import Pending
+from kerntune.errors import Failed
 from kerntune.model import State
 from tests.unit.engine.test_halt import MANY, endable, slow_pools
 from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import (
     BOUND,
+    FULL,
     POOL,
     Lab,
     MemoryLedger,
@@ -172,3 +177,38 @@ async def test_who_leaves_before_the_first_step_leaves_nothing() -> None:
         await leaves(call)
         await lab.engine.reconcile("after")
         assert (lab.claims, lab.writes()) == ([], [])
+
+
+async def test_edits_without_a_pause_leave_nothing_of_those_before_them() -> None:
+    """Each begins before the one before it has ended."""
+    async with running(large_host()) as lab:
+        alive: list[int] = []
+
+        async def sets(device: str) -> None:
+            for number in range(20):
+                await lab.set(("io-scheduler", device, ("none", "bfq")[number % 2]))
+                gc.collect()
+                alive.append(sum(isinstance(found, Pending) for found in gc.get_objects()))
+
+        await asyncio.gather(*map(sets, ("sda", "nvme0n1", "nvme1n1")))
+        assert max(alive) <= 8
+
+
+async def test_what_is_put_back_is_not_ended_with_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tickets: list[Ticket] = []
+    put = LaneQueue.put
+
+    def noted(self: LaneQueue, ticket: Ticket) -> None:
+        tickets.append(ticket)
+        put(self, ticket)
+
+    monkeypatch.setattr(LaneQueue, "put", noted)
+
+    def fails(*_: object) -> None:
+        raise FULL
+
+    async with running(large_host()) as lab:
+        monkeypatch.setattr(MemoryLedger, "commit", fails)
+        with pytest.raises(Failed):
+            await lab.set(("io-scheduler", "sda", "none"))
+        assert [ticket.waited for ticket in tickets if ticket.cause == "Set withdrawn"] == [True]

@@ -80,7 +80,7 @@ def test_what_was_left_behind_makes_no_other_write_when_it_returns() -> None:
     kernel.before_write = lambda path, _text: None if "policy3/" not in path else waits(go_on)
     two = replace(step(3), writes=(*step(3).writes, *step(4).writes))
     with closing(Crew(4, "test")) as pool:
-        writer = Writer(kernel, CpuGovernor(), pool, None, hung=Hung(ended.set, Bounds(write=0.05)))
+        writer = Writer(kernel, CpuGovernor(), pool, None, hung=Hung(lambda _: ended.set(), Bounds(write=0.05)))
         try:
             writer.write([two, step(5)])
             assert [kernel.policies[f"policy{number}"].governor for number in (3, 5)] == ["schedutil", "performance"]
