@@ -14,6 +14,7 @@ from kerntune.bus.frames import Frame
 from kerntune.bus.messages import Message, MessageFlag, Variant
 from kerntune.bus.turns import (
     ASKING,
+    BATCH,
     FEW,
     HEAVY,
     LONG,
@@ -354,6 +355,26 @@ class TestLimits:
 
 
 class TestIntake:
+    async def test_where_nothing_waits_the_first_short_ones_are_looked_at_at_once(self) -> None:
+        got: asyncio.Queue[Frame] = asyncio.Queue()
+        intake = Intake(lambda frame, _: got.put_nowait(frame), known())
+        intake.run(more=False)
+        intake.put(b":1.1", frame(2 * HEAVY))
+        assert got.empty()
+        intake.run(more=False)
+        await got.get()
+        intake.run(more=False)
+        for _ in range(BATCH + 3):
+            intake.put(b":1.1", frame())
+        assert (got.qsize(), len(intake.turns)) == (BATCH, 3)
+        intake.run(more=False)
+        for _ in range(BATCH + 3):
+            await got.get()
+        intake.hold(2)
+        intake.put(b":1.1", frame())
+        assert got.empty(), "somebody is held: all have their turns"
+        intake.stop()
+
     async def test_a_long_message_is_for_root_alone(self) -> None:
         got: list[tuple[int, bool]] = []
         intake = Intake(lambda frame, uid: got.append((uid, frame.whole)), known(Bus()))
