@@ -238,6 +238,21 @@ class TestOneUser:
             assert bench.waiting == OF_USER + 8
             assert not service._places.taken
 
+    async def test_what_is_done_when_it_ends_is_answered(self, bus: PrivateBus) -> None:
+        class Slow(lab.Bench):
+            async def wait(self, caller: Caller) -> None:
+                await super().wait(caller)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+
+        bench = Slow()
+        async with lab.client(bus) as client:
+            async with lab.serving(bus, bench):
+                call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
+                await bench.started.wait()
+                bench.release.set()
+            assert await call == []
+
     async def test_a_long_call_keeps_its_places(self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
         """While it waits for somebody else, and others than root also once they are authorised."""
 

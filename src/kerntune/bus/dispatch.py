@@ -36,6 +36,7 @@ T = TypeVar("T")
 DO_NOT_QUEUE: Final = 4  # flag of RequestName
 OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
 MAX_PLACES: Final = 1000
+LAST_WORDS: Final = 0.05  # seconds that calls have to end by themselves when the service ends
 STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
 OF_USER: Final = 32  # places of one user for calls in service that nobody has authorised yet
 OF_A_PLACE: Final = 2 << 10  # bytes; a longer call takes several places, for it costs as much as several
@@ -132,6 +133,9 @@ class Service:
 
     async def close(self) -> None:
         """Give up the calls that still run, send what is queued, leave the bus."""
+        if self._tasks:
+            # What they did may be done, and be told yet.
+            await asyncio.wait(self._tasks, timeout=LAST_WORDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
