@@ -261,7 +261,9 @@ class Reader:
             if at and left <= 0 and self._leave(view, at):
                 return None
             # What is over its time, and was not left behind, is at no device.
-            if wait([job], timeout=left if left > 0 else patience).done:
+            wait([job], timeout=left if left > 0 else patience)
+            # One that was cancelled with its pool is done, and `wait` does not say so.
+            if job.done():
                 return job.result()
 
     def _look(self, tunable: Tunable, targets: Sequence[Target] | None, view: View) -> Seen:

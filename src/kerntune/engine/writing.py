@@ -75,7 +75,9 @@ class Writer:
         while True:
             if slow and self.tunable.parallel and todo:
                 jobs |= self._start(todo, WRITERS - sum(not job.done() for job in jobs))
-            if not wait(jobs, timeout=pause).not_done:
+            wait(jobs, timeout=pause)
+            # Those that were cancelled with their pool are done, and `wait` does not say so.
+            if all(job.done() for job in jobs):
                 break
             slow = True
             self._tell_progress()

@@ -8,6 +8,7 @@ import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -15,7 +16,7 @@ from unittest import mock
 import pytest
 
 from kerntune.engine.claims import ClaimBook, FilesEdit
-from kerntune.engine.hung import Bounds, Crew, Hung
+from kerntune.engine.hung import Bounds, Crew, Hung, Reader
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.threads import LOOKING
 from kerntune.engine.writing import WRITERS
@@ -23,6 +24,7 @@ from kerntune.errors import Failed, KernelRejected
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Claim, Lane, Origin, Outcome, Reason, State, Target
+from kerntune.tunables.io_scheduler import IoScheduler
 from tests.unit.lab import BOUND, Lab, claim, large_host, pages, queue, request, running
 
 SHORT = Bounds(read=0.1, write=0.2, least=0.02)
@@ -493,3 +495,26 @@ async def test_a_slow_refusal_is_not_asked_for_again_and_again() -> None:
             await lab.set(BFQ)
             await twice.wait()
             assert (waits, tries) == ([0.0, 1.0], 2)
+
+
+def test_a_read_that_is_cancelled_with_its_threads_is_waited_for_no_more() -> None:
+    gate, began = threading.Event(), threading.Event()
+    crew, kernel = Crew(1, "test"), large_host()
+
+    def blocks() -> None:
+        began.set()
+        gate.wait(BOUND)
+
+    crew.submit(blocks)
+    assert began.wait(BOUND)
+    reader = Reader(kernel, crew, Hung(bounds=SHORT))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(reader.all, IoScheduler())
+        while not crew._pool._work_queue.qsize():
+            time.sleep(SHORT.least)
+        crew.close()
+        try:
+            with pytest.raises(CancelledError):
+                reading.result(BOUND)
+        finally:
+            gate.set()
