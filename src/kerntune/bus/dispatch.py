@@ -134,7 +134,7 @@ class Service:
     async def close(self) -> None:
         """Give up the calls that still run, send what is queued, leave the bus."""
         if self._tasks:
-            # What they did may be done, and be told yet.
+            # A call may have done its work, and have only its reply to send.
             await asyncio.wait(self._tasks, timeout=LAST_WORDS)
         for task in self._tasks:
             task.cancel()

@@ -113,9 +113,7 @@ class Core:
             await self._begin(record, came)
             request = replace(request, who=record.who)
             changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
-            answer = await (self.service.while_present(caller, changing) if endable else changing)
-            record.changed = answer.changed
-        return answer
+            return await self._answered(record, changing, endable=endable)
 
     async def choose(self, caller: Caller, selection: Selection, *, endable: bool = False) -> Answer:
         """The same for the files as a whole."""
@@ -126,8 +124,12 @@ class Core:
         async with self._recorded(permit, named) as record:
             telling, begins = self._progress(caller), partial(self._begin, record, came)
             choosing = self.files.choose(selection, caller.member, telling, begins=begins, endable=endable)
-            answer = await (self.service.while_present(caller, choosing) if endable else choosing)
-            record.changed = answer.changed
+            return await self._answered(record, choosing, endable=endable)
+
+    async def _answered(self, record: Record, work: Awaitable[Answer], *, endable: bool) -> Answer:
+        """Await a change, until its caller leaves where it is `endable`, and record whether anything was changed."""
+        answer = await (self.service.while_present(record.caller, work) if endable else work)
+        record.changed = answer.changed
         return answer
 
     async def reload(self, caller: Caller) -> None:

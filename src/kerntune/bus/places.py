@@ -45,12 +45,12 @@ class Place:
 
     @property
     def is_long(self) -> bool:
-        """Whether the call takes several places."""
+        """Return whether the call takes several places."""
         return self._count > 1
 
     @property
     def is_root(self) -> bool:
-        """Whether the call is root's."""
+        """Return whether the call is root's."""
         return is_root(self._uid)
 
     def take(self) -> None:

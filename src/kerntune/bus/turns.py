@@ -1,4 +1,4 @@
-"""Whose message is looked at next, and when: whatever one user sends, the others' come in between; parses nothing.
+"""Decides whose message is looked at next, and when; whatever one user sends, others come between. Parses nothing.
 
 Self-clocked fair queueing, twice: users have equal shares, and the connections of a user have equal shares of it. What
 waits is tagged with the amount of work that its user, or connection, will have caused once it is done, and the lowest
@@ -54,7 +54,7 @@ class Turn(NamedTuple):
 
 
 class _Sender:
-    """What waits of one connection, with the time that it came; the tag is of the first of it."""
+    """Holds the messages of one connection that wait, each with the time that it came; the tag is of the first."""
 
     __slots__ = ("bytes", "frames", "name", "seen", "tag")
 
@@ -160,15 +160,16 @@ class Turns:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits, and nobody is held."""
+        """Return whether nothing waits, and nobody is held."""
         return not self._users and not self._aside
 
     @property
     def next(self) -> Turn | None:
         """The message whose turn it is, if there is one."""
         user = self._first()
-        if user is None:
-            return None
+        return self._of(user) if user else None
+
+    def _of(self, user: _User) -> Turn:
         uid = UNKNOWN if user.uid is None else user.uid
         if user.refused:
             return Turn(uid, *user.refused[0], math.inf)
@@ -178,9 +179,10 @@ class Turns:
 
     def take(self) -> Turn:
         """Return the message whose turn it is, and end its turn; IndexError when there is none."""
-        turn, user = self.next, self._first()
-        if turn is None or user is None:
+        user = self._first()
+        if user is None:
             raise IndexError("no message has its turn")
+        turn = self._of(user)
         self._now, _ = user.key()
         user.tag, user.order = self._now, next(self._order)
         if user.refused:
@@ -374,7 +376,7 @@ class Intake:
                     self._next = loop.call_later(QUIET, self._take)
                     return
                 self._heavy_at = now
-            # What comes of a sender that was forgotten meanwhile is aside already, and is asked about.
+            # A sender that was forgotten meanwhile, and has sent more, is asked about already.
             doubted = now - turn.since > STALE and not self.turns.is_aside(turn.sender)
             if turn.sender and doubted and self.turns.aside < ASIDE:
                 self.turns.set_aside()

@@ -13,7 +13,7 @@ UNKNOWN: Final = -1  # stands for the uid of what no user has sent, and of who i
 
 
 class User(NamedTuple):
-    """Who is at the other end; `pid` is 0 when the bus does not know it."""
+    """Names who is at the other end; `pid` is 0 when the bus does not know it."""
 
     uid: int
     pid: int

@@ -20,7 +20,7 @@ READ_SECONDS: Final = 15.0
 # Somebody may have to type a password, and then the kernel may have to move a TiB of memory about: what takes longer
 # would be put back. The bus tells at once when the daemon is gone, and people can interrupt.
 EDIT_SECONDS: Final = 3600.0
-# Who interrupts a command wants nothing of it any more.
+# A user who interrupts a command wants nothing of it any more.
 LEAVING: Final = {"cancel-on-leave": True}
 
 

@@ -64,6 +64,15 @@ class Crew:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def over(jobs: Collection[Future[Found]], seconds: float) -> bool:
+    """Wait for so long, and return whether all jobs are over.
+
+    `wait` does not count those that were cancelled with their pool.
+    """
+    wait(jobs, timeout=seconds)
+    return all(job.done() for job in jobs)
+
+
 @dataclass(slots=True)
 class _Mark:
     """A device that hangs: what is told of it, the files whose reads, and those whose writes, have not returned."""
@@ -260,10 +269,8 @@ class Reader:
             left = at[1] + patience - time.monotonic() if at else patience
             if at and left <= 0 and self._leave(view, at):
                 return None
-            # What is over its time, and was not left behind, is at no device.
-            wait([job], timeout=left if left > 0 else patience)
-            # One that was cancelled with its pool is done, and `wait` does not say so.
-            if job.done():
+            # A look that is over its time, and was not left behind, is at no device.
+            if over([job], left if left > 0 else patience):
                 return job.result()
 
     def _look(self, tunable: Tunable, targets: Sequence[Target] | None, view: View) -> Seen:

@@ -6,13 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
 from kerntune.engine.halt import Halt
-from kerntune.engine.hung import Crew, Hung
+from kerntune.engine.hung import Crew, Hung, over
 from kerntune.engine.progress import Progress
 from kerntune.kernel.files import Kernel, KernelError
 from kerntune.model import Step, Target, Write
@@ -68,16 +68,14 @@ class Writer:
             return
         all_of_them = len(todo)
         jobs = self._start(todo, 1)
-        wait(jobs, timeout=A_MOMENT)
+        over(jobs, A_MOMENT)
         # Quick writes are quicker one after the other: threads of Python get in each other's way.
         slow = all_of_them - len(todo) <= FEW
         pause = min(PROGRESS_SECONDS, self.hung.bounds.write) if self.tunable.parallel else PROGRESS_SECONDS
         while True:
             if slow and self.tunable.parallel and todo:
                 jobs |= self._start(todo, WRITERS - sum(not job.done() for job in jobs))
-            wait(jobs, timeout=pause)
-            # Those that were cancelled with their pool are done, and `wait` does not say so.
-            if all(job.done() for job in jobs):
+            if over(jobs, pause):
                 break
             slow = True
             self._tell_progress()

@@ -8,7 +8,7 @@ import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -497,9 +497,17 @@ async def test_a_slow_refusal_is_not_asked_for_again_and_again() -> None:
             assert (waits, tries) == ([0.0, 1.0], 2)
 
 
-def test_a_read_that_is_cancelled_with_its_threads_is_waited_for_no_more() -> None:
-    gate, began = threading.Event(), threading.Event()
+def test_a_read_that_is_cancelled_with_its_threads_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, began, queued = threading.Event(), threading.Event(), threading.Event()
     crew, kernel = Crew(1, "test"), large_host()
+    submit = crew.submit
+
+    def noted(*given: Any) -> Future[Any]:
+        job = submit(*given)
+        queued.set()
+        return job
+
+    monkeypatch.setattr(crew, "submit", noted)
 
     def blocks() -> None:
         began.set()
@@ -507,11 +515,11 @@ def test_a_read_that_is_cancelled_with_its_threads_is_waited_for_no_more() -> No
 
     crew.submit(blocks)
     assert began.wait(BOUND)
+    queued.clear()
     reader = Reader(kernel, crew, Hung(bounds=SHORT))
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(reader.all, IoScheduler())
-        while not crew._pool._work_queue.qsize():
-            time.sleep(SHORT.least)
+        assert queued.wait(BOUND)
         crew.close()
         try:
             with pytest.raises(CancelledError):
