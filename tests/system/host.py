@@ -132,9 +132,16 @@ class Host:
         self.vm.wait_for(f"{look}; {join} && [ $1 -ne {former} ] && [ $2 = active ]", limit)
         return self.pid
 
-    def journal(self) -> str:
-        """All that the daemon has logged in this boot."""
-        return self.vm.check(["journalctl", "--output=cat", f"--unit={UNIT}"])
+    def journal(self, after: str = "") -> str:
+        """Return all that the daemon has logged in this boot, or what came after a place that `journal_end` gave."""
+        since = f"--after-cursor='{after}'" if after else ""
+        # What was sent to the journal's socket may still wait there.
+        return self.vm.check(f"journalctl --sync && journalctl --output=cat --quiet --unit={UNIT} {since}")
+
+    def journal_end(self) -> str:
+        """Return the place in the journal where it ends now: other files' tests may have had the machine before."""
+        said = self.vm.check("journalctl --sync && journalctl --quiet --lines=1 --show-cursor --output=cat")
+        return said.rpartition("-- cursor: ")[2]
 
     # the kernel
 

@@ -11,6 +11,8 @@ from typing import Final
 import pytest
 
 from kerntune.bus.names import MEMORY
+from kerntune.daemon.alarm import WORDS
+from kerntune.engine.guard import GuardState
 from tests.system import pressure
 from tests.system.host import Host
 from tests.system.machine import Machine
@@ -26,7 +28,8 @@ DWELL: Final = 1  # second
 SOON: Final = f"[guard]\ncalm = 1\ndwell = {DWELL}\ndoubling = false\n"
 OFF: Final = "[guard]\nenabled = false\n"
 LEFT: Final = 900 << 20  # bytes that the ballast leaves, so that no run takes long
-ROOM: Final = 5.0  # seconds until there is room again, under emulation
+ROOM: Final = 30.0  # seconds until there is room again, emulated beside another machine on busy CPUs
+PAUSE: Final = 1.0  # seconds: the guard makes room once nobody has asked for more for half of one
 ASKS: Final = 10.0  # seconds for which `take large` and `take again` go on asking
 SEEN_LATE: Final = 0.05  # seconds by which the guest's own watch may see a cap begin later than it sees it end
 # The soaks' figures; KERNTUNE_SOAK=0.3 makes them shorter.
@@ -97,13 +100,15 @@ def soon(work: Callable[[], object], limit: float = ROOM) -> None:
     while True:
         try:
             work()
-        except (MachineError, AssertionError):
+        except MachineError:
             if time.monotonic() > deadline:
                 raise
+            time.sleep(PAUSE)
         else:
             return
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("user", "swap", "how"),
     [pytest.param(*each, marks=[pytest.mark.soak] if each in LONG else []) for each in RUNS],
@@ -113,7 +118,8 @@ def test_a_program_that_takes_all_it_gets_is_refused_and_lives(host: Host, user:
 
 
 def run(host: Host, user: str, how: str, *, swap: bool) -> None:
-    vm = host.vm
+    vm, begin = host.vm, host.journal_end()
+    refused: MachineError | None = None
     if swap:
         vm.check(f"mkswap -q {SWAP} {SWAP_KIB} && swapon {SWAP}")
     least = floor(host)
@@ -123,7 +129,10 @@ def run(host: Host, user: str, how: str, *, swap: bool) -> None:
         if how == SMALL:
             soon(lambda: vm.check(["su", "--login", "root", "--command", LOOK]), ASKS + ROOM)
         else:
-            work_goes_on(vm)
+            try:
+                work_goes_on(vm)
+            except MachineError as error:
+                refused = error
         seen = pressure.lowest(hog)
         say(f"{user}, {how}, swap {swap}: lowest {seen >> 20} MiB, floor less 2 % is {least >> 20} MiB")
         assert seen >= least
@@ -136,7 +145,10 @@ def run(host: Host, user: str, how: str, *, swap: bool) -> None:
         let_go(host)
         if swap:
             vm.check(f"swapoff {SWAP}")
-    vm.wait_for("journalctl --unit=kerntuned --grep 'refused memory to .*take' --quiet")
+    vm.wait_for(f"journalctl --unit=kerntuned --after-cursor='{begin}' --grep 'refused memory to .*take' --quiet")
+    # A program of root's takes root's reserve too, and so it may end below the floor, where nothing more is promised.
+    if refused and not (user == "root" and WORDS[GuardState.EXHAUSTED] in host.journal(begin)):
+        raise refused
 
 
 @pytest.fixture
