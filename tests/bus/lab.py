@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -60,7 +59,7 @@ XML = """
 
 
 def interfaces() -> dict[str, Interface]:
-    return {found.name: found for found in parse(ET.fromstring(XML))}
+    return {found.name: found for found in parse(XML)}
 
 
 class Bench:

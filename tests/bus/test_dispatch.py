@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 import pytest
 
@@ -46,12 +47,21 @@ class TestInterface:
 
     def test_an_annotation_of_the_interface_is_the_default_of_its_properties(self) -> None:
         (found,) = parse(
-            ET.fromstring(
-                '<node><interface name="a.b"><property name="A" type="s" access="read"/>'
-                '<annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="false"/></interface></node>'
-            )
+            '<node><interface name="a.b"><property name="A" type="s" access="read"/>'
+            '<annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="false"/></interface></node>'
         )
         assert found.properties["A"].emits is Emits.FALSE
+
+    def test_each_interface_is_kept_as_its_file_has_it(self) -> None:
+        inside = '<!-- größer: > --><method name="Do"><arg name="it" type="s"/><arg type="u" direction="out"/></method>'
+        first, second = f'<interface name="a.b">{inside}</interface>', '<interface name="a.c"/>'
+        one, two = parse(f'<?xml version="1.0" encoding="UTF-8"?>\n<node>{first}\n{second}<node name="x"/></node>')
+        assert (one.name, one.xml, two.name, two.xml) == ("a.b", first, "a.c", second)
+        assert (one.methods, one.takes) == ({"Do": ("s", "u")}, {"Do": ("it",)})
+
+    def test_a_file_that_is_no_xml_is_refused(self) -> None:
+        with pytest.raises(ExpatError, match="line 1"):
+            parse('<node><interface name="a.b"></node>')
 
     def test_missing(self) -> None:
         class Half:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -72,7 +71,7 @@ class Authority:
 @asynccontextmanager
 async def authority(bus: PrivateBus, *answers: Any) -> AsyncIterator[Authority]:
     played = Authority(*answers)
-    service = Service({each.name: each for each in parse(ET.fromstring(XML))}, PATH, address=bus.address)
+    service = Service({each.name: each for each in parse(XML)}, PATH, address=bus.address)
     await service.connect(POLKIT)
     service.publish(PATH, {f"{POLKIT}.Authority": played})
     service.open()

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import tempfile
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +48,7 @@ FEW: Final = settings(derandomize=True, database=None, deadline=timedelta(second
 MANY: Final = settings(database=None, deadline=timedelta(seconds=10), max_examples=400)
 HARD: Final = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else FEW
 
-CONTRACT: Final = {found.name: found for found in parse(ET.fromstring(STANDARD))} | load(names.interface_files())
+CONTRACT: Final = {found.name: found for found in parse(STANDARD)} | load(names.interface_files())
 METHODS: Final = [(interface, member) for interface, found in CONTRACT.items() for member in sorted(found.methods)]
 PROPERTIES: Final = sorted({name for found in CONTRACT.values() for name in found.properties})
 KNOWN: Final = {cls.dbus_name for cls in errors.KerntuneError.__subclasses__()}
@@ -208,12 +207,9 @@ class Call(NamedTuple):
 
 def calls(interface: str, member: str) -> SearchStrategy[Call]:
     takes, _ = CONTRACT[interface].methods[member]
-    method = CONTRACT[interface].element.find(f"method[@name='{member}']")
-    assert method is not None
-    given = [arg for arg in method.iterfind("arg") if arg.get("direction", "in") == "in"]
     likely = [
-        st.sampled_from(LIKELY[name]) if (name := arg.get("name", "")) in LIKELY else anything(arg.get("type", ""))
-        for arg in given
+        st.sampled_from(LIKELY[name]) if name in LIKELY else anything(kind)
+        for name, kind in zip(CONTRACT[interface].takes[member], split(takes), strict=True)
     ]
     args = st.one_of(st.tuples(*likely).map(list), everything(takes))
     flags = st.sampled_from([MessageFlag.NONE, MessageFlag.NONE, MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION])

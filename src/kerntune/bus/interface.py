@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
+from xml.parsers import expat
 
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 ACTION: Final = "org.kerntune.Action"
@@ -35,37 +36,38 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface: signatures by member name (for a method in and out), and the XML element, annotations kept.
+    """One interface by member name: of a method the signatures in and out, and the names of what it takes.
 
-    `actions` says of a method what its caller needs (bus/gate.py); a method without the annotation is not in it.
+    `xml` is the element as it stands in the file. `actions` says of a method what its caller needs (bus/gate.py); a
+    method without the annotation is not in it.
     """
 
     name: str
     methods: Mapping[str, tuple[str, str]]
+    takes: Mapping[str, tuple[str, ...]]
     signals: Mapping[str, str]
     properties: Mapping[str, Property]
-    element: ET.Element
     actions: Mapping[str, str]
+    xml: str
 
     def missing(self, impl: object) -> list[str]:
         """What `impl` lacks to serve this interface: handlers `async def member(self, caller, *args)`, attributes."""
         lacking = [snake(name) for name in self.properties if not _has(impl, snake(name))]
-        for method in self.element.iterfind("method"):
-            name = snake(method.get("name", ""))
-            takes = [arg.get("name", "arg") for arg in method.iterfind("arg") if arg.get("direction", "in") == "in"]
+        for member, takes in self.takes.items():
+            name = snake(member)
             if not _takes(getattr(impl, name, None), 1 + len(takes)):
                 lacking.append(f"async {name}({', '.join(['caller', *takes])})")
         return lacking
 
 
 def load(paths: Iterable[Path]) -> dict[str, Interface]:
-    """Interfaces by name; raises OSError or xml.etree.ElementTree.ParseError."""
-    return {found.name: found for path in paths for found in parse(ET.parse(path).getroot())}
+    """Interfaces by name; raises OSError or xml.parsers.expat.ExpatError."""
+    return {found.name: found for path in paths for found in parse(path.read_text("utf-8"))}
 
 
-def parse(root: ET.Element) -> Iterable[Interface]:
-    """The interfaces in a `<node>`."""
-    return map(_interface, root.iter("interface"))
+def parse(text: str) -> list[Interface]:
+    """The interfaces in an XML document; raises xml.parsers.expat.ExpatError."""
+    return [_interface(element) for element in _elements(text, "interface")]
 
 
 def snake(member: str) -> str:
@@ -73,39 +75,86 @@ def snake(member: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", member).lower()
 
 
-def _interface(element: ET.Element) -> Interface:
+@dataclass(slots=True)
+class _Element:
+    tag: str
+    attributes: Mapping[str, str]
+    children: list[_Element] = field(default_factory=list)
+    xml: str = ""
+
+    def all(self, tag: str) -> list[_Element]:
+        return [child for child in self.children if child.tag == tag]
+
+    def get(self, attribute: str, default: str = "") -> str:
+        return self.attributes.get(attribute, default)
+
+    @property
+    def name(self) -> str:
+        return self.get("name")
+
+
+def _elements(text: str, tag: str) -> list[_Element]:
+    """The elements with a tag, each with its own text. xml.etree would be half a MiB of the daemon's memory."""
+    found: list[_Element] = []
+    above: list[tuple[_Element, int]] = []
+    source = text.encode()
+    parser = expat.ParserCreate("utf-8")
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        element = _Element(name, attributes)
+        if above:
+            above[-1][0].children.append(element)
+        above.append((element, parser.CurrentByteIndex))
+
+    def end(name: str) -> None:
+        element, began = above.pop()
+        if name == tag:
+            # The parser is at the end tag, or where there is none behind the element.
+            at = parser.CurrentByteIndex
+            ended = source.index(b">", at) + 1 if source.startswith(b"</", at) else at
+            element.xml = source[began:ended].decode()
+            found.append(element)
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.ParseFile(io.BytesIO(source))
+    return found
+
+
+def _interface(element: _Element) -> Interface:
     default = _emits(element, Emits.TRUE)
+    methods, signals = element.all("method"), element.all("signal")
     return Interface(
-        element.get("name", ""),
-        {_name(each): (_signature(each, "in"), _signature(each, "out")) for each in element.iterfind("method")},
-        {_name(each): _signature(each, "") for each in element.iterfind("signal")},
+        element.name,
+        {each.name: (_signature(each, "in"), _signature(each, "out")) for each in methods},
+        {each.name: tuple(arg.get("name", "arg") for arg in _arguments(each, "in")) for each in methods},
+        {each.name: _signature(each, "") for each in signals},
         {
-            _name(each): Property(each.get("type", ""), each.get("access", "read"), _emits(each, default))
-            for each in element.iterfind("property")
+            each.name: Property(each.get("type"), each.get("access", "read"), _emits(each, default))
+            for each in element.all("property")
         },
-        element,
-        {_name(each): action for each in element.iterfind("method") if (action := _annotation(each, ACTION))},
+        {each.name: action for each in methods if (action := _annotation(each, ACTION))},
+        element.xml,
     )
 
 
-def _name(element: ET.Element) -> str:
-    return element.get("name", "")
+def _arguments(member: _Element, direction: str) -> list[_Element]:
+    """The arguments of one direction; a method's go in when they do not say, a signal's have none."""
+    return [arg for arg in member.all("arg") if not direction or arg.get("direction", "in") == direction]
 
 
-def _signature(member: ET.Element, direction: str) -> str:
-    """The arguments of one direction together; a method's go in when they do not say, a signal's have none."""
-    wanted = [arg for arg in member.iterfind("arg") if not direction or arg.get("direction", "in") == direction]
-    return "".join(arg.get("type", "") for arg in wanted)
+def _signature(member: _Element, direction: str) -> str:
+    """The types of the arguments of one direction together."""
+    return "".join(arg.get("type") for arg in _arguments(member, direction))
 
 
-def _emits(element: ET.Element, default: Emits) -> Emits:
+def _emits(element: _Element, default: Emits) -> Emits:
     said = _annotation(element, EMITS)
     return default if said is None else Emits(said)
 
 
-def _annotation(element: ET.Element, name: str) -> str | None:
+def _annotation(element: _Element, name: str) -> str | None:
     """Return the value of an element's own annotation; None where there is none."""
-    found = (each.get("value", "") for each in element.iterfind("annotation") if each.get("name") == name)
+    found = (each.get("value") for each in element.all("annotation") if each.name == name)
     return next(found, None)
 
 

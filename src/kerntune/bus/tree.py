@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import xml.etree.ElementTree as ET
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -81,7 +80,7 @@ class Tree:
 
     def __init__(self, interfaces: Mapping[str, Interface], root: str) -> None:
         self.root = root
-        self.interfaces = {found.name: found for found in parse(ET.fromstring(STANDARD))} | dict(interfaces)
+        self.interfaces = {found.name: found for found in parse(STANDARD)} | dict(interfaces)
         self._objects: dict[str, dict[str, object]] = {}
 
     def add(self, path: str, impls: Mapping[str, object]) -> None:
@@ -144,12 +143,10 @@ class Tree:
         """Introspectable.Introspect: also for the paths above the objects, else `busctl tree` finds nothing."""
         below = path.rstrip("/") + "/"
         children = sorted({other[len(below) :].split("/")[0] for other in self._objects if other.startswith(below)})
-        offered = self._offered(path)
-        node = ET.Element("node")
-        node.extend(self.interfaces[name].element for name in offered)
-        node.extend(ET.Element("node", name=child) for child in children)
-        ET.indent(node)
-        return DOCTYPE + ET.tostring(node, encoding="unicode") + "\n"
+        # The name of an object has letters, digits and "_" only: nothing that XML would have to escape.
+        inside = [self.interfaces[name].xml for name in self._offered(path)]
+        inside += [f'<node name="{child}"/>' for child in children]
+        return f"{DOCTYPE}<node>\n" + "".join(f"  {each}\n" for each in inside) + "</node>\n"
 
     async def get(self, path: str, interface: str, name: str) -> Variant:
         """Properties.Get; raises UnknownProperty."""
