@@ -34,6 +34,7 @@ class Told(NamedTuple):
     verdict: GuardVerdict
     memory: Memory | None
     limits: GuardLimits | None
+    at: float = 0.0  # seconds since 1970
 
 
 class Named(NamedTuple):
@@ -61,7 +62,7 @@ class Alarm:
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
         """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
-        self._untold.append(Told(verdict, memory, limits))
+        self._untold.append(Told(verdict, memory, limits, time.time()))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
     def prepare(self) -> None:
@@ -99,7 +100,7 @@ class Alarm:
         record(alert)
         if told.verdict.caps != last.verdict.caps:
             engine.look_again(CAUSE, [Lane.MEMORY])
-            await self._look_back(engine, capped=told.verdict.caps)
+            await self._look_back(engine, told)
         engine.announce(CAUSE)
         for listener in self.listeners:
             listener(alert)
@@ -129,10 +130,10 @@ class Alarm:
         self._consumers.look(time.monotonic())
         return Named(self._consumers.largest(TOP), self._consumers.growing(TOP)) if named else NOBODY
 
-    async def _look_back(self, engine: Reconciler, *, capped: bool) -> None:
+    async def _look_back(self, engine: Reconciler, told: Told) -> None:
         """When a cap has ended, tell who was refused; as long as it is in force, there may be no memory to look."""
-        if capped:
-            self._capped_at = time.time() - OFTEN
+        if told.verdict.caps:
+            self._capped_at = told.at - OFTEN
             return
         refused: Sequence[Refused] = ()
         with seeing("who was refused memory"):
@@ -144,7 +145,7 @@ class Alarm:
 
 def alert_of(told: Told, named: Named) -> Alert:
     """Return the alert that a verdict makes."""
-    verdict, memory, limits = told
+    verdict, memory, limits, _ = told
     if memory is None or limits is None:
         return Alert(verdict, 0, 0, 0)
     limit = verdict.kbytes * 1024 + memory.swap_total if verdict.caps else 0

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.alarm import Alarm
+from kerntune.daemon.alarm import OFTEN, Alarm
 from kerntune.daemon.cap_file import NAME, Unreadable, undo_cap
 from kerntune.daemon.guard import MemoryGuard
 from kerntune.engine.guard import GuardLimits, GuardState, GuardVerdict
 from kerntune.engine.requests import Request
 from kerntune.kernel.pressure import ADMIN_RESERVE, KBYTES, MODE, RATIO, USER_RESERVE
+from kerntune.kernel.refusals import Refused
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Memory, Reason, Setting, State
 from tests.unit.lab import Lab, running
@@ -288,3 +289,23 @@ async def test_without_room_on_disk_it_only_watches(tmp_path: Path) -> None:
         outcome = await host.lab.one("overcommit", "", "always:95")
         assert host.guard.verdict.state is GuardState.OBSERVING
         assert "could not be saved" in outcome.detail
+
+
+async def test_who_was_refused_is_sought_from_the_cap_on_however_late_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: asyncio.Queue[float] = asyncio.Queue()
+    now, loop = 1_000.0, asyncio.get_running_loop()
+
+    def refused_since(begin: float) -> list[Refused]:
+        loop.call_soon_threadsafe(sought.put_nowait, begin)
+        return []
+
+    monkeypatch.setattr("kerntune.daemon.alarm.refused_since", refused_since)
+    monkeypatch.setattr("kerntune.daemon.alarm.time.time", lambda: now)
+    async with scene(tmp_path) as host:
+        host.alarm.tell(GuardVerdict(GuardState.CAPPED, 100, kbytes=1), None, None)
+        now = 1_060.0
+        host.alarm.tell(GuardVerdict(GuardState.RELEASED), None, None)
+        async with asyncio.timeout(PATIENCE):
+            assert await sought.get() == 1_000.0 - OFTEN
