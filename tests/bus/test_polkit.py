@@ -42,7 +42,9 @@ HANG = None
 
 
 class Authority:
-    """Gives its answers in order; HANG is no answer, an exception an error reply."""
+    """Gives its answers in order; HANG is no answer, an exception an error reply. As many as like may hang."""
+
+    service: Service
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -60,7 +62,8 @@ class Authority:
             raise answer
         if answer is HANG:
             self.hanging.set()
-            await asyncio.Event().wait()
+            with self.service.aside():
+                await asyncio.Event().wait()
         assert isinstance(answer, list)
         return answer
 
@@ -71,7 +74,7 @@ class Authority:
 @asynccontextmanager
 async def authority(bus: PrivateBus, *answers: Any) -> AsyncIterator[Authority]:
     played = Authority(*answers)
-    service = Service({each.name: each for each in parse(XML)}, PATH, address=bus.address)
+    service = played.service = Service({each.name: each for each in parse(XML)}, PATH, address=bus.address)
     await service.connect(POLKIT)
     service.publish(PATH, {f"{POLKIT}.Authority": played})
     service.open()

@@ -160,11 +160,12 @@ class Tree:
 
     async def get_all(self, path: str, interface: str) -> Values:
         """Properties.GetAll."""
+        names = self._with_properties(path, interface)
+        if waiting := [waits for name in names if (waits := _refresh(self._objects[path][name]))]:
+            await asyncio.gather(*waiting)
         values: Values = {}
-        for found in self._with_properties(path, interface):
-            if waiting := _refresh(self._objects[path][found]):
-                await waiting
-            values |= self.values(path, found)
+        for name in names:
+            values |= self.values(path, name)
         return values
 
     async def set(self, path: str, interface: str, name: str, _value: Variant) -> None:
