@@ -3,11 +3,12 @@
 SHELL  := /bin/bash
 PYTHON ?= /usr/bin/python3
 BUS    ?= private
+SUITE  ?= bookworm
 VENV   := .venv
 SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil dbus \
-          dbus-bin polkitd udev systemd zsh jq libglib2.0-bin groff-base
+          dbus-bin polkitd udev systemd zsh jq libglib2.0-bin groff-base zstd
 PROMETHEUS := build/prometheus
 DEBIAN_VM := qemu-system-x86 qemu-utils mmdebstrap acpica-tools e2fsprogs util-linux
 
@@ -24,6 +25,9 @@ if [ -n "$$missing" ]; then \
     $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 fi
 endef
+
+# The Debian of the virtual machines.
+export SUITE
 
 .PHONY: setup setup-vm run test test-vm soak bench bench-vm lint deb format clean
 
@@ -53,7 +57,7 @@ $(PROMETHEUS)/.ready:
 	rm -- *.deb && touch .ready || echo "promtool and node_exporter cannot be fetched: what needs them is skipped"
 
 # The package on a real system, in a virtual machine. The first run makes its disk; what it makes stays in ~/.cache.
-# Two machines side by side (-n 0: one); a file stays on one of them.
+# Two machines side by side (-n 0: one); a file stays on one of them. SUITE: bookworm, trixie or forky.
 test-vm: setup setup-vm deb
 	@$(VENV)/bin/python -m pytest tests/system -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

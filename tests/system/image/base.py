@@ -1,12 +1,14 @@
-"""Builds the guest's disk: Debian 12 with what kerntune depends on, and the agent; kerntune itself is not in it."""
+"""Builds the guest's disk: a Debian with what kerntune depends on, and the agent; kerntune itself is not in it."""
 
 from __future__ import annotations
 
 import lzma
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,10 @@ from tests.system.image.cache import key_of
 HERE: Final = Path(__file__).parent
 CHECKOUT: Final = HERE.parents[2]
 LIMIT: Final = 480  # seconds for the whole of Debian
-SUITE: Final = "bookworm"
+SUITES: Final = ("bookworm", "trixie", "forky")  # Debian 12, 13 and testing
+SUITE: Final = os.environ.get("SUITE") or "bookworm"
+# A mirror may not have fetched testing for a while; nothing else is wrong with it.
+SUITE_OPTIONS: Final = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 PACKAGES: Final = (
     # The cloud kernel has neither nvme nor acpi-cpufreq.
     *("linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev", "systemd", "systemd-sysv", "libpam-systemd"),
@@ -35,22 +40,25 @@ FILESYSTEMS: Final = (
 )
 LEFT_OUT: Final = (
     *(f"/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")),
-    "/lib/modules/*/kernel/sound/*",
-    *(f"/lib/modules/*/kernel/drivers/{name}/*" for name in DRIVERS),
-    *(f"/lib/modules/*/kernel/fs/{name}/*" for name in FILESYSTEMS),
+    # Below /lib in Debian 12, below /usr/lib from then on.
+    "*/lib/modules/*/kernel/sound/*",
+    *(f"*/lib/modules/*/kernel/drivers/{name}/*" for name in DRIVERS),
+    *(f"*/lib/modules/*/kernel/fs/{name}/*" for name in FILESYSTEMS),
 )
 SIZE: Final = "2G"
 
 
 def key() -> str:
-    """Changes with everything that goes into the disk."""
-    return key_of(Path(__file__), HERE / "customize.sh", *sorted((HERE / "guest").glob("agent.*")))
+    """Return what changes with everything that goes into the disk."""
+    if SUITE not in SUITES:
+        raise ValueError(f"SUITE={SUITE}: the guests are {', '.join(SUITES)}")
+    return key_of(SUITE, Path(__file__), HERE / "customize.sh", *sorted((HERE / "guest").glob("agent.*")))
 
 
 def build(into: Path) -> None:
     """Make disk.img, vmlinux and initrd in `into`. Needs root: goes through sudo when it is not."""
     if os.geteuid() != 0:
-        again = ["sudo", sys.executable, "-m", "tests.system.image.base", str(into)]
+        again = ["sudo", f"SUITE={SUITE}", sys.executable, "-m", "tests.system.image.base", str(into)]
         subprocess.run(again, cwd=CHECKOUT, check=True, timeout=LIMIT + 60)
         return
     tree = into / "tree"
@@ -60,6 +68,7 @@ def build(into: Path) -> None:
             [
                 "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory", *options,
                 "--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io",
+                *SUITE_OPTIONS.get(SUITE, ()),
                 f"--include={','.join(PACKAGES)}", f"--customize-hook={HERE / 'customize.sh'} \"$1\" {HERE / 'guest'}",
                 SUITE, str(tree),
             ],
@@ -83,16 +92,27 @@ def build(into: Path) -> None:
 
 
 def unpacked(kernel: bytes) -> bytes:
-    """The ELF file inside a bzImage, which QEMU starts by its PVH note: emulated, unpacking it would take seconds."""
-    start = -1
-    while (start := kernel.find(b"\xfd7zXZ\0", start + 1)) >= 0:
-        try:
-            found = lzma.LZMADecompressor().decompress(kernel[start:])
-        except lzma.LZMAError:
-            continue
-        if found.startswith(b"\x7fELF"):
-            return found
-    raise ValueError("there is no xz-compressed ELF file in the kernel")
+    """Return the ELF file inside a bzImage, which QEMU starts by its PVH note: emulated, unpacking would take seconds.
+
+    The header says where it lies (Documentation/arch/x86/boot.rst); with xz and zstd four bytes follow it, its size.
+    """
+    (setup,) = struct.unpack_from("<B", kernel, 0x1F1)
+    start, length = struct.unpack_from("<II", kernel, 0x248)
+    start += (setup + 1) * 512
+    payload = kernel[start : start + length]
+    if payload.startswith(b"\xfd7zXZ\0"):
+        found = lzma.LZMADecompressor().decompress(payload)
+    elif payload.startswith(b"\x1f\x8b"):
+        found = zlib.decompressobj(wbits=31).decompress(payload)
+    elif payload.startswith(b"\x28\xb5\x2f\xfd"):
+        # Python has had zstd since 3.14.
+        unpack = ["zstd", "--decompress", "--stdout", "--quiet"]
+        found = subprocess.run(unpack, input=payload[:-4], check=True, capture_output=True, timeout=60).stdout
+    else:
+        raise ValueError(f"the kernel is packed with neither xz, zstd nor gzip: it begins with {payload[:4].hex()}")
+    if not found.startswith(b"\x7fELF"):
+        raise ValueError("there is no ELF file in the kernel")
+    return found
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ def installed() -> Iterator[Image]:
         Path(machine.__file__),
     )
     with ExitStack() as stack:
-        bare = stack.enter_context(kept("base", base.key(), _said("the guest's disk", base.build)))
+        bare = stack.enter_context(kept(f"{base.SUITE}-base", base.key(), _said("the guest's disk", base.build)))
         key = key_of(*inputs, hardware.version(), *wanted)
         make = _said("a machine with the package", lambda into: _install(bare, found, wanted, into))
-        kept_here = stack.enter_context(kept("installed", key, make))
+        kept_here = stack.enter_context(kept(f"{base.SUITE}-installed", key, make))
         accelerator = (kept_here / "accelerator").read_text()
         yield Image(bare, kept_here / "root.qcow2", accelerator, kept_here / "state")
 
