@@ -23,7 +23,11 @@ RESUME: Final = 60.0
 POWER_OFF: Final = 60.0
 UNPLUG: Final = 30.0
 SAVE: Final = 120.0
-LOGIN: Final = ("--property=PAMName=login", "--property=TTYPath=/dev/tty1")
+# From the terminal alone, systemd 262 does not know the seat of the session.
+LOGIN: Final = (
+    *("--property=PAMName=login", "--property=TTYPath=/dev/tty1"),
+    *("--setenv=XDG_SEAT=seat0", "--setenv=XDG_VTNR=1"),
+)
 # QEMU ends when the tests do, however they end.
 WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 

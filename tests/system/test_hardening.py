@@ -27,6 +27,19 @@ MAY_NOT = (
     "/proc/irq/default_smp_affinity",
     *("/sys/module/printk/parameters/time", "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/dev/vda"),
 )
+# The mounts of its namespace that can be written to, and those that cannot; the same with each systemd.
+WRITABLE = {
+    *("/proc", "/proc/sys/vm", "/sys/devices", "/sys/kernel/mm"),
+    *("/var/lib/kerntune", "/run/kerntune", "/tmp", "/var/tmp", "/dev/pts", "/dev/shm", "/dev/hugepages"),
+}
+READ_ONLY = {
+    *("/", "/dev", "/etc/kerntune", "/home", "/root", "/run", "/run/user", "/proc/sys", "/proc/sysrq-trigger"),
+    *("/proc/acpi", "/proc/fs", "/proc/irq", "/proc/kmsg", "/usr/lib/modules"),
+    *("/sys", "/sys/fs/bpf", "/sys/fs/cgroup", "/sys/fs/pstore", "/sys/kernel/config", "/sys/kernel/debug"),
+    "/sys/kernel/security",
+}
+# Through it a service hears of pressure on its own memory (systemd from 254 on).
+PRESSURE = f"/sys/fs/cgroup/system.slice/{UNIT}/memory.pressure"
 # In the service's view of the file system and with its capabilities; files that are opened are not written to.
 TRY = """
 import errno, json, os, sys
@@ -60,7 +73,8 @@ def test_its_units_are_in_order(vm: Machine) -> None:
 
 
 def test_it_has_no_capability(host: Host, vm: Machine) -> None:
-    status = dict(line.split(":\t", 1) for line in vm.read(f"/proc/{host.pid}/status").splitlines())
+    rows = (line.partition(":") for line in vm.read(f"/proc/{host.pid}/status").splitlines())
+    status = {name: value.strip() for name, _, value in rows}
     for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
         assert int(status[f"Cap{kind}"], 16) == 0
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
@@ -72,6 +86,14 @@ def test_with_the_guard_on_it_stays_in_memory_and_alive(host: Host, vm: Machine)
     locked, badness = vm.check(f"cd /proc/{host.pid}; awk '/^VmLck/ {{print $2}}' status; cat oom_score_adj").split()
     assert int(locked) > 0
     assert badness == "-900"
+
+
+def test_the_mounts_of_its_namespace(host: Host, vm: Machine) -> None:
+    rows = [line.split() for line in vm.read(f"/proc/{host.pid}/mountinfo").splitlines()]
+    # Of several mounts in one place the last lies on top.
+    ways = {row[4]: row[5].split(",")[0] for row in rows}
+    assert {place for place, way in ways.items() if way == "rw"} - {PRESSURE} == WRITABLE
+    assert {place for place, way in ways.items() if way == "ro"} >= READ_ONLY
 
 
 def test_it_writes_what_it_tunes_and_nothing_else(host: Host, vm: Machine) -> None:
