@@ -21,13 +21,17 @@ import pytest
 from kerntune.bus.client import Variant, connect
 from kerntune.bus.names import MANAGER, ROOT
 from kerntune.daemon.app import BUS_WAIT, LOCK_WAIT, Status
+from kerntune.kernel.support import QUEUE
+from kerntune.tunables.cpu_policies import POLICIES
 from tests.harness.daemon import READY, Daemon
 from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
+from tests.live.ground import make_tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may own the name")
 
 BOUND = 10.0  # seconds
+WAITING = "STATUS=waiting for drivers that udev is still loading"
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +225,46 @@ def test_what_hangs_in_a_thread_does_not_hold_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=BOUND, check=False)
     assert done.returncode == 5
     assert "without its threads stuck" in done.stderr
+
+
+def test_a_driver_that_udev_is_still_loading_is_waited_for(bus: PrivateBus, tmp_path: Path) -> None:
+    """What is wished of it is in force when the daemon is ready, and is told as not there until then."""
+    tree = make_tree(tmp_path / "host")
+    queue = tree / QUEUE
+    queue.parent.mkdir(parents=True)
+    queue.touch()
+    policy = tree / POLICIES / "policy0"
+    with Daemon(bus, "--root", str(tree), wait=False) as daemon:
+        (daemon.config / "kerntune.toml").write_text('[cpu-governor]\n"*" = "powersave"\n')
+        daemon.restart()
+        daemon.wait_for(WAITING)
+        assert "cpu-governor@* unsupported, no-kernel-support" in daemon.journal()
+        assert "no frequency driver is loaded yet" in daemon.journal()
+        assert READY not in daemon.messages
+        policy.mkdir(parents=True)
+        for name, text in (
+            ("scaling_driver", "acpi-cpufreq"),
+            ("related_cpus", "0"),
+            ("scaling_governor", "schedutil"),
+        ):
+            (policy / name).write_text(f"{text}\n")
+        queue.unlink()
+        daemon.wait_for(READY)
+        assert (policy / "scaling_governor").read_text().strip() == "powersave"
+
+
+def test_what_is_not_there_when_udev_is_done_is_not_waited_for(bus: PrivateBus, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "host")
+    with Daemon(bus, "--root", str(tree), wait=False) as daemon:
+        (daemon.config / "kerntune.toml").write_text('[cpu-governor]\n"*" = "powersave"\n')
+        daemon.restart()
+        daemon.wait_for(READY)
+        assert WAITING not in daemon.messages
+
+
+def test_udev_is_not_waited_for_where_nothing_is_absent(bus: PrivateBus, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "host")
+    (tree / QUEUE).parent.mkdir(parents=True)
+    (tree / QUEUE).touch()
+    with Daemon(bus, "--root", str(tree)) as daemon:
+        assert WAITING not in daemon.messages

@@ -12,6 +12,7 @@ from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 from kerntune import errors
@@ -33,13 +34,15 @@ from kerntune.engine.halt import make_endable
 from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
-from kerntune.kernel.support import kernel_release
-from kerntune.model import Target
+from kerntune.kernel.support import kernel_release, settling
+from kerntune.model import Lane, Reason, Target
 from kerntune.tunables import REGISTRY
 
 log = logging.getLogger(__name__)
 BUS_WAIT = 5.0  # seconds to wait for a bus at start
 BUS_RETRY = 0.1
+DRIVERS = 10.0  # seconds to wait at boot for drivers that udev is still loading
+DRIVERS_LOOK = 0.1
 ASIDE = 8  # threads that wait for files and for other programs
 POLICY_RETRY = 1.0
 LOCK_WAIT = 2.0
@@ -130,7 +133,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
                 group.create_task(notify.watchdog(lambda: guard.alive), name="watchdog"),
             ]
             try:
-                return await Daemon(host, engine, troubles, reloading, alarm).live(stop)
+                return await Daemon(host, engine, troubles, reloading, alarm, partial(settling, kernel)).live(stop)
             finally:
                 for task in working:
                     task.cancel()
@@ -138,13 +141,17 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
 
 @dataclass(slots=True)
 class Daemon:
-    """The parts of the daemon, from the connection to the bus until the end; `service` is on the bus."""
+    """The parts of the daemon, from the connection to the bus until the end; `service` is on the bus.
+
+    `settling` says whether udev is still looking at devices.
+    """
 
     host: Host
     engine: Reconciler
     troubles: set[str]
     reloading: Reloading
     alarm: Alarm
+    settling: Callable[[], bool]
     service: Service | None = None
 
     async def live(self, stop: asyncio.Event) -> Status:
@@ -172,6 +179,7 @@ class Daemon:
                 self._open(service)
             notify.tell("STATUS=applying what is configured; huge pages can take long")
             await booted(booting)
+            await self._drivers_come()
         except NameTaken as error:
             log.error("%s", error)
             return Status.TAKEN
@@ -189,6 +197,18 @@ class Daemon:
         await service.closed()
         log.error("the connection to the bus is lost")
         return Status.FAILED
+
+    async def _drivers_come(self) -> None:
+        """Where something claimed has no target yet, wait while udev loads drivers, and make the boot pass again."""
+        loop, waited = asyncio.get_running_loop(), False
+        deadline = loop.time() + DRIVERS
+        while self.settling() and is_absent(self.engine) and loop.time() < deadline:
+            if not waited:
+                notify.tell("STATUS=waiting for drivers that udev is still loading")
+            waited = True
+            await asyncio.sleep(DRIVERS_LOOK)
+        if waited:
+            await booted(asyncio.ensure_future(self.engine.reconcile("boot", enforce=True)))
 
     def _open(self, service: Service) -> None:
         core = objects.Core(service, self.engine, self.host, self.troubles, Choosing(self.reloading, self.engine))
@@ -227,6 +247,13 @@ async def booted(booting: asyncio.Future[None]) -> None:
         await booting
     except errors.KerntuneError as error:
         log.error("the boot pass is not complete, and is made again: %s", error)
+
+
+def is_absent(engine: Reconciler) -> bool:
+    """Return whether a claim on CPUs or drives has found nothing, which a driver may bring."""
+    absent = (target for target, outcome in engine.outcomes.items()
+              if outcome.reason in (Reason.NO_SUCH_TARGET, Reason.NO_KERNEL_SUPPORT))  # fmt: skip
+    return any(engine.tunables[target.tunable].lane is not Lane.MEMORY for target in absent)
 
 
 async def connect() -> Service | None:

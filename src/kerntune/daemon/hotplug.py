@@ -14,6 +14,8 @@ from kerntune.model import Lane
 log = logging.getLogger(__name__)
 
 LANES: Final = {"block": Lane.BLOCK, "cpu": Lane.CPU}
+# A module's event comes when it is ready (load_module of kernel/module/main.c), and it may be a cpufreq driver.
+DRIVERS: Final = {"module": Lane.CPU}
 # Of a controller nothing is known yet but that drives or paths may follow.
 LATER: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
 # Seconds after the last event. A drive may not be ready at its event; the hidden paths of a multipath drive, and the
@@ -50,7 +52,7 @@ class Hotplug:
         found: dict[Lane, list[Event]] = {}
         try:
             for event in source.events():
-                if lane := LANES.get(event.subsystem):
+                if lane := LANES.get(event.subsystem) or DRIVERS.get(event.subsystem):
                     found.setdefault(lane, []).append(event)
                 elif lane := LATER.get(event.subsystem):
                     self._follow_up(lane, FOLLOW_UPS)
@@ -63,7 +65,7 @@ class Hotplug:
         except OSError as error:
             log.warning("device events cannot be read: %s", error)
         for lane, events in found.items():
-            self._look(cause(events), [lane], events=len(events))
+            self._look(cause(events), [lane], events=sum(event.subsystem in LANES for event in events))
             self._follow_up(lane, FOLLOW_UPS)
 
     def stop(self) -> None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 HOST = Path("/")
 UDEVD: Final = Path("/run/udev/control")  # systemd-udevd's socket
 DATABASE: Final = Path("/run/udev/data")  # a file a device, written anew at each of its events
-# Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs.
-SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu")
+# Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs; and
+# modules, for the policies of a cpufreq driver have none either.
+SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu", "module")
 MOST: Final = 1024  # devices whose links are kept
 
 

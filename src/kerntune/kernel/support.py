@@ -1,8 +1,17 @@
-"""Why a file of the kernel is missing: what its build configuration says."""
+"""Why a file of the kernel is missing: what its build configuration says, and whether its driver may yet come."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from kerntune.kernel.files import KernelView, find
+
+QUEUE: Final = "run/udev/queue"  # there while udev has devices left to look at (udev_queue_get_queue_is_empty(3))
+
+
+def settling(kernel: KernelView) -> bool:
+    """Return whether udev is still looking at devices: it loads the drivers of those that it finds."""
+    return bool(kernel.glob(QUEUE))
 
 
 def kernel_release(kernel: KernelView) -> str:

@@ -72,6 +72,7 @@ def source() -> Iterator[Source]:
         (ADDED, Lane.BLOCK),
         (Event("block", "change", "sda"), Lane.BLOCK),
         (Event("cpu", "online", "cpu3"), Lane.CPU),
+        (Event("module", "add", "acpi_cpufreq"), Lane.CPU),
     ],
 )
 async def test_an_event_asks_for_a_pass_of_its_lane(source: Source, event: Event, lane: Lane) -> None:
@@ -100,7 +101,15 @@ async def test_many_at_once_are_one_pass_a_lane(source: Source) -> None:
         assert await look.next() == ("add nvme0n1 and 63 more", {Lane.BLOCK})
         assert await look.next() == ("online cpu1", {Lane.CPU})
         assert look.asked.empty()
-        assert look.events == 65, "those that concern a lane"
+        assert look.events == 65, "those of drives and CPUs"
+
+
+async def test_a_module_is_no_device_to_count(source: Source) -> None:
+    look = Looks()
+    with following([source], look):
+        source.send(Event("module", "add", "acpi_cpufreq"), Event("cpu", "add", "cpu0"))
+        assert await look.next() == ("add acpi_cpufreq and 1 more", {Lane.CPU})
+        assert look.events == 1
 
 
 async def test_after_an_overrun_everything_is_looked_at(source: Source) -> None:

@@ -20,6 +20,7 @@ GUEST = "proc/cpuinfo\tprocessor : 0\nproc/cpuinfo\tflags\t\t: fpu vme hyperviso
     ("listing", "cause", "evidence", "fix"),
     [
         (f"{GUEST}\n{BUILT}", "this is a virtual machine", "/proc/cpuinfo has the flag hypervisor", "on its host"),
+        (f"{GUEST}\n{BUILT}\nrun/udev/queue\t", "driver is loaded yet", "/run/udev/queue", "set when the driver comes"),
         (f"{GUEST}\n{UNBUILT}", "this is a virtual machine", "hypervisor", "on its host"),
         (
             f"{METAL}\n{BUILT}\nsys/bus/virtio/devices/virtio0/",
