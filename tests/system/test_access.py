@@ -66,6 +66,7 @@ def without_polkit(host: Host) -> Iterator[Host]:
     host.vm.check("systemctl unmask --runtime polkit.service && systemctl start polkit.service")
 
 
+@pytest.mark.every_system
 def test_a_member_may(host: Host) -> None:
     answer = host.set(*SETTINGS, user="bob")
     assert {row.state for row in answer.outcomes} == {"satisfied"}
@@ -75,6 +76,7 @@ def test_a_member_may(host: Host) -> None:
     assert (host.pages(), host.overcommit(), host.governor(1)) == (0, (0, 50), "schedutil")
 
 
+@pytest.mark.every_system
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[0])
 def test_somebody_else_may_not(host: Host, setting: Setting) -> None:
     answer = host.set(setting, user="alice")
@@ -99,6 +101,7 @@ def test_only_an_administrator_manages(managed: Host, words: str) -> None:
     assert standing(managed) != before, "root's call changes nothing, so the refusals prove nothing"
 
 
+@pytest.mark.every_system
 def test_a_session_is_asked_for_the_password(host: Host, vm: Machine) -> None:
     allowed = vm.run(f"polkit-agent root {SET}", user="alice", session=True)
     assert allowed.status == 0, allowed.err
@@ -118,6 +121,7 @@ def test_a_session_that_does_not_know_the_password_is_refused(host: Host, vm: Ma
     assert host.claims() == {}
 
 
+@pytest.mark.every_system
 def test_while_polkit_is_away_root_may_and_others_read(without_polkit: Host) -> None:
     refused = without_polkit.vm.run("kerntune set hugepages=16", user="bob")
     assert refused.status == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.system.host import CPUFREQ, ONE_GIB, Host
 from tests.system.machine import Machine
 from tests.system.scenes import fragment
@@ -18,6 +20,7 @@ def test_commands_run_as_the_users_of_the_machine(vm: Machine) -> None:
     assert vm.run("cat", data="x" * 300_000).out == "x" * 300_000
 
 
+@pytest.mark.every_system
 def test_a_session_is_active_at_the_console(vm: Machine) -> None:
     shown = vm.check(
         "loginctl show-session $XDG_SESSION_ID -p Active -p Remote -p Seat -p Name", user="alice", session=True
@@ -53,6 +56,7 @@ def test_drives_by_the_dozen(vm: Machine) -> None:
     assert int(vm.check("nvme-storm churn 4 0.5")) >= 4
 
 
+@pytest.mark.every_system
 def test_a_drive_with_several_paths(vm: Machine) -> None:
     vm.check("nvme-fabric up 1")
     vm.wait_for("[ -b /dev/nvme0n1 ] && ls /sys/block/nvme0c0n1")

@@ -72,6 +72,7 @@ def tune(host: Host) -> Host:
     return host
 
 
+@pytest.mark.every_system
 @pytest.mark.parametrize("boots", [2, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 @pytest.mark.timeout(300)
 def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) -> None:

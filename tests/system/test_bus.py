@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from kerntune.bus.names import BUS_NAME, ROOT, interface_files
 from tests.system.host import Host
 from tests.system.machine import Machine
@@ -12,6 +14,7 @@ from tests.system.machine import Machine
 MEMBERS = ("method", "signal", "property")
 
 
+@pytest.mark.every_system
 def test_busctl_shows_a_well_formed_tree(host: Host, vm: Machine) -> None:
     tree = vm.check(["busctl", "tree", "--list", BUS_NAME], user="alice").splitlines()
     assert ROOT in tree

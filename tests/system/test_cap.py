@@ -45,6 +45,7 @@ def reserves(vm: Machine) -> list[str]:
     return vm.check("cd /proc/sys/vm && cat admin_reserve_kbytes user_reserve_kbytes").split()
 
 
+@pytest.mark.every_system
 def test_it_caps_tells_who_has_the_memory_and_lets_go_with_the_claim(at_once: Host, vm: Machine) -> None:
     reserved = reserves(vm)
     ear = listening(vm, MEMORY)

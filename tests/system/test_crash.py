@@ -89,6 +89,7 @@ def impatient(host: Host) -> Iterator[Host]:
     host.vm.check(f"rm {HURRY} && systemctl daemon-reload && systemctl restart kerntuned.service")
 
 
+@pytest.mark.every_system
 def test_the_watchdog_ends_a_daemon_that_hangs(impatient: Host, vm: Machine) -> None:
     assert impatient.unit("WatchdogUSec") == "5s"
     assert not impatient.set(("hugepages", "2M", "12"), user="bob").refusal

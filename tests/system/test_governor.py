@@ -43,6 +43,7 @@ def test_a_member_sets_every_cpu_and_lets_go_again(host: Host) -> None:
     assert [host.governor(policy) for policy in (0, 1)] == [OWN, OWN]
 
 
+@pytest.mark.every_system
 def test_a_governor_in_a_module_is_loaded_when_it_is_named(host: Host) -> None:
     host.vm.check("modprobe --remove cpufreq_powersave")
     offered = host.vm.read(f"{CPUFREQ}/policy0/scaling_available_governors")
@@ -60,6 +61,7 @@ def test_a_list_of_cpus_moves_those_only(host: Host) -> None:
     assert [host.governor(policy) for policy in (0, 1)] == ["performance", "powersave"]
 
 
+@pytest.mark.every_system
 def test_an_offline_cpu_is_named_and_its_wish_is_kept(half: Host) -> None:
     answer = half.set((GOVERNOR, "*", "performance"), user="bob")
     assert answer.short == [("policy0", "satisfied", "ok"), ("policy1", "unsupported", "cpu-offline")]
@@ -69,6 +71,7 @@ def test_an_offline_cpu_is_named_and_its_wish_is_kept(half: Host) -> None:
     assert half.governor(1) == "performance", "the next look at the CPUs finds it"
 
 
+@pytest.mark.every_system
 def test_a_cpu_comes_back_as_it_was_wished(host: Host) -> None:
     host.set((GOVERNOR, "1", "performance"))
     host.set_online(1, online=False)
@@ -96,6 +99,7 @@ def test_a_cpu_that_goes_and_comes_again_and_again_is_no_fight(host: Host, vm: M
     assert "something else" not in said
 
 
+@pytest.mark.every_system
 def test_a_driver_that_comes_is_set_long_before_the_next_look_at_all_values(host: Host, vm: Machine) -> None:
     host.set((GOVERNOR, "*", "performance"))
     vm.check("rmmod acpi_cpufreq && modprobe acpi_cpufreq")

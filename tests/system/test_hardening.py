@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from tests.system.host import UNIT, Host
 from tests.system.machine import Machine
+
+pytestmark = pytest.mark.every_system
 
 WORST = 2.0
 MAY = (

@@ -79,6 +79,7 @@ def test_at_rest_it_wakes_less_than_once_a_second(wishing: Host) -> None:
     assert woken < seconds
 
 
+@pytest.mark.every_system
 def test_a_drive_is_set_each_time_it_is_plugged(wishing: Host) -> None:
     plug_and_pull(wishing.vm, 5)
     assert errors(wishing) == ""
@@ -143,6 +144,7 @@ def test_a_storm_of_devices(wishing: Host) -> None:
     assert errors(wishing) == ""
 
 
+@pytest.mark.every_system
 def test_multipath(wishing: Host) -> None:
     vm = wishing.vm
     vm.check("nvme-fabric up 1")

@@ -36,6 +36,7 @@ def fragmented(host: Host) -> Iterator[Host]:
     host.vm.check("echo 0 > /proc/sys/vm/nr_hugepages")
 
 
+@pytest.mark.every_system
 def test_each_node_gets_its_own(host: Host) -> None:
     answer = host.set((HUGE, "2M/node0", "32"), (HUGE, "2M/node1", "64"), user="bob")
     assert answer.short == [("2M/node0", "satisfied", "ok"), ("2M/node1", "satisfied", "ok")]
@@ -63,6 +64,7 @@ def test_pages_of_1_gib_go_and_come_back(host: Host) -> None:
         host.vm.check("systemctl stop kerntuned && rm /run/kerntune/runtime.json && systemctl start kerntuned")
 
 
+@pytest.mark.every_system
 def test_fragmented_memory_gives_the_true_number_and_all_or_nothing_puts_back(fragmented: Host) -> None:
     own = fragmented.pages(NODE)
     wanted = own + MORE

@@ -16,6 +16,7 @@ SAVED: Setting = ("hugepages", "2M", "40")
 CLAIMS = {"runtime:cpu-governor@*": "performance", "persistent:hugepages@2M": "40"}
 
 
+@pytest.mark.every_system
 def test_it_is_installed_enabled_and_running(host: Host, vm: Machine) -> None:
     assert vm.check("dpkg-query -W -f '${db:Status-Status}' kerntune") == "installed"
     assert vm.run("dpkg --verify kerntune").out == ""
@@ -42,6 +43,7 @@ def test_an_upgrade_leaves_values_and_claims(host: Host, vm: Machine) -> None:
     assert ", was " not in said, f"nothing was put back and set again: {said}"
 
 
+@pytest.mark.every_system
 def test_removed_it_is_gone_and_values_stay_and_the_older_one_knows_them(host: Host, vm: Machine) -> None:
     """What is removed is the newer version, and the older one comes back: to it the way is the same as from it."""
     host.set(RUNTIME, user="bob")
@@ -59,6 +61,7 @@ def test_removed_it_is_gone_and_values_stay_and_the_older_one_knows_them(host: H
     assert [host.pages(), host.governor(0)] == [0, "schedutil"], "the host's own values are still known"
 
 
+@pytest.mark.every_system
 def test_purged_nothing_is_left(host: Host, vm: Machine) -> None:
     host.set(SAVED, user="bob", persist=True)
     vm.check("dpkg --purge kerntune")

@@ -29,6 +29,7 @@ def drive(vm: Machine) -> Iterator[None]:
     vm.nvme_del("values")
 
 
+@pytest.mark.every_system
 @pytest.mark.usefixtures("drive")
 @pytest.mark.parametrize(("wish", "file", "reads"), WISHES, ids=[f"{wish[0]}@{wish[1]}" for wish, _, _ in WISHES])
 def test_the_service_sets_it_and_lets_go_again(host: Host, wish: Setting, file: str, reads: str) -> None:
