@@ -126,10 +126,11 @@ class Host:
 
     def wait_restarted(self, former: int, limit: float = 60) -> int:
         """Return when the daemon runs and is ready, as another process than `former`: its pid."""
-        look = f"set -- $(systemctl show --value --property=MainPID --property=ActiveState {UNIT})"
+        # By their names, for the order in which systemd tells them differs.
+        look = f'eval "$(systemctl show --property=MainPID,ActiveState {UNIT})"'
         # Once systemd starts it by itself, another start only waits for that; asking over and over would slow it down.
-        join = f"[ $2 != activating ] || {{ systemctl start {UNIT}; false; }}"
-        self.vm.wait_for(f"{look}; {join} && [ $1 -ne {former} ] && [ $2 = active ]", limit)
+        join = f"[ $ActiveState != activating ] || {{ systemctl start {UNIT}; false; }}"
+        self.vm.wait_for(f"{look}; {join} && [ $MainPID -ne {former} ] && [ $ActiveState = active ]", limit)
         return self.pid
 
     def journal(self, after: str = "") -> str:
