@@ -43,7 +43,8 @@ READ_ONLY = {
     "/sys/kernel/security",
 }
 # Through it a service hears of pressure on its own memory (systemd from 254 on).
-PRESSURE = f"/sys/fs/cgroup/system.slice/{UNIT}/memory.pressure"
+PRESSURE = "/sys/fs/cgroup/system.slice/{unit}/memory.pressure"
+METRICS, METRICS_UNIT = "/var/lib/prometheus/node-exporter", "kerntune-metrics.service"
 # In the service's view of the file system and with its capabilities; files that are opened are not written to.
 TRY = """
 import errno, json, os, sys
@@ -93,11 +94,29 @@ def test_with_the_guard_on_it_stays_in_memory_and_alive(host: Host, vm: Machine)
 
 
 def test_the_mounts_of_its_namespace(host: Host, vm: Machine) -> None:
-    rows = [line.split() for line in vm.read(f"/proc/{host.pid}/mountinfo").splitlines()]
+    writable, read_only = mounts(vm.read(f"/proc/{host.pid}/mountinfo"))
+    assert writable - {PRESSURE.format(unit=UNIT)} == WRITABLE
+    assert read_only >= READ_ONLY
+
+
+def mounts(mountinfo: str) -> tuple[set[str], set[str]]:
+    """Return the places of mounts that can be written to, and of those that cannot (proc_pid_mountinfo(5))."""
+    rows = [line.split() for line in mountinfo.splitlines()]
     # Of several mounts in one place the last lies on top.
     ways = {row[4]: row[5].split(",")[0] for row in rows}
-    assert {place for place, way in ways.items() if way == "rw"} - {PRESSURE} == WRITABLE
-    assert {place for place, way in ways.items() if way == "ro"} >= READ_ONLY
+    writable = {place for place, way in ways.items() if way == "rw"}
+    return writable, ways.keys() - writable
+
+
+def test_the_metrics_change_nothing_of_the_kernel(vm: Machine) -> None:
+    look = f"[Service]\nExecStartPost=/bin/cp /proc/self/mountinfo {METRICS}/mounts\n"
+    vm.write(f"/run/systemd/system/{METRICS_UNIT}.d/look.conf", look)
+    vm.check(f"mkdir -p {METRICS} && systemctl daemon-reload && systemctl start {METRICS_UNIT}")
+    writable, read_only = mounts(vm.read(f"{METRICS}/mounts"))
+    vm.check(f"rm -r {METRICS} /run/systemd/system/{METRICS_UNIT}.d && systemctl daemon-reload")
+    of_the_kernel = {place for place in writable if place.startswith(("/sys", "/proc/"))}
+    assert of_the_kernel - {PRESSURE.format(unit=METRICS_UNIT)} == set()
+    assert read_only >= {"/", "/sys", "/sys/fs/cgroup", "/proc/sys", "/proc/irq"}
 
 
 def test_it_writes_what_it_tunes_and_nothing_else(host: Host, vm: Machine) -> None:
