@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,12 +13,13 @@ from kerntune.cli.answers import Outcome
 from tests.harness.tuned import TUNED, chosen
 from tests.system.machine import Machine
 from tests.system.qmp import MachineError
-from tests.system.shell import Job
+from tests.system.shell import LIMIT, Job
 
 UNIT: Final = "kerntuned.service"
 TWO_MIB: Final = 2048  # kB, as in the names of the kernel's directories
 ONE_GIB: Final = 1 << 20
 CPUFREQ: Final = "/sys/devices/system/cpu/cpufreq"
+BEGUN: Final = "Begun"
 Setting = tuple[str, str, str]
 
 
@@ -38,7 +40,12 @@ class Answer:
 def listening(vm: Machine, interface: str) -> Job:
     """Start to hear the signals of one interface: the job prints each as a line of JSON, as busctl has it."""
     ear = vm.spawn(f"exec busctl --json=short --match=\"type='signal',interface='{interface}'\" monitor 2>&1")
-    ear.wait_output("Monitoring bus message stream")
+    # It hears when it has heard a signal of ours: where it prints JSON, systemd 257 does not say that it has begun.
+    deadline = time.monotonic() + LIMIT
+    while BEGUN not in ear.out:
+        if ear.ended or time.monotonic() > deadline:
+            raise MachineError(f"busctl does not hear: {ear.out}")
+        vm.check(["busctl", "emit", "/", interface, BEGUN])
     return ear
 
 
