@@ -82,7 +82,7 @@ def test_every_file_for_users_is_there(files: dict[str, tarfile.TarInfo]) -> Non
     assert below(files, "/usr/share/polkit-1/actions") == names("dbus/*.policy")
     assert below(files, "/usr/share/polkit-1/rules.d") == names("dbus/*.rules")
     units = names("systemd/*.service") | names("systemd/*.target") | names("systemd/*.timer")
-    assert below(files, "/lib/systemd/system") == units
+    assert below(files, "/usr/lib/systemd/system") == units
     assert below(files, "/usr/lib/sysusers.d") == {"kerntune.conf"}
     assert below(files, "/usr/lib/kerntune/profiles") == names("packaging/profiles/*.toml")
     assert below(files, "/usr/share/bash-completion/completions") == {"kerntune"}

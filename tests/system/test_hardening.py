@@ -72,7 +72,7 @@ def test_the_score_of_its_exposure(vm: Machine) -> None:
 
 
 def test_its_units_are_in_order(vm: Machine) -> None:
-    units = "/lib/systemd/system/kerntuned.service /lib/systemd/system/kerntune.target"
+    units = "/usr/lib/systemd/system/kerntuned.service /usr/lib/systemd/system/kerntune.target"
     checked = vm.run(f"systemd-analyze verify --man=no {units}")
     assert (checked.status, checked.out, checked.err) == (0, "", "")
 
