@@ -29,7 +29,7 @@ endef
 # The Debian of the virtual machines.
 export SUITE
 
-.PHONY: setup setup-vm run test test-vm soak bench bench-vm lint deb format clean
+.PHONY: setup setup-vm run test test-pythons test-vm soak bench bench-vm lint deb format clean
 
 setup: $(VENV)/.ready
 
@@ -60,6 +60,12 @@ $(PROMETHEUS)/.ready:
 # Two machines side by side (-n 0: one); a file stays on one of them. SUITE: bookworm, trixie or forky.
 test-vm: setup setup-vm deb
 	@$(VENV)/bin/python -m pytest tests/system -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Static and unit tests with the Python and the packages of Debian 13 and testing.
+test-pythons: setup setup-vm
+	@for suite in trixie forky; do \
+	    DEBIAN='$(DEBIAN)' $(VENV)/bin/python -m tests.system.image.chroot $$suite -n 2 tests/static tests/unit || exit; \
+	done
 
 soak: setup setup-vm deb
 	@$(VENV)/bin/python -m pytest tests/hostile tests/system -m soak $(ARGS)

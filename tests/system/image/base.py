@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,18 +64,9 @@ def build(into: Path) -> None:
         return
     tree = into / "tree"
     try:
-        options = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
-        subprocess.run(
-            [
-                "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory", *options,
-                "--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io",
-                *SUITE_OPTIONS.get(SUITE, ()),
-                f"--include={','.join(PACKAGES)}", f"--customize-hook={HERE / 'customize.sh'} \"$1\" {HERE / 'guest'}",
-                SUITE, str(tree),
-            ],
-            check=True,
-            timeout=LIMIT,
-        )  # fmt: skip
+        left_out = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
+        customize = f'--customize-hook={HERE / "customize.sh"} "$1" {HERE / "guest"}'
+        bootstrap(SUITE, tree, PACKAGES, *left_out, customize)
         (kernel,) = tree.glob("boot/vmlinuz-*")
         (initrd,) = tree.glob("boot/initrd.img-*")
         (into / "vmlinux").write_bytes(unpacked(kernel.read_bytes()))
@@ -89,6 +81,15 @@ def build(into: Path) -> None:
         shutil.rmtree(tree, ignore_errors=True)
     for path in into.iterdir():
         path.chmod(0o644)
+
+
+def bootstrap(suite: str, tree: Path, packages: Sequence[str], *options: str) -> None:
+    """Make a Debian in a folder; a package of it, when installed, stops all processes of a name that it sees."""
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    make = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
+    how = ["--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io", *SUITE_OPTIONS.get(suite, ())]
+    what = [f"--include={','.join(packages)}", *options, suite, str(tree)]
+    subprocess.run([*alone, *make, *how, *what], check=True, timeout=LIMIT)
 
 
 def unpacked(kernel: bytes) -> bytes:
