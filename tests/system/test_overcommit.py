@@ -11,7 +11,7 @@ from tests.system.machine import Machine
 from tests.system.pressure import MODE
 
 LOCKED_OUT: Final = """
-import json, mmap, subprocess
+import errno, json, mmap, os, subprocess
 from pathlib import Path
 VM = Path("/proc/sys/vm")
 
@@ -23,6 +23,8 @@ def can_work():
         return subprocess.run(["/bin/bash", "-c", "/bin/true"], capture_output=True).returncode == 0
     except OSError as error:
         return error.strerror
+    except MemoryError:  # Python had none left for itself, before it came to bash
+        return os.strerror(errno.ENOMEM)
 
 promised = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 said = {"before": can_work()}
