@@ -1,4 +1,4 @@
-# kerntune: `make run` and `make test` do all the set-up they need on a fresh Debian 12.
+# kerntune: `make run` and `make test` do all the set-up they need on a fresh Debian 12, 13 or testing.
 
 SHELL  := /bin/bash
 PYTHON ?= /usr/bin/python3
