@@ -160,11 +160,11 @@ class Tree:
 
     async def get_all(self, path: str, interface: str) -> Values:
         """Properties.GetAll."""
-        names = self._with_properties(path, interface)
-        if waiting := [waits for name in names if (waits := _refresh(self._objects[path][name]))]:
+        wanted = self._with_properties(path, interface)
+        if waiting := [waits for name in wanted if (waits := _refresh(self._objects[path][name]))]:
             await asyncio.gather(*waiting)
         values: Values = {}
-        for name in names:
+        for name in wanted:
             values |= self.values(path, name)
         return values
 
