@@ -3,7 +3,6 @@
 SHELL  := /bin/bash
 PYTHON ?= /usr/bin/python3
 BUS    ?= private
-SUITE  ?= bookworm
 VENV   := .venv
 SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 
@@ -25,9 +24,6 @@ if [ -n "$$missing" ]; then \
     $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 fi
 endef
-
-# The Debian of the virtual machines.
-export SUITE
 
 .PHONY: setup setup-vm run test test-pythons test-vm soak bench bench-vm lint deb format clean
 

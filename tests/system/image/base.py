@@ -84,7 +84,8 @@ def build(into: Path) -> None:
 
 
 def bootstrap(suite: str, tree: Path, packages: Sequence[str], *options: str) -> None:
-    """Make a Debian in a folder; a package of it, when installed, stops all processes of a name that it sees."""
+    """Make a Debian in a folder."""
+    # It sees no process of the host: polkitd, when it is installed, stops all of its name.
     alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     make = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
     how = ["--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io", *SUITE_OPTIONS.get(suite, ())]

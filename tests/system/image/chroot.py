@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from tests.system.image import base
-from tests.system.image.base import CHECKOUT, bootstrap
-from tests.system.image.cache import kept, key_of
+from tests.system.image.base import CHECKOUT, LIMIT, bootstrap
+from tests.system.image.cache import folder, kept, key_of
 
 PROJECT: Final = CHECKOUT / "pyproject.toml"
 CONTROL: Final = CHECKOUT / "packaging/deb/debian/control"
-MADE: Final = 480  # seconds for a Debian and its environment
 RUN: Final = 1200  # seconds for the tests
 VENV: Final = "/opt/tests"
 # What is written, to the system or to the checkout, is gone afterwards.
@@ -64,30 +63,31 @@ def make(suite: str, packages: Sequence[str], into: Path) -> None:
     version = subprocess.run(ask, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     # Fetched from here, for the new system knows nothing of where this one has its packages from.
     fetch = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary=:all:", "--python-version", version]
-    subprocess.run([*fetch, "--dest", str(tree / "wheels"), *extras()], check=True, timeout=MADE)
+    subprocess.run([*fetch, "--dest", str(tree / "wheels"), *extras()], check=True, timeout=LIMIT)
     for command in (
         ["python3", "-m", "venv", "--system-site-packages", VENV],
         [f"{VENV}/bin/pip", "install", "--quiet", "--no-index", "--find-links=/wheels", *extras()],
     ):
-        subprocess.run(["chroot", str(tree), "env", "-i", f"PATH={os.defpath}", *command], check=True, timeout=MADE)
+        subprocess.run(["chroot", str(tree), "env", "-i", f"PATH={os.defpath}", *command], check=True, timeout=LIMIT)
 
 
 def run(suite: str, tests: Sequence[str]) -> int:
     """Run the tests there; pytest's exit status."""
-    packages = [*os.environ["DEBIAN"].split(), "make"]
+    packages = os.environ["DEBIAN"].split()
     key = key_of(suite, " ".join(packages), Path(__file__), Path(base.__file__), PROJECT, builds())
     with (
         kept(f"python-{suite}", key, lambda into: make(suite, packages, into)) as found,
-        tempfile.TemporaryDirectory(prefix="kerntune-") as folder,
+        tempfile.TemporaryDirectory(prefix="kerntune-") as place,
     ):
         command = ["unshare", "--mount", "--propagation=private", "sh", "-c", ENTER, "enter"]
-        where = [folder, str(found / "tree"), str(CHECKOUT)]
+        where = [place, str(found / "tree"), str(CHECKOUT)]
         pytest = [f"{VENV}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests]
         return subprocess.run([*command, *where, *pytest], check=False, timeout=RUN).returncode
 
 
 if __name__ == "__main__":
     if os.geteuid() != 0:
-        again = ["sudo", f"DEBIAN={os.environ['DEBIAN']}", f"XDG_CACHE_HOME={Path.home() / '.cache'}"]
-        sys.exit(subprocess.run([*again, sys.executable, *sys.argv], check=False, timeout=MADE + RUN).returncode)
+        again = ["sudo", f"DEBIAN={os.environ['DEBIAN']}", f"XDG_CACHE_HOME={folder().parent}", sys.executable]
+        module = ["-m", "tests.system.image.chroot", *sys.argv[1:]]
+        sys.exit(subprocess.run([*again, *module], cwd=CHECKOUT, check=False, timeout=3 * LIMIT + RUN).returncode)
     sys.exit(run(sys.argv[1], sys.argv[2:]))
