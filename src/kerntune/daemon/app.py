@@ -199,7 +199,7 @@ class Daemon:
         return Status.FAILED
 
     async def _drivers_come(self) -> None:
-        """Where something claimed has no target yet, wait while udev loads drivers, and make the boot pass again."""
+        """Wait while udev loads drivers, where a claim has no target yet, and make the boot pass again."""
         loop, waited = asyncio.get_running_loop(), False
         deadline = loop.time() + DRIVERS
         while self.settling() and is_absent(self.engine) and loop.time() < deadline:
