@@ -103,7 +103,7 @@ class TestClients:
             f"median {waits[len(waits) // 2] * 1e3:.0f}, worst {waits[-1] * 1e3:.0f}; "
             f"of {len(changes)} changes of root's {nine(changes):.0f}, worst {changes[-1] * 1e3:.0f}"
         )
-        assert len(waits) >= SEEN // 2
+        assert len(waits) >= SEEN
         assert waits[len(waits) // 2] < AT_ONCE
         assert nine(waits) < BUSY * AT_ONCE * 1e3
         assert nine(changes) < CHANGED * 1e3

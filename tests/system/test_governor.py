@@ -101,11 +101,13 @@ def test_a_cpu_that_goes_and_comes_again_and_again_is_no_fight(host: Host, vm: M
 
 @pytest.mark.every_system
 def test_a_driver_that_comes_is_set_long_before_the_next_look_at_all_values(host: Host, vm: Machine) -> None:
+    begin = host.journal_end()
     host.set((GOVERNOR, "*", "performance"))
     vm.check("rmmod acpi_cpufreq && modprobe acpi_cpufreq")
     for policy in (0, 1):
         vm.wait_for(f"[ $(cat {CPUFREQ}/policy{policy}/scaling_governor) = performance ]", 10)
-    vm.wait_for("journalctl --output=cat --unit=kerntuned.service --grep='performance, was .*acpi_cpufreq' --quiet", 10)
+    seen = f"journalctl --unit=kerntuned --after-cursor='{begin}' --grep='performance, was .*acpi_cpufreq' --quiet"
+    vm.wait_for(seen, 10)
     host.unset((GOVERNOR, "*"))
     assert [host.governor(policy) for policy in (0, 1)] == [OWN, OWN]
 

@@ -478,7 +478,7 @@ async def test_a_slow_refusal_is_not_asked_for_again_and_again() -> None:
         nonlocal tries
         if path == queue("sda"):
             tries += 1
-            time.sleep(2 * SHORT.write)
+            time.sleep(2 * SHORT.write)  # it takes its time to refuse
             raise KernelError(errno.EIO, "I/O error", path)
 
     kernel.before_write = refuses
