@@ -28,7 +28,7 @@ DWELL: Final = 1  # second
 SOON: Final = f"[guard]\ncalm = 1\ndwell = {DWELL}\ndoubling = false\n"
 OFF: Final = "[guard]\nenabled = false\n"
 LEFT: Final = 900 << 20  # bytes that the ballast leaves, so that no run takes long
-ROOM: Final = 30.0  # seconds until there is room again, emulated beside another machine on busy CPUs
+ROOM: Final = 5.0  # seconds until there is room again, under emulation
 PAUSE: Final = 1.0  # seconds between two tries: the guard makes room once nobody has asked for more for half of one
 ASKS: Final = 10.0  # seconds for which `take large` and `take again` go on asking
 SEEN_LATE: Final = 0.05  # seconds by which the guest's own watch may see a cap begin later than it sees it end
