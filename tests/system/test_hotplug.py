@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.bus.names import IO_SCHEDULER
+from kerntune.bus.names import BUS_NAME, IO_SCHEDULER, ROOT
 from tests.system.host import CPUFREQ, Host
 from tests.system.machine import Machine
 from tests.system.scenes import fragment
@@ -113,6 +113,10 @@ def test_sixteen_drives_at_once(wishing: Host) -> None:
     for name in names:
         wishing.vm.nvme_add(name)
     wishing.vm.wait_for(all_right("nvme*n1", DRIVES), 60)
+    # Who reads waits a second for a look at the host, and here that may take longer.
+    read = f"busctl get-property {BUS_NAME} {ROOT} {IO_SCHEDULER} Devices"
+    told = f"""grep -o '"nvme[0-9]*n1" "{WISHED}"'"""
+    wishing.vm.wait_for(f"[ $({read} | {told} | wc -l) = {DRIVES} ]", 20)
     devices = wishing.get(IO_SCHEDULER, "Devices")
     assert {name: current for name, (current, _offered) in devices.items() if name.startswith("nvme")} == {
         f"nvme{number}n1": WISHED for number in range(DRIVES)
