@@ -39,9 +39,16 @@ $(VENV)/.ready: pyproject.toml
 run: setup
 	@BUS=$(BUS) $(VENV)/bin/python -m tests.harness.run
 
+# What changes the real kernel or measures time: nothing else runs beside it.
+ALONE := tests/live tests/hostile/test_attacks.py
 # As root everything; other users' tests that need root are skipped and counted.
 test: setup $(PROMETHEUS)/.ready
+ifdef ARGS
 	@$(VENV)/bin/python -m pytest $(ARGS)
+else
+	@$(VENV)/bin/python -m pytest -n 2 $(addprefix --ignore=,$(ALONE))
+	@$(VENV)/bin/python -m pytest $(ALONE)
+endif
 
 # What reads our metrics, 23 MB: two programs out of Debian's packages, which would start servers here if installed.
 $(PROMETHEUS)/.ready:
@@ -52,14 +59,20 @@ $(PROMETHEUS)/.ready:
 	unpack prometheus promtool && unpack prometheus-node-exporter prometheus-node-exporter && \
 	rm -- *.deb && touch .ready || echo "promtool and node_exporter cannot be fetched: what needs them is skipped"
 
-# The package on a real system, in a virtual machine. The first run makes its disk; what it makes stays in ~/.cache.
-# Two machines side by side (-n 0: one); a file stays on one of them. SUITE: bookworm, trixie or forky.
+# The package on a real system, in virtual machines: all tests on Debian 13, and on Debian 12 and testing those where
+# they differ. SUITE=bookworm, trixie or forky: all tests on that one. What the first run makes stays in ~/.cache.
+# Two machines side by side (-n 0: one); a file stays on one of them.
+VM_TESTS = $(VENV)/bin/python -m pytest tests/system -n 2 --dist loadfile --no-loadscope-reorder
 test-vm: setup setup-vm deb
-	@$(VENV)/bin/python -m pytest tests/system -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@SUITE=$(or $(SUITE),trixie) $(VM_TESTS) $(ARGS)
+ifeq ($(SUITE)$(ARGS),)
+	@for suite in bookworm forky; do SUITE=$$suite $(VM_TESTS) -m 'every_system and not soak' || exit; done
+endif
 
-# Static and unit tests with the Python and the packages of Debian 13 and testing.
+# Static and unit tests with the Python and the packages of the other two of Debian 12, 13 and testing.
+OTHERS = $(filter-out $(shell . /etc/os-release; echo $$VERSION_CODENAME),bookworm trixie forky)
 test-pythons: setup setup-vm
-	@for suite in trixie forky; do \
+	@for suite in $(OTHERS); do \
 	    DEBIAN='$(DEBIAN)' $(VENV)/bin/python -m tests.system.image.chroot $$suite -n 2 tests/static tests/unit || exit; \
 	done
 

@@ -43,7 +43,6 @@ def test_an_upgrade_leaves_values_and_claims(host: Host, vm: Machine) -> None:
     assert ", was " not in said, f"nothing was put back and set again: {said}"
 
 
-@pytest.mark.every_system
 def test_removed_it_is_gone_and_values_stay_and_the_older_one_knows_them(host: Host, vm: Machine) -> None:
     """What is removed is the newer version, and the older one comes back: to it the way is the same as from it."""
     host.set(RUNTIME, user="bob")

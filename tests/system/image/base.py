@@ -19,7 +19,7 @@ HERE: Final = Path(__file__).parent
 CHECKOUT: Final = HERE.parents[2]
 LIMIT: Final = 480  # seconds for the whole of Debian
 SUITES: Final = ("bookworm", "trixie", "forky")  # Debian 12, 13 and testing
-SUITE: Final = os.environ.get("SUITE") or "bookworm"
+SUITE: Final = os.environ.get("SUITE") or "trixie"
 # A mirror may not have fetched testing for a while; nothing else is wrong with it.
 SUITE_OPTIONS: Final = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 PACKAGES: Final = (
