@@ -66,6 +66,9 @@ def guarded(vm: Machine) -> Iterator[Host]:
 @pytest.fixture
 def host(guarded: Host) -> Iterator[Host]:
     """Every claim is withdrawn afterwards, whatever holds memory is gone, and the host's own values are back."""
+    # systemd ends the manager of a user's services 10 s after the last logout. Refused memory then, it hangs, and the
+    # user's next login waits for it.
+    guarded.vm.check("systemctl stop user@1000.service")
     guarded.set(("overcommit", "", "always:95"))
     yield guarded
     guarded.release()
