@@ -64,7 +64,7 @@ $(PROMETHEUS)/.ready:
 # Two machines side by side (-n 0: one); a file stays on one of them.
 VM_TESTS = $(VENV)/bin/python -m pytest tests/system -n 2 --dist loadfile --no-loadscope-reorder
 test-vm: setup setup-vm deb
-	@SUITE=$(or $(SUITE),trixie) $(VM_TESTS) $(ARGS)
+	@$(VM_TESTS) $(ARGS)
 ifeq ($(SUITE)$(ARGS),)
 	@for suite in bookworm forky; do SUITE=$$suite $(VM_TESTS) -m 'every_system and not soak' || exit; done
 endif
