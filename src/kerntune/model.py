@@ -266,8 +266,9 @@ class Memory:
     """The host's memory in bytes: /proc/meminfo and the sysctls of Documentation/mm/overcommit-accounting.rst.
 
     `overcommit_mode` is None where the host has no such sysctl. `swap_total` is all swap, as the kernel adds all of it
-    to the limit; `swap_free` is what could be had of it on disk: zram is RAM. `short` is what `available` lacks
-    of being 0: the kernel never shows less, but takes so much of the swap for itself.
+    to the limit; `swap_free` is what could be had by it: zram takes RAM again. `short` is what `available` lacks
+    of being 0: the kernel never shows less, but takes so much of the swap for itself. `arc` is what ZFS gives back when
+    memory is short, and `available` has nothing of it.
     """
 
     total: int
@@ -282,6 +283,7 @@ class Memory:
     overcommit_kbytes: int
     swap_free: int = 0
     short: int = 0
+    arc: int = 0
 
     @property
     def base(self) -> int:
@@ -291,7 +293,7 @@ class Memory:
     @property
     def headroom(self) -> int:
         """What programs can still take before the OOM killer comes, in bytes."""
-        return max(0, self.available + self.swap_free - self.short)
+        return max(0, self.available + self.arc + self.swap_free - self.short)
 
     @property
     def reserve(self) -> int:

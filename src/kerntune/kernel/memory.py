@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kerntune.kernel.files import KernelView, find, number
@@ -11,6 +11,9 @@ from kerntune.kernel.processes import printable
 from kerntune.model import Memory
 
 VM = "proc/sys/vm"
+ARC = "proc/spl/kstat/zfs/arcstats"  # of OpenZFS
+TELLING = 16 << 20  # bytes that zram holds before its own ratio is taken
+ASSUMED_RATIO = 2.0  # of what zram holds to the RAM that it takes, until then
 
 
 class Holder(NamedTuple):
@@ -47,14 +50,23 @@ def parse_meminfo(text: str) -> dict[str, int]:
 def read_memory(kernel: KernelView) -> Memory:
     """One snapshot of the figures that the limits rest on."""
     mode = find(kernel, f"{VM}/overcommit_memory")
+    swaps = find(kernel, "proc/swaps") or ""
     return memory_of(
         find(kernel, "proc/meminfo") or "",
-        find(kernel, "proc/swaps") or "",
+        swaps,
         mode=int(mode) if mode is not None and mode.isdigit() else None,
         ratio=number(kernel, f"{VM}/overcommit_ratio"),
         kbytes=number(kernel, f"{VM}/overcommit_kbytes"),
         watermarks=read_watermarks(kernel),
+        arcstats=find(kernel, ARC) or "",
+        zram=[find(kernel, path) or "" for path in zram_files(swaps)],
     )
+
+
+def zram_files(swaps: str) -> Sequence[str]:
+    """Return the paths of what the zram devices in /proc/swaps hold (Documentation/admin-guide/blockdev/zram.rst)."""
+    names = (line.split()[0].rpartition("/")[2] for line in swaps.splitlines()[1:] if line.strip())
+    return [f"sys/block/{name}/mm_stat" for name in names if name.startswith("zram")]
 
 
 def read_watermarks(kernel: KernelView) -> Watermarks:
@@ -88,8 +100,18 @@ def shortage(info: Mapping[str, int], watermarks: Watermarks) -> int:
     return max(0, watermarks.reserve - there)
 
 
-def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes: int, watermarks: Watermarks) -> Memory:
-    """The figures in the texts of /proc/meminfo and /proc/swaps, with vm.overcommit_*."""
+def memory_of(
+    meminfo: str,
+    swaps: str,
+    *,
+    mode: int | None,
+    ratio: int,
+    kbytes: int,
+    watermarks: Watermarks,
+    arcstats: str = "",
+    zram: Sequence[str] = (),
+) -> Memory:
+    """The figures in the texts of the kernel's files, with vm.overcommit_*; `zram` are those of zram_files()."""
     info = parse_meminfo(meminfo)
     return Memory(
         total=info.get("MemTotal", 0),
@@ -102,21 +124,36 @@ def memory_of(meminfo: str, swaps: str, *, mode: int | None, ratio: int, kbytes:
         overcommit_mode=mode,
         overcommit_ratio=ratio,
         overcommit_kbytes=kbytes,
-        swap_free=free_swap(info, swaps),
+        swap_free=free_swap(info, swaps, zram),
         short=shortage(info, watermarks),
+        arc=spare_arc(arcstats),
     )
 
 
-def free_swap(info: Mapping[str, int], swaps: str) -> int:
-    """Bytes of swap on disk that can still be had, with those of pages that were read back and keep their place there.
+def free_swap(info: Mapping[str, int], swaps: str, zram: Sequence[str] = ()) -> int:
+    """Bytes that can still be had by swapping out, with those of pages that were read back and keep their place there.
 
-    What /proc/swaps has on zram is RAM again; with zram it cannot be told where the pages in SwapCached have theirs.
+    A page in zram takes RAM again, only less. With zram it cannot be told where the pages in SwapCached have theirs.
     """
     rows = [line.split() for line in swaps.splitlines()[1:]]
-    zram = [row for row in rows if len(row) > 3 and "/zram" in row[0]]
-    if zram:
-        return max(0, info.get("SwapFree", 0) - sum(int(row[2]) - int(row[3]) for row in zram) * 1024)
-    return info.get("SwapFree", 0) + info.get("SwapCached", 0)
+    free = [int(row[2]) - int(row[3]) for row in rows if len(row) > 3 and "/zram" in row[0]]
+    if not free:
+        return info.get("SwapFree", 0) + info.get("SwapCached", 0)
+    return max(0, info.get("SwapFree", 0) - int(sum(free) * 1024 / compression(zram)))
+
+
+def compression(stats: Iterable[str]) -> float:
+    """Return how many bytes zram holds in one byte of RAM, by its own figures (orig_data_size, mem_used_total)."""
+    rows = [text.split() for text in stats]
+    held, taken = (sum(int(row[column]) for row in rows if len(row) > 2) for column in (0, 2))
+    return max(1.0, held / taken) if held >= TELLING and taken else ASSUMED_RATIO
+
+
+def spare_arc(arcstats: str) -> int:
+    """Return the bytes that ZFS gives back when memory is short, which MemAvailable does not know: 0 without ZFS."""
+    rows = (line.split() for line in arcstats.splitlines())
+    found = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2].isdigit()}
+    return max(0, found.get("size", 0) - found.get("c_min", 0))
 
 
 def default_page_size(kernel: KernelView) -> int:

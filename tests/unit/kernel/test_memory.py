@@ -10,6 +10,7 @@ from kerntune.kernel.files import HostKernel
 from kerntune.kernel.memory import (
     Holder,
     Watermarks,
+    compression,
     default_page_size,
     free_swap,
     holders,
@@ -17,7 +18,9 @@ from kerntune.kernel.memory import (
     read_memory,
     read_watermarks,
     shortage,
+    spare_arc,
     watermarks_of,
+    zram_files,
 )
 from kerntune.model import Memory
 from tests.hosts import lay_out, plant, write_files
@@ -103,7 +106,46 @@ def test_pages_that_were_read_back_can_be_dropped_from_the_swap() -> None:
     disk = "Filename Type Size Used Priority\n/dev/sda2 partition 204800 102400 -2\n"
     assert free_swap(info, disk) == 130 << 20
     zram = f"{disk}/dev/zram0 partition 61440 10240 100\n"
-    assert free_swap(info, zram) == 50 << 20
+    # Of the 50 MiB that are free in it half are taken of RAM again, as long as nothing says otherwise.
+    assert free_swap(info, zram) == 75 << 20
+
+
+@pytest.mark.parametrize(
+    ("stat", "expected"),
+    [("41943040 0 10485760 0 0 0 0 0 0", 4.0), ("41943040 0 83886080 0", 1.0), ("4096 0 40960", 2.0), ("", 2.0)],
+)
+def test_what_zram_makes_of_its_pages(stat: str, expected: float) -> None:
+    assert compression([stat]) == expected
+    info = {"SwapFree": 100 << 20}
+    swaps = "Filename Type Size Used Priority\n/dev/zram0 partition 102400 0 100\n"
+    assert free_swap(info, swaps, [stat]) == int((100 << 20) * (1 - 1 / expected))
+
+
+def test_zram_is_asked_by_its_device(tmp_path: Path) -> None:
+    assert zram_files("Filename\n/dev/zram1 partition 4 0 1\n/dev/sda2 partition 4 0 1\n") == [
+        "sys/block/zram1/mm_stat"
+    ]
+    lines = (
+        "proc/meminfo\tMemAvailable: 1024 kB",
+        "proc/meminfo\tSwapFree: 102400 kB",
+        "proc/swaps\tFilename Type Size Used Priority",
+        "proc/swaps\t/dev/zram0 partition 122880 20480 100",
+        "sys/block/zram0/mm_stat\t20971520 0 5242880 0",
+    )
+    assert read_memory(plant(tmp_path, "\n".join(lines))).swap_free == 75 << 20
+
+
+def test_what_zfs_gives_back_is_headroom(tmp_path: Path) -> None:
+    lines = (
+        "proc/meminfo\tMemAvailable: 1024 kB",
+        "proc/spl/kstat/zfs/arcstats\t13 1 0x01 147 39984 1 2",
+        "proc/spl/kstat/zfs/arcstats\tname                            type data",
+        "proc/spl/kstat/zfs/arcstats\tc_min                           4    1000000",
+        "proc/spl/kstat/zfs/arcstats\tsize                            4    9000000",
+    )
+    memory = read_memory(plant(tmp_path, "\n".join(lines)))
+    assert (memory.available, memory.arc, memory.headroom) == (1 << 20, 8_000_000, (1 << 20) + 8_000_000)
+    assert (spare_arc("size 4 5\nc_min 4 6\n"), spare_arc("")) == (0, 0)
 
 
 def test_a_host_without_anything(tmp_path: Path) -> None:
