@@ -20,7 +20,8 @@ class MemoryHost:
     """Bytes, but the reserves and the limit, which are KiB as in /proc/sys/vm.
 
     `uncounted` is what the kernel, drivers and MAP_NORESERVE use, of which no commit tells. `error` is the part of the
-    largest possible error by which the kernel counts commits too high (above 0) or too low.
+    largest possible error by which the kernel counts commits too high (above 0) or too low: no more than what was
+    committed and given back since mode never was written, for that has each CPU add up its own count.
     """
 
     total: int
@@ -41,6 +42,7 @@ class MemoryHost:
     committed: int = 0
     used: int = 0
     refusals: int = 0
+    moved: int = 0
     least_left: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +81,13 @@ class MemoryHost:
         if self.mode == HEURISTIC:
             return self.total + self.disk_swap + self.zram
         reserves = (0 if root else self.admin_reserve << 10) + min(addresses // 32, self.user_reserve << 10)
-        return self.limit - reserves - self.committed - int(self.error * self.total / ERROR_PART) - 1
+        error = int(self.error * min(self.moved, self.total // ERROR_PART))
+        return self.limit - reserves - self.committed - error - 1
+
+    def commit(self, size: int) -> None:
+        """Count what was granted, or below 0 what was given back."""
+        self.committed += size
+        self.moved += abs(size)
 
     def use(self, size: int) -> None:
         """Take pages of RAM or swap; below 0: give them back."""
@@ -96,6 +104,8 @@ class MemoryHost:
         setattr(self, {"memory": "mode"}.get(name, name), value)
         if name in ("ratio", "kbytes"):
             setattr(self, "kbytes" if name == "ratio" else "ratio", 0)
+        if (name, value) == ("memory", NEVER):
+            self.moved = 0
 
     @property
     def _in_swap(self) -> tuple[int, int]:
@@ -132,7 +142,7 @@ class MemoryHost:
             "proc/swaps": f"Filename Type Size Used Priority\n{swaps}",
         }
         if self.zram:
-            files["sys/block/zram0/mm_stat"] = f"{in_zram} {int(in_zram / self.zram_ratio)} 0 0 0 0 0 0 0"
+            files["sys/block/zram0/mm_stat"] = f"{in_zram} 0 {int(in_zram / self.zram_ratio)} 0 0 0 0 0 0"
         if self.arc:
             files["proc/spl/kstat/zfs/arcstats"] = (
                 f"13 1 0x01 147 39984 1 2\nname type data\nc_min 4 {self.arc_min}\nsize 4 {arc}\n"
@@ -191,14 +201,14 @@ class Program:
     def _commit(self, size: int) -> None:
         self.committed += size
         self.addresses += size
-        self.host.committed += size
+        self.host.commit(size)
 
     def fork(self) -> Program | None:
         """Return a child, for which all is committed once more and which shares each page until it writes."""
         if self.committed > self.room:
             self.host.refusals += 1
             return None
-        self.host.committed += self.committed
+        self.host.commit(self.committed)
         return Program(self.host, self.root, self.addresses, self.committed)
 
     def write_shm(self, size: int) -> bool:
@@ -216,7 +226,7 @@ class Program:
         self.committed -= size
         self.addresses -= size
         self.used -= used
-        self.host.committed -= size
+        self.host.commit(-size)
         self.host.use(-used)
 
     def exit(self) -> None:

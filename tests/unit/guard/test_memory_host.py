@@ -52,10 +52,16 @@ def test_of_a_limit_each_leaves_what_the_kernel_reserves(root: bool, addresses: 
     assert one.ask(10 * GIB - least - 1)
 
 
-def test_the_error_of_the_count_is_a_256th_of_ram() -> None:
-    one = Program(MemoryHost(64 * GIB, error=-1.0, **CAPPED), root=True, addresses=0)
-    assert one.ask(10 * GIB + 256 * MIB - 1)
-    assert not one.ask(1)
+def test_the_error_of_the_count_is_a_256th_of_ram_until_the_mode_is_written() -> None:
+    where = host(**CAPPED)
+    one = Program(where, root=True, addresses=0)
+    assert one.ask(9 * GIB)
+    where.error = -1.0
+    assert one.room == GIB - 128 * MIB + 256 * MIB - 1
+    where.write("memory", NEVER)
+    assert one.room == GIB - 128 * MIB - 1
+    one.free(MIB)
+    assert one.room == GIB - 128 * MIB + 2 * MIB - 1
 
 
 def test_commits_and_use_are_apart() -> None:

@@ -1,0 +1,1 @@
+"""The memory guard: what makes the ratio of `overcommit=always:RATIO` real."""

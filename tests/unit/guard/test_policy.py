@@ -1,0 +1,273 @@
+"""The guard's verdict by tables: when it caps, what it writes, when it lets go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, Sample, decide, inexpressible, interval
+from kerntune.model import Memory
+
+GIB, MIB = 1 << 30, 1 << 20
+LIMITS = GuardLimits()
+RESERVES = 136 * MIB
+# Floor 5 GiB, band 2 GiB: it caps at 7 GiB, and lets go at 9.
+HOST = Memory(
+    total=100 * GIB,
+    available=90 * GIB,
+    free=90 * GIB,
+    hugetlb=0,
+    swap_total=0,
+    committed=60 * GIB,
+    commit_limit=95 * GIB,
+    overcommit_mode=1,
+    overcommit_ratio=95,
+    overcommit_kbytes=0,
+)
+
+
+def at(gib: float, now: float = 0.0, host: Memory = HOST, hindrance: str = "", **changes: Any) -> Sample:
+    """The host with so much headroom; changes are fields of Memory."""
+    memory = replace(host, available=round(gib * GIB), **changes)
+    return Sample(memory, now, RESERVES, cpus=32, hindrance=hindrance)
+
+
+def decided(sample: Sample, before: GuardVerdict | None = None) -> GuardVerdict:
+    return decide(sample, LIMITS, before or GuardVerdict())
+
+
+def capped(gib: float = 7) -> tuple[Memory, GuardVerdict]:
+    """A host that has just been capped, as the kernel then reads, and the verdict."""
+    verdict = decided(at(gib))
+    assert verdict.caps
+    return following(verdict), verdict
+
+
+def following(verdict: GuardVerdict) -> Memory:
+    """The host with the verdict's limit in force."""
+    return replace(HOST, overcommit_mode=2, overcommit_ratio=0, overcommit_kbytes=verdict.kbytes)
+
+
+def limit(verdict: GuardVerdict) -> int:
+    """The limit in MiB, rounded down, beyond what was committed at the start."""
+    return (verdict.kbytes * 1024 - HOST.committed) // MIB
+
+
+@pytest.mark.parametrize(
+    ("headroom", "state", "level"),
+    [
+        (90, GuardState.RELAXED, 0),
+        (9.01, GuardState.RELAXED, 0),
+        (9, GuardState.RELAXED, 50),
+        (7.01, GuardState.RELAXED, 50),
+        (7, GuardState.CAPPED, 100),
+        (5.01, GuardState.CAPPED, 100),
+        (5, GuardState.EXHAUSTED, 255),
+    ],
+)
+def test_states_and_levels_of_a_host_of_100_gib_at_95_percent(headroom: float, state: GuardState, level: int) -> None:
+    verdict = decided(at(headroom))
+    assert (verdict.state, verdict.level, verdict.caps) == (state, level, level >= 100)
+
+
+@pytest.mark.parametrize(
+    ("gib", "hugetlb", "floor", "band"),
+    [(6, 0, 307, 430), (6, 2, 204, 286), (16, 0, 819, 1146), (64, 0, 3276, 2048), (256, 0, 13107, 2048),
+     (1024, 0, 52428, 8192), (2048, 0, 104857, 16384)],
+)  # fmt: skip
+def test_floor_and_band_by_the_size_of_the_host(gib: int, hugetlb: int, floor: int, band: int) -> None:
+    memory = replace(HOST, total=gib * GIB, hugetlb=hugetlb * GIB)
+    assert (LIMITS.floor(memory) // MIB, LIMITS.width(memory) // MIB) == (floor, band)
+
+
+def test_the_band_is_a_setting() -> None:
+    limits = replace(LIMITS, band=512)
+    assert not decide(at(5.51), limits, GuardVerdict()).caps
+    assert decide(at(5.5), limits, GuardVerdict()).caps
+
+
+@pytest.mark.parametrize(
+    ("change", "headroom", "caps"),
+    [
+        ({"hugetlb": 50 * GIB}, 4.51, False),  # 5 % of the 50 GiB that are left, and 2 GiB
+        ({"hugetlb": 50 * GIB}, 4.5, True),
+        ({"swap_free": 8 * GIB, "swap_total": 8 * GIB}, 1, False),
+        ({"swap_free": 0, "swap_total": 8 * GIB}, 6.9, True),
+        ({"arc": 30 * GIB}, 1, False),
+    ],
+)
+def test_huge_pages_shrink_what_counts_and_free_swap_and_the_arc_are_headroom(
+    change: dict[str, Any], headroom: float, caps: bool
+) -> None:
+    assert decided(at(headroom, **change)).caps is caps
+
+
+def test_a_cap_begins_with_all_that_is_above_the_floor_and_the_kernels_reserves() -> None:
+    _, verdict = capped(7)
+    assert limit(verdict) == 2048 + 136
+    _, verdict = capped(6)
+    assert limit(verdict) == 1024 + 136
+
+
+def test_below_the_floor_large_programs_get_nothing_at_first() -> None:
+    _, verdict = capped(4.9)
+    assert limit(verdict) == 136
+
+
+def test_the_limit_follows_headroom_down_and_up() -> None:
+    host, verdict = capped(7)
+    down = decided(at(6, 1.0, host), verdict)
+    assert limit(down) == 1024 + 136
+    up = decided(at(6.5, 2.0, following(down)), down)
+    assert limit(up) == 1536 + 136
+
+
+def test_what_is_used_of_the_limit_does_not_move_it() -> None:
+    host, verdict = capped(7)
+    used = decided(at(6, 1.0, host, committed=61 * GIB), verdict)
+    assert used.kbytes == verdict.kbytes
+
+
+def test_commits_that_nobody_uses_do_not_raise_it() -> None:
+    host, verdict = capped(7)
+    unused = decided(at(7, 0.0, host, committed=62 * GIB), verdict)
+    assert unused.kbytes == verdict.kbytes
+
+
+def test_beyond_that_a_little_more_a_second_and_never_more_than_twice_the_band() -> None:
+    _, verdict = capped(7)
+    first, committed = None, HOST.committed + 2 * GIB
+    for second in range(1, 60):
+        verdict = decided(at(7, float(second), following(verdict), committed=committed), verdict)
+        first = first or verdict
+        committed = max(committed, verdict.kbytes * 1024 - RESERVES)
+    assert first
+    # The reserves, and what a second pours into the bucket: a 32nd of the floor.
+    assert limit(first) - 2048 == 136 + 5 * 1024 // 32
+    assert limit(verdict) == 2 * 2048
+
+
+def test_when_memory_comes_back_as_much_may_be_committed_again() -> None:
+    """A service of 48 GiB restarts."""
+    _, verdict = capped(7)
+    gone = decided(at(55, 1.0, following(verdict), committed=12 * GIB), verdict)
+    assert gone.caps
+    assert limit(gone) == 2048 + 136
+
+
+def test_the_bucket_fills_below_the_floor_and_what_is_taken_leaves_it() -> None:
+    _, verdict = capped(4.9)
+    full = decided(at(4.9, 100.0, following(verdict)), verdict)
+    # An eighth of the floor.
+    assert limit(full) == 136 + 5 * 1024 // 8
+    taken = decided(at(4.8, 100.001, following(full), committed=HOST.committed + 100 * MIB), full)
+    assert limit(taken) == limit(full)
+    empty = decided(at(4.3, 100.002, following(taken), committed=HOST.committed + 776 * MIB), taken)
+    assert limit(empty) == pytest.approx(776, abs=1)
+
+
+def test_nobody_gets_anything_at_a_quarter_of_the_floor_and_the_kernels_error() -> None:
+    # 1.25 GiB and 400 MiB.
+    _, verdict = capped(1.63)
+    assert limit(verdict) < 0
+    _, verdict = capped(1.70)
+    assert 0 < limit(verdict) < 136
+
+
+def test_swap_is_left_out_of_what_is_written_for_the_kernel_adds_it() -> None:
+    verdict = decided(at(6, swap_total=8 * GIB, swap_free=GIB))
+    assert verdict.kbytes * 1024 + 8 * GIB == HOST.committed + 2 * GIB + RESERVES
+
+
+def test_a_limit_below_the_swap_cannot_be_expressed() -> None:
+    verdict = decided(at(6, swap_total=64 * GIB))
+    assert (verdict.state, verdict.level, verdict.caps) == (GuardState.OBSERVING, 100, False)
+    assert "swap of 65536 MiB" in verdict.reason
+    # It is known long before.
+    assert inexpressible(at(90, swap_total=200 * GIB).memory, LIMITS)
+    assert not inexpressible(at(90, swap_total=64 * GIB).memory, LIMITS)
+
+
+def test_kbytes_are_never_0() -> None:
+    verdict = decided(at(6, committed=7 * GIB, swap_total=7 * GIB))
+    assert verdict.kbytes > 1
+    host = replace(HOST, overcommit_mode=2, overcommit_kbytes=verdict.kbytes, swap_total=7 * GIB)
+    assert decided(at(6, 1.0, host, committed=GIB), verdict).kbytes == 1
+
+
+@pytest.mark.parametrize("headroom", [8.9, 7.5])
+def test_the_cap_stays_below_where_it_ends(headroom: float) -> None:
+    host, verdict = capped()
+    later = decided(at(headroom, 100.0, host), verdict)
+    assert (later.state, later.level) == (GuardState.CAPPED, 100)
+
+
+def test_the_cap_ends_after_three_calm_seconds() -> None:
+    _, verdict = capped()
+    for now in (1.0, 2.0, 3.9):
+        verdict = decided(at(9, now, following(verdict)), verdict)
+        assert verdict.caps
+    verdict = decided(at(9.01, 4.0, following(verdict)), verdict)
+    assert (verdict.state, verdict.level, verdict.kbytes) == (GuardState.RELAXED, 0, 0)
+
+
+def test_calm_starts_again_after_a_dip() -> None:
+    _, verdict = capped()
+    for now, headroom in ((1.0, 9.5), (3.9, 8.9), (4.0, 9.5), (6.9, 9.5)):
+        verdict = decided(at(headroom, now, following(verdict)), verdict)
+        assert verdict.caps
+    assert not decided(at(9.5, 7.0, following(verdict)), verdict).caps
+
+
+def test_a_level_goes_three_seconds_after_what_called_for_it() -> None:
+    _, verdict = capped(4.9)
+    for now, headroom, state in (
+        (1.0, 5.1, GuardState.EXHAUSTED),
+        (3.9, 5.1, GuardState.EXHAUSTED),
+        (4.0, 5.1, GuardState.CAPPED),
+        (4.1, 4.9, GuardState.EXHAUSTED),
+    ):
+        verdict = decided(at(headroom, now, following(verdict)), verdict)
+        assert verdict.state is state
+    warned = decided(at(8))
+    assert [warned.level, (warned := decided(at(10, 1.0), warned)).level] == [50, 50]
+    assert [decided(at(10, now), warned).level for now in (3.9, 4.0)] == [50, 0]
+
+
+@pytest.mark.parametrize(("headroom", "level"), [(90, 0), (8, 50), (7, 100), (5, 255)])
+def test_with_a_hindrance_it_only_watches_and_warns(headroom: float, level: int) -> None:
+    verdict = decided(at(headroom, hindrance="read-only here"))
+    assert (verdict.state, verdict.level, verdict.caps) == (GuardState.OBSERVING, level, False)
+    assert verdict.reason == "read-only here"
+    again = decided(at(90, 1.0), verdict)
+    assert (again.state, again.reason) == (GuardState.RELAXED, "")
+
+
+def test_another_mode_is_left_alone_until_it_is_always_again() -> None:
+    verdict = decided(at(5, overcommit_mode=0))
+    assert verdict.state is GuardState.OBSERVING
+    assert "vm.overcommit_memory is 0, not 1: something else set it" in verdict.reason
+    assert decided(at(5, 1.0), verdict).state is GuardState.EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"overcommit_mode": 0}, {"overcommit_mode": 1}, {"overcommit_kbytes": 0}, {"overcommit_kbytes": 4096}],
+)
+def test_a_cap_that_somebody_else_changed_is_none_of_the_guards(change: dict[str, int]) -> None:
+    host, before = capped(7)
+    verdict = decided(Sample(replace(host, available=7 * GIB, **change), 1.0, RESERVES), before)
+    assert (verdict.state, verdict.caps) == (GuardState.OBSERVING, False)
+    assert "something else set" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("headroom", "cpus", "seconds"),
+    [(7 + 128, 64, 1.0), (7 + 64, 64, 0.5), (7 + 64, 6, 0.5), (7 + 2.4, 1, 0.1), (7 + 2, 32, 0.02), (4, 32, 0.02)],
+)
+def test_it_looks_twice_while_the_fastest_programs_get_to_where_it_caps(
+    headroom: float, cpus: int, seconds: float
+) -> None:
+    assert interval(replace(at(headroom), cpus=cpus), LIMITS) == pytest.approx(seconds)

@@ -1,0 +1,337 @@
+"""What the guard promises, on simulated hosts of every size whose programs are of any speed.
+
+Each program that asks again and again does so for long enough that nothing more comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from kerntune.guard.policy import GuardLimits, GuardState
+from tests.harness.memory_host import ALWAYS, ERROR_PART, GIB, MIB, NEVER, MemoryHost, Program, started
+from tests.unit.guard.guarded import LATE, SWITCHES, WRITES, Act, Guarded
+
+CUDA: int = 64 * GIB  # addresses that a program of CUDA reserves
+# Without shrinking: what fails is told with its numbers, and each example is seconds of a host.
+few = settings(
+    max_examples=8,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+sizes = st.sampled_from([8, 16, 64, 128, 256, 1024, 2048])
+errors = st.sampled_from([-1.0, 0.0, 0.5])
+
+
+def floor(host: MemoryHost, ratio: int = 95) -> int:
+    return host.ram * (100 - ratio) // 100
+
+
+def band(host: MemoryHost) -> int:
+    """As design and docs have it: 7 points, or 2 GiB, or a 128th of RAM."""
+    return min(host.ram * 7 // 100, max(2 * GIB, host.total // 128))
+
+
+def full(total: int, left: int, *, addresses: int = CUDA, **changes: float) -> tuple[MemoryHost, Program]:
+    """A host of which a program, and memory that nobody has committed, leave so much."""
+    host = MemoryHost(total, uncounted=total // 40, **changes)  # type: ignore[arg-type]  # the numbers of its fields
+    program = started(host, host.left - left, addresses=addresses)
+    assert program
+    return host, program
+
+
+@dataclass
+class Hog:
+    """A program that takes memory at so many bytes a second, in steps; it stops when it is refused, or asks again."""
+
+    program: Program
+    rate: float
+    step: int = 8 * MIB
+    again: bool = False
+    refused_at: int | None = None
+    owed: float = 0.0
+
+    def __call__(self, seconds: float) -> None:
+        if self.refused_at is not None and not self.again:
+            return
+        self.owed += self.rate * seconds
+        wanted = int(self.owed // self.step) * self.step
+        self.owed -= wanted
+        if wanted and self.program.take(wanted, self.step) and self.refused_at is None:
+            self.refused_at = self.program.host.left
+
+
+def can_follow(host: MemoryHost, rate: float) -> bool:
+    """Whether the host is large enough for the speed: the band and 2 % of RAM last from one look to the next cap."""
+    return rate * (0.02 + LATE + WRITES + SWITCHES) < band(host) + host.total // 50
+
+
+@pytest.mark.parametrize(
+    ("gib", "percent"),
+    [
+        (64, 8.5),
+        (64, 11),
+        (128, 8.5),
+        (128, 11),
+        *((gib, share) for gib in (256, 512, 1024, 2048) for share in (6.5, 11)),
+    ],
+)
+@pytest.mark.parametrize("cpus", [1, 32])
+def test_a_host_at_rest_is_never_capped(gib: int, percent: float, cpus: int) -> None:
+    host, program = full(gib * GIB, int(gib * GIB * percent / 100), cpus=cpus)
+    watch = Guarded(host)
+
+    def work(_seconds: float) -> None:
+        """A worker comes, writes a little and goes."""
+        child = program.fork()
+        assert child
+        child.touch(64 * MIB)
+        child.exit()
+
+    watch.run(10, work)
+    assert (watch.times_capped, host.mode, host.refusals) == (0, ALWAYS, 0)
+    assert watch.looks < 10 / 0.02
+
+
+@given(sizes, st.floats(0.05, 100), st.sampled_from([1, 8, 64]), st.booleans(), errors)
+@few
+def test_a_program_that_stops_when_it_is_refused_leaves_the_floor_less_2_percent(
+    gib: int, speed: float, step: int, root: bool, error: float
+) -> None:
+    host, program = full(gib * GIB, gib * GIB // 2, error=error)
+    if not can_follow(host, speed * GIB):
+        return
+    more = host.left - floor(host) - min(band(host) * 5 // 4, int(2 * speed * GIB))
+    assert program.ask(more)
+    program.touch(more)
+    hog = Hog(Program(host, root, CUDA), speed * GIB, step * MIB)
+    Guarded(host).run(100, hog, until=lambda: hog.refused_at is not None)
+    assert hog.refused_at or speed * 100 < gib * 3 // 100, "it is slow for a host of that size"
+    assert host.least_left >= floor(host) - host.total // 50 - (8 * MIB if root else 0)
+
+
+@given(sizes, st.floats(0.5, 100), errors)
+@few
+def test_a_large_program_that_asks_again_and_again_ends_at_half_of_the_floor(
+    gib: int, speed: float, error: float
+) -> None:
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + 3 * GIB, error=error)
+    if not can_follow(host, speed * GIB):
+        return
+    watch = Guarded(host)
+    watch.run(30, Hog(Program(host, addresses=CUDA), speed * GIB, again=True))
+    assert host.least_left >= floor(host) // 2
+    assert watch.verdict.state is GuardState.EXHAUSTED
+    assert login(watch), "small programs still start"
+
+
+def login(watch: Guarded) -> bool:
+    """Whether somebody can log in and run something, each within a second."""
+    return all(within_a_second(watch, partial(started, watch.host, size * MIB)) for size in (20, 8, 30))
+
+
+def has_forked(parent: Program) -> bool:
+    """Whether a child could be made, which ends at once."""
+    child = parent.fork()
+    if child:
+        child.exit()
+    return child is not None
+
+
+def within_a_second(watch: Guarded, attempt: Callable[[], object], act: Act | None = None) -> bool:
+    end = watch.now + 1.0
+    while not attempt():
+        if watch.now > end:
+            return False
+        watch.run(0.05, act)
+    return True
+
+
+@given(sizes, st.floats(0.5, 100), st.booleans(), st.integers(1, 200), errors)
+@few
+def test_nobody_brings_the_host_below_a_quarter_of_the_floor(
+    gib: int, speed: float, root: bool, size: int, error: float
+) -> None:
+    """A swarm of small processes, of root too."""
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + 3 * GIB, error=error)
+    if not can_follow(host, speed * GIB):
+        return
+
+    def swarm(seconds: float) -> None:
+        for _ in range(min(200, int(speed * GIB * seconds / (size * MIB)) + 1)):
+            if not started(host, size * MIB, root=root):
+                return
+
+    watch = Guarded(host)
+    watch.run(20, swarm)
+    assert host.least_left >= floor(host) // 4
+    assert watch.verdict.caps
+
+
+@pytest.mark.parametrize("begins_inside", [False, True])
+@pytest.mark.parametrize("gib", [64, 256, 1024])
+def test_a_dip_of_2_seconds_leaves_no_trace_in_the_limit(gib: int, begins_inside: bool) -> None:
+    rooms = []
+    for dip in (0, 1):
+        host, _ = full(gib * GIB, gib * GIB * 5 // 100 + 2 * GIB + gib * GIB // 100)
+        watch = Guarded(host)
+        # More than 3 s in which the cap could end never come.
+        above = floor(host) + (band(host) * 3 // 2 if begins_inside else band(host) * 3 // 4)
+        host.pin(host.left - above)
+        watch.run(1)
+        assert watch.verdict.caps is not begins_inside
+        host.pin(dip * band(host) * 5 // 4)
+        watch.run(2)
+        assert watch.verdict.caps is (not begins_inside or bool(dip))
+        host.pin(-dip * band(host) * 5 // 4)
+        watch.run(10)
+        rooms.append(host.room(CUDA, root=False))
+        assert host.left == above
+    without, after = rooms
+    assert after >= min(without, host.left - floor(host) - 4096)
+
+
+@given(
+    sizes, st.floats(0.0, 1.0), st.lists(st.tuples(st.sampled_from("cufxr"), st.integers(1, 64)), max_size=60), errors
+)
+@few
+def test_unused_commits_never_exceed_those_at_the_start_and_twice_the_band(
+    gib: int, part: float, deeds: list[tuple[str, int]], error: float
+) -> None:
+    """Programs commit and never use, children of forks end, services restart, and memory is used that was not."""
+    host, program = full(gib * GIB, gib * GIB * 5 // 100 + 4 * GIB)
+    idle = Program(host)
+    assert idle.ask(gib * GIB // 4)
+    children = [child for _ in range(4) if (child := program.fork())]
+    host.pin(host.left - floor(host) - int(band(host) * part))
+    watch = Guarded(host)
+    watch.run(0.1)
+    assert watch.verdict.caps
+    host.error = error
+    committed, used = host.committed, host.used
+    unit = band(host) // 32
+    for deed, many in deeds:
+        if deed == "c":
+            Program(host, root=True).take(many * unit, unit, touched=False)
+        elif deed == "u":
+            idle.touch(min(many * unit, max(0, host.left - floor(host) // 2)))
+        elif deed == "f" and children:
+            children.pop().exit()
+        elif deed == "x":
+            size = many * unit
+            program.free(size)
+            watch.run(0.1)
+            if program.ask(size):
+                program.touch(size)
+        watch.run(0.3)
+        if not watch.verdict.caps:
+            return
+        unused = (host.committed - committed) - (host.used - used)
+        lent = max(0, used - host.used)  # what was given back and is not used again
+        assert unused <= 2 * band(host) + lent + host.total // ERROR_PART
+
+
+@given(sizes, st.floats(0.05, 1.0), st.integers(1, 20))
+@few
+def test_above_the_floor_nobody_is_refused_what_fits(gib: int, part: float, pieces: int) -> None:
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + 4 * GIB)
+    host.pin(host.left - floor(host) - int(band(host) * part))
+    watch = Guarded(host)
+    watch.run(0.1)
+    assert watch.verdict.caps
+    for _ in range(pieces):
+        one = Program(host, addresses=CUDA)
+        size = (host.left - floor(host)) // (pieces + 1)
+        assert one.ask(size)
+        one.touch(size)
+        watch.run(0.05)
+    assert host.refusals == 0
+    assert host.left >= floor(host)
+
+
+@pytest.mark.parametrize("gib", [6, 64, 256, 1024])
+def test_beside_a_program_that_was_refused_others_go_on(gib: int) -> None:
+    """Each within a second: 64 MiB for CUDA, a fork, /dev/shm, a login, ps, python."""
+    host, _ = full(gib * GIB, min(gib * 90 // 100, 64) * GIB)
+    hog = Hog(Program(host), 4 * GIB)
+    watch = Guarded(host)
+    watch.run(60, hog)
+    assert hog.refused_at
+    assert watch.verdict.caps
+    cuda, parent, worker = Program(host, addresses=CUDA), started(host, MIB), Program(host)
+    assert parent
+    parent.committed += 47 * MIB  # from before the cap
+    host.committed += 47 * MIB
+    assert within_a_second(watch, lambda: cuda.ask(64 * MIB))
+    cuda.touch(64 * MIB)
+    assert within_a_second(watch, partial(has_forked, parent))
+    assert within_a_second(watch, lambda: worker.write_shm(32 * MIB))
+    assert login(watch)
+    assert host.least_left >= floor(host) // 4
+
+
+def test_a_service_restarts_within_a_cap() -> None:
+    host, program = full(64 * GIB, 4 * GIB)
+    watch = Guarded(host)
+    watch.run(1)
+    size = program.committed
+    program.exit()
+    watch.run(0.05)
+    assert watch.verdict.caps
+    assert started(host, size, addresses=CUDA)
+
+
+def test_the_cap_ends_three_seconds_after_there_is_enough() -> None:
+    host, program = full(64 * GIB, 4 * GIB)
+    watch = Guarded(host)
+    watch.run(1)
+    program.free(2 * GIB)
+    watch.run(60)
+    assert host.mode == NEVER, "there is less than twice the band above the floor"
+    program.free(2 * GIB)
+    begin = watch.now
+    watch.run(60, until=lambda: host.mode == ALWAYS)
+    assert 3.0 <= watch.now - begin < 3.1
+    assert (host.ratio, host.kbytes) == (95, 0)
+
+
+@pytest.mark.parametrize("arc", [51, 60])
+def test_zfs_that_has_what_nobody_needs_is_not_short(arc: int) -> None:
+    host = MemoryHost(64 * GIB, uncounted=GIB, arc=arc * GIB, arc_min=2 * GIB)
+    started(host, 6 * GIB)
+    watch = Guarded(host)
+    watch.run(5)
+    assert (watch.times_capped, watch.verdict.level) == (0, 0)
+    watch.run(120, Hog(Program(host), GIB))
+    assert watch.times_capped
+    assert host.least_left >= floor(host) - host.total // 50
+
+
+@pytest.mark.parametrize(("zram", "disk"), [(16, 0), (64, 0), (0, 8), (16, 8)])
+def test_swap_is_used_before_anybody_is_refused(zram: int, disk: int) -> None:
+    host, _ = full(64 * GIB, 8 * GIB, zram=zram * GIB, disk_swap=disk * GIB)
+    program = started(host, host.left - 8 * GIB)
+    assert program
+    hog = Hog(Program(host), GIB)
+    watch = Guarded(host)
+    watch.run(40, hog)
+    assert hog.refused_at, "a limit can be expressed"
+    assert floor(host) - host.total // 50 <= host.least_left < floor(host) + band(host)
+
+
+@given(st.integers(50, 99), st.sampled_from([16, 256]))
+@few
+def test_every_ratio_keeps_the_promises(ratio: int, gib: int) -> None:
+    host, _ = full(gib * GIB, gib * GIB * (100 - ratio) // 100 + 3 * GIB)
+    watch = Guarded(host, GuardLimits(ratio=ratio))
+    hog = Hog(Program(host, addresses=CUDA), 4 * GIB, again=True)
+    watch.run(20, hog)
+    assert hog.refused_at
+    assert hog.refused_at >= floor(host, ratio) - host.total // 50
+    assert host.least_left >= max(floor(host, ratio) // 2, floor(host, ratio) - host.total // 50)
