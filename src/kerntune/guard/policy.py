@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Final
 
 from kerntune.model import Memory
+from kerntune.tunables.overcommit import ALWAYS_RATIO
 
 MIB, GIB = 1 << 20, 1 << 30
-ALWAYS_RATIO: Final = 95  # percent, for `always` without a ratio: the kernel's own 50 would cap a half full host
 MODE_ALWAYS, MODE_NEVER = 1, 2  # vm.overcommit_memory
 SHORTEST, LONGEST = 0.02, 1.0  # seconds between two looks
 PER_CPU, FASTEST = 12 * GIB, 64 * GIB  # bytes a second that one CPU and that all of them use at most

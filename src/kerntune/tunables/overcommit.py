@@ -22,6 +22,7 @@ NEVER = "never"
 # A host may hold any of these: the ratio is an int, the kilobytes are an unsigned long (mm/util.c).
 VALUE = re.compile(r"(heuristic|always|never)(?::(-?[0-9]{1,10}|[0-9]{1,20}k))?", re.ASCII)
 CLAIMED = re.compile(r"(heuristic|always|never)(?::([0-9]{1,9}))?", re.ASCII)
+ALWAYS_RATIO = 95  # percent, for `always` without a ratio: the kernel's own 50 would cap a half full host
 NO_LIMIT = (1 << 64) // 100  # bytes
 TARGET = Target("overcommit")
 VM = "proc/sys/vm"
@@ -98,6 +99,8 @@ class Overcommit(Plain):
             raise InvalidValue(f"an overcommit ratio of {ratio} is out of range", hint)
         if (mode == "heuristic") != (ratio is None) and mode != "always":
             raise InvalidValue(f"{value!r}: heuristic takes no ratio, never needs one", hint)
+        if mode == "always" and ratio is None:
+            ratio = ALWAYS_RATIO  # in force by the memory guard, and what reads back is the kernel's
         return mode if ratio is None else f"{mode}:{int(ratio)}"
 
     def restorable(self, value: str) -> bool:

@@ -50,7 +50,7 @@ def claims(content: Content) -> list[str]:
         ('io-scheduler = {sda = "none"}', ["config:io-scheduler@sda=none"]),
         ('[overcommit]\n"*" = "always:95"', ["config:overcommit=always:95"]),
         ('[overcommit]\n"" = "heuristic"', ["config:overcommit=heuristic"]),
-        ('\ufeff[overcommit]\r\n"*" = "always"\r\n', ["config:overcommit=always"]),
+        ('\ufeff[overcommit]\r\n"*" = "always"\r\n', ["config:overcommit=always:95"]),
         ("", []),
         ("# [overcommit]\n\n[hugepages] # none yet\n", []),
     ],
@@ -164,7 +164,7 @@ def test_what_is_good_stays_beside_what_is_bad_and_problems_are_in_the_order_of_
         "[overcommit]\n'*' = 'always'\n[limits]\nclaims = 0\nhugepages-percent = 10\n[io-scheduler]\nsda = 5.5\n[new]"
     )
     found = read(text)
-    assert claims(found) == ["config:overcommit=always"]
+    assert claims(found) == ["config:overcommit=always:95"]
     assert found.options == {("limits", "hugepages-percent"): 10}
     assert [(problem.line, problem.kind) for problem in found.problems] == [
         (4, Kind.OPTION),

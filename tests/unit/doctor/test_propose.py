@@ -151,7 +151,7 @@ def test_what_other_tunables_take_once_they_are_there(tmp_path: Path) -> None:
     ("lines", "expected"),
     [
         (["sysctl vm.overcommit_memory=0"], ["overcommit=heuristic"]),
-        (["sysctl vm.overcommit_memory=1"], ["overcommit=always"]),
+        (["sysctl vm.overcommit_memory=1"], ["overcommit=always:95"]),
         (["sysctl vm.overcommit_memory=2"], ["overcommit=never:50"]),
         (["sysctl vm.overcommit_memory=2 vm.overcommit_ratio=80"], ["overcommit=never:80"]),
         (["sysctl vm.overcommit_ratio=80"], []),
@@ -182,14 +182,14 @@ def test_a_file_that_only_a_script_reads_is_in_force(tmp_path: Path) -> None:
     lines = "vm.nr_hugepages = 8\nvm.overcommit_memory = 1\nvm.max_map_count = 9\n"
     write(tmp_path, {"etc/sysctl.conf": lines})
     found = pasted(tmp_path, "sysctl -p")
-    assert said(found) == ["hugepages@2M=8", "overcommit=always"]
+    assert said(found) == ["hugepages@2M=8", "overcommit=always:95"]
     assert [(str(one.place), one.cause) for one in found.left] == [("/etc/sysctl.conf:3", Cause.NOT_TUNED)]
 
 
 def test_a_file_that_is_read_twice_does_not_beat_itself(tmp_path: Path) -> None:
     write(tmp_path, {"etc/sysctl.d/a.conf": "vm.nr_hugepages = 8\nvm.overcommit_memory = 1\n"})
     found = pasted(tmp_path, "sysctl -w vm.nr_hugepages=4", "sysctl -p /etc/sysctl.d/a.conf")
-    assert said(found) == ["hugepages@2M=8", "overcommit=always"]
+    assert said(found) == ["hugepages@2M=8", "overcommit=always:95"]
     pool, mode = found.proposals
     assert [str(place) for place in pool.beaten] == ["/etc/rc.local:1"]
     assert mode.beaten == ()
@@ -204,7 +204,7 @@ def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Pat
         "sysctl -w vm.overcommit_memory=1",
     )
     found = pasted(tmp_path, *lines)
-    assert said(found) == ["overcommit=always"]
+    assert said(found) == ["overcommit=always:95"]
     (left,) = found.left
     assert (str(left.place), left.cause) == ("/etc/rc.local:3", Cause.NOT_UNDERSTOOD)
     assert left.why.startswith("it stands under a condition (if in line 2)")

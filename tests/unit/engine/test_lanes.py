@@ -282,7 +282,7 @@ async def test_within_a_lane_passes_follow_each_other() -> None:
         assert [path for path, _ in lab.kernel.journal] == []
         gate.free.set()
         await asyncio.gather(slow, next_)
-        assert lab.writes() == [(POOL, "100"), (f"{VM}memory", "1")]
+        assert lab.writes() == [(POOL, "100"), (f"{VM}memory", "1"), (f"{VM}ratio", "95")]
 
 
 async def test_a_failure_in_a_fast_lane_waits_for_the_slow_one_to_put_it_back() -> None:

@@ -202,7 +202,7 @@ async def test_for_good_also_means_now() -> None:
         assert lab.claims == [
             "persistent:io-scheduler@nvme*=mq-deadline",
             "runtime:io-scheduler@vd*=bfq",
-            "runtime:overcommit=always",
+            "runtime:overcommit=always:95",
         ]
 
 

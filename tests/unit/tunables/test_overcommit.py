@@ -40,7 +40,7 @@ def host(mode: int = 0, ratio: int = 50, kbytes: int = 0) -> SimulatedKernel:
     ("value", "normal"),
     [
         ("heuristic", "heuristic"),
-        ("always", "always"),
+        ("always", "always:95"),
         ("always:95", "always:95"),
         ("always:1", "always:1"),
         ("never:80", "never:80"),
@@ -175,13 +175,13 @@ def test_the_writes_and_their_order(now: str, wish: str, writes: list[tuple[str,
     assert writes_for(wish, reading(now)) == tuple(Write(*write) for write in writes)
 
 
-async def test_always_keeps_whatever_ratio_there_is() -> None:
-    async with running(host(ratio=150)) as lab:
+@pytest.mark.parametrize("changes", [{"ratio": 150}, {"ratio": 0, "kbytes": 8 * MIB}])
+async def test_always_without_a_ratio_is_always_95_and_reads_back_so(changes: dict[str, int]) -> None:
+    async with running(host(**changes)) as lab:
         outcome = await lab.one("overcommit", "", "always")
-        assert (outcome.state, outcome.actual) == (State.SATISFIED, "always:150")
-        assert lab.writes() == [(MEMORY, "1")]
-        lab.kernel.overcommit["ratio"] = 30
-        await lab.engine.reconcile("again")
+        assert (outcome.state, outcome.requested, outcome.actual) == (State.SATISFIED, "always:95", "always:95")
+        assert lab.writes() == [(MEMORY, "1"), (RATIO, "95")]
+        assert (await lab.one("overcommit", "", "always:95")).state is State.SATISFIED
         assert lab.writes() == []
 
 
@@ -303,7 +303,7 @@ async def test_a_baseline_that_would_lock_out_waits_until_it_does_not() -> None:
         lab.kernel.committed = 6 * GIB
         lab.writes()
         (outcome,) = (await lab.unset(("overcommit", ""))).outcomes
-        assert (outcome.state, outcome.reason, outcome.actual) == (State.FAILED, Reason.OVER_LIMIT, "always:30")
+        assert (outcome.state, outcome.reason, outcome.actual) == (State.FAILED, Reason.OVER_LIMIT, "always:95")
         assert (outcome.requested, outcome.is_owed) == ("never:30", True)
         assert lab.writes() == []
         assert lab.ledger.baselines == {TARGET: "never:30"}
@@ -341,7 +341,7 @@ def test_the_predicted_limit_is_the_kernels() -> None:
 async def test_it_is_one_setting_of_the_host(instances: str) -> None:
     async with running(host()) as lab:
         await lab.set(("overcommit", instances, "always"))
-        assert lab.claims == ["runtime:overcommit=always"]
+        assert lab.claims == ["runtime:overcommit=always:95"]
 
 
 async def test_it_has_no_instances() -> None:
