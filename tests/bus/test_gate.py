@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from kerntune.bus.objects import CHANGE_ASKED, Core, Manager
 from kerntune.bus.typed import CpuGovernor, HugePages, IoScheduler, Memory
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
+from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.simulated import demo_host
 from kerntune.tunables import REGISTRY
 from tests.unit.lab import Lab, running
@@ -93,7 +95,11 @@ async def core() -> AsyncIterator[tuple[Core, Lab, Files]]:
     """No bus, and so no polkit: everybody but root is refused by who asks it."""
     async with running(demo_host()) as lab:
         files = Files()
-        yield Core(Alone({}, names.ROOT), lab.engine, Host("6.1", "/", True, 2 << 20), set(), files), lab, files
+        host, guard = (
+            Host("6.1", "/", True, 2 << 20),
+            MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None),
+        )
+        yield Core(Alone({}, names.ROOT), lab.engine, host, set(), files, guard=guard), lab, files
 
 
 def handler(core: Core, interface: str, member: str) -> Any:

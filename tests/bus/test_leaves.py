@@ -162,7 +162,7 @@ class Asked:
 @pytest.mark.parametrize("there", [True, False])
 async def test_the_bus_is_asked_when_a_call_has_waited(there: bool) -> None:
     service = Asked(there=there)
-    core = Core(service, None, None, set(), None)  # type: ignore[arg-type]  # none of them is used
+    core = Core(service, None, None, set(), None, guard=None)  # type: ignore[arg-type]  # none of them is used
     record = Record(Caller(":1.5", 0, 1, interactive=False), "somebody")
     await core._begin(record, core._now())
     assert service.times == 0

@@ -109,7 +109,7 @@ def document(targets: Sequence[TargetRow] = (), claims: Sequence[ClaimRow] = (),
                 "commit_limit": 8 << 30,
             },
         },
-        "counters": {"hotplug_events": 2, "drift_repairs": 1, "guard_caps": 0, "guard_refusals": 0},
+        "counters": {"hotplug_events": 2, "drift_repairs": 1, "guard_caps": 0},
         "guard": {"state": "off", "level": 0, "reason": "", "headroom": 12 << 30, "floor": 0},
         "tunables": [
             tunable("cpu-governor", supported=False, detail="no cpufreq driver is loaded"),

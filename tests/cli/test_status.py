@@ -18,7 +18,7 @@ from kerntune.cli.health import MEANINGS
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
-from kerntune.engine.guard import OBSERVES
+from kerntune.guard.guard import OBSERVES
 from tests.cli.scripted import claim, document, target
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT

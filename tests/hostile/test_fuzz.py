@@ -34,10 +34,10 @@ from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
 from kerntune.daemon.app import publish
 from kerntune.daemon.choosing import Choosing
-from kerntune.daemon.guard import MemoryGuard
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
+from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.files import allowed
 from kerntune.kernel.simulated import SimulatedKernel, demo_host
 from kerntune.tunables import REGISTRY
@@ -308,7 +308,7 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
             folder.mkdir()
         state = State(*folders, boot_id="boot")
         guard = MemoryGuard(kernel, folders[0], lambda *_news: None)
-        engine = Reconciler(kernel, REGISTRY, state, guard=guard)
+        engine = Reconciler(kernel, REGISTRY, state, companion=guard)
         stage = Stage(permitted, uid)
         working = asyncio.create_task(engine.work())
         try:
@@ -316,10 +316,8 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
             troubles: set[str] = set()
             reloading = Reloading(Path(name), folders[0], engine, troubles)
             reloading.booted()
-            publish(
-                stage,
-                Core(stage, engine, Host("6.1", "(simulated)", True, 2 << 20), troubles, Choosing(reloading, engine)),
-            )
+            host, choosing = Host("6.1", "(simulated)", True, 2 << 20), Choosing(reloading, engine)
+            publish(stage, Core(stage, engine, host, troubles, choosing, guard=guard))
             for serial, call in enumerate(script, 1):
                 written = len(kernel.journal)
                 reply = await stage.serve(serial, call)

@@ -17,8 +17,6 @@ OTHERS: Final = {
     "overcommit_memory": ("0", "1"),
     "overcommit_ratio": ("95", "96"),
     "overcommit_kbytes": ("68719476736", "137438953472"),
-    "admin_reserve_kbytes": ("8192", "8193"),
-    "user_reserve_kbytes": ("8192", "8193"),
     "swappiness": ("60", "61"),
     "zone_reclaim_mode": ("0", "1"),
     "enabled": ("madvise", "always"),

@@ -11,11 +11,13 @@ import pytest
 
 from kerntune.daemon import logs
 from kerntune.daemon.app import Status
-from kerntune.daemon.cap_file import NAME
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
-from kerntune.engine.guard import OBSERVES, GuardState
+from kerntune.guard.alerts import MESSAGE_ID as GUARD_CHANGED
+from kerntune.guard.guard import OBSERVES
+from kerntune.guard.policy import GuardState
+from kerntune.guard.saved import NAME
 from kerntune.model import Reason, State
 from kerntune.tunables import REGISTRY
 
@@ -70,7 +72,7 @@ def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert logs.TARGET_SET in PAGE
     assert logs.TARGET_NOT_SET in PAGE
     assert logs.CONFIG_PROBLEM in PAGE
-    assert logs.GUARD_CHANGED in PAGE
+    assert GUARD_CHANGED in PAGE
     assert NAME in PAGE
     assert STATE_SET_ASIDE in PAGE
     assert CONFIG_INVALID in PAGE

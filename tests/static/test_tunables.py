@@ -21,7 +21,7 @@ from kerntune.tunables.sysctl import REPORTED, path_of
 
 CHECKOUT = Path(__file__).parents[2]
 # Written on behalf of a tunable that does not name them: the remedy, the guard's, and a baseline's other form.
-BESIDE = {"compact_memory", "admin_reserve_kbytes", "user_reserve_kbytes", "overcommit_kbytes"}
+BESIDE = {"compact_memory", "overcommit_kbytes"}
 
 
 def named(tunable: Tunable) -> str:

@@ -8,10 +8,12 @@ from tests.system.machine import Machine
 from tests.system.shell import Job
 
 PLACE: Final = "/usr/local/bin/take"
+STANDS_BY: Final = "/usr/local/bin/stand-by"
 MODE: Final = "/proc/sys/vm/overcommit_memory"
-# take MIB: so much at once and held. take all [MIB]: in steps, until the kernel refuses; then it tells and holds.
-# take again: the same, and it goes on asking. take large: that too, after it has reserved addresses as CUDA does.
-# take late MIB: mapped at once, used step by step when a line is read.
+GATE: Final = "/run/bystander"
+# take MIB: so much at once and held. take all [MIB]: it reserves addresses as CUDA does, and takes memory in steps
+# until the kernel refuses; then it tells and holds. take large: the same, and it goes on asking. take again: that too,
+# as the small program that it is. take late MIB: mapped at once, used step by step when a line is read.
 # The OOM killer spares what the agent starts, as it spares the agent; of these it spares only what is just held, which
 # is in huge pages where that can be: they are there four times as fast.
 PROGRAM: Final = """#!/usr/bin/python3
@@ -53,7 +55,7 @@ if sys.argv[1].isdigit():
     held[0].madvise(MADV_POPULATE_WRITE)
     say("held")
     time.sleep(3600)
-if sys.argv[1] == "large":
+if sys.argv[1] in ("all", "large"):
     reserved = mmap.mmap(-1, 64 << 30, flags=FLAGS, prot=0)
 refused = 0
 deadline = time.monotonic() + (55 if sys.argv[1] == "all" else 10)
@@ -70,6 +72,57 @@ while time.monotonic() < deadline:
     left()
 say("lowest", lowest)
 time.sleep(3600)
+"""
+# A program from before the cap, which has reserved addresses as CUDA does, and 48 MiB of its own. When GATE is
+# written to it asks for each thing until it gets it, and tells how many seconds that took: 64 MiB, a fork, and 32 MiB
+# of /dev/shm.
+BYSTANDER: Final = """#!/usr/bin/python3
+import mmap, os, sys, time
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+reserved = mmap.mmap(-1, 64 << 30, flags=FLAGS, prot=0)
+own = bytearray(os.urandom(4096) * (48 << 8))
+SHM = "/dev/shm/bystander"
+
+def cuda():
+    return mmap.mmap(-1, 64 << 20, flags=FLAGS)
+
+def fork():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+def shm():
+    with open(SHM, "wb", buffering=0) as file:
+        while file.tell() < 32 << 20:
+            file.write(bytes(1 << 20))
+
+print("there", flush=True)
+open(sys.argv[1]).read()
+for want in (cuda, fork, shm):
+    begin, refused = time.monotonic(), 0
+    while time.monotonic() < begin + 20:
+        try:
+            want()
+            break
+        except OSError:
+            refused += 1
+            time.sleep(0.05)
+    print(want.__name__, "took", round(time.monotonic() - begin, 2), "refused", refused, flush=True)
+    if os.path.exists(SHM):
+        os.unlink(SHM)
+"""
+# A program of 300 MiB, which forks when GATE is written to.
+PARENT: Final = f"""
+import os
+own = bytearray(os.urandom(4096) * (300 << 8))
+print("there", flush=True)
+open("{GATE}").read()
+child = os.fork()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+print("forked", flush=True)
 """
 # Says when the mode of overcommit changes, and for how long it was the one before; ahead of all others, for memory is
 # short meanwhile.
@@ -91,11 +144,40 @@ while True:
 
 def install(vm: Machine) -> None:
     vm.write(PLACE, PROGRAM, mode="755")
+    vm.write(STANDS_BY, BYSTANDER, mode="755")
 
 
 def take(vm: Machine, *words: str, user: str = "root", data: str = "") -> Job:
     """Start one of them."""
     return vm.spawn([PLACE, *words], user=user, data=data)
+
+
+def bystander(vm: Machine) -> Job:
+    """Start a program that asks for memory when `go` says so."""
+    return _standing_by(vm, [STANDS_BY, GATE])
+
+
+def parent(vm: Machine) -> Job:
+    """Start a program that forks when `go` says so."""
+    return _standing_by(vm, ["python3", "-c", PARENT])
+
+
+def _standing_by(vm: Machine, argv: list[str]) -> Job:
+    vm.check(f"rm -f {GATE} && mkfifo {GATE}")
+    job = vm.spawn(argv)
+    job.wait_output("there")
+    return job
+
+
+def go(vm: Machine) -> None:
+    """Let what stands by begin."""
+    vm.check(f"echo > {GATE}")
+
+
+def took(job: Job, want: str) -> float:
+    """The seconds until the bystander had that."""
+    job.wait_output(f"{want} took ")
+    return float(job.out.partition(f"{want} took ")[2].split()[0])
 
 
 def lowest(job: Job) -> int:

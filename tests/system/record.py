@@ -1,6 +1,6 @@
 """Records what memory does in the guest while a program takes all it gets: `python -m tests.system.record FOLDER`.
 
-The files are replayed by tests/unit/engine/test_recorded_traces.py.
+The files are replayed by tests/unit/guard/test_recorded_traces.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import ClaimBook
-from kerntune.engine.guard import Guard
+from kerntune.engine.companion import Companion
 from kerntune.engine.hung import Bounds
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
@@ -172,13 +172,13 @@ async def running(
     claims: Iterable[Claim] = (),
     baselines: Mapping[Target, str] | None = None,
     limits: Limits | None = None,
-    guard: Guard | None = None,
+    companion: Companion | None = None,
     clock: Callable[[], float] = time.monotonic,
     bounds: Bounds | None = None,
 ) -> AsyncIterator[Lab]:
     """An engine that has looked at the kernel; nothing was written yet."""
     ledger = MemoryLedger(ClaimBook.of(*claims), baselines or {})
-    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, guard=guard, clock=clock, bounds=bounds)
+    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, companion=companion, clock=clock, bounds=bounds)
     lab = Lab(kernel, ledger, engine)
     engine.listeners.append(lab.reports.append)
     working = asyncio.create_task(engine.work())

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from kerntune import __version__
-from kerntune.engine.guard import GuardVerdict
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import World
 from kerntune.engine.resolve import resolve
+from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Claim, Memory, Outcome, Reading, State, Target, Wish
 
 
@@ -26,7 +26,7 @@ class Host:
 
 
 def prepare(
-    engine: Reconciler, host: Host, degraded: Sequence[str], profile: str
+    engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str
 ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
     """Return the beginning of the document, and what makes the rest of a copy of what is known: in any thread.
 
@@ -36,10 +36,12 @@ def prepare(
     rows = partial(
         rows_of, world, tuple(engine.book.claims.values()), dict(engine.ledger.baselines), dict(engine.outcomes_now())
     )
-    return head_of(engine, host, degraded, profile), rows
+    return head_of(engine, guard, host, degraded, profile), rows
 
 
-def head_of(engine: Reconciler, host: Host, degraded: Sequence[str], profile: str) -> dict[str, Any]:
+def head_of(
+    engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str
+) -> dict[str, Any]:
     """Return the fields that do not grow with the targets and the claims."""
     return {
         "version": __version__,
@@ -53,7 +55,7 @@ def head_of(engine: Reconciler, host: Host, degraded: Sequence[str], profile: st
             "default_page_size": host.default_page_size,
             "memory": figures(engine.memory),
         },
-        "guard": guard_row(engine),
+        "guard": guard_row(guard, engine.memory),
         "counters": dict(engine.counters),
         "tunables": [
             {
@@ -89,16 +91,15 @@ def figures(memory: Memory | None) -> dict[str, int]:
     return {name: getattr(memory, name) for name in names} if memory else {}
 
 
-def guard_row(engine: Reconciler) -> dict[str, Any]:
+def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
     """The memory guard: its state, and in bytes what is left and what it keeps free."""
-    guard, memory = engine.guard, engine.memory
-    verdict = guard.verdict if guard else GuardVerdict()
+    verdict = guard.verdict
     return {
         "state": verdict.state,
         "level": verdict.level,
         "reason": verdict.reason,
         "headroom": memory.headroom if memory else 0,
-        "floor": guard.limits.floor(memory) if guard and guard.limits and memory else 0,
+        "floor": guard.floor(memory),
     }
 
 

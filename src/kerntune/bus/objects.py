@@ -21,11 +21,12 @@ from kerntune.bus.messages import Variant
 from kerntune.bus.wire import Row, options_from, outcome_rows, settings_from
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
-from kerntune.engine.guard import OBSERVES, GuardState
 from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.errors import InvalidArgs
+from kerntune.guard.guard import OBSERVES, MemoryGuard
+from kerntune.guard.policy import GuardState
 from kerntune.kernel import processes
 from kerntune.model import Report, Setting, Target
 
@@ -92,10 +93,12 @@ class Core:
         host: Host,
         troubles: Set[str],
         files: Files,
+        *,
+        guard: MemoryGuard,
     ) -> None:
         """`troubles` are slugs of what is wrong with the daemon itself, and change."""
         self.service, self.engine, self.host = service, engine, host
-        self.troubles, self.files = troubles, files
+        self.troubles, self.files, self.guard = troubles, files, guard
         self._gate = Gate(service)
 
     async def change(self, caller: Caller, request: Request, *, endable: bool = False) -> Answer:
@@ -220,7 +223,7 @@ class Manager:
     def degraded(self) -> list[str]:
         engine = self._engine
         slugs = {reason.value for reason in engine.troubles} | engine.book.choice.troubles
-        observes = {OBSERVES} if engine.guard and engine.guard.verdict.state is GuardState.OBSERVING else set()
+        observes = {OBSERVES} if self._core.guard.verdict.state is GuardState.OBSERVING else set()
         return sorted(slugs | observes | self._core.troubles)
 
     @property
@@ -289,7 +292,7 @@ class Manager:
         if waiting := self._engine.refresh():
             await waiting
         engine = self._engine
-        head, rows = prepare(engine, self._core.host, self.degraded, self.active_profile)
+        head, rows = prepare(engine, self._core.guard, self._core.host, self.degraded, self.active_profile)
         if len(engine.readings) * (1 + len(engine.book.claims)) <= SMALL:
             return json.dumps(head | rows(), ensure_ascii=False)
         return await engine.threads.open(in_parts, head, rows)

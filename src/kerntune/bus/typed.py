@@ -10,8 +10,8 @@ from kerntune.bus.dispatch import Caller
 from kerntune.bus.messages import Variant
 from kerntune.bus.objects import LEAVE, PERSIST, SET, Core
 from kerntune.bus.wire import Row, options_from, outcome_rows
-from kerntune.engine.guard import Alert, GuardVerdict
 from kerntune.errors import InvalidValue, NotSupported
+from kerntune.guard.alerts import Alert
 from kerntune.model import Lane, Setting, Target
 from kerntune.tunables import page_size
 from kerntune.tunables.cpu_policies import spell_cpus
@@ -136,11 +136,11 @@ class Memory:
 
     @property
     def guard_state(self) -> str:
-        return self._verdict.state.value
+        return self._core.guard.verdict.state.value
 
     @property
     def warning_level(self) -> int:
-        return self._verdict.level
+        return self._core.guard.verdict.level
 
     @property
     def headroom(self) -> int:
@@ -148,12 +148,7 @@ class Memory:
 
     @property
     def floor(self) -> int:
-        guard, memory = self._engine.guard, self._engine.memory
-        return guard.limits.floor(memory) if guard and guard.limits and memory else 0
-
-    @property
-    def _verdict(self) -> GuardVerdict:
-        return self._engine.guard.verdict if self._engine.guard else GuardVerdict()
+        return self._core.guard.floor(self._engine.memory)
 
     def announce(self, alert: Alert) -> None:
         """GuardChanged."""

@@ -17,13 +17,12 @@ from kerntune.errors import Failed, Unreachable
 from kerntune.model import Origin, State
 
 MODE: Final = 0o644  # the collector is another user
-# As engine/guard.py has them; whoever asks for one that is not in force should get a 0.
-GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "released", "observing")
+# As guard/policy.py has them; whoever asks for one that is not in force should get a 0.
+GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "observing")
 COUNTERS: Final = {
     "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
     "drift_repairs": "Values that others had changed and that kerntuned has put back since it started.",
     "guard_caps": "How often the memory guard has begun to cap what the kernel promises since kerntuned started.",
-    "guard_refusals": "How often the kernel logged, of such caps that have ended, that it refused memory to a process.",
 }
 POOL_COUNTS: Final = {
     "pages": ("total", "Huge pages there are"),

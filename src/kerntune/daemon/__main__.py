@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from kerntune.daemon import hotplug, logs
 from kerntune.daemon.app import Directories, Status, lock, run
-from kerntune.daemon.cap_file import undo_cap_alone
 from kerntune.daemon.options import HOST, parse
+from kerntune.guard.saved import undo_cap_alone
 from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)

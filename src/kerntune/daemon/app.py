@@ -21,17 +21,16 @@ from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
-from kerntune.daemon.alarm import Alarm
-from kerntune.daemon.cap_file import Undone, undo_cap_alone
 from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.drift import DriftTimer
-from kerntune.daemon.guard import MemoryGuard
 from kerntune.daemon.hotplug import Look
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, State
-from kerntune.engine.guard import Alert
 from kerntune.engine.halt import make_endable
 from kerntune.engine.reconciler import Reconciler
+from kerntune.guard.alerts import Alert, Alerts
+from kerntune.guard.guard import MemoryGuard
+from kerntune.guard.saved import Undone, undo_cap_alone
 from kerntune.kernel.files import Kernel, find
 from kerntune.kernel.memory import default_page_size
 from kerntune.kernel.support import kernel_release, settling
@@ -104,11 +103,11 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
         except OSError as error:
             log.error("the runtime directory cannot be written: %s", error)
-        alarm = Alarm()
-        stack.callback(alarm.close)
-        guard = MemoryGuard(kernel, directories.runtime, alarm.tell)
-        engine = Reconciler(kernel, REGISTRY, state, guard=guard)
-        guard.preparations += [alarm.prepare, engine.threads.prepare]
+        alerts = Alerts()
+        stack.callback(alerts.close)
+        guard = MemoryGuard(kernel, directories.runtime, alerts.tell)
+        engine = Reconciler(kernel, REGISTRY, state, companion=guard)
+        guard.preparations += [alerts.prepare, engine.threads.prepare]
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.threads.close)
@@ -129,11 +128,13 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         async with asyncio.TaskGroup() as group:
             working = [
                 group.create_task(engine.work(), name="lanes"),
-                group.create_task(alarm.work(engine), name="alarm"),
+                group.create_task(alerts.work(engine), name="alerts"),
                 group.create_task(notify.watchdog(lambda: guard.alive), name="watchdog"),
             ]
             try:
-                return await Daemon(host, engine, troubles, reloading, alarm, partial(settling, kernel)).live(stop)
+                return await Daemon(host, engine, troubles, reloading, guard, alerts, partial(settling, kernel)).live(
+                    stop
+                )
             finally:
                 for task in working:
                     task.cancel()
@@ -150,7 +151,8 @@ class Daemon:
     engine: Reconciler
     troubles: set[str]
     reloading: Reloading
-    alarm: Alarm
+    guard: MemoryGuard
+    alerts: Alerts
     settling: Callable[[], bool]
     service: Service | None = None
 
@@ -211,8 +213,9 @@ class Daemon:
             await booted(asyncio.ensure_future(self.engine.reconcile("boot", enforce=True)))
 
     def _open(self, service: Service) -> None:
-        core = objects.Core(service, self.engine, self.host, self.troubles, Choosing(self.reloading, self.engine))
-        self.alarm.listeners.append(publish(service, core))
+        choosing = Choosing(self.reloading, self.engine)
+        core = objects.Core(service, self.engine, self.host, self.troubles, choosing, guard=self.guard)
+        self.alerts.listeners.append(publish(service, core))
         service.open()
 
     async def _ready(self, service: Service) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import DROP_INS, MAIN, Config
 from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
-from kerntune.daemon.files import contents_of
 from kerntune.daemon.profiles import Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
 from kerntune.places import FOLDER, NAME, files_in, folders
+from kerntune.plain_files import contents_of
 from kerntune.tunables import REGISTRY
 
 OF_PROFILES: Final = frozenset({"summary", "include"})

@@ -13,9 +13,9 @@ from typing import Final
 from kerntune.daemon import config_text, settings
 from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, RESTORE, Config, listed
 from kerntune.daemon.config_text import Content, Kind, Problem
-from kerntune.daemon.files import contents_of
 from kerntune.daemon.last_good import LastGood
 from kerntune.model import Claim, ClaimId, Origin
+from kerntune.plain_files import contents_of
 from kerntune.tunables.base import Tunable
 
 STALE: Final = ", as last read without an error"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kerntune.daemon.files import contents_of
-from kerntune.engine.guard import GuardLimits
+from kerntune.guard.policy import GuardLimits
 from kerntune.model import Claim, Limits
+from kerntune.plain_files import contents_of
 
 if TYPE_CHECKING:
     from kerntune.daemon.config_text import Problem

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from kerntune.daemon import settings
 from kerntune.daemon.config_text import Content
-from kerntune.daemon.files import put_aside, replace_file
 from kerntune.daemon.state import Document, dump_claims, load, load_claims
 from kerntune.engine.requests import sound
 from kerntune.model import Origin
+from kerntune.plain_files import put_aside, replace_file
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from typing import Any, Final
 from kerntune.daemon.config import in_order, misspelt, stale
 from kerntune.daemon.config_files import Chosen
 from kerntune.daemon.config_text import Content, Kind, Problem, Reader, parse
-from kerntune.daemon.files import contents_of
 from kerntune.daemon.last_good import LastGood
 from kerntune.daemon.settings import shown
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
 from kerntune.places import files_in
+from kerntune.plain_files import contents_of
 from kerntune.tunables.base import Tunable
 
 COPY: Final = "profile.json"  # in the runtime directory

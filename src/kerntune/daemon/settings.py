@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL, GUARD, RESTORE
-from kerntune.engine.guard import GuardLimits
 from kerntune.errors import InvalidValue
+from kerntune.guard.policy import GuardLimits
 from kerntune.model import Limits
 
 
@@ -81,34 +81,18 @@ OPTIONS: Final = (
     ),
     Option(
         "guard", "enabled", 0, 1, GUARD.enabled, "",
-        "Whether the memory guard makes the limit of overcommit always real: it watches free memory and refuses "
-        "further promises before it is gone. It never ends a process.",
+        "Whether the memory guard makes the ratio of overcommit always real: it watches free memory, and has the "
+        "kernel refuse more commits before it is gone. It never ends a process.",
         switch=True,
     ),
     Option(
-        "guard", "cap", 1, 50, GUARD.cap, "percent of RAM above the floor",
-        "At how much headroom the guard caps. The floor is what the ratio leaves: 5 % of RAM with always:95.",
-    ),
-    Option(
-        "guard", "release", 2, 60, GUARD.release, "percent of RAM above the floor",
-        "At how much headroom it may let go again; at least one more than cap.",
-    ),
-    Option(
-        "guard", "warn", 2, 70, GUARD.warn, "percent of RAM above the floor",
-        "At how much headroom it warns first (level 50).",
+        "guard", "band", 0, 1 << 24, GUARD.band, "MiB; 0 is by the size of the host",
+        "How far above the floor the guard caps. The floor is what the ratio leaves: 5 % of RAM with always:95. By "
+        "itself the band is 7 % of RAM, but no more than 2 GiB, or RAM / 128 where that is more.",
     ),
     Option(
         "guard", "calm", 0, 3600, int(GUARD.calm), "seconds",
-        "How long there must have been the headroom of release before it lets go.",
-    ),
-    Option(
-        "guard", "dwell", 1, 300, int(GUARD.dwell), "seconds",
-        "How long a cap lasts at least.",
-    ),
-    Option(
-        "guard", "doubling", 0, 1, GUARD.doubling, "",
-        "Whether that doubles (to 5 minutes at most) when memory is short again within a minute.",
-        switch=True,
+        "How long headroom must have been at the floor and twice the band before a cap ends.",
     ),
     Option(
         "drift", "interval", 0, 86_400, DRIFT_INTERVAL, "seconds; 0 is never",
@@ -150,7 +134,7 @@ CLAIM_TABLES: Final = (
         "named).",
         "* (it is one setting of the host)",
         "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
-        (Example("*", "always:95", "promise what is asked for, until the memory guard caps"),),
+        (Example("*", "always:95", "commit what is asked for, until the memory guard caps"),),
     ),
     ClaimTable(
         "thp",
@@ -232,8 +216,7 @@ def limits_from(options: Mapping[tuple[str, ...], int]) -> Limits:
 def guard_from(options: Mapping[tuple[str, ...], int]) -> GuardLimits:
     """The guard's settings; what is not said keeps its default."""
     said = {name: value for (table, name), value in options.items() if table == "guard"}
-    guard = GuardLimits(**said)  # type: ignore[arg-type]  # a switch is bool, as checked
-    return replace(guard, release=max(guard.release, guard.cap + 1))
+    return GuardLimits(**said)  # type: ignore[arg-type]  # a switch is bool, as checked
 
 
 def shown(value: object) -> str:

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kerntune.daemon.files import NoPlainFile, patiently, put_aside, replace_file
 from kerntune.engine.claims import Choice, ClaimBook
 from kerntune.errors import InvalidValue
 from kerntune.model import Baseline, Claim, Origin, Target
+from kerntune.plain_files import NoPlainFile, patiently, put_aside, replace_file
 
 log = logging.getLogger(__name__)
 FORMAT = 1

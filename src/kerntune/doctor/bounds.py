@@ -16,7 +16,7 @@ VM: Final = "proc/sys/vm"
 ALWAYS, NEVER = 1, 2
 # States of the memory guard (kerntuned(8)).
 CAPPING: Final = frozenset({"capped", "exhausted"})
-WATCHING: Final = frozenset({"relaxed", "released"})
+WATCHING: Final = frozenset({"relaxed"})
 CGROUPS: Final = "sys/fs/cgroup"
 LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max")
 LOCKED: Final = re.compile(r"Max locked memory +([0-9]+|unlimited) ")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
+from kerntune.engine.companion import Companion
 from kerntune.engine.drift import DriftLog
-from kerntune.engine.guard import Guard
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Crew, Hung, Reader, hangs, not_answering
 from kerntune.engine.ledger import why_not_saved
@@ -107,7 +107,7 @@ class Worker:
     limits: Limits
     threads: Crew
     keep: Callable[[Sequence[Baseline]], None]
-    guard: Guard | None = None
+    companion: Companion = field(default_factory=Companion)
     drift: DriftLog = field(default_factory=DriftLog)
     patience: Patience = field(default_factory=Patience)
     retries: Retries = field(default_factory=Retries)
@@ -135,7 +135,7 @@ class Worker:
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
         if not order.dry:
-            # What the guard has written itself comes and goes: what is remembered is the wish before.
+            # What the companion has written comes and goes: what is remembered is the wish before.
             caps = {
                 t: self.last[t] for t, w in result.wishes.items() if w.winner.origin is Origin.GUARD and t in self.last
             }
@@ -144,9 +144,7 @@ class Worker:
         return result
 
     def _writer(self, tunable: Tunable, progress: Progress | None, halt: Halt | None) -> Writer:
-        # While the guard caps there may be no room for a thread.
-        alone = self.guard is not None and self.guard.verdict.caps
-        threads = None if alone else self.threads
+        threads = self.threads if self.companion.may_use_threads else None
         return Writer(self.kernel, tunable, threads, progress, halt=halt or Halt(), hung=self.hung)
 
     @property
@@ -170,20 +168,20 @@ class _Pass:
     named: frozenset[Target] = frozenset()  # what the claims cover that are put or dropped just now
 
     def run(self) -> None:
-        guard = self.lane.guard
-        if guard is None or guard.tunable != self.tunable.name:
+        companion = self.lane.companion
+        if companion.tunable != self.tunable.name:
             self._run(self.order.claims)
             return
-        # Who only looks does not make the guard wait.
-        with nullcontext() if self.order.dry else guard.lock:
-            self._run(guard.follow(self.order.claims, self.order.released, dry=self.order.dry))
-            self._remark(guard)
+        # Who only looks does not make the companion wait.
+        with nullcontext() if self.order.dry else companion.lock:
+            self._run(companion.sync_with_claims(self.order.claims, self.order.released, dry=self.order.dry))
+            self._remark(companion)
 
-    def _remark(self, guard: Guard) -> None:
-        """What the guard has to say of the outcome that it looks after."""
+    def _remark(self, companion: Companion) -> None:
+        """Add what the companion has to say of the outcome that it looks after."""
         for target, outcome in self.result.outcomes.items():
-            if target.tunable == guard.tunable and outcome.state in (State.SATISFIED, State.PLANNED):
-                said = (outcome.detail, guard.remark(outcome.requested, read_memory(self.lane.kernel)))
+            if target.tunable == companion.tunable and outcome.state in (State.SATISFIED, State.PLANNED):
+                said = (outcome.detail, companion.remark(outcome.requested, read_memory(self.lane.kernel)))
                 self.result.outcomes[target] = replace(outcome, detail="; ".join(filter(None, said)))
 
     def _run(self, claims: Sequence[Claim]) -> None:
@@ -195,7 +193,7 @@ class _Pass:
         self.named = self._covered_by_name(targets)
         not_owed = self._taken_by_others(before, wishes)
         contested = self._contested(before, wishes)
-        # What the guard claims it has written itself.
+        # What the companion claims it has written itself.
         free = {
             target: wish
             for target, wish in wishes.items()

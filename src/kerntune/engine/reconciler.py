@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 from kerntune.engine.answers import Answer, outcomes_of
 from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
-from kerntune.engine.guard import Guard
+from kerntune.engine.companion import Companion
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Bounds, Hung
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
@@ -71,12 +71,12 @@ class Reconciler:
         ledger: Ledger,
         *,
         limits: Limits | None = None,
-        guard: Guard | None = None,
+        companion: Companion | None = None,
         clock: Callable[[], float] = time.monotonic,
         bounds: Bounds | None = None,
     ) -> None:
         self.tunables = {tunable.name: tunable for tunable in tunables}
-        self.limits, self.ledger, self.guard = limits or Limits(), ledger, guard
+        self.limits, self.ledger, self.companion = limits or Limits(), ledger, companion or Companion()
         self.observed = Observed(self._read_lane, self._seen, clock)
         self.outcomes: dict[Target, Outcome] = {}
         self.generation = 0
@@ -104,7 +104,7 @@ class Reconciler:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
         hung = Hung(partial(self._hangs_no_more, lane), self._bounds)
         worker = Worker(
-            kernel, own, self.limits, self.threads.crews[lane], self.ledger.keep, self.guard, hung=hung, clock=clock
+            kernel, own, self.limits, self.threads.crews[lane], self.ledger.keep, self.companion, hung=hung, clock=clock
         )
         told = partial(self._publish, lane), partial(self._failed, lane)
         return LaneQueue(worker, self.threads.passes, self._order, *told)
@@ -126,10 +126,10 @@ class Reconciler:
 
     @property
     def book(self) -> ClaimBook:
-        """The claims in force: those committed, configured and the guard's, with the edits that callers wait for."""
+        """The claims in force: committed, configured and the companion's, with the edits that callers wait for."""
         if self._ending:
             return ClaimBook(choice=self.committed.choice)
-        others = (*self.configured, *(self.guard.claims if self.guard else ()))
+        others = (*self.configured, *self.companion.claims)
         book = self.committed.having(others) if others else self.committed
         for pending in self._pending:
             book = book.apply(pending.edit)
@@ -151,8 +151,7 @@ class Reconciler:
         return {
             "hotplug_events": self._device_events,
             "drift_repairs": sum(queue.worker.drift.total for queue in self._lanes.values()),
-            "guard_caps": self.guard.times_capped if self.guard else 0,
-            "guard_refusals": self.guard.times_refused if self.guard else 0,
+            **self.companion.counters,
         }
 
     async def work(self) -> None:

@@ -20,8 +20,6 @@ WRITABLE: Final = (
     "proc/sys/vm/overcommit_memory",
     "proc/sys/vm/overcommit_ratio",
     "proc/sys/vm/overcommit_kbytes",
-    "proc/sys/vm/admin_reserve_kbytes",
-    "proc/sys/vm/user_reserve_kbytes",
     "proc/sys/vm/swappiness",
     "proc/sys/vm/zone_reclaim_mode",
     "sys/kernel/mm/transparent_hugepage/enabled",

@@ -11,8 +11,8 @@ import pytest
 
 from kerntune.daemon.config import STALE, Configuration
 from kerntune.daemon.config_files import Config, silent
-from kerntune.daemon.files import LONGEST
 from kerntune.model import Limits
+from kerntune.plain_files import LONGEST
 from kerntune.tunables import REGISTRY
 
 NONE, BFQ, KYBER = (f'[io-scheduler]\n"nvme*" = "{name}"\n' for name in ("none", "bfq", "kyber"))

@@ -17,12 +17,12 @@ from typing import Final
 import pytest
 
 from kerntune.daemon.app import restorable
-from kerntune.daemon.cap_file import NAME, CapFile, Undone, undo_cap_alone
 from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.daemon.state import STATE_SET_ASIDE, State
 from kerntune.engine.claims import Choice, ClaimBook
 from kerntune.engine.reconciler import Reconciler
-from kerntune.kernel.pressure import Originals
+from kerntune.guard.saved import NAME, SavedOriginals, Undone, undo_cap_alone
+from kerntune.guard.sysctls import Originals
 from kerntune.kernel.simulated import SimulatedKernel, demo_host
 from kerntune.model import Baseline, Claim, Origin, Target
 from kerntune.tunables import REGISTRY
@@ -229,14 +229,14 @@ def test_all_of_them_at_once(folder: Path, whole: dict[str, bytes]) -> None:
     assert found.troubles == {STATE_SET_ASIDE}
 
 
-ORIGINALS: Final = Originals(mode=1, ratio=50, kbytes=0, admin_reserve=8192, user_reserve=131072)
+ORIGINALS: Final = Originals(mode=1, ratio=50, kbytes=0)
 
 
 @pytest.fixture
 def cap_file(folder: Path) -> Path:
     """As a daemon leaves it that was killed while its guard capped."""
-    file = CapFile(folder / "run")
-    file.keep(ORIGINALS)
+    file = SavedOriginals(folder / "run")
+    file.save(ORIGINALS)
     file.close()
     return folder / "run" / NAME
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from kerntune.daemon.files import replace_file
 from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline, Claim, Target
+from kerntune.plain_files import replace_file
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
 
 BOUND = 10.0  # seconds that a thread may take

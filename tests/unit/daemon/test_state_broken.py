@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.daemon import files as files_module
+from kerntune import plain_files as files_module
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from kerntune.bus.describe import Host, prepare
 from kerntune.bus.objects import in_parts
 from kerntune.errors import LimitsExceeded, NoSuchTarget
+from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Lane, Limits
 from tests.unit.lab import BOUND, large_host, request, running
 
@@ -76,9 +78,10 @@ async def test_no_set_waits_for_what_anybody_may_ask_for() -> None:
 async def test_a_large_document_is_made_of_a_copy_and_says_the_same() -> None:
     host = Host("6.1", "/", simulated=True, default_page_size=2 << 20)
     async with running(large_host()) as lab:
+        guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None)
         await lab.set(*MANY[:20])
-        head, rows = prepare(lab.engine, host, [], "")
-        before = described(lab.engine, host, [], "")
+        head, rows = prepare(lab.engine, guard, host, [], "")
+        before = described(lab.engine, guard, host, [], "")
         await lab.set(("io-scheduler", "*", "bfq"))
         assert json.loads(await lab.engine.threads.open(in_parts, head, rows)) == json.loads(json.dumps(before))
 

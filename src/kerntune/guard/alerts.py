@@ -1,4 +1,4 @@
-"""What the memory guard's verdicts are told to: the journal, the bus and the engine; with who holds the memory."""
+"""Who is told what the guard does: the journal, the bus, and the engine, one verdict after the other."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
-from kerntune.daemon import logs
-from kerntune.engine.guard import Alert, GuardLimits, GuardState, GuardVerdict
 from kerntune.engine.reconciler import Reconciler
+from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
 from kerntune.kernel.processes import Consumers
-from kerntune.kernel.refusals import Refused, refused_since
 from kerntune.model import Consumer, Lane, Memory
 
 log = logging.getLogger(__name__)
@@ -24,17 +23,16 @@ TOP: Final = 5
 RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with room and without
 CAUSE: Final = "memory guard"
 PATIENCE: Final = 5.0  # seconds that the first look may take
-NAMED: Final = 10  # processes that were refused memory
 MIB: Final = 1 << 20
+MESSAGE_ID: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"  # of the journal's entries
 
 
 class Told(NamedTuple):
     """What the guard's thread says."""
 
     verdict: GuardVerdict
-    memory: Memory | None
-    limits: GuardLimits | None
-    at: float = 0.0  # seconds since 1970
+    memory: Memory | None = None
+    limits: GuardLimits | None = None
 
 
 class Named(NamedTuple):
@@ -47,7 +45,19 @@ class Named(NamedTuple):
 NOBODY: Final = Named()
 
 
-class Alarm:
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One change of the guard, in bytes; no processes where nothing is short."""
+
+    verdict: GuardVerdict
+    headroom: int
+    floor: int
+    limit: int
+    largest: Sequence[Consumer] = ()
+    growing: Sequence[Consumer] = ()
+
+
+class Alerts:
     """Takes verdicts from any thread; `work` tells them one after the other."""
 
     def __init__(self) -> None:
@@ -57,12 +67,11 @@ class Alarm:
         # A thread of its own: who holds memory is told while the lanes are busy.
         self._threads = ThreadPoolExecutor(1, "consumers")
         self._consumers: Consumers | None = None
-        self._capped_at = 0.0  # seconds since 1970
-        self._last = Told(GuardVerdict(), None, None)
+        self._last = Told(GuardVerdict())
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
         """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
-        self._untold.append(Told(verdict, memory, limits, time.time()))
+        self._untold.append(Told(verdict, memory, limits))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
     def prepare(self) -> None:
@@ -97,10 +106,10 @@ class Alarm:
         self._last = told
         named = await self._look(named=told.verdict.level > 0) if told.memory else NOBODY
         alert = alert_of(told, named)
-        record(alert)
+        ended = last.verdict.caps and told.verdict.state is GuardState.RELAXED
+        record(alert, LET_GO if ended else WORDS[told.verdict.state])
         if told.verdict.caps != last.verdict.caps:
             engine.look_again(CAUSE, [Lane.MEMORY])
-            await self._look_back(engine, told)
         engine.announce(CAUSE)
         for listener in self.listeners:
             listener(alert)
@@ -130,22 +139,10 @@ class Alarm:
         self._consumers.look(time.monotonic())
         return Named(self._consumers.largest(TOP), self._consumers.growing(TOP)) if named else NOBODY
 
-    async def _look_back(self, engine: Reconciler, told: Told) -> None:
-        """When a cap has ended, tell who was refused; as long as it is in force, there may be no memory to look."""
-        if told.verdict.caps:
-            self._capped_at = told.at - OFTEN
-            return
-        refused: Sequence[Refused] = ()
-        with seeing("who was refused memory"):
-            refused = await self._loop.run_in_executor(self._threads, refused_since, self._capped_at)
-        if engine.guard:
-            engine.guard.count_refusals(sum(each.times for each in refused))
-        record_refused(refused)
-
 
 def alert_of(told: Told, named: Named) -> Alert:
     """Return the alert that a verdict makes."""
-    verdict, memory, limits, _ = told
+    verdict, memory, limits = told
     if memory is None or limits is None:
         return Alert(verdict, 0, 0, 0)
     limit = verdict.kbytes * 1024 + memory.swap_total if verdict.caps else 0
@@ -164,44 +161,33 @@ def seeing(what: str) -> Iterator[None]:
         log.error("%s cannot be seen: %s", what, str(error) or type(error).__name__)
 
 
-def record(alert: Alert) -> None:
-    """The journal's entry."""
+WORDS: Final[Mapping[GuardState, str]] = {
+    GuardState.OFF: "the memory guard is off",
+    GuardState.RELAXED: "the memory guard watches",
+    GuardState.CAPPED: "memory is short: the memory guard caps commits (promises of memory)",
+    GuardState.EXHAUSTED: "memory is below the floor, and little more is committed; what was committed before "
+    "can still be used",
+    GuardState.OBSERVING: "the memory guard only watches",
+}
+LET_GO: Final = "there is memory again: the cap has ended"
+
+
+def record(alert: Alert, words: str) -> None:
+    """Write the journal's entry."""
     verdict = alert.verdict
     fields = {
-        "MESSAGE_ID": logs.GUARD_CHANGED,
+        "MESSAGE_ID": MESSAGE_ID,
         "KERNTUNE_GUARD": verdict.state.value,
         "KERNTUNE_LEVEL": str(verdict.level),
         "KERNTUNE_HEADROOM": str(alert.headroom),
         "KERNTUNE_FLOOR": str(alert.floor),
     }
-    log.log(logging.WARNING if verdict.level else logging.INFO, "%s", sentence(alert), extra=fields)
+    log.log(logging.WARNING if verdict.level else logging.INFO, "%s", sentence(alert, words), extra=fields)
 
 
-def record_refused(refused: Sequence[Refused]) -> None:
-    """Who was refused, where the kernel logged it."""
-    if not refused:
-        return
-    named = ", ".join(f"{each.command} (pid {each.pid}) {each.times} times" for each in refused[:NAMED])
-    more = f", and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-    fields = {"MESSAGE_ID": logs.GUARD_REFUSED, "KERNTUNE_REFUSED": str(sum(each.times for each in refused))}
-    log.warning("while the memory guard capped, the kernel refused memory to %s%s", named, more, extra=fields)
-
-
-WORDS: Final[Mapping[GuardState, str]] = {
-    GuardState.OFF: "the memory guard is off",
-    GuardState.RELAXED: "the memory guard watches",
-    GuardState.CAPPED: "memory is short: the memory guard caps what the kernel promises",
-    GuardState.EXHAUSTED: "memory is below the floor, and nothing more is promised; what was promised before can still "
-    "be used",
-    GuardState.RELEASED: "there is memory again: the memory guard has let go",
-    GuardState.OBSERVING: "the memory guard only watches",
-}
-
-
-def sentence(alert: Alert) -> str:
-    """An alert for people who read the journal."""
-    verdict = alert.verdict
-    words = WORDS[verdict.state] + (f" ({verdict.reason})" if verdict.reason else "")
+def sentence(alert: Alert, words: str) -> str:
+    """Return an alert for people who read the journal."""
+    words += f" ({alert.verdict.reason})" if alert.verdict.reason else ""
     if not alert.floor:
         return words
     parts = [f"{words}; {alert.headroom // MIB} MiB are left, the floor is {alert.floor // MIB} MiB"]

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kerntune.kernel import pressure
+from kerntune.guard import sysctls
+from kerntune.kernel.simulated import Node, SimulatedKernel
 
 # mman.h of Linux, for most processors: what is mapped now, what will be, and each page only when it is used.
 NOW, LATER, WHEN_USED = 1, 2, 4
@@ -34,19 +35,19 @@ class Libc:
         return self.locks
 
 
-def stay_able(monkeypatch: pytest.MonkeyPatch, libc: Libc, memlock: int) -> None:
+def prepared(monkeypatch: pytest.MonkeyPatch, libc: Libc, memlock: int) -> None:
     """Call it with this C library and this limit of locked memory, whatever the limit is here."""
     ctypes = SimpleNamespace(CDLL=lambda *_, **__: libc, get_errno=lambda: errno.ENOMEM)
-    monkeypatch.setattr(pressure, "ctypes", ctypes)
+    monkeypatch.setattr(sysctls, "ctypes", ctypes)
     limits = {resource.RLIMIT_MEMLOCK: (memlock, memlock)}
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
-    pressure.stay_able()
+    sysctls.prepare_for_low_memory()
 
 
 def test_pages_are_locked_once_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the last flag all that is mapped would be made real at once: stacks of threads, and room never used."""
     libc = Libc()
-    stay_able(monkeypatch, libc, resource.RLIM_INFINITY)
+    prepared(monkeypatch, libc, resource.RLIM_INFINITY)
     assert libc.locked == [NOW | LATER | WHEN_USED]
 
 
@@ -54,16 +55,43 @@ def test_pages_are_locked_once_they_are_used(monkeypatch: pytest.MonkeyPatch) ->
 def test_nothing_is_locked_where_locked_memory_is_limited(monkeypatch: pytest.MonkeyPatch, memlock: int) -> None:
     """What is mapped later counts as well: at the limit the daemon would get no memory, however much is free."""
     libc = Libc()
-    stay_able(monkeypatch, libc, memlock)
+    prepared(monkeypatch, libc, memlock)
     assert libc.locked == []
-    assert libc.heap.keys() == {pressure.M_TOP_PAD, pressure.M_TRIM_THRESHOLD}
+    assert libc.heap.keys() == {sysctls.M_TOP_PAD, sysctls.M_TRIM_THRESHOLD}
 
 
 def test_a_host_that_locks_nothing_is_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    stay_able(monkeypatch, Libc(locks=-1), resource.RLIM_INFINITY)
+    prepared(monkeypatch, Libc(locks=-1), resource.RLIM_INFINITY)
     assert [record.getMessage() for record in caplog.records] == [
         f"the daemon's memory cannot be locked: {os.strerror(errno.ENOMEM)}"
     ]
+
+
+def test_a_zram_device_that_comes_later_is_seen() -> None:
+    kernel = Swapping([Node(16 << 30)], texts={"proc/swaps": "Filename Type Size Used Priority"})
+    files = sysctls.Sysctls(kernel)
+    assert files.sample(1.0, "").memory.swap_free == 0
+    kernel.texts = {
+        "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 40960 0 100",
+        "sys/block/zram0/mm_stat": "41943040 0 10485760 0",
+        "proc/meminfo": "SwapFree: 40960 kB",
+    }
+    assert files.sample(2.0, "").memory.swap_free == 30 << 20
+
+
+def test_a_sample_has_the_kernels_reserves_and_the_cpus() -> None:
+    sample = sysctls.Sysctls(SimulatedKernel([Node(16 << 30)])).sample(7.0, "why not")
+    assert (sample.reserves, sample.cpus, sample.now, sample.hindrance) == (136 << 20, os.cpu_count(), 7.0, "why not")
+
+
+@dataclass(slots=True)
+class Swapping(SimulatedKernel):
+    """With these texts in place of its own."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def read(self, path: str) -> str:
+        return self.texts[path] if path in self.texts else SimulatedKernel.read(self, path)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.engine.guard import GuardLimits, GuardState, GuardVerdict, decide, interval, reserve
+from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, Sample, decide, interval
 from kerntune.kernel.memory import Watermarks, memory_of
 from kerntune.model import Memory
 
 FOLDER = Path(__file__).parent / "traces"
 HOGS = ("hog", "hog-swap")
+RESERVES = 136 << 20  # bytes
 EVERY = ("rest", *HOGS)
 SWAPS = "Filename Type Size Used Priority\n/dev/vdb partition {total} {used} -2\n"
 
@@ -62,8 +63,9 @@ def replayed(name: str, limits: GuardLimits) -> Iterator[tuple[Look, GuardVerdic
             memory = replace(
                 memory, overcommit_mode=2, overcommit_ratio=0, overcommit_kbytes=before.kbytes, commit_limit=limit
             )
-        verdict = decide(memory, look.now, limits, before)
-        due = look.now + interval(memory, limits)
+        sample = Sample(memory, look.now, RESERVES, cpus=1)
+        verdict = decide(sample, limits, before)
+        due = look.now + interval(sample, limits)
         yield Look(look.now, memory), before, verdict
 
 
@@ -87,26 +89,32 @@ def test_it_warns_and_then_caps_before_the_floor(name: str) -> None:
         levels.append(after.level)
         if after.caps:
             assert not before.caps
-            assert look.memory.headroom <= limits.above(look.memory, limits.cap)
-            assert look.memory.headroom > limits.floor(look.memory)
+            assert limits.floor(look.memory) < look.memory.headroom <= limits.caps_at(look.memory)
             break
     assert sorted(set(levels)) == [0, 50, 100]
     assert levels == sorted(levels)
 
 
 @pytest.mark.parametrize("name", HOGS)
-def test_what_is_written_leaves_what_is_promised_and_roots_reserve(name: str) -> None:
-    for look, before, after in replayed(name, GuardLimits()):
-        assert after.caps == (after.kbytes > 0)
-        if after.caps and (after.kbytes != before.kbytes or not before.caps):
-            assert after.kbytes * 1024 + look.memory.swap_total >= look.memory.committed + reserve(look.memory)
+def test_above_the_floor_the_limit_is_no_less_than_what_was_left(name: str) -> None:
+    limits, start = GuardLimits(), None
+    for look, before, after in replayed(name, limits):
+        memory = look.memory
+        if after.caps and not before.caps:
+            start = memory.committed + memory.headroom
+        if after.caps and memory.headroom > limits.floor(memory):
+            assert start
+            least = min(start, memory.committed + memory.headroom) - limits.floor(memory)
+            assert after.kbytes * 1024 + memory.swap_total >= least
+    assert start
 
 
 @pytest.mark.parametrize("name", HOGS)
-def test_when_the_program_is_gone_it_lets_go_after_the_dwell(name: str) -> None:
-    limits = GuardLimits(calm=1.0, dwell=1.5)
-    capped = [(look.now, before.caps, after.caps) for look, before, after in replayed(name, limits)]
-    begun = next(now for now, _, caps in capped if caps)
-    ended = next(now for now, did, caps in capped if did and not caps)
-    assert ended - begun >= limits.dwell
-    assert not capped[-1][2], "the last word is that it does not cap"
+def test_when_the_program_is_gone_the_cap_ends_after_three_calm_seconds(name: str) -> None:
+    limits = GuardLimits()
+    looks = [(look, before, after) for look, before, after in replayed(name, limits)]
+    ended = next(number for number, (_, before, after) in enumerate(looks) if before.caps and not after.caps)
+    end = looks[ended][0].now
+    calm = [look for look, _, _ in looks[: ended + 1] if look.now >= end - limits.calm]
+    assert all(look.memory.headroom >= limits.ends_at(look.memory) for look in calm)
+    assert not looks[-1][2].caps, "the last word is that it does not cap"

@@ -1,4 +1,4 @@
-"""The settings before a cap, kept in the runtime directory, so that whoever comes after a crash can put them back."""
+"""The settings before a cap, saved in the runtime directory, so that they can be put back after a crash."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from kerntune.daemon.files import NoPlainFile, patiently, put_aside
+from kerntune.guard.sysctls import Originals, Sysctls
 from kerntune.kernel.files import Kernel
-from kerntune.kernel.pressure import MemoryFiles, Originals
+from kerntune.plain_files import NoPlainFile, patiently, put_aside
 
 log = logging.getLogger(__name__)
 NAME: Final = "cap.json"
@@ -33,24 +33,25 @@ class Unreadable(ValueError):
     """What is in the file is not what was written to it."""
 
 
-class CapFile:
-    """Open and as large as it gets from the start: in mode never tmpfs gives no new page. Raises OSError.
+class SavedOriginals:
+    """The file, open and as large as it gets from the start: in mode never tmpfs gives no new page.
 
-    Whatever an earlier daemon has left in it is to be put back before: it is gone.
+    What an earlier daemon has left in it is to be put back before: it is gone.
     """
 
     def __init__(self, runtime: Path) -> None:
+        """Raise OSError where there is no room."""
         self.originals: Originals | None = None
         self._fd = os.open(runtime / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.clear()
 
-    def keep(self, originals: Originals) -> None:
-        """These are to be put back."""
+    def save(self, originals: Originals) -> None:
+        """Save what is to be put back."""
         os.pwrite(self._fd, json.dumps(originals).encode().ljust(SIZE), 0)
         self.originals = originals
 
     def clear(self) -> None:
-        """There is nothing to put back."""
+        """Save that there is nothing to put back."""
         os.pwrite(self._fd, NOTHING, 0)
         self.originals = None
 
@@ -59,14 +60,14 @@ class CapFile:
 
 
 def undo_cap(kernel: Kernel, runtime: Path) -> bool:
-    """Put back what a guard that was killed has left; whether there was anything. Raises OSError and Unreadable.
+    """Put back what a guard that was killed has left, and tell whether there was anything. Raise OSError or Unreadable.
 
     Where the mode is neither the guard's nor the host's own, somebody else has set it since, and all is left alone.
     """
     originals = left_behind(runtime)
     if originals is None:
         return False
-    files = MemoryFiles(kernel)
+    files = Sysctls(kernel)
     try:
         if files.originals().mode in (CAPPED, originals.mode):
             files.restore(originals)
@@ -98,7 +99,7 @@ def left_behind(runtime: Path) -> Originals | None:
 
 
 def undo_cap_alone(kernel: Kernel, runtime: Path) -> Undone:
-    """The same for a start, and for ExecStopPost=, which runs when no daemon does; says in the log what failed."""
+    """Do the same at a start, and in ExecStopPost=, where no daemon runs; log what failed."""
     try:
         undo_cap(kernel, runtime)
     except OSError as error:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from kerntune.daemon import files
+from kerntune import plain_files as files
 from kerntune.daemon.config import Configuration
-from kerntune.daemon.files import NoPlainFile, contents_of, patiently, put_aside, replace_file
 from kerntune.daemon.profiles import Profiles
 from kerntune.places import files_in
+from kerntune.plain_files import NoPlainFile, contents_of, patiently, put_aside, replace_file
 from kerntune.tunables import REGISTRY
 
 

@@ -1,4 +1,4 @@
-"""What the memory guard looks at and writes, kept open: no path is looked up and nothing is opened under pressure."""
+"""The kernel's files that the guard reads and writes, kept open: no path is looked up while memory is short."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import os
 import resource
 from typing import Final, NamedTuple
 
+from kerntune.guard.policy import MODE_NEVER, Sample
 from kerntune.kernel.files import CHUNK, Kept, Kernel, KernelError
-from kerntune.kernel.memory import VM, memory_of, read_watermarks
-from kerntune.model import Memory
+from kerntune.kernel.memory import ARC, VM, memory_of, read_watermarks, zram_files
 
 log = logging.getLogger(__name__)
 MODE: Final = f"{VM}/overcommit_memory"
 RATIO: Final = f"{VM}/overcommit_ratio"
 KBYTES: Final = f"{VM}/overcommit_kbytes"
-ADMIN_RESERVE: Final = f"{VM}/admin_reserve_kbytes"
-USER_RESERVE: Final = f"{VM}/user_reserve_kbytes"
-SETTINGS: Final = (MODE, RATIO, KBYTES, ADMIN_RESERVE, USER_RESERVE)
-SEEN: Final = ("proc/meminfo", "proc/swaps", "proc/pressure/memory")
+SETTINGS: Final = (MODE, RATIO, KBYTES)
+MEMINFO, SWAPS = "proc/meminfo", "proc/swaps"
+# What the kernel keeps for root, and from large programs.
+RESERVES: Final = (f"{VM}/admin_reserve_kbytes", f"{VM}/user_reserve_kbytes")
 # malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
 SPARE: Final = 2 << 20  # bytes of heap in hand
@@ -29,21 +29,20 @@ MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
 
 class Originals(NamedTuple):
-    """The settings before a cap, as they were; kilobytes and ratio are 0 where the other one counts."""
+    """The settings before a cap; of kilobytes and ratio one is 0, and the other counts."""
 
     mode: int
     ratio: int
     kbytes: int
-    admin_reserve: int
-    user_reserve: int
 
 
-class MemoryFiles:
+class Sysctls:
     """The open files; one thread at a time."""
 
     def __init__(self, kernel: Kernel) -> None:
         """`hindrance` says why nothing can be written here, "" when it can be."""
         self.hindrance = ""
+        self._kernel = kernel
         self._files: dict[str, Kept] = {}
         for path in SETTINGS:
             try:
@@ -52,72 +51,76 @@ class MemoryFiles:
                 self.hindrance = (
                     f"/{path} cannot be written here ({error.strerror}); in a container the host must do it"
                 )
-                self._keep(kernel, path)
-        for path in SEEN:
-            self._keep(kernel, path)
+                self._keep(path)
+        for path in (MEMINFO, SWAPS, ARC, *RESERVES):
+            self._keep(path)
         self._watermarks = read_watermarks(kernel)
+        self._cpus = os.cpu_count() or 1
 
-    def _keep(self, kernel: Kernel, path: str) -> None:
+    def _keep(self, path: str) -> None:
         with contextlib.suppress(KernelError):
-            self._files[path] = kernel.keep(path)
+            self._files[path] = self._kernel.keep(path)
 
-    def sample(self) -> Memory:
-        """The figures now."""
-        mode = self._read(MODE)
-        return memory_of(
-            self._read("proc/meminfo"),
-            self._read("proc/swaps"),
+    def sample(self, now: float, hindrance: str) -> Sample:
+        """Return the figures now."""
+        mode, swaps = self._read(MODE), self._read(SWAPS)
+        memory = memory_of(
+            self._read(MEMINFO),
+            swaps,
             mode=int(mode) if mode else None,
             ratio=int(self._read(RATIO) or 0),
             kbytes=int(self._read(KBYTES) or 0),
             watermarks=self._watermarks,
+            arcstats=self._read(ARC),
+            zram=[self._read_new(path) for path in zram_files(swaps)],
         )
-
-    def stalled(self) -> int:
-        """Microseconds since boot in which some task waited for memory (Documentation/accounting/psi.rst), or 0."""
-        _, _, total = self._read("proc/pressure/memory").partition("total=")
-        return int(total.split()[0]) if total else 0
+        reserves = sum(int(self._read(path) or 0) for path in RESERVES) << 10
+        return Sample(memory, now, reserves, self._cpus, hindrance)
 
     def originals(self) -> Originals:
-        """The settings as they are."""
+        """Return the settings as they are."""
         return Originals(*(int(self._read(path) or 0) for path in SETTINGS))
 
-    def cap(self, kbytes: int, admin_reserve: int, user_reserve: int) -> None:
-        """Mode never with this limit; the reserves (all in KiB) come first, the mode last."""
-        self._files[ADMIN_RESERVE].write(str(admin_reserve))
-        self._files[USER_RESERVE].write(str(user_reserve))
-        self.move(kbytes)
-        self._files[MODE].write("2")
+    def cap(self, kbytes: int) -> None:
+        """Set mode never with this limit in KiB; the mode comes last."""
+        self.limit(kbytes)
+        self.count_again()
 
-    def move(self, kbytes: int) -> None:
-        """Another limit, in KiB."""
+    def limit(self, kbytes: int) -> None:
+        """Set another limit, in KiB."""
         self._files[KBYTES].write(str(kbytes))
 
-    def restore(self, originals: Originals) -> None:
-        """The settings as they were: the mode first, so that no limit is in force that nobody asked for.
+    def count_again(self) -> None:
+        """Write mode never, with which the kernel counts commits exactly."""
+        self._files[MODE].write(str(MODE_NEVER))
 
-        Kilobytes and ratio set each other to 0, so only the one that counted is written.
+    def restore(self, originals: Originals, *, mode: bool = True, limit: bool = True) -> None:
+        """Set what was before: the mode first, so that no limit is in force that nobody asked for.
+
+        What somebody else has set since, mode or limit, is not to be written. Kilobytes and ratio set each other to 0,
+        so only the one that counted is.
         """
-        self._files[MODE].write(str(originals.mode))
-        self.give_back(originals, limit=True)
-
-    def give_back(self, originals: Originals, *, limit: bool) -> None:
-        """The reserves, where the mode is no longer ours; `limit`: and the limit, which still is."""
+        if mode:
+            self._files[MODE].write(str(originals.mode))
         if limit:
             self._files[KBYTES if originals.kbytes else RATIO].write(str(originals.kbytes or originals.ratio))
-        self._files[ADMIN_RESERVE].write(str(originals.admin_reserve))
-        self._files[USER_RESERVE].write(str(originals.user_reserve))
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
 
+    def _read_new(self, path: str) -> str:
+        """Return the text of a file of a device that may have come just now."""
+        if path not in self._files:
+            self._keep(path)
+        return self._read(path)
+
     def _read(self, path: str) -> str:
         return self._files[path].read() if path in self._files else ""
 
 
-def stay_able() -> None:
-    """Be ready for a host without memory: keep room in the heap, and our pages in RAM (mlockall(2)) once they are used.
+def prepare_for_low_memory() -> None:
+    """Keep room in the heap, and the pages that are used in RAM (mlockall(2)).
 
     In mode never our allocations may be refused like anybody's. Where locked memory is limited nothing is locked, for
     later allocations would fail at the limit.

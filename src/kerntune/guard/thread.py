@@ -1,0 +1,137 @@
+"""The guard's thread: it looks, does what the policy decides, and goes on whatever it meets."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from kerntune.guard.policy import LONGEST, MODE_NEVER, SHORTEST, GuardLimits, GuardState, GuardVerdict, decide, interval
+from kerntune.guard.saved import SavedOriginals
+from kerntune.guard.sysctls import Sysctls
+from kerntune.model import Memory
+
+log = logging.getLogger(__name__)
+HANGS: Final = 30.0  # seconds without a look
+
+
+class GuardThread:
+    """The thread and what it needs, from the first claim of `always` to the last one's end.
+
+    `verdict` is the last one; `publish` is called with each and what it was made of.
+    """
+
+    def __init__(
+        self,
+        sysctls: Sysctls,
+        saved: SavedOriginals,
+        limits: GuardLimits,
+        *,
+        lock: threading.Lock,
+        publish: Callable[[GuardVerdict, Memory], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`lock` is held while it looks and writes."""
+        self.limits = limits
+        self.verdict = GuardVerdict()
+        self._sysctls, self._saved, self._lock, self._publish, self._clock = sysctls, saved, lock, publish, clock
+        self._hindrance = sysctls.hindrance
+        self._trouble = ""
+        self._turned = clock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and has tried to look lately."""
+        return self._thread.is_alive() and self._clock() - self._turned < HANGS
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Put back what is capped, and let the thread go; call it with the lock held."""
+        self._ended.set()
+        try:
+            self._release()
+        except OSError as error:
+            # The file for it stays: whoever comes next tries again.
+            log.error("a cap cannot be undone: %s: %s", error.filename, error.strerror)
+        self._sysctls.close()
+        self._saved.close()
+
+    def _run(self) -> None:
+        wait = 0.0
+        while not self._ended.wait(wait):
+            with self._lock:
+                if self._ended.is_set():
+                    return
+                self._turned = self._clock()
+                wait = self._look_safely()
+
+    def _look_safely(self) -> float:
+        """Look, and return the seconds to the next look, which follows whatever this one meets."""
+        try:
+            wait = self.look()
+            self._trouble = ""
+        except MemoryError:  # the next look needs no more than this one
+            return SHORTEST
+        except (OSError, ValueError) as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("the memory guard cannot look at memory, and goes on trying: %s", error)
+            return LONGEST
+        return wait
+
+    def look(self) -> float:
+        """Look once and do what that amounts to; return the seconds to the next look."""
+        before = self.verdict
+        if not before.caps:
+            self._release()  # what a cap that failed half way could not
+        sample = self._sysctls.sample(self._clock(), self._hindrance)
+        after = decide(sample, self.limits, before)
+        try:
+            self._obey(before, after, sample.memory)
+        except OSError as error:
+            after = self._not_obeyed(before, after, error)
+        self.verdict = after  # before anything that may fail
+        self._publish(after, sample.memory)
+        return interval(sample, self.limits)
+
+    def _not_obeyed(self, before: GuardVerdict, after: GuardVerdict, error: OSError) -> GuardVerdict:
+        """Return the verdict after a write that failed: a cap is not tried again, all else is at each look."""
+        what = f"{error.filename or 'the file for it'}: {error.strerror}"
+        if before.caps:
+            return replace(before, reason=f"the cap cannot be changed: {what}")
+        self._hindrance = f"a cap failed: {what}"
+        return replace(after, state=GuardState.OBSERVING, cap=None, reason=self._hindrance)
+
+    def _obey(self, before: GuardVerdict, after: GuardVerdict, memory: Memory) -> None:
+        if after.cap and not before.cap:
+            self._cap(after.cap.kbytes)
+        elif after.cap and before.cap:
+            if after.cap.kbytes != before.cap.kbytes:
+                self._sysctls.limit(after.cap.kbytes)
+            if after.cap.counted_at != before.cap.counted_at:
+                self._sysctls.count_again()
+        elif before.cap:
+            # What somebody else has written since is theirs.
+            self._release(
+                mode=memory.overcommit_mode == MODE_NEVER, limit=memory.overcommit_kbytes == before.cap.kbytes
+            )
+
+    def _cap(self, kbytes: int) -> None:
+        """Do all of it or nothing; what is to be put back is saved before the first write."""
+        self._saved.save(self._sysctls.originals())
+        try:
+            self._sysctls.cap(kbytes)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self, *, mode: bool = True, limit: bool = True) -> None:
+        if self._saved.originals:
+            self._sysctls.restore(self._saved.originals, mode=mode, limit=limit)
+            self._saved.clear()

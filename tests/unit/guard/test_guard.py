@@ -1,0 +1,405 @@
+"""The memory guard beside the engine, on a simulated host: who writes what and when, and what is put back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kerntune.engine.requests import Request
+from kerntune.guard import policy
+from kerntune.guard.alerts import Alerts
+from kerntune.guard.guard import MemoryGuard
+from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
+from kerntune.guard.saved import NAME, Unreadable, undo_cap
+from kerntune.guard.sysctls import KBYTES, MODE, RATIO
+from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import Claim, Limits, Memory, Origin, Reason, Setting, State
+from tests.unit.lab import Clock, Lab, running
+
+GIB = 1 << 30
+QUICK = GuardLimits(calm=0.0)  # of 64 GiB it caps at 5.2 GiB, the floor is 3.2
+WITHDRAW = Request((Setting("overcommit", "", ""),), unset=True)
+PATIENCE = 10.0  # seconds
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room too it looks often, so that no test waits."""
+    monkeypatch.setattr(policy, "LONGEST", 0.03)
+
+
+class Scene:
+    """A host of 64 GiB with a guard; `news` are its verdicts that were."""
+
+    def __init__(self, lab: Lab, guard: MemoryGuard, news: asyncio.Queue[GuardVerdict], alerts: Alerts) -> None:
+        self.lab, self.guard, self.news, self.alerts = lab, guard, news, alerts
+        self.kernel = lab.kernel
+
+    def leave(self, gib: float) -> None:
+        """Programs take so much, between two looks, that this is left."""
+        with self.guard.lock:
+            self.kernel.nodes[0].programs = int((64 - gib) * GIB)
+            self.kernel.committed = self.kernel.nodes[0].programs
+
+    async def until(self, state: GuardState) -> GuardVerdict:
+        return await self.met(lambda: self.guard.verdict.state is state)
+
+    async def met(self, condition: Callable[[], bool]) -> GuardVerdict:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await self.news.get()
+        return self.guard.verdict
+
+    @property
+    def settings(self) -> tuple[int, int, int]:
+        """Mode, ratio and kilobytes, as the kernel has them."""
+        now = self.kernel.overcommit
+        return now["memory"], now["ratio"], now["kbytes"]
+
+
+@contextlib.asynccontextmanager
+async def scene(
+    runtime: Path,
+    settings: GuardLimits = QUICK,
+    kernel: SimulatedKernel | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **overcommit: int,
+) -> AsyncIterator[Scene]:
+    """With alerts, which ask for the passes that follow a cap and its end."""
+    kernel = kernel or SimulatedKernel([Node(64 * GIB)])
+    kernel.overcommit |= overcommit
+    loop, news, alerts = asyncio.get_running_loop(), asyncio.Queue[GuardVerdict](), Alerts()
+
+    def tell(verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
+        alerts.tell(verdict, memory, limits)
+        loop.call_soon_threadsafe(news.put_nowait, verdict)
+
+    guard = MemoryGuard(kernel, runtime, tell, clock)
+    guard.configure(settings)
+    try:
+        async with running(kernel, companion=guard) as lab:
+            guard.preparations += [alerts.prepare, lab.engine.threads.prepare]
+            telling = asyncio.create_task(alerts.work(lab.engine))
+            yield Scene(lab, guard, news, alerts)
+            assert not telling.done(), "the alerts have gone on"
+            telling.cancel()
+    finally:
+        guard.stop()
+        alerts.close()
+
+
+async def test_it_watches_from_the_first_claim_of_always_to_the_last(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        assert host.guard.limits is None
+        outcome = await host.lab.one("overcommit", "", "always:90")
+        assert "caps commits (promises of memory) when less than 8601 MiB (13.1% of RAM) are left" in outcome.detail
+        await host.until(GuardState.RELAXED)
+        assert host.guard.limits == replace(QUICK, ratio=90)
+        await host.lab.one("overcommit", "", "heuristic")
+        assert (host.guard.limits, host.guard.verdict.state) == (None, GuardState.OFF)
+
+
+async def test_when_memory_is_short_it_caps_and_afterwards_all_is_as_before(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        before = host.settings
+        await host.until(GuardState.RELAXED)
+        host.lab.writes()
+        host.leave(5)
+        verdict = await host.until(GuardState.CAPPED)
+        assert host.lab.writes() == [(KBYTES, str(verdict.kbytes)), (MODE, "2")]
+        # All that is above the floor, and the kernel's reserves of 136 MiB.
+        assert verdict.kbytes == int((59 + 5 - 64 * 0.05) * GIB + 136 * (1 << 20)) >> 10
+        assert host.settings == (2, 0, verdict.kbytes)
+        host.leave(40)
+        await host.until(GuardState.RELAXED)
+        assert host.lab.writes() == [(MODE, "1"), (RATIO, "95")]
+        assert host.settings == before
+        assert host.lab.engine.counters["guard_caps"] == 1
+        assert not (tmp_path / NAME).read_text().strip()
+
+
+async def test_what_is_set_meanwhile_waits_until_it_lets_go(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        outcome = await host.lab.one("overcommit", "", "heuristic")
+        assert (outcome.state, outcome.reason) == (State.OVERRIDDEN, Reason.GUARD_LIMIT)
+        assert host.settings[0] == 2
+        again = await host.lab.one("overcommit", "", "heuristic", must_win=True)
+        assert again.reason is Reason.GUARD_LIMIT
+        host.leave(40)
+        await host.until(GuardState.RELAXED)
+        await host.lab.engine.reconcile("memory guard")
+        assert host.settings == (0, 95, 0)
+        assert host.guard.verdict.state is GuardState.OFF
+
+
+async def test_who_withdraws_always_ends_it_in_the_same_pass(tmp_path: Path) -> None:
+    async with scene(tmp_path, ratio=60) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        planned = (await host.lab.engine.plan(WITHDRAW)).outcomes
+        assert [outcome.state for outcome in planned] == [State.PLANNED]
+        assert host.settings[0] == 2
+        await host.lab.unset(("overcommit", ""))
+        assert host.settings == (0, 60, 0)
+        assert host.guard.verdict.state is GuardState.OFF
+
+
+async def test_a_pass_meanwhile_writes_nothing_and_shows_the_guard_as_the_winner(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        verdict = await host.until(GuardState.CAPPED)
+        host.lab.writes()
+        await host.lab.engine.reconcile("drift", enforce=True)
+        assert host.lab.writes() == []
+        (outcome,) = host.lab.engine.outcomes.values()
+        assert (outcome.requested, outcome.state) == (f"never:{verdict.kbytes}k", State.SATISFIED)
+        assert "guard:overcommit" in [str(claim) for claim in host.lab.engine.book.claims]
+        assert "guard:overcommit" not in [str(claim) for claim in host.lab.ledger.book.claims]
+
+
+async def test_a_cap_that_somebody_else_changes_is_theirs(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        with host.guard.lock:
+            host.lab.writes()
+            host.kernel.overcommit |= {"memory": 0, "ratio": 70, "kbytes": 0}
+        async with asyncio.timeout(PATIENCE):
+            while "something else set vm.overcommit_memory to 0" not in (await host.news.get()).reason:
+                pass
+        assert host.lab.writes() == []
+        assert host.settings == (0, 70, 0)
+    assert host.settings == (0, 70, 0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ratio", 70), ("kbytes", 4096)])
+async def test_a_limit_that_somebody_else_sets_brings_back_the_mode_and_stays(
+    tmp_path: Path, name: str, value: int
+) -> None:
+    """Mode never is the guard's: with a limit that is not, nobody may be able to start anything."""
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        with host.guard.lock:
+            host.kernel.overcommit |= {"memory": 2, "ratio": 0, "kbytes": 0, name: value}
+            host.lab.writes()
+        # While memory is short it caps again, and what was set is what comes back when that cap ends.
+        await host.met(lambda: host.lab.engine.counters["guard_caps"] == 2)
+        assert host.lab.writes()[0] == (MODE, "1")
+        host.leave(40)
+        await host.until(GuardState.RELAXED)
+        assert host.settings == (1, value if name == "ratio" else 0, value if name == "kbytes" else 0)
+
+
+async def test_the_ratio_comes_back_where_somebody_else_changes_only_the_mode(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        assert host.settings[:2] == (2, 0)
+        host.kernel.overcommit |= {"memory": 0}
+        await host.until(GuardState.OBSERVING)
+        assert host.settings == (0, 95, 0)
+
+
+async def test_stopping_puts_back_a_host_that_had_kilobytes(tmp_path: Path) -> None:
+    async with scene(tmp_path, memory=1, ratio=0, kbytes=5 << 20) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.kernel.overcommit |= {"ratio": 0, "kbytes": 5 << 20}
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+    assert host.settings == (1, 0, 5 << 20)
+
+
+async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        left = (tmp_path / NAME).read_bytes()
+        capped = dict(host.kernel.overcommit)
+    assert json.loads(left) == [1, 95, 0]
+    host.kernel.overcommit = capped
+    (tmp_path / NAME).write_bytes(left)
+    assert undo_cap(host.kernel, tmp_path)
+    assert host.settings == (1, 95, 0)
+    assert not undo_cap(host.kernel, tmp_path)
+
+
+@pytest.mark.parametrize("left", [b"", b" " * 256])
+def test_nothing_is_put_back_where_nothing_was_capped(tmp_path: Path, left: bytes) -> None:
+    kernel = SimulatedKernel([Node(64 * GIB)])
+    (tmp_path / NAME).write_bytes(left)
+    assert not undo_cap(kernel, tmp_path)
+    assert kernel.journal == []
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b"[1, 95",
+        b"[1, 95]",
+        b'["a", 1, 2]',
+        b"\xff",
+        b"[" * 256,
+        b"[1, 95, -8192]",
+        b"[3, 95, 0]",
+    ],
+)
+def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: bytes) -> None:
+    kernel = SimulatedKernel([Node(64 * GIB)])
+    (tmp_path / NAME).write_bytes(left)
+    with pytest.raises(Unreadable):
+        undo_cap(kernel, tmp_path)
+    assert kernel.journal == []
+
+
+def test_nothing_is_put_back_where_somebody_has_set_another_mode_since(tmp_path: Path) -> None:
+    kernel = SimulatedKernel([Node(64 * GIB)])
+    (tmp_path / NAME).write_text("[1, 95, 0]")
+    assert undo_cap(kernel, tmp_path)
+    assert kernel.journal == []
+
+
+async def test_where_it_may_not_write_it_only_watches_and_says_why(tmp_path: Path) -> None:
+    async with scene(tmp_path, memory=1) as host:
+        host.kernel.refuse[KBYTES] = errno.EROFS
+        await host.lab.one("overcommit", "", "always")
+        verdict = await host.until(GuardState.OBSERVING)
+        assert "overcommit_kbytes cannot be written here" in verdict.reason
+        host.leave(5)
+        await host.met(lambda: host.guard.verdict.level == 100)
+        assert host.settings[0] == 1
+
+
+async def test_a_cap_that_fails_half_way_is_undone(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        host.kernel.refuse[KBYTES] = errno.EINVAL
+        host.leave(5)
+        verdict = await host.until(GuardState.OBSERVING)
+        assert "overcommit_kbytes" in verdict.reason
+        assert host.settings == (1, 95, 0)
+        # It is not tried again: the kernel would refuse it at each look.
+        del host.kernel.refuse[KBYTES]
+        host.lab.writes()
+        host.leave(1)
+        await host.met(lambda: host.guard.verdict.level == 255)
+        assert (host.guard.verdict.state, host.lab.writes()) == (GuardState.OBSERVING, [])
+
+
+async def test_disabled_it_does_nothing_and_the_outcome_says_so(tmp_path: Path) -> None:
+    async with scene(tmp_path, GuardLimits(enabled=False)) as host:
+        outcome = await host.lab.one("overcommit", "", "always:95")
+        assert "disabled in the configuration" in outcome.detail
+        host.leave(1)
+        assert (host.guard.limits, host.guard.verdict.state) == (None, GuardState.OFF)
+        host.guard.configure(QUICK)
+        await host.lab.engine.reconcile("reload")
+        await host.until(GuardState.EXHAUSTED)
+
+
+async def test_without_room_on_disk_it_only_watches(tmp_path: Path) -> None:
+    async with scene(tmp_path / "gone") as host:
+        outcome = await host.lab.one("overcommit", "", "always:95")
+        assert host.guard.verdict.state is GuardState.OBSERVING
+        assert "could not be saved" in outcome.detail
+
+
+async def test_what_was_there_before_is_saved_before_the_first_write(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        saved: list[str] = []
+        host.kernel.before_write = lambda *_write: saved.append((tmp_path / NAME).read_text().strip())
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        assert saved[:2] == ["[1, 95, 0]", "[1, 95, 0]"]
+
+
+async def test_the_file_for_it_has_its_room_from_the_start(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        size = (tmp_path / NAME).stat().st_size
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        assert (tmp_path / NAME).stat().st_size == size > len("[1, 95, 0]")
+
+
+async def test_withdrawing_always_ends_the_cap_whatever_other_claims_are_left(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        config = Claim(Origin.CONFIG, "overcommit", "", "heuristic", who="config")
+        await host.lab.engine.reload([config], Limits())
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        await host.lab.unset(("overcommit", ""))
+        assert host.guard.verdict.state is GuardState.OFF
+        assert host.settings == (0, 95, 0)
+
+
+async def test_a_thread_that_hangs_is_not_alive(tmp_path: Path) -> None:
+    clock = Clock()
+    async with scene(tmp_path, clock=clock) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        await host.until(GuardState.RELAXED)
+        with host.guard.lock:
+            clock.now += 29
+            assert host.guard.alive
+            clock.now += 2
+            assert not host.guard.alive
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        assert host.guard.alive
+
+
+async def test_below_the_floor_the_mode_is_written_again_so_that_the_kernel_counts_exactly(tmp_path: Path) -> None:
+    clock = Clock()
+    async with scene(tmp_path, clock=clock) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(3)
+        await host.until(GuardState.EXHAUSTED)
+        host.lab.writes()
+        counted: asyncio.Queue[str] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def noted(path: str, text: str) -> None:
+            if path == MODE:
+                loop.call_soon_threadsafe(counted.put_nowait, text)
+
+        host.kernel.before_write = noted
+        clock.now += 1
+        async with asyncio.timeout(PATIENCE):
+            assert await counted.get() == "2"
+
+
+async def test_the_dry_run_says_at_which_headroom_it_would_cap_and_whether_it_could(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        asked = Request((Setting("overcommit", "", "always"),))
+        (outcome,) = (await host.lab.engine.plan(asked)).outcomes
+        assert outcome.requested == "always:95"
+        assert "caps commits (promises of memory) when less than 5324 MiB (8.1% of RAM) are left" in outcome.detail
+        assert "could not" not in outcome.detail
+        host.leave(4)
+        host.kernel.swap, host.kernel.committed = 128 * GIB, 2 * GIB
+        low = Request((Setting("overcommit", "", "always:50"),))
+        (outcome,) = (await host.lab.engine.plan(low)).outcomes
+        assert "as things are it could not: the kernel's limit is never below the swap of 131072 MiB" in outcome.detail
+        assert (host.guard.limits, host.lab.writes()) == (None, [])
