@@ -100,7 +100,7 @@ class Ground:
             value = {
                 "io-scheduler": chance.choice(self.schedulers),
                 "hugepages": str(chance.randint(0, self.most_pages)),
-                "overcommit": chance.choice(["heuristic", "always", "always:70", "always:85"]),
+                "overcommit": chance.choice(["heuristic", "always:95", "always:70", "always:85"]),
             }[tunable]
             rows.append((tunable, "*" if every else where, value))
         return Operation(tuple(rows), unset=unset, persist=persist)

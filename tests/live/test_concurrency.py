@@ -35,7 +35,7 @@ def random_call(chance: random.Random, number: int) -> Call:
     """One of the calls of the storm; every number of huge pages is asked for once."""
     device = chance.choice([*LOOPS, "loop[0-1]", "loop[0-3]"])
     scheduler = chance.choice(["none", "mq-deadline"])
-    mode = chance.choice(["heuristic", "always", "always:70", "always:85"])
+    mode = chance.choice(["heuristic", "always:95", "always:70", "always:85"])
     options = dict(chance.choice([RUNTIME, RUNTIME, PERSIST]))
     word, _, ratio = mode.partition(":")
     pool = chance.choice([host.pool(), host.pool(), f"{host.pool()}/node0"])

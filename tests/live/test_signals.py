@@ -30,7 +30,7 @@ def test_a_pass_is_announced_once(daemon: Daemon, member: User, other: User, loo
     rows = {(row[0], row[1]): row[2:7] for _g, cause, outcomes in announced if cause == "Set" for row in outcomes}
     assert rows["io-scheduler", "loop0"] == ["mq-deadline", "none", "mq-deadline", "satisfied", "ok"]
     assert rows["io-scheduler", "loop1"] == ["mq-deadline", "none", "mq-deadline", "satisfied", "ok"]
-    assert rows["overcommit", ""][0] == "always"
+    assert rows["overcommit", ""][0] == "always:95"
 
     properties = [h.args[:2] for h in heard if h.signal == "PropertiesChanged"]
     devices = [values["Devices"] for interface, values in properties if interface == names.IO_SCHEDULER]

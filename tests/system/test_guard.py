@@ -58,14 +58,12 @@ def guarded(vm: Machine) -> Iterator[Host]:
     pressure.install(vm)
     vm.write(CONFIG, SOON)
     host.reload()
-    pools = vm.check("for each in /sys/kernel/mm/hugepages/*/nr_hugepages; do echo $each $(cat $each); done").split()
     vm.check("for each in /sys/kernel/mm/hugepages/*/nr_hugepages; do echo 0 > $each; done")
     ballast = hold(host, LEFT)
     yield host
     ballast.kill(9)
     ballast.wait()
     host.release()
-    vm.check("; ".join(f"echo {count} > {path}" for path, count in zip(pools[::2], pools[1::2], strict=True)))
 
 
 def hold(host: Host, left: int) -> Job:

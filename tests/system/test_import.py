@@ -19,7 +19,7 @@ BY_HAND: Final = {
 # The last two are the kernel's command line.
 CLAIMS: Final = {
     ("sysctl", "vm.swappiness", "3"),
-    ("overcommit", "", "always"),
+    ("overcommit", "", "always:95"),
     ("hugepages", "2M", "24"),
     ("io-scheduler", "nvme*n1", "mq-deadline"),
     ("hugepages", "1G/node0", "1"),
