@@ -148,7 +148,7 @@ def decide(sample: Sample, limits: GuardLimits, before: GuardVerdict) -> GuardVe
     else:
         cap = _moved(sample, limits, cap)
         if cap.calm_since is not None and sample.now - cap.calm_since >= limits.calm:
-            return _warned(sample, limits, replace(before, cap=None, level=0), GuardState.RELAXED)
+            return _warned(sample, limits, replace(before, cap=None), GuardState.RELAXED)
     limited = replace(cap, kbytes=kbytes_for(commit_limit(sample, limits, cap), memory))
     return _warned(sample, limits, replace(before, cap=limited), GuardState.CAPPED)
 
@@ -199,7 +199,7 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
     """Return the cap with what the look tells: the largest headroom, the bucket, and whether there is enough."""
     memory, now = sample.memory, sample.now
     floor, enough = limits.floor(memory), limits.ends_at(memory)
-    most = min(max(cap.most, memory.headroom), max(cap.headroom, enough))
+    most = max(cap.most, memory.headroom)
     is_enough = memory.headroom >= enough
     recounts = memory.headroom <= floor and now - cap.counted_at >= RECOUNT
     return replace(

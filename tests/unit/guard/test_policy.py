@@ -168,6 +168,37 @@ def test_the_bucket_fills_below_the_floor_and_what_is_taken_leaves_it() -> None:
     assert limit(empty) == pytest.approx(776, abs=1)
 
 
+def test_what_was_taken_while_the_mode_was_written_is_not_taken_of_the_bucket() -> None:
+    """A fast program has gone below the floor meanwhile: others start all the same."""
+    _, verdict = capped(7)
+    after = decided(at(4.5, 0.02, following(verdict), committed=HOST.committed + 5 * GIB // 2), verdict)
+    assert limit(after) - 2560 >= 136
+
+
+def test_what_is_taken_above_the_floor_is_not_taken_of_the_bucket() -> None:
+    _, verdict = capped(7)
+    for now, gone in ((0.5, 0), (0.52, 1024), (0.54, 2000), (0.56, 2100)):
+        sample = at(7 - gone / 1024, now, following(verdict), committed=HOST.committed + gone * MIB)
+        verdict = decided(sample, verdict)
+    # A 32nd of the floor a second, less the 52 MiB below the floor.
+    assert limit(verdict) - 2100 == pytest.approx(136 + 5 * 1024 / 32 * 0.56 - 52, abs=1)
+
+
+def test_the_bucket_fills_from_the_start_of_the_cap_on() -> None:
+    verdict = decided(at(4.9, 1000.0))
+    assert limit(decided(at(4.9, 1000.0, following(verdict)), verdict)) == 136
+
+
+def test_the_mode_is_written_again_each_second_below_the_floor_only() -> None:
+    _, verdict = capped(7)
+    counted = []
+    for now, headroom in ((0.5, 7), (5.0, 5.1), (5.1, 5.0), (5.9, 4.9), (6.2, 4.9), (6.3, 5.1), (9.0, 5.1)):
+        verdict = decided(at(headroom, now, following(verdict)), verdict)
+        assert verdict.cap
+        counted.append(verdict.cap.counted_at)
+    assert counted == [0, 0, 5.1, 5.1, 6.2, 6.2, 6.2]
+
+
 def test_nobody_gets_anything_at_a_quarter_of_the_floor_and_the_kernels_error() -> None:
     # 1.25 GiB and 400 MiB.
     _, verdict = capped(1.63)
