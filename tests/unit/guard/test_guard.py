@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -57,6 +58,16 @@ class Scene:
             while not condition():
                 await self.news.get()
         return self.guard.verdict
+
+    def written(self) -> asyncio.Queue[tuple[str, str]]:
+        """Return a queue of what is written from now on."""
+        loop, written = asyncio.get_running_loop(), asyncio.Queue[tuple[str, str]]()
+
+        def note(path: str, text: str) -> None:
+            loop.call_soon_threadsafe(written.put_nowait, (path, text))
+
+        self.kernel.before_write = note
+        return written
 
     @property
     def settings(self) -> tuple[int, int, int]:
@@ -376,18 +387,11 @@ async def test_below_the_floor_the_mode_is_written_again_so_that_the_kernel_coun
         await host.lab.one("overcommit", "", "always:95")
         host.leave(3)
         await host.until(GuardState.EXHAUSTED)
-        host.lab.writes()
-        counted: asyncio.Queue[str] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def noted(path: str, text: str) -> None:
-            if path == MODE:
-                loop.call_soon_threadsafe(counted.put_nowait, text)
-
-        host.kernel.before_write = noted
+        written = host.written()
         clock.now += 1
         async with asyncio.timeout(PATIENCE):
-            assert await counted.get() == "2"
+            while await written.get() != (MODE, "2"):
+                pass
 
 
 async def test_the_dry_run_says_at_which_headroom_it_would_cap_and_whether_it_could(tmp_path: Path) -> None:
@@ -403,3 +407,53 @@ async def test_the_dry_run_says_at_which_headroom_it_would_cap_and_whether_it_co
         (outcome,) = (await host.lab.engine.plan(low)).outcomes
         assert "as things are it could not: the kernel's limit is never below the swap of 131072 MiB" in outcome.detail
         assert (host.guard.limits, host.lab.writes()) == (None, [])
+
+
+async def test_the_limit_follows_headroom_and_that_is_one_cap(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        before = (await host.until(GuardState.CAPPED)).kbytes
+        written = host.written()
+        async with asyncio.timeout(PATIENCE):
+            host.kernel.nodes[0].programs += GIB  # which nobody has committed
+            assert await written.get() == (KBYTES, str(before - (1 << 20)))
+            host.kernel.nodes[0].programs -= GIB
+            assert await written.get() == (KBYTES, str(before))
+        assert host.lab.engine.counters["guard_caps"] == 1
+
+
+async def test_while_it_caps_passes_use_no_threads_of_their_own(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        host.kernel.plug("nvme0n1")
+        await host.lab.engine.observe()
+        await host.lab.one("overcommit", "", "always:95")
+        writers: list[str] = []
+        host.kernel.before_write = lambda path, _text: writers.append(
+            threading.current_thread().name if path.endswith("/scheduler") else ""
+        )
+        await host.lab.one("io-scheduler", "nvme0n1", "bfq")
+        assert host.guard.may_use_threads
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        assert not host.guard.may_use_threads
+        await host.lab.one("io-scheduler", "nvme0n1", "none")
+        free, capped = filter(None, writers)
+        assert free.partition("_")[0] != capped.partition("_")[0]
+
+
+async def test_the_journal_says_when_a_cap_has_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        told: asyncio.Queue[GuardState] = asyncio.Queue()
+        host.alerts.listeners.append(lambda alert: told.put_nowait(alert.verdict.state))
+        host.leave(40)
+        async with asyncio.timeout(PATIENCE):
+            while await told.get() is not GuardState.RELAXED:
+                pass
+    said = [record.getMessage() for record in caplog.records if "MiB are left" in record.getMessage()]
+    assert said[-1].startswith("there is memory again: the cap has ended; 40960 MiB are left")
+    assert "the memory guard caps commits (promises of memory); 5120 MiB are left, the floor is 3276 MiB" in caplog.text

@@ -82,6 +82,11 @@ def test_a_zram_device_that_comes_later_is_seen() -> None:
     assert files.sample(2.0, "").memory.swap_free == 30 << 20
 
 
+def test_what_zfs_gives_back_is_in_a_sample() -> None:
+    kernel = Swapping([Node(16 << 30)], texts={"proc/spl/kstat/zfs/arcstats": "c_min 4 1000\nsize 4 8000\n"})
+    assert sysctls.Sysctls(kernel).sample(1.0, "").memory.arc == 7000
+
+
 def test_a_sample_has_the_kernels_reserves_and_the_cpus() -> None:
     sample = sysctls.Sysctls(SimulatedKernel([Node(16 << 30)])).sample(7.0, "why not")
     assert (sample.reserves, sample.cpus, sample.now, sample.hindrance) == (136 << 20, os.cpu_count(), 7.0, "why not")
