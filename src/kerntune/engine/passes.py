@@ -495,9 +495,12 @@ class _Pass:
         return verdict
 
     def _left_alone(self, wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
-        """A target of a group that is contested."""
-        if now[wish.target].value is None:
+        """A target of a group that is contested, or whose value is the companion's."""
+        value = now[wish.target].value
+        if value is None:
             return unreadable(now[wish.target])
+        if wish.winner.origin is Origin.GUARD:
+            wish = replace(wish, value=value)  # it may have written another since it was asked, and looks to it itself
         verdict = self.tunable.judge(wish, now[wish.target], now)
         if verdict.state is State.SATISFIED:
             return verdict

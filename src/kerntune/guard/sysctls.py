@@ -62,7 +62,7 @@ class Sysctls:
             self._files[path] = self._kernel.keep(path)
 
     def sample(self, now: float, hindrance: str) -> Sample:
-        """Return the figures now."""
+        """Return the figures now. Raise OSError, or ValueError when they cannot be made out."""
         mode, swaps = self._read(MODE), self._read(SWAPS)
         memory = memory_of(
             self._read(MEMINFO),
@@ -74,6 +74,8 @@ class Sysctls:
             arcstats=self._read(ARC),
             zram=[self._read_new(path) for path in zram_files(swaps)],
         )
+        if not memory.total:
+            raise ValueError(f"/{MEMINFO} does not say how much memory there is")
         reserves = sum(int(self._read(path) or 0) for path in RESERVES) << 10
         return Sample(memory, now, reserves, self._cpus, hindrance)
 

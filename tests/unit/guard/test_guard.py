@@ -457,3 +457,15 @@ async def test_the_journal_says_when_a_cap_has_ended(tmp_path: Path, caplog: pyt
     said = [record.getMessage() for record in caplog.records if "MiB are left" in record.getMessage()]
     assert said[-1].startswith("there is memory again: the cap has ended; 40960 MiB are left")
     assert "the memory guard caps commits (promises of memory); 5120 MiB are left, the floor is 3276 MiB" in caplog.text
+
+
+async def test_a_limit_that_moves_while_somebody_looks_is_nobody_elses(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        await host.lab.engine.reconcile("test")
+        with host.guard.lock:  # as between what the guard says and what the kernel does
+            host.kernel.overcommit["kbytes"] -= 1000
+            assert await host.lab.engine.verify() == ()
+            host.kernel.overcommit["kbytes"] += 1000

@@ -77,9 +77,16 @@ def test_a_zram_device_that_comes_later_is_seen() -> None:
     kernel.texts = {
         "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 40960 0 100",
         "sys/block/zram0/mm_stat": "41943040 0 10485760 0",
-        "proc/meminfo": "SwapFree: 40960 kB",
+        "proc/meminfo": "MemTotal: 16777216 kB\nSwapFree: 40960 kB",
     }
     assert files.sample(2.0, "").memory.swap_free == 30 << 20
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: lots"])
+def test_figures_that_cannot_be_made_out_are_no_sample(text: str) -> None:
+    kernel = Swapping([Node(16 << 30)], texts={"proc/meminfo": text})
+    with pytest.raises(ValueError, match="does not say how much memory there is"):
+        sysctls.Sysctls(kernel).sample(1.0, "")
 
 
 def test_what_zfs_gives_back_is_in_a_sample() -> None:
