@@ -63,11 +63,16 @@ class TestMonitor:
         assert error == {"error": {"name": self.GONE.dbus_name, "message": str(self.GONE)}}
 
     HOG = ((4711, "hog\x1b", 1000, 9 << 30),)
-    SHORT = GuardChange("capped", 100, "", 900 << 20, 600 << 20, 15 << 30, HOG, ())
+    CULPRIT = "hog.service: hog\x1b --all (pid 4711, alice), 9216 MiB"
+    SHORT = GuardChange("capped", 100, "", 900 << 20, 600 << 20, 15 << 30, HOG, (), CULPRIT)
 
     def test_the_memory_guard_says_who_has_the_memory(self, capsys: Captured) -> None:
         run(Script(events=[self.SHORT], end=self.GONE), "monitor")
-        _, state, most = capsys.readouterr().out.splitlines()
+        _, state, culprit, most = capsys.readouterr().out.splitlines()
+        assert culprit.endswith(
+            "  memory guard  most to do with it: "
+            "hog.service: hog\N{REPLACEMENT CHARACTER} --all (pid 4711, alice), 9216 MiB"
+        )
         assert state.endswith("  memory guard  capped, 0.9 GiB left, floor 0.6 GiB, limit 15.0 GiB")
         assert most.endswith("  memory guard  largest: hog\N{REPLACEMENT CHARACTER} (pid 4711, uid 1000) 9.0 GiB")
 
@@ -76,6 +81,7 @@ class TestMonitor:
         _, said, _ = map(json.loads, capsys.readouterr().out.splitlines())
         assert (said["event"], said["state"], said["level"], said["headroom"]) == ("guard", "capped", 100, 900 << 20)
         assert said["largest"] == [[4711, "hog\x1b", 1000, 9 << 30]]
+        assert said["culprit"] == self.CULPRIT
 
     def test_ctrl_c_is_how_it_ends(self, capsys: Captured) -> None:
         assert run(Script(events=self.EVENTS[:1], end=KeyboardInterrupt()), "monitor") == 0

@@ -56,6 +56,20 @@ def test_what_is_owed_to_the_host_is_listed_as_wanted_by_it() -> None:
     assert row.split() == ["io-scheduler@sda", "mq-deadline", "bfq", "failed", "the", "host", "kernel-rejected"]
 
 
+def test_while_memory_is_short_it_says_who_has_most_to_do_with_it() -> None:
+    host = document([])
+    assert not any("most to do with it" in line for line in plain(wishes.status(host, [])))
+    host["guard"] |= {
+        "state": "capped",
+        "level": 100,
+        "floor": 1 << 30,
+        "culprit": "hog.service: hog\x1b (pid 7, alice)",
+    }
+    lines = plain(wishes.status(host, []))
+    guard = next(number for number, line in enumerate(lines) if line.startswith("memory guard: capped"))
+    assert lines[guard + 1] == "most to do with it: hog.service: hog\N{REPLACEMENT CHARACTER} (pid 7, alice)"
+
+
 def test_it_leads_with_what_is_not_as_wished() -> None:
     managed = [
         satisfied("overcommit", "always", claim="config:overcommit"),

@@ -92,7 +92,7 @@ def figures(memory: Memory | None) -> dict[str, int]:
 
 
 def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
-    """The memory guard: its state, and in bytes what is left and what it keeps free."""
+    """The memory guard: its state, in bytes what is left and what it keeps free, and who has made memory short."""
     verdict = guard.verdict
     return {
         "state": verdict.state,
@@ -100,6 +100,7 @@ def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
         "reason": verdict.reason,
         "headroom": memory.headroom if memory else 0,
         "floor": guard.floor(memory),
+        "culprit": guard.culprit,
     }
 
 

@@ -156,6 +156,7 @@ class Memory:
         details = {"reason": Variant("s", verdict.reason)}
         details |= {name: Variant("t", getattr(alert, name)) for name in ("headroom", "floor", "limit")}
         if verdict.level:
+            details["culprit"] = Variant("s", alert.culprit)
             details |= {
                 name: Variant("a(usut)", [list(row) for row in found])
                 for name, found in (("largest", alert.largest), ("growing", alert.growing))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Final, NamedTuple, TypedDict
+from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
 from kerntune.cli import spelling
@@ -70,6 +70,7 @@ class GuardChange(NamedTuple):
     limit: int
     largest: tuple[tuple[int, str, int, int], ...]
     growing: tuple[tuple[int, str, int, int], ...]
+    culprit: str = ""
 
 
 Event = Pass | Health | GuardChange
@@ -105,6 +106,7 @@ class GuardRow(TypedDict):
     reason: str
     headroom: int
     floor: int
+    culprit: NotRequired[str]
 
 
 class TunableRow(TypedDict):

@@ -173,9 +173,10 @@ async def _events(signals: AsyncIterable[Signal]) -> AsyncIterator[Event]:
 
 
 def _guard_change(state: str, level: int, details: Mapping[str, Any]) -> GuardChange:
-    figures = (details.get(name, 0) for name in ("headroom", "floor", "limit"))
-    most = (tuple(tuple(row) for row in details.get(name, ())) for name in ("largest", "growing"))
-    return GuardChange(state, level, details.get("reason", ""), *figures, *most)
+    headroom, floor, limit = (details.get(name, 0) for name in ("headroom", "floor", "limit"))
+    largest, growing = (tuple(tuple(row) for row in details.get(name, ())) for name in ("largest", "growing"))
+    reason, culprit = details.get("reason", ""), details.get("culprit", "")
+    return GuardChange(state, level, reason, headroom, floor, limit, largest, growing, culprit)
 
 
 @asynccontextmanager

@@ -113,6 +113,8 @@ def _guard_change(event: GuardChange) -> Iterable[str]:
     """What it does now, and where memory is short who has it."""
     limit = f", limit {gib(event.limit)}" if event.limit else ""
     yield _guarding(event.state, event.reason, event.headroom, event.floor) + limit
+    if event.culprit:
+        yield clean(f"most to do with it: {event.culprit}")
     for title, found in (("largest", event.largest), ("growing", event.growing)):
         if found:
             rows = (f"{command} (pid {pid}, uid {uid}) {gib(size)}" for pid, command, uid, size in found)
@@ -143,6 +145,8 @@ def guard(document: Document) -> Iterable[Prose]:
     if guard["floor"] or guard["reason"]:
         said = _guarding(guard["state"], guard["reason"], guard["headroom"], guard["floor"])
         yield Prose(f"memory guard: {said}")
+        if culprit := guard.get("culprit"):
+            yield Prose(clean(f"most to do with it: {culprit}"))
 
 
 def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:

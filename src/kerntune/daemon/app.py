@@ -107,6 +107,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         stack.callback(alerts.close)
         guard = MemoryGuard(kernel, directories.runtime, alerts.tell)
         engine = Reconciler(kernel, REGISTRY, state, companion=guard)
+        alerts.listeners.append(guard.note)
         guard.preparations += [alerts.prepare, engine.threads.prepare]
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)

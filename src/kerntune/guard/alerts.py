@@ -40,6 +40,7 @@ class Named(NamedTuple):
 
     largest: Sequence[Consumer] = ()
     growing: Sequence[Consumer] = ()
+    culprit: str = ""
 
 
 NOBODY: Final = Named()
@@ -55,6 +56,7 @@ class Alert:
     limit: int
     largest: Sequence[Consumer] = ()
     growing: Sequence[Consumer] = ()
+    culprit: str = ""  # who has made memory short, in a line
 
 
 class Alerts:
@@ -137,7 +139,9 @@ class Alerts:
         if self._consumers is None:
             self._consumers = Consumers()
         self._consumers.look(time.monotonic())
-        return Named(self._consumers.largest(TOP), self._consumers.growing(TOP)) if named else NOBODY
+        if not named:
+            return NOBODY
+        return Named(self._consumers.largest(TOP), self._consumers.growing(TOP), self._consumers.culprit())
 
 
 def alert_of(told: Told, named: Named) -> Alert:
@@ -181,6 +185,7 @@ def record(alert: Alert, words: str) -> None:
         "KERNTUNE_LEVEL": str(verdict.level),
         "KERNTUNE_HEADROOM": str(alert.headroom),
         "KERNTUNE_FLOOR": str(alert.floor),
+        "KERNTUNE_CULPRIT": alert.culprit,
     }
     log.log(logging.WARNING if verdict.level else logging.INFO, "%s", sentence(alert, words), extra=fields)
 
@@ -193,6 +198,7 @@ def sentence(alert: Alert, words: str) -> str:
     parts = [f"{words}; {alert.headroom // MIB} MiB are left, the floor is {alert.floor // MIB} MiB"]
     if alert.limit:
         parts.append(f"the limit is {alert.limit // MIB} MiB")
+    parts += [f"most to do with it: {alert.culprit}"] if alert.culprit else []
     parts += [
         f"{title}: {', '.join(map(described, found))}"
         for title, found in (("largest", alert.largest), ("grown lately", alert.growing))

@@ -15,6 +15,7 @@ from typing import Final
 
 from kerntune.engine.companion import Companion
 from kerntune.engine.resolve import rank
+from kerntune.guard.alerts import Alert
 from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, inexpressible
 from kerntune.guard.saved import SavedOriginals, Unreadable, undo_cap
 from kerntune.guard.sysctls import Sysctls, prepare_for_low_memory
@@ -43,6 +44,7 @@ class MemoryGuard(Companion):
         self.settings = GuardLimits()
         # Before it begins to watch: whoever works while memory is short makes ready.
         self.preparations: list[Callable[[], None]] = []
+        self.culprit = ""  # who has made memory short, in a line, as it was told last
         self._times_capped, self._was_capping = 0, False
         self._idle = GuardVerdict()  # while there is no thread
         self._told = self._idle.news
@@ -104,6 +106,10 @@ class MemoryGuard(Companion):
         )
         reason = inexpressible(memory, limits)
         return f"{said}; as things are it could not: {reason}" if reason else said
+
+    def note(self, alert: Alert) -> None:
+        """Remember whom an alert names."""
+        self.culprit = alert.culprit
 
     def configure(self, settings: GuardLimits) -> None:
         """Take other settings; they are in force from the next pass over overcommit on."""

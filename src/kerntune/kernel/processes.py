@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable
 from heapq import nlargest
 from operator import itemgetter
@@ -11,6 +12,10 @@ from typing import TYPE_CHECKING
 from kerntune.model import Consumer
 
 LEAST = 1.0  # seconds
+LONGEST = 200  # characters of a line that names a process
+LITTLE = 64 << 20  # bytes: who has grown less has not made memory short
+MIB = 1 << 20
+CONTAINER = re.compile(r"^(.*?)-?([0-9a-f]{12})[0-9a-f]{20,}(?:\.scope)?$")
 
 if TYPE_CHECKING:
     import psutil
@@ -45,11 +50,32 @@ def swapped(pid: int) -> int:
         return 0
 
 
+def unit_of(cgroups: str) -> str:
+    """Return the systemd unit or the container that /proc/PID/cgroup names (cgroups(7)), "" for neither."""
+    paths = [line.split(":", 2)[2] for line in cgroups.splitlines() if line.count(":") >= 2]
+    for part in (part for path in paths for part in reversed(path.split("/"))):
+        if found := CONTAINER.match(part):
+            return f"container {found[2]}" + (f" ({found[1]})" if found[1] else "")
+        if part.endswith((".service", ".scope")):
+            return printable(part)
+    return ""
+
+
+def user_name(uid: int) -> str:
+    """Return the name in /etc/passwd, else the number: other sources of names may not answer while memory is short."""
+    with contextlib.suppress(OSError), open("/etc/passwd", encoding="utf-8", errors="replace") as file:
+        for fields in (line.split(":") for line in file):
+            if len(fields) > 2 and fields[2] == str(uid):
+                return printable(fields[0])
+    return f"uid {uid}"
+
+
 class Consumers:
     """Who holds memory, and who has taken more of it since the look before. Keeps no process alive.
 
-    Sizes are resident memory (the second figure of /proc/PID/statm), and where the host has swap, what is swapped out
-    of it (VmSwap in /proc/PID/status). Pages of hugetlbfs are not in it, and are not in what the guard counts either.
+    Sizes are a process's own resident memory (in /proc/PID/statm the second figure less the third), and where the host
+    has swap, what is swapped out of it (VmSwap in /proc/PID/status). What processes share, /dev/shm with it, is counted
+    once and for none of them. Pages of hugetlbfs are not in it, and are not in what the guard counts either.
     """
 
     def __init__(self) -> None:
@@ -59,7 +85,8 @@ class Consumers:
         self._psutil = psutil
         self._now: dict[psutil.Process, int] = {}
         self._before: dict[psutil.Process, int] = {}
-        self._looked = -LEAST
+        self._looked = self._looked_before = -LEAST
+        self._shared = self._shared_before = 0
 
     def look(self, now: float) -> None:
         """Read every process, at so many seconds of a clock that never goes back; takes some 10 us each.
@@ -68,12 +95,14 @@ class Consumers:
         """
         # Looks may follow each other at once: growth is that of LEAST seconds or more.
         if now - self._looked >= LEAST:
-            self._before = self._now
+            self._before, self._shared_before, self._looked_before = self._now, self._shared, self._looked
         self._now, self._looked = {}, now
+        self._shared = self._psutil.virtual_memory().shared
         swaps = self._psutil.swap_memory().total > 0
         for process in self._psutil.process_iter():
             with contextlib.suppress(self._psutil.Error, OSError):
-                self._now[process] = process.memory_info().rss + (swapped(process.pid) if swaps else 0)
+                sizes = process.memory_info()
+                self._now[process] = sizes.rss - sizes.shared + (swapped(process.pid) if swaps else 0)
 
     def largest(self, count: int) -> list[Consumer]:
         """By what they have; reads their names."""
@@ -86,6 +115,37 @@ class Consumers:
         grown = {process: size - self._before.get(process, 0) for process, size in self._now.items()}
         most = nlargest(count, grown.items(), key=itemgetter(1))
         return self._named([(process, size) for process, size in most if size > 0])
+
+    def culprit(self) -> str:
+        """Return in a line who has grown most lately, or else who has most; "" where nobody can be named.
+
+        It has the unit or the container, the command line, the user, what it has and what of that is new.
+        """
+        sizes: dict[Process | None, int] = {None: self._shared, **self._now}
+        before = {None: self._shared_before, **self._before}
+        grown = {who: size - before.get(who, 0) for who, size in sizes.items()} if self._before else {None: 0}
+        who, growth = max(grown.items(), key=itemgetter(1))
+        if growth < LITTLE:
+            who, growth = max(sizes, key=sizes.__getitem__), 0
+        figures = f", {sizes[who] // MIB} MiB{self._lately(growth)}"
+        return self._described(who, figures) if who else f"shared memory and /dev/shm{figures}"
+
+    def _lately(self, growth: int) -> str:
+        """Return how much of it is new."""
+        seconds = self._looked - self._looked_before
+        return f", {growth // MIB} MiB of it in the last {seconds:.0f} s" if growth else ""
+
+    def _described(self, process: Process, figures: str) -> str:
+        """Return a process in a line; the command line is cut so that the rest of it fits."""
+        with contextlib.suppress(self._psutil.Error, OSError):
+            words = printable(" ".join(process.cmdline()) or process.name())
+            owner = f" (pid {process.pid}, {user_name(process.uids().real)})"
+            with open(f"/proc/{process.pid}/cgroup", encoding="utf-8", errors="replace") as file:
+                unit = unit_of(file.read())
+            head = f"{unit}: " if unit else ""
+            room = LONGEST - len(head + owner + figures)
+            return f"{head}{words if len(words) <= room else f'{words[: room - 3]}...'}{owner}{figures}"
+        return ""
 
     def _named(self, rows: Iterable[tuple[Process, int]]) -> list[Consumer]:
         found = []

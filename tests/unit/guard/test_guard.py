@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.bus.describe import guard_row
 from kerntune.engine.requests import Request
 from kerntune.guard import policy
-from kerntune.guard.alerts import Alerts
+from kerntune.guard.alerts import Alert, Alerts
 from kerntune.guard.guard import MemoryGuard
 from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
 from kerntune.guard.saved import NAME, Unreadable, undo_cap
 from kerntune.guard.sysctls import KBYTES, MODE, RATIO
+from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Claim, Limits, Memory, Origin, Reason, Setting, State
 from tests.unit.lab import Clock, Lab, running
@@ -469,3 +471,23 @@ async def test_a_limit_that_moves_while_somebody_looks_is_nobody_elses(tmp_path:
             host.kernel.overcommit["kbytes"] -= 1000
             assert await host.lab.engine.verify() == ()
             host.kernel.overcommit["kbytes"] += 1000
+
+
+async def test_who_has_made_memory_short_is_told_everywhere_and_forgotten_with_the_shortage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Consumers, "culprit", lambda _self: "hog.service: hog (pid 7, alice), 9 MiB")
+    async with scene(tmp_path) as host:
+        told: asyncio.Queue[Alert] = asyncio.Queue()
+        host.alerts.listeners += [host.guard.note, told.put_nowait]
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        async with asyncio.timeout(PATIENCE):
+            while (alert := await told.get()).verdict.state is not GuardState.CAPPED:
+                assert alert.culprit == ""
+            assert alert.culprit == guard_row(host.guard, None)["culprit"] == "hog.service: hog (pid 7, alice), 9 MiB"
+            host.leave(40)
+            while (await told.get()).verdict.state is not GuardState.RELAXED:
+                pass
+        assert guard_row(host.guard, None)["culprit"] == ""
+    assert "; most to do with it: hog.service: hog (pid 7, alice), 9 MiB; largest: " in caplog.text

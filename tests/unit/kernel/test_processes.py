@@ -13,7 +13,16 @@ from typing import IO
 import psutil
 import pytest
 
-from kerntune.kernel.processes import LEAST, Consumers, describe, printable, swapped
+from kerntune.kernel.processes import (
+    LEAST,
+    LONGEST,
+    Consumers,
+    describe,
+    printable,
+    swapped,
+    unit_of,
+    user_name,
+)
 
 # Takes a name of bytes (PR_SET_NAME) and says when it has it; ends with its standard input.
 NAMED = """
@@ -112,3 +121,75 @@ def test_while_psutil_is_being_replaced_there_is_the_number(monkeypatch: pytest.
     assert describe(os.getpid(), 4711) == "uid 4711"
     with pytest.raises(ImportError):
         Consumers()
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "unit"),
+    [
+        ("0::/system.slice/ollama.service", "ollama.service"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/notebook.service", "notebook.service"),
+        ("0::/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
+        ("0::/system.slice/ollama.service/inner", "ollama.service"),
+        (f"0::/system.slice/docker-0123456789ab{'cd' * 26}.scope", "container 0123456789ab (docker)"),
+        (
+            f"0::/kubepods.slice/kubepods-burstable.slice/cri-containerd-0123456789ab{'0f' * 26}.scope",
+            "container 0123456789ab (cri-containerd)",
+        ),
+        (f"12:memory:/docker/0123456789ab{'cd' * 26}\n1:name=systemd:/docker/x", "container 0123456789ab"),
+        ("0::/", ""),
+        ("", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_unit_or_the_container_of_a_process(cgroups: str, unit: str) -> None:
+    assert unit_of(cgroups) == unit
+
+
+def test_the_culprit_is_who_has_grown_most_with_all_that_tells_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [sys.executable, "-c", GROWING, "long" * 100]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        both = [psutil.Process(), psutil.Process(child.pid)]
+        monkeypatch.setattr(psutil, "process_iter", lambda: iter(both))
+        consumers = Consumers()
+        consumers.look(100.0)
+        child.stdin.write(b"200\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"grown\n"
+        consumers.look(102.0)
+        named = consumers.culprit()
+        child.communicate(timeout=10)
+    assert len(named) == LONGEST
+    assert f"(pid {child.pid}, {pwd.getpwuid(os.getuid()).pw_name}), 2" in named
+    assert "MiB of it in the last 2 s" in named
+    assert f"{sys.executable} -c" in named
+    assert "..." in named
+    consumers.look(104.0)
+    assert f"pid {child.pid}," not in consumers.culprit(), "it is gone"
+
+
+def test_memory_that_is_shared_is_counted_once_and_is_nobodys() -> None:
+    consumers = Consumers()
+    with open("/dev/shm/kerntune-test", "wb") as file:
+        os.unlink("/dev/shm/kerntune-test")
+        consumers.look(100.0)
+        file.write(bytes(80 << 20))
+        file.flush()
+        consumers.look(101.0)
+        named = consumers.culprit()
+    assert named.startswith("shared memory and /dev/shm, ")
+    assert " MiB of it in the last 1 s" in named
+
+
+def test_without_growth_the_largest_is_named() -> None:
+    consumers = Consumers()
+    consumers.look(100.0)
+    consumers.look(101.0)
+    (largest,) = consumers.largest(1)
+    assert f"pid {largest.pid}," in consumers.culprit() or "shared memory" in consumers.culprit()
+    assert "in the last" not in consumers.culprit()
+
+
+def test_a_user_without_a_name_is_a_number() -> None:
+    assert (user_name(0), user_name(4711)) == ("root", "uid 4711")
