@@ -9,7 +9,7 @@ from typing import Final
 from kerntune.doctor.files import whole
 from kerntune.doctor.nouns import Finding, Severity
 from kerntune.kernel.files import KernelView, find
-from kerntune.kernel.memory import read_memory
+from kerntune.kernel.memory import ARC, read_memory
 from kerntune.tunables.overcommit import needed_limit
 
 VM: Final = "proc/sys/vm"
@@ -17,6 +17,8 @@ ALWAYS, NEVER = 1, 2
 # States of the memory guard (kerntuned(8)).
 CAPPING: Final = frozenset({"capped", "exhausted"})
 WATCHING: Final = frozenset({"relaxed"})
+KUBELET: Final = "var/lib/kubelet/config.yaml"
+VM_DATA: Final = re.compile(r"^VmData:\s*([0-9]+) kB", re.MULTILINE)
 CGROUPS: Final = "sys/fs/cgroup"
 LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max")
 LOCKED: Final = re.compile(r"Max locked memory +([0-9]+|unlimited) ")
@@ -67,6 +69,65 @@ def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterato
         words = {0: "refuses only what is plainly too much (overcommit heuristic)", NEVER: "keeps to its limit (never)"}
         what = f"the kernel {words.get(mode, f'is in the overcommit mode {mode}')}"
         yield Finding(Severity.OK, "overcommit", what, (reads,))
+
+
+def beside_always(kernel: KernelView, guard: str) -> Iterator[Finding]:
+    """What to know of a host whose overcommit is always, or would be without a cap of the guard (its state)."""
+    memory = read_memory(kernel)
+    if memory.overcommit_mode != ALWAYS and guard not in CAPPING:
+        return
+    most = memory.total + memory.swap_total
+    if memory.total and largest_data(kernel) <= most:
+        yield Finding(
+            Severity.NOTE,
+            "always",
+            "nothing that runs here needs overcommit always: no program has more private memory than RAM and swap",
+            (f"/proc/*/status: VmData is {most >> 20} MiB at most",),
+            "kerntune set overcommit=heuristic --persist, and the kernel refuses one request that cannot fit",
+        )
+    if evidence := strict_kubelet(kernel):
+        yield Finding(
+            Severity.WARNING,
+            "always",
+            "kubelet does not start while the memory guard caps: it insists on overcommit mode 1",
+            (evidence,),
+            "leave out protect-kernel-defaults, or start kubelet when the cap has ended",
+        )
+    if memory.arc > memory.total // 10:
+        yield Finding(
+            Severity.NOTE,
+            "always",
+            f"ZFS gives back {memory.arc >> 20} MiB when memory is short: the memory guard counts that as free, and "
+            "earlyoom does not",
+            (f"/{ARC}: size less c_min",),
+            "zfs_arc_max keeps the ARC small",
+        )
+    if len(nodes := kernel.glob("sys/devices/system/node/node[0-9]*")) > 1:
+        yield Finding(
+            Severity.NOTE,
+            "always",
+            "nobody watches a single NUMA node: a program that is bound to a full one ends while others have memory",
+            (f"{len(nodes)} nodes in /sys/devices/system/node",),
+            "numactl --preferred in place of --membind",
+        )
+
+
+def largest_data(kernel: KernelView) -> int:
+    """Return the most private writable memory, used or not, that one process has: bytes (VmData, proc(5))."""
+    texts = (find(kernel, path) or "" for path in kernel.glob("proc/[0-9]*/status"))
+    return max((int(found[1]) << 10 for text in texts if (found := VM_DATA.search(text))), default=0)
+
+
+def strict_kubelet(kernel: KernelView) -> str:
+    """Return where kubelet is told to insist on the kernel's settings, "" where it is not."""
+    for path in kernel.glob("proc/[0-9]*/comm"):
+        if find(kernel, path) == "kubelet":
+            words = (find(kernel, path.replace("/comm", "/cmdline")) or "").split("\0")
+            if any(re.fullmatch("--protect-kernel-defaults(=true)?", word) for word in words):
+                return f"/{path.replace('/comm', '/cmdline')} has --protect-kernel-defaults"
+            if re.search("^protectKernelDefaults: *true", find(kernel, KUBELET) or "", re.MULTILINE):
+                return f"/{KUBELET} has protectKernelDefaults"
+    return ""
 
 
 def session(kernel: KernelView) -> Iterator[Finding]:

@@ -38,6 +38,7 @@ def findings(root: Path, daemon: Daemon | None) -> Iterator[Finding]:
     yield from hardware.drives(kernel)
     yield from hardware.memory(kernel)
     yield from bounds.overcommit(kernel, services.guards(running), guard)
+    yield from bounds.beside_always(kernel, guard)
     yield from bounds.session(kernel)
     yield from conflicts.rivals(services.rivals(files, running), claims)
     yield from conflicts.settings(survey(files, kernel), kernel, claims)

@@ -123,6 +123,54 @@ def test_always_needs_somebody_who_watches(
     assert finding.severity is severity
 
 
+ALWAYS_FILES = {"proc/sys/vm/overcommit_memory": "1\n", "proc/9/comm": "python3\n"}
+
+
+def always(tmp_path: Path, files: dict[str, str], host: str = "small-vm", guard: str = "relaxed") -> list[str]:
+    """What is said beside overcommit always on a host with these files."""
+    lay_out(host, tmp_path)
+    write(tmp_path, ALWAYS_FILES | files)
+    return [finding.what for finding in topic(examine(tmp_path, Daemon(guard=guard)), "always")]
+
+
+@pytest.mark.parametrize(("size", "needed"), [(1000, False), (1 << 40, True)])
+def test_always_without_a_program_that_needs_it(tmp_path: Path, size: int, needed: bool) -> None:
+    said = always(tmp_path, {"proc/9/status": f"Name:\tpython3\nVmData:\t  {size} kB\n"})
+    assert any("nothing that runs here needs overcommit always" in what for what in said) is not needed
+
+
+@pytest.mark.parametrize(("mode", "guard", "told"), [("0", "off", False), ("2", "off", False), ("2", "capped", True)])
+def test_of_a_host_that_is_not_always_nothing_is_said_of_it(tmp_path: Path, mode: str, guard: str, told: bool) -> None:
+    said = always(tmp_path, {"proc/sys/vm/overcommit_memory": f"{mode}\n"}, "two-sockets", guard)
+    assert bool(said) is told
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "config", "insists"),
+    [
+        ("kubelet\0--protect-kernel-defaults=true\0", "", True),
+        ("kubelet\0--protect-kernel-defaults\0", "", True),
+        ("kubelet\0--protect-kernel-defaults=false\0", "", False),
+        ("kubelet\0", "a: 1\nprotectKernelDefaults: true\n", True),
+        ("kubelet\0", "protectKernelDefaults: false\n", False),
+    ],
+)
+def test_a_kubelet_that_insists_on_mode_1(tmp_path: Path, cmdline: str, config: str, insists: bool) -> None:
+    files = {"proc/9/comm": "kubelet\n", "proc/9/cmdline": cmdline, "var/lib/kubelet/config.yaml": config}
+    assert any("kubelet does not start while" in what for what in always(tmp_path, files)) is insists
+
+
+@pytest.mark.parametrize(("size", "told"), [(15_000_000_000, True), (1_000_000_000, False)])
+def test_zfs_that_has_much_of_ram(tmp_path: Path, size: int, told: bool) -> None:
+    said = always(tmp_path, {"proc/spl/kstat/zfs/arcstats": f"c_min 4 500000000\nsize 4 {size}\n"})
+    assert any("ZFS gives back" in what for what in said) is told
+
+
+@pytest.mark.parametrize(("host", "told"), [("two-sockets", True), ("small-vm", False)])
+def test_a_single_node_is_watched_by_nobody(tmp_path: Path, host: str, told: bool) -> None:
+    assert any("nobody watches a single NUMA node" in what for what in always(tmp_path, {}, host)) is told
+
+
 def test_never_with_a_limit_that_is_nearly_reached(tmp_path: Path) -> None:
     lay_out("small-vm", tmp_path)
     meminfo = (tmp_path / "proc/meminfo").read_text().replace("125600 kB", "12300000 kB")
