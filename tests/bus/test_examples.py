@@ -37,7 +37,7 @@ OTHERWISE: Final = {
 }
 UNIT_FILE: Final = ("[Unit]", "Wants=kerntune.target", "After=kerntune.target")
 # Drawings, formulas, and the signatures of the API.
-PROSE: Final = re.compile(r'^\s{8}|^model, errors|^CommitLimit = |^Committed_AS \+ |^"\w+[( ]')
+PROSE: Final = re.compile(r'^\s{8}|^model, errors|^CommitLimit = |^"\w+[( ]')
 SHOWN: Final = [(page, block) for page in PAGES for block in examples(page)]
 SHELL_PAGES: Final = sorted(
     {page for page, block in SHOWN if block.is_shell and not block.lines[0].startswith(tuple(NOT_HERE))}
