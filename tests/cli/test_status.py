@@ -59,14 +59,11 @@ def test_what_is_owed_to_the_host_is_listed_as_wanted_by_it() -> None:
 def test_while_memory_is_short_it_says_who_has_most_to_do_with_it() -> None:
     host = document([])
     assert not any("most to do with it" in line for line in plain(wishes.status(host, [])))
-    host["guard"] |= {
-        "state": "capped",
-        "level": 100,
-        "floor": 1 << 30,
-        "culprit": "hog.service: hog\x1b (pid 7, alice)",
-    }
+    short = {"state": "capped", "floor": 1 << 30, "room": 3 << 29, "culprit": "hog.service: hog\x1b (pid 7, alice)"}
+    host["guard"] |= short  # type: ignore[typeddict-item]  # some of its fields
     lines = plain(wishes.status(host, []))
     guard = next(number for number, line in enumerate(lines) if line.startswith("memory guard: capped"))
+    assert lines[guard].endswith(", floor 1.0 GiB, more than 1.5 GiB is refused")
     assert lines[guard + 1] == "most to do with it: hog.service: hog\N{REPLACEMENT CHARACTER} (pid 7, alice)"
 
 

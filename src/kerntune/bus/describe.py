@@ -92,7 +92,9 @@ def figures(memory: Memory | None) -> dict[str, int]:
 
 
 def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
-    """The memory guard: its state, in bytes what is left and what it keeps free, and who has made memory short."""
+    """The memory guard: its state, in bytes what is left, what it keeps free and what a cap still grants, and
+    who has made memory short.
+    """
     verdict = guard.verdict
     return {
         "state": verdict.state,
@@ -100,6 +102,7 @@ def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
         "reason": verdict.reason,
         "headroom": memory.headroom if memory else 0,
         "floor": guard.floor(memory),
+        "room": max(0, memory.commit_limit - memory.committed) if memory and verdict.caps else 0,
         "culprit": guard.culprit,
     }
 

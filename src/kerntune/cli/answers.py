@@ -99,13 +99,14 @@ class HostRow(TypedDict):
 
 
 class GuardRow(TypedDict):
-    """The memory guard; headroom and floor in bytes."""
+    """The memory guard; bytes. `room`: what a cap still grants."""
 
     state: str
     level: int
     reason: str
     headroom: int
     floor: int
+    room: NotRequired[int]
     culprit: NotRequired[str]
 
 

@@ -28,6 +28,7 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
     State.UNSUPPORTED: ("○", MIXED),
     State.UNMANAGED: ("·", QUIET),
 }
+CAPPING: Final = frozenset({"capped", "exhausted"})  # states of the memory guard
 UNHEARD_OF: Final = ("?", MIXED)
 
 
@@ -144,6 +145,8 @@ def guard(document: Document) -> Iterable[Prose]:
     guard = document["guard"]
     if guard["floor"] or guard["reason"]:
         said = _guarding(guard["state"], guard["reason"], guard["headroom"], guard["floor"])
+        if guard["state"] in CAPPING:
+            said += f", more than {gib(guard.get('room', 0))} is refused"
         yield Prose(f"memory guard: {said}")
         if culprit := guard.get("culprit"):
             yield Prose(clean(f"most to do with it: {culprit}"))

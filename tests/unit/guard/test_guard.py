@@ -24,7 +24,7 @@ from kerntune.guard.saved import NAME, Unreadable, undo_cap
 from kerntune.guard.sysctls import KBYTES, MODE, RATIO
 from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Claim, Limits, Memory, Origin, Reason, Setting, State
+from kerntune.model import NO_MEMORY, Claim, Limits, Memory, Origin, Reason, Setting, State
 from tests.unit.lab import Clock, Lab, running
 
 GIB = 1 << 30
@@ -486,8 +486,11 @@ async def test_who_has_made_memory_short_is_told_everywhere_and_forgotten_with_t
             while (alert := await told.get()).verdict.state is not GuardState.CAPPED:
                 assert alert.culprit == ""
             assert alert.culprit == guard_row(host.guard, None)["culprit"] == "hog.service: hog (pid 7, alice), 9 MiB"
+            memory = replace(NO_MEMORY, commit_limit=9 * GIB, committed=7 * GIB)
+            assert guard_row(host.guard, memory)["room"] == 2 * GIB
             host.leave(40)
             while (await told.get()).verdict.state is not GuardState.RELAXED:
                 pass
-        assert guard_row(host.guard, None)["culprit"] == ""
+        row = guard_row(host.guard, memory)
+        assert (row["culprit"], row["room"]) == ("", 0)
     assert "; most to do with it: hog.service: hog (pid 7, alice), 9 MiB; largest: " in caplog.text
