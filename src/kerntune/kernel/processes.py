@@ -13,6 +13,7 @@ from kerntune.model import Consumer
 
 LEAST = 1.0  # seconds
 LONGEST = 200  # characters of a line that names a process
+NAME = 60  # characters of a unit or a user in it
 LITTLE = 64 << 20  # bytes: who has grown less has not made memory short
 MIB = 1 << 20
 CONTAINER = re.compile(r"^(.*?)-?([0-9a-f]{12})[0-9a-f]{20,}(?:\.scope)?$")
@@ -52,12 +53,13 @@ def swapped(pid: int) -> int:
 
 def unit_of(cgroups: str) -> str:
     """Return the systemd unit or the container that /proc/PID/cgroup names (cgroups(7)), "" for neither."""
-    paths = [line.split(":", 2)[2] for line in cgroups.splitlines() if line.count(":") >= 2]
+    # Whoever may make a cgroup names it.
+    paths = [line.split(":", 2)[2] for line in map(printable, cgroups.split("\n")) if line.count(":") >= 2]
     for part in (part for path in paths for part in reversed(path.split("/"))):
         if found := CONTAINER.match(part):
-            return f"container {found[2]}" + (f" ({found[1]})" if found[1] else "")
+            return f"container {found[2]}" + (f" ({found[1][:NAME]})" if found[1] else "")
         if part.endswith((".service", ".scope")):
-            return printable(part)
+            return part if len(part) <= NAME else f"{part[: NAME - 3]}..."
     return ""
 
 
@@ -66,7 +68,7 @@ def user_name(uid: int) -> str:
     with contextlib.suppress(OSError), open("/etc/passwd", encoding="utf-8", errors="replace") as file:
         for fields in (line.split(":") for line in file):
             if len(fields) > 2 and fields[2] == str(uid):
-                return printable(fields[0])
+                return printable(fields[0][:NAME])
     return f"uid {uid}"
 
 
