@@ -20,6 +20,7 @@ SHORTEST, LONGEST = 0.02, 1.0  # seconds between two looks
 PER_CPU, FASTEST = 12 * GIB, 64 * GIB  # bytes a second that one CPU and that all of them use at most
 BAND_PERCENT, LEAST_BAND, BAND_PART = 7, 2 * GIB, 128
 ERROR_PART: Final = 256  # in mode never the kernel's count of commits is off by RAM / 256 at most (mm_compute_batch)
+QUIET: Final = 0.5  # seconds in which commits have hardly grown, before large programs get more below the floor
 RECOUNT: Final = 1.0  # seconds; writing mode never has the kernel count exactly (overcommit_policy_handler, Linux 5.9)
 DEEPEST_PART: Final = 50  # large programs take no more than this part of RAM below the floor
 
@@ -90,7 +91,8 @@ class Cap:
     `commits` and `headroom` are those at its start, `most` is the largest headroom since. `bucket` is what may be
     committed below the floor now, less than 0 where more was: the kernel's count has an error. `seen` are the commits
     at the last look, None while the cap was not in force; `at` is its time. `counted_at` is when the mode is to be
-    written, first and again. `calm_since` says since when there has been enough, None while there is not.
+    written, first and again. Since `quiet_since` commits have hardly grown beyond `quiet`. `calm_since` says since when
+    there has been enough, None while there is not.
     """
 
     kbytes: int
@@ -100,6 +102,8 @@ class Cap:
     bucket: int
     at: float
     counted_at: float
+    quiet: int
+    quiet_since: float
     seen: int | None = None
     calm_since: float | None = None
 
@@ -191,8 +195,8 @@ def kbytes_for(limit: int, memory: Memory) -> int:
 
 
 def _begun(sample: Sample) -> Cap:
-    headroom = sample.memory.headroom
-    return Cap(0, sample.memory.committed, headroom, headroom, sample.reserves, at=sample.now, counted_at=sample.now)
+    commits, headroom, now = sample.memory.committed, sample.memory.headroom, sample.now
+    return Cap(0, commits, headroom, headroom, sample.reserves, now, now, commits, now)
 
 
 def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
@@ -202,6 +206,12 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
     most = max(cap.most, memory.headroom)
     is_enough = memory.headroom >= enough
     recounts = memory.headroom <= floor and now - cap.counted_at >= RECOUNT
+    asks = memory.committed - cap.quiet > _rate(floor) * QUIET / 2
+    cap = replace(
+        cap,
+        quiet=memory.committed if asks else min(cap.quiet, memory.committed),
+        quiet_since=now if asks else cap.quiet_since,
+    )
     return replace(
         cap,
         most=most,
@@ -216,15 +226,23 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
 def _filled(sample: Sample, cap: Cap, floor: int, most: int) -> int:
     """Return what is in the bucket now: so much a second more, less what was committed beyond the floor.
 
-    It starts with no more than the kernel's reserves, which are for small programs. It keeps account also of what the
-    kernel has granted by error: that is not granted again at each look.
+    It starts with no more than the kernel's reserves, which are for small programs. More than that comes only while
+    nobody takes half as fast as it flows in: a slow program too is refused at the floor. It keeps account also of what
+    the kernel has granted by error: that is not granted again at each look.
     """
     memory = sample.memory
     beyond = floor - min(memory.headroom, cap.commits + most - memory.committed)
     grown = 0 if cap.seen is None else memory.committed - cap.seen
-    filled = cap.bucket + int(max(64 * MIB, floor // 32) * (sample.now - cap.at))
+    filled = cap.bucket + int(_rate(floor) * (sample.now - cap.at))
+    if sample.now - cap.quiet_since < QUIET:
+        filled = min(filled, max(cap.bucket, sample.reserves))
     full = sample.reserves + min(max(256 * MIB, floor // 8), max(0, memory.headroom - _deepest(memory, floor)))
     return max(min(full, filled) - min(max(0, grown), max(0, beyond)), -memory.total // ERROR_PART)
+
+
+def _rate(floor: int) -> int:
+    """Return the bytes that flow into the bucket in a second."""
+    return max(64 * MIB, floor // 32)
 
 
 def _deepest(memory: Memory, floor: int) -> int:

@@ -144,8 +144,7 @@ def test_beyond_that_a_little_more_a_second_and_never_more_than_twice_the_band()
         first = first or verdict
         committed = max(committed, verdict.kbytes * 1024 - RESERVES)
     assert first
-    # The reserves, and what a second pours into the bucket: a 32nd of the floor.
-    assert limit(first) - 2048 == 136 + 5 * 1024 // 32
+    assert limit(first) - 2048 == 136, "somebody has just taken much"
     assert limit(verdict) == 2 * 2048
 
 
@@ -180,8 +179,38 @@ def test_what_is_taken_above_the_floor_is_not_taken_of_the_bucket() -> None:
     for now, gone in ((0.5, 0), (0.52, 1024), (0.54, 2000), (0.56, 2100)):
         sample = at(7 - gone / 1024, now, following(verdict), committed=HOST.committed + gone * MIB)
         verdict = decided(sample, verdict)
-    # A 32nd of the floor a second, less the 52 MiB below the floor.
-    assert limit(verdict) - 2100 == pytest.approx(136 + 5 * 1024 / 32 * 0.56 - 52, abs=1)
+    # A 32nd of the floor a second until somebody took much, less the 52 MiB below the floor.
+    assert limit(verdict) - 2100 == pytest.approx(136 + 5 * 1024 / 32 * 0.5 - 52, abs=1)
+
+
+def test_the_bucket_fills_only_while_nobody_takes_half_as_fast_as_it_does() -> None:
+    """A 32nd of the floor a second: 160 MiB."""
+    rooms = []
+    for slow in (60, 100):
+        _, verdict = capped(7)
+        for tick in range(1, 101):
+            gone = tick * slow // 10
+            sample = at(7 - gone / 1024, tick / 10, following(verdict), committed=HOST.committed + gone * MIB)
+            verdict = decided(sample, verdict)
+        assert verdict.cap
+        rooms.append(verdict.cap.bucket // MIB)
+    assert rooms[0] > 136 + 300
+    assert rooms[1] < 136 + 160
+
+
+def test_what_flows_in_for_small_programs_waits_for_nobody() -> None:
+    _, verdict = capped(4.9)
+    committed, buckets = HOST.committed, []
+    for tick in range(1, 40):
+        committed += 20 * MIB
+        verdict = decided(at(4.9 - tick * 20 / 1024, tick / 10, following(verdict), committed=committed), verdict)
+        assert verdict.cap
+        buckets.append(verdict.cap.bucket // MIB)
+    assert min(buckets) < 60
+    committed -= MIB
+    later = decided(at(4.0, 4.4, following(verdict), committed=committed), verdict)
+    assert later.cap
+    assert later.cap.bucket // MIB > buckets[-1] + 70
 
 
 def test_the_bucket_fills_from_the_start_of_the_cap_on() -> None:

@@ -268,14 +268,15 @@ def test_above_the_floor_nobody_is_refused_what_fits(gib: int, part: float, piec
     assert host.left >= floor(host)
 
 
-@pytest.mark.parametrize("gib", [6, 64, 256, 1024])
-def test_beside_a_program_that_was_refused_others_go_on(gib: int) -> None:
+@pytest.mark.parametrize(("gib", "speed"), [(6, 0.04), (6, 4), (64, 4), (256, 4), (1024, 4)])
+def test_beside_a_program_that_was_refused_others_go_on(gib: int, speed: float) -> None:
     """Each within a second: 64 MiB for CUDA, a fork, /dev/shm, a login, ps, python."""
-    host, _ = full(gib * GIB, min(gib * 90 // 100, 64) * GIB)
-    hog = Hog(Program(host), 4 * GIB)
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + int(2.5 * GIB))
+    hog = Hog(Program(host, addresses=CUDA), speed * GIB)
     watch = Guarded(host)
-    watch.run(60, hog)
+    watch.run(90, hog)
     assert hog.refused_at
+    assert hog.refused_at >= floor(host) - hog.step
     assert watch.verdict.caps
     cuda, parent, worker = Program(host, addresses=CUDA), started(host, MIB), Program(host)
     assert parent
