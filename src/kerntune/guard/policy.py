@@ -206,7 +206,7 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
     most = max(cap.most, memory.headroom)
     is_enough = memory.headroom >= enough
     recounts = memory.headroom <= floor and now - cap.counted_at >= RECOUNT
-    asks = memory.committed - cap.quiet > _rate(floor) * QUIET / 2
+    asks = memory.committed - cap.quiet > _rate(floor) * QUIET / 4
     cap = replace(
         cap,
         quiet=memory.committed if asks else min(cap.quiet, memory.committed),
@@ -227,8 +227,8 @@ def _filled(sample: Sample, cap: Cap, floor: int, most: int) -> int:
     """Return what is in the bucket now: so much a second more, less what was committed beyond the floor.
 
     It starts with no more than the kernel's reserves, which are for small programs. More than that comes only while
-    nobody takes half as fast as it flows in: a slow program too is refused at the floor. It keeps account also of what
-    the kernel has granted by error: that is not granted again at each look.
+    nobody takes a quarter as fast as it flows in: a slow program too is refused at the floor. It keeps account also of
+    what the kernel has granted by error: that is not granted again at each look.
     """
     memory = sample.memory
     beyond = floor - min(memory.headroom, cap.commits + most - memory.committed)

@@ -183,10 +183,10 @@ def test_what_is_taken_above_the_floor_is_not_taken_of_the_bucket() -> None:
     assert limit(verdict) - 2100 == pytest.approx(136 + 5 * 1024 / 32 * 0.5 - 52, abs=1)
 
 
-def test_the_bucket_fills_only_while_nobody_takes_half_as_fast_as_it_does() -> None:
+def test_the_bucket_fills_only_while_nobody_takes_a_quarter_as_fast_as_it_does() -> None:
     """A 32nd of the floor a second: 160 MiB."""
     rooms = []
-    for slow in (60, 100):
+    for slow in (30, 60):
         _, verdict = capped(7)
         for tick in range(1, 101):
             gone = tick * slow // 10
