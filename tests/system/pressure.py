@@ -114,7 +114,7 @@ PARENT: Final = f"""
 import os
 own = os.urandom(4096) * (300 << 8)
 print("there", flush=True)
-open("{GATE}").read()
+open("{GATE}-parent").read()
 child = os.fork()
 if not child:
     os._exit(0)
@@ -151,24 +151,29 @@ def take(vm: Machine, *words: str, user: str = "root", data: str = "") -> Job:
 
 def bystander(vm: Machine, want: str) -> Job:
     """Start a program that asks for memory when `go` says so."""
-    return _standing_by(vm, [STANDS_BY, want, GATE])
+    return _standing_by(vm, [STANDS_BY, want, gate(want)], want)
 
 
 def parent(vm: Machine) -> Job:
     """Start a program that forks when `go` says so."""
-    return _standing_by(vm, ["python3", "-c", PARENT])
+    return _standing_by(vm, ["python3", "-c", PARENT], "parent")
 
 
-def _standing_by(vm: Machine, argv: list[str]) -> Job:
-    vm.check(f"[ -p {GATE} ] || mkfifo {GATE}")
+def gate(who: str) -> str:
+    """Return the path of what somebody waits at."""
+    return f"{GATE}-{who}"
+
+
+def _standing_by(vm: Machine, argv: list[str], who: str) -> Job:
+    vm.check(f"rm -f {gate(who)} && mkfifo {gate(who)}")
     job = vm.spawn(argv)
     job.wait_output("there")
     return job
 
 
-def go(vm: Machine) -> None:
-    """Let all begin that stand by."""
-    vm.check(f"echo > {GATE}")
+def go(vm: Machine, who: str) -> None:
+    """Let somebody begin who stands by."""
+    vm.check(f"echo > {gate(who)}")
 
 
 def took(job: Job) -> float:
