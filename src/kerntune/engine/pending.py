@@ -57,8 +57,8 @@ class Pending:
     edit: Edit
     lanes: frozenset[Lane]
     named: Named
+    tickets: Mapping[Lane, Ticket]
     changes: bool = False
     earlier: tuple[asyncio.Event, ...] = ()
-    tickets: dict[Lane, Ticket] = field(default_factory=dict)
     saving: bool = False  # from now on it is finished, whatever comes
     done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -317,9 +317,13 @@ class Reconciler:
         # Its place is that of now: what is asked for while it is checked is newer.
         numbers = islice(self._sequence, len(request.settings) + 1)
         edit = await run(edit_for, request, world, book, iter([*numbers]), self.limits)
-        if edit.put:
-            within_limit(self.book.apply(edit), request.origin, self.limits)  # others may have come meanwhile
+        self._check_number(edit)
         return edit
+
+    def _check_number(self, edit: Edit) -> None:
+        """Raise LimitsExceeded where others have made too many claims while this large edit was looked at."""
+        if edit.put:
+            within_limit(self.book.apply(edit), edit.put[0].origin, self.limits)
 
     async def change(
         self, request: Request, cause: str, progress: Progress | None = None, *, endable: bool = False
@@ -367,11 +371,15 @@ class Reconciler:
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised. With `endable` a
         cancellation does that as well, and does not wait; an edit that is being saved is finished all the same.
         """
+        named = Named(edit, self.tunables)
+        if self._is_large(edit):
+            await self.threads.read(named.learn, self.world.targets)
+            self._check_number(edit)
         if self._stopping:
             raise stopping()
         # An edit that has begun is finished, also when its caller goes: half of it would be on disk, or in the kernel.
-        pending = self._begin(edit)
-        carrying = asyncio.create_task(self._carry_out(pending, cause, progress, must_win=must_win), name=cause)
+        pending = self._begin(edit, named, cause, progress)
+        carrying = asyncio.create_task(self._carry_out(pending, cause, must_win=must_win), name=cause)
         self._edits.add(carrying)
         carrying.add_done_callback(self._carried_out)
         try:
@@ -385,17 +393,23 @@ class Reconciler:
             carrying.cancel()
             raise
 
-    def _begin(self, edit: Edit) -> Pending:
-        """Have the edit in force from now on."""
+    def _begin(self, edit: Edit, named: Named, cause: str, progress: Progress | None) -> Pending:
+        """Have the edit in force from now on, and ask for its passes: the first that sees it is its own."""
         before, lanes = self.book, self._lanes_of(edit)
+        # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
+        released = {*edit.released, *(edit.named if edit.files else ())}
+        told = of_its_own(edit, self.tunables, progress) if progress else None
         pending = Pending(
             edit,
             lanes,
-            Named(edit, self.tunables),
+            named,
+            {lane: Ticket(cause, released, progress=told, waited=True) for lane in lanes},
             changes=not before.same_as(before.apply(edit)),
             earlier=tuple(other.done for other in self._pending if other.lanes & lanes),
         )
         self._pending.append(pending)
+        for lane, ticket in pending.tickets.items():
+            self._lanes[lane].put(ticket)
         return pending
 
     def _end_passes(self, pending: Pending, why: str) -> None:
@@ -416,17 +430,10 @@ class Reconciler:
         if not task.cancelled():
             task.exception()  # seen, for its caller may be gone
 
-    async def _carry_out(self, pending: Pending, cause: str, progress: Progress | None, *, must_win: bool) -> Answer:
+    async def _carry_out(self, pending: Pending, cause: str, *, must_win: bool) -> Answer:
         edit, lanes = pending.edit, pending.lanes
-        # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
-        released = {*edit.released, *(edit.named if edit.files else ())}
         try:
-            if self._is_large(edit):
-                await self.threads.read(pending.named.learn, self.world.targets)
-            told = of_its_own(edit, self.tunables, progress) if progress else None
-            pending.tickets = {lane: Ticket(cause, released, progress=told) for lane in lanes}
-            passes = [self._lanes[lane].result(ticket) for lane, ticket in pending.tickets.items()]
-            results = await asyncio.gather(*passes)
+            results = await asyncio.gather(*(asyncio.shield(ticket.result) for ticket in pending.tickets.values()))
             for done in pending.earlier:
                 await done.wait()
             result = merge(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import threading
 from collections.abc import Callable
@@ -166,3 +167,28 @@ async def test_progress_is_told_while_pages_are_made() -> None:
         await lab.engine.change(request(("hugepages", "2M", 1200)), "Set", progress)
     assert told[0] == ("2M", 512, 1200)
     assert kernel.journal == [(POOL, "512"), (POOL, "1024"), (POOL, "1200")]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_pass_that_begins_for_somebody_else_just_then_tells_its_progress_too(turns: int) -> None:
+    """What is in force is done by whichever pass comes first: its caller waits for that one."""
+    kernel = large_host()
+    told: list[int] = []
+    heard = threading.Event()
+    async with running(kernel) as lab:
+
+        def slowly(path: str, text: str) -> None:
+            if (path, text) == (POOL, "1024"):
+                heard.wait(1)
+
+        def progress(_target: Target, done: int, _wanted: int) -> None:
+            told.append(done)
+            heard.set()
+
+        kernel.before_write = slowly
+        other = asyncio.create_task(lab.set(("overcommit", "", "always:95")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await lab.engine.change(request(("hugepages", "2M", 1200)), "Set", progress)
+        await other
+    assert told
