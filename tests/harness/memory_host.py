@@ -19,6 +19,7 @@ ERROR_PART: Final = 256
 class MemoryHost:
     """Bytes, but the reserves and the limit, which are KiB as in /proc/sys/vm.
 
+    `zram_ratio` is what zram makes of what comes; `swapped` bytes are in it from the start, by `swapped_ratio`.
     `uncounted` is what the kernel, drivers and MAP_NORESERVE use, of which no commit tells. `error` is the part of the
     largest possible error by which the kernel counts commits too high (above 0) or too low: no more than what was
     committed and given back since mode never was written, for that has each CPU add up its own count.
@@ -31,6 +32,8 @@ class MemoryHost:
     disk_swap: int = 0
     zram: int = 0
     zram_ratio: float = 3.0
+    swapped: int = 0
+    swapped_ratio: float = 3.0
     arc: int = 0
     arc_min: int = 0
     error: float = 0.0
@@ -56,7 +59,11 @@ class MemoryHost:
     @property
     def zram_gain(self) -> int:
         """What a full zram saves: what it holds, less the RAM that it takes."""
-        return int(self.zram * (1 - 1 / self.zram_ratio))
+        return self._saved + int((self.zram - self.swapped) * (1 - 1 / self.zram_ratio))
+
+    @property
+    def _saved(self) -> int:
+        return int(self.swapped * (1 - 1 / self.swapped_ratio))
 
     @property
     def left(self) -> int:
@@ -108,18 +115,21 @@ class MemoryHost:
             self.moved = 0
 
     @property
-    def _in_swap(self) -> tuple[int, int]:
-        """What is in zram and on disk: the kernel begins to swap when RAM is full, and zram comes first."""
-        over = max(0, self.uncounted + self.used + self.arc_min - self.ram)
-        if self.zram and over:
-            stored = min(self.zram, int(over / (1 - 1 / self.zram_ratio)))
-            return stored, max(0, over - self.zram_gain)
-        return 0, over
+    def _in_swap(self) -> tuple[int, int, int]:
+        """What is in zram, the RAM that this takes, and what is on disk.
+
+        The kernel begins to swap when RAM is full, and zram comes first.
+        """
+        over = max(0, self.uncounted + self.used + self.arc_min - self._saved - self.ram)
+        free, gain = self.zram - self.swapped, 1 - 1 / self.zram_ratio
+        stored = min(free, int(over / gain) if gain else free) if over else 0
+        taken = int(self.swapped / self.swapped_ratio) + int(stored / self.zram_ratio)
+        return self.swapped + stored, taken, max(0, over - int(stored * gain))
 
     def files(self) -> dict[str, str]:
         """What the kernel shows."""
-        in_zram, on_disk = self._in_swap
-        in_ram = self.uncounted + self.used - on_disk - in_zram + int(in_zram / self.zram_ratio)
+        in_zram, taken, on_disk = self._in_swap
+        in_ram = self.uncounted + self.used - on_disk - in_zram + taken
         arc = max(self.arc_min, min(self.arc, self.ram - in_ram))
         available = max(0, self.ram - in_ram - arc)
         swap = self.disk_swap + self.zram
@@ -142,7 +152,7 @@ class MemoryHost:
             "proc/swaps": f"Filename Type Size Used Priority\n{swaps}",
         }
         if self.zram:
-            files["sys/block/zram0/mm_stat"] = f"{in_zram} 0 {int(in_zram / self.zram_ratio)} 0 0 0 0 0 0"
+            files["sys/block/zram0/mm_stat"] = f"{in_zram} 0 {taken} 0 0 0 0 0 0"
         if self.arc:
             files["proc/spl/kstat/zfs/arcstats"] = (
                 f"13 1 0x01 147 39984 1 2\nname type data\nc_min 4 {self.arc_min}\nsize 4 {arc}\n"

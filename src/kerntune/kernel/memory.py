@@ -12,8 +12,6 @@ from kerntune.model import Memory
 
 VM = "proc/sys/vm"
 ARC = "proc/spl/kstat/zfs/arcstats"  # of OpenZFS
-TELLING = 16 << 20  # bytes that zram holds before its own ratio is taken
-ASSUMED_RATIO = 2.0  # of what zram holds to the RAM that it takes, until then
 
 
 class Holder(NamedTuple):
@@ -133,20 +131,24 @@ def memory_of(
 def free_swap(info: Mapping[str, int], swaps: str, zram: Sequence[str] = ()) -> int:
     """Bytes that can still be had by swapping out, with those of pages that were read back and keep their place there.
 
-    A page in zram takes RAM again, only less. With zram it cannot be told where the pages in SwapCached have theirs.
+    A page in zram takes RAM again, only less: what is free there counts as much as zram would save with it, but for no
+    more than it has saved. With zram it cannot be told where the pages in SwapCached have theirs.
     """
     rows = [line.split() for line in swaps.splitlines()[1:]]
     free = [int(row[2]) - int(row[3]) for row in rows if len(row) > 3 and "/zram" in row[0]]
     if not free:
         return info.get("SwapFree", 0) + info.get("SwapCached", 0)
-    return max(0, info.get("SwapFree", 0) - int(sum(free) * 1024 / compression(zram)))
+    held, taken = held_and_taken(zram)
+    saved = max(0, held - taken)
+    whole = sum(free) * 1024
+    return max(0, info.get("SwapFree", 0) - whole) + min(saved, whole * saved // max(1, held))
 
 
-def compression(stats: Iterable[str]) -> float:
-    """Return how many bytes zram holds in one byte of RAM, by its own figures (orig_data_size, mem_used_total)."""
+def held_and_taken(stats: Iterable[str]) -> tuple[int, int]:
+    """Return the bytes that zram holds and those of RAM that this takes (orig_data_size, mem_used_total)."""
     rows = [text.split() for text in stats]
     held, taken = (sum(int(row[column]) for row in rows if len(row) > 2) for column in (0, 2))
-    return max(1.0, held / taken) if held >= TELLING and taken else ASSUMED_RATIO
+    return held, taken
 
 
 def spare_arc(arcstats: str) -> int:

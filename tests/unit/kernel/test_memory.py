@@ -10,7 +10,6 @@ from kerntune.kernel.files import HostKernel
 from kerntune.kernel.memory import (
     Holder,
     Watermarks,
-    compression,
     default_page_size,
     free_swap,
     holders,
@@ -106,19 +105,25 @@ def test_pages_that_were_read_back_can_be_dropped_from_the_swap() -> None:
     disk = "Filename Type Size Used Priority\n/dev/sda2 partition 204800 102400 -2\n"
     assert free_swap(info, disk) == 130 << 20
     zram = f"{disk}/dev/zram0 partition 61440 10240 100\n"
-    # Of the 50 MiB that are free in it half are taken of RAM again, as long as nothing says otherwise.
-    assert free_swap(info, zram) == 75 << 20
+    # Of the 50 MiB that are free in zram nothing counts, as long as it has saved nothing.
+    assert free_swap(info, zram) == 50 << 20
 
 
 @pytest.mark.parametrize(
     ("stat", "expected"),
-    [("41943040 0 10485760 0 0 0 0 0 0", 4.0), ("41943040 0 83886080 0", 1.0), ("4096 0 40960", 2.0), ("", 2.0)],
+    [
+        ("419430400 0 104857600 0 0 0 0 0 0", 75),  # of 4 bytes 3 are saved
+        ("41943040 0 10485760 0", 30),  # and no more than has been
+        ("41943040 0 41943040", 0),
+        ("41943040 0 83886080", 0),
+        ("4096 0 40960", 0),
+        ("", 0),
+    ],
 )
-def test_what_zram_makes_of_its_pages(stat: str, expected: float) -> None:
-    assert compression([stat]) == expected
+def test_of_zram_counts_what_it_would_save_and_no_more_than_it_has_saved(stat: str, expected: int) -> None:
     info = {"SwapFree": 100 << 20}
     swaps = "Filename Type Size Used Priority\n/dev/zram0 partition 102400 0 100\n"
-    assert free_swap(info, swaps, [stat]) == int((100 << 20) * (1 - 1 / expected))
+    assert free_swap(info, swaps, [stat]) >> 20 == expected
 
 
 def test_zram_is_asked_by_its_device(tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_zram_is_asked_by_its_device(tmp_path: Path) -> None:
         "proc/swaps\t/dev/zram0 partition 122880 20480 100",
         "sys/block/zram0/mm_stat\t20971520 0 5242880 0",
     )
-    assert read_memory(plant(tmp_path, "\n".join(lines))).swap_free == 75 << 20
+    assert read_memory(plant(tmp_path, "\n".join(lines))).swap_free == 15 << 20
 
 
 def test_what_zfs_gives_back_is_headroom(tmp_path: Path) -> None:
