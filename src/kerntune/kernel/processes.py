@@ -13,8 +13,12 @@ from kerntune.model import Consumer
 
 LEAST = 1.0  # seconds
 LONGEST = 200  # characters of a line that names a process
-NAME = 60  # characters of a unit or a user in it
+UNIT, CONTAINED, USER = 48, 24, 32  # characters of a unit, of a container's name and of a user in it, at most
+SHORTEST = 12  # characters of a command line
 LITTLE = 64 << 20  # bytes: who has grown less has not made memory short
+MANY = 256  # processes that are looked at together
+SHARED = "shared memory and /dev/shm"
+NOBODY = "nobody of late; the largest is "
 MIB = 1 << 20
 CONTAINER = re.compile(r"^(.*?)-?([0-9a-f]{12})[0-9a-f]{20,}(?:\.scope)?$")
 
@@ -57,9 +61,9 @@ def unit_of(cgroups: str) -> str:
     paths = [line.split(":", 2)[2] for line in map(printable, cgroups.split("\n")) if line.count(":") >= 2]
     for part in (part for path in paths for part in reversed(path.split("/"))):
         if found := CONTAINER.match(part):
-            return f"container {found[2]}" + (f" ({found[1][:NAME]})" if found[1] else "")
+            return f"container {found[2]}" + (f" ({found[1][:CONTAINED]})" if found[1] else "")
         if part.endswith((".service", ".scope")):
-            return part if len(part) <= NAME else f"{part[: NAME - 3]}..."
+            return part if len(part) <= UNIT else f"{part[: UNIT - 3]}..."
     return ""
 
 
@@ -68,7 +72,7 @@ def user_name(uid: int) -> str:
     with contextlib.suppress(OSError), open("/etc/passwd", encoding="utf-8", errors="replace") as file:
         for fields in (line.split(":") for line in file):
             if len(fields) > 2 and fields[2] == str(uid):
-                return printable(fields[0][:NAME])
+                return printable(fields[0][:USER])
     return f"uid {uid}"
 
 
@@ -119,33 +123,54 @@ class Consumers:
         return self._named([(process, size) for process, size in most if size > 0])
 
     def culprit(self) -> str:
-        """Return in a line who has grown most lately, or else who has most; "" where nobody can be named.
+        """Return in a line who has grown most lately, or who is largest where nobody has; "" where none can be named.
 
-        It has the unit or the container, the command line, the user, what it has and what of that is new.
+        The processes of a unit or a container grow together. It has the unit, command line and user of the one that has
+        grown most, what it has, and what is new of it, or of all of them.
         """
+        grown = {who: more for who, size in self._now.items() if (more := size - self._before.get(who, 0)) > 0}
+        units: dict[str | Process, list[Process]] = {}
+        for who in nlargest(MANY, grown, key=grown.__getitem__) if self._before else ():
+            units.setdefault(self._unit(who) or who, []).append(who)
+        growth, together = max(
+            ((sum(map(grown.__getitem__, own)), own) for own in units.values()), key=itemgetter(0), default=(0, [])
+        )
+        shared = self._shared - self._shared_before if self._before else 0
+        seconds = f"in the last {self._looked - self._looked_before:.0f} s"
+        if max(growth, shared) < LITTLE:
+            return self._largest()
+        if shared > growth:
+            return f"{SHARED}, {self._shared // MIB} MiB, {shared // MIB} MiB of it {seconds}"
+        who, *others = together
+        new = f"{growth // MIB} MiB of it {seconds}"
+        if others:
+            new = f"with {len(others)} more of the unit {growth // MIB} MiB {seconds}"
+        return self._described(who, f", {self._now[who] // MIB} MiB, {new}")
+
+    def _largest(self) -> str:
+        """Return in a line who has most, where nobody has grown by much."""
         sizes: dict[Process | None, int] = {None: self._shared, **self._now}
-        before = {None: self._shared_before, **self._before}
-        grown = {who: size - before.get(who, 0) for who, size in sizes.items()} if self._before else {None: 0}
-        who, growth = max(grown.items(), key=itemgetter(1))
-        if growth < LITTLE:
-            who, growth = max(sizes, key=sizes.__getitem__), 0
-        figures = f", {sizes[who] // MIB} MiB{self._lately(growth)}"
-        return self._described(who, figures) if who else f"shared memory and /dev/shm{figures}"
+        who = max(sizes, key=sizes.__getitem__)
+        figures = f", {sizes[who] // MIB} MiB"
+        return self._described(who, figures, NOBODY) if who else f"{NOBODY}{SHARED}{figures}"
 
-    def _lately(self, growth: int) -> str:
-        """Return how much of it is new."""
-        seconds = self._looked - self._looked_before
-        return f", {growth // MIB} MiB of it in the last {seconds:.0f} s" if growth else ""
+    def _unit(self, process: Process) -> str:
+        """Return the unit or the container of a process, "" for neither."""
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{process.pid}/cgroup", encoding="utf-8", errors="replace") as file,
+        ):
+            return unit_of(file.read())
+        return ""
 
-    def _described(self, process: Process, figures: str) -> str:
+    def _described(self, process: Process, figures: str, head: str = "") -> str:
         """Return a process in a line; the command line is cut so that the rest of it fits."""
         with contextlib.suppress(self._psutil.Error, OSError):
             words = printable(" ".join(process.cmdline()) or process.name())
             owner = f" (pid {process.pid}, {user_name(process.uids().real)})"
-            with open(f"/proc/{process.pid}/cgroup", encoding="utf-8", errors="replace") as file:
-                unit = unit_of(file.read())
-            head = f"{unit}: " if unit else ""
-            room = LONGEST - len(head + owner + figures)
+            unit = self._unit(process)
+            head += f"{unit}: " if unit else ""
+            room = max(SHORTEST, LONGEST - len(head + owner + figures))
             return f"{head}{words if len(words) <= room else f'{words[: room - 3]}...'}{owner}{figures}"
         return ""
 

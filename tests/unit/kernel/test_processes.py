@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import IO
 
 import psutil
 import pytest
 
+from kerntune.kernel import processes
 from kerntune.kernel.processes import (
     LEAST,
     LONGEST,
@@ -136,9 +139,9 @@ def test_while_psutil_is_being_replaced_there_is_the_number(monkeypatch: pytest.
             "container 0123456789ab (cri-containerd)",
         ),
         (f"12:memory:/docker/0123456789ab{'cd' * 26}\n1:name=systemd:/docker/x", "container 0123456789ab"),
-        (f"0::/{'a' * 100}.service", f"{'a' * 57}..."),
+        (f"0::/{'a' * 100}.service", f"{'a' * 45}..."),
         ("0::/a\x1b[31m.service", "a?[31m.service"),
-        (f"0::/{'a' * 100}-0123456789ab{'cd' * 26}.scope", f"container 0123456789ab ({'a' * 60})"),
+        (f"0::/{'a' * 100}-0123456789ab{'cd' * 26}.scope", f"container 0123456789ab ({'a' * 24})"),
         ("0::/", ""),
         ("", ""),
         ("nonsense", ""),
@@ -172,6 +175,47 @@ def test_the_culprit_is_who_has_grown_most_with_all_that_tells_who_it_is(monkeyp
     assert f"pid {child.pid}," not in consumers.culprit(), "it is gone"
 
 
+def test_the_processes_of_a_unit_grow_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "unit_of", lambda _text: "pool.service")
+    with ExitStack() as stack:
+        words = [sys.executable, "-c", GROWING]
+        children = [
+            stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            for _ in range(3)
+        ]
+        pool = [psutil.Process(child.pid) for child in children]
+        monkeypatch.setattr(psutil, "process_iter", lambda: iter(pool))
+        consumers = Consumers()
+        consumers.look(100.0)
+        for child, size in zip(children, (30, 31, 30), strict=True):
+            child.stdin.write(b"%d\n" % size)  # type: ignore[union-attr]
+            child.stdin.flush()  # type: ignore[union-attr]
+            assert child.stdout.readline() == b"grown\n"  # type: ignore[union-attr]
+        consumers.look(102.0)
+        named = consumers.culprit()
+        for child in children:
+            child.communicate(timeout=10)
+    assert named.startswith("pool.service: ")
+    assert re.search(r" MiB, with 2 more of the unit 9\d MiB in the last 2 s$", named)
+    assert len(named) <= LONGEST
+
+
+@pytest.mark.parametrize("unit", ["", "container 0123456789ab (abcdefghijabcdefghijabcd)", "u" * 48])
+def test_a_line_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    monkeypatch.setattr(processes, "unit_of", lambda _text: unit)
+    monkeypatch.setattr(processes, "user_name", lambda _uid: "v" * processes.USER)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _self: ["w" * 5000])
+    consumers = Consumers()
+    consumers.look(100.0)
+    for named in (
+        consumers.culprit(),
+        consumers._described(
+            psutil.Process(), ", 99999999 MiB, with 255 more of the unit 99999999 MiB in the last 60 s"
+        ),
+    ):
+        assert len(named) <= LONGEST
+
+
 def test_memory_that_is_shared_is_counted_once_and_is_nobodys() -> None:
     consumers = Consumers()
     with open("/dev/shm/kerntune-test", "wb") as file:
@@ -191,6 +235,7 @@ def test_without_growth_the_largest_is_named() -> None:
     consumers.look(101.0)
     (largest,) = consumers.largest(1)
     assert f"pid {largest.pid}," in consumers.culprit() or "shared memory" in consumers.culprit()
+    assert consumers.culprit().startswith("nobody of late; the largest is ")
     assert "in the last" not in consumers.culprit()
 
 
