@@ -133,7 +133,7 @@ CLAIM_TABLES: Final = (
         "reads the ratio with never only; with always it is what the memory guard lets programs have (95 if none is "
         "named).",
         "* (it is one setting of the host)",
-        "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
+        "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 percent of RAM (99 with always)",
         (Example("*", "always:95", "commit what is asked for, until the memory guard caps"),),
     ),
     ClaimTable(

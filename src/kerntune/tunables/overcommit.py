@@ -54,7 +54,8 @@ class Overcommit(Plain):
         files=("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
         document="Documentation/mm/overcommit-accounting.rst",
         instances="there are no instances, it is one setting of the host",
-        values="heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)",
+        values="heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 percent of RAM (99 with "
+        "always)",
         example=Example(
             "overcommit=always:95", "promise whatever is asked for; the memory guard has a floor of 5 % of RAM"
         ),
@@ -91,11 +92,14 @@ class Overcommit(Plain):
 
     def normal_value(self, value: str) -> str:
         found = CLAIMED.fullmatch(value)
-        hint = "Give heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 (percent of RAM)"
+        hint = (
+            "Give heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 percent (99 with always)"
+        )
         if not found:
             raise InvalidValue(f"{value!r} is not an overcommit setting", hint)
         mode, ratio = found[1], found[2]
-        if ratio is not None and not 1 <= int(ratio) <= 100:
+        # Of 100 % there is nothing left that the memory guard could keep free.
+        if ratio is not None and not 1 <= int(ratio) <= (99 if mode == "always" else 100):
             raise InvalidValue(f"an overcommit ratio of {ratio} is out of range", hint)
         if (mode == "heuristic") != (ratio is None) and mode != "always":
             raise InvalidValue(f"{value!r}: heuristic takes no ratio, never needs one", hint)
@@ -175,6 +179,8 @@ def plan_one(wish: Wish, before: Reading, memory: Memory) -> Step:
         return Step(wish, before, verdict=unlike(before))
     writes = writes_for(wish.value, before)
     mode, ratio, kbytes = split(wish.value)
+    if writes and mode == "always" and ratio and memory.headroom <= least_left(memory, ratio):
+        return Step(wish, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, too_little_left(memory, ratio)))
     if writes and mode == NEVER:
         if ratio is kbytes is None:
             ratio, kbytes = memory.overcommit_ratio, memory.overcommit_kbytes
@@ -184,6 +190,27 @@ def plan_one(wish: Wish, before: Reading, memory: Memory) -> Step:
                 wish, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, lock_out(memory, limit, wish.value))
             )
     return Step(wish, before, writes)
+
+
+def kept_free(memory: Memory, ratio: int) -> int:
+    """Return what always with this ratio is to leave free, in bytes: the floor of the memory guard."""
+    return memory.base * (100 - ratio) // 100
+
+
+def least_left(memory: Memory, ratio: int) -> int:
+    """Return the headroom, in bytes, at which the memory guard promises nothing to anybody: a quarter, and some more.
+
+    By a 256th of RAM the kernel's count of commits may be off.
+    """
+    return kept_free(memory, ratio) // 4 + memory.total // 128
+
+
+def too_little_left(memory: Memory, ratio: int) -> str:
+    """Return why the memory guard would refuse everybody at once, with both figures."""
+    return (
+        f"always:{ratio} would have the memory guard refuse all memory: {memory.headroom >> 20} MiB are left, and with "
+        f"{least_left(memory, ratio) >> 20} MiB not even a shell can start. Give a higher ratio, or end what has most"
+    )
 
 
 def lock_out(memory: Memory, limit: int, value: str) -> str:

@@ -127,7 +127,7 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *T
          "host)"),
         ("[overcommit]\n'*' = 95", Kind.CLAIM,
          ":2: overcommit: '95' is not an overcommit setting. The value is heuristic, always, always:RATIO or "
-         "never:RATIO, with a RATIO from 1 to 100 (percent of RAM)"),
+         "never:RATIO, with a RATIO from 1 to 100 percent of RAM (99 with always)"),
         ("[io-scheduler]\nsda = 2026-01-01", Kind.CLAIM, f":2: io-scheduler: 2026-01-01 is no value. {WORD}"),
         (f"[io-scheduler]\nsda = '{'x' * 300}'", Kind.CLAIM,
          ":2: io-scheduler: a value of 300 characters is too long. 256 are allowed"),

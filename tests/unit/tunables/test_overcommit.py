@@ -67,6 +67,7 @@ def test_values(value: str, normal: str) -> None:
         "never:1048576k",
         "never:80k",
         "always:0",
+        "always:100",
         "always:101",
         "always:5k",
         "heuristic:5",
@@ -279,6 +280,21 @@ async def test_a_lower_ratio_is_refused_while_the_mode_is_never() -> None:
 async def test_a_low_ratio_harms_nobody_in_mode_always() -> None:
     async with running(host()) as lab:
         assert (await lab.one("overcommit", "", "always:1")).state is State.SATISFIED
+
+
+@pytest.mark.parametrize(("left", "refused"), [(2.12, True), (2.13, False)])
+async def test_always_with_a_ratio_of_which_hardly_anything_is_left_is_refused(left: float, refused: bool) -> None:
+    """With always:50 the guard keeps 8 of 16 GiB, and at a quarter of that it promises nobody anything."""
+    kernel = host()
+    kernel.nodes[0].programs = int((16 - left) * GIB)
+    async with running(kernel) as lab:
+        if refused:
+            with pytest.raises(OverLimit) as caught:
+                await lab.set(("overcommit", "", "always:50"))
+            assert "2170 MiB are left, and with 2176 MiB not even a shell can start" in str(caught.value)
+            assert (lab.writes(), lab.claims) == ([], [])
+        else:
+            assert (await lab.one("overcommit", "", "always:50")).state is State.SATISFIED
 
 
 async def test_swap_counts_in_full() -> None:
