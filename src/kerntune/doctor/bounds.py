@@ -123,7 +123,7 @@ def strict_kubelet(kernel: KernelView) -> str:
     for path in kernel.glob("proc/[0-9]*/comm"):
         if find(kernel, path) == "kubelet":
             words = (find(kernel, path.replace("/comm", "/cmdline")) or "").split("\0")
-            if any(re.fullmatch("--protect-kernel-defaults(=true)?", word) for word in words):
+            if any(re.fullmatch("--protect-kernel-defaults(=(true|True|TRUE|t|T|1))?", word) for word in words):
                 return f"/{path.replace('/comm', '/cmdline')} has --protect-kernel-defaults"
             if re.search("^protectKernelDefaults: *true", find(kernel, KUBELET) or "", re.MULTILINE):
                 return f"/{KUBELET} has protectKernelDefaults"

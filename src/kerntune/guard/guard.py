@@ -1,7 +1,7 @@
 """The memory guard as the engine's companion: it watches while `always` is in force, and claims what it caps.
 
-The thread, its files and its room on disk are there before they are needed, so that capping waits for nothing: not for
-a pass, not for the event loop, not for an allocation.
+The thread, its files and its room on disk are there before they are needed, so that capping waits neither for the event
+loop nor for an allocation, and for a pass only while that is over overcommit itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from kerntune.engine.companion import Companion
 from kerntune.engine.resolve import rank
 from kerntune.guard.alerts import Alert
-from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, inexpressible
+from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, expected_limit, inexpressible
 from kerntune.guard.saved import SavedOriginals, Unreadable, undo_cap
 from kerntune.guard.sysctls import Sysctls, prepare_for_low_memory
 from kerntune.guard.thread import GuardThread
@@ -104,7 +104,9 @@ class MemoryGuard(Companion):
             f"the memory guard caps commits (promises of memory) when less than {at >> 20} MiB "
             f"({at / memory.base:.1%} of RAM) are left"
         )
-        reason = inexpressible(memory, limits)
+        if memory.headroom <= at:
+            said += ", as it is now"
+        reason = inexpressible(memory, expected_limit(memory, limits))
         return f"{said}; as things are it could not: {reason}" if reason else said
 
     def note(self, alert: Alert) -> None:

@@ -12,16 +12,18 @@ from enum import StrEnum
 from typing import Final
 
 from kerntune.model import Memory
-from kerntune.tunables.overcommit import ALWAYS_RATIO
+from kerntune.tunables.overcommit import ALWAYS_RATIO, kept_free
 
 MIB, GIB = 1 << 20, 1 << 30
 MODE_ALWAYS, MODE_NEVER = 1, 2  # vm.overcommit_memory
 SHORTEST, LONGEST = 0.02, 1.0  # seconds between two looks
 PER_CPU, FASTEST = 12 * GIB, 64 * GIB  # bytes a second that one CPU and that all of them use at most
 BAND_PERCENT, LEAST_BAND, BAND_PART = 7, 2 * GIB, 128
-ERROR_PART: Final = 256  # in mode never the kernel's count of commits is off by RAM / 256 at most (mm_compute_batch)
-QUIET: Final = 0.5  # seconds in which commits have hardly grown, before large programs get more below the floor
+QUIET: Final = 1.0  # seconds in which nobody has taken much, before large programs get more than what is left
+MUCH, MUCH_PART = 4 * MIB, 1 << 14  # bytes, or a part of RAM
 RECOUNT: Final = 1.0  # seconds; writing mode never has the kernel count exactly (overcommit_policy_handler, Linux 5.9)
+RECOUNT_PART: Final = 128  # of RAM above the floor, from which on it does so: twice the largest error, and more
+ASKED: Final = 96 * MIB  # what a large bystander may ask at once, and some more
 DEEPEST_PART: Final = 50  # large programs take no more than this part of RAM below the floor
 
 
@@ -35,9 +37,6 @@ class GuardState(StrEnum):
     OBSERVING = "observing"
 
 
-CAPPING: Final = frozenset({GuardState.CAPPED, GuardState.EXHAUSTED})
-
-
 @dataclass(frozen=True, slots=True)
 class GuardLimits:
     """When the guard acts: `ratio` in percent, `band` in MiB (0: reckoned from RAM), `calm` in seconds."""
@@ -49,7 +48,7 @@ class GuardLimits:
 
     def floor(self, memory: Memory) -> int:
         """Return what is to stay free, in bytes."""
-        return memory.base * (100 - self.ratio) // 100
+        return kept_free(memory, self.ratio)
 
     def width(self, memory: Memory) -> int:
         """Return how far above the floor the guard caps, in bytes.
@@ -74,12 +73,14 @@ class Sample:
     """What a look found, at `now` seconds of a clock that never goes back.
 
     `reserves` are the bytes that the kernel keeps for root and from large programs (admin_reserve_kbytes and
-    user_reserve_kbytes). `hindrance` says why nothing can be written, "" when it can be.
+    user_reserve_kbytes); by `error` bytes its count of commits may be off. `hindrance` says why nothing can be written,
+    "" when it can be.
     """
 
     memory: Memory
     now: float
     reserves: int
+    error: int
     cpus: int = 1
     hindrance: str = ""
 
@@ -89,10 +90,10 @@ class Cap:
     """A cap in force: `kbytes` is what the guard wrote, the other sizes are bytes.
 
     `commits` and `headroom` are those at its start, `most` is the largest headroom since. `bucket` is what may be
-    committed below the floor now, less than 0 where more was: the kernel's count has an error. `seen` are the commits
-    at the last look, None while the cap was not in force; `at` is its time. `counted_at` is when the mode is to be
-    written, first and again. Since `quiet_since` commits have hardly grown beyond `quiet`. `calm_since` says since when
-    there has been enough, None while there is not.
+    committed beyond what is left above the floor, less than 0 where more was: the kernel's count has an error. `seen`
+    are the commits at the last look, at the time `at`; None while the cap was not in force. `lowest` is the least that
+    was left above the floor, `quiet_since` when that was. `counted_at` is when the mode is to be written, first and
+    again. `calm_since` says since when there has been enough, None while there is not.
     """
 
     kbytes: int
@@ -100,10 +101,10 @@ class Cap:
     headroom: int
     most: int
     bucket: int
+    lowest: int
+    quiet_since: float
     at: float
     counted_at: float
-    quiet: int
-    quiet_since: float
     seen: int | None = None
     calm_since: float | None = None
 
@@ -144,17 +145,19 @@ def decide(sample: Sample, limits: GuardLimits, before: GuardVerdict) -> GuardVe
             return _warned(sample, limits, before, GuardState.OBSERVING, reason)
         if memory.headroom > limits.caps_at(memory):
             return _warned(sample, limits, before, GuardState.RELAXED)
-        if reason := inexpressible(memory, limits):
-            return _warned(sample, limits, before, GuardState.OBSERVING, reason)
-        cap = _begun(sample)
+        cap = _begun(sample, limits)
     elif (memory.overcommit_mode, memory.overcommit_kbytes) != (MODE_NEVER, cap.kbytes):
         return _warned(sample, limits, replace(before, cap=None), GuardState.OBSERVING, _changed(memory, cap))
     else:
         cap = _moved(sample, limits, cap)
         if cap.calm_since is not None and sample.now - cap.calm_since >= limits.calm:
             return _warned(sample, limits, replace(before, cap=None), GuardState.RELAXED)
-    limited = replace(cap, kbytes=kbytes_for(commit_limit(sample, limits, cap), memory))
-    return _warned(sample, limits, replace(before, cap=limited), GuardState.CAPPED)
+    limit = commit_limit(sample, limits, cap)
+    reason = inexpressible(memory, limit)
+    if reason and not before.caps:
+        return _warned(sample, limits, before, GuardState.OBSERVING, reason)
+    limited = replace(cap, kbytes=kbytes_for(limit, memory))
+    return _warned(sample, limits, replace(before, cap=limited), GuardState.CAPPED, reason)
 
 
 def interval(sample: Sample, limits: GuardLimits) -> float:
@@ -166,24 +169,28 @@ def interval(sample: Sample, limits: GuardLimits) -> float:
 def commit_limit(sample: Sample, limits: GuardLimits, cap: Cap) -> int:
     """Return what all commits together may come to, in bytes.
 
-    Above the floor programs get what fits, where no more is committed since the start than the largest headroom since.
-    Beyond that there is the bucket: what is in it up to the kernel's reserves is for small programs and root.
+    Programs get what is left above the floor, and then what is in the bucket; of both the kernel keeps its reserves for
+    small programs and root.
     """
     memory = sample.memory
-    floor, commits, headroom = limits.floor(memory), memory.committed, memory.headroom
-    fits = min(headroom, cap.commits + cap.most - commits) - floor
-    room = min(max(fits + sample.reserves, cap.bucket), headroom - _end(memory, floor))
-    # What is in use now and was not at the start is no commit that nobody uses.
+    headroom = memory.headroom
+    left = _left(memory, limits, cap)
+    room = min(max(left + sample.reserves, cap.bucket), headroom - _end(sample, limits))
+    if headroom >= limits.ends_at(memory):  # the cap is about to end
+        return memory.committed + room
+    # Where memory has come back that nobody had committed, commits could grow that nobody uses.
     most = cap.commits + 2 * limits.width(memory) + max(0, cap.headroom - headroom)
-    return min(commits + room, most)
+    return min(memory.committed + room, most)
 
 
-def inexpressible(memory: Memory, limits: GuardLimits) -> str:
-    """Return why no limit can cap this host, "" when one can: the kernel adds all swap to whatever is written.
+def expected_limit(memory: Memory, limits: GuardLimits) -> int:
+    """Return the limit with which a cap would begin, in bytes: on the way to it commits grow as headroom goes."""
+    return memory.committed + max(0, memory.headroom - limits.floor(memory))
 
-    Also before it is time: on the way to a cap commits grow as headroom goes.
-    """
-    if memory.committed + memory.headroom - limits.floor(memory) > memory.swap_total:
+
+def inexpressible(memory: Memory, limit: int) -> str:
+    """Return why the kernel cannot have this limit, "" when it can: it adds all swap to whatever is written."""
+    if limit > memory.swap_total or not memory.swap_total:
         return ""
     # Without the limit that is needed, which is another at each look.
     return f"the kernel's limit is never below the swap of {memory.swap_total // MIB} MiB, and less than that is needed"
@@ -194,68 +201,76 @@ def kbytes_for(limit: int, memory: Memory) -> int:
     return max(1, (limit - memory.swap_total) // 1024)
 
 
-def _begun(sample: Sample) -> Cap:
+def counting_error(total: int, cpus: int, page: int) -> int:
+    """Return by how many bytes the kernel's count of commits may be off in mode never.
+
+    Each CPU counts for itself up to a batch (mm_compute_batch in mm/mm_init.c).
+    """
+    return max(total // 256, max(2 * cpus, 32) * cpus * page)
+
+
+def _begun(sample: Sample, limits: GuardLimits) -> Cap:
     commits, headroom, now = sample.memory.committed, sample.memory.headroom, sample.now
-    return Cap(0, commits, headroom, headroom, sample.reserves, now, now, commits, now)
+    left = headroom - limits.floor(sample.memory)
+    return Cap(0, commits, headroom, headroom, sample.reserves, left, now, now, now)
+
+
+def _left(memory: Memory, limits: GuardLimits, cap: Cap) -> int:
+    """Return what may be committed until only the floor is left, in bytes; below 0 where less is.
+
+    What was committed and is not used yet is not to be had again.
+    """
+    return min(memory.headroom, cap.commits + cap.most - memory.committed) - limits.floor(memory)
 
 
 def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
-    """Return the cap with what the look tells: the largest headroom, the bucket, and whether there is enough."""
+    """Return the cap with what the look tells: the most and the least that was left, the bucket, and calm."""
     memory, now = sample.memory, sample.now
-    floor, enough = limits.floor(memory), limits.ends_at(memory)
-    most = max(cap.most, memory.headroom)
-    is_enough = memory.headroom >= enough
-    recounts = memory.headroom <= floor and now - cap.counted_at >= RECOUNT
-    asks = memory.committed - cap.quiet > _rate(floor) * QUIET / 4
-    cap = replace(
-        cap,
-        quiet=memory.committed if asks else min(cap.quiet, memory.committed),
-        quiet_since=now if asks else cap.quiet_since,
-    )
+    cap = replace(cap, most=max(cap.most, memory.headroom))
+    left = _left(memory, limits, cap)
+    if left > limits.width(memory):  # it begins anew
+        cap = replace(cap, lowest=left)
+    elif left < cap.lowest - max(MUCH, memory.total // MUCH_PART):
+        cap = replace(cap, lowest=left, quiet_since=now)
+    near = memory.headroom <= limits.floor(memory) + memory.total // RECOUNT_PART
+    is_enough = memory.headroom >= limits.ends_at(memory)
     return replace(
         cap,
-        most=most,
-        bucket=_filled(sample, cap, floor, most),
+        bucket=_filled(sample, limits, cap, left),
         seen=memory.committed,
         at=now,
-        counted_at=now if recounts else cap.counted_at,
+        counted_at=now if near and now - cap.counted_at >= RECOUNT else cap.counted_at,
         calm_since=(now if cap.calm_since is None else cap.calm_since) if is_enough else None,
     )
 
 
-def _filled(sample: Sample, cap: Cap, floor: int, most: int) -> int:
-    """Return what is in the bucket now: so much a second more, less what was committed beyond the floor.
+def _filled(sample: Sample, limits: GuardLimits, cap: Cap, left: int) -> int:
+    """Return what is in the bucket now: so much a second more, less what was committed below the floor.
 
-    It starts with no more than the kernel's reserves, which are for small programs. More than that comes only while
-    nobody takes a quarter as fast as it flows in: a slow program too is refused at the floor. It keeps account also of
-    what the kernel has granted by error: that is not granted again at each look.
+    As much as the kernel's reserves is for small programs and root, and always comes. More, for large programs, comes
+    only after a quiet moment, so that who takes all it gets is refused at the floor first; above the floor it goes when
+    somebody takes much. What is given back may be committed again. The bucket keeps account of what the kernel has
+    granted by its error.
     """
-    memory = sample.memory
-    beyond = floor - min(memory.headroom, cap.commits + most - memory.committed)
-    grown = 0 if cap.seen is None else memory.committed - cap.seen
-    filled = cap.bucket + int(_rate(floor) * (sample.now - cap.at))
+    memory, reserves = sample.memory, sample.reserves
+    floor = limits.floor(memory)
+    filled = cap.bucket + int(max(64 * MIB, floor // 32) * (sample.now - cap.at))
     if sample.now - cap.quiet_since < QUIET:
-        filled = min(filled, max(cap.bucket, sample.reserves))
-    full = sample.reserves + min(max(256 * MIB, floor // 8), max(0, memory.headroom - _deepest(memory, floor)))
-    return max(min(full, filled) - min(max(0, grown), max(0, beyond)), -memory.total // ERROR_PART)
+        filled = min(filled, reserves if left >= 0 else max(cap.bucket, reserves))
+    deepest = max(floor // 2, floor - memory.total // DEEPEST_PART) + sample.error
+    full = reserves + min(max(256 * MIB, floor // 8), max(0, memory.headroom - deepest))
+    grown = 0 if cap.seen is None else memory.committed - cap.seen
+    taken = min(grown, max(0, -left)) if grown > 0 else grown
+    return max(min(full, min(full, filled) - taken), -sample.error)
 
 
-def _rate(floor: int) -> int:
-    """Return the bytes that flow into the bucket in a second."""
-    return max(64 * MIB, floor // 32)
+def _end(sample: Sample, limits: GuardLimits) -> int:
+    """Return the headroom in bytes at which nobody gets anything: a quarter of the floor, with the kernel's error.
 
-
-def _deepest(memory: Memory, floor: int) -> int:
-    """Return the headroom in bytes at which large programs get nothing more: 2 % of RAM below the floor, or half of it.
-
-    Less the kernel's error, by which they may go beyond.
+    Of that there is less on a small host, so that at the floor a large bystander still gets what it asks.
     """
-    return max(floor // 2, floor - memory.total // DEEPEST_PART) + memory.total // ERROR_PART
-
-
-def _end(memory: Memory, floor: int) -> int:
-    """Return the headroom in bytes at which nobody gets anything: a quarter of the floor, with the kernel's error."""
-    return floor // 4 + memory.total // ERROR_PART
+    floor = limits.floor(sample.memory)
+    return floor // 4 + min(sample.error, max(0, floor - floor // 4 - sample.reserves - ASKED))
 
 
 def _taken_by_others(memory: Memory) -> str:

@@ -10,6 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+from kerntune.guard.policy import MODE_NEVER
 from kerntune.guard.sysctls import Originals, Sysctls
 from kerntune.kernel.files import Kernel
 from kerntune.plain_files import NoPlainFile, patiently, put_aside
@@ -18,7 +19,6 @@ log = logging.getLogger(__name__)
 NAME: Final = "cap.json"
 SIZE: Final = 256  # bytes; no number in it is longer than 20
 NOTHING: Final = b" " * SIZE
-CAPPED: Final = 2  # vm.overcommit_memory
 
 
 class Undone(IntEnum):
@@ -69,7 +69,7 @@ def undo_cap(kernel: Kernel, runtime: Path) -> bool:
         return False
     files = Sysctls(kernel)
     try:
-        if files.originals().mode in (CAPPED, originals.mode):
+        if files.originals().mode in (MODE_NEVER, originals.mode):
             files.restore(originals)
             log.warning("a cap that was left behind is undone: vm.overcommit_memory is %d again", originals.mode)
     finally:
@@ -93,7 +93,7 @@ def left_behind(runtime: Path) -> Originals | None:
     except (ValueError, TypeError, RecursionError) as error:
         raise Unreadable(NAME) from error
     # A ratio below 0 is nothing that we would set, but the kernel takes it from others.
-    if not all(type(value) is int for value in found) or min(found._replace(ratio=0)) < 0 or found.mode > CAPPED:
+    if not all(type(value) is int for value in found) or min(found._replace(ratio=0)) < 0 or found.mode > MODE_NEVER:
         raise Unreadable(NAME)
     return found
 

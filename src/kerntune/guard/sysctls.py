@@ -9,7 +9,7 @@ import os
 import resource
 from typing import Final, NamedTuple
 
-from kerntune.guard.policy import MODE_NEVER, Sample
+from kerntune.guard.policy import MODE_NEVER, Sample, counting_error
 from kerntune.kernel.files import CHUNK, Kept, Kernel, KernelError
 from kerntune.kernel.memory import ARC, VM, memory_of, read_watermarks, zram_files
 
@@ -61,6 +61,10 @@ class Sysctls:
         with contextlib.suppress(KernelError):
             self._files[path] = self._kernel.keep(path)
 
+    def available(self) -> int:
+        """Return MemAvailable in bytes, 0 where it cannot be read. Raise OSError, or ValueError for nonsense."""
+        return int(self._read(MEMINFO).partition("MemAvailable:")[2].partition("kB")[0] or 0) << 10
+
     def sample(self, now: float, hindrance: str) -> Sample:
         """Return the figures now. Raise OSError, or ValueError when they cannot be made out."""
         mode, swaps = self._read(MODE), self._read(SWAPS)
@@ -77,7 +81,8 @@ class Sysctls:
         if not memory.total:
             raise ValueError(f"/{MEMINFO} does not say how much memory there is")
         reserves = sum(int(self._read(path) or 0) for path in RESERVES) << 10
-        return Sample(memory, now, reserves, self._cpus, hindrance)
+        error = counting_error(memory.total, self._cpus, resource.getpagesize())
+        return Sample(memory, now, reserves, error, self._cpus, hindrance)
 
     def originals(self) -> Originals:
         """Return the settings as they are."""

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from kerntune.guard.policy import LONGEST, MODE_NEVER, SHORTEST, GuardLimits, GuardState, GuardVerdict, decide, interval
+from kerntune.guard.policy import (
+    LONGEST,
+    MODE_NEVER,
+    SHORTEST,
+    GuardLimits,
+    GuardState,
+    GuardVerdict,
+    Sample,
+    decide,
+    interval,
+)
 from kerntune.guard.saved import SavedOriginals
 from kerntune.guard.sysctls import Sysctls
 from kerntune.model import Memory
@@ -39,6 +49,7 @@ class GuardThread:
         self._sysctls, self._saved, self._lock, self._publish, self._clock = sysctls, saved, lock, publish, clock
         self._hindrance = sysctls.hindrance
         self._trouble = ""
+        self._whole: Sample | None = None  # the last whole look's
         self._turned = clock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
@@ -56,11 +67,12 @@ class GuardThread:
         self._ended.set()
         try:
             self._release()
-        except OSError as error:
-            # The file for it stays: whoever comes next tries again.
-            log.error("a cap cannot be undone: %s: %s", error.filename, error.strerror)
-        self._sysctls.close()
-        self._saved.close()
+        except (OSError, MemoryError) as error:
+            # The file for it stays: the next claim of `always` tries again, and so does every start.
+            log.error("a cap cannot be undone, `kerntuned --uncap` tries again: %s", why(error))
+        finally:
+            self._sysctls.close()
+            self._saved.close()
 
     def _run(self) -> None:
         wait = 0.0
@@ -87,10 +99,27 @@ class GuardThread:
 
     def look(self) -> float:
         """Look once and do what that amounts to; return the seconds to the next look."""
+        now = self._clock()
+        return self._glance(now) or self._look(now)
+
+    def _glance(self, now: float) -> float | None:
+        """Return the seconds to the next look where one figure says that there is enough, None for a whole look.
+
+        There is one each second at least. Just above where it caps it looks often, and nothing else happens.
+        """
+        last = self._whole
+        if last is None or self.verdict.state is not GuardState.RELAXED or now - last.now >= LONGEST:
+            return None
+        available = self._sysctls.available()
+        if available <= self.limits.caps_at(last.memory):
+            return None
+        return interval(replace(last, memory=replace(last.memory, available=available)), self.limits)
+
+    def _look(self, now: float) -> float:
         before = self.verdict
         if not before.caps:
             self._release()  # what a cap that failed half way could not
-        sample = self._sysctls.sample(self._clock(), self._hindrance)
+        self._whole = sample = self._sysctls.sample(now, self._hindrance)
         after = decide(sample, self.limits, before)
         try:
             self._obey(before, after, sample.memory)
@@ -98,24 +127,26 @@ class GuardThread:
             after = self._not_obeyed(before, after, error)
         self.verdict = after  # before anything that may fail
         self._publish(after, sample.memory)
+        if before.state is after.state is GuardState.OBSERVING:
+            return LONGEST  # there is nothing that it could do in time
         return interval(sample, self.limits)
 
     def _not_obeyed(self, before: GuardVerdict, after: GuardVerdict, error: OSError) -> GuardVerdict:
         """Return the verdict after a write that failed: a cap is not tried again, all else is at each look."""
-        what = f"{error.filename or 'the file for it'}: {error.strerror}"
         if before.caps:
-            return replace(before, reason=f"the cap cannot be changed: {what}")
-        self._hindrance = f"a cap failed: {what}"
+            return replace(before, reason=f"the cap cannot be changed: {why(error)}")
+        self._hindrance = f"a cap failed: {why(error)}"
         return replace(after, state=GuardState.OBSERVING, cap=None, reason=self._hindrance)
 
     def _obey(self, before: GuardVerdict, after: GuardVerdict, memory: Memory) -> None:
         if after.cap and not before.cap:
             self._cap(after.cap.kbytes)
         elif after.cap and before.cap:
-            if after.cap.kbytes != before.cap.kbytes:
-                self._sysctls.limit(after.cap.kbytes)
+            # The limit comes last: where this fails, what is in force is what the verdict before says.
             if after.cap.counted_at != before.cap.counted_at:
                 self._sysctls.count_again()
+            if after.cap.kbytes != before.cap.kbytes:
+                self._sysctls.limit(after.cap.kbytes)
         elif before.cap:
             # What somebody else has written since is theirs.
             self._release(
@@ -135,3 +166,12 @@ class GuardThread:
         if self._saved.originals:
             self._sysctls.restore(self._saved.originals, mode=mode, limit=limit)
             self._saved.clear()
+
+
+def why(error: OSError | MemoryError) -> str:
+    """Return what failed, for people."""
+    if isinstance(error, MemoryError):
+        return "no memory"
+    return (
+        f"/{error.filename.lstrip('/')}: {error.strerror}" if error.filename else f"the file for it: {error.strerror}"
+    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kerntune.guard.policy import GuardLimits, GuardVerdict, Sample, decide, interval
+from kerntune.guard.policy import GuardLimits, GuardVerdict, Sample, counting_error, decide, interval
 from kerntune.kernel.memory import Watermarks, memory_of
 from tests.harness.memory_host import ALWAYS, NEVER, MemoryHost
 
+PAGE = 4096
 LATE = 0.003  # seconds between the moment a look is due and what it finds
 WRITES, SWITCHES = 0.0002, 0.019  # seconds that a write takes, and one of mode never
 Act = Callable[[float], None]
@@ -43,7 +44,7 @@ class Guarded:
             zram=[files[name] for name in files if name.endswith("mm_stat")],
         )
         reserves = (host.admin_reserve + host.user_reserve) << 10
-        return Sample(memory, self.now, reserves, host.cpus)
+        return Sample(memory, self.now, reserves, counting_error(host.total, host.cpus, PAGE), host.cpus)
 
     def look(self) -> GuardVerdict:
         """Look once, and do what that amounts to; programs go on meanwhile."""
@@ -51,12 +52,14 @@ class Guarded:
         self.verdict = after = decide(sample, self.limits, before)
         self.looks += 1
         self._pass(WRITES)
-        if after.caps and after.kbytes != before.kbytes:
+        if after.caps and not before.caps:
             self.host.write("kbytes", after.kbytes)
         if after.cap and (not before.cap or after.cap.counted_at != before.cap.counted_at):
             self.times_capped += not before.caps
             self._pass(SWITCHES)
             self.host.write("memory", NEVER)
+        if after.caps and after.kbytes != before.kbytes:
+            self.host.write("kbytes", after.kbytes)
         elif before.caps and not after.caps and self.host.mode == NEVER:
             self.host.write("memory", ALWAYS)
             self.host.write("ratio", self.limits.ratio)

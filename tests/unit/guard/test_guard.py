@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,13 @@ import pytest
 from kerntune.bus.describe import guard_row
 from kerntune.engine.requests import Request
 from kerntune.guard import policy
+from kerntune.guard import thread as thread_module
 from kerntune.guard.alerts import Alert, Alerts
 from kerntune.guard.guard import MemoryGuard
 from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
-from kerntune.guard.saved import NAME, Unreadable, undo_cap
-from kerntune.guard.sysctls import KBYTES, MODE, RATIO
+from kerntune.guard.saved import NAME, SavedOriginals, Unreadable, undo_cap
+from kerntune.guard.sysctls import KBYTES, MEMINFO, MODE, RATIO, Sysctls
+from kerntune.guard.thread import GuardThread
 from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import NO_MEMORY, Claim, Limits, Memory, Origin, Reason, Setting, State
@@ -37,6 +39,7 @@ PATIENCE = 10.0  # seconds
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room too it looks often, so that no test waits."""
     monkeypatch.setattr(policy, "LONGEST", 0.03)
+    monkeypatch.setattr(thread_module, "LONGEST", 0.03)
 
 
 class Scene:
@@ -151,7 +154,8 @@ async def test_what_is_set_meanwhile_waits_until_it_lets_go(tmp_path: Path) -> N
         again = await host.lab.one("overcommit", "", "heuristic", must_win=True)
         assert again.reason is Reason.GUARD_LIMIT
         host.leave(40)
-        await host.until(GuardState.RELAXED)
+        # The pass that follows the cap's end may have ended the guard already.
+        await host.met(lambda: not host.guard.verdict.caps)
         await host.lab.engine.reconcile("memory guard")
         assert host.settings == (0, 95, 0)
         assert host.guard.verdict.state is GuardState.OFF
@@ -494,3 +498,85 @@ async def test_who_has_made_memory_short_is_told_everywhere_and_forgotten_with_t
         row = guard_row(host.guard, memory)
         assert (row["culprit"], row["room"]) == ("", 0)
     assert "; most to do with it: hog.service: hog (pid 7, alice), 9 MiB; largest: " in caplog.text
+
+
+async def test_a_stopped_guard_begins_no_more(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        host.guard.stop()
+        host.leave(3)
+        outcome = await host.lab.one("overcommit", "", "always:95")
+        assert outcome.state is State.SATISFIED
+        assert host.guard.limits is None
+        assert host.settings[0] == 1
+
+
+async def test_another_ratio_moves_the_floor_of_the_guard_that_watches(tmp_path: Path) -> None:
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(12)
+        await host.until(GuardState.RELAXED)
+        await host.lab.one("overcommit", "", "always:80")
+        await host.until(GuardState.EXHAUSTED)
+        assert host.guard.limits == replace(QUICK, ratio=80)
+
+
+async def test_what_is_no_news_is_told_once(tmp_path: Path) -> None:
+    told = list[GuardVerdict]()
+    guard = MemoryGuard(SimulatedKernel([Node(64 * GIB)]), tmp_path, lambda verdict, *_: told.append(verdict))
+    for _ in range(3):
+        guard._publish(GuardVerdict(GuardState.RELAXED), None)
+    assert [verdict.state for verdict in told] == [GuardState.RELAXED]
+
+
+@dataclass
+class Reads(SimulatedKernel):
+    """What is read is noted."""
+
+    paths: list[str] = field(default_factory=list)
+
+    def read(self, path: str) -> str:
+        self.paths.append(path)
+        return SimulatedKernel.read(self, path)
+
+
+def test_while_there_is_enough_a_look_reads_one_file_and_each_second_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_module, "LONGEST", 1.0)
+    kernel, clock, limits = Reads([Node(64 * GIB)]), Clock(), GuardLimits()
+    kernel.overcommit |= {"memory": 1, "ratio": 95}
+    kernel.nodes[0].programs = int(58.7 * GIB)
+    saved, told = SavedOriginals(tmp_path), list[GuardVerdict]()
+    thread = GuardThread(
+        Sysctls(kernel),
+        saved,
+        limits,
+        lock=threading.Lock(),
+        publish=lambda verdict, _: told.append(verdict),
+        clock=clock,
+    )
+    read = []
+    for seconds in (0, 0.02, 0.02, 0.99):
+        kernel.paths.clear()
+        clock.now += seconds
+        assert thread.look() == pytest.approx(0.02)
+        read.append(set(kernel.paths))
+    assert MODE in read[0]
+    assert read[1:] == [{MEMINFO}, {MEMINFO}, read[0]]
+    kernel.nodes[0].programs += GIB
+    clock.now += 0.02
+    thread.look()
+    assert thread.verdict.caps
+    assert kernel.overcommit["memory"] == 2
+
+
+def test_one_that_can_do_nothing_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_module, "LONGEST", 1.0)
+    kernel = SimulatedKernel([Node(64 * GIB)])
+    kernel.nodes[0].programs = 62 * GIB
+    thread = GuardThread(
+        Sysctls(kernel), SavedOriginals(tmp_path), GuardLimits(), lock=threading.Lock(),
+        publish=lambda *_: None, clock=Clock(),
+    )  # fmt: skip
+    assert [thread.look(), thread.look()] == [0.02, 1.0]
+    assert thread.verdict.state is GuardState.OBSERVING

@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 
-from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, Sample, decide, inexpressible, interval
+from kerntune.guard.policy import (
+    GuardLimits,
+    GuardState,
+    GuardVerdict,
+    Sample,
+    counting_error,
+    decide,
+    expected_limit,
+    inexpressible,
+    interval,
+    kbytes_for,
+)
 from kerntune.model import Memory
 
 GIB, MIB = 1 << 30, 1 << 20
 LIMITS = GuardLimits()
 RESERVES = 136 * MIB
+ERROR = 400 * MIB
 # Floor 5 GiB, band 2 GiB: it caps at 7 GiB, and lets go at 9.
 HOST = Memory(
     total=100 * GIB,
@@ -31,7 +43,7 @@ HOST = Memory(
 def at(gib: float, now: float = 0.0, host: Memory = HOST, hindrance: str = "", **changes: Any) -> Sample:
     """The host with so much headroom; changes are fields of Memory."""
     memory = replace(host, available=round(gib * GIB), **changes)
-    return Sample(memory, now, RESERVES, cpus=32, hindrance=hindrance)
+    return Sample(memory, now, RESERVES, ERROR, cpus=32, hindrance=hindrance)
 
 
 def decided(sample: Sample, before: GuardVerdict | None = None) -> GuardVerdict:
@@ -167,6 +179,16 @@ def test_the_bucket_fills_below_the_floor_and_what_is_taken_leaves_it() -> None:
     assert limit(empty) == pytest.approx(776, abs=1)
 
 
+@pytest.mark.parametrize(("headroom", "more"), [(3.3, 0), (3.5, 112), (4.9, 640)])
+def test_large_programs_get_nothing_more_at_2_percent_below_the_floor_and_the_kernels_error(
+    headroom: float, more: int
+) -> None:
+    """At 3 GiB and 400 MiB; an eighth of the floor is there before."""
+    _, verdict = capped(headroom)
+    verdict = decided(at(headroom, 100.0, following(verdict)), verdict)
+    assert limit(verdict) == pytest.approx(136 + more, abs=1)
+
+
 def test_what_was_taken_while_the_mode_was_written_is_not_taken_of_the_bucket() -> None:
     """A fast program has gone below the floor meanwhile: others start all the same."""
     _, verdict = capped(7)
@@ -174,28 +196,82 @@ def test_what_was_taken_while_the_mode_was_written_is_not_taken_of_the_bucket() 
     assert limit(after) - 2560 >= 136
 
 
+def bucket(verdict: GuardVerdict) -> float:
+    """What is in it, in MiB."""
+    assert verdict.cap
+    return verdict.cap.bucket / MIB
+
+
 def test_what_is_taken_above_the_floor_is_not_taken_of_the_bucket() -> None:
     _, verdict = capped(7)
-    for now, gone in ((0.5, 0), (0.52, 1024), (0.54, 2000), (0.56, 2100)):
+    for now, gone in ((0.5, 1000), (0.52, 2000), (0.54, 2100)):
         sample = at(7 - gone / 1024, now, following(verdict), committed=HOST.committed + gone * MIB)
         verdict = decided(sample, verdict)
-    # A 32nd of the floor a second until somebody took much, less the 52 MiB below the floor.
-    assert limit(verdict) - 2100 == pytest.approx(136 + 5 * 1024 / 32 * 0.5 - 52, abs=1)
+    # Less the 52 MiB below the floor.
+    assert bucket(verdict) == pytest.approx(136 - 52, abs=1)
 
 
-def test_the_bucket_fills_only_while_nobody_takes_a_quarter_as_fast_as_it_does() -> None:
-    """A 32nd of the floor a second: 160 MiB."""
-    rooms = []
-    for slow in (30, 60):
-        _, verdict = capped(7)
-        for tick in range(1, 101):
-            gone = tick * slow // 10
-            sample = at(7 - gone / 1024, tick / 10, following(verdict), committed=HOST.committed + gone * MIB)
-            verdict = decided(sample, verdict)
-        assert verdict.cap
-        rooms.append(verdict.cap.bucket // MIB)
-    assert rooms[0] > 136 + 300
-    assert rooms[1] < 136 + 160
+def test_what_is_given_back_may_be_committed_again() -> None:
+    """Small programs come and go, and nothing more is used."""
+    _, verdict = capped(4.9)
+    for tick in range(100):
+        now = tick / 50
+        for committed in (HOST.committed + 60 * MIB, HOST.committed):
+            verdict = decided(at(4.9, now, following(verdict), committed=committed), verdict)
+    assert bucket(verdict) >= 136
+
+
+@pytest.mark.parametrize("slow", [8, 5, 2])
+def test_the_bucket_fills_only_while_nobody_takes_much(slow: int) -> None:
+    """Much is more than a 16384th of RAM in a second, 6.25 MiB."""
+    _, verdict = capped(7)
+    fullest = 0.0
+    for tick in range(1, 401):
+        gone = tick * slow // 10
+        sample = at(7 - gone / 1024, tick / 10, following(verdict), committed=HOST.committed + gone * MIB)
+        verdict = decided(sample, verdict)
+        fullest = max(fullest, bucket(verdict))
+    assert (fullest == 136) if slow == 8 else (fullest > 136 + 32)
+
+
+@pytest.mark.parametrize(("slow", "fills"), [(3, True), (5, False)])
+def test_on_a_small_host_much_is_4_mib_a_second(slow: int, fills: bool) -> None:
+    """The floor of 8 GiB is 409 MiB."""
+    small = replace(HOST, total=8 * GIB, committed=7 * GIB)
+    verdict, fullest = decided(at(0.5, host=small)), 0.0
+    for tick in range(1, 41):
+        gone = slow * tick // 2
+        host = replace(following(verdict), total=8 * GIB, committed=7 * GIB + gone * MIB)
+        verdict = decided(replace(at(0.5 - gone / 1024, tick / 2, host), error=32 * MIB), verdict)
+        fullest = max(fullest, bucket(verdict))
+    assert (fullest > 136) is fills
+
+
+def test_forks_that_come_and_go_let_it_fill() -> None:
+    """A parent of 48 MiB forks twice a second, above the floor and below it."""
+    for headroom in (5.005, 4.9):
+        _, verdict = capped(headroom)
+        for tick in range(1, 41):
+            committed = HOST.committed + (48 * MIB if tick % 2 else 0)
+            verdict = decided(at(headroom, tick / 4, following(verdict), committed=committed), verdict)
+        assert bucket(verdict) > 136 + 64
+
+
+def test_above_the_floor_it_goes_when_somebody_takes_much() -> None:
+    _, verdict = capped(6)
+    verdict = decided(at(6, 60.0, following(verdict)), verdict)
+    assert bucket(verdict) > 136 + 256
+    taking = decided(at(5.9, 60.02, following(verdict), committed=HOST.committed + 102 * MIB), verdict)
+    assert bucket(taking) == 136
+
+
+def test_who_has_had_the_whole_band_again_is_noticed_again() -> None:
+    _, verdict = capped(5.1)
+    verdict = decided(at(7.5, 1.0, following(verdict), committed=HOST.committed - GIB), verdict)
+    for now, headroom in ((9.0, 6.9), (9.5, 6.0)):
+        gone = round((7.5 - headroom) * GIB) - GIB
+        verdict = decided(at(headroom, now, following(verdict), committed=HOST.committed + gone), verdict)
+    assert bucket(verdict) == 136
 
 
 def test_what_flows_in_for_small_programs_waits_for_nobody() -> None:
@@ -218,10 +294,11 @@ def test_the_bucket_fills_from_the_start_of_the_cap_on() -> None:
     assert limit(decided(at(4.9, 1000.0, following(verdict)), verdict)) == 136
 
 
-def test_the_mode_is_written_again_each_second_below_the_floor_only() -> None:
+def test_the_mode_is_written_again_each_second_near_the_floor_only() -> None:
+    """As near as a 128th of RAM: 0.78 GiB."""
     _, verdict = capped(7)
     counted = []
-    for now, headroom in ((0.5, 7), (5.0, 5.1), (5.1, 5.0), (5.9, 4.9), (6.2, 4.9), (6.3, 5.1), (9.0, 5.1)):
+    for now, headroom in ((0.5, 7), (5.0, 5.8), (5.1, 5.7), (5.9, 4.9), (6.2, 4.9), (6.3, 5.8), (9.0, 5.8)):
         verdict = decided(at(headroom, now, following(verdict)), verdict)
         assert verdict.cap
         counted.append(verdict.cap.counted_at)
@@ -246,22 +323,59 @@ def test_a_limit_below_the_swap_cannot_be_expressed() -> None:
     assert (verdict.state, verdict.level, verdict.caps) == (GuardState.OBSERVING, 100, False)
     assert "swap of 65536 MiB" in verdict.reason
     # It is known long before.
-    assert inexpressible(at(90, swap_total=200 * GIB).memory, LIMITS)
-    assert not inexpressible(at(90, swap_total=64 * GIB).memory, LIMITS)
+    for swap, there_is in ((200, True), (64, False)):
+        memory = at(90, swap_total=swap * GIB).memory
+        assert bool(inexpressible(memory, expected_limit(memory, LIMITS))) is there_is
+
+
+def test_without_swap_every_limit_can_be_expressed() -> None:
+    """What is used was never committed, and less is left than the floor."""
+    assert decided(at(2, committed=GIB)).caps
+    assert decided(at(0.1, committed=GIB)).kbytes == 1
+    memory = at(2, committed=GIB, swap_total=GIB // 2, swap_free=0).memory
+    assert not inexpressible(memory, expected_limit(memory, LIMITS))
+
+
+def test_a_cap_says_so_when_swap_is_added_that_is_more_than_the_limit() -> None:
+    """The whole swap is the least limit that there can be, and better than none."""
+    verdict = decided(at(6, committed=7 * GIB, swap_total=7 * GIB))
+    assert verdict.kbytes > 1
+    host = replace(HOST, overcommit_mode=2, overcommit_kbytes=verdict.kbytes, swap_total=64 * GIB)
+    later = decided(at(6, 1.0, host, committed=7 * GIB), verdict)
+    assert (later.state, later.kbytes) == (GuardState.CAPPED, 1)
+    assert "swap of 65536 MiB" in later.reason
 
 
 def test_kbytes_are_never_0() -> None:
-    verdict = decided(at(6, committed=7 * GIB, swap_total=7 * GIB))
-    assert verdict.kbytes > 1
-    host = replace(HOST, overcommit_mode=2, overcommit_kbytes=verdict.kbytes, swap_total=7 * GIB)
-    assert decided(at(6, 1.0, host, committed=GIB), verdict).kbytes == 1
+    memory = replace(HOST, swap_total=7 * GIB)
+    assert [kbytes_for(7 * GIB + more, memory) for more in (-GIB, 0, 1023, 2048)] == [1, 1, 1, 2]
+
+
+def test_memory_that_comes_back_and_was_not_committed_may_be_committed() -> None:
+    """A driver's pinned memory, or huge pages: 50 GiB."""
+    _, verdict = capped(7)
+    back = decided(at(57, 1.0, following(verdict)), verdict)
+    assert back.caps
+    assert limit(back) >= 52 * 1024
+
+
+@pytest.mark.parametrize(
+    ("gib", "cpus", "page", "mib"),
+    [(64, 32, 4096, 256), (128, 384, 4096, 1152), (128, 80, 65536, 800), (1, 1, 4096, 4)],
+)
+def test_the_kernels_count_is_off_by_a_256th_of_ram_or_by_a_batch_of_each_cpu(
+    gib: int, cpus: int, page: int, mib: int
+) -> None:
+    assert counting_error(gib * GIB, cpus, page) // MIB == mib
 
 
 @pytest.mark.parametrize("headroom", [8.9, 7.5])
 def test_the_cap_stays_below_where_it_ends(headroom: float) -> None:
     host, verdict = capped()
-    later = decided(at(headroom, 100.0, host), verdict)
-    assert (later.state, later.level) == (GuardState.CAPPED, 100)
+    for now in (100.0, 200.0, 300.0):
+        verdict = decided(at(headroom, now, host), verdict)
+        host = following(verdict)
+        assert (verdict.state, verdict.level) == (GuardState.CAPPED, 100)
 
 
 def test_the_cap_ends_after_three_calm_seconds() -> None:
@@ -318,7 +432,7 @@ def test_another_mode_is_left_alone_until_it_is_always_again() -> None:
 )
 def test_a_cap_that_somebody_else_changed_is_none_of_the_guards(change: dict[str, int]) -> None:
     host, before = capped(7)
-    verdict = decided(Sample(replace(host, available=7 * GIB, **change), 1.0, RESERVES), before)
+    verdict = decided(Sample(replace(host, available=7 * GIB, **change), 1.0, RESERVES, ERROR), before)
     assert (verdict.state, verdict.caps) == (GuardState.OBSERVING, False)
     assert "something else set" in verdict.reason
 

@@ -6,7 +6,7 @@ Each program that asks again and again does so for long enough that nothing more
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -20,13 +20,13 @@ from tests.unit.guard.guarded import LATE, SWITCHES, WRITES, Act, Guarded
 CUDA: int = 64 * GIB  # addresses that a program of CUDA reserves
 # Without shrinking: what fails is told with its numbers, and each example is seconds of a host.
 few = settings(
-    max_examples=8,
+    max_examples=settings().max_examples // 6,
     deadline=None,
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
 sizes = st.sampled_from([8, 16, 64, 128, 256, 1024, 2048])
-errors = st.sampled_from([-1.0, 0.0, 0.5])
+errors = st.sampled_from([-1.0, 0.0, 0.5, 1.0])
 
 
 def floor(host: MemoryHost, ratio: int = 95) -> int:
@@ -164,7 +164,11 @@ def has_forked(parent: Program) -> bool:
 
 
 def within_a_second(watch: Guarded, attempt: Callable[[], object], act: Act | None = None) -> bool:
-    end = watch.now + 1.0
+    return within(watch, 1.0, attempt, act)
+
+
+def within(watch: Guarded, seconds: float, attempt: Callable[[], object], act: Act | None = None) -> bool:
+    end = watch.now + seconds
     while not attempt():
         if watch.now > end:
             return False
@@ -211,13 +215,16 @@ def test_a_dip_of_2_seconds_leaves_no_trace_in_the_limit(gib: int, begins_inside
 
 
 @given(
-    sizes, st.floats(0.0, 1.0), st.lists(st.tuples(st.sampled_from("cufxr"), st.integers(1, 64)), max_size=60), errors
+    sizes, st.floats(0.0, 1.0), st.lists(st.tuples(st.sampled_from("cufxp"), st.integers(1, 64)), max_size=60), errors
 )
 @few
 def test_unused_commits_never_exceed_those_at_the_start_and_twice_the_band(
     gib: int, part: float, deeds: list[tuple[str, int]], error: float
 ) -> None:
-    """Programs commit and never use, children of forks end, services restart, and memory is used that was not."""
+    """Programs commit and never use, children of forks end, services restart, and memory is used that was not.
+
+    What a driver pins counts as used.
+    """
     host, program = full(gib * GIB, gib * GIB * 5 // 100 + 4 * GIB)
     idle = Program(host)
     assert idle.ask(gib * GIB // 4)
@@ -227,13 +234,15 @@ def test_unused_commits_never_exceed_those_at_the_start_and_twice_the_band(
     watch.run(0.1)
     assert watch.verdict.caps
     host.error = error
-    committed, used = host.committed, host.used
+    committed, used = host.committed, host.used + host.uncounted
     unit = band(host) // 32
     for deed, many in deeds:
         if deed == "c":
             Program(host, root=True).take(many * unit, unit, touched=False)
         elif deed == "u":
             idle.touch(min(many * unit, max(0, host.left - floor(host) // 2)))
+        elif deed == "p":
+            host.pin(min(many * unit, max(0, host.left - floor(host) // 2)))
         elif deed == "f" and children:
             children.pop().exit()
         elif deed == "x":
@@ -245,15 +254,17 @@ def test_unused_commits_never_exceed_those_at_the_start_and_twice_the_band(
         watch.run(0.3)
         if not watch.verdict.caps:
             return
-        unused = (host.committed - committed) - (host.used - used)
-        lent = max(0, used - host.used)  # what was given back and is not used again
+        unused = (host.committed - committed) - (host.used + host.uncounted - used)
+        lent = max(0, used - host.used - host.uncounted)  # what was given back and is not used again
         assert unused <= 2 * band(host) + lent + host.total // ERROR_PART
 
 
-@given(sizes, st.floats(0.05, 1.0), st.integers(1, 20))
+@given(sizes, st.floats(0.05, 1.0), st.integers(1, 20), errors)
+@example(gib=512, part=0.63, pieces=7, error=1.0)
 @few
-def test_above_the_floor_nobody_is_refused_what_fits(gib: int, part: float, pieces: int) -> None:
-    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + 4 * GIB)
+def test_above_the_floor_nobody_is_refused_what_fits(gib: int, part: float, pieces: int, error: float) -> None:
+    """Where the kernel has counted too much it counts again, and it is had within a second or two."""
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + 4 * GIB, error=error)
     host.pin(host.left - floor(host) - int(band(host) * part))
     watch = Guarded(host)
     watch.run(0.1)
@@ -261,33 +272,108 @@ def test_above_the_floor_nobody_is_refused_what_fits(gib: int, part: float, piec
     for _ in range(pieces):
         one = Program(host, addresses=CUDA)
         size = (host.left - floor(host)) // (pieces + 1)
-        assert one.ask(size)
+        assert within(watch, 1.1 if error > 0 else 0, partial(one.ask, size))
         one.touch(size)
         watch.run(0.05)
-    assert host.refusals == 0
     assert host.left >= floor(host)
 
 
-@pytest.mark.parametrize(("gib", "speed"), [(6, 0.04), (6, 4), (64, 4), (256, 4), (1024, 4)])
+@pytest.mark.parametrize(
+    ("gib", "speed"), [(6, 0.01), (6, 0.04), (6, 4), (64, 0.02), (64, 4), (256, 0.05), (256, 4), (1024, 0.3), (1024, 4)]
+)
 def test_beside_a_program_that_was_refused_others_go_on(gib: int, speed: float) -> None:
     """Each within a second: 64 MiB for CUDA, a fork, /dev/shm, a login, ps, python."""
     host, _ = full(gib * GIB, gib * GIB * 5 // 100 + int(2.5 * GIB))
+    host.pin(host.left - floor(host) - min(band(host), int(60 * speed * GIB)))
+    cuda, parent, worker = Program(host, addresses=CUDA), started(host, 48 * MIB), Program(host)
+    assert parent
     hog = Hog(Program(host, addresses=CUDA), speed * GIB)
     watch = Guarded(host)
     watch.run(90, hog)
     assert hog.refused_at
     assert hog.refused_at >= floor(host) - hog.step
     assert watch.verdict.caps
-    cuda, parent, worker = Program(host, addresses=CUDA), started(host, MIB), Program(host)
-    assert parent
-    parent.committed += 47 * MIB  # from before the cap
-    host.committed += 47 * MIB
+    host.pin(min(12 * MIB, host.left - floor(host) // 2))  # by the host itself, which goes on
+    watch.run(3)
     assert within_a_second(watch, lambda: cuda.ask(64 * MIB))
     cuda.touch(64 * MIB)
     assert within_a_second(watch, partial(has_forked, parent))
     assert within_a_second(watch, lambda: worker.write_shm(32 * MIB))
     assert login(watch)
     assert host.least_left >= floor(host) // 4
+
+
+@dataclass
+class Forks:
+    """A parent whose children end after `lives` seconds; one comes every so many seconds."""
+
+    parent: Program
+    every: float
+    lives: float = 0.06
+    children: list[tuple[float, Program]] = field(default_factory=list)
+    now: float = 0.0
+    next: float = 0.0
+    refused: int = 0
+
+    def __call__(self, seconds: float) -> None:
+        self.now += seconds
+        while self.children and self.children[0][0] <= self.now:
+            self.children.pop(0)[1].exit()
+        if self.now >= self.next:
+            self.next = self.now + self.every
+            if child := self.parent.fork():
+                self.children.append((self.now + self.lives, child))
+            else:
+                self.refused += 1
+
+
+def forking(host: MemoryHost, size: int, every: float) -> Forks:
+    """A process from before the cap that has so much and forks."""
+    parent = Program(host, committed=size)
+    host.committed += size
+    return Forks(parent, every)
+
+
+@pytest.mark.parametrize(("gib", "every"), [(6, 1.0), (6, 0.25), (64, 0.5), (64, 0.1), (256, 0.1)])
+def test_beside_one_that_forks_a_large_program_gets_its_memory(gib: int, every: float) -> None:
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + int(2.5 * GIB))
+    hog = Hog(Program(host, addresses=CUDA), GIB)
+    watch = Guarded(host)
+    watch.run(30, hog, until=lambda: hog.refused_at is not None)
+    forks = forking(host, 48 * MIB, every)
+    watch.run(5, forks)
+    cuda = Program(host, addresses=CUDA)
+    assert within_a_second(watch, lambda: cuda.ask(64 * MIB), forks)
+    assert forks.refused == 0
+
+
+@pytest.mark.parametrize(
+    ("gib", "below", "size", "every"),
+    [(6, 140, 20, 0.25), (6, 140, 20, 0.125), (64, 400, 30, 0.125), (256, 2000, 30, 0.05)],
+)
+def test_below_the_floor_small_programs_that_come_and_go_are_not_refused(
+    gib: int, below: int, size: int, every: float
+) -> None:
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + int(2.5 * GIB))
+    watch = Guarded(host)
+    host.pin(host.left - floor(host) - band(host) // 2)
+    watch.run(1)
+    forks = forking(host, size * MIB, every)
+    host.pin(host.left - floor(host) + below * MIB)
+    watch.run(30, forks)
+    assert forks.refused == 0
+    assert host.least_left > floor(host) // 4
+
+
+@pytest.mark.parametrize("gib", [64, 256, 1024])
+def test_when_pinned_memory_comes_back_who_had_it_gets_it_again(gib: int) -> None:
+    host, _ = full(gib * GIB, gib * GIB * 5 // 100 + GIB)
+    watch = Guarded(host)
+    watch.run(1)
+    host.pin(-4 * band(host))
+    watch.run(0.1)
+    assert watch.verdict.caps
+    assert Program(host, addresses=CUDA).ask(host.left - floor(host) - MIB)
 
 
 def test_a_service_restarts_within_a_cap() -> None:
@@ -327,11 +413,8 @@ def test_zfs_that_has_what_nobody_needs_is_not_short(arc: int) -> None:
     assert host.least_left >= floor(host) - host.total // 50
 
 
-@pytest.mark.parametrize(("zram", "disk"), [(16, 0), (64, 0), (0, 8), (16, 8)])
-def test_swap_is_used_before_anybody_is_refused(zram: int, disk: int) -> None:
-    host, _ = full(64 * GIB, 8 * GIB, zram=zram * GIB, disk_swap=disk * GIB)
-    program = started(host, host.left - 8 * GIB)
-    assert program
+def test_swap_on_disk_is_used_before_anybody_is_refused() -> None:
+    host, _ = full(64 * GIB, 8 * GIB, disk_swap=8 * GIB)
     hog = Hog(Program(host), GIB)
     watch = Guarded(host)
     watch.run(40, hog)
@@ -339,7 +422,25 @@ def test_swap_is_used_before_anybody_is_refused(zram: int, disk: int) -> None:
     assert floor(host) - host.total // 50 <= host.least_left < floor(host) + band(host)
 
 
-@given(st.integers(50, 99), st.sampled_from([16, 256]))
+@pytest.mark.parametrize("disk", [0, 8])
+@pytest.mark.parametrize("zram", [16, 32])
+@pytest.mark.parametrize("ratio", [1.0, 1.02, 1.1, 1.3, 3.0])
+@pytest.mark.parametrize("held", [0, 2])
+def test_zram_that_cannot_hold_what_comes_does_not_lose_the_host(ratio: float, zram: int, held: int, disk: int) -> None:
+    """It holds what is small when compressed, three to one, and then comes what is not: a model's weights, say.
+
+    What was saved is counted on as once more to be saved.
+    """
+    host = MemoryHost(64 * GIB, zram=zram * GIB, zram_ratio=ratio, disk_swap=disk * GIB, swapped=held * GIB)
+    assert started(host, 50 * GIB)
+    hog = Hog(Program(host), GIB)
+    watch = Guarded(host)
+    watch.run(60, hog)
+    assert hog.refused_at, "a limit can be expressed"
+    assert host.least_left >= floor(host) - host.total // 50 - held * GIB * 2 // 3
+
+
+@given(st.integers(1, 99), st.sampled_from([16, 256]))
 @few
 def test_every_ratio_keeps_the_promises(ratio: int, gib: int) -> None:
     host, _ = full(gib * GIB, gib * GIB * (100 - ratio) // 100 + 3 * GIB)

@@ -26,7 +26,7 @@ from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Claim, Limits, Origin, Reason, State
 from tests.unit.guard.test_guard import GIB, PATIENCE, Scene, quick, scene
-from tests.unit.lab import FULL
+from tests.unit.lab import FULL, Clock
 
 __all__ = ["quick"]  # its fixture is in force here too
 ORIGINAL = (1, 95, 0)
@@ -144,7 +144,7 @@ async def test_a_cap_that_could_not_be_told_is_told_later_and_undone(tmp_path: P
     assert host.settings == ORIGINAL
 
 
-async def test_looks_that_fail_are_followed_by_others_and_told_once(
+async def test_looks_that_fail_are_followed_by_others_and_told_once_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(thread_module, "LONGEST", 0.01)
@@ -162,6 +162,11 @@ async def test_looks_that_fail_are_followed_by_others_and_told_once(
         await host.until(GuardState.RELAXED)
         assert host.settings == ORIGINAL
         assert caplog.text.count("goes on trying") == 1
+        kernel.unreadable.add("proc/meminfo")
+        async with asyncio.timeout(10):
+            while caplog.text.count("goes on trying") == 1:
+                kernel.tried.clear()
+                await kernel.tried.wait()
 
 
 async def test_a_thread_that_is_gone_is_not_alive(tmp_path: Path) -> None:
@@ -408,3 +413,48 @@ def alerts(host: Scene) -> asyncio.Queue[Alert]:
     told = asyncio.Queue[Alert]()
     host.alerts.listeners.append(told.put_nowait)
     return told
+
+
+@pytest.mark.parametrize("error", [KernelError(errno.EINTR, "Interrupted system call", MODE), MemoryError()])
+async def test_a_mode_that_cannot_be_written_again_leaves_the_cap_the_guards_own(
+    tmp_path: Path, error: BaseException
+) -> None:
+    """Near the floor it is written each second; the limit that moves in the same look is not taken for another's."""
+    clock = Clock()
+    async with scene(tmp_path, clock=clock) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(3)
+        await host.until(GuardState.EXHAUSTED)
+        tried = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        fails = once(MODE, "2", error)
+
+        def failing(path: str, text: str) -> None:
+            if (path, text) == (MODE, "2"):
+                loop.call_soon_threadsafe(tried.set)
+            fails(path, text)
+
+        with host.guard.lock:
+            host.kernel.before_write = failing
+            clock.now += 1.5
+            host.kernel.nodes[0].programs -= GIB // 2
+            host.kernel.committed += GIB
+        async with asyncio.timeout(PATIENCE):
+            await tried.wait()
+        await host.met(lambda: host.settings[2] == host.guard.verdict.kbytes)
+        assert host.lab.engine.counters["guard_caps"] == 1
+        host.leave(40)
+        clock.now += 10
+        await host.until(GuardState.RELAXED)
+        assert host.settings == ORIGINAL
+
+
+async def test_a_cap_that_cannot_be_undone_for_want_of_memory_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene(tmp_path) as host:
+        await capped(host)
+        host.kernel.before_write = once(MODE, "1", MemoryError())
+        host.guard.stop()
+        assert "a cap cannot be undone" in caplog.text
+        assert (tmp_path / NAME).read_text().strip(), "what is to be put back is still there"
