@@ -42,7 +42,9 @@ def test_labels_are_escaped() -> None:
 
 
 def test_names_follow_the_conventions() -> None:
-    for metric in measured(document([DRIVE, PAGES], [claim("config:hugepages@2M", "128")], degraded=["x"]), POOLS):
+    full = document([DRIVE, PAGES], [claim("config:hugepages@2M", "128")], degraded=["x"])
+    full["guard"]["culprit"] = "hog.service: hog (pid 7, alice), 900 MiB"
+    for metric in measured(full, POOLS):
         assert re.fullmatch(r"kerntune_[a-z]+(_[a-z]+)*", metric.name)
         assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
         assert metric.samples, metric.name
@@ -93,10 +95,17 @@ def test_the_guard_and_what_memory_there_is() -> None:
         f'kerntune_guard_state{{state="{state}"}} {int(state == "capped")}' for state in GUARD_STATES
     ]
     assert "kerntune_memory_warning_level 100" in lines
+    assert not any("culprit" in line for line in lines)
     assert f"kerntune_memory_headroom_bytes {3 << 30}" in lines
     assert f"kerntune_memory_floor_bytes {1 << 30}" in lines
     assert {"kerntune_hotplug_events_total 5", "kerntune_drift_repairs_total 2"} < set(lines)
     assert "kerntune_guard_caps_total 1" in lines
+
+
+def test_who_has_made_memory_short() -> None:
+    line = 'hog.service: hog --say "much" (pid 7, alice), 900 MiB'
+    lines = told(guard={**document()["guard"], "culprit": line})
+    assert 'kerntune_guard_culprit{culprit="hog.service: hog --say \\"much\\" (pid 7, alice), 900 MiB"} 1' in lines
 
 
 def test_the_states_are_those_of_the_guard() -> None:

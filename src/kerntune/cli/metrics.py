@@ -60,6 +60,8 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
     states = dict.fromkeys([*GUARD_STATES, guard["state"]])
     in_force = [Sample(int(state == guard["state"]), {"state": state}) for state in states]
     yield gauge("guard_state", "What the memory guard does: 1 for the state it is in.", *in_force)
+    culprit = [Sample(1, {"culprit": guard["culprit"]})] if guard.get("culprit") else []
+    yield gauge("guard_culprit", "Who has made memory short, as a label; none when there is enough.", *culprit)
     yield number("memory_warning_level", "How short memory is: 0, 50, 100 or 255 (below the floor).", guard["level"])
     left = "Memory that programs can still take before the kernel has to kill one."
     yield number("memory_headroom_bytes", left, guard["headroom"])
