@@ -12,12 +12,15 @@ STANDS_BY: Final = "/usr/local/bin/stand-by"
 MODE: Final = "/proc/sys/vm/overcommit_memory"
 GATE: Final = "/run/bystander"
 # take MIB: so much at once and held. take all [MIB]: it reserves addresses as CUDA does, and takes memory in steps
-# until the kernel refuses; then it tells and holds. take large: the same, and it goes on asking. take again: that too,
-# as the small program that it is. take late MIB: mapped at once, used step by step when a line is read.
+# until the kernel refuses; then it tells and holds. take large [SECONDS]: the same, and it goes on asking for so long
+# then, 10 s. take again [SECONDS]: that too, as the small program that it is. take late MIB: mapped at once, and used
+# step by step when a line is read, until no more MiB are left than that says; where there is none, to its end. No page
+# is all zeros: of large pages the kernel takes such back when memory is short (Linux 6.12, shrink_underused in
+# Documentation/admin-guide/mm/transhuge.rst).
 # The OOM killer spares what the agent starts, as it spares the agent; of these it spares only what is just held, which
 # is in huge pages where that can be: they are there four times as fast.
 PROGRAM: Final = """#!/usr/bin/python3
-import mmap, sys, time
+import ctypes, mmap, sys, time
 STEP = int(sys.argv[2]) if sys.argv[1:2] == ["all"] and sys.argv[2:] else 8
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 POPULATE = 0x8000
@@ -35,6 +38,9 @@ def left():
 def say(*words):
     print(*words, flush=True)
 
+def fill(memory):
+    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, len(memory))
+
 if not sys.argv[1].isdigit():
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("0")
@@ -42,7 +48,7 @@ if sys.argv[1] == "late":
     size = int(sys.argv[2]) << 20
     memory = mmap.mmap(-1, size, flags=FLAGS)
     say("mapped")
-    until = int(sys.stdin.readline())
+    until = int(sys.stdin.readline() or -1)
     for start in range(0, size, 4096):
         memory[start] = 1
         if start % (STEP << 20) == 0 and left() <= until:
@@ -53,19 +59,22 @@ if sys.argv[1].isdigit():
     held.append(mmap.mmap(-1, int(sys.argv[1]) << 20, flags=FLAGS))
     held[0].madvise(mmap.MADV_HUGEPAGE)
     held[0].madvise(MADV_POPULATE_WRITE)
+    fill(held[0])
     say("held")
     time.sleep(3600)
 if sys.argv[1] in ("all", "large"):
     reserved = mmap.mmap(-1, 64 << 30, flags=FLAGS, prot=0)
 refused = 0
-deadline = time.monotonic() + (55 if sys.argv[1] == "all" else 10)
+deadline = time.monotonic() + 55
 while time.monotonic() < deadline:
     try:
         held.append(mmap.mmap(-1, STEP << 20, flags=FLAGS | POPULATE))
+        fill(held[-1])
     except OSError as error:
         refused += 1
         if refused == 1:
             say("refused", error.errno)
+            deadline = time.monotonic() + (int(sys.argv[2]) if sys.argv[2:] else 10)
         if sys.argv[1] == "all":
             break
         time.sleep(0.02)

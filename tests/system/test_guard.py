@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -12,9 +13,9 @@ from typing import Final
 import pytest
 
 from kerntune.bus.names import MEMORY
+from kerntune.guard.alerts import MESSAGE_ID
 from tests.system import pressure
 from tests.system.host import Host
-from tests.system.image import base
 from tests.system.machine import Machine
 from tests.system.pressure import MODE
 from tests.system.qmp import MachineError
@@ -36,10 +37,16 @@ SITS: Final = 3  # seconds that a program that was refused has done nothing, bef
 SECOND: Final = 1.0  # in which a bystander gets what it asks for
 PAUSE: Final = 0.25  # seconds between two tries
 ASKS: Final = 10.0  # seconds for which `take large` and `take again` go on asking
-SEEN_LATE: Final = 0.05  # seconds by which the guest's own watch may see a cap begin later than it sees it end
 # The soaks' figures; KERNTUNE_SOAK=0.3 makes them shorter.
 PART: Final = float(os.environ.get("KERNTUNE_SOAK", "1"))
-HOGS, CAPS = int(50 * PART), int(100 * PART)
+HOGS, CAPS = int(48 * PART), int(100 * PART)
+LONG: Final = 600 * PART  # seconds for which two of the soak's programs do
+SEEN_LATE: Final = 0.05  # seconds by which the guest's own watch may see a cap begin later than it sees it end
+GIANT: Final = ("late", "8192")  # MiB: more than the guest has
+TO_THE_END: Final = 180.0  # seconds until all there is has been used, under emulation
+NAMED: Final = re.compile(
+    r"^model\.service: \S*python3 \S+ late 8192 \(pid (?P<pid>\d+), alice\), \d+ MiB, \d+ MiB of it in the last \d+ s$"
+)
 LOOK: Final = "bash -c true && ps > /dev/null && python3 -c pass && cat /proc/loadavg"
 SIZES: Final = "cd /proc/{pid} && ls fd | wc -l; grep -c . maps; ls task | wc -l; awk '/^VmRSS/ {{print $2}}' status"
 # So small that it is in use when the guard caps, and soon read back: emulated, a page takes 0.1 ms.
@@ -47,10 +54,15 @@ SWAP, SWAP_KIB = "/dev/vdb", 384 << 10
 RUNS: Final = (("alice", False, "all"), ("root", False, "all"), ("alice", True, "all"), ("root", True, "all"),
                ("alice", False, "large"), ("root", False, "large"),
                ("alice", False, "again"), ("root", False, "again"))  # fmt: skip
-# The first is a scene of its own, with bystanders. What is left here of the rest is one that stops, of root and with
-# swap, and one that does not; the soak has all of them.
-ONCE: Final = (("root", True, "all"), ("alice", False, "large"))
+# The first is a scene of its own, with bystanders. What is left here of the rest is one that does not stop, on every
+# system, and one that does, of root and with swap; the soak has all of them.
+AGAIN: Final = ("alice", False, "large")
+ONCE: Final = ("root", True, "all")
 SMALL: Final = "again"  # while one so small asks, it takes what there is; root's takes root's reserve as well
+
+
+def marks(run: tuple[str, bool, str]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.every_system] if run == AGAIN else [] if run == ONCE else [pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +90,6 @@ def hold(host: Host, left: int) -> Job:
 @pytest.fixture
 def host(guarded: Host) -> Iterator[Host]:
     """Every claim is withdrawn afterwards, whatever holds memory is gone, and the host's own values are back."""
-    # systemd ends the manager of a user's services 10 s after the last logout. Refused memory then, it hangs, and the
-    # user's next login waits for it.
-    guarded.vm.check("systemctl stop user@1000.service")
     guarded.set(("overcommit", "", "always:95"))
     yield guarded
     guarded.release()
@@ -123,6 +132,7 @@ def soon(work: Callable[[], object], limit: float = ROOM) -> None:
             return
 
 
+@pytest.mark.every_system
 @pytest.mark.timeout(240)
 def test_a_host_that_is_merely_full_is_left_alone(host: Host) -> None:
     vm, jobs = host.vm, list[Job]()
@@ -144,10 +154,15 @@ def test_a_host_that_is_merely_full_is_left_alone(host: Host) -> None:
     let_go(host)
 
 
+@pytest.mark.every_system
 @pytest.mark.timeout(240)
 def test_beside_a_program_that_was_refused_others_go_on(host: Host) -> None:
+    beside(host)
+
+
+def beside(host: Host) -> None:
     vm = host.vm
-    beside = {want: pressure.bystander(vm, want) for want in ("cuda", "fork", "shm")}
+    others = {want: pressure.bystander(vm, want) for want in ("cuda", "fork", "shm")}
     lowest = least(host, "all")
     hog = pressure.take(vm, "all", user="alice")
     try:
@@ -155,7 +170,7 @@ def test_beside_a_program_that_was_refused_others_go_on(host: Host) -> None:
         seen = pressure.lowest(hog)
         vm.wait_for(f"[ $SECONDS -ge {SITS} ]")
         took = {}
-        for want, job in beside.items():
+        for want, job in others.items():
             pressure.go(vm, want)
             took[want] = pressure.took(job)
         work_goes_on(vm)
@@ -168,7 +183,7 @@ def test_beside_a_program_that_was_refused_others_go_on(host: Host) -> None:
     finally:
         hog.kill(9)
         hog.wait()
-        for job in beside.values():
+        for job in others.values():
             job.kill(9)
         let_go(host)
 
@@ -176,20 +191,22 @@ def test_beside_a_program_that_was_refused_others_go_on(host: Host) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("user", "swap", "how"),
-    [pytest.param(*each, marks=[] if each in ONCE else [pytest.mark.soak]) for each in RUNS],
+    [pytest.param(*each, marks=marks(each)) for each in RUNS],
 )
 def test_a_program_that_takes_all_it_gets_is_refused_and_lives(host: Host, user: str, swap: bool, how: str) -> None:
     run(host, user, how, swap=swap)
 
 
-def run(host: Host, user: str, how: str, *, swap: bool) -> None:
+def run(host: Host, user: str, how: str, *, swap: bool, asks: float = ASKS) -> None:
     vm = host.vm
     if swap:
         vm.check(f"mkswap -q {SWAP} {SWAP_KIB} && swapon {SWAP}")
     lowest, reserves = least(host, how), [vm.read(path) for path in RESERVES]
-    hog = pressure.take(vm, how, user=user)
+    hog = pressure.take(vm, how, *([] if how == "all" else [str(int(asks))]), user=user)
     try:
         hog.wait_output("refused 12")
+        if asks > ASKS:
+            hog.wait_output("lowest ", asks + ROOM)
         if how == SMALL:
             soon(lambda: vm.check(["su", "--login", "root", "--command", LOOK]), ASKS + ROOM)
         else:
@@ -246,6 +263,32 @@ def test_what_was_mapped_before_is_reported_with_its_owner(host: Host) -> None:
     let_go(host)
 
 
+@pytest.mark.every_system
+@pytest.mark.timeout(300)
+def test_one_mapping_used_to_the_end_is_named_before_the_oom_killer_comes(host: Host) -> None:
+    vm = host.vm
+    unit = ["systemd-run", "--quiet", "--wait", "--collect", "--unit=model", "--uid=alice"]
+    model = vm.spawn([*unit, pressure.PLACE, *GIANT])
+    assert model.wait(TO_THE_END).status, "the OOM killer ends it"
+    let_go(host)
+    named = [(entry, found) for entry in entries(vm, f"MESSAGE_ID={MESSAGE_ID}")
+             if (found := NAMED.search(entry["KERNTUNE_CULPRIT"]))]  # fmt: skip
+    assert named, "it is in no entry of the journal"
+    first, who = named[0]
+    killed = next(entry for entry in entries(vm, "--dmesg")
+                  if f"Out of memory: Killed process {who['pid']} (take)" in entry["MESSAGE"])  # fmt: skip
+    # When the journal had the one, and when the kernel did the other.
+    told, came = int(first["__MONOTONIC_TIMESTAMP"]), int(killed["_SOURCE_MONOTONIC_TIMESTAMP"])
+    say(f"named {(came - told) / 1e6:.1f} s before the OOM killer came, {len(named)} times: {who[0]}")
+    assert told < came
+    assert f"; most to do with it: {who[0]}; largest: " in first["MESSAGE"]
+
+
+def entries(vm: Machine, *which: str) -> list[dict[str, str]]:
+    """What is in the guest's journal, the oldest first."""
+    return [json.loads(line) for line in vm.check(["journalctl", "--output=json", *which]).splitlines()]
+
+
 def culprit(job: Job) -> str:
     """The pattern of a report that has the program of alice's in both of its lists."""
     named = f"take \\(pid {job.pid}, uid 1000\\)"
@@ -289,11 +332,16 @@ def test_what_is_asked_meanwhile_waits(host: Host) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_fifty_runs_of_fifty(host: Host) -> None:
-    runs = [(user, swap, how) for user, swap, how in RUNS if SWAPS or not swap]
+def test_fifty_runs(host: Host) -> None:
+    """Each scene in turn, and two programs that ask again and again for ten minutes each."""
     for number in range(HOGS):
-        user, swap, how = runs[number % len(runs)]
-        run(host, user, how, swap=swap)
+        if number % (len(RUNS) + 1) == len(RUNS):
+            beside(host)
+        else:
+            user, swap, how = RUNS[number % (len(RUNS) + 1)]
+            run(host, user, how, swap=swap)
+    for user in ("alice", "root"):
+        run(host, user, "large", swap=False, asks=LONG)
 
 
 @pytest.mark.soak
