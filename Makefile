@@ -86,7 +86,8 @@ setup-vm:
 bench: setup
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
-# In the virtual machine: a plugged drive beside a udev rule and TuneD, memory that runs out beside earlyoom.
+# In the virtual machine: a plugged drive beside a udev rule and TuneD; memory that runs out beside earlyoom,
+# systemd-oomd and nobody; and on this host what watching memory costs.
 bench-vm: setup setup-vm deb
 	@$(VENV)/bin/python -m benchmarks.hotplug $(ARGS)
 	@$(VENV)/bin/python -m benchmarks.guard

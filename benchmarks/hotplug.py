@@ -11,18 +11,16 @@ import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Final
 
 from tests.system.host import UNIT, Host
 from tests.system.image.installed import installed
 from tests.system.machine import Machine
 
-from benchmarks.load import CHECKOUT
+from benchmarks import peers
 from benchmarks.run import PLUGS as RESULTS
 from benchmarks.run import RESULTS as LATEST
 from benchmarks.run import TABLE, document
@@ -33,13 +31,8 @@ RULE_TEXT: Final = (
     f'ACTION=="add|change", SUBSYSTEM=="block", ENV{{DEVTYPE}}=="disk", KERNEL=="nvme*", '
     f'ATTR{{queue/scheduler}}="{WISHED}"\n'
 )
+PROFILES: Final = ("/etc/tuned", "/etc/tuned/profiles")  # where TuneD 2.20 has them, and 2.25
 MOST: Final = 1.2  # times the udev rule's median
-PEERS: Final = CHECKOUT / "build/peers/guest"
-# TuneD and what the guest has not of what it imports.
-PACKAGES: Final = (
-    "tuned", "python3-linux-procfs", "python3-six", "python3-dbus", "python3-gi", "gir1.2-glib-2.0",
-    "libgirepository-1.0-1",
-)  # fmt: skip
 
 # Prints milliseconds.
 WATCH: Final = """\
@@ -83,23 +76,12 @@ def tuned(host: Host) -> Iterator[None]:
     vm = host.vm
     vm.check(["systemctl", "stop", UNIT])
     if vm.run("dpkg-query -W tuned").status:
-        for package in fetched(*PACKAGES):
-            vm.write(f"/root/peer/{package.name}", package.read_bytes())
-        # What it only recommends, and tools that this profile does not use, are not there.
-        vm.check("dpkg --unpack /root/peer/*.deb && dpkg --configure --force-depends --pending", limit=120)
-        vm.write("/etc/tuned/bench/tuned.conf", f"[disk]\ntype=disk\nelevator={WISHED}\n")
+        peers.install(vm, "tuned")
+        for folder in PROFILES:
+            vm.write(f"{folder}/bench/tuned.conf", f"[disk]\ntype=disk\nelevator={WISHED}\n")
     vm.check("systemctl start tuned && tuned-adm profile bench && systemctl is-active --quiet tuned")
     yield
     vm.check(f"systemctl stop tuned; systemctl start {UNIT}")
-
-
-def fetched(*names: str) -> list[Path]:
-    """Debian packages from the host's own mirror."""
-    PEERS.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if not list(PEERS.glob(f"{name}_*.deb")):
-            subprocess.run(["apt-get", "download", "-q", name], cwd=PEERS, check=True, capture_output=True, timeout=120)
-    return [next(PEERS.glob(f"{name}_*.deb")) for name in names]
 
 
 Subject = Callable[[Host], AbstractContextManager[None]]

@@ -49,12 +49,40 @@ only the ratios mean anything), one service after the other, ten plugs at a time
 GUARDED: Final = """\
 ## The memory guard
 
-`make bench-vm`, {date}: a program takes all the memory it gets, in steps, in a virtual machine. How far
-past its own threshold each acts (12 % of RAM less huge pages, 10 % of RAM), as percent of RAM, median and worst; what
-was left at least; and percent of a core that watching costs on this host, with room to spare. earlyoom kills the
-program; what the guard refuses is up to the program, and it lets some more be promised after it has acted.
+`make bench-vm`, {date}: a program takes all the memory it gets, in steps of 8 MiB, in a virtual machine of 6 GiB,
+where 1.2 GiB are left to begin with. Each in turn has the machine to itself, with mode `always` and the defaults of its
+package (Debian's {versions}; kerntuned with `always:95`).
+systemd-oomd is told to act on the program's slice (ManagedOOMMemoryPressure=kill, ManagedOOMSwap=kill), by itself it
+does nothing. "Nobody" has the kernel alone.
 
-| | rounds | past its threshold (% of RAM) | left at least (% of RAM) | the program is | core (%) |
+Sizes are percent of RAM, free swap being part of what is left. "Acts at" is what each promises, "acted at" what was
+left when it did, median and worst. "Longest pause" is that of a small program beside it, which wants to run every 5 ms.
+A neighbour is a process in the same cgroup that needs nothing. Three other programs ask for something when the first
+has ended or was refused: one with 64 GiB of reserved addresses, as CUDA makes, for 64 MiB, one of 48 MiB forks, one
+writes 32 MiB to /dev/shm. The times until they have it, in seconds, are the worst of all rounds; "nothing" is who was
+refused for 20 s, or ended. The machine is emulated, on a host with a load average of {load:.1f}: times are long.
+"""
+GUARDED_ROWS: Final = """\
+### {title}
+
+| {rounds} rounds each | acts at | acted at | left at least | longest pause (s) | the program | its neighbour | CUDA-like | fork | /dev/shm |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""  # noqa: E501
+GUARDED_NOTE: Final = """\
+Where there is swap, earlyoom and systemd-oomd (ManagedOOMSwap) wait until it is short too, and then no memory is left.
+Without swap systemd-oomd has pressure alone to go by, more than 60 % for 20 s (Debian's), and the OOM killer comes
+first. systemd-oomd kills the whole cgroup. Of a cgroup in which the OOM killer has struck, systemd ends the rest
+(OOMPolicy=stop, the default also for such a scope). The guard ends nobody: what becomes of a program that is refused
+is up to the program.
+"""
+WATCHED: Final = """\
+### The price of watching
+
+Percent of a core at rest. On this host kerntuned and earlyoom ran at once, with room to spare, then kerntuned alone,
+just above where it caps, where it looks as often as it ever does; in the virtual machine, which is emulated, all three
+at once, and then kerntuned with 14 % of RAM left. A look after a pause finds nothing in the CPU's caches and takes two
+to three times as long as the next one would. systemd-oomd runs only where systemd does: it has no figure for this host.
+
+| | looks a second | core (%) | core for one look a second (%) | target | emulated core (%) |
 | --- | --- | --- | --- | --- | --- |"""
 COMMANDS: Final = """\
 ## The command line
@@ -107,13 +135,42 @@ def typed(commands: Mapping[str, Any]) -> str:
 
 
 def guarded(guard: Mapping[str, Any]) -> str:
-    """The table of benchmarks.guard."""
-    rows = [
-        f"| {name} | {row['rounds']} | {number(row['past_median'])} / {number(row['past_worst'])} | "
-        f"{number(row['least'])} | {row['ended']} | {number(row['core'])} |"
-        for name, row in guard["rows"].items()
-    ]
-    return "\n".join([GUARDED.format(date=guard["date"]), *rows]) + "\n"
+    """The tables of benchmarks.guard."""
+    parts = [GUARDED.format(date=guard["date"], load=guard["load"], versions=" and ".join(guard["versions"]))]
+    for title, key in (("Without swap", "rows"), ("With 384 MiB of swap", "with_swap")):
+        rows = guard[key]
+        rounds = max(row["rounds"] for row in rows.values())
+        head = GUARDED_ROWS.format(title=title, rounds=rounds)
+        parts.append("\n".join([head, *(harm(name, row) for name, row in rows.items())]) + "\n")
+    head = WATCHED.format()
+    parts += [GUARDED_NOTE, "\n".join([head, *(price(name, row) for name, row in guard["watching"].items())]) + "\n"]
+    return "\n".join(parts)
+
+
+def harm(name: str, row: Mapping[str, Any]) -> str:
+    """One row: who acted when, what was left, who was harmed."""
+    threshold = row["threshold"] if isinstance(row["threshold"], str) else number(row["threshold"])
+    times = (asked(found["worst"], found["nothing"]) for found in row["bystanders"].values())
+    acted = f"{number(row['acted_median'])} / {number(row['acted_worst'])}"
+    cells = (threshold, acted, number(row["least"]), number(row["pause"]), row["ended"], row["neighbour"], *times)
+    return f"| {' | '.join([name, *cells])} |"
+
+
+def asked(worst: float | None, nothing: int) -> str:
+    """How a bystander has fared: the longest time, and in how many rounds it got nothing."""
+    said = [] if worst is None else [number(worst)]
+    return ", ".join([*said, f"{nothing} x nothing"] if nothing else said)
+
+
+def price(name: str, row: Mapping[str, Any]) -> str:
+    """One row: what it costs to watch."""
+    figures = ["" if row[key] is None else number(row[key]) for key in ("looks", "core", "each", "guest")]
+    bounds = (
+        f"≤ {row[most]:g} {what}{verdict(met=row[key] <= row[most])}"
+        for key, most, what in (("each", "most_each", "for one look "), ("core", "most_core", ""))
+        if row[most] is not None
+    )
+    return f"| {' | '.join([name, *figures[:3], ', '.join(bounds), figures[3]])} |"
 
 
 def machine(results: Mapping[str, Any]) -> str:
@@ -162,7 +219,11 @@ def target(row: Mapping[str, Any]) -> str:
     bound = f"≤ {most:g}" if most is not None else f"≥ {least:g}"
     if floors := row["target"].get("floors"):
         bound += f", ≤ {floors:g} floors ({number(row['ratios'][FLOOR])})" if FLOOR in row["ratios"] else ""
-    return f"{bound} {'met' if row['met'] else '**missed**'}"
+    return f"{bound} {verdict(met=row['met'])}"
+
+
+def verdict(*, met: bool) -> str:
+    return "met" if met else "**missed**"
 
 
 def number(value: float) -> str:

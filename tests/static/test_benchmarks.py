@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import commands, figures, run, table, wire
+from benchmarks import commands, figures, guard, run, table, watching, wire
 from benchmarks.figures import FLOOR, KERNTUNE, TUNED, Book
 from benchmarks.floor import reply_to
 from benchmarks.lab import OUR_READ, unit_environment
@@ -102,6 +102,42 @@ def test_commands_are_compared_run_by_run() -> None:
     assert rows["kerntune --help"] == {"median_ms": 30.0, "to true": 20.0, "to busctl --version": 7.5}
     text = table.typed({"date": "2026-01-01", "runs": 2, "rows": rows})
     assert text.endswith("| kerntune --help | 30 | 20 | 7.5 |\n")
+
+
+def round_of(**changed: object) -> dict[str, object]:
+    asked = {"cuda": 0.5, "fork": 0.02, "shm": 0.4}
+    common = {"threshold": 12.0, "acted": 11.9, "least": 5.0, "pause": 0.04, "ended": guard.REFUSED}
+    return common | {"neighbour": "lives", "bystanders": asked} | changed
+
+
+def test_who_stops_a_program_is_told_by_the_worst_round() -> None:
+    worse = {"cuda": 0.9, "fork": 0.01, "shm": 0.3}
+    rows = guard.summary({"kerntuned": [round_of(), round_of(acted=11.5, least=4.7, pause=0.2, bystanders=worse)]})
+    assert table.harm("kerntuned", rows["kerntuned"]) == (
+        "| kerntuned | 12 | 11.7 / 11.5 | 4.7 | 0.2 | refused, lives | lives | 0.9 | 0.02 | 0.4 |"
+    )
+
+
+def test_what_differs_between_rounds_is_counted() -> None:
+    none = {"cuda": None, "fork": 0.01, "shm": 0.3}
+    killed = round_of(threshold="pressure", ended=guard.KILLED, neighbour="killed", bystanders=none)
+    rows = guard.summary({"systemd-oomd": [round_of(threshold="pressure"), killed, killed]})
+    line = table.harm("systemd-oomd", rows["systemd-oomd"])
+    assert line.startswith("| systemd-oomd | pressure | 11.9 / 11.9 |")
+    assert line.endswith("| 2 x killed, 1 x refused, lives | 2 x killed, 1 x lives | 0.5, 2 x nothing | 0.02 | 0.4 |")
+
+
+def test_the_price_of_watching_is_held_against_its_target() -> None:
+    here = {watching.OURS: (0.15, 3.0), "earlyoom": (0.01, 1.0), watching.OFTEN: (0.6, 50.0)}
+    rows = watching.rows(here, {watching.OURS: 9.0, "systemd-oomd": 0.2})
+    assert [table.price(name, row) for name, row in rows.items()] == [
+        "| kerntuned | 3 | 0.15 | 0.05 | ≤ 0.1 for one look met | 9 |",
+        f"| {watching.OFTEN} | 50 | 0.6 | 0.012 | ≤ 0.5 **missed** |  |",
+        "| earlyoom | 1 | 0.01 | 0.01 |  |  |",
+        "| systemd-oomd |  |  |  |  | 0.2 |",
+    ]
+    assert not watching.is_cheap(rows)
+    assert watching.is_cheap(watching.rows(here | {watching.OFTEN: (0.4, 50.0)}, {}))
 
 
 def test_the_page_is_made_from_the_results() -> None:
