@@ -125,12 +125,12 @@ class Consumers:
     def culprit(self) -> str:
         """Return in a line who has grown most lately, or who is largest where nobody has; "" where none can be named.
 
-        The processes of a unit or a container grow together. It has the unit, command line and user of the one that has
-        grown most, what it has, and what is new of it, or of all of them.
+        The processes of a unit or a container grow and shrink together. It has the unit, command line and user of the
+        one that has grown most, what it has, and what is new of it, or of all of them.
         """
-        grown = {who: more for who, size in self._now.items() if (more := size - self._before.get(who, 0)) > 0}
+        grown = {who: more for who, size in self._now.items() if (more := size - self._before.get(who, 0))}
         units: dict[str | Process, list[Process]] = {}
-        for who in nlargest(MANY, grown, key=grown.__getitem__) if self._before else ():
+        for who in nlargest(MANY, grown, key=lambda who: abs(grown[who])) if self._before else ():
             units.setdefault(self._unit(who) or who, []).append(who)
         growth, together = max(
             ((sum(map(grown.__getitem__, own)), own) for own in units.values()), key=itemgetter(0), default=(0, [])
@@ -141,10 +141,10 @@ class Consumers:
             return self._largest()
         if shared > growth:
             return f"{SHARED}, {self._shared // MIB} MiB, {shared // MIB} MiB of it {seconds}"
-        who, *others = together
+        who = max(together, key=grown.__getitem__)
         new = f"{growth // MIB} MiB of it {seconds}"
-        if others:
-            new = f"with {len(others)} more of the unit {growth // MIB} MiB {seconds}"
+        if len(together) > 1:
+            new = f"with {len(together) - 1} more of the unit {growth // MIB} MiB {seconds}"
         return self._described(who, f", {self._now[who] // MIB} MiB, {new}")
 
     def _largest(self) -> str:
