@@ -16,13 +16,14 @@ from typing import Final
 from kerntune.engine.companion import Companion
 from kerntune.engine.resolve import rank
 from kerntune.guard.alerts import Alert
-from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, expected_limit, inexpressible
+from kerntune.guard.policy import MIB, GuardLimits, GuardState, GuardVerdict, expected_limit, inexpressible
 from kerntune.guard.saved import SavedOriginals, Unreadable, undo_cap
 from kerntune.guard.sysctls import Sysctls, prepare_for_low_memory
 from kerntune.guard.thread import GuardThread
 from kerntune.kernel.files import Kernel
+from kerntune.kernel.memory import read_memory
 from kerntune.model import Claim, ClaimId, Memory, Origin
-from kerntune.tunables.overcommit import Overcommit, split
+from kerntune.tunables.overcommit import Overcommit, least_left, split
 
 log = logging.getLogger(__name__)
 HANGS: Final = 0.5  # seconds that a pass may still have the files for when the guard stops
@@ -160,10 +161,27 @@ class MemoryGuard(Companion):
         self._asked = asked
         if self._stopped or not limits.enabled:
             self._end(GuardVerdict(reason=DISABLED))
+        elif reason := self._too_little_left(limits):
+            if self._thread:
+                self._thread.limits = replace(limits, ratio=self._thread.limits.ratio)
+            else:
+                self._end(GuardVerdict(GuardState.OBSERVING, reason=reason))
         elif self._thread:
             self._thread.limits = limits
         else:
             self._start(limits)
+
+    def _too_little_left(self, limits: GuardLimits) -> str:
+        """Return why a cap by another ratio would let nobody start anything, "" where it would not, or is in force."""
+        if self.limits and self.limits.ratio == limits.ratio:
+            return ""
+        memory = read_memory(self._kernel)
+        if not memory.total or memory.headroom > least_left(memory, limits.ratio):
+            return ""
+        return (
+            f"always:{limits.ratio} keeps {limits.floor(memory) // MIB} MiB free, and {memory.headroom // MIB} MiB are "
+            "left: with a cap nobody could start anything"
+        )
 
     def _start(self, limits: GuardLimits) -> None:
         for prepare in self.preparations:

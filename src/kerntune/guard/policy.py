@@ -19,7 +19,7 @@ MODE_ALWAYS, MODE_NEVER = 1, 2  # vm.overcommit_memory
 SHORTEST, LONGEST = 0.02, 1.0  # seconds between two looks
 PER_CPU, FASTEST = 12 * GIB, 64 * GIB  # bytes a second that one CPU and that all of them use at most
 BAND_PERCENT, LEAST_BAND, BAND_PART = 7, 2 * GIB, 128
-QUIET: Final = 1.0  # seconds in which nobody has taken much, before large programs get more than what is left
+QUIET: Final = 0.5  # seconds in which nobody has taken much, before large programs get more than what is left
 MUCH, MUCH_PART = 4 * MIB, 1 << 14  # bytes, or a part of RAM
 RECOUNT: Final = 1.0  # seconds; writing mode never has the kernel count exactly (overcommit_policy_handler, Linux 5.9)
 RECOUNT_PART: Final = 128  # of RAM above the floor, from which on it does so: twice the largest error, and more
@@ -175,7 +175,7 @@ def commit_limit(sample: Sample, limits: GuardLimits, cap: Cap) -> int:
     memory = sample.memory
     headroom = memory.headroom
     left = _left(memory, limits, cap)
-    room = min(max(left + sample.reserves, cap.bucket), headroom - _end(sample, limits))
+    room = min(max(left + sample.reserves, cap.bucket), left + limits.floor(memory) - _end(sample, limits))
     if headroom >= limits.ends_at(memory):  # the cap is about to end
         return memory.committed + room
     # Where memory has come back that nobody had committed, commits could grow that nobody uses.
@@ -228,7 +228,7 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
     memory, now = sample.memory, sample.now
     cap = replace(cap, most=max(cap.most, memory.headroom))
     left = _left(memory, limits, cap)
-    if left > limits.width(memory):  # it begins anew
+    if left > cap.lowest + limits.width(memory) // 4:  # who takes that is seen again
         cap = replace(cap, lowest=left)
     elif left < cap.lowest - max(MUCH, memory.total // MUCH_PART):
         cap = replace(cap, lowest=left, quiet_since=now)
@@ -247,18 +247,20 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
 def _filled(sample: Sample, limits: GuardLimits, cap: Cap, left: int) -> int:
     """Return what is in the bucket now: so much a second more, less what was committed below the floor.
 
-    As much as the kernel's reserves is for small programs and root, and always comes. More, for large programs, comes
-    only after a quiet moment, so that who takes all it gets is refused at the floor first; above the floor it goes when
-    somebody takes much. What is given back may be committed again. The bucket keeps account of what the kernel has
-    granted by its error.
+    As much as the kernel's reserves is for small programs and root, and always comes. More, for large programs, is
+    there only after a quiet moment, so that who takes all it gets is refused at the floor first; above the floor it
+    goes when somebody takes much. What is given back may be committed again. The bucket keeps account of what the
+    kernel has granted by its error.
     """
     memory, reserves = sample.memory, sample.reserves
     floor = limits.floor(memory)
     filled = cap.bucket + int(max(64 * MIB, floor // 32) * (sample.now - cap.at))
     if sample.now - cap.quiet_since < QUIET:
         filled = min(filled, reserves if left >= 0 else max(cap.bucket, reserves))
+    elif cap.at - cap.quiet_since < QUIET:  # at the last look it was not so quiet yet
+        filled = max(filled, reserves + ASKED)
     deepest = max(floor // 2, floor - memory.total // DEEPEST_PART) + sample.error
-    full = reserves + min(max(256 * MIB, floor // 8), max(0, memory.headroom - deepest))
+    full = reserves + min(max(256 * MIB, floor // 8), max(0, left + floor - deepest))
     grown = 0 if cap.seen is None else memory.committed - cap.seen
     taken = min(grown, max(0, -left)) if grown > 0 else grown
     return max(min(full, min(full, filled) - taken), -sample.error)
@@ -267,10 +269,11 @@ def _filled(sample: Sample, limits: GuardLimits, cap: Cap, left: int) -> int:
 def _end(sample: Sample, limits: GuardLimits) -> int:
     """Return the headroom in bytes at which nobody gets anything: a quarter of the floor, with the kernel's error.
 
-    Of that there is less on a small host, so that at the floor a large bystander still gets what it asks.
+    Of that there is less on a small host, so that at the floor a large bystander still gets what it asks; by no more
+    than a third of that quarter.
     """
-    floor = limits.floor(sample.memory)
-    return floor // 4 + min(sample.error, max(0, floor - floor // 4 - sample.reserves - ASKED))
+    quarter = limits.floor(sample.memory) // 4
+    return quarter + max(sample.error - quarter // 3, min(sample.error, 3 * quarter - sample.reserves - ASKED))
 
 
 def _taken_by_others(memory: Memory) -> str:

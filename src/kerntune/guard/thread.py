@@ -113,7 +113,9 @@ class GuardThread:
         available = self._sysctls.available()
         if available <= self.limits.caps_at(last.memory):
             return None
-        return interval(replace(last, memory=replace(last.memory, available=available)), self.limits)
+        # What there was of swap and ARC a while ago may be gone.
+        now_there = replace(last.memory, available=available, swap_free=0, arc=0)
+        return interval(replace(last, memory=now_there), self.limits)
 
     def _look(self, now: float) -> float:
         before = self.verdict

@@ -200,9 +200,9 @@ def kept_free(memory: Memory, ratio: int) -> int:
 def least_left(memory: Memory, ratio: int) -> int:
     """Return the headroom, in bytes, at which the memory guard promises nothing to anybody: a quarter, and some more.
 
-    By a 256th of RAM the kernel's count of commits may be off.
+    By a 256th of RAM the kernel's count of commits may be off, with very many CPUs by more.
     """
-    return kept_free(memory, ratio) // 4 + memory.total // 128
+    return kept_free(memory, ratio) // 4 + memory.total // 64
 
 
 def too_little_left(memory: Memory, ratio: int) -> str:

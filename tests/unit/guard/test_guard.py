@@ -33,6 +33,7 @@ GIB = 1 << 30
 QUICK = GuardLimits(calm=0.0)  # of 64 GiB it caps at 5.2 GiB, the floor is 3.2
 WITHDRAW = Request((Setting("overcommit", "", ""),), unset=True)
 PATIENCE = 10.0  # seconds
+ALWAYS = Claim(Origin.CONFIG, "overcommit", "", "always:95", who="config")
 
 
 @pytest.fixture(autouse=True)
@@ -326,7 +327,7 @@ async def test_disabled_it_does_nothing_and_the_outcome_says_so(tmp_path: Path) 
     async with scene(tmp_path, GuardLimits(enabled=False)) as host:
         outcome = await host.lab.one("overcommit", "", "always:95")
         assert "disabled in the configuration" in outcome.detail
-        host.leave(1)
+        host.leave(3)
         assert (host.guard.limits, host.guard.verdict.state) == (None, GuardState.OFF)
         host.guard.configure(QUICK)
         await host.lab.engine.reconcile("reload")
@@ -568,6 +569,11 @@ def test_while_there_is_enough_a_look_reads_one_file_and_each_second_all(
     thread.look()
     assert thread.verdict.caps
     assert kernel.overcommit["memory"] == 2
+    kernel.nodes[0].programs -= 20 * GIB
+    capped_with = kernel.overcommit["kbytes"]
+    clock.now += 0.02
+    thread.look()
+    assert kernel.overcommit["kbytes"] > capped_with, "in a cap each look is a whole one"
 
 
 def test_one_that_can_do_nothing_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,3 +586,44 @@ def test_one_that_can_do_nothing_looks_once_a_second(tmp_path: Path, monkeypatch
     )  # fmt: skip
     assert [thread.look(), thread.look()] == [0.02, 1.0]
     assert thread.verdict.state is GuardState.OBSERVING
+
+
+def test_how_soon_it_looks_again_rests_on_what_is_in_ram_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swap may be switched off in between."""
+    monkeypatch.setattr(thread_module, "LONGEST", 1.0)
+    kernel, clock = SimulatedKernel([Node(64 * GIB)]), Clock()
+    kernel.overcommit |= {"memory": 1, "ratio": 95}
+    kernel.nodes[0].programs, kernel.swap = int(58.5 * GIB), 200 * GIB
+    thread = GuardThread(
+        Sysctls(kernel), SavedOriginals(tmp_path), GuardLimits(), lock=threading.Lock(),
+        publish=lambda *_: None, clock=clock,
+    )  # fmt: skip
+    assert thread.look() > 0.02
+    clock.now += 0.01
+    assert thread.look() == pytest.approx(0.02)
+
+
+async def test_a_ratio_that_would_lock_everybody_out_at_once_is_not_taken(tmp_path: Path) -> None:
+    """It comes by a configuration, or while another one caps: the guard keeps to the one in force."""
+    async with scene(tmp_path) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(5)
+        await host.until(GuardState.CAPPED)
+        outcome = await host.lab.one("overcommit", "", "always:50")
+        assert outcome.reason is Reason.GUARD_LIMIT
+        assert host.guard.limits == QUICK
+        assert host.settings[2] * 1024 > host.kernel.committed
+
+
+async def test_with_too_little_left_for_a_ratio_it_observes_until_there_is_more(tmp_path: Path) -> None:
+    async with scene(tmp_path, memory=1, ratio=50) as host:
+        host.leave(8)
+        host.lab.engine.configure([replace(ALWAYS, value="always:50")], Limits())
+        await host.lab.engine.reconcile("reload")
+        assert host.guard.verdict.state is GuardState.OBSERVING
+        assert "always:50 keeps 32768 MiB free, and 8192 MiB are left" in host.guard.verdict.reason
+        assert host.settings[0] == 1
+        host.leave(20)
+        await host.lab.engine.reconcile("drift")
+        await host.until(GuardState.EXHAUSTED)
+        assert host.settings[2] * 1024 > host.kernel.committed

@@ -148,7 +148,8 @@ def test_commits_that_nobody_uses_do_not_raise_it() -> None:
     assert unused.kbytes == verdict.kbytes
 
 
-def test_beyond_that_a_little_more_a_second_and_never_more_than_twice_the_band() -> None:
+def test_beyond_that_a_little_more_a_second_as_if_what_is_committed_were_used() -> None:
+    """Large programs end 2 % of RAM below the floor, and the kernel's error above that."""
     _, verdict = capped(7)
     first, committed = None, HOST.committed + 2 * GIB
     for second in range(1, 60):
@@ -157,6 +158,15 @@ def test_beyond_that_a_little_more_a_second_and_never_more_than_twice_the_band()
         committed = max(committed, verdict.kbytes * 1024 - RESERVES)
     assert first
     assert limit(first) - 2048 == 136, "somebody has just taken much"
+    assert limit(verdict) == pytest.approx(7 * 1024 - 3 * 1024 - 400 + 136, abs=1)
+
+
+def test_commits_that_nobody_uses_come_to_no_more_than_twice_the_band() -> None:
+    """A small program that asks again and again."""
+    _, verdict = capped(7)
+    for look in range(1, 2000):
+        committed = max(HOST.committed, verdict.kbytes * 1024 - MIB)
+        verdict = decided(at(7, look / 20, following(verdict), committed=committed), verdict)
     assert limit(verdict) == 2 * 2048
 
 
@@ -221,9 +231,9 @@ def test_what_is_given_back_may_be_committed_again() -> None:
     assert bucket(verdict) >= 136
 
 
-@pytest.mark.parametrize("slow", [8, 5, 2])
+@pytest.mark.parametrize("slow", [16, 11, 2])
 def test_the_bucket_fills_only_while_nobody_takes_much(slow: int) -> None:
-    """Much is more than a 16384th of RAM in a second, 6.25 MiB."""
+    """Much is more than a 16384th of RAM in half a second, 6.25 MiB."""
     _, verdict = capped(7)
     fullest = 0.0
     for tick in range(1, 401):
@@ -231,18 +241,18 @@ def test_the_bucket_fills_only_while_nobody_takes_much(slow: int) -> None:
         sample = at(7 - gone / 1024, tick / 10, following(verdict), committed=HOST.committed + gone * MIB)
         verdict = decided(sample, verdict)
         fullest = max(fullest, bucket(verdict))
-    assert (fullest == 136) if slow == 8 else (fullest > 136 + 32)
+    assert (fullest == 136) if slow == 16 else (fullest >= 136 + 96)
 
 
-@pytest.mark.parametrize(("slow", "fills"), [(3, True), (5, False)])
-def test_on_a_small_host_much_is_4_mib_a_second(slow: int, fills: bool) -> None:
+@pytest.mark.parametrize(("slow", "fills"), [(7, True), (11, False)])
+def test_on_a_small_host_much_is_4_mib_in_half_a_second(slow: int, fills: bool) -> None:
     """The floor of 8 GiB is 409 MiB."""
     small = replace(HOST, total=8 * GIB, committed=7 * GIB)
     verdict, fullest = decided(at(0.5, host=small)), 0.0
     for tick in range(1, 41):
-        gone = slow * tick // 2
+        gone = slow * tick // 4
         host = replace(following(verdict), total=8 * GIB, committed=7 * GIB + gone * MIB)
-        verdict = decided(replace(at(0.5 - gone / 1024, tick / 2, host), error=32 * MIB), verdict)
+        verdict = decided(replace(at(0.5 - gone / 1024, tick / 4, host), error=32 * MIB), verdict)
         fullest = max(fullest, bucket(verdict))
     assert (fullest > 136) is fills
 
@@ -254,7 +264,7 @@ def test_forks_that_come_and_go_let_it_fill() -> None:
         for tick in range(1, 41):
             committed = HOST.committed + (48 * MIB if tick % 2 else 0)
             verdict = decided(at(headroom, tick / 4, following(verdict), committed=committed), verdict)
-        assert bucket(verdict) > 136 + 64
+        assert bucket(verdict) >= 136 + 96
 
 
 def test_above_the_floor_it_goes_when_somebody_takes_much() -> None:

@@ -282,7 +282,7 @@ async def test_a_low_ratio_harms_nobody_in_mode_always() -> None:
         assert (await lab.one("overcommit", "", "always:1")).state is State.SATISFIED
 
 
-@pytest.mark.parametrize(("left", "refused"), [(2.12, True), (2.13, False)])
+@pytest.mark.parametrize(("left", "refused"), [(2.24, True), (2.26, False)])
 async def test_always_with_a_ratio_of_which_hardly_anything_is_left_is_refused(left: float, refused: bool) -> None:
     """With always:50 the guard keeps 8 of 16 GiB, and at a quarter of that it promises nobody anything."""
     kernel = host()
@@ -291,7 +291,7 @@ async def test_always_with_a_ratio_of_which_hardly_anything_is_left_is_refused(l
         if refused:
             with pytest.raises(OverLimit) as caught:
                 await lab.set(("overcommit", "", "always:50"))
-            assert "2170 MiB are left, and with 2176 MiB not even a shell can start" in str(caught.value)
+            assert "2293 MiB are left, and with 2304 MiB not even a shell can start" in str(caught.value)
             assert (lab.writes(), lab.claims) == ([], [])
         else:
             assert (await lab.one("overcommit", "", "always:50")).state is State.SATISFIED
