@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 from tests.system.machine import Machine
+from tests.system.qmp import MachineError
 from tests.system.shell import Job
 
 PLACE: Final = "/usr/local/bin/take"
 STANDS_BY: Final = "/usr/local/bin/stand-by"
 MODE: Final = "/proc/sys/vm/overcommit_memory"
 GATE: Final = "/run/bystander"
+ROOM: Final = 5.0  # seconds until there is room again, under emulation
+PAUSE: Final = 0.25  # seconds between two tries
 # take MIB: so much at once and held. take all [MIB]: it reserves addresses as CUDA does, and takes memory in steps
 # until the kernel refuses; then it tells and holds. take large [SECONDS]: the same, and it goes on asking for so long
 # then, 10 s. take again [SECONDS]: that too, as the small program that it is. take late MIB: mapped at once, and used
@@ -151,6 +156,20 @@ while True:
 def install(vm: Machine) -> None:
     vm.write(PLACE, PROGRAM, mode="755")
     vm.write(STANDS_BY, BYSTANDER, mode="755")
+
+
+def soon(work: Callable[[], object], limit: float = ROOM) -> None:
+    """Do it as soon as the kernel lets it."""
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            work()
+        except MachineError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 def take(vm: Machine, *words: str, user: str = "root", data: str = "") -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import pytest
@@ -12,7 +13,7 @@ from kerntune.bus.names import BUS_NAME, MANAGER, MEMORY, ROOT
 from kerntune.daemon.app import Status
 from tests.system.host import Host, listening
 from tests.system.machine import Machine
-from tests.system.pressure import MODE
+from tests.system.pressure import MODE, soon
 
 CONFIG: Final = "/etc/kerntune/kerntune.d/guard.toml"
 # The floor of always:50 is 50 %; it caps below the floor and 1 TiB, and the cap never ends.
@@ -117,7 +118,12 @@ def test_an_administrators_hand_ends_a_cap_for_good(at_once: Host, vm: Machine) 
 def test_a_limit_that_an_administrator_sets_locks_nobody_out(capped: Host, vm: Machine, name: str, value: int) -> None:
     """Mode 2 with so little would be below what is committed: the guard takes the mode back, and caps again."""
     vm.check(f"echo {value} > /proc/sys/vm/overcommit_{name}")
-    vm.wait_for("journalctl --unit=kerntuned --grep 'something else set vm.overcommit_memory to 2' --quiet")
-    vm.check("bash -c true && ps > /dev/null")
+    # Until the next look nothing can be started.
+    soon(
+        partial(
+            vm.wait_for, "journalctl --unit=kerntuned --grep 'something else set vm.overcommit_memory to 2' --quiet"
+        )
+    )
+    soon(partial(vm.check, "bash -c true && ps > /dev/null"))
     vm.wait_for(IS_CAPPED)
     assert capped.overcommit()[1] == 0, "the limit is the guard's again"

@@ -6,8 +6,7 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -17,8 +16,7 @@ from kerntune.guard.alerts import MESSAGE_ID
 from tests.system import pressure
 from tests.system.host import Host
 from tests.system.machine import Machine
-from tests.system.pressure import MODE
-from tests.system.qmp import MachineError
+from tests.system.pressure import MODE, ROOM, soon
 from tests.system.shell import Job
 
 pytestmark = pytest.mark.own_machine
@@ -32,10 +30,8 @@ RESERVES: Final = "/proc/sys/vm/admin_reserve_kbytes", "/proc/sys/vm/user_reserv
 LEFT: Final = 1400 << 20  # bytes that the ballast leaves, so that no run takes long
 AT_REST: Final = 0.14  # of RAM, that a host at rest has left
 MINUTE: Final = 60
-ROOM: Final = 5.0  # seconds until there is room again, under emulation
 SITS: Final = 3  # seconds that a program that was refused has done nothing, before others ask
 SECOND: Final = 1.0  # in which a bystander gets what it asks for
-PAUSE: Final = 0.25  # seconds between two tries
 ASKS: Final = 10.0  # seconds for which `take large` and `take again` go on asking
 # The soaks' figures; KERNTUNE_SOAK=0.3 makes them shorter.
 PART: Final = float(os.environ.get("KERNTUNE_SOAK", "1"))
@@ -116,20 +112,6 @@ def work_goes_on(vm: Machine) -> None:
     soon(lambda: vm.check(LOOK))
     soon(lambda: vm.check(["su", "--login", "alice", "--command", LOOK]))
     soon(lambda: vm.check(LOOK, user="alice", session=True))
-
-
-def soon(work: Callable[[], object], limit: float = ROOM) -> None:
-    """Do it as soon as the kernel lets it."""
-    deadline = time.monotonic() + limit
-    while True:
-        try:
-            work()
-        except MachineError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(PAUSE)
-        else:
-            return
 
 
 @pytest.mark.every_system

@@ -36,6 +36,10 @@ class Originals(NamedTuple):
     kbytes: int
 
 
+class TakenByOthers(Exception):
+    """Something else has written a value since the look."""
+
+
 class Sysctls:
     """The open files; one thread at a time."""
 
@@ -90,15 +94,19 @@ class Sysctls:
 
     def cap(self, kbytes: int) -> None:
         """Set mode never with this limit in KiB; the mode comes last."""
-        self.limit(kbytes)
-        self.count_again()
+        self._files[KBYTES].write(str(kbytes))
+        self._files[MODE].write(str(MODE_NEVER))
 
-    def limit(self, kbytes: int) -> None:
-        """Set another limit, in KiB."""
+    def move_limit(self, kbytes: int, before: int) -> None:
+        """Set another limit, in KiB, unless somebody else has just set one: the next look is to find that."""
+        if self._read(KBYTES) != str(before):
+            raise TakenByOthers
         self._files[KBYTES].write(str(kbytes))
 
     def count_again(self) -> None:
-        """Write mode never, with which the kernel counts commits exactly."""
+        """Write mode never again, unless somebody else has just set another: the kernel then counts commits exactly."""
+        if self._read(MODE) != str(MODE_NEVER):
+            raise TakenByOthers
         self._files[MODE].write(str(MODE_NEVER))
 
     def restore(self, originals: Originals, *, mode: bool = True, limit: bool = True) -> None:

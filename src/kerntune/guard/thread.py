@@ -20,7 +20,7 @@ from kerntune.guard.policy import (
     interval,
 )
 from kerntune.guard.saved import SavedOriginals
-from kerntune.guard.sysctls import Sysctls
+from kerntune.guard.sysctls import Sysctls, TakenByOthers
 from kerntune.model import Memory
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,8 @@ class GuardThread:
         after = decide(sample, self.limits, before)
         try:
             self._obey(before, after, sample.memory)
+        except TakenByOthers:
+            return SHORTEST
         except OSError as error:
             after = self._not_obeyed(before, after, error)
         self.verdict = after  # before anything that may fail
@@ -148,7 +150,7 @@ class GuardThread:
             if after.cap.counted_at != before.cap.counted_at:
                 self._sysctls.count_again()
             if after.cap.kbytes != before.cap.kbytes:
-                self._sysctls.limit(after.cap.kbytes)
+                self._sysctls.move_limit(after.cap.kbytes, before.cap.kbytes)
         elif before.cap:
             # What somebody else has written since is theirs.
             self._release(

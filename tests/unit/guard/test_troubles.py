@@ -18,7 +18,7 @@ from kerntune.guard import alerts as alerts_module
 from kerntune.guard import guard as guard_module
 from kerntune.guard import thread as thread_module
 from kerntune.guard.alerts import Alert, Named
-from kerntune.guard.policy import GuardState, GuardVerdict
+from kerntune.guard.policy import GuardState, GuardVerdict, Sample, decide
 from kerntune.guard.saved import NAME
 from kerntune.guard.sysctls import KBYTES, MODE, RATIO
 from kerntune.kernel.files import KernelError
@@ -458,3 +458,31 @@ async def test_a_cap_that_cannot_be_undone_for_want_of_memory_is_told(
         host.guard.stop()
         assert "a cap cannot be undone" in caplog.text
         assert (tmp_path / NAME).read_text().strip(), "what is to be put back is still there"
+
+
+@pytest.mark.parametrize(("name", "value"), [("kbytes", 4096), ("ratio", 1), ("memory", 0)])
+async def test_what_somebody_sets_between_a_look_and_its_write_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    clock = Clock()
+    async with scene(tmp_path, clock=clock) as host:
+        await host.lab.one("overcommit", "", "always:95")
+        host.leave(3)
+        await host.until(GuardState.EXHAUSTED)
+        left = [True]
+
+        def and_then(sample: Sample, *rest: Any) -> GuardVerdict:
+            after = decide(sample, *rest)
+            if left and left.pop():
+                host.kernel.overcommit[name] = value
+                if name != "memory":
+                    host.kernel.overcommit["kbytes" if name == "ratio" else "ratio"] = 0
+            return after
+
+        with host.guard.lock:
+            monkeypatch.setattr(thread_module, "decide", and_then)
+            clock.now += 1.5
+            host.kernel.nodes[0].programs -= GIB // 2
+            host.kernel.committed += GIB
+        verdict = await host.met(lambda: host.guard.verdict.state is GuardState.OBSERVING)
+        assert "something else set" in verdict.reason
