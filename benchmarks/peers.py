@@ -12,7 +12,6 @@ from tests.system.machine import Machine
 
 from benchmarks.load import CHECKOUT
 
-MIRROR: Final = "http://deb.debian.org/debian"  # mmdebstrap's own, from which the guest comes
 KEPT: Final = CHECKOUT / "build/peers" / SUITE
 LIMIT: Final = 120  # seconds
 IN_GUEST: Final = 300  # emulated, and a service starts as it is installed
@@ -39,7 +38,7 @@ def lacking(vm: Machine, *names: str) -> list[Path]:
     shutil.rmtree(archives, ignore_errors=True)
     for folder in (archives / "partial", KEPT / "state/lists/partial"):
         folder.mkdir(parents=True, exist_ok=True)
-    (KEPT / "sources.list").write_text(f"deb {MIRROR} {SUITE} main\n")
+    (KEPT / "sources.list").write_text(vm.check("cat /etc/apt/sources.list") + "\n")  # from where it was made
     (KEPT / "status").write_text(vm.check("cat /var/lib/dpkg/status") + "\n\n")
     _apt("update")
     _apt("--download-only", "--yes", "--no-install-recommends", "install", *names)
