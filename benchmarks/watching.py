@@ -23,6 +23,7 @@ from benchmarks import peers
 from benchmarks.lab import INSTALLED, LIMIT, Lab
 from benchmarks.process import cpu_seconds, wakeups
 from kerntune.guard.policy import FASTEST, MIB, PER_CPU, SHORTEST
+from kerntune.kernel.memory import parse_meminfo
 
 SECONDS: Final = 60.0
 TRIES: Final = 5
@@ -71,8 +72,9 @@ def looking_often(lab: Lab) -> tuple[float, float]:
     """Return the price so little above the threshold that it looks at the shortest interval."""
     # Also when somebody takes or gives half of it.
     above = SHORTEST * min(FASTEST, PER_CPU * (os.cpu_count() or 1))
-    total = memory("MemTotal")
-    threshold = memory("MemAvailable") - int(above)
+    info = parse_meminfo(Path("/proc/meminfo").read_text())
+    total = info["MemTotal"]
+    threshold = info["MemAvailable"] - int(above)
     ratio = 101 - threshold * 100 // total
     with guarded(lab, ratio, band=(threshold - total * (100 - ratio) // 100) // MIB) as daemon:
         return spent({OFTEN: daemon.pid})[OFTEN]
@@ -154,9 +156,3 @@ def seconds_in(host: Host, service: str) -> float:
 
 def seconds(schedstat: Iterable[str]) -> float:
     return sum(int(line.split()[0]) for line in schedstat) / 1e9
-
-
-def memory(name: str) -> int:
-    """A line of /proc/meminfo, in bytes."""
-    rows = (line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
-    return next(int(size) * 1024 for found, size in rows if found == f"{name}:")

@@ -72,7 +72,7 @@ def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterato
 
 
 def beside_always(kernel: KernelView, guard: str) -> Iterator[Finding]:
-    """What to know of a host whose overcommit is always, or would be without a cap of the guard (its state)."""
+    """Yield what to know of a host whose overcommit is always, or would be without a cap of the guard (its state)."""
     memory = read_memory(kernel)
     if memory.overcommit_mode != ALWAYS and guard not in CAPPING:
         return

@@ -19,17 +19,17 @@ class Companion:
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """What it claims now, and has written already."""
+        """Return what it claims now, and has written already."""
         return ()
 
     @property
     def may_use_threads(self) -> bool:
-        """Whether a pass may start threads: while memory is short there may be no room for one."""
+        """Return whether a pass may start threads: while memory is short there may be no room for one."""
         return True
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What it has counted since the daemon started."""
+        """Return what it has counted since the daemon started."""
         return {"guard_caps": 0}
 
     def sync_with_claims(

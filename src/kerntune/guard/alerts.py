@@ -1,4 +1,4 @@
-"""Who is told what the guard does: the journal, the bus, and the engine, one verdict after the other."""
+"""Tells the journal, the bus and the engine what the guard does, one verdict after the other."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class MemoryGuard(Companion):
 
     @property
     def alive(self) -> bool:
-        """Whether it looks as often as it should; also while there is nothing to look at."""
+        """Return whether it looks as often as it should; also while there is nothing to look at."""
         thread = self._thread
         return thread is None or thread.alive
 
@@ -189,7 +189,7 @@ class MemoryGuard(Companion):
         prepare_for_low_memory()
         what = "what an earlier cap has left cannot be put back"
         try:
-            # What could not be at the start of the daemon is tried again, for its file is wanted now.
+            # The daemon may have failed to do this at its start, and the file for it is wanted now.
             undo_cap(self._kernel, self._runtime)
             what = "the host's own values could not be saved before a cap"
             saved = SavedOriginals(self._runtime)

@@ -116,10 +116,7 @@ class Consumers:
 
     def growing(self, count: int) -> list[Consumer]:
         """By what they have got lately; nobody when there was only one look."""
-        if not self._before:
-            return []
-        grown = {process: size - self._before.get(process, 0) for process, size in self._now.items()}
-        most = nlargest(count, grown.items(), key=itemgetter(1))
+        most = nlargest(count, self._growth().items(), key=itemgetter(1))
         return self._named([(process, size) for process, size in most if size > 0])
 
     def culprit(self) -> str:
@@ -128,9 +125,9 @@ class Consumers:
         The processes of a unit or a container grow and shrink together. It has the unit, command line and user of the
         one that has grown most, what it has, and what is new of it, or of all of them.
         """
-        grown = {who: more for who, size in self._now.items() if (more := size - self._before.get(who, 0))}
+        grown = self._growth()
         units: dict[str | Process, list[Process]] = {}
-        for who in nlargest(MANY, grown, key=lambda who: abs(grown[who])) if self._before else ():
+        for who in nlargest(MANY, grown, key=lambda who: abs(grown[who])):
             units.setdefault(self._unit(who) or who, []).append(who)
         growth, together = max(
             ((sum(map(grown.__getitem__, own)), own) for own in units.values()), key=itemgetter(0), default=(0, [])
@@ -146,6 +143,12 @@ class Consumers:
         if len(together) > 1:
             new = f"with {len(together) - 1} more of the unit {growth // MIB} MiB {seconds}"
         return self._described(who, f", {self._now[who] // MIB} MiB, {new}")
+
+    def _growth(self) -> dict[Process, int]:
+        """Return by how much each has grown lately, below 0 shrunk; nobody when there was only one look."""
+        if not self._before:
+            return {}
+        return {who: more for who, size in self._now.items() if (more := size - self._before.get(who, 0))}
 
     def _largest(self) -> str:
         """Return in a line who has most, where nobody has grown by much."""

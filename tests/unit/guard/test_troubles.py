@@ -77,6 +77,13 @@ async def passed(host: Scene) -> None:
     await host.lab.engine.reconcile("test")
 
 
+async def let_go(host: Scene) -> None:
+    """There is memory again, and what was there before the cap is back."""
+    host.leave(40)
+    await host.until(GuardState.RELAXED)
+    assert host.settings == ORIGINAL
+
+
 async def test_who_ends_a_cap_by_hand_is_not_fought(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         await capped(host)
@@ -104,9 +111,7 @@ async def test_memory_that_goes_while_it_caps_leaves_the_originals_known(tmp_pat
         host.kernel.before_write = once(MODE, "2", MemoryError())
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        host.leave(40)
-        await host.until(GuardState.RELAXED)
-        assert host.settings == ORIGINAL
+        await let_go(host)
 
 
 async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path: Path) -> None:
@@ -121,9 +126,7 @@ async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path:
         host.kernel.before_write = failing
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        host.leave(40)
-        await host.until(GuardState.RELAXED)
-        assert host.settings == ORIGINAL
+        await let_go(host)
 
 
 async def test_a_cap_that_could_not_be_told_is_told_later_and_undone(tmp_path: Path) -> None:
