@@ -73,8 +73,13 @@ def tune(host: Host) -> Host:
 
 
 @pytest.mark.every_system
-@pytest.mark.parametrize("boots", [1, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(1500)])])
-@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "boots",
+    [
+        pytest.param(1, marks=pytest.mark.timeout(300)),
+        pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
+    ],
+)
 def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) -> None:
     """What was configured and saved, and at every other boot a profile."""
     vm = untuned.vm
