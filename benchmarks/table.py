@@ -137,7 +137,6 @@ def typed(commands: Mapping[str, Any]) -> str:
 def guarded(guard: Mapping[str, Any]) -> str:
     """The tables of benchmarks.guard."""
     parts = [GUARDED.format(date=guard["date"], load=guard["load"], versions=" and ".join(guard["versions"]))]
-    parts += [f"{guard['note']}\n"] if "note" in guard else []
     for title, key in (("Without swap", "rows"), ("With 384 MiB of swap", "with_swap")):
         rows = guard[key]
         rounds = max(row["rounds"] for row in rows.values())
