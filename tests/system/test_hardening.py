@@ -109,8 +109,10 @@ def test_with_the_guard_on_it_stays_in_memory_and_alive(host: Host, vm: Machine)
 def test_the_mounts_of_its_namespace(host: Host, vm: Machine) -> None:
     # As each login does for its user; the mount comes into every namespace.
     vm.check("mkdir /run/user/1 && mount -t tmpfs tmpfs /run/user/1")
-    reached = vm.check(["nsenter", f"--target={host.pid}", "--mount", "python3", "-c", REACHED])
-    vm.check("umount /run/user/1 && rmdir /run/user/1")
+    try:
+        reached = vm.check(["nsenter", f"--target={host.pid}", "--mount", "python3", "-c", REACHED])
+    finally:
+        vm.check("umount /run/user/1 && rmdir /run/user/1")
     writable, read_only = mounts(reached)
     assert writable - {PRESSURE.format(unit=UNIT)} == WRITABLE
     assert read_only >= READ_ONLY

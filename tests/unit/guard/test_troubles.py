@@ -72,6 +72,13 @@ async def capped(host: Scene) -> GuardVerdict:
     return await host.met(lambda: host.guard.verdict.caps)
 
 
+async def exhausted(host: Scene) -> None:
+    """Less than the floor is left, and it has capped."""
+    await host.lab.one("overcommit", "", "always:95")
+    host.leave(3)
+    await host.until(GuardState.EXHAUSTED)
+
+
 async def passed(host: Scene) -> None:
     """All that the alerts have asked for is done."""
     await host.lab.engine.reconcile("test")
@@ -425,9 +432,7 @@ async def test_a_mode_that_cannot_be_written_again_leaves_the_cap_the_guards_own
     """Near the floor it is written each second; the limit that moves in the same look is not taken for another's."""
     clock = Clock()
     async with scene(tmp_path, clock=clock) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(3)
-        await host.until(GuardState.EXHAUSTED)
+        await exhausted(host)
         tried = asyncio.Event()
         loop = asyncio.get_running_loop()
         fails = once(MODE, "2", error)
@@ -469,9 +474,7 @@ async def test_what_somebody_sets_between_a_look_and_its_write_is_not_overwritte
 ) -> None:
     clock = Clock()
     async with scene(tmp_path, clock=clock) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(3)
-        await host.until(GuardState.EXHAUSTED)
+        await exhausted(host)
         left = [True]
 
         def and_then(sample: Sample, *rest: Any) -> GuardVerdict:
