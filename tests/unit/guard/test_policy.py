@@ -299,6 +299,22 @@ def test_what_flows_in_for_small_programs_waits_for_nobody() -> None:
     assert later.cap.bucket // MIB > buckets[-1] + 70
 
 
+@pytest.mark.parametrize(("gib", "rate"), [(100, 160), (8, 64)])
+def test_a_32nd_of_the_floor_flows_in_a_second_but_at_least_64_mib(gib: int, rate: int) -> None:
+    """All that is in it is taken at once, twice; a quarter of a second lies between."""
+    host = replace(HOST, total=gib * GIB)
+    low = LIMITS.floor(host) / GIB - 0.01
+    verdict, committed = decided(at(low, host=host)), HOST.committed
+    for now in (0.0, 0.25):
+        committed += 150 * MIB
+        full = replace(following(verdict), total=host.total, committed=committed)
+        verdict = decided(at(low - (committed - HOST.committed) / GIB, now, full), verdict)
+    spent = bucket(verdict)
+    later = replace(following(verdict), total=host.total, committed=committed)
+    verdict = decided(at(low - (committed - HOST.committed) / GIB, 0.5, later), verdict)
+    assert bucket(verdict) - spent == rate / 4
+
+
 def test_the_bucket_fills_from_the_start_of_the_cap_on() -> None:
     verdict = decided(at(4.9, 1000.0))
     assert limit(decided(at(4.9, 1000.0, following(verdict)), verdict)) == 136
