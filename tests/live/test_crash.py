@@ -18,7 +18,6 @@ from tests.live.book import Book, Key, Operation
 from tests.live.ground import Ground, host_ground, make_tree, tree_ground
 from tests.live.users import LIMIT, PERSIST, RUNTIME, Reply, User
 
-KILLS: Final = 50
 KILLS_ON_THE_HOST: Final = 10
 LATEST: Final = 0.15  # seconds after the first call
 LATEST_ON_THE_HOST: Final = 0.4  # a real drive takes its time
@@ -28,13 +27,14 @@ UNLUCKY: Final = 5
 
 
 @pytest.mark.timeout(180)
-def test_50_crashes_of_a_tree(
-    daemon_with: Callable[..., Daemon], own_root: User, chance: random.Random, tmp_path: Path
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.soak)])
+def test_crashes_of_a_tree(
+    daemon_with: Callable[..., Daemon], own_root: User, chance: random.Random, tmp_path: Path, kills: int
 ) -> None:
     ground = tree_ground(make_tree(tmp_path / "tree"))
     before = host.snapshot(ground.root)
     daemon = daemon_with("--root", str(ground.root))
-    crash(ground, daemon, own_root, chance, kills=KILLS, latest=LATEST)
+    crash(ground, daemon, own_root, chance, kills=kills, latest=LATEST)
     assert host.snapshot(ground.root) == before
 
 

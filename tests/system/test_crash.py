@@ -17,7 +17,7 @@ from tests.system.machine import Machine
 
 pytestmark = pytest.mark.own_machine
 
-KILLS: Final = 10
+KILLS: Final = 5
 KILLS_IN_THE_SOAK: Final = 200
 LATEST: Final = 1.0  # seconds from the first call to the kill
 LOG: Final = "/run/load.log"

@@ -114,7 +114,6 @@ def work_goes_on(vm: Machine) -> None:
     soon(lambda: vm.check(LOOK, user="alice", session=True))
 
 
-@pytest.mark.every_system
 @pytest.mark.timeout(240)
 def test_a_host_that_is_merely_full_is_left_alone(host: Host) -> None:
     vm, jobs = host.vm, list[Job]()

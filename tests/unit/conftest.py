@@ -10,10 +10,14 @@ from datetime import timedelta
 import pytest
 from hypothesis import settings
 
+from tests.harness.often import often
+
 LONGEST = 20.0  # seconds
 
 # The same examples on every run, so that a failure is the change's and not the day's.
-settings.register_profile("fixed", derandomize=True, database=None, deadline=timedelta(seconds=5), max_examples=60)
+settings.register_profile(
+    "fixed", derandomize=True, database=None, deadline=timedelta(seconds=5), max_examples=often(60)
+)
 # HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("explore", database=None, deadline=timedelta(seconds=5), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

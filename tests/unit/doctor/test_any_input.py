@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kerntune.doctor.examine import examine, look
+from tests.harness.often import often
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import HANDMADE
 
@@ -45,7 +46,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=often(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example(texts={"proc/self/cgroup": "0::/\0"})
 @given(texts=st.dictionaries(st.sampled_from(FILES), TEXTS, min_size=1))
 def test_no_text_makes_it_fail(texts: dict[str, str]) -> None:

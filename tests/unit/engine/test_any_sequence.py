@@ -13,6 +13,7 @@ from kerntune.errors import KerntuneError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, State, Target
 from kerntune.tunables import REGISTRY
+from tests.harness.often import often
 from tests.unit.lab import BOUND, PAGE, Lab, have_pages, host_values, large_host, request, running
 
 VALUES = {
@@ -132,7 +133,7 @@ async def let_go(lab: Lab) -> None:
         await lab.unset(*((name, "*") for name in sorted(VALUES)), persist=persist)
 
 
-@settings(max_examples=40)
+@settings(max_examples=often(40))
 @given(kernel=hosts(), calls=st.lists(asks, max_size=6))
 def test_after_letting_go_the_host_is_as_it_was(kernel: SimulatedKernel, calls: list[Ask]) -> None:
     start = host_values(kernel)
@@ -150,7 +151,7 @@ def test_after_letting_go_the_host_is_as_it_was(kernel: SimulatedKernel, calls: 
     asyncio.run(asyncio.wait_for(story(), BOUND))
 
 
-@settings(max_examples=25)
+@settings(max_examples=often(25))
 @given(kernel=hosts(), calls=st.lists(asks, min_size=1, max_size=4), more=st.lists(asks, max_size=2))
 def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: list[Ask], more: list[Ask]) -> None:
     start = host_values(kernel)
@@ -177,7 +178,7 @@ def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: li
     asyncio.run(asyncio.wait_for(story(), BOUND))
 
 
-@settings(max_examples=25)
+@settings(max_examples=often(25))
 @given(kernel=hosts(), calls=st.lists(asks, min_size=2, max_size=6))
 def test_calls_at_the_same_moment_leave_what_is_saved_in_force(kernel: SimulatedKernel, calls: list[Ask]) -> None:
     start = host_values(kernel)

@@ -10,9 +10,10 @@ import pytest
 
 from kerntune.errors import KerntuneError
 from kerntune.kernel.simulated import Node, SimulatedKernel
+from tests.harness.often import often
 from tests.unit.lab import BOUND, GIB, PAGE, Clock, Lab, have_pages, running
 
-SEQUENCES = 100  # on each kernel
+SEQUENCES = often(100)  # on each kernel
 NODES = 3
 HOUR = 3600.0
 INSTANCES = ("2M", "2M", "2M/*", *(f"2M/node{number}" for number in range(NODES)))
