@@ -156,6 +156,7 @@ class Daemon:
     alerts: Alerts
     settling: Callable[[], bool]
     service: Service | None = None
+    stopping: bool = False
 
     async def live(self, stop: asyncio.Event) -> Status:
         """Serve until told to stop, whatever is done meanwhile; Status.OK then, and else why it ended by itself."""
@@ -224,13 +225,15 @@ class Daemon:
             return f"STATUS={summary(self.engine, self.troubles)}"
 
         notify.tell(f"READY=1\n{status()}")
-        self.engine.listeners.append(lambda _report: notify.tell(status()))
+        # What passes end with that are told to stop is no status of the service.
+        self.engine.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
         self.reloading.booted()
         await Neighbours(service, self.troubles, self.engine.look_again).watch()
 
     async def stop(self, *, told: bool) -> None:
         """Come to rest within SETTLE seconds, RESTORE more where the host's own values are wanted; leave the bus."""
         notify.tell("STOPPING=1")
+        self.stopping = True
         self.reloading.stop()
         busy = await self.engine.end_writes(SETTLE - LEAVE)
         if told and self.reloading.config.restore_on_stop and not await self.engine.put_back(RESTORE):
