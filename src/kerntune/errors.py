@@ -165,6 +165,20 @@ class NoSuchProfile(KerntuneError):
     exit_code = Exit.NOT_FOUND
 
 
+class NoSuchHold(KerntuneError):
+    """Only in clients: no hold of that number."""
+
+    dbus_name = OURS + "NoSuchHold"
+    exit_code = Exit.NOT_FOUND
+
+
+class NotOwner(KerntuneError):
+    """The hold is another user's, and the caller may not manage it."""
+
+    dbus_name = OURS + "NotOwner"
+    exit_code = Exit.NOT_AUTHORISED
+
+
 class Unreachable(KerntuneError):
     """Only in clients: there is no bus, or nobody owns the daemon's name."""
 
@@ -173,7 +187,7 @@ class Unreachable(KerntuneError):
 
 
 class Usage(KerntuneError):
-    """Only in the command line: the arguments do not fit."""
+    """Only in clients: the arguments do not fit."""
 
     dbus_name = FREEDESKTOP + "InvalidArgs"
     exit_code = Exit.USAGE

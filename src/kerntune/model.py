@@ -104,10 +104,12 @@ class ClaimId(NamedTuple):
     origin: Origin
     tunable: str
     instances: str
+    hold: int = 0
 
     def __str__(self) -> str:
         at = f"@{self.instances}" if self.instances else ""
-        return f"{self.origin.word}:{self.tunable}{at}"
+        of = f"/{self.hold}" if self.hold else ""
+        return f"{self.origin.word}{of}:{self.tunable}{at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Claim:
     """Somebody wants `value` on every instance that matches `instances`.
 
     `seq` is a saved counter (never a clock): of two claims of one origin the higher wins.
-    `partial` accepts fewer huge pages than asked.
+    `partial` accepts fewer huge pages than asked. `hold` is the number of the hold that it belongs to, or 0.
     """
 
     origin: Origin
@@ -126,10 +128,36 @@ class Claim:
     why: str = ""
     seq: int = 0
     partial: bool = False
+    hold: int = 0
 
     @property
     def id(self) -> ClaimId:
-        return ClaimId(self.origin, self.tunable, self.instances)
+        return ClaimId(self.origin, self.tunable, self.instances, self.hold)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Claims that live as long as a client does: its unique name on the bus with that id, and its uid.
+
+    Without a `client` the hold is detached: it ends when it is released or at its time. All times are in microseconds:
+    `ttl` is how long it may last (0: for ever), `since` when it was granted, by CLOCK_REALTIME, for people.
+    `ends_boottime` is when it ends by CLOCK_BOOTTIME, which no change of the clock moves.
+    """
+
+    number: int
+    who: str
+    why: str
+    uid: int
+    client: str = ""
+    bus: str = ""
+    ttl: int = 0
+    since: int = 0
+    ends_boottime: int = 0
+
+    @property
+    def expires(self) -> int:
+        """When it ends by itself, as people read it; 0 for never."""
+        return self.since + self.ttl if self.ttl else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +186,55 @@ class Reading:
     figures: Mapping[str, int] = field(default_factory=dict)
 
 
+class Verdict(NamedTuple):
+    """A judgement on one target: its state, the reason's slug, and prose with figures."""
+
+    state: State
+    reason: Reason
+    detail: str = ""
+
+
+SATISFIED = Verdict(State.SATISFIED, Reason.OK)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Of what a number is the sum, where holds add up.
+
+    `parts` are the claims, in the order in which they are served. With `at_least` more is right too: what a node has
+    of a total that others share. `asked` are the parts that this pass is for; `before` is what was asked for before it,
+    of which `lacks` was missing, and may be missing still. `foreseen` is the number that a dry run comes to.
+    """
+
+    parts: tuple[Claim, ...]
+    at_least: bool = False
+    asked: tuple[Claim, ...] = ()
+    before: int = 0
+    lacks: int = 0
+    foreseen: int | None = None
+
+    @property
+    def base(self) -> Claim | None:
+        """The claim that holds add to; without one it is the host's own number."""
+        return next((claim for claim in self.parts if claim.origin is not Origin.HOLD), None)
+
+    @property
+    def held(self) -> int:
+        """What holds add."""
+        return sum(int(claim.value) for claim in self.parts if claim.origin is Origin.HOLD)
+
+    @property
+    def newest(self) -> Claim | None:
+        """Of the parts that callers want now, whole or not at all, the newest."""
+        return max((claim for claim in self.asked if not claim.partial), key=lambda claim: claim.seq, default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a target should be now: the claim that won, and those it beat (strongest first).
 
     `strict`: a caller waits for exactly this, so less than asked is an error, not a partial success.
+    `sum`: where holds add to the number; the winner is the newest hold.
     """
 
     target: Target
@@ -170,6 +242,7 @@ class Wish:
     winner: Claim
     beaten: tuple[Claim, ...] = ()
     strict: bool = False
+    sum: Sum | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -185,17 +258,6 @@ class Write:
     text: str
 
 
-class Verdict(NamedTuple):
-    """A judgement on one target: its state, the reason's slug, and prose with figures."""
-
-    state: State
-    reason: Reason
-    detail: str = ""
-
-
-SATISFIED = Verdict(State.SATISFIED, Reason.OK)
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """A wish, the reading before, and the writes that get there; with a `verdict` nothing is written.
@@ -203,6 +265,7 @@ class Step:
     `capped`: the writes stop short of the wish on purpose, and this is what to say of it.
     `touches`: the targets whose value the writes settle, where that is not the wish's own (a pool's nodes).
     `grows`: the bytes of memory that the wish takes (below 0: gives back), by which step ever they are written.
+    `comes_to`: the number that there should be after the writes.
     """
 
     wish: Wish
@@ -212,6 +275,7 @@ class Step:
     capped: Verdict | None = None
     touches: tuple[Target, ...] = ()
     grows: int = 0
+    comes_to: int | None = None
 
     @property
     def touched(self) -> tuple[Target, ...]:
@@ -250,12 +314,18 @@ class Limits:
 
     `planned` bounds the settings of a plan, which anybody may ask for.
 
+    `holds` bounds the holds of all, and `holds_per_user` those of one; one user's may have `held_percent_per_user` of
+    the memory that huge pages may have.
+
     `comparisons` bounds what one call makes us do, its settings times the targets each is compared with; `outcomes`
     what it is answered.
     """
 
     hugepages_percent: int = 75
     claims: int = 1000
+    holds: int = 64
+    holds_per_user: int = 16
+    held_percent_per_user: int = 50
     planned: int = 128
     comparisons: int = 100_000
     outcomes: int = 5000

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import ClaimBook
@@ -89,6 +90,7 @@ class MemoryLedger:
 
     book: ClaimBook = field(default_factory=ClaimBook)
     baselines: Mapping[Target, str] = field(default_factory=dict)
+    reserved: Collection[Target] = ()
     full: OSError | None = None
     full_for_claims: OSError | None = None
     kept: list[Target] = field(default_factory=list)
@@ -157,7 +159,8 @@ class Lab:
         return done
 
 
-def request(*settings: tuple[str, str, str | int], **options: bool) -> Request:
+def request(*settings: tuple[str, str, str | int], **options: Any) -> Request:
+    """Options are those of Request: persist, partial, must_win, hold."""
     return Request(tuple(Setting(tunable, at, str(value)) for tunable, at, value in settings), who="alice", **options)
 
 

@@ -9,8 +9,9 @@ from kerntune import errors
 from kerntune.engine.claims import Edit
 from kerntune.engine.hung import hangs
 from kerntune.engine.passes import Result, nothing_matches
-from kerntune.engine.resolve import rank
-from kerntune.model import Claim, ClaimId, Origin, Outcome, Reading, Reason, State, Target
+from kerntune.engine.requests import World
+from kerntune.engine.resolve import rank, resolve
+from kerntune.model import Claim, ClaimId, Origin, Outcome, Reading, Reason, State, Sum, Target, Wish
 from kerntune.tunables.base import Tunable
 
 ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
@@ -29,6 +30,10 @@ ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
     Reason.PARTIALLY_ALLOCATED: (
         errors.PartiallyAllocated,
         "The old count was put back; ask for fewer, or keep what can be had (--allow-partial, option allow-partial)",
+    ),
+    Reason.PAGES_IN_USE: (
+        errors.PartiallyAllocated,
+        "Ask again when they have been given back; `kerntune status` names the programs",
     ),
     Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
     Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
@@ -73,6 +78,22 @@ def outcomes_of(
     return own
 
 
+def outcomes_known(
+    claims: Sequence[Claim],
+    world: World,
+    book: Iterable[Claim],
+    baselines: Mapping[Target, str],
+    outcomes: Mapping[Target, Outcome],
+) -> Sequence[Outcome]:
+    """Return the outcomes of claims by what was last read, of all targets of the world, and found."""
+    result = Result(readings=dict(world.readings), outcomes=dict(outcomes), missing=dict(world.missing))
+    every = tuple(book)
+    for name in {claim.tunable for claim in claims}:
+        tunable = world.tunables[name]
+        result.wishes |= resolve(tunable, every, baselines, world.of(tunable), readings=world.readings)
+    return outcomes_of(Edit(put=tuple(claims)), world.tunables, result)
+
+
 def by_tunable(result: Result) -> Mapping[str, Readings]:
     """Return the readings by the names of the tunables: the instances of several may have the same names."""
     found: dict[str, dict[Target, Reading]] = {}
@@ -100,29 +121,98 @@ def own_outcome(
     reading, wish = readings[target], result.wishes.get(target)
     actual = reading.value or ""
     outcome = result.outcomes.get(target, Outcome(target, "", actual, actual, State.UNMANAGED))
+    if why_not := result.refused.get((claim.id, claim.seq)):
+        state, reason, detail = why_not
+        return replace(outcome, requested=spelled(claim), state=state, reason=reason, detail=detail)
     if wish is None or wish.is_baseline:
-        why = "another call withdrew this claim at the same moment"
-    elif (wish.winner.id, wish.winner.seq) == (claim.id, claim.seq):
+        return overridden(claim, outcome, "another call withdrew this claim at the same moment")
+    if wish.sum:
+        if any(is_same(part, claim) for part in wish.sum.parts):
+            return part_outcome(claim, wish, wish.sum, outcome)
+        if wish.sum.base:  # holds beat nobody here
+            wish = replace(wish, value=wish.sum.base.value, winner=wish.sum.base)
+    winner = wish.winner
+    if is_same(winner, claim):
         return outcome
-    elif (
-        not hangs(reading)
-        and tunable.judge(replace(wish, value=claim.value), reading, readings).state is State.SATISFIED
-    ):
-        detail = f"the value is that of {described(wish.winner)}"
+    own = replace(wish, value=claim.value)
+    alike = own == wish or (wish.sum is None and tunable.judge(own, reading, readings).state is State.SATISFIED)
+    if alike and not hangs(reading):
+        detail = f"the value is that of {described(winner)}"
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
-    elif wish.winner.id == claim.id:
-        why = f"a later call replaced this claim: {described(wish.winner)}"
-    elif wish.winner.origin is Origin.GUARD:
+    if winner.id == claim.id:
+        return overridden(claim, outcome, f"a later call replaced this claim: {described(winner)}")
+    if winner.origin is Origin.GUARD:
         why = "memory is short and the memory guard holds a limit; this claim is kept and comes into force after it"
-        return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.GUARD_LIMIT, detail=why)
-    else:
-        why = f"{described(wish.winner)} wins; this claim is kept and comes into force when that one goes"
-    return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
+        return overridden(claim, outcome, why, Reason.GUARD_LIMIT)
+    why = f"{described(winner)} wins; this claim is kept and comes into force when that one goes"
+    return overridden(claim, outcome, why)
+
+
+def overridden(claim: Claim, outcome: Outcome, why: str, reason: Reason = Reason.OVERRIDDEN) -> Outcome:
+    """The outcome for a claim that was beaten."""
+    return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=reason, detail=why)
+
+
+def is_same(claim: Claim, other: Claim) -> bool:
+    """Whether two claims are one, and neither has replaced the other."""
+    return (claim.id, claim.seq) == (other.id, other.seq)
+
+
+def part_outcome(claim: Claim, wish: Wish, of: Sum, outcome: Outcome) -> Outcome:
+    """The outcome of one of the claims that make a number together.
+
+    Of a hold it tells what it adds (+N), and the number that there is in all.
+    """
+    is_hold, base = claim.origin is Origin.HOLD, int(wish.value) - of.held
+    told = replace(outcome, requested=spelled(claim))
+    if not is_hold and not of.at_least and base != int(claim.value):
+        why = f"the claims on single nodes make {base} pages in all"
+        return replace(told, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
+    if outcome.state in (State.SATISFIED, State.PLANNED):
+        said = f"{of.held} more are held" if of.held and not is_hold else ""
+        return replace(told, detail="; ".join(filter(None, (said, outcome.detail))))
+    if outcome.state is not State.PARTIAL or outcome.reason is Reason.PAGES_IN_USE or not outcome.actual:
+        return told
+    number = int(outcome.actual) if of.foreseen is None else of.foreseen
+    share = shares(wish, of, int(outcome.before or 0), number)[claim.id]
+    if share == int(claim.value):
+        return replace(told, state=State.SATISFIED, reason=Reason.OK, detail="")
+    return replace(told, detail=f"{share} of {claim.value} pages had: {outcome.detail}")
+
+
+def shares(wish: Wish, of: Sum, before: int, number: int) -> Mapping[ClaimId, int]:
+    """Return what each part has of a number that is too small; `before` is what there was when the pass began.
+
+    Those that the pass is for share what is new, so nobody loses what he had. The others are served in their order.
+    """
+    others = [part for part in of.parts if part not in of.asked]
+    base = of.base if of.base and int(wish.value) - of.held == int(of.base.value) else None
+    left, found = max(0, number - before), dict[ClaimId, int]()
+    for part in sorted(of.asked, key=rank):
+        value = int(part.value)
+        # Who raises his own number needs the rise alone.
+        had = max(0, min(value, of.before - sum(int(each.value) for each in others))) if part == of.base else 0
+        more = min(left, value - had)
+        found[part.id], left = had + more, left - more
+    left = number - sum(found.values()) - (0 if base else int(wish.value) - of.held)
+    for part in others:
+        if part != of.base or base:
+            found[part.id] = max(0, min(left, int(part.value)))
+            left -= found[part.id]
+    return found
+
+
+def spelled(claim: Claim) -> str:
+    """What a claim asks for: of a hold where such add up, how much more."""
+    return f"{'+' if claim.origin is Origin.HOLD and claim.value.isdecimal() else ''}{claim.value}"
 
 
 def described(claim: Claim) -> str:
     """A claim in prose."""
-    return f"{claim.id} = {claim.value}" + (f", by {claim.who}" if claim.who else "")
+    said = f"{claim.id} = {claim.value}"
+    if claim.hold:
+        said = f"{Target(claim.tunable, claim.instances)} = {claim.value} of hold {claim.hold}"
+    return f"{said}, by {claim.who}" if claim.who else said
 
 
 def released_outcomes(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from kerntune.model import Claim, ClaimId, Origin
+from kerntune.model import Claim, ClaimId, Hold, Origin
 
 FILES: Final = frozenset({Origin.CONFIG, Origin.PROFILE})
 SUSPENDED: Final = "config-suspended"
@@ -33,12 +33,13 @@ NOTHING_CHOSEN: Final = Choice()
 class Selection:
     """What a caller asks of the files and claims as a whole: another profile ("": none), or a reset.
 
-    A reset drops all that callers asked for; with `baseline` it suspends the files too.
+    A reset drops all that callers asked for; with `baseline` it suspends the files too, with `holds` it ends all holds.
     """
 
     profile: str | None = None
     reset: bool = False
     baseline: bool = False
+    holds: bool = False
 
     def chosen(self, before: Choice) -> Choice:
         """The choice after it; to name a profile, or a reset to the files, ends their suspension."""
@@ -62,12 +63,19 @@ class FilesEdit:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Claims to put and claims to drop; `seq` is the place of the edit among all edits."""
+    """Claims to put and claims to drop; `seq` is the place of the edit among all edits.
+
+    `hold` begins with the claims that are put, and the holds with the numbers in `ended` end: `drop` has their claims.
+    `is_fact`: nobody asks for it, for these holds are over, whether or not that can be done or saved now.
+    """
 
     seq: int = 0
     put: tuple[Claim, ...] = ()
     drop: tuple[ClaimId, ...] = ()
     files: FilesEdit | None = None
+    hold: Hold | None = None
+    ended: tuple[int, ...] = ()
+    is_fact: bool = False
 
     @property
     def released(self) -> tuple[ClaimId, ...]:
@@ -82,10 +90,15 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBook:
-    """Every claim there is, by its identity, and what was chosen of the files."""
+    """Every claim there is, by its identity, what was chosen of the files, and the holds by their numbers.
+
+    `last_hold` is the highest number that a hold of this boot has had: none has it again.
+    """
 
     claims: Mapping[ClaimId, Claim] = field(default_factory=dict)
     choice: Choice = NOTHING_CHOSEN
+    holds: Mapping[int, Hold] = field(default_factory=dict)
+    last_hold: int = 0
 
     @classmethod
     def of(cls, *claims: Claim) -> ClaimBook:
@@ -100,17 +113,30 @@ class ClaimBook:
         for claim in edit.put:
             if claim.id not in book or book[claim.id].seq < claim.seq:
                 book[claim.id] = claim
+        holds = {number: hold for number, hold in self.holds.items() if number not in edit.ended}
+        if edit.hold:
+            holds[edit.hold.number] = edit.hold
+        after = replace(self, claims=book, holds=holds, last_hold=max(self.last_hold, *holds, 0))
         if edit.files is None:
-            return ClaimBook(book, self.choice)
+            return after
         others = {claim_id: claim for claim_id, claim in book.items() if claim_id.origin not in FILES}
-        return ClaimBook(others, edit.files.choice).having(edit.files.claims)
+        return replace(after, claims=others, choice=edit.files.choice).having(edit.files.claims)
 
-    def choosing(self, files: FilesEdit, seq: int, *, reset: bool) -> Edit:
-        """The edit that makes the files' claims these; `reset`: and drops all that callers asked for."""
+    def choosing(self, files: FilesEdit, seq: int, *, reset: bool, holds: bool = False) -> Edit:
+        """The edit that makes the files' claims these; `reset`: and drops all that callers asked for.
+
+        `holds`: and ends all holds.
+        """
         kept = {claim.id for claim in files.claims}
         gone = tuple(claim_id for claim_id in self.claims if claim_id.origin in FILES and claim_id not in kept)
         dropped = tuple(claim_id for claim_id in self.claims if reset and claim_id.origin in CALLERS)
-        return Edit(seq, drop=dropped, files=replace(files, gone=gone))
+        ending = self.releasing(self.holds if holds else (), seq)
+        return replace(ending, drop=(*dropped, *ending.drop), files=replace(files, gone=gone))
+
+    def releasing(self, numbers: Collection[int], seq: int) -> Edit:
+        """The edit that ends these holds, as far as there are such."""
+        ended = tuple(number for number in numbers if number in self.holds)
+        return Edit(seq, drop=tuple(claim_id for claim_id in self.claims if claim_id.hold in ended), ended=ended)
 
     def without_files(self) -> ClaimBook:
         """What is saved of the book: the files keep their own claims."""
@@ -131,6 +157,6 @@ class ClaimBook:
 
     def same_as(self, other: ClaimBook) -> bool:
         """Whether the books differ in nothing but sequence numbers."""
-        if self.choice != other.choice or self.claims.keys() != other.claims.keys():
+        if (self.choice, self.holds) != (other.choice, other.holds) or self.claims.keys() != other.claims.keys():
             return False
         return all(replace(claim, seq=0) == replace(other.claims[i], seq=0) for i, claim in self.claims.items())

@@ -151,5 +151,6 @@ def merge(results: Iterable[Result]) -> Result:
         whole.wrote |= result.wrote
         whole.restored |= result.restored
         whole.missing |= result.missing
+        whole.refused |= result.refused
         whole.memory = result.memory or whole.memory
     return whole

@@ -25,6 +25,10 @@ class Ledger(Protocol):
     def baselines(self) -> Mapping[Target, str]:
         """The host's own values of the targets we write."""
 
+    @property
+    def reserved(self) -> Collection[Target]:
+        """Those of them that may be claimed by somebody who is not known now: they are not put back."""
+
     def keep(self, baselines: Sequence[Baseline]) -> None:
         """Save the host's own values, before the first write."""
 

@@ -14,7 +14,7 @@ from kerntune.engine.hung import Crew, Hung, Reader, hangs, not_answering
 from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
-from kerntune.engine.resolve import cover, unmatched, wishes_of
+from kerntune.engine.resolve import Covered, asked_now, cover, stand_in, unmatched, whom, wishes_of
 from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
 from kerntune.engine.writing import Writer
 from kerntune.errors import Failed
@@ -61,7 +61,10 @@ Group = tuple[str, str]  # a tunable's name and a group of its targets
 class Order:
     """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
 
-    `spent` are the targets whose baselines are not owed any more, and could not be dropped.
+    `asking` are those of them that this pass is for; others have had theirs, or are still to have it.
+
+    `spent` are the targets whose baselines are not owed any more, and could not be dropped. Those of `reserved` targets
+    are not put back, for claims that are not known now may be on them.
     """
 
     claims: tuple[Claim, ...]
@@ -71,6 +74,8 @@ class Order:
     enforce: bool = False
     dry: bool = False
     spent: frozenset[Target] = frozenset()
+    reserved: frozenset[Target] = frozenset()
+    asking: frozenset[ClaimId] = frozenset()
 
 
 @dataclass(slots=True)
@@ -78,7 +83,8 @@ class Result:
     """What a pass found and did; for a dry run `wrote` is what it would have written.
 
     `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
-    of no use any more. `foreseen` is the memory that a dry run leaves to the next tunable's plan.
+    of no use any more. `refused` are claims that the host cannot bear, by their identity and place. `foreseen` is the
+    memory that a dry run leaves to the next tunable's plan.
     """
 
     began: float = 0.0
@@ -89,6 +95,7 @@ class Result:
     wrote: set[Target] = field(default_factory=set)
     restored: set[Target] = field(default_factory=set)
     missing: dict[str, str] = field(default_factory=dict)
+    refused: dict[tuple[ClaimId, int], Verdict] = field(default_factory=dict)
     memory: Memory | None = None
     foreseen: Memory | None = None
 
@@ -166,6 +173,10 @@ class _Pass:
     repaired: set[Target] = field(default_factory=set)
     moved: frozenset[str] = frozenset()  # the instances whose values this pass has changed by another tunable
     named: frozenset[Target] = frozenset()  # what the claims cover that are put or dropped just now
+    claims: list[Claim] = field(default_factory=list)  # on this tunable, less those that the host cannot bear
+    before: dict[Target, Reading] = field(default_factory=dict)  # what the pass began with
+    wishes: dict[Target, Wish] = field(default_factory=dict)
+    left_alone: set[Target] = field(default_factory=set)
 
     def run(self) -> None:
         companion = self.lane.companion
@@ -187,21 +198,22 @@ class _Pass:
     def _run(self, claims: Sequence[Claim]) -> None:
         self.moved = frozenset(t.instance for t in self.result.wrote if t.tunable == self.tunable.moved_by)
         targets, before, missing = self.lane.reader.all(self.tunable)
-        own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
-        covered = cover(self.tunable, claims, targets)
-        wishes = wishes_of(self.tunable, covered, own, targets, self.order.named)
+        self.claims, self.before = [each for each in claims if each.tunable == self.tunable.name], before
+        covered = cover(self.tunable, self.claims, targets)
+        self.wishes = self._wishes(covered)
         self.named = self._covered_by_name(targets)
-        not_owed = self._taken_by_others(before, wishes)
-        contested = self._contested(before, wishes)
+        not_owed = self._taken_by_others(before, self.wishes)
+        contested = self._contested(before, self.wishes)
         # What the companion claims it has written itself.
-        free = {
-            target: wish
-            for target, wish in wishes.items()
-            if self.tunable.group(target) not in contested
-            and wish.winner.origin is not Origin.GUARD
-            and target not in not_owed
+        self.left_alone = {
+            target
+            for target, wish in self.wishes.items()
+            if self.tunable.group(target) in contested or wish.winner.origin is Origin.GUARD or target in not_owed
         }
-        steps, after = self._reach(before, free)
+        steps, after = self._reach(before)
+        wishes = self.wishes
+        if self.order.dry:
+            wishes |= {step.wish.target: foreseen(step) for step in steps if step.wish.sum}
         self.result.before |= before
         self.result.readings |= after
         self.result.wishes |= wishes
@@ -217,6 +229,24 @@ class _Pass:
         for claim in unmatched(covered):
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
+
+    def _wishes(self, covered: Covered) -> dict[Target, Wish]:
+        """What each target should be, by these claims and what was there before the pass."""
+        own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
+        named, reserved = self.order.named, self.order.reserved
+        found = wishes_of(self.tunable, covered, own, list(self.before), named, readings=self.before, reserved=reserved)
+        for target, wish in found.items():
+            last = self.lane.last.get(target)
+            found[target] = asked_now(wish, self.order.asking, last.requested if last else "", self.before[target])
+        return found
+
+    def _refuse(self, claim: Claim, why: Verdict) -> None:
+        """Go on without a claim that the host cannot bear: what it was to change stays as it is."""
+        self.result.refused[claim.id, claim.seq] = why
+        mine = self.tunable.matcher(claim.instances)
+        others = stand_in(claim, {t: wish for t, wish in self.wishes.items() if mine(t)}, self.before)
+        self.claims = [*(each for each in self.claims if each != claim), *others]
+        self.wishes = self._wishes(cover(self.tunable, self.claims, list(self.before)))
 
     def _taken_by_others(
         self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]
@@ -274,14 +304,12 @@ class _Pass:
         asking = [self.tunable.matcher(each.instances) for each in named if each.tunable == self.tunable.name]
         return frozenset(target for target in targets if any(matches(target) for matches in asking))
 
-    def _reach(
-        self, readings: dict[Target, Reading], wishes: Mapping[Target, Wish]
-    ) -> tuple[Sequence[Step], dict[Target, Reading]]:
+    def _reach(self, readings: dict[Target, Reading]) -> tuple[Sequence[Step], dict[Target, Reading]]:
         """Plan and write until the plan is empty or the kernel gives no more; the last plan and the last readings.
 
         `before` of the steps is the reading of the last plan; the report takes it from the first.
         """
-        steps = self._plan(readings, wishes)
+        steps = self._plan(readings)
         if self.order.dry:
             self.result.wrote |= written_by(steps)
         if self.order.dry or not any(step.writes for step in steps):
@@ -302,14 +330,14 @@ class _Pass:
             }
             again = self.tunable.elsewhere(steps, seen, now)
             if again and not self.writer.halt.asked:
-                readings, seen, steps = now, again, self._plan(again, wishes)
+                readings, seen, steps = now, again, self._plan(again)
                 continue
             if not self._worth_another_try(readings, now, steps, remedied=remedied):
                 return first, now
             for write in self.tunable.remedy:
                 self.writer.attempt(write)
             remedied, readings, seen = True, now, now
-            steps = self._plan(readings, wishes)
+            steps = self._plan(readings)
 
     def _write(self, steps: Sequence[Step]) -> None:
         """Write, and write again at once what the kernel refused because it was busy for a moment."""
@@ -322,21 +350,31 @@ class _Pass:
             self.lane.sleep(pause)
             self.writer.write(busy)
 
-    def _plan(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> Sequence[Step]:
+    def _plan(self, readings: Mapping[Target, Reading]) -> Sequence[Step]:
+        """The steps to what is wished, without the newest of those who ask for more than the host can bear."""
         # The other lanes have no use for it, and a plugged drive waits.
         memory = NO_MEMORY
         if self.tunable.lane is Lane.MEMORY:
             memory = self.result.foreseen or read_memory(self.lane.kernel)
+        steps = self._planned(readings, memory)
+        while refused := next(((claim, step.verdict) for step in steps if (claim := whom(step))), None):
+            claim, why = refused
+            assert why
+            self._refuse(claim, why)
+            steps = self._planned(readings, memory)
+        if self.order.dry and self.tunable.lane is Lane.MEMORY:
+            self.result.foreseen = self.tunable.foreseen(steps, memory)
+        return steps
+
+    def _planned(self, readings: Mapping[Target, Reading], memory: Memory) -> Sequence[Step]:
+        wishes = {target: wish for target, wish in self.wishes.items() if target not in self.left_alone}
         hanging = {target: wish for target, wish in wishes.items() if hangs(readings[target])}
         free = {target: wish for target, wish in wishes.items() if target not in hanging} if hanging else wishes
         planned = [
             *self.tunable.plan(readings, free, memory, self.lane.limits),
             *(Step(wish, readings[t], verdict=not_answering(readings[t])) for t, wish in hanging.items()),
         ]
-        steps = [self._later(step, memory) or step for step in planned]
-        if self.order.dry and self.tunable.lane is Lane.MEMORY:
-            self.result.foreseen = self.tunable.foreseen(steps, memory)
-        return steps
+        return [self._later(step, memory) or step for step in planned]
 
     def _later(self, step: Step, memory: Memory) -> Step | None:
         """Return the step without its writes when they were in vain a while ago and nothing has changed since."""
@@ -400,7 +438,8 @@ class _Pass:
             for step in steps
             if step.writes
             for target in step.touched
-            if target not in self.order.baselines and readings[target].value is not None
+            if (target not in self.order.baselines or target in self.order.reserved)
+            and readings[target].value is not None
         ]
         try:
             if new:
@@ -513,6 +552,12 @@ class _Pass:
             f"something else set {wish.target} to {now[wish.target].value}; it is left so until somebody sets it "
             "again. Likely: another tuning service, a udev rule or a script",
         )
+
+
+def foreseen(step: Step) -> Wish:
+    """Return the wish of a sum with the number that a dry run comes to."""
+    assert step.wish.sum
+    return replace(step.wish, sum=replace(step.wish.sum, foreseen=step.comes_to))
 
 
 def changed(before: Reading, now: Reading) -> bool:

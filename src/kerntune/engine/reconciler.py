@@ -13,12 +13,13 @@ from functools import partial
 from itertools import count, islice
 from typing import Protocol, TypeVar, TypeVarTuple
 
-from kerntune.engine.answers import Answer, outcomes_of
+from kerntune.engine.answers import Answer, outcomes_known, outcomes_of
 from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
 from kerntune.engine.companion import Companion
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Bounds, Hung
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
+from kerntune.engine.lasting import granted
 from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, is_due, news, told
 from kerntune.engine.observed import Observed
@@ -32,7 +33,7 @@ from kerntune.engine.requests import (
     edit_for,
     sound,
     too_much,
-    within_limit,
+    within_limits,
     within_reason,
     work_of,
 )
@@ -41,7 +42,21 @@ from kerntune.engine.shared import DryRuns, Shared
 from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
-from kerntune.model import Claim, ClaimId, Lane, Limits, Memory, Origin, Outcome, Reading, Reason, Report, State, Target
+from kerntune.model import (
+    NO_MEMORY,
+    Claim,
+    ClaimId,
+    Lane,
+    Limits,
+    Memory,
+    Origin,
+    Outcome,
+    Reading,
+    Reason,
+    Report,
+    State,
+    Target,
+)
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -89,6 +104,7 @@ class Reconciler:
         self._ending = self._stopping = False
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
+        self._numbers = count(self.committed.last_hold + 1)
         self._committing = asyncio.Lock()
         self._clock, self._bounds = clock, bounds
         self._loop: asyncio.AbstractEventLoop | None = None  # while there is one
@@ -138,7 +154,7 @@ class Reconciler:
     @property
     def world(self) -> World:
         owed = frozenset(target for target, outcome in self.outcomes.items() if outcome.is_owed)
-        return World(self.tunables, self.readings, self.missing, owed)
+        return World(self.tunables, self.readings, self.missing, owed, self.memory or NO_MEMORY)
 
     @property
     def troubles(self) -> set[Reason]:
@@ -302,6 +318,9 @@ class Reconciler:
         it, or where those are that were authorised.
         """
         run = run or self.threads.read
+        # What one user may hold is a part of what the host has left.
+        if request.hold and (read := self.refresh(Lane.MEMORY)):
+            await read
         try:
             return await self._checked(request, run)
         except (NoSuchTarget, NotSupported, NotOffered):
@@ -321,9 +340,8 @@ class Reconciler:
         return edit
 
     def _check_number(self, edit: Edit) -> None:
-        """Raise LimitsExceeded where others have made too many claims while this large edit was looked at."""
-        if edit.put:
-            within_limit(self.book.apply(edit), edit.put[0].origin, self.limits)
+        """Raise LimitsExceeded where others have made too many claims or holds while this large edit was looked at."""
+        within_limits(edit, self.world, self.book, self.limits)
 
     async def change(
         self, request: Request, cause: str, progress: Progress | None = None, *, endable: bool = False
@@ -348,12 +366,44 @@ class Reconciler:
         named = [claim_id.tunable for claim_id in (*edit.named, *edit.released)]
         return len(named) * len(self.readings) > SMALL and comparisons(named, self.world) > SMALL
 
-    def choosing(self, files: FilesEdit, *, reset: bool = False) -> Edit:
+    def number_for_a_hold(self) -> int:
+        """Return a number that no hold of this boot has had."""
+        return next(self._numbers)
+
+    async def drop_holds(self, numbers: Collection[int]) -> None:
+        """Drop holds whose clients have gone before the boot pass, which makes it so.
+
+        Where that cannot be saved now, the next commit saves it.
+        """
+        self.committed = self.committed.apply(self.committed.releasing(numbers, next(self._sequence)))
+        try:
+            await self.threads.save(self.ledger.commit, self.committed)
+        except OSError as error:
+            log.error("that holds are over cannot be saved: %s", why_not_saved(error))
+
+    def looking_up(self, claims: Sequence[Claim]) -> Callable[[], Sequence[Outcome]]:
+        """Return what returns the outcomes of these claims by what is known now; any thread may call it."""
+        world = replace(self.world, readings=dict(self.readings))
+        known = tuple(self.book.claims.values()), dict(self.ledger.baselines), dict(self.outcomes_now())
+        return partial(outcomes_known, claims, world, *known)
+
+    async def release(self, numbers: Collection[int], cause: str, *, is_fact: bool = False) -> Answer:
+        """End these holds, as far as there are such: what is claimed without them is in force again.
+
+        Where another edit is ending one of them, wait for what becomes of that. With `is_fact` they are over: where a
+        pass fails a later one puts right what it leaves, and where it cannot be saved the next commit saves it.
+        """
+        while ending := [other for other in self._pending if not set(other.edit.ended).isdisjoint(numbers)]:
+            await ending[0].done.wait()
+        edit = self.committed.releasing(numbers, next(self._sequence))
+        return await self.carry_out(replace(edit, is_fact=is_fact), cause)
+
+    def choosing(self, files: FilesEdit, *, reset: bool = False, holds: bool = False) -> Edit:
         """Return the edit that makes the files' claims these; `reset`: drops all that callers asked for.
 
-        A reset also names what is owed to the host, which is tried again at once.
+        A reset also names what is owed to the host, which is tried again at once; with `holds` it ends all holds.
         """
-        edit = self.book.choosing(files, next(self._sequence), reset=reset)
+        edit = self.book.choosing(files, next(self._sequence), reset=reset, holds=holds)
         owed = [ClaimId(Origin.RUNTIME, t.tunable, t.instance) for t in self.world.owed] if reset else []
         return replace(edit, drop=(*edit.drop, *owed))
 
@@ -433,12 +483,14 @@ class Reconciler:
     async def _carry_out(self, pending: Pending, cause: str, *, must_win: bool) -> Answer:
         edit, lanes = pending.edit, pending.lanes
         try:
-            results = await asyncio.gather(*(asyncio.shield(ticket.result) for ticket in pending.tickets.values()))
+            passes = (asyncio.shield(ticket.result) for ticket in pending.tickets.values())
+            # A lane makes a pass that has failed again by itself.
+            found = await asyncio.gather(*passes, return_exceptions=edit.is_fact)
             for done in pending.earlier:
                 await done.wait()
-            result = merge(results)
+            result = merge(each for each in found if isinstance(each, Result))
             outcomes = await self._outcomes_of(edit, result, self.threads.read, must_win=must_win)
-            await self._commit(pending)
+            await self._commit(pending, cause)
         except BaseException as error:
             # Whatever went wrong, nobody may wait for this edit for ever.
             if pending in self._pending:
@@ -472,7 +524,8 @@ class Reconciler:
         """
         claims = tuple(self.book.apply(edit).claims.values())
         named = frozenset(claim.id for claim in edit.put)
-        order = replace(self._dry_order(), claims=claims, named=named, released=frozenset(edit.released), enforce=True)
+        released = frozenset(edit.released)
+        order = replace(self._dry_order(), claims=claims, named=named, asking=named, released=released, enforce=True)
         return merge(await self._look(order, self._lanes_of(edit), run, dry_run))
 
     async def verify(self) -> tuple[Outcome, ...]:
@@ -524,25 +577,31 @@ class Reconciler:
         names = {claim.tunable for claim in edit.put} | {claim_id.tunable for claim_id in edit.drop}
         return frozenset(self.tunables[name].lane for name in names)
 
-    async def _commit(self, pending: Pending) -> None:
+    async def _commit(self, pending: Pending, cause: str) -> None:
         """Save the edit, then count it as committed; one at a time, so that none is lost."""
         async with self._committing:
             pending.saving = True
+            if pending.edit.hold:
+                pending.edit = replace(pending.edit, hold=granted(pending.edit.hold))
             book = self.committed.apply(pending.edit)
             if pending.edit.files:
                 book = book.without_files()
             if not book.same_as(self.committed) or pending.edit.put:
                 try:
                     await self.threads.save(self.ledger.commit, book)
-                except OSError as error:
-                    raise Failed(
-                        f"the claim cannot be saved: {why_not_saved(error)}",
-                        "It was withdrawn; free space there and try again",
-                    ) from error
-            self.committed = book
+                except (OSError, MemoryError, RuntimeError) as error:
+                    if pending.edit.is_fact:
+                        log.error("that holds are over cannot be saved: %s", error or type(error).__name__)
+                    elif isinstance(error, OSError):
+                        raise not_saved(pending.edit, error) from error
+                    else:
+                        raise
+            before, self.committed = self.committed, book
             if pending.edit.files:
                 self.configured = pending.edit.files.claims
             self._pending.remove(pending)
+        if book.holds != before.holds:
+            self.announce(cause)
 
     async def _withdrawn(self, lanes: Collection[Lane], cause: str, edit: Edit, *, wait: bool) -> None:
         """Have what the edit had overridden come into force again; a pass that fails now does not hide the error."""
@@ -563,12 +622,20 @@ class Reconciler:
             frozenset().union(*(ticket.released for ticket in tickets)),
             enforce=any(ticket.enforce for ticket in tickets),
             spent=frozenset(self._unforgotten),
+            reserved=frozenset(self.ledger.reserved),
+            asking=frozenset(
+                claim.id
+                for pending in self._pending
+                if any(ticket in tickets for ticket in pending.tickets.values())
+                for claim in pending.edit.put
+            ),
         )
 
     def _dry_order(self) -> Order:
         """Return the order of a look: it shows what a pass would find."""
         claims, baselines = tuple(self.book.claims.values()), dict(self.ledger.baselines)
-        return Order(claims, baselines, dry=True, spent=frozenset(self._unforgotten))
+        spent, reserved = frozenset(self._unforgotten), frozenset(self.ledger.reserved)
+        return Order(claims, baselines, dry=True, spent=spent, reserved=reserved)
 
     def _gone(self, result: Result) -> set[Target]:
         """Return the baselines of what was replaced: with another key, the former one never comes back.
@@ -657,6 +724,15 @@ class Reconciler:
                 listener(report)
             except Exception:
                 log.exception("a listener failed on the report of %s", report.cause)
+
+
+def not_saved(edit: Edit, error: OSError) -> Failed:
+    """Return what the caller of an edit is told that cannot be saved."""
+    if edit.put:
+        what, left = "the claim cannot be saved", "It was withdrawn"
+    else:
+        what, left = "what was asked cannot be saved", "Nothing was changed"
+    return Failed(f"{what}: {why_not_saved(error)}", f"{left}; free space there and try again")
 
 
 def stopping() -> Failed:

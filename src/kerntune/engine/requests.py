@@ -11,16 +11,33 @@ from functools import cached_property
 
 from kerntune.engine.claims import ClaimBook, Edit
 from kerntune.engine.resolve import Covered
-from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, UnknownTunable
-from kerntune.model import Claim, ClaimId, Limits, Origin, Reading, Setting, Target
+from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, OverLimit, UnknownTunable
+from kerntune.model import (
+    NO_MEMORY,
+    Claim,
+    ClaimId,
+    Hold,
+    Limits,
+    Memory,
+    Origin,
+    Reading,
+    Setting,
+    Target,
+)
 from kerntune.tunables.base import Tunable
+from kerntune.tunables.pool_room import Room
 
 EVERY = "*"
+ROOT = 0  # uid
+POOLS = "hugepages"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A Set or an Unset: the settings, the options, and who asks. `must_win` makes a beaten claim an error."""
+    """A Set, an Unset or a Hold: the settings, the options, and who asks.
+
+    `must_win` makes a beaten claim an error. `hold` is the hold that the claims belong to.
+    """
 
     settings: tuple[Setting, ...]
     unset: bool = False
@@ -28,9 +45,12 @@ class Request:
     partial: bool = False
     must_win: bool = False
     who: str = ""
+    hold: Hold | None = None
 
     @property
     def origin(self) -> Origin:
+        if self.hold:
+            return Origin.HOLD
         return Origin.PERSISTENT if self.persist else Origin.RUNTIME
 
 
@@ -45,6 +65,7 @@ class World:
     readings: Mapping[Target, Reading]
     missing: Mapping[str, str]
     owed: frozenset[Target] = frozenset()
+    memory: Memory = NO_MEMORY
 
     def tunable(self, name: str) -> Tunable:
         if name not in self.tunables:
@@ -83,8 +104,9 @@ def edit_for(request: Request, world: World, book: ClaimBook, sequence: Iterator
     covered = sum(map(len, claims.values()))
     if covered > limits.outcomes:
         raise too_much(f"the settings of the call cover {covered} targets together, and {limits.outcomes} are allowed")
-    edit = Edit(next(sequence), tuple(claims), superseded(claims, world, book) if request.persist else ())
-    within_limit(book.apply(edit), request.origin, limits)
+    dropped = superseded(claims, world, book) if request.persist else ()
+    edit = Edit(next(sequence), tuple(claims), dropped, hold=request.hold)
+    within_limits(edit, world, book, limits)
     return edit
 
 
@@ -105,7 +127,14 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tup
             f"{tunable.name} has no {instances!r}", f"What there is: {there}; a pattern may name what comes later"
         )
     check_value(tunable, [world.readings[target] for target in covered], value)
-    return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial), covered
+    if request.hold is None:
+        return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial), covered
+    if tunable.adds and int(value) == 0:
+        raise InvalidValue(f"a hold of 0 for {tunable.name} adds nothing", "Its number is added to what there is")
+    hold = request.hold
+    return Claim(
+        Origin.HOLD, tunable.name, instances, value, hold.who, hold.why, seq, request.partial, hold.number
+    ), covered
 
 
 def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
@@ -208,10 +237,61 @@ def too_much(what: str) -> LimitsExceeded:
     return LimitsExceeded(what, "Use patterns that cover more at once, or several calls")
 
 
-def within_limit(book: ClaimBook, origin: Origin, limits: Limits) -> None:
-    """LimitsExceeded when a book would hold too many claims made by callers."""
-    if len(book.by_origin(origin)) > limits.claims:
+def within_limits(edit: Edit, world: World, book: ClaimBook, limits: Limits) -> None:
+    """LimitsExceeded or OverLimit when a book would have too many claims or holds of callers after the edit."""
+    if not edit.put:
+        return
+    origin = edit.put[0].origin
+    if len(book.apply(edit).by_origin(origin)) > limits.claims:
         raise LimitsExceeded(
             f"there are {limits.claims} {origin.word} claims already",
             "Withdraw some: kerntune unset, or patterns",
         )
+    if edit.hold:
+        may_hold(edit.hold, edit.put, world, book, limits)
+
+
+def may_hold(hold: Hold, claims: Sequence[Claim], world: World, book: ClaimBook, limits: Limits) -> None:
+    """LimitsExceeded when there are holds enough, OverLimit when one user would have too much of the memory for them.
+
+    Root sets the limits, and is bound by none of a single user's.
+    """
+    others = [other for other in book.holds.values() if other.number != hold.number]
+    mine = {other.number for other in others if other.uid == hold.uid}
+    if len(others) >= limits.holds:
+        raise LimitsExceeded(f"there are {limits.holds} holds already", "`kerntune holds` shows them; [limits] holds")
+    if hold.uid == ROOT:
+        return
+    if len(mine) >= limits.holds_per_user:
+        raise LimitsExceeded(
+            f"uid {hold.uid} has {limits.holds_per_user} holds already",
+            "Release some: kerntune holds, kerntune release; [limits] holds-per-user",
+        )
+    # Or one user's claims would leave the others none.
+    share = limits.claims * limits.holds_per_user // max(1, limits.holds)
+    if sum(claim.hold in mine for claim in book.by_origin(Origin.HOLD)) + len(claims) > share:
+        raise LimitsExceeded(f"the holds of uid {hold.uid} would have more than {share} claims", "Use patterns")
+    asked = sum(bytes_of(claim, world) for claim in claims)
+    held = {claim: bytes_of(claim, world) for claim in book.by_origin(Origin.HOLD) if claim.hold != hold.number}
+    has = sum(size for claim, size in held.items() if claim.hold in mine)
+    may = (sum(held.values()) + spare(world, limits)) * limits.held_percent_per_user // 100
+    if asked and has + asked > may:
+        raise OverLimit(
+            f"{asked >> 20} MiB in huge pages asked, {max(0, may - has) >> 20} MiB possible: uid {hold.uid} holds "
+            f"{has >> 20} MiB, and one user may hold {may >> 20} MiB, {limits.held_percent_per_user} % of what can be "
+            "held now",
+            "Ask for less, or release what is held; the administrator may change held-percent-per-user in [limits]",
+        )
+
+
+def spare(world: World, limits: Limits) -> int:
+    """Return the memory that huge pages can still have, in bytes, as it was read last."""
+    pools = {target: reading for target, reading in world.readings.items() if target.tunable == POOLS}
+    known = {target: reading for target, reading in pools.items() if reading.value is not None}
+    return Room.on(world.memory, limits, known).spare
+
+
+def bytes_of(claim: Claim, world: World) -> int:
+    """Return the memory that a claim of a hold sets aside."""
+    tunable = world.tunables[claim.tunable]
+    return sum(tunable.takes(target, claim.value) for target in world.covered(tunable, claim.instances))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
-from kerntune.model import Claim, ClaimId, Origin, Target, Wish
+from kerntune.model import Claim, ClaimId, Origin, Reading, Reason, State, Step, Target, Wish
 from kerntune.tunables.base import Tunable
+from kerntune.tunables.sums import Total
 
 Covered = Mapping[Claim, Collection[Target]]
+NOTHING_READ: Final[Mapping[Target, Reading]] = {}
 
 
 def rank(claim: Claim) -> tuple[int, int]:
     """Who wins: the higher origin, then the newer."""
     return claim.origin, claim.seq
+
+
+def precedence(tunable: Tunable, claim: Claim) -> tuple[int, int, int]:
+    """Who wins on a target: the higher origin; of holds the one that no other would slow down; then the newer."""
+    return claim.origin, tunable.speed(claim.value) if claim.origin is Origin.HOLD else 0, claim.seq
 
 
 def cover(tunable: Tunable, claims: Iterable[Claim], targets: Collection[Target]) -> dict[Claim, list[Target]]:
@@ -27,33 +37,112 @@ def resolve(
     baselines: Mapping[Target, str],
     targets: Collection[Target],
     strict: Collection[ClaimId] = (),
+    *,
+    readings: Mapping[Target, Reading] = NOTHING_READ,
+    reserved: Collection[Target] = (),
 ) -> dict[Target, Wish]:
-    """What each target of one tunable should be. A target nobody claims is wished its baseline, if it has one."""
-    return wishes_of(tunable, cover(tunable, claims, targets), baselines, targets, strict)
+    """What each target of one tunable should be. A target nobody claims is wished its baseline, if it has one.
+
+    The baselines of `reserved` targets count in sums, and are not put back. `readings` have the own numbers of pools
+    that were never written: what holds add goes on top of them.
+    """
+    covered = cover(tunable, claims, targets)
+    return wishes_of(tunable, covered, baselines, targets, strict, readings=readings, reserved=reserved)
 
 
 def wishes_of(
     tunable: Tunable,
     covered: Covered,
     baselines: Mapping[Target, str],
-    targets: Iterable[Target],
+    targets: Collection[Target],
     strict: Collection[ClaimId] = (),
+    *,
+    readings: Mapping[Target, Reading] = NOTHING_READ,
+    reserved: Collection[Target] = (),
 ) -> dict[Target, Wish]:
     """The same, where it is known what each claim covers."""
-    claimed: dict[Target, list[Claim]] = {}
-    for claim in sorted(covered, key=rank, reverse=True):
+    covering: dict[Target, list[Claim]] = {}
+    for claim in sorted(covered, key=partial(precedence, tunable), reverse=True):
         for target in covered[claim]:
-            claimed.setdefault(target, []).append(claim)
+            covering.setdefault(target, []).append(claim)
+    sums: Mapping[Target, Total] = {}
+    if tunable.adds and any(claim.origin is Origin.HOLD for claim in covered):
+        own = {t: int(baselines.get(t) or own_number(readings.get(t))) for t in targets}
+        sums = tunable.sums({target: covering.get(target, ()) for target in targets}, own)
     wishes = {}
     for target in targets:
-        if asking := claimed.get(target):
-            winner, beaten = asking[0], tuple(asking[1:])
-            waits = winner.id in strict and not winner.partial
-            wishes[target] = Wish(target, winner.value, winner, beaten, strict=waits)
-        elif target in baselines:
-            own = Claim(Origin.BASELINE, tunable.name, target.instance, baselines[target], who="the host")
-            wishes[target] = Wish(target, own.value, own)
+        if asking := covering.get(target):
+            wishes[target] = wish_of(target, asking, sums.get(target), strict)
+        elif target in baselines and target not in reserved:
+            host = Claim(Origin.BASELINE, tunable.name, target.instance, baselines[target], who="the host")
+            wishes[target] = Wish(target, host.value, host)
     return wishes
+
+
+def wish_of(target: Target, asking: Sequence[Claim], total: Total | None, strict: Collection[ClaimId]) -> Wish:
+    """Return the wish of a target that is claimed, by the strongest claim or as the sum of several."""
+    if total is None:
+        return Wish(target, asking[0].value, asking[0], tuple(asking[1:]), strict=waits_for(asking[0], strict))
+    parts = total.sum.parts
+    held = [claim for claim in asking if claim.origin is Origin.HOLD]
+    winner = max(held, key=rank) if held else asking[0]
+    beaten = tuple(claim for claim in asking if claim not in parts and claim != winner)
+    return Wish(target, str(total.value), winner, beaten, any(waits_for(part, strict) for part in parts), total.sum)
+
+
+def asked_now(wish: Wish, asking: Collection[ClaimId], requested: str, reading: Reading) -> Wish:
+    """Return a sum with what a pass needs that is for some of its claims; `requested` was asked for until now.
+
+    Who is added gets all of his own, and makes nobody give what he has not. On a node he gets it beside what is there.
+    """
+    if wish.sum is None:
+        return wish
+    number, value = int(own_number(reading)), int(wish.value)
+    asked = tuple(claim for claim in wish.sum.parts if claim.id in asking)
+    more = sum(int(claim.value) for claim in asked if claim.origin is Origin.HOLD)
+    others = sum(int(claim.value) for claim in wish.sum.parts if claim not in asked)
+    new = number if wish.sum.base in asked else value - more
+    before = int(requested) if requested.isdecimal() else new
+    if wish.sum.at_least and more:
+        value = max(value, number + more)
+    lacks = max(0, min(before - number, others))
+    return replace(wish, value=str(value), sum=replace(wish.sum, asked=asked, before=before, lacks=lacks))
+
+
+def whom(step: Step) -> Claim | None:
+    """Return the claim that a refusal of a sum is about: the newest that the pass is for; None where it is no such."""
+    asked = step.wish.sum.asked if step.wish.sum else ()
+    if not asked or step.verdict is None or step.verdict.state is not State.REFUSED:
+        return None
+    if step.verdict.reason is Reason.PAGES_IN_USE:
+        asked = tuple(claim for claim in asked if claim.origin is Origin.HOLD)
+    return max([claim for claim in asked if not claim.partial] or asked, key=lambda claim: claim.seq, default=None)
+
+
+def stand_in(claim: Claim, wishes: Mapping[Target, Wish], readings: Mapping[Target, Reading]) -> list[Claim]:
+    """Return what takes the place of a claim that is refused: nothing of one that is held, else what there is.
+
+    `wishes` are those of the targets that it covers.
+    """
+    if claim.origin is Origin.HOLD:
+        return []
+    found = []
+    for target, wish in wishes.items():
+        parts = wish.sum.parts if wish.sum else ()
+        had = sum(int(p.value) for p in parts if p.origin is Origin.HOLD and not (wish.sum and p in wish.sum.asked))
+        value = max(0, int(own_number(readings[target])) - had)
+        found.append(replace(claim, instances=target.instance, value=str(value)))
+    return found
+
+
+def waits_for(claim: Claim, strict: Collection[ClaimId]) -> bool:
+    """Whether somebody waits for exactly this claim."""
+    return claim.id in strict and not claim.partial
+
+
+def own_number(reading: Reading | None) -> str:
+    """The number that a target has by itself, as its baseline would be saved now."""
+    return (reading.restore or reading.value or "0") if reading else "0"
 
 
 def unmatched(covered: Covered) -> list[Claim]:

@@ -26,6 +26,7 @@ from kerntune.model import (
     Wish,
     Write,
 )
+from kerntune.tunables.sums import Asking, Total, apart
 
 Action = Literal["set", "set-memory"]
 Matcher = Callable[[Target], bool]
@@ -61,6 +62,8 @@ class Tunable(Protocol):
     parallel: ClassVar[bool]
     # Its values are counts that grow as the kernel goes about a write: whoever waits is told how far it is.
     counted: ClassVar[bool]
+    # The numbers of holds add up: each client brings its own.
+    adds: ClassVar[bool]
     # Done once between two tries when the kernel gave less than asked, while that helps.
     remedy: ClassVar[tuple[Write, ...]]
     # The errnos with which the kernel says that it is busy for a moment: such a write is made again at once.
@@ -104,6 +107,15 @@ class Tunable(Protocol):
     def validate(self, reading: Reading, value: str) -> None:
         """InvalidValue when this target can never take the value (which is in normal form)."""
 
+    def speed(self, value: str) -> int:
+        """How fast a value is: of holds the fastest has its way, and of equal ones the newest."""
+
+    def sums(self, asking: Asking, own: Mapping[Target, int]) -> Mapping[Target, Total]:
+        """The numbers of targets that holds have a part in; `own` are those without any claim."""
+
+    def takes(self, target: Target, value: str) -> int:
+        """Bytes of memory that a hold of this value sets aside, or lets programs set aside."""
+
     def plan(
         self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
     ) -> Sequence[Step]:
@@ -142,6 +154,7 @@ class Plain(ABC):
     sizes: ClassVar[Sizes] = ""
     parallel: ClassVar[bool] = False
     counted: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     remedy: ClassVar[tuple[Write, ...]] = ()
     transient: ClassVar[frozenset[int]] = frozenset()
     moved_by: ClassVar[str] = ""
@@ -169,6 +182,15 @@ class Plain(ABC):
 
     def group(self, target: Target) -> str:
         return target.instance
+
+    def speed(self, value: str) -> int:  # noqa: ARG002
+        return 0
+
+    def sums(self, asking: Asking, own: Mapping[Target, int]) -> Mapping[Target, Total]:
+        return apart(asking, own)
+
+    def takes(self, target: Target, value: str) -> int:  # noqa: ARG002
+        return 0
 
     def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:  # noqa: ARG002
         return memory

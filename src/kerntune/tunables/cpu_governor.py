@@ -17,6 +17,8 @@ from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, also_m
 
 # Governors that the kernel loads when their name is written, though the file does not list them before.
 ON_DEMAND = frozenset({"conservative", "ondemand", "performance", "powersave", "schedutil", "userspace"})
+# The slowest first: one that is not among them is between `powersave` and those that follow the load.
+BY_SPEED = ("powersave", "", "userspace", "conservative", "ondemand", "schedutil", "performance")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
@@ -70,6 +72,9 @@ class CpuGovernor(OnPolicies):
             raise NotOffered(
                 f"{reading.target.instance} offers {', '.join(reading.choices)}, not {value}", "Choose one of these"
             )
+
+    def speed(self, value: str) -> int:
+        return BY_SPEED.index(value if value in BY_SPEED else "")
 
     def plan(
         self,

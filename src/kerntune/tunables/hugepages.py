@@ -38,6 +38,7 @@ from kerntune.tunables import page_size
 from kerntune.tunables.base import Action, Kind, Matcher, Plain, Sizes, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
+from kerntune.tunables.sums import Asking, Total, of_pools
 
 POOLS = "sys/kernel/mm/hugepages"
 PIECE = 1 << 30  # bytes of growth in one write
@@ -61,6 +62,7 @@ class HugePages(Plain):
         rf"sys/devices/system/node/(?P<node>[^/]+)/hugepages/{page_size.IN_PATH}/nr_hugepages",
     )
     counted: ClassVar[bool] = True
+    adds: ClassVar[bool] = True
     remedy: ClassVar[tuple[Write, ...]] = (Write("proc/sys/vm/compact_memory", "1"),)
     explained: ClassVar[Explanation] = Explanation(
         what="Memory set aside in pages of 2 MiB, 1 GiB or another size for programs that ask for them (MAP_HUGETLB, "
@@ -111,6 +113,12 @@ class HugePages(Plain):
 
     def group(self, target: Target) -> str:
         return target.instance.partition("/")[0]
+
+    def sums(self, asking: Asking, own: Mapping[Target, int]) -> Mapping[Target, Total]:
+        return of_pools(asking, own)
+
+    def takes(self, target: Target, value: str) -> int:
+        return page_size.parse(target.instance).size * int(value)
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         return self._read(kernel, target, partial(node_memory, kernel))
@@ -206,6 +214,8 @@ class HugePages(Plain):
         if reading.value is None:
             return unreadable(reading)
         asked, wanted, figures = reading.figures["asked"], int(wish.value), reading.figures
+        if wish.sum and wish.sum.at_least:
+            wanted = max(wanted, asked)
         of_size = {t: r for t, r in group.items() if self.group(t) == self.group(wish.target) and r.value is not None}
         if asked == wanted and stuck(reading, of_size) > 0:
             return Verdict(
@@ -215,6 +225,9 @@ class HugePages(Plain):
                 f"{figures['total'] - figures['free']} in use, {figures['free']} free, {figures['surplus']} surplus"
                 f"{reading.detail and '; '}{reading.detail}",
             )
+        if asked == wanted > int(wish.value):
+            said = f"at least {wish.value}, and pages of the whole host are there too"
+            return Verdict(State.SATISFIED, Reason.OK, said)
         if asked == wanted:
             return SATISFIED
         if entangled(wish, reading, of_size):
@@ -260,7 +273,8 @@ class HugePages(Plain):
         return max(0, int(wish.value) - reading.figures["total"]) * reading.figures["size"]
 
     def drifted(self, wish: Wish, reading: Reading) -> bool:
-        return reading.value is not None and reading.figures["asked"] > int(wish.value)
+        is_shared = wish.sum is not None and wish.sum.at_least
+        return reading.value is not None and reading.figures["asked"] > int(wish.value) and not is_shared
 
 
 def at_boot(reading: Reading, wanted: int) -> str:

@@ -18,6 +18,7 @@ from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, T
 from kerntune.tunables import page_size
 from kerntune.tunables.base import Action, Kind, Plain, Sizes, unreadable
 from kerntune.tunables.hugepages import COUNT, POOLS
+from kerntune.tunables.sums import refusal
 
 FILE = "nr_overcommit_hugepages"
 
@@ -31,6 +32,7 @@ class HugePagesOvercommit(Plain):
     action: ClassVar[Action] = "set-memory"
     kind: ClassVar[Kind] = Kind.POOLS
     sizes: ClassVar[Sizes] = "pages"
+    adds: ClassVar[bool] = True
     by_hand: ClassVar[tuple[str, ...]] = (
         r"proc/sys/vm/nr_overcommit_hugepages",
         rf"sys/kernel/mm/hugepages/{page_size.IN_PATH}/nr_overcommit_hugepages",
@@ -91,6 +93,9 @@ class HugePagesOvercommit(Plain):
     def validate(self, reading: Reading, value: str) -> None:
         """Any count may be asked for; the limit of the host is checked by the plan."""
 
+    def takes(self, target: Target, value: str) -> int:
+        return page_size.parse(target.instance).size * int(value)
+
     def plan(
         self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
     ) -> Sequence[Step]:
@@ -106,9 +111,12 @@ class HugePagesOvercommit(Plain):
             lent = sum(to_lend(readings[t], n) for t, n in now.items() if t != target)
             possible = most(before, lent, memory, limits) // before.figures["size"]
             if wanted > now[target] and wanted > possible and not wish.is_baseline:
-                steps.append(Step(wish, before, verdict=over_limit(wish, now[target], possible, limits)))
+                # Of these nobody is given a part.
+                newest = max(wish.sum.asked if wish.sum else (), key=lambda claim: claim.seq, default=None)
+                refused = refusal(wish, newest, now[target], possible, too_many(limits))
+                steps.append(Step(wish, before, verdict=refused or over_limit(wish, now[target], possible, limits)))
                 continue
-            writes = (Write(f"{folder_of(target)}/{FILE}", wish.value),) if wanted != now[target] else ()
+            writes = (Write(f"{folder_of(target)}/{FILE}", str(wanted)),) if wanted != now[target] else ()
             steps.append(Step(wish, before, writes))
             now[target] = wanted
         return steps
@@ -142,6 +150,11 @@ def over_limit(wish: Wish, now: int, possible: int, limits: Limits) -> Verdict:
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,
-        f"{wish.value} pages to borrow asked for {wish.target.instance}, {possible} possible, {now} there now: those "
-        f"kept and those borrowed may have {limits.hugepages_percent} % of RAM together",
+        f"{wish.value} pages to borrow asked for {wish.target.instance}, {possible} possible, {now} there now: "
+        f"{too_many(limits)}",
     )
+
+
+def too_many(limits: Limits) -> str:
+    """Prose: the limit on all huge pages."""
+    return f"those kept and those borrowed may have {limits.hugepages_percent} % of RAM together"

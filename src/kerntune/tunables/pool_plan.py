@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kerntune.model import SATISFIED, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.model import (
+    SATISFIED,
+    Limits,
+    Memory,
+    Origin,
+    Reading,
+    Reason,
+    State,
+    Step,
+    Target,
+    Verdict,
+    Wish,
+    Write,
+)
 from kerntune.tunables.base import unreadable
 from kerntune.tunables.pool_room import Room, node_of
 from kerntune.tunables.pool_writes import Pools, Work, carry_out, is_full, nodes_of, persistent
+from kerntune.tunables.sums import refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A wish, the pages that it wants in each pool, and the pools it settles.
 
-    `beaten` is what to say when the pools' number is not the wish's; with a `verdict` there is nothing to do.
+    `beaten` is what to say when the pools' number is not the wish's; with a `verdict` there is nothing to do. `takes`
+    are the pages that another part wants in a pool, for this wish too.
     """
 
     wish: Wish
@@ -23,6 +38,7 @@ class Part:
     settles: tuple[Target, ...]
     beaten: Verdict | None = None
     verdict: Verdict | None = None
+    takes: int | None = None
 
 
 def plan_pools(
@@ -67,7 +83,7 @@ def divide(group: Pools, wishes: Mapping[Target, Wish]) -> list[Part]:
     """Say who settles which pool: nodes with claims get exactly theirs, the rest of a total goes to the other nodes.
 
     A total alone is the kernel's to spread: it tries the nodes in turn, and goes on where one has no memory. A node's
-    own baseline counts only while no total is claimed.
+    own baseline counts only while no total is claimed. Nodes that are to have at least so much of a total get it first.
     """
     nodes = nodes_of(group)
     alias = () if nodes else tuple(group)
@@ -77,13 +93,30 @@ def divide(group: Pools, wishes: Mapping[Target, Wish]) -> list[Part]:
     parts = [Part(wish, {t: int(wish.value)}, alias or (t, *also)) for t, wish in claimed.items()]
     if whole is None or whole.is_baseline:
         return parts + put_back([wish for wish in wishes.values() if wish.is_baseline], group, claimed)
-    total, fixed = int(whole.value), sum(int(wish.value) for wish in claimed.values())
+    total = int(whole.value)
     if not claimed:
         return [Part(whole, {whole.target: total}, alias or (whole.target, *nodes))]
-    others = {target: group[target] for target in nodes if target not in claimed}
+    least = {t: int(wish.value) for t, wish in claimed.items() if wish.sum and wish.sum.at_least}
+    fixed = sum(int(wish.value) for target, wish in claimed.items() if target not in least)
+    others = {target: group[target] for target in nodes if target not in claimed or target in least}
     beaten = beaten_by_nodes(fixed) if total < fixed or (not others and total != fixed) else None
-    wants = spread(max(0, total - fixed), others)
+    wants = at_least(spread(max(0, total - fixed), others), least)
+    parts = [
+        Part(part.wish, {}, (), takes=wants[part.wish.target]) if part.wish.target in least else part for part in parts
+    ]
     return [*parts, Part(whole, wants, (whole.target, *wants) if nodes else (), beaten)]
+
+
+def at_least(wants: Mapping[Target, int], least: Mapping[Target, int]) -> dict[Target, int]:
+    """Return the same pages in all, of which each node that `least` names has so many, as far as they go."""
+    found = dict(wants)
+    for target, pages in least.items():
+        spare = {other: max(0, found[other] - least.get(other, 0)) for other in found if other != target}
+        given = share(min(max(0, pages - found[target]), sum(spare.values())), spare)
+        found[target] += sum(given.values())
+        for other, count in given.items():
+            found[other] -= count
+    return found
 
 
 def put_back(own: Sequence[Wish], group: Pools, claimed: Mapping[Target, Wish]) -> list[Part]:
@@ -173,32 +206,41 @@ class Fitted:
         wish = self.part.wish
         writes = tuple(Write(path_of(target), str(count)) for target, count in work.writes)
         touches = tuple(dict.fromkeys((*self.part.settles, *work.touches)))
-        return Step(wish, pools[wish.target], writes, self.verdict, self.capped, touches, self.grows)
+        comes_to = sum(self.wants.values()) if self.wants else None
+        return Step(wish, pools[wish.target], writes, self.verdict, self.capped, touches, self.grows, comes_to)
 
 
 def fit(part: Part, group: Pools, room: Room) -> tuple[Fitted, Room]:
     """Refuse a part, cap it to what there is room for, or leave it as asked; return the room left too."""
-    wish, before, size = part.wish, group[part.wish.target], page_bytes(part, group)
     if part.verdict:
         return Fitted(part, {}, part.verdict), room
-    grows, more = growth(part.wants, group), rise(part.wants, group)
+    wish, before, size = part.wish, group[part.wish.target], page_bytes(part, group)
+    now = before.figures
     # Pages in use beyond what is asked and may be borrowed are counted with the pools already.
-    stuck = max(0, before.figures["surplus"] - before.figures["borrow"])
+    stuck = max(0, now["surplus"] - now["borrow"])
+    if verdict := among_those_in_use(wish, before, stuck):
+        return Fitted(part, {}, verdict), room
+    grows, more = growth(part.wants, group), rise(part.wants, group)
+    if part.takes is not None:
+        grows, more = growth({wish.target: part.takes}, group), part.takes - now["asked"]
     if part.beaten:
         # Beaten by the nodes' claims or not, a number that the host could never bear is refused.
-        grows = more = max(grows, int(wish.value) - before.figures["total"])
-    bounds = [(room.for_memory(wish), grows)]
+        grows = more = max(grows, int(wish.value) - now["total"])
+    bounds = [(room.for_memory(node_of(wish.target)), grows)]
     if not wish.is_baseline:
         bounds.append((room.for_pools, max(grows, more - stuck)))
     over = [(more - pages + bound.pages(size), bound.why) for bound, pages in bounds if pages > bound.pages(size)]
     wants, capped = part.wants, part.beaten
     if over and more > 0:
         possible, why = min(over)
-        now = before.figures
-        verdict = over_limit(wish, now["total"], now["asked"] + max(0, possible), why)
-        if wish.strict:
+        most = now["asked"] + max(0, possible)
+        verdict = over_limit(wish, now["total"], most, why)
+        if wish.sum is None and wish.strict:
             return Fitted(part, {}, verdict), room
-        capped = part.beaten or verdict._replace(state=State.PARTIAL)
+        if refused := refusal(wish, wish.sum.newest if wish.sum else None, now["asked"], most, why):
+            return Fitted(part, {}, refused), room
+        if part.takes is None:
+            capped = part.beaten or verdict._replace(state=State.PARTIAL)
         wants = reduce(part.wants, group, max(0, possible))
     grows = growth(wants, group)
     counted = max(grows, rise(wants, group) - stuck)
@@ -206,13 +248,31 @@ def fit(part: Part, group: Pools, room: Room) -> tuple[Fitted, Room]:
     return Fitted(part, wants, None, capped, grows * size), room.less(grows * size, counted * size, nodes)
 
 
+def among_those_in_use(wish: Wish, pool: Reading, stuck: int) -> Verdict | None:
+    """Refuse who asks to hold pages while pages that nobody claims are in use: some of his would be among them."""
+    if not stuck or not wish.sum or not any(claim.origin is Origin.HOLD for claim in wish.sum.asked):
+        return None
+    return Verdict(
+        State.REFUSED,
+        Reason.PAGES_IN_USE,
+        f"{stuck} pages of {wish.target} that nobody claims any more are still in use, and those asked for would be "
+        f"among them{pool.detail and '; '}{pool.detail}",
+    )
+
+
 def over_limit(wish: Wish, now: int, possible: int, why: str) -> Verdict:
     """The refusal, with what was asked, what is possible and what there is."""
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,
-        f"{wish.value} pages asked for {wish.target.instance}, {possible} possible, {now} there now: {why}",
+        f"{wish.value} pages asked for {wish.target.instance}{of_holds(wish)}, {possible} possible, {now} there now: "
+        f"{why}",
     )
+
+
+def of_holds(wish: Wish) -> str:
+    """Prose: what of a number is held."""
+    return f" ({wish.sum.held} of them held)" if wish.sum else ""
 
 
 def reduce(wants: Mapping[Target, int], group: Pools, pages: int) -> dict[Target, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from kerntune.model import Limits, Memory, Reading, Target, Wish
+from kerntune.model import Limits, Memory, Reading, Target
 from kerntune.tunables.overcommit import NEVER, needed_limit, predicted_limit
 
 MODE_NEVER = 2
@@ -66,8 +66,11 @@ class Room:
             },
         )
 
-    def for_memory(self, wish: Wish) -> Bound:
-        """Return the tightest bound on memory that is taken, also by a host's own number: others need the rest."""
+    def for_memory(self, node: str = "") -> Bound:
+        """Return the tightest bound on memory that is taken, also by a host's own number: others need the rest.
+
+        Of a node ("node0") less may be had than of the whole host.
+        """
         memory = self.memory
         said = f"{memory.available >> 20} MiB are available and {memory.reserve >> 20} MiB stay for the host"
         bounds = [Bound(self.available - memory.reserve, said)]
@@ -77,7 +80,6 @@ class Room:
                 f"{needed_limit(memory) >> 20} MiB of it are needed"
             )
             bounds.append(Bound(self.committable, why))
-        node = node_of(wish.target)
         if node in self.nodes:
             why = f"{max(0, self.nodes[node]) >> 20} MiB of {node} can be had, the rest stays for what runs there"
             bounds.append(Bound(self.nodes[node], why))
@@ -93,6 +95,11 @@ class Room:
             f"huge pages may have {ceiling >> 20} MiB in all ({percent} % of RAM) and have "
             f"{self.memory.hugetlb >> 20} MiB{borrow}",
         )
+
+    @property
+    def spare(self) -> int:
+        """Return the bytes that pools of huge pages can still take."""
+        return max(0, min(self.for_memory(), self.for_pools).spare)
 
     def less(self, taken: int, counted: int, nodes: Mapping[str, int]) -> Room:
         """Return the room that is left when a plan takes so much."""

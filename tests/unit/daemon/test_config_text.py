@@ -87,7 +87,8 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *T
         ("[limit]\nclaims = 5", Kind.TABLE, f":1: warning: nothing here is called 'limit'. {TABLES}"),
         ("claims = 5", Kind.TABLE, f":1: warning: nothing here is called 'claims'. {TABLES}"),
         ("[limits]\ncliams = 5", Kind.UNKNOWN,
-         ":2: warning: [limits] has no setting 'cliams'. There are claims, hugepages-percent"),
+         ":2: warning: [limits] has no setting 'cliams'. There are claims, held-percent-per-user, holds, "
+         "holds-per-user, hugepages-percent"),
         # options
         ("\n[limits]\nhugepages-percent = 96", Kind.OPTION, f":3: hugepages-percent is 96. {PERCENT}"),
         ("[limits]\nhugepages-percent = -1", Kind.OPTION, f":2: hugepages-percent is -1. {PERCENT}"),

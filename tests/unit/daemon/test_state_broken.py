@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerntune import plain_files as files_module
+from kerntune.daemon.state import State
 from kerntune.engine.claims import ClaimBook
 from kerntune.model import Baseline
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime
@@ -188,6 +189,53 @@ def test_claims_with_a_field_of_the_wrong_kind(folder: Path) -> None:
         assert len(opened(folder).set_aside) == 1, (name, value)
 
 
+HOLD = {
+    "number": 3, "who": "job", "why": "", "uid": 1000, "client": ":1.5", "bus": "a bus", "ttl": 0, "since": 1,
+    "ends_boottime": 0,
+}  # fmt: skip
+HELD = {
+    "tunable": "hugepages", "instances": "2M", "value": "10", "who": "job", "why": "", "seq": 1, "partial": False,
+    "hold": 3,
+}  # fmt: skip
+
+
+def with_hold(folder: Path, hold: dict[str, Any], claim: dict[str, Any]) -> State:
+    document = {"format": 1, "boot": "boot-1", "serial": 1, "holds": [HOLD | hold], "hold_claims": [HELD | claim]}
+    runtime(folder).write_text(json.dumps(document))
+    return opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("hold", "claim"),
+    [
+        ({"number": 0}, {"hold": 0}),
+        ({"number": 2**64}, {"hold": 2**64}),
+        ({"uid": 2**32}, {}),
+        ({"uid": -1}, {}),
+        ({"since": -1}, {}),
+        ({"since": 2**64}, {}),
+        ({"ttl": 2**64 - 1}, {}),
+        ({"ends_boottime": 2**80}, {}),
+        ({"uid": True}, {}),
+        ({"who": "\udcff"}, {}),
+        ({"why": "\0"}, {}),
+        ({"client": None}, {}),
+        ({"ends": 5}, {}),
+        ({}, {"instances": "\0"}),
+        ({}, {"value": "\udcff"}),
+    ],
+)
+def test_a_hold_that_no_bus_could_tell_of(folder: Path, hold: dict[str, Any], claim: dict[str, Any]) -> None:
+    """It is set aside at its first start: the daemon could not even publish it."""
+    state = with_hold(folder, hold, claim)
+    assert (state.book.holds, len(state.set_aside)) == ({}, 1)
+
+
+def test_a_hold_with_the_largest_numbers(folder: Path) -> None:
+    most = {"uid": 2**32 - 1, "since": 2**63, "ttl": 2**63 - 1, "ends_boottime": 2**64 - 1}
+    assert with_hold(folder, most, {}).book.holds[3].expires == 2**64 - 1
+
+
 # Files that cannot be read now
 
 
@@ -227,10 +275,10 @@ def test_claims_that_cannot_be_read_are_there_at_the_next_start(
         assert [path.name for path in state.unread] == ["claims.json.unread"]
         assert state.set_aside == []
         # Who claims the drive is not known, so nothing is put back; a new claim on it is free to keep its baseline.
-        assert state.baselines == {}
+        assert (state.baselines, state.reserved) == ({SDA: "mq-deadline"}, {SDA})
         if save:
             state.keep([Baseline(SDA, "none")])
-            assert state.baselines == {SDA: "mq-deadline"}
+            assert (state.baselines, state.reserved) == ({SDA: "mq-deadline"}, set())
             state.commit(ClaimBook.of(LATER, other))
         again = opened(folder)
         assert again.unread == state.unread
