@@ -37,6 +37,11 @@ class TestErrors:
             async with connect("unix:path=/nonexistent"):
                 pass
 
+    async def test_a_text_that_the_bus_cannot_carry(self, bus: PrivateBus) -> None:
+        async with lab.client(bus) as client:
+            with pytest.raises(errors.Usage, match=r"'\\udcff' is no UTF-8"):
+                await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "\udcff")
+
     async def test_no_daemon(self, bus: PrivateBus) -> None:
         async with lab.client(bus) as client:
             with pytest.raises(errors.Unreachable, match="systemctl status kerntuned"):

@@ -59,11 +59,11 @@ def test_status_says_who_wins_and_who_is_beaten_and_why(shell: Shell) -> None:
         assert words[4].rstrip(",") == layer
         beaten = [(name, other) for name, other, _ in LAYERS[place + 1 :]]
         for name, other in beaten:
-            assert f"{name} {other}" in line
+            assert f"{other} of {name}" in line
         if beaten:
             *most, last = [name for name, _ in beaten]
             others = f"{', '.join(most)} and {last}" if most else last
-            assert f"because {layer} wins over {others}" in line
+            assert f"({layer} wins over {others})" in line
             shell.check(withdraw)
     assert f"{shell.daemon.config}/kerntune.toml:2" in line
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +45,14 @@ SHOWN: Final = [(page, block) for page in PAGES for block in examples(page)]
 SHELL_PAGES: Final = sorted(
     {page for page, block in SHOWN if block.is_shell and not block.lines[0].startswith(tuple(NOT_HERE))}
 )
+SCRIPTS: Final = [block for _, block in SHOWN if block.is_script]
+PYTHON_PAGES: Final = sorted({page for page, block in SHOWN if block.is_python})
+WITHOUT_TORCH: Final = """\
+import sys, types
+served = []
+sys.modules["torch"] = types.SimpleNamespace(load=lambda path: served.append(path))
+serve = served.append
+"""
 SETTINGS: Final = [block for _, block in SHOWN if block.is_settings]
 
 
@@ -53,8 +64,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 def test_nothing_shown_is_overlooked() -> None:
     for page, block in SHOWN:
-        known = block.is_shell or block.is_settings or block.lines == UNIT_FILE or PROSE.match(block.lines[0])
-        assert known, f"{page.name}: {block.lines}"
+        known = block.is_shell or block.is_script or block.is_python or block.is_settings or block.lines == UNIT_FILE
+        assert known or PROSE.match(block.lines[0]), f"{page.name}: {block.lines}"
     lines = [line for _, block in SHOWN if block.is_shell for line in block.commands]
     for named in (*NOT_HERE, *OTHERWISE):
         assert any(line.startswith(named) for line in lines), f"{named!r} is not in the documentation any more"
@@ -65,16 +76,67 @@ def test_nothing_shown_is_overlooked() -> None:
 def test_every_command(shell: Shell, page: Path) -> None:
     """In their order, as somebody types them who reads the page from its beginning."""
     variables = ""
-    for line in (line for block in examples(page) if block.is_shell for line in block.commands):
-        if line.startswith(tuple(NOT_HERE)):
-            continue
-        if re.match(r"\w+=", line):
-            variables += f"{line}\n"
-        elif re.search(r"\bmonitor\b", line):
-            follow(shell, variables + line)
-        else:
-            run(shell, variables, line)
+    with ExitStack() as stack:
+        for line in (line for block in examples(page) if block.is_shell for line in block.commands):
+            if line.startswith(tuple(NOT_HERE)):
+                continue
+            if re.match(r"\w+=", line):
+                variables += f"{line}\n"
+            elif re.search(r"\bmonitor\b", line):
+                follow(shell, variables + line)
+            elif re.search(r"\bkerntune hold\b", line) and "--detach" not in line:
+                stack.enter_context(held(shell, line))
+            else:
+                run(shell, variables, line)
     assert "Traceback" not in shell.daemon.journal()
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.name)
+def test_every_program(shell: Shell, page: Path) -> None:
+    """As it stands there, with a torch that loads nothing."""
+    for block in (block for block in examples(page) if block.is_python):
+        text = "\n".join([WITHOUT_TORCH, *block.lines, "assert served"])
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=shell.environment | {"PYTHONPATH": str(CHECKOUT / "src")},
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert shell.daemon.journal().count(": done") >= 1
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=lambda block: block.page.name)
+def test_every_script(shell: Shell, block: Example, tmp_path: Path) -> None:
+    """It has its pages while its server runs, and none after; without them it starts no server."""
+    server, script = tmp_path / "start-model-server", tmp_path / "script"
+    server.write_text("#!/bin/sh\nkerntune holds --json\n")
+    script.write_text("\n".join(block.lines) + "\n")
+    script.chmod(0o755)
+    before = shell.check("kerntune get hugepages@2M")
+    assert '"hold": 1' in shell.check(str(script))
+    assert shell.check("kerntune get hugepages@2M") == before
+    assert shell.check("kerntune holds") == "Nobody holds anything."
+    script.write_text(script.read_text().replace("64G", "64T"))
+    refused = shell.run(str(script))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "kerntune: " in refused.stderr
+
+
+@contextmanager
+def held(shell: Shell, line: str) -> Iterator[None]:
+    """A command that runs for as long as it holds: Ctrl-C ends it, or `kerntune release`."""
+    words = line.partition(" #")[0].removesuffix("&")
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {words}"], env=shell.environment | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            said = iter(process.stdout.readline, "")
+            assert any(each.startswith("Hold ") for each in said), words
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(LIMIT) == 0
 
 
 def run(shell: Shell, variables: str, line: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kerntune.bus import names
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.gate import LOGGED, USERS, Gate, needed
+from kerntune.bus.holds import HeldObject, Holds
 from kerntune.bus.interface import load, snake
 from kerntune.bus.messages import Variant
 from kerntune.bus.objects import CHANGE_ASKED, Core, Manager
@@ -25,6 +27,7 @@ from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.simulated import demo_host
+from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 from tests.unit.lab import Lab, running
 
@@ -66,6 +69,9 @@ class Files:
         self.done: list[str] = []
         self.profile = ""
 
+    async def settings_of(self, profile: str) -> list[Setting]:
+        return []
+
     async def check(self, selection: Selection) -> None:
         pass
 
@@ -89,6 +95,18 @@ class Alone(Service):
     async def present(self, caller: Caller) -> bool:
         return True
 
+    async def while_present(self, caller: Caller, awaitable: Awaitable[Any]) -> Any:
+        return await awaitable
+
+    async def bus_id(self) -> str:
+        return "no bus"
+
+    def publish(self, path: str, impls: Mapping[str, object]) -> None:
+        pass
+
+    def watching(self, name: str) -> AbstractAsyncContextManager[asyncio.Future[None]]:
+        return nullcontext(asyncio.get_running_loop().create_future())
+
 
 @asynccontextmanager
 async def core() -> AsyncIterator[tuple[Core, Lab, Files]]:
@@ -103,14 +121,18 @@ async def core() -> AsyncIterator[tuple[Core, Lab, Files]]:
 
 
 def handler(core: Core, interface: str, member: str) -> Any:
-    kinds = {
-        names.MANAGER: Manager,
+    kinds: dict[str, Callable[[Core], object]] = {
+        names.MANAGER: manager_of,
         names.HUGE_PAGES: HugePages,
         names.CPU_GOVERNOR: CpuGovernor,
         names.IO_SCHEDULER: IoScheduler,
         names.MEMORY: Memory,
     }
     return getattr(kinds[interface](core), snake(member))
+
+
+def manager_of(core: Core) -> Manager:
+    return Manager(core, Holds(core))
 
 
 def caller(uid: int, interface: str, member: str) -> Caller:
@@ -120,10 +142,12 @@ def caller(uid: int, interface: str, member: str) -> Caller:
 def test_every_method_says_what_it_needs() -> None:
     said = {(name, member): found.actions[member] for name, found in CONTRACT.items() for member in found.methods}
     assert {member for (_, member), action in said.items() if action == "none"} == OPEN
-    assert {key for key, action in said.items() if action != "none"} == CHANGES.keys()
+    held = {(names.MANAGER, "Hold"), (names.HOLD, "Release")}
+    assert {key for key, action in said.items() if action != "none"} == CHANGES.keys() | held
     manage = {member for (_, member), action in said.items() if action == "manage"}
-    assert manage == {"SetProfile", "ClearProfile", "Reset", "Reload"}
-    assert set(said.values()) == {"none", "manage", "tunable"}
+    assert manage == {"SetProfile", "ClearProfile", "Reset", "Reload", "Release"}
+    assert {member for (_, member), action in said.items() if action == "hold"} == {"Hold"}
+    assert set(said.values()) == {"none", "manage", "tunable", "hold"}
 
 
 @dataclass(slots=True)
@@ -159,9 +183,9 @@ async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
 async def test_reset_to_the_hosts_own_values_passes_it_too() -> None:
     async with core() as (found, _, files):
         with pytest.raises(errors.AccessDenied):
-            await Manager(found).reset(caller(STRANGER, names.MANAGER, "Reset"), BASELINE)
+            await manager_of(found).reset(caller(STRANGER, names.MANAGER, "Reset"), BASELINE)
         assert not files.done
-        await Manager(found).reset(caller(ROOT, names.MANAGER, "Reset"), BASELINE)
+        await manager_of(found).reset(caller(ROOT, names.MANAGER, "Reset"), BASELINE)
         assert files.done == ["Reset"]
 
 
@@ -189,14 +213,51 @@ async def test_one_action_is_not_enough_for_settings_of_two(change: str, allowed
     async with core() as (found, lab, _):
         guarded_by(found, Authority({allowed}))
         with pytest.raises(errors.AccessDenied):
-            await getattr(Manager(found), change)(asks, given, {})
+            await getattr(manager_of(found), change)(asks, given, {})
         assert not lab.engine.book.claims
         guarded_by(found, both := Authority({names.ACTION_SET, names.ACTION_SET_MEMORY}))
-        await getattr(Manager(found), change)(asks, given, {})
+        await getattr(manager_of(found), change)(asks, given, {})
         assert set(both.asked) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
 
 
-@pytest.mark.parametrize("action", ["", "none", "hold", "anything"])
+@pytest.mark.parametrize("lacks", [names.ACTION_HOLD, names.ACTION_SET, names.ACTION_SET_MEMORY])
+async def test_a_hold_needs_its_own_action_and_that_of_each_tunable(lacks: str) -> None:
+    settings, needs = (
+        [["io-scheduler", "sda", "none"], ["hugepages", "2M", "10"]],
+        {*ACTIONS.values()} | {names.ACTION_HOLD},
+    )
+    asks = caller(STRANGER, names.MANAGER, "Hold")
+    async with core() as (found, lab, _):
+        guarded_by(found, Authority(needs - {lacks}))
+        with pytest.raises(errors.AccessDenied, match=lacks):
+            await manager_of(found).hold(asks, settings, "job", "", {})
+        assert not lab.engine.book.claims
+        guarded_by(found, polkit := Authority(needs - {names.ACTION_MANAGE}))
+        await manager_of(found).hold(asks, settings, "job", "", {})
+        assert names.ACTION_MANAGE not in polkit.asked
+        detached = {"detached": Variant("b", True), "ttl-usec": Variant("t", 10**9)}
+        with pytest.raises(errors.AccessDenied, match=names.ACTION_MANAGE):
+            await manager_of(found).hold(asks, settings, "job", "", detached)
+        assert len(lab.engine.book.holds) == 1
+
+
+async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
+    asks, settings = caller(STRANGER, names.HOLD, "Release"), [["io-scheduler", "sda", "none"]]
+    async with core() as (found, lab, _):
+        for uid, ends in ((STRANGER, True), (ROOT, False)):
+            await manager_of(found).hold(caller(ROOT, names.MANAGER, "Hold"), settings, "job", "", {})
+            (hold,) = (replace(hold, uid=uid) for hold in lab.engine.book.holds.values())
+            held = HeldObject(found, hold, [])
+            if not ends:
+                with pytest.raises(errors.NotOwner, match=f"hold {hold.number} is not yours"):
+                    await held.release(asks, {})
+                assert lab.engine.book.holds
+                guarded_by(found, Authority({names.ACTION_MANAGE}))
+            await held.release(asks, {})
+            assert not lab.engine.book.holds
+
+
+@pytest.mark.parametrize("action", ["", "none", "anything"])
 async def test_what_names_no_action_is_roots_alone(action: str) -> None:
     gate = Gate(Service({}, names.ROOT))
     with pytest.raises(errors.AccessDenied, match="only root may call Chown"):
@@ -215,7 +276,10 @@ async def test_what_takes_long_to_check_is_authorised_before(monkeypatch: pytest
     """Whoever may not do it makes no work; who may is told what is wrong with it."""
     given: tuple[Any, ...] = ([["io-scheduler", "nosuch", "none"]], {})
     async with core() as (found, _, _files):
-        manager, stranger, root = Manager(found), *(caller(uid, names.MANAGER, "Set") for uid in (STRANGER, ROOT))
+        manager, stranger, root = (
+            manager_of(found),
+            *(caller(uid, names.MANAGER, "Set") for uid in (STRANGER, ROOT)),
+        )
         with pytest.raises(errors.NoSuchTarget):
             await manager.set(stranger, *given)
         monkeypatch.setattr("kerntune.engine.reconciler.SMALL", 0)
@@ -232,16 +296,17 @@ def test_a_call_needs_the_action_of_each_tunable() -> None:
     both = [by_name["io-scheduler"], by_name["hugepages"]]
     assert needed("tunable", both) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
     assert needed("manage", ()) == {names.ACTION_MANAGE}
+    assert needed("hold", both) == {names.ACTION_HOLD, names.ACTION_SET, names.ACTION_SET_MEMORY}
 
 
 class TestJournal:
     async def test_each_change_is_one_line_with_who(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         async with core() as (found, _, _files):
-            await Manager(found).set(caller(ROOT, names.MANAGER, "Set"), [["io-scheduler", "sda", "none"]], {})
-            await Manager(found).reload(caller(ROOT, names.MANAGER, "Reload"), {})
+            await manager_of(found).set(caller(ROOT, names.MANAGER, "Set"), [["io-scheduler", "sda", "none"]], {})
+            await manager_of(found).reload(caller(ROOT, names.MANAGER, "Reload"), {})
             with pytest.raises(errors.NoSuchTarget):
-                await Manager(found).unset(caller(ROOT, names.MANAGER, "Unset"), [["io-scheduler", "nosuch"]], {})
+                await manager_of(found).unset(caller(ROOT, names.MANAGER, "Unset"), [["io-scheduler", "nosuch"]], {})
         lines = [record for record in caplog.records if getattr(record, "MESSAGE_ID", "") == CHANGE_ASKED]
         assert [line.getMessage() for line in lines] == [
             "Set io-scheduler@sda=none, asked by uid 0, uid 0: done",
@@ -258,7 +323,7 @@ class TestJournal:
 
             files.choose = fails  # type: ignore[method-assign]  # as when the profile goes at this moment
             with pytest.raises(errors.NoSuchProfile):
-                await Manager(found).set_profile(caller(ROOT, names.MANAGER, "SetProfile"), "x\ny", {})
+                await manager_of(found).set_profile(caller(ROOT, names.MANAGER, "SetProfile"), "x\ny", {})
         (line,) = [each for each in caplog.records if getattr(each, "MESSAGE_ID", "") == CHANGE_ASKED]
         assert line.getMessage().startswith("SetProfile x?y, asked by uid 0, uid 0: NoSuchProfile: there is no profile")
         assert "\n" not in line.getMessage()

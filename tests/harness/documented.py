@@ -34,6 +34,14 @@ class Example:
         return self.lines[0].startswith(COMMANDS)
 
     @property
+    def is_python(self) -> bool:
+        return self.lines[0].startswith("import ")
+
+    @property
+    def is_script(self) -> bool:
+        return self.lines[0].startswith("#!")
+
+    @property
     def commands(self) -> list[str]:
         """Each line to type, with what a backslash continues."""
         return re.sub(r"\\\n\s*", "", "\n".join(self.lines)).split("\n")

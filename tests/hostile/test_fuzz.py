@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from kerntune import errors
 from kerntune.bus import messages, names
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import Caller, Service, load
+from kerntune.bus.holds import Holds
 from kerntune.bus.interface import parse
 from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
@@ -82,6 +83,8 @@ LIKELY: Final[Mapping[str, tuple[Any, ...]]] = {
     "governor": ("performance", "schedutil", "powersave"),
     "mode": ("heuristic", "always", "never"),
     "ratio": (0, 50, 95),
+    "who": ("", "job"),
+    "why": ("", "a test"),
 }
 OPTIONS: Final = (
     *("persist", "allow-partial", "node", "unset", "profile", "reset", "holds", "baseline"),
@@ -195,7 +198,7 @@ class Call(NamedTuple):
     def message(self, serial: int) -> Message:
         return Message(
             names.BUS_NAME,
-            names.ROOT,
+            names.hold_path(1) if self.interface == names.HOLD else names.ROOT,
             self.interface,
             self.member,
             signature=CONTRACT[self.interface].methods[self.member][0],
@@ -276,6 +279,12 @@ class Stage(Service):
     async def present(self, caller: Caller) -> bool:
         return True
 
+    def watching(self, name: str) -> AbstractAsyncContextManager[asyncio.Future[None]]:
+        return nullcontext(asyncio.get_running_loop().create_future())
+
+    async def bus_id(self) -> str:
+        return "this bus"
+
     async def while_present(self, caller: Caller, awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
@@ -317,7 +326,9 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
             reloading = Reloading(Path(name), folders[0], engine, troubles)
             reloading.booted()
             host, choosing = Host("6.1", "(simulated)", True, 2 << 20), Choosing(reloading, engine)
-            publish(stage, Core(stage, engine, host, troubles, choosing, guard=guard))
+            holds = Holds(Core(stage, engine, host, troubles, choosing, guard=guard))
+            engine.listeners.append(lambda _report: holds.sync())
+            publish(stage, holds)
             for serial, call in enumerate(script, 1):
                 written = len(kernel.journal)
                 reply = await stage.serve(serial, call)
@@ -399,7 +410,9 @@ class TestInProcess:
         run()
 
     @pytest.mark.parametrize(
-        "permitted", [{names.ACTION_SET}, {names.ACTION_SET_MEMORY}, set(PERMITS)], ids=["set", "memory", "both"]
+        "permitted",
+        [{names.ACTION_SET}, {names.ACTION_SET_MEMORY}, set(PERMITS), {*PERMITS, names.ACTION_HOLD}],
+        ids=["set", "memory", "both", "and hold"],
     )
     def test_who_may_changes_no_more_than_that(self, permitted: set[str]) -> None:
         writes = 0

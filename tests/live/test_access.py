@@ -19,7 +19,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.bus.names import CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
+from kerntune.bus.names import CPU_GOVERNOR, HOLD, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
 from tests.live.conftest import private_bus
@@ -34,9 +34,12 @@ NEEDED: Final = {
     "nothing": frozenset(CALLERS),
     "set": frozenset({"root", "member"}),
     "set-memory": frozenset({"root", "member"}),
+    "hold": frozenset({"root", "member"}),
     "manage": frozenset({"root"}),
 }
-REFUSALS: Final = {errors.AccessDenied.dbus_name, errors.InteractiveAuthorizationRequired.dbus_name}
+REFUSALS: Final = {
+    each.dbus_name for each in (errors.AccessDenied, errors.InteractiveAuthorizationRequired, errors.NotOwner)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ DISK: Final = ["io-scheduler", "sda", "bfq"]
 SETS: Final = partial(Call, MANAGER, "Set", "a(sss)a{sv}")
 UNSETS: Final = partial(Call, MANAGER, "Unset", "a(ss)a{sv}")
 PLANS: Final = partial(Call, MANAGER, "Plan", "a(sss)a{sv}")
+HOLDS: Final = partial(Call, MANAGER, "Hold", "a(sss)ssa{sv}")
 CALLS: Final = (
     SETS(([DISK], {}), "set", "disks and CPUs"),
     SETS(([DISK], PERSIST), "set", "disks and CPUs, with `persist`"),
@@ -79,7 +83,11 @@ CALLS: Final = (
     Call(MANAGER, "ListProfiles", "", (), "nothing"),
     Call(MANAGER, "Reset", "a{sv}", ({},), "manage"),
     Call(MANAGER, "Reset", "a{sv}", ({"baseline": ["b", True]},), "manage", "with `baseline`"),
+    Call(MANAGER, "Reset", "a{sv}", ({"holds": ["b", True]},), "manage", "with `holds`"),
     Call(MANAGER, "Reload", "a{sv}", ({},), "manage"),
+    HOLDS(([PAGES], "job", "", {}), "hold", "memory"),
+    HOLDS(([DISK], "job", "", {"detached": ["b", True], "ttl-usec": ["t", 10**9]}), "manage", "with `detached`"),
+    Call(HOLD, "Release", "a{sv}", ({},), "manage", "of another user's hold"),
     Call(CPU_GOVERNOR, "SetGovernor", "ssa{sv}", ("*", "powersave", {}), "set"),
     Call(HUGE_PAGES, "SetCount", "tta{sv}", (0, 64, {}), "set-memory"),
     Call(HUGE_PAGES, "SetCount", "tta{sv}", (0, 8, {"node": ["u", 0]}), "set-memory", "of a node"),
@@ -111,11 +119,13 @@ class Scene:
         """Give the host claims of both origins and a profile, and a configuration that says more than was read."""
         root = self.users["root"]
         self._configure(33)
-        for member in ("Reload", "Reset"):
-            root.call(MANAGER, member, "a{sv}", {})
+        root.call(MANAGER, "Reload", "a{sv}", {})
+        root.call(MANAGER, "Reset", "a{sv}", {"holds": ["b", True]})
         root.call(MANAGER, "SetProfile", "sa{sv}", "chosen", {})
         root.set(("cpu-governor", "*", "performance"), ("hugepages", "2M", "16"))
         root.set(("io-scheduler", "nvme*", "mq-deadline"), options=PERSIST)
+        held = [["read-ahead", "nvme*", "256"]]
+        self.hold: str = root.call(MANAGER, "Hold", "a(sss)ssa{sv}", held, "root's", "", {})[0]
         self._configure(44)
 
     def _configure(self, swappiness: int) -> None:
@@ -156,7 +166,8 @@ def ask(scene: Scene, call: Call, caller: str, *, interactive: bool = False) -> 
     scene.set_up()
     before = scene.standing()
     user = scene.users[caller]
-    reply = user.reply(call.interface, call.member, call.signature, *call.args, interactive=interactive)
+    path = scene.hold if HOLD in (call.interface, *call.args) else names.ROOT
+    reply = user.reply(call.interface, call.member, call.signature, *call.args, interactive=interactive, path=path)
     if reply.error:
         assert reply.error in REFUSALS, reply
         assert scene.standing() == before, f"{caller} was refused {call.title}, and something changed"
@@ -230,4 +241,6 @@ def table(seen: Mapping[tuple[str, str, str], bool]) -> str:
 
 def needed(call: Call) -> str:
     """Return what a row says that a call needs."""
+    if call.needs == "hold":
+        return "`hold` and `set-memory`"
     return "`set` and `set-memory`" if call.what == "both" else f"`{call.needs}`" if call.needs != "nothing" else ""

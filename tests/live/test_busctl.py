@@ -215,7 +215,7 @@ def test_the_group_may_set_and_hold_and_not_manage(daemon: Daemon, member: User,
             assert challenge is (action == names.ACTION_MANAGE)
 
 
-@pytest.mark.parametrize("member_", ["Hold", "set", "_set", "Chown"])
+@pytest.mark.parametrize("member_", ["hold", "set", "_set", "Chown"])
 def test_what_is_not_in_the_contract_cannot_be_called(daemon: Daemon, member: User, member_: str) -> None:
     with pytest.raises(errors.UnknownMethod):
         member.call(names.MANAGER, member_, "a{sv}", {})
@@ -271,14 +271,19 @@ def test_the_description_is_one_json_document(daemon: Daemon, member: User, othe
     }
 
 
-def test_introspection_is_the_contract(daemon: Daemon, other: User) -> None:
-    assert ROOT in done(other, f"tree {NAME}")
-    shown = done(other, f"introspect --xml-interface {NAME} {ROOT}")
+def test_introspection_is_the_contract(daemon: Daemon, other: User, root: User) -> None:
+    settings = [["hugepages", host.pool(), "1"]]
+    held, _ = root.call(names.MANAGER, "Hold", "a(sss)ssa{sv}", settings, "", "", {})
+    tree = done(other, f"tree {NAME}")
+    assert ROOT in tree
+    assert held in tree
     for file in names.interface_files():
+        shown = done(other, f"introspect --xml-interface {NAME} {held if file.stem == names.HOLD else ROOT}")
         assert f'<interface name="{file.stem}">' in shown
         assert set(re.findall(r'<(?:method|signal|property) name="\w+"', file.read_text())) <= set(
             re.findall(r'<(?:method|signal|property) name="\w+"', shown)
         )
+    root.call(names.HOLD, "Release", "a{sv}", {}, path=held)
 
 
 def test_properties_are_the_kernels_values(daemon: Daemon, other: User, loops: Sequence[str]) -> None:

@@ -69,7 +69,8 @@ class Client:
 
         `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds). Without `start` a
         service that does not run is left alone.
-        Raises Unreachable without a bus, a daemon or an answer; a name that is not ours becomes Failed.
+        Raises Unreachable without a bus, a daemon or an answer, Usage for a text that is not UTF-8; a name that is not
+        ours becomes Failed.
         """
         how: dict[str, Any] = {"timeout": timeout, "interactive": interactive, "start": start}
         call = self._link.call(self.service, path, interface, member, signature, *args, **how)
@@ -77,6 +78,8 @@ class Client:
             return [unwrap(value) for value in await call]
         except TimedOut as error:
             raise errors.Unreachable(error.what, "it may still be at work: journalctl -u kerntuned") from error
+        except UnicodeEncodeError as error:
+            raise errors.Usage(f"{error.object!r:.60} is no UTF-8", "Write it in UTF-8") from error
         except errors.Unreachable as error:
             raise errors.Unreachable(f"{self.service} cannot be reached: {error.what}", HINT) from error
 

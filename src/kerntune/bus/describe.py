@@ -12,7 +12,7 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import World
 from kerntune.engine.resolve import resolve
 from kerntune.guard.guard import MemoryGuard
-from kerntune.model import Claim, Memory, Outcome, Reading, State, Target, Wish
+from kerntune.model import Claim, Hold, Memory, Outcome, Reading, State, Target, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def head_of(
         },
         "guard": guard_row(guard, engine.memory),
         "counters": dict(engine.counters),
+        "holds": [hold_row(hold) for hold in engine.committed.holds.values()],
         "tunables": [
             {
                 "name": tunable.name,
@@ -75,7 +76,7 @@ def rows_of(
     """The targets and the claims."""
     wishes: dict[Target, Wish] = {}
     for tunable in world.tunables.values():
-        wishes |= resolve(tunable, claims, baselines, world.of(tunable))
+        wishes |= resolve(tunable, claims, baselines, world.of(tunable), readings=world.readings)
     return {
         "targets": [
             target_row(target, reading, wishes.get(target), outcomes.get(target), baselines.get(target))
@@ -126,7 +127,21 @@ def target_row(
         "detail": outcome.detail if outcome else reading.detail,
         "claim": str(claimed.winner.id) if claimed else None,
         "beaten": [str(claim.id) for claim in claimed.beaten] if claimed else [],
+        "parts": [str(claim.id) for claim in claimed.sum.parts] if claimed and claimed.sum else [],
         "baseline": baseline,
+    }
+
+
+def hold_row(hold: Hold) -> dict[str, Any]:
+    """One hold; its claims have its number."""
+    return {
+        "hold": hold.number,
+        "who": hold.who,
+        "why": hold.why,
+        "uid": hold.uid,
+        "detached": not hold.client,
+        "since_usec": hold.since,
+        "expires_usec": hold.expires,
     }
 
 
@@ -142,5 +157,6 @@ def claim_row(claim: Claim, world: World) -> dict[str, Any]:
         "why": claim.why,
         "seq": claim.seq,
         "partial": claim.partial,
+        "hold": claim.hold,
         "matches": [t.instance for t in world.covered(world.tunables[claim.tunable], claim.instances)],
     }

@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -231,18 +231,34 @@ class Service:
 
     async def while_present(self, caller: Caller, awaitable: Awaitable[T]) -> T:
         """Await, but cancel it when the client leaves the bus, and raise CallerGone where that ends it."""
-        task: asyncio.Future[T] = asyncio.ensure_future(awaitable)
+        begun: asyncio.Future[T] | None = None
         try:
+            # The work begins after the watch: whoever is told that the bus is slow has nothing done for him.
             async with self._presence.watching(caller.name) as gone:
-                either: set[asyncio.Future[Any]] = {task, gone}
+                begun = asyncio.ensure_future(awaitable)
+                either: set[asyncio.Future[Any]] = {begun, gone}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            task = begun or asyncio.ensure_future(awaitable)  # what is cancelled at once never begins
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
         if task.cancelled():
             raise CallerGone(f"{caller.name} has left the bus")
         return task.result()
+
+    def watching(self, name: str) -> AbstractAsyncContextManager[asyncio.Future[None]]:
+        """Give a future that is done once a client has left the bus, also when it had left before."""
+        return self._presence.watching(name)
+
+    async def uid_of(self, name: str) -> int | None:
+        """Ask the bus whose connection this is: None when it has ended, UNKNOWN when the bus does not say."""
+        return await self._users.still(name)
+
+    async def bus_id(self) -> str:
+        """Return what tells this bus from others, and from the same one after a restart (GetId)."""
+        (found,) = await self._link.bus("GetId")
+        return cast("str", found)
 
     # calls in
 

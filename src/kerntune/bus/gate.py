@@ -12,7 +12,7 @@ from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.polkit import Polkit
 from kerntune.bus.users import is_root
-from kerntune.errors import AccessDenied, InteractiveAuthorizationRequired
+from kerntune.errors import AccessDenied, InteractiveAuthorizationRequired, NotOwner
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ class Gate:
         self._service, self._polkit = service, Polkit(service)
         self._refused: dict[int, int] = {}  # uid -> its calls in the minute that runs
 
-    async def let_pass(self, caller: Caller, tunables: Iterable[Tunable] = ()) -> Permit:
-        """Return when the caller may do this with these tunables.
+    async def let_pass(self, caller: Caller, tunables: Iterable[Tunable] = (), *, manage: bool = False) -> Permit:
+        """Return when the caller may do this with these tunables, and with `manage` also what it takes that for.
 
         Raise AccessDenied or InteractiveAuthorizationRequired otherwise. What needs no action of polkit is root's
         alone, and that of whoever runs the daemon: nothing that comes here is open to everybody.
         """
         try:
-            actions = needed(caller.action, tunables)
+            actions = needed(caller.action, tunables) | ({names.ACTION_MANAGE} if manage else set())
             if not actions and not is_root(caller.uid):
                 why = "The contract names no polkit action for it"
                 raise AccessDenied(f"permission denied: only root may call {caller.member}", why)
@@ -55,6 +55,17 @@ class Gate:
             raise
         self._service.authorised()
         return Permit(caller)
+
+    async def let_owner_pass(self, caller: Caller, owner: int, what: str) -> Permit:
+        """Return when the caller is the user with the uid `owner`, or may do this; NotOwner otherwise."""
+        if caller.uid == owner:
+            self._service.authorised()
+            return Permit(caller)
+        try:
+            return await self.let_pass(caller)
+        except (AccessDenied, InteractiveAuthorizationRequired) as error:
+            hint = f"Its owner may, and whoever may do {names.ACTION_MANAGE} (sudo)"
+            raise NotOwner(f"permission denied: {what} is not yours, uid {caller.uid}", hint) from error
 
     def _note(self, caller: Caller, error: AccessDenied | InteractiveAuthorizationRequired) -> None:
         """Log the first refusals of a user, for anybody can cause any number."""
@@ -80,6 +91,7 @@ def fields(uid: int) -> dict[str, str]:
 
 def needed(action: str, tunables: Iterable[Tunable]) -> frozenset[str]:
     """Return the polkit actions for a method with this annotation; `persist` adds nothing."""
-    if action == "tunable":
-        return frozenset(f"{names.BUS_NAME}.{tunable.action}" for tunable in tunables)
+    if action in ("tunable", "hold"):
+        own = {names.ACTION_HOLD} if action == "hold" else set()
+        return frozenset(f"{names.BUS_NAME}.{tunable.action}" for tunable in tunables) | own
     return frozenset({names.ACTION_MANAGE}) if action == "manage" else frozenset()

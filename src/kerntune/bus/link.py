@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+import weakref
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -126,6 +128,7 @@ class Link(asyncio.BufferedProtocol):
         except InvalidAddressError as error:
             raise self._unreachable(f"is no bus address: {error}") from error
         finally:
+            self._authenticated.cancel()
             if self._outbox and not self.unique_name:
                 self._outbox.abort()
 
@@ -251,11 +254,18 @@ class Link(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         failure: OSError | None = None
         for where in sockets(self.address):
+            found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            _sockets.add(found)
             try:
-                transport, _ = await loop.create_unix_connection(lambda: self, where)
-            except OSError as error:
+                found.setblocking(False)  # noqa: FBT003  # it has no name
+                await loop.sock_connect(found, where)
+            except BaseException as error:
+                found.close()
+                if not isinstance(error, OSError):
+                    raise
                 failure = error
                 continue
+            transport, _ = await loop.create_unix_connection(lambda: self, sock=found)
             self._outbox = Outbox(transport)
             self._outbox.send(f"\0AUTH EXTERNAL {str(os.geteuid()).encode().hex()}\r\n".encode())
             return
@@ -357,6 +367,23 @@ class Link(asyncio.BufferedProtocol):
 
     def _unreachable(self, what: str) -> errors.Unreachable:
         return errors.Unreachable(f"the bus at {self.address} {what}", "is dbus running? systemctl status dbus")
+
+
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_copies() -> None:
+    """Close the copies of our sockets in a forked child, which would keep the connections of a dead parent alive.
+
+    Their numbers then are of a socket that leads nowhere: nobody else gets them while the parent's objects have them.
+    """
+    with socket.socket(socket.AF_UNIX) as nowhere:
+        for copy in _sockets:
+            if copy.fileno() >= 0:
+                os.dup2(nowhere.fileno(), copy.fileno(), inheritable=False)
+
+
+os.register_at_fork(after_in_child=_close_copies)
 
 
 def _exception(reply: Message) -> errors.KerntuneError:

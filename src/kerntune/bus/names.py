@@ -14,8 +14,10 @@ HUGE_PAGES: Final = f"{BUS_NAME}.HugePages"
 CPU_GOVERNOR: Final = f"{BUS_NAME}.CpuGovernor"
 IO_SCHEDULER: Final = f"{BUS_NAME}.IoScheduler"
 MEMORY: Final = f"{BUS_NAME}.Memory"
+HOLD: Final = f"{BUS_NAME}.Hold"
 
 FREEDESKTOP: Final = "org.freedesktop.DBus"
+OBJECT_MANAGER: Final = f"{FREEDESKTOP}.ObjectManager"
 FREEDESKTOP_PATH: Final = "/org/freedesktop/DBus"
 
 ACTION_SET: Final = f"{BUS_NAME}.set"
@@ -25,6 +27,11 @@ ACTION_MANAGE: Final = f"{BUS_NAME}.manage"
 
 SETTING: Final = "(sss)"
 OUTCOME: Final = "(ssssssss)"
+
+
+def hold_path(number: int) -> str:
+    """The object of a hold."""
+    return f"{ROOT}/hold/{number}"
 
 
 def owner_rule(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,17 +28,18 @@ from kerntune.errors import InvalidArgs
 from kerntune.guard.guard import OBSERVES, MemoryGuard
 from kerntune.guard.policy import GuardState
 from kerntune.kernel import processes
-from kerntune.model import Report, Setting, Target
+from kerntune.model import Hold, Report, Setting, Target
 
 log = logging.getLogger(__name__)
 Options = Mapping[str, Variant]
 
 PERSIST: Final = {"persist": "b"}
 SET: Final = PERSIST | {"allow-partial": "b"}
-RESET: Final = {"baseline": "b"}
+RESET: Final = {"baseline": "b", "holds": "b"}
 LEAVE: Final = {"cancel-on-leave": "b"}
 CHANGE_ASKED: Final = "7b0e5a2f93c84d1e8f6d2a51c4e9b370"  # MESSAGE_ID
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
+HOLD: Final = {"profile": "s", "allow-partial": "b", "ttl-usec": "t", "detached": "b"}
 MOMENT: Final = 0.05  # seconds after which a call may have lost its caller before it began
 SMALL: Final = 1000  # targets, and comparisons with claims: what has less is made on the event loop, in milliseconds
 
@@ -56,6 +57,9 @@ class Files(Protocol):
     async def listing(self) -> list[tuple[str, str]]:
         """Name and summary of each profile."""
 
+    async def settings_of(self, profile: str) -> Sequence[Setting]:
+        """What a profile asks for; raises as `check` does."""
+
     async def check(self, selection: Selection) -> None:
         """Raise what would refuse it."""
 
@@ -72,6 +76,19 @@ class Files(Protocol):
         endable: bool = False,
     ) -> Answer:
         """Make it so, in one pass, after what `begins` has to say; with `endable` a cancellation puts it back."""
+
+
+class HoldKeeper(Protocol):
+    """The holds on the bus (bus/holds.py)."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The objects of all holds."""
+
+    async def begin(
+        self, caller: Caller, settings: Sequence[Setting], who: str, why: str, options: Mapping[str, Any]
+    ) -> tuple[str, Answer]:
+        """Begin one, and return its object with the answer."""
 
 
 @dataclass(slots=True)
@@ -118,12 +135,40 @@ class Core:
             changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
             return await self._answered(record, changing, endable=endable)
 
+    async def hold(self, caller: Caller, request: Request, hold: Hold) -> Answer:
+        """Begin a hold; to the name that its client gives itself is added what the client is.
+
+        What its client leaves halfway is ended and put back, unless it is detached.
+        """
+        came, world = self._now(), self.engine.world
+        tunables = {world.tunable(setting.tunable) for setting in request.settings}
+        if not self.engine.is_large(request):
+            await self.engine.check(replace(request, hold=hold))
+        permit = await self._gate.let_pass(caller, tunables, manage=not hold.client)
+        async with self._recorded(permit, spelled(request.settings)) as record:
+            await self._begin(record, came)
+            who = f"{hold.who}, {record.who}" if hold.who else record.who
+            request = replace(request, who=record.who, hold=replace(hold, who=who))
+            endable = bool(hold.client)
+            changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
+            return await self._answered(record, changing, endable=endable)
+
+    async def release(self, caller: Caller, hold: Hold) -> None:
+        """End a hold: its owner may, and who may manage."""
+        came = self._now()
+        permit = await self._gate.let_owner_pass(caller, hold.uid, f"hold {hold.number}")
+        async with self._recorded(permit, f"{hold.number} of {hold.who}") as record:
+            await self._begin(record, came)
+            answer = await self.engine.release([hold.number], caller.member)
+            record.changed = answer.changed
+
     async def choose(self, caller: Caller, selection: Selection, *, endable: bool = False) -> Answer:
         """The same for the files as a whole."""
         came = self._now()
         await self.files.check(selection)
         permit = await self._gate.let_pass(caller)
-        named = f"{selection.profile or ''}{' baseline' if selection.baseline else ''}"
+        words = selection.profile, "baseline" if selection.baseline else "", "holds" if selection.holds else ""
+        named = " ".join(word for word in words if word)
         async with self._recorded(permit, named) as record:
             telling, begins = self._progress(caller), partial(self._begin, record, came)
             choosing = self.files.choose(selection, caller.member, telling, begins=begins, endable=endable)
@@ -211,8 +256,8 @@ def spelled(settings: Iterable[Setting]) -> str:
 class Manager:
     """org.kerntune.Tuner1.Manager."""
 
-    def __init__(self, core: Core) -> None:
-        self._core, self._engine = core, core.engine
+    def __init__(self, core: Core, holds: HoldKeeper) -> None:
+        self._core, self._engine, self._holds = core, core.engine, holds
         self.version = __version__
 
     @property
@@ -229,6 +274,16 @@ class Manager:
     @property
     def active_profile(self) -> str:
         return self._core.files.profile
+
+    @property
+    def holds(self) -> list[str]:
+        return self._holds.paths
+
+    async def hold(
+        self, caller: Caller, settings: list[Row], who: str, why: str, options: Options
+    ) -> tuple[str, list[Row]]:
+        path, answer = await self._holds.begin(caller, settings_from(settings), who, why, options_from(options, HOLD))
+        return path, outcome_rows(answer.outcomes)
 
     async def set(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:
         chosen = options_from(options, SET | LEAVE)
@@ -284,7 +339,7 @@ class Manager:
 
     async def reset(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
         chosen = options_from(options, RESET | LEAVE)
-        selection = Selection(reset=True, baseline=chosen.get("baseline", False))
+        selection = Selection(reset=True, baseline=chosen.get("baseline", False), holds=chosen.get("holds", False))
         endable = chosen.get("cancel-on-leave", False)
         return reply(await self._core.choose(caller, selection, endable=endable))
 
@@ -310,12 +365,12 @@ def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> 
 
 def whole(chosen: Mapping[str, Any]) -> Selection | None:
     """What a plan asks of the files as a whole, if it does."""
-    profile, reset, baseline = (chosen.get(name) for name in WHOLE)
-    if baseline and not reset:
-        raise InvalidArgs("the option baseline belongs to reset", "Give both, or neither")
+    profile, reset, baseline, holds = (chosen.get(name) for name in WHOLE)
+    if (baseline or holds) and not reset:
+        raise InvalidArgs(f"the option {'baseline' if baseline else 'holds'} belongs to reset", "Give both, or neither")
     if profile is not None and reset:
         raise InvalidArgs("a plan is of a profile or of a reset", "Ask for one thing at a time")
-    return Selection(profile, bool(reset), bool(baseline)) if profile is not None or reset else None
+    return Selection(profile, bool(reset), bool(baseline), bool(holds)) if profile is not None or reset else None
 
 
 def reply(answer: Answer) -> tuple[bool, list[Row]]:

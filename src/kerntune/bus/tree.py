@@ -15,7 +15,7 @@ from kerntune.bus.messages import Variant
 PEER: Final = f"{names.FREEDESKTOP}.Peer"
 INTROSPECTABLE: Final = f"{names.FREEDESKTOP}.Introspectable"
 PROPERTIES: Final = f"{names.FREEDESKTOP}.Properties"
-OBJECT_MANAGER: Final = f"{names.FREEDESKTOP}.ObjectManager"
+OBJECT_MANAGER: Final = names.OBJECT_MANAGER
 
 # "Standard Interfaces" in the D-Bus Specification.
 STANDARD: Final = """

@@ -19,6 +19,7 @@ from kerntune import errors
 from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
+from kerntune.bus.holds import LEFT, Holds, tell_end
 from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
 from kerntune.daemon.choosing import Choosing
@@ -156,6 +157,7 @@ class Daemon:
     alerts: Alerts
     settling: Callable[[], bool]
     service: Service | None = None
+    holds: Holds | None = None
     stopping: bool = False
 
     async def live(self, stop: asyncio.Event) -> Status:
@@ -175,15 +177,18 @@ class Daemon:
         extending = asyncio.create_task(notify.extend())
         try:
             service = self.service = await connect()
+            await self._inherit(service)
             await self.engine.observe()
             booting = asyncio.create_task(self.engine.reconcile("boot", enforce=True))
             # The boot pass is queued first; edits that come now wait for it or join it.
             await asyncio.sleep(0)
-            if service:
-                self._open(service)
+            if service and self.holds:
+                self._open(service, self.holds)
             notify.tell("STATUS=applying what is configured; huge pages can take long")
             await booted(booting)
             await self._drivers_come()
+            if self.holds:
+                await self.holds.look_up()
         except NameTaken as error:
             log.error("%s", error)
             return Status.TAKEN
@@ -202,6 +207,19 @@ class Daemon:
         log.error("the connection to the bus is lost")
         return Status.FAILED
 
+    async def _inherit(self, service: Service | None) -> None:
+        """Drop the holds of a former daemon whose clients have gone; without a bus they all have."""
+        if service is None:
+            of_clients = [hold for hold in self.engine.committed.holds.values() if hold.client]
+            for hold in of_clients:
+                tell_end(hold, LEFT)
+            await self.engine.drop_holds([hold.number for hold in of_clients])
+            return
+        choosing = Choosing(self.reloading, self.engine)
+        core = objects.Core(service, self.engine, self.host, self.troubles, choosing, guard=self.guard)
+        self.holds = Holds(core)
+        await self.holds.inherit()
+
     async def _drivers_come(self) -> None:
         """Wait while udev loads drivers, where a claim has no target yet, and make the boot pass again."""
         loop, waited = asyncio.get_running_loop(), False
@@ -214,10 +232,10 @@ class Daemon:
         if waited:
             await booted(asyncio.ensure_future(self.engine.reconcile("boot", enforce=True)))
 
-    def _open(self, service: Service) -> None:
-        choosing = Choosing(self.reloading, self.engine)
-        core = objects.Core(service, self.engine, self.host, self.troubles, choosing, guard=self.guard)
-        self.alerts.listeners.append(publish(service, core))
+    def _open(self, service: Service, holds: Holds) -> None:
+        self.engine.listeners.append(lambda report: holds.sync(report.cause))
+        self.alerts.listeners.append(publish(service, holds))
+        holds.sync()
         service.open()
 
     async def _ready(self, service: Service) -> None:
@@ -283,11 +301,12 @@ async def connect() -> Service | None:
             return service
 
 
-def publish(service: Service, core: objects.Core) -> Callable[[Alert], None]:
+def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
     """Put the interfaces on the bus and let each pass announce what it changed; what announces the guard's alerts."""
+    core = holds.core
     memory = typed.Memory(core)
     impls: dict[str, object] = {
-        names.MANAGER: objects.Manager(core),
+        names.MANAGER: objects.Manager(core, holds),
         names.HUGE_PAGES: typed.HugePages(core),
         names.CPU_GOVERNOR: typed.CpuGovernor(core),
         names.IO_SCHEDULER: typed.IoScheduler(core),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from kerntune.daemon.config_files import Chosen
 from kerntune.daemon.reloading import Reloading
@@ -11,6 +11,7 @@ from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Edit, FilesEdit, Selection
 from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
+from kerntune.model import Setting
 
 Run = Callable[[Callable[[str], Chosen], str], Awaitable[Chosen]]  # reads a profile in some thread
 
@@ -34,6 +35,11 @@ class Choosing:
     async def listing(self) -> list[tuple[str, str]]:
         """Name and summary of each profile there is."""
         return await self._engine.threads.open(self._listing)
+
+    async def settings_of(self, profile: str) -> Sequence[Setting]:
+        """What a profile asks for. Raises NoSuchProfile, and InvalidValue for one that is not in order."""
+        chosen = await self._engine.threads.open(self._checked, profile)
+        return [Setting(claim.tunable, claim.instances, claim.value) for claim in chosen.claims]
 
     async def check(self, selection: Selection) -> None:
         """Raises NoSuchProfile, and InvalidValue for a profile that is not in order."""
@@ -80,7 +86,8 @@ class Choosing:
         # To be told of what was in force all along is nothing to a reset.
         named = chosen.claims if selection.profile is not None else claims if before.suspended else ()
         told = () if after.suspended else named
-        return self._engine.choosing(FilesEdit(claims, after, told), reset=selection.reset), chosen
+        files = FilesEdit(claims, after, told)
+        return self._engine.choosing(files, reset=selection.reset, holds=selection.holds), chosen
 
     async def _chosen(self, selection: Selection, run: Run) -> Chosen:
         """Return what the profile says that will be in force: as read last, unless `run` has to read another."""

@@ -65,6 +65,9 @@ class ClaimTable:
     examples: tuple[Example, ...]
 
 
+# The client of each hold is watched by a match rule, of which the bus lets a connection have 512
+# (max_match_rules_per_connection in dbus-daemon(1)); calls that are under way need some too.
+MOST_HOLDS: Final = 400
 RESTORE_ON_STOP: Final = ("daemon", "restore-on-stop")
 
 OPTIONS: Final = (
@@ -76,8 +79,21 @@ OPTIONS: Final = (
     ),
     Option(
         "limits", "claims", 1, 100_000, DEFAULT.claims, "",
-        "How many runtime claims, and how many persistent claims, callers may have made at a time. Claims of the "
-        "configuration do not count.",
+        "How many runtime claims, how many persistent claims, and how many claims of holds callers may have made at "
+        "a time. Claims of the configuration do not count.",
+    ),
+    Option(
+        "limits", "holds", 0, MOST_HOLDS, DEFAULT.holds, "",
+        "How many holds there may be at a time.",
+    ),
+    Option(
+        "limits", "holds-per-user", 0, MOST_HOLDS, DEFAULT.holds_per_user, "",
+        "How many holds one user may have at a time. Root may have all there are.",
+    ),
+    Option(
+        "limits", "held-percent-per-user", 0, 100, DEFAULT.held_percent_per_user, "percent of what can be held",
+        "The holds of one user may have this part of the huge pages that are held and that can still be had, so that "
+        "others can have some too. Root is not bound by it.",
     ),
     Option(
         "guard", "enabled", 0, 1, GUARD.enabled, "",

@@ -1,9 +1,9 @@
 """Claims and baselines on disk, so that a crash at any moment loses nothing that was answered.
 
-Two files. What ends with the boot is in the runtime directory, with the boot id: runtime claims, baselines, and whether
-the files are suspended. What outlives it is in the state directory: persistent claims and the profile that was chosen.
-A commit that changes the latter writes both into that file, so one atomic replace decides it; of the two records of
-what ends with the boot, the one with the higher serial counts.
+Two files. What ends with the boot is in the runtime directory, with the boot id: runtime claims, holds, baselines, and
+whether the files are suspended. What outlives it is in the state directory: persistent claims and the profile that was
+chosen. A commit that changes the latter writes both into that file, so one atomic replace decides it; of the two
+records of what ends with the boot, the one with the higher serial counts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from kerntune.engine.claims import Choice, ClaimBook
 from kerntune.errors import InvalidValue
-from kerntune.model import Baseline, Claim, Origin, Target
+from kerntune.model import Baseline, Claim, Hold, Origin, Target
 from kerntune.plain_files import NoPlainFile, patiently, put_aside, replace_file
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,9 @@ FORMAT = 1
 STATE_SET_ASIDE = "state-set-aside"
 STATE_UNREAD = "state-unread"
 UNREAD = "unread"
+PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # what of a book ends with the boot
 LONGEST = 16 << 20  # bytes of a file
+NOBODY, LARGEST = 2**32 - 1, 2**64 - 1  # the `u` and the `t` of D-Bus
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
 
@@ -57,21 +59,25 @@ class State:
         self._serial: int = max(newer, run.get("serial", 0) if run else 0)
         # Without the file itself nobody knows what was withdrawn since the copy was made.
         if run is not None and newer > run.get("serial", 0):
-            run = run | {key: committed[key] for key in ("runtime", "suspended") if key in committed}
+            run = run | {key: committed[key] for key in PASSING if key in committed}
         runs = [*(old for old in old_run.values() if old.get("boot") == self._boot), run or {}]
         libs = [*old_lib.values(), lib or {}]
         claims = (
             *in_sequence(load_claims(each.get("persistent", ()), Origin.PERSISTENT) for each in libs),
             *in_sequence(load_claims(each.get("runtime", ()), Origin.RUNTIME) for each in runs),
         )
+        holds, held = held_in(runs)
         profile = next((each["profile"] for each in reversed(libs) if each.get("profile")), "")
         self._book = ClaimBook(
-            {claim.id: claim for claim in claims}, Choice(profile, (run or {}).get("suspended", False))
+            {claim.id: claim for claim in (*claims, *held)},
+            Choice(profile, (run or {}).get("suspended", False)),
+            holds,
+            max(each.get("last_hold", 0) for each in runs),
         )
         # Of two the older one is what the host had by itself.
         rows = [row for each in reversed(runs) for row in each.get("baselines", ())]
         self._baselines = {Target(t, i, k): value for t, i, k, value in rows}
-        # The claims there are not known, so no target may count as claimed by nobody.
+        # The claims there are not known, so no target may count as claimed by nobody, and be put back.
         claims_unread = any(path.parent == self._persistent.parent for path in self.unread)
         self._reserved = set(self._baselines) if claims_unread else set()
         if old_run or old_lib:
@@ -85,9 +91,11 @@ class State:
 
     @property
     def baselines(self) -> Mapping[Target, str]:
-        if not self._reserved:
-            return self._baselines
-        return {target: value for target, value in self._baselines.items() if target not in self._reserved}
+        return self._baselines
+
+    @property
+    def reserved(self) -> Collection[Target]:
+        return self._reserved
 
     def keep(self, baselines: Sequence[Baseline]) -> None:
         with self._lock:
@@ -228,7 +236,29 @@ def outlasting(book: ClaimBook) -> tuple[Any, ...]:
 
 def passing(book: ClaimBook) -> Document:
     """What of a book ends with the boot."""
-    return {"runtime": dump_claims(book.by_origin(Origin.RUNTIME)), "suspended": book.choice.suspended}
+    found = (
+        dump_claims(book.by_origin(Origin.RUNTIME)),
+        book.choice.suspended,
+        [asdict(hold) for hold in book.holds.values()],
+        dump_claims(book.by_origin(Origin.HOLD)),
+        book.last_hold,
+    )
+    return dict(zip(PASSING, found, strict=True))
+
+
+def held_in(runs: Sequence[Document]) -> tuple[dict[int, Hold], list[Claim]]:
+    """Return the holds of several documents, the oldest first, and their claims; of one number the newest document's.
+
+    A hold without claims has lost them, and claims whose hold is not known would have no end.
+    """
+    holds: dict[int, Hold] = {}
+    claims: list[Sequence[Claim]] = []
+    for each in reversed(runs):
+        new = {hold.number: hold for hold in load_holds(each.get("holds", ())) if hold.number not in holds}
+        own = [claim for claim in load_claims(each.get("hold_claims", ()), Origin.HOLD) if claim.hold in new]
+        holds |= {number: hold for number, hold in new.items() if any(claim.hold == number for claim in own)}
+        claims.insert(0, own)
+    return holds, in_sequence(claims)
 
 
 def checked(document: Any) -> Document:
@@ -237,12 +267,17 @@ def checked(document: Any) -> Document:
         raise ValueError("not a state file of this version")
     serials = [document.get("serial", 0)]
     flags = [document.get("suspended", False)]
-    for name in ("persistent", "runtime"):
-        load_claims(document.get(name, ()), Origin.RUNTIME)
+    load_claims(document.get("persistent", ()), Origin.PERSISTENT)
+    parts = [document]
     if "commit" in document:
-        load_claims(document["commit"]["runtime"], Origin.RUNTIME)
+        parts.append(document["commit"])
         serials.append(document["commit"]["serial"])
         flags.append(document["commit"].get("suspended", False))
+    for part in parts:
+        load_claims(part.get("runtime", ()), Origin.RUNTIME)
+        load_claims(part.get("hold_claims", ()), Origin.HOLD)
+        load_holds(part.get("holds", ()))
+        serials.append(part.get("last_hold", 0))
     if any(type(serial) is not int for serial in serials):
         raise ValueError("a serial is a whole number")
     if any(type(flag) is not bool for flag in flags) or not isinstance(document.get("profile", ""), str):
@@ -264,9 +299,25 @@ def dump_claims(claims: Iterable[Claim]) -> list[Document]:
             "why": claim.why,
             "seq": claim.seq,
             "partial": claim.partial,
+            **({"hold": claim.hold} if claim.hold else {}),
         }
         for claim in claims
     ]
+
+
+def load_holds(rows: Iterable[Document]) -> list[Hold]:
+    """The holds again; ValueError for a field that no hold has, or that could not be told on the bus."""
+    holds = [Hold(**row) for row in rows]
+    for hold in holds:
+        texts = (hold.who, hold.why, hold.client, hold.bus)
+        if not all(isinstance(text, str) for text in texts) or not tellable(*texts):
+            raise ValueError("a hold has a text that is none")
+        numbers = (hold.number, hold.uid, hold.ttl, hold.since, hold.ends_boottime)
+        if {type(each) for each in numbers} != {int}:
+            raise ValueError("a hold has a number that is none")
+        if hold.number < 1 or min(numbers) < 0 or hold.uid > NOBODY or max(*numbers, hold.expires) > LARGEST:
+            raise ValueError("a hold has a number that is too small or too large")
+    return holds
 
 
 def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
@@ -274,7 +325,17 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
     claims = [Claim(origin, **row) for row in rows]
     for claim in claims:
         texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why)
-        kinds = type(claim.seq), type(claim.partial)
-        if not all(isinstance(text, str) for text in texts) or kinds != (int, bool):
+        kinds = type(claim.seq), type(claim.partial), type(claim.hold)
+        if not all(isinstance(text, str) for text in texts) or kinds != (int, bool, int):
             raise ValueError("a claim has a field of the wrong type")
+        if origin is Origin.HOLD and not tellable(*texts):
+            raise ValueError("a claim has a text that cannot be told on the bus")
     return claims
+
+
+def tellable(*texts: str) -> bool:
+    """Return whether D-Bus has such strings: of whole characters, and none of them 0."""
+    try:
+        return b"\0" not in "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
