@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kerntune.bus import names
 from kerntune.bus.client import unwrap
@@ -168,6 +168,19 @@ class Script:
         yield ScriptedManager(self)
 
 
+class ScriptedHold(NamedTuple):
+    """A hold that ends at once."""
+
+    number: int
+    outcomes: tuple[Outcome, ...]
+
+    async def ended(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass
+
+
 class ScriptedManager:
     """A Manager in the process."""
 
@@ -204,8 +217,18 @@ class ScriptedManager:
     async def clear_profile(self) -> Change:
         return self._script.answer("ClearProfile")
 
-    async def reset(self, *, baseline: bool) -> Change:
-        return self._script.answer("Reset", baseline)
+    async def reset(self, options: Mapping[str, bool]) -> Change:
+        return self._script.answer("Reset", dict(options))
+
+    async def hold(
+        self, settings: Sequence[str], who: str, why: str, options: Mapping[str, bool | int | str]
+    ) -> ScriptedHold:
+        chosen = {name: value for name, value in options.items() if value}
+        change = self._script.answer("Hold", list(settings), who, why, chosen)
+        return ScriptedHold(3, change.outcomes)
+
+    async def release(self, number: int) -> None:
+        self._script.answer("Release", number)
 
     async def verify(self) -> tuple[Outcome, ...]:
         return self._script.answer("Verify").outcomes
@@ -233,6 +256,7 @@ class ScriptedService:
     """org.kerntune.Tuner1.Manager as the contract has it."""
 
     version, generation, active_profile = "0.1.0", 3, ""
+    holds: tuple[str, ...] = ()
 
     def __init__(
         self, script: Script, service: Service, soon: Callable[..., object], leave: Callable[[], None]
@@ -267,6 +291,12 @@ class ScriptedService:
 
     async def reset(self, caller: Caller, options: dict[str, Any]) -> tuple[Any, ...]:
         return self._choose(caller, "Reset", options)
+
+    async def hold(
+        self, caller: Caller, settings: list[list[str]], who: str, why: str, options: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        change = self._edit(caller, "Hold", settings, options)
+        return f"{names.ROOT}/hold/1", change[1]
 
     async def list_profiles(self, caller: Caller) -> list[Any]:
         self._script.answer("ListProfiles")

@@ -43,6 +43,9 @@ def test_labels_are_escaped() -> None:
 
 def test_names_follow_the_conventions() -> None:
     full = document([DRIVE, PAGES], [claim("config:hugepages@2M", "128")], degraded=["x"])
+    full["holds"] = [
+        {"hold": 1, "who": "a", "why": "", "uid": 0, "detached": False, "since_usec": 1, "expires_usec": 0}
+    ]
     full["guard"]["culprit"] = "hog.service: hog (pid 7, alice), 900 MiB"
     for metric in measured(full, POOLS):
         assert re.fullmatch(r"kerntune_[a-z]+(_[a-z]+)*", metric.name)

@@ -72,11 +72,13 @@ def test_status_names_it(capsys: Captured) -> None:
 CASES: list[tuple[list[str], tuple[Any, ...]]] = [
     (["profile", "set", "balanced"], ("SetProfile", "balanced")),
     (["profile", "clear"], ("ClearProfile",)),
-    (["reset"], ("Reset", False)),
-    (["reset", "--baseline"], ("Reset", True)),
+    (["reset"], ("Reset", {})),
+    (["reset", "--baseline"], ("Reset", {"baseline": True})),
+    (["reset", "--holds"], ("Reset", {"holds": True})),
     (["plan", "--profile", "balanced"], ("Plan", [], {"profile": "balanced"})),
     (["plan", "--reset"], ("Plan", [], {"reset": True})),
     (["plan", "--reset", "--baseline"], ("Plan", [], {"reset": True, "baseline": True})),
+    (["plan", "--reset", "--holds"], ("Plan", [], {"reset": True, "holds": True})),
 ]
 
 
@@ -156,8 +158,9 @@ def test_on_the_bus(tmp_path: Path) -> None:
         ("Reset", LEAVING),
         ("Reset", {"baseline": True} | LEAVING),
     ]
-    assert script.calls[4:7] == [case[1] for case in CASES[4:]]
-    assert manager.interactive == [True] * 7
+    assert script.calls[4] == ("Reset", {"holds": True} | LEAVING)
+    assert script.calls[5:9] == [case[1] for case in CASES[5:]]
+    assert manager.interactive == [True] * 9
 
 
 # show, and config check

@@ -95,7 +95,7 @@ def test_it_leads_with_what_is_not_as_wished() -> None:
         "TARGET            REQUESTED  ACTUAL  STATE        WANTED BY",
         "io-scheduler@sda  none       bfq     contested    runtime, alice (busctl)"
         "  changed-by-others: three times"
-        "  beats config bfq for *: kerntune.toml:3, because runtime wins over config",
+        "  overrides bfq of config for *: kerntune.toml:3 (runtime wins over config)",
         "io-scheduler@vd*  none       -       unsupported  persistent, root"
         "         no-such-target: nothing matches now; kept for what comes",
         "overcommit        always     always  satisfied    config",
@@ -125,7 +125,7 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
         "   no no no no no no no no no no no",
         "✔  io-scheduler@nvme0n1  none       none    satisfied  profile ai-inference",
         "✔  io-scheduler@sda      none       none    satisfied  runtime, root (python)",
-        "   beats config bfq for *: /etc/kerntune/kerntune.toml:3, because runtime wins over config",
+        "   overrides bfq of config for *: /etc/kerntune/kerntune.toml:3 (runtime wins over config)",
     ]
     monkeypatch.setenv("COLUMNS", "80")
     lines = on_terminal(wishes.status(host, rows))
@@ -164,11 +164,11 @@ def test_of_one_origin_the_newest_or_the_later_line_wins() -> None:
     row = satisfied("io-scheduler@sda", "none", claim="config:io-scheduler@sda", beaten=["config:io-scheduler@*"])
     claims = [claim("config:io-scheduler@sda", "none"), claim("config:io-scheduler@*", "bfq")]
     line = plain(wishes.status(document([row], claims), [row]))[-1]
-    assert line.endswith("  beats config bfq for *, because of config the later line wins")
+    assert line.endswith("  overrides bfq of config for * (of config the later line wins)")
     row = satisfied("io-scheduler@sda", "none", claim="runtime:io-scheduler@sda", beaten=["runtime:io-scheduler@*"])
     claims = [claim("runtime:io-scheduler@sda", "none"), claim("runtime:io-scheduler@*", "bfq")]
     line = plain(wishes.status(document([row], claims), [row]))[-1]
-    assert line.endswith("because of runtime the newest wins")
+    assert line.endswith("(of runtime the newest wins)")
 
 
 def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
@@ -197,7 +197,7 @@ def test_it_says_which_host_is_tuned(simulated: bool, root: str, where: str) -> 
 
 def test_a_claim_that_is_not_described_is_shown_by_its_id() -> None:
     row = satisfied("overcommit", "always", claim="hold:overcommit", beaten=["runtime:overcommit"])
-    assert plain(wishes.status(document([row]), [row]))[-1].endswith("hold:overcommit  beats runtime:overcommit")
+    assert plain(wishes.status(document([row]), [row]))[-1].endswith("hold:overcommit  overrides runtime:overcommit")
 
 
 # A real daemon, and four that disagree about one drive
@@ -244,29 +244,29 @@ def about(daemon: Daemon, drive: str) -> str:
 @pytest.mark.skipif(os.geteuid() != 0, reason="there is no polkit on this bus: only root may set anything")
 def test_four_that_disagree(daemon: Daemon) -> None:
     """Each wins over those below it, and says so; when it goes, the next one wins."""
-    in_files = "config bfq: a database; config mq-deadline for nvme*: ETC/kerntune.toml:3"
+    in_files = "bfq of config: a database; mq-deadline of config for nvme*: ETC/kerntune.toml:3"
     profile = "io-scheduler@nvme0n1 none none satisfied profile mine"
-    by_profile = f"{profile} beats {in_files}, because profile wins over config"
+    by_profile = f"{profile} overrides {in_files} (profile wins over config)"
     assert about(daemon, "nvme0n1") == by_profile
 
     cli(daemon, "set", "io-scheduler@nvme0n1=kyber", "--persist")
-    beaten = f"profile none, in mine; {in_files}"
+    losers = f"none of profile, mine; {in_files}"
     by_persistent = (
         "io-scheduler@nvme0n1 kyber kyber satisfied persistent, root (python) "
-        f"beats {beaten}, because persistent wins over profile and config"
+        f"overrides {losers} (persistent wins over profile and config)"
     )
     assert about(daemon, "nvme0n1") == by_persistent
 
     cli(daemon, "set", "io-scheduler@nvme*=mq-deadline")
     cli(daemon, "set", "io-scheduler@nvme0n1=bfq")
-    beaten = f"runtime mq-deadline for nvme*, by root (python); persistent kyber, by root (python); {beaten}"
+    losers = f"mq-deadline of runtime for nvme*, root (python); kyber of persistent, root (python); {losers}"
     assert about(daemon, "nvme0n1") == (
         "io-scheduler@nvme0n1 bfq bfq satisfied runtime, root (python) "
-        f"beats {beaten}, because runtime wins over persistent, profile and config, and of runtime the newest wins"
+        f"overrides {losers} (runtime wins over persistent, profile and config; of runtime the newest wins)"
     )
     assert about(daemon, "nvme1n1") == (
         "io-scheduler@nvme1n1 mq-deadline mq-deadline satisfied runtime, root (python) "
-        "beats config mq-deadline for nvme*: ETC/kerntune.toml:3, because runtime wins over config"
+        "overrides mq-deadline of config for nvme*: ETC/kerntune.toml:3 (runtime wins over config)"
     )
     assert "As wished: 2 of 2\n" in cli(daemon, "status")
 

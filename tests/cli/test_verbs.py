@@ -152,7 +152,7 @@ class TestUnset:
                 {"why": "a database"},
                 "out of the files in /etc/kerntune, then kerntune reload",
             ),
-            ("hold:io-scheduler@nvme*", {}, "it ends with who holds it"),
+            ("hold:io-scheduler@nvme*", {"hold": 3}, "kerntune release 3; it ends with its client too"),
             ("mood:io-scheduler@nvme*", {}, "kerntune status shows whose it is"),
         ],
     )

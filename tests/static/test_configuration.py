@@ -35,7 +35,7 @@ def test_every_limit_is_a_field_of_the_model_and_has_its_default() -> None:
         assert option.checked(option.default) == option.default
         if option.table == "limits":
             assert fields[option.name.replace("-", "_")] == option.default
-    assert settings.limits_from({option.path: option.least for option in OPTIONS}) == Limits(0, 1)
+    assert settings.limits_from({option.path: option.least for option in OPTIONS}) == Limits(0, 1, 0, 0, 0)
 
 
 def test_no_table_has_two_meanings() -> None:

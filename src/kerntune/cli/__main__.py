@@ -5,11 +5,12 @@ What help and completion can do without is imported where it is used.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kerntune.errors import Exit, KerntuneError
+from kerntune.errors import Exit, Failed, KerntuneError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -
         from kerntune.cli import complete  # noqa: PLC0415
 
         return complete.main(words[1:])
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed (`>&-`): what is asked for is done all the same
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     # A locale that cannot write a mark shows something else in its place.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -52,10 +56,9 @@ def run_of(name: str) -> Run:
 
 
 def _run(words: Sequence[str], connect: Connect | None) -> int:
-    from kerntune.cli.grammar import HELP, VERBS, parser  # noqa: PLC0415
+    from kerntune.cli.grammar import HELP, VERBS, options_first, parser  # noqa: PLC0415
 
     if "--json" in words:
-        # argparse would take an option between two arguments for the end of them.
         words = ["--json", *(word for word in words if word != "--json")]
     verb = next((word for word in words if not word.startswith("-")), None)
     if verb == HELP:
@@ -65,6 +68,9 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
         from kerntune.cli import telling  # noqa: PLC0415
 
         raise telling.no_verb(verb, names)
+    if verb is not None:
+        place = list(words).index(verb) + 1
+        words = [*words[:place], *options_first(verb, words[place:])]
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
@@ -83,14 +89,20 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
 
 
 def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
-    """Print answers as they come, one line of JSON each, until Ctrl-C: that is how it is meant to end."""
+    """Print answers as they come, one line of JSON each, until Ctrl-C: that is how it is meant to end.
+
+    The exit code is that of the first answer that has one.
+    """
     import asyncio  # noqa: PLC0415
     from contextlib import aclosing  # noqa: PLC0415
+
+    codes: list[int] = []
 
     async def follow() -> None:
         # Closed here when nobody reads on, and not by the collector: the connection ends in order.
         async with aclosing(answers):
             async for answer in answers:
+                codes.append(answer.exit_code)
                 if not _print(answer.data if as_json else answer.page, as_json=as_json, indent=None):
                     return
 
@@ -99,8 +111,9 @@ def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
     except KerntuneError as error:
         return _fail(error, as_json=as_json, indent=None)
     except KeyboardInterrupt:
-        pass
-    return Exit.OK
+        if not codes:
+            raise
+    return next(filter(None, codes), Exit.OK)
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
@@ -121,7 +134,6 @@ def _complain(what: str, hint: str) -> None:
 def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
     """The answer, on stdout, at once; False when its reader has seen enough (`| head`), which is no error."""
     import json  # noqa: PLC0415
-    import os  # noqa: PLC0415
 
     from kerntune.cli import tables  # noqa: PLC0415
 
@@ -131,10 +143,12 @@ def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
         else:
             tables.write(answer, sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # The interpreter flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
+        if isinstance(error, BrokenPipeError):
+            return False
+        raise Failed(f"the answer cannot be written: {error.strerror}", "What was asked for may be done") from error
     return True
 
 

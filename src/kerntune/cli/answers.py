@@ -120,7 +120,10 @@ class TunableRow(TypedDict):
 
 
 class TargetRow(TypedDict):
-    """A target; `claim` and `beaten` are claim ids, `value` is None when it cannot be read."""
+    """A target; `claim`, `beaten` and `parts` (that its number is the sum of) are claim ids.
+
+    `value` is None when it cannot be read.
+    """
 
     tunable: str
     instance: str
@@ -135,6 +138,7 @@ class TargetRow(TypedDict):
     claim: str | None
     beaten: list[str]
     baseline: str | None
+    parts: NotRequired[list[str]]
 
 
 class ClaimRow(TypedDict):
@@ -150,6 +154,19 @@ class ClaimRow(TypedDict):
     seq: int
     partial: bool
     matches: list[str]
+    hold: NotRequired[int]
+
+
+class HoldRow(TypedDict):
+    """A hold; times in microseconds since 1970, 0 for never. A detached one does not end with its client."""
+
+    hold: int
+    who: str
+    why: str
+    uid: int
+    detached: bool
+    since_usec: int
+    expires_usec: int
 
 
 class Document(TypedDict):
@@ -165,6 +182,7 @@ class Document(TypedDict):
     tunables: list[TunableRow]
     targets: list[TargetRow]
     claims: list[ClaimRow]
+    holds: NotRequired[list[HoldRow]]
 
 
 def named(tunable: str, instance: str) -> str:

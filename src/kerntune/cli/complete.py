@@ -39,24 +39,24 @@ def main(words: Sequence[str], *, root: Path = Path("/")) -> int:
 
 
 def is_next(text: str, word: str) -> bool:
-    """Whether the word may become that; what is complete stays, so that the shell goes on to the next word."""
+    """Return whether the word may become that; what is complete stays, so that the shell goes on to the next word."""
     rest = text.removeprefix(word)
     return text.startswith(word) and bool(SAFE.fullmatch(rest)) and (rest != "" or text[-1:] not in OPEN)
 
 
 def profiles(_word: str, _root: Path) -> Iterator[str]:
-    """Shipped ones and the administrator's."""
+    """Name the shipped profiles and the administrator's."""
     config = Path(os.environ.get("CONFIGURATION_DIRECTORY", CONFIG))
     return iter(sorted(path.stem for folder in folders(config) for path in files_in(folder)))
 
 
 def tunables(_word: str, _root: Path) -> Iterator[str]:
-    """All there are, also those that this host does not support."""
+    """Name all tunables, also those that this host does not support."""
     return (tunable.name for tunable in registry())
 
 
 def targets(word: str, root: Path) -> Iterator[str]:
-    """`TUNABLE`, then `TUNABLE@INSTANCE`."""
+    """Give `TUNABLE`, then `TUNABLE@INSTANCE`."""
     name, at, _ = word.partition("@")
     for tunable in registry():
         if at and tunable.name == name:
@@ -68,7 +68,7 @@ def targets(word: str, root: Path) -> Iterator[str]:
 
 
 def settings(word: str, root: Path) -> Iterator[str]:
-    """`TUNABLE@` or `TUNABLE=`, then `TUNABLE@INSTANCE=`, then its values; names by-id may hold a `=` themselves."""
+    """Give `TUNABLE@` or `TUNABLE=`, then `TUNABLE@INSTANCE=`, then its values; names by-id may have a `=` in them."""
     tunable = next((one for one in registry() if one.name == re.split("[@=]", word)[0]), None)
     if tunable is None or not {"@", "="} & set(word):
         for one in registry():
@@ -96,20 +96,20 @@ def host(root: Path) -> KernelView:
 
 
 def takes_no_instance(tunable: Tunable) -> bool:
-    """Whether `TUNABLE=VALUE` means something."""
+    """Return whether `TUNABLE=VALUE` means something."""
     if spelling.needs_default_page_size(spelling.Asked(spelling.What(tunable.name, None), "")):
         return True
     return is_good(tunable.normal, spelling.everything(tunable.name))
 
 
 def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
-    """Names of the targets there are now, and their other names, as far as a pattern may be one."""
+    """Name the targets there are now, also by their other names, as far as a pattern may be one."""
     for target in tunable.targets(kernel):
         yield from (name for name in (target.instance, *target.aliases) if name and is_good(tunable.normal, name))
 
 
 def values(tunable: Tunable, kernel: KernelView, pattern: str) -> Iterator[str]:
-    """What the targets offer; a word that takes an argument ends in a colon."""
+    """Give what the targets offer; a word that takes an argument ends in a colon."""
     normal = tunable.normal(pattern)
     matching = [target for target in tunable.targets(kernel) if tunable.matches(normal, target)]
     readings = tunable.read_all(kernel, matching)
@@ -128,9 +128,15 @@ def is_good(normal: Callable[[str], str], text: str) -> bool:
     return True
 
 
+def texts(_word: str, _root: Path) -> Iterator[str]:
+    """Offer nothing: only who types such a text knows it."""
+    return iter(())
+
+
 KINDS: Final[dict[str, Callable[[str, Path], Iterator[str]]]] = {
     "profiles": profiles,
     "tunables": tunables,
     "targets": targets,
     "settings": settings,
+    "texts": texts,
 }

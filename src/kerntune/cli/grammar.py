@@ -7,6 +7,8 @@ a coroutine in a module of this package, or a generator of answers as things hap
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, NoReturn
 
 import kerntune
@@ -46,6 +48,13 @@ class Verb(NamedTuple):
     arguments: tuple[Argument, ...] = ()
 
 
+def number(text: str) -> int:
+    """Return a number written with digits, and nothing else."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
+
+
 def flag(name: str, about: str) -> Argument:
     """An option without a value."""
     return Argument((name,), {"action": "store_true", "help": about})
@@ -58,6 +67,7 @@ SETTING: Final = {
 }
 SETTINGS: Final = Argument(("settings",), {"nargs": "+", **SETTING}, "settings")
 PLANNED: Final = Argument(("settings",), {"nargs": "*", **SETTING}, "settings")
+HELD: Final = Argument(("settings",), {"nargs": "*", **SETTING}, "settings")
 TARGETS: Final = Argument(
     ("targets",),
     {"nargs": "+", "metavar": "TUNABLE[@INSTANCES]", "help": "without instances: all of the tunable's"},
@@ -75,6 +85,7 @@ PLANNED_PROFILE: Final = Argument(
     ("--profile",), {"metavar": "NAME", "help": "what profile set NAME would do"}, "profiles"
 )
 PLANNED_RESET: Final = flag("--reset", "what reset would do")
+PLANNED_HOLDS: Final = flag("--holds", "with --reset: with the end of all holds")
 PLANNED_BASELINE: Final = flag("--baseline", "with --reset: to the host's own values")
 ACTION: Final = Argument(
     ("action",),
@@ -88,6 +99,7 @@ ACTION: Final = Argument(
 NAME: Final = Argument(
     ("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"}, "profiles", ("set", "show")
 )
+RESET_HOLDS: Final = flag("--holds", "end all holds too")
 BASELINE: Final = flag("--baseline", "back to the host's own values; files are suspended until reload")
 CHECK: Final = Argument(("action",), {"choices": ("check",), "help": "what is wrong with them, line by line"})
 PLACE: Final = Argument(
@@ -100,6 +112,23 @@ APPLY: Final = flag("--apply", "make these claims, also after a reboot")
 EVENTS: Final = flag("--events", "a line for each event, as where there is no terminal")
 OUTPUT: Final = Argument(
     ("--output",), {"metavar": "FILE", "help": "write them there, for node_exporter's textfile collector"}, "files"
+)
+HELD_PROFILE: Final = Argument(
+    ("--profile",), {"metavar": "NAME", "help": "also what this profile asks for"}, "profiles"
+)
+WHO: Final = Argument(
+    ("--who",), {"metavar": "TEXT", "help": "whose it is; left out: your user and the program"}, "texts"
+)
+WHY: Final = Argument(("--why",), {"metavar": "TEXT", "help": "what it is for"}, "texts")
+TTL: Final = Argument(("--ttl",), {"metavar": "TIME", "help": "end it after this time: 90s, 15m, 2h, 1d"}, "texts")
+PID: Final = Argument(
+    ("--pid",), {"type": number, "metavar": "PID", "help": "end it when this process ends; $$ is the shell's"}, "texts"
+)
+DETACH: Final = flag("--detach", "return at once, and hold for the time of --ttl; takes an administrator")
+NUMBERS: Final = Argument(
+    ("holds",),
+    {"nargs": "+", "type": number, "metavar": "HOLD", "help": "its number, as kerntune holds shows it"},
+    "texts",
 )
 JSON: Final = flag("--json", "answer in JSON")
 
@@ -116,13 +145,26 @@ VERBS: Final = (
     Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL)),
     Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT)),
     Verb(
+        "hold",
+        "claim values for as long as this command runs; huge pages are added to what there is",
+        "holds:hold",
+        (HELD, HELD_PROFILE, WHO, WHY, TTL, PID, DETACH, ALLOW_PARTIAL),
+    ),
+    Verb("holds", "who holds what", "holds:holds"),
+    Verb("release", "end holds", "holds:release", (NUMBERS,)),
+    Verb(
         "plan",
         "what set would do; nothing is changed",
         "verbs:plan",
-        (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE),
+        (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE, PLANNED_HOLDS),
     ),
     Verb("profile", "list profiles, put one in force, or show what it says", "profiles:profile", (ACTION, NAME)),
-    Verb("reset", "withdraw everybody's claims: back to configuration and profile", "profiles:reset", (BASELINE,)),
+    Verb(
+        "reset",
+        "withdraw everybody's claims: back to configuration and profile",
+        "profiles:reset",
+        (BASELINE, RESET_HOLDS),
+    ),
     Verb("verify", "what is managed and not as wished", "verbs:verify"),
     Verb("reload", "read the configuration files again", "verbs:reload"),
     Verb("config", "check the configuration files; needs no daemon", "verbs:config", (CHECK, PLACE)),
@@ -164,3 +206,22 @@ def parser() -> Parser:
         row.add_argument(*JSON.names, default=argparse.SUPPRESS, **JSON.how)
         row.set_defaults(run=verb.run)
     return top
+
+
+def options_first(verb: str, words: Iterable[str]) -> list[str]:
+    """Return the words with the options before the arguments: argparse takes an option as the end of these."""
+    arguments = next((row.arguments for row in VERBS if row.name == verb), ())
+    taking = {name for argument in arguments if argument.takes_value for name in argument.names}
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(words)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in taking:
+            value = next(words, None)
+            # Without one it stays at the end, where argparse misses it.
+            first, rest = ([*first, word, value], rest) if value is not None else (first, [*rest, word])
+        else:
+            (first if word.startswith("--") else rest).append(word)
+    return [*first, *rest]

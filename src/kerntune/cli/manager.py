@@ -8,9 +8,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Seq
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from kerntune.bus.names import FREEDESKTOP, HUGE_PAGES, MANAGER, MEMORY, ROOT
+from kerntune.bus.names import FREEDESKTOP, HOLD, HUGE_PAGES, MANAGER, MEMORY, ROOT, hold_path
 from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
-from kerntune.errors import Failed
+from kerntune.errors import Failed, NoSuchHold, UnknownObject
 
 if TYPE_CHECKING:
     from kerntune.bus.client import Client, Signal
@@ -24,17 +24,35 @@ EDIT_SECONDS: Final = 3600.0
 LEAVING: Final = {"cancel-on-leave": True}
 
 
+class Held(Protocol):
+    """A hold that was granted."""
+
+    @property
+    def number(self) -> int:
+        """Return its number."""
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """Return what became of its settings."""
+
+    async def ended(self) -> None:
+        """Return when it was released, or its time is over."""
+
+    async def release(self) -> None:
+        """End it, and return when the kernel has what is claimed without it."""
+
+
 class Manager(Protocol):
     """What the verbs need of the daemon; its methods raise the classes of kerntune.errors."""
 
     async def running(self) -> bool:
-        """Whether there is a daemon now; every other call starts one where the bus knows how to."""
+        """Return whether there is a daemon now; every other call starts one where the bus knows how to."""
 
     async def describe(self) -> Document:
-        """Everything there is."""
+        """Return the daemon's description of everything."""
 
     async def pools(self) -> list[Pool]:
-        """The pools of huge pages; the daemon reads the host's memory again for it."""
+        """Return the pools of huge pages; the daemon reads the host's memory again for it."""
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         """Claim values; `options` are those of Manager.Set."""
@@ -43,31 +61,37 @@ class Manager(Protocol):
         """Withdraw claims; `options` are those of Manager.Unset."""
 
     async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
-        """What `set`, or with the options `unset`, `profile` or `reset` that, would do."""
+        """Foresee what `set` would do, or with the options `unset`, `profile` or `reset` that."""
 
     async def profiles(self) -> list[tuple[str, str]]:
-        """Name and summary of each profile."""
+        """Return name and summary of each profile."""
 
     async def set_profile(self, name: str) -> Change:
         """Put a profile in force."""
 
     async def clear_profile(self) -> Change:
-        """Choose none any more."""
+        """Have no profile in force any more."""
 
-    async def reset(self, *, baseline: bool) -> Change:
-        """Withdraw everybody's claims, and with `baseline` suspend the files too."""
+    async def reset(self, options: Mapping[str, bool]) -> Change:
+        """Withdraw everybody's claims; `options` are those of Manager.Reset."""
+
+    async def hold(self, settings: Sequence[str], who: str, why: str, options: Mapping[str, bool | int | str]) -> Held:
+        """Hold values for as long as this connection lives; `options` are those of Manager.Hold."""
+
+    async def release(self, number: int) -> None:
+        """End a hold; raises NoSuchHold where there is none."""
 
     async def verify(self) -> tuple[Outcome, ...]:
-        """What is managed and not as wished."""
+        """Return what is managed and not in the desired state."""
 
     async def reload(self) -> None:
         """Have the configuration files read again, and wait for the pass."""
 
     async def properties(self, interface: str) -> Mapping[str, Any]:
-        """All properties of one interface, as the contract has them; starts no daemon."""
+        """Return all properties of one interface, as the contract has them; starts no daemon."""
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterable[Event]]:
-        """Everything that changes from here on; it ends with Unreachable when the daemon goes."""
+        """Give everything that changes from here on; it ends with Unreachable when the daemon goes."""
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Manager]]
@@ -111,8 +135,23 @@ class BusManager:
     async def clear_profile(self) -> Change:
         return await self._change("ClearProfile", "a{sv}", _variants(LEAVING))
 
-    async def reset(self, *, baseline: bool) -> Change:
-        return await self._change("Reset", "a{sv}", _variants({**({"baseline": True} if baseline else {}), **LEAVING}))
+    async def reset(self, options: Mapping[str, bool]) -> Change:
+        return await self._change("Reset", "a{sv}", _variants({**options, **LEAVING}))
+
+    async def hold(self, settings: Sequence[str], who: str, why: str, options: Mapping[str, bool | int | str]) -> Held:
+        from kerntune import holding  # noqa: PLC0415  # help should not wait for asyncio
+        from kerntune.cli import progress  # noqa: PLC0415
+
+        async with progress.shown(self._client, sys.stderr):
+            return await holding.begin(self._client, settings, who, why, **options)
+
+    async def release(self, number: int) -> None:
+        try:
+            await self._client.call(
+                hold_path(number), HOLD, "Release", "a{sv}", {}, interactive=True, timeout=EDIT_SECONDS
+            )
+        except UnknownObject as error:
+            raise NoSuchHold(f"there is no hold {number}", "kerntune holds shows those there are") from error
 
     async def verify(self) -> tuple[Outcome, ...]:
         (rows,) = await self._client.call(ROOT, MANAGER, "Verify", timeout=READ_SECONDS)
@@ -161,7 +200,7 @@ def _outcomes(rows: Sequence[Sequence[str]]) -> tuple[Outcome, ...]:
 
 
 async def _events(signals: AsyncIterable[Signal]) -> AsyncIterator[Event]:
-    """The signals that say something of what is managed."""
+    """Give the signals that say something of what is managed."""
     async for signal in signals:
         match signal.member, signal.args:
             case "Changed", [generation, cause, rows] if signal.interface == MANAGER:
@@ -181,7 +220,7 @@ def _guard_change(state: str, level: int, details: Mapping[str, Any]) -> GuardCh
 
 @asynccontextmanager
 async def connect() -> AsyncIterator[Manager]:
-    """The daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set); raises Unreachable."""
+    """Connect to the daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set); raises Unreachable."""
     from kerntune.bus import client  # noqa: PLC0415  # as above
 
     async with client.connect() as connection:

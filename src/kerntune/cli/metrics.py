@@ -36,7 +36,7 @@ STATES: Final = tuple(state for state in State if state not in (State.PLANNED, S
 
 
 async def metrics(connect: Connect, args: Namespace) -> Answer:
-    """What the daemon knows; a daemon that does not run is not started for it."""
+    """Ask the daemon for what it knows; one that does not run is not started for it."""
     async with connect() as manager:
         if not await manager.running():
             raise Unreachable("kerntuned does not run, and is not started to be measured", "systemctl start kerntuned")
@@ -49,13 +49,14 @@ async def metrics(connect: Connect, args: Namespace) -> Answer:
 
 
 def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
-    """Every metric there is. Pure."""
+    """Make every metric. Pure."""
     guard = document["guard"]
     yield gauge("build_info", "The version of kerntuned, as a label.", Sample(1, {"version": document["version"]}))
     yield number("generation", "Passes of kerntuned that changed an outcome or a claim.", document["generation"])
     degraded = [Sample(1, {"reason": reason}) for reason in document["degraded"]]
     yield gauge("degraded", "What is wrong, a sample each; none when all is well.", *degraded)
     yield from of_targets(document)
+    yield from of_holds(document)
     yield from of_pools(pools)
     states = dict.fromkeys([*GUARD_STATES, guard["state"]])
     in_force = [Sample(int(state == guard["state"]), {"state": state}) for state in states]
@@ -73,7 +74,7 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
 
 
 def of_targets(document: Document) -> Iterator[Metric]:
-    """What is managed, and what became of it."""
+    """Count what is managed, by what became of it."""
     managed = [row for row in document["targets"] if row["claim"]]
     waiting = [claim["tunable"] for claim in document["claims"] if not claim["matches"]]
     pairs = [(row["tunable"], row["state"]) for row in managed] + [(name, str(State.UNSUPPORTED)) for name in waiting]
@@ -94,8 +95,16 @@ def of_targets(document: Document) -> Iterator[Metric]:
     yield gauge("claims", "Claims, those that wait for a target included, by where they come from.", *claims)
 
 
+def of_holds(document: Document) -> Iterator[Metric]:
+    """Count the holds, and name whose they are."""
+    holds = document.get("holds", [])
+    yield number("holds", "Holds: values that are claimed for as long as a client lives.", len(holds))
+    rows = [Sample(1, {"hold": str(each["hold"]), "who": each["who"], "uid": str(each["uid"])}) for each in holds]
+    yield gauge("hold_info", "A hold, with its number and whose it is as labels.", *rows)
+
+
 def of_pools(pools: Sequence[Pool]) -> Iterator[Metric]:
-    """The whole host's pools, and the nodes' under names of their own: a sum then counts no page twice."""
+    """Count the whole host's pools, and the nodes' under names of their own: a sum then counts no page twice."""
     for suffix, (field, said) in POOL_COUNTS.items():
         whole = [pool_sample(pool, field) for pool in pools if not pool.node]
         yield gauge(f"hugepages_{suffix}", f"{said}; page_size in bytes.", *whole)
@@ -105,22 +114,22 @@ def of_pools(pools: Sequence[Pool]) -> Iterator[Metric]:
 
 
 def pool_sample(pool: Pool, field: str, **labels: str) -> Sample:
-    """One count of a pool."""
+    """Return one count of a pool."""
     return Sample(getattr(pool, field), {"page_size": str(pool.page_size), **labels})
 
 
 def gauge(name: str, said: str, *samples: Sample) -> Metric:
-    """A metric of ours that goes up and down."""
+    """Make a metric that goes up and down."""
     return Metric(f"kerntune_{name}", Kind.GAUGE, said, samples)
 
 
 def number(name: str, said: str, value: int) -> Metric:
-    """A gauge of one number."""
+    """Make a gauge of one number."""
     return gauge(name, said, Sample(value, {}))
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Put a text in the place of a file, so that no reader finds half of it; Failed when that cannot be."""
+    """Put a text in the place of a file, so that no reader finds half of it; raises Failed when that cannot be."""
     # The collector reads *.prom, and this name does not end so.
     new = path.with_name(f".{path.name}.{os.getpid()}")
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -47,22 +47,27 @@ def listed(profiles: Sequence[tuple[str, str]], active: str) -> show.Page:
 async def reset(connect: Connect, args: Namespace) -> Answer:
     """Back to the files, or with --baseline to the host's own values."""
     async with connect() as manager:
-        return _done(await manager.reset(baseline=args.baseline))
+        return _done(await manager.reset(_options(args)))
 
 
 async def plan(connect: Connect, args: Namespace) -> Answer:
     """What `profile set` or `reset` would do; nothing is changed."""
     one_thing = args.reset != (args.profile is not None)
     if not one_thing or args.settings or args.unset or args.persist or args.allow_partial:
-        hint = "kerntune plan --profile NAME, or kerntune plan --reset [--baseline], without anything else"
+        hint = "kerntune plan --profile NAME, or kerntune plan --reset [--baseline] [--holds], without anything else"
         raise Usage("a plan is of one thing at a time", hint)
-    if args.baseline and not args.reset:
-        raise Usage("--baseline belongs to --reset", "kerntune plan --reset --baseline")
+    if (extra := next(iter(_options(args)), None)) and not args.reset:
+        raise Usage(f"--{extra} belongs to --reset", f"kerntune plan --reset --{extra}")
     asked: dict[str, bool | str] = {"reset": True} if args.reset else {"profile": args.profile}
     async with connect() as manager:
-        change = await manager.plan((), asked | ({"baseline": True} if args.baseline else {}))
+        change = await manager.plan((), asked | _options(args))
         document = await manager.describe() if gives_back(change) else None
     return _chosen(change, none="Nothing would change.", document=document)
+
+
+def _options(args: Namespace) -> dict[str, bool]:
+    """What of a reset goes beyond the claims of callers."""
+    return {name: True for name in ("baseline", "holds") if getattr(args, name)}
 
 
 def _done(change: Change) -> Answer:

@@ -16,6 +16,7 @@ SGR: Final = {GOOD: "32", MIXED: "33", BAD: "1;31", QUIET: "2"}
 EMPTY: Final = "-"
 GAP: Final = "  "
 INDENT: Final = "   "  # of what stands below a row: as far as the mark reaches
+SHORT: Final = 20  # characters of a name that its owner chose
 ALIKE: Final = 4  # rows with nothing to tell them apart share a line from so many on
 NUMBERED: Final = re.compile(r"(.*?)(\d+)", re.ASCII)
 
@@ -68,6 +69,11 @@ def row(mark: str, cells: tuple[str, ...], style: str = "", *notes: str) -> Row:
 def clean(text: str) -> str:
     """Names of processes and devices come from elsewhere: none may move the cursor or start a line."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def short(name: str) -> str:
+    """Return a name that its owner chose, cut where it would push others out of a table."""
+    return name if len(name) <= SHORT else f"{name[: SHORT - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def together(rows: Iterable[Row]) -> list[Row]:

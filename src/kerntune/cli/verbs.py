@@ -74,7 +74,7 @@ async def set_(connect: Connect, args: Namespace) -> Answer:
 
 async def plan(connect: Connect, args: Namespace) -> Answer:
     """What set, unset, profile set or reset would do; nothing is changed."""
-    if args.profile is not None or args.reset or args.baseline:
+    if args.profile is not None or args.reset or args.baseline or args.holds:
         return await profiles.plan(connect, args)
     if not args.settings:
         raise Usage("there is nothing to plan", "Name settings, --unset and what to withdraw, --profile or --reset")

@@ -1,4 +1,4 @@
-"""How `status` looks: what is wished, what is, what is not and why, and which claims were beaten by which rule."""
+"""How `status` looks: what is wished, what is, what is not and why, and which claims are overridden by which rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kerntune.cli import show
 from kerntune.cli.answers import ClaimRow, Document, TargetRow, in_order, named
 from kerntune.cli.codes import CONTENT, IN_FILES
 from kerntune.cli.health import explained, nothing_managed
-from kerntune.cli.tables import Page, Prose, Row, Table, clean, together
+from kerntune.cli.tables import Page, Prose, Row, Table, clean, short, together
 from kerntune.model import Origin, Reason, State
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
@@ -52,7 +52,11 @@ def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
     owed = row["claim"] is None and row["requested"]
     wanted_by = THE_HOST if owed else _wanted_by(row["claim"], claims, profile)
     cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
-    note = [show.why(row["state"], row["reason"], row["detail"]), *_beaten(row, claims)]
+    note = [
+        show.why(row["state"], row["reason"], row["detail"]),
+        *_parts(row, claims, profile),
+        *_overridden(row, claims),
+    ]
     return show.state_row(row["state"], cells, *note)
 
 
@@ -74,41 +78,64 @@ def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
         return f"{claim['origin']} {profile or claim['who']}"
     # A claim of the configuration is by nobody else.
     places = [claim["why"]] if PLACE.fullmatch(claim["why"]) else []
-    return ", ".join(dict.fromkeys(part for part in (claim["origin"], claim["who"], *places) if part))
+    return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), *places) if part))
 
 
-def _beaten(row: TargetRow, claims: Claims) -> Iterator[str]:
-    """The claims that another one beat, and the rule by which it did."""
-    beaten = [claims[name] for name in row["beaten"] if name in claims]
+def _origin(claim: ClaimRow) -> str:
+    """Name where a claim is from, and of a hold which one."""
+    return f"{claim['origin']} {number}" if (number := claim.get("hold")) else claim["origin"]
+
+
+def _who(claim: ClaimRow) -> str:
+    return short(claim["who"]) if claim.get("hold") else claim["who"]
+
+
+def _parts(row: TargetRow, claims: Claims, profile: str) -> Iterator[str]:
+    """Of a number that holds add up to: whose each part of it is."""
+    parts = [claims[name] for name in row.get("parts", ()) if name in claims]
+    if len(parts) > 1:
+        yield ", and ".join(f"{claim['value']} for {_wanted_by(claim['id'], claims, profile)}" for claim in parts)
+
+
+def _overridden(row: TargetRow, claims: Claims) -> Iterator[str]:
+    """Name the claims that another one overrides, and the rule by which it does."""
+    losers = [claims[name] for name in row["beaten"] if name in claims]
     unknown = [name for name in row["beaten"] if name not in claims]
-    if not beaten and not unknown:
+    if not losers and not unknown:
         return
-    said = f"beats {'; '.join([*(_loser(claim, row['instance']) for claim in beaten), *unknown])}"
     winner = claims.get(row["claim"] or "")
-    yield ", because ".join([said, *(_rules(winner, beaten) if winner else ())])
+    rules = _rules(winner, losers) if winner else ""
+    said = f"overrides {'; '.join([*(_loser(claim, row['instance']) for claim in losers), *unknown])}"
+    yield f"{said} ({rules})" if rules else said
 
 
 def _loser(claim: ClaimRow, instance: str) -> str:
-    """A claim with its value, and its pattern where that is not the target's own name; `profile show` has reasons."""
-    said = f"{claim['origin']} {claim['value']}"
+    """Write a claim: its value, whose it is, and its pattern where that is not the target's own name."""
+    said = f"{claim['value']} of {_origin(claim)}"
     if claim["instances"] != instance:
         said += f" for {claim['instances']}"
-    if claim["origin"] == Origin.PROFILE.word:
-        return f"{said}, in {claim['who']}"
     if claim["who"] and claim["who"] != claim["origin"]:
-        said += f", by {claim['who']}"
-    return f"{said}: {claim['why']}" if claim["why"] else said
+        said += f", {_who(claim)}"
+    # `profile show` has the reasons of a profile.
+    return f"{said}: {claim['why']}" if claim["why"] and claim["origin"] != Origin.PROFILE.word else said
 
 
-def _rules(winner: ClaimRow, beaten: Sequence[ClaimRow]) -> Iterator[str]:
-    """Why it won, in words."""
+def _rules(winner: ClaimRow, losers: Sequence[ClaimRow]) -> str:
+    """Say why it wins."""
     ours = winner["origin"]
-    weaker = list(dict.fromkeys(claim["origin"] for claim in beaten if claim["origin"] != ours))
+    weaker = list(dict.fromkeys(claim["origin"] for claim in losers if claim["origin"] != ours))
     rules = [f"{ours} wins over {_listed(weaker)}"] if weaker else []
-    if any(claim["origin"] == ours for claim in beaten):
-        rules.append(f"of {ours} the {'later line' if ours in IN_FILES else 'newest'} wins")
-    if rules:
-        yield ", and ".join(rules)
+    if any(claim["origin"] == ours for claim in losers):
+        rules.append(f"of {_same(winner)} wins")
+    return "; ".join(rules)
+
+
+def _same(winner: ClaimRow) -> str:
+    """Say which of several claims of one origin wins."""
+    ours = winner["origin"]
+    if ours == Origin.HOLD.word:
+        return "holds the fastest" if winner["tunable"] == "cpu-governor" else "holds the newest"
+    return f"{ours} the {'later line' if ours in IN_FILES else 'newest'}"
 
 
 def _listed(words: Sequence[str]) -> str:

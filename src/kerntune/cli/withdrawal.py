@@ -53,7 +53,7 @@ def how(claim: ClaimRow) -> str:
         Origin.PERSISTENT.word: f"kerntune unset {name} --persist",
         Origin.PROFILE.word: "kerntune profile clear",
         Origin.CONFIG.word: f"take it out of {place}, then kerntune reload",
-        Origin.HOLD.word: "it ends with who holds it",
+        Origin.HOLD.word: f"kerntune release {claim.get('hold', 'HOLD')}; it ends with its client too",
         Origin.GUARD.word: "it ends when there is memory again",
     }
     return ways.get(claim["origin"], "kerntune status shows whose it is")

@@ -1,0 +1,369 @@
+"""Kernel settings for as long as a program needs them: `kerntune.hold`, for programs, plain or with asyncio.
+
+It needs no privilege but membership in the group kerntune, and of other packages dbus-next alone. The daemon ends a
+hold with the connection of its client, so nothing is left behind by a crash (org.kerntune.Tuner1.Hold(5)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.cli import spelling
+from kerntune.cli.answers import Outcome
+
+if TYPE_CHECKING:
+    from kerntune.bus.client import Client
+
+READ_SECONDS: Final = 15.0
+GRANT_SECONDS: Final = 3600.0  # the kernel may have to move a TiB of memory about
+BACK_SECONDS: Final = 60.0  # in which a daemon that is restarted has to be back
+LOOK_SECONDS: Final = 0.2
+LONGEST_TTL: Final = 10 * 366 * 86_400  # seconds; the daemon takes no longer ones
+
+T = TypeVar("T")
+
+
+class AsyncHold:
+    """A hold that was granted to `async with`; it lives until its block ends, or the process."""
+
+    def __init__(self, client: Client, path: str, outcomes: Iterable[Iterable[str]]) -> None:
+        self._client, self.path = client, path
+        self._outcomes = tuple(Outcome(*row) for row in outcomes)
+        self._pid = os.getpid()
+        self._is_over = False
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Return what became of each target, in the words of kerntuned(8). Of huge pages `requested` is +N."""
+        return self._outcomes
+
+    @property
+    def number(self) -> int:
+        """Return its number, as `kerntune holds` shows it."""
+        return int(self.path.rpartition("/")[2])
+
+    async def release(self) -> None:
+        """End it, unless it has ended, and return when the kernel has what is claimed without it.
+
+        Raises Usage in a forked child.
+        """
+        self.check_process()
+        if not self._is_over:
+            with suppress(errors.UnknownObject):
+                await self._client.call(self.path, names.HOLD, "Release", "a{sv}", {}, timeout=GRANT_SECONDS)
+
+    async def ended(self) -> None:
+        """Return when it has ended: somebody released it, its time was over, or its block has ended.
+
+        It survives a restart of the daemon. Raises Unreachable when the bus is lost, or the daemon does not come back;
+        Usage in a forked child.
+        """
+        self.check_process()
+        while not self._is_over:
+            with suppress(errors.Unreachable):
+                async with self._client.listen(names.ROOT, names.OBJECT_MANAGER, restarts=False) as signals:
+                    if await self.has_ended():
+                        return
+                    async for signal in signals:
+                        if signal.member == "InterfacesRemoved" and signal.args[0] == self.path:
+                            return
+            if not self._is_over:
+                await self._daemon_is_back()
+
+    async def has_ended(self) -> bool:
+        """Return whether the daemon knows it no more; raises Unreachable."""
+        self.check_process()
+        return self._is_over or self.path not in await self._client.get(names.ROOT, names.MANAGER, "Holds")
+
+    async def leave(self) -> None:
+        """Release it at the end of its block: where bus or daemon have gone it goes by itself."""
+        try:
+            with suppress(errors.Unreachable):
+                await self.release()
+        finally:
+            self._is_over = True
+
+    def check_process(self) -> None:
+        """Raise Usage in a forked child."""
+        if os.getpid() != self._pid:
+            raise errors.Usage("this hold is of another process", "Call kerntune.hold(...) in the child for its own")
+
+    async def _daemon_is_back(self) -> None:
+        """Wait for the next daemon; raises Unreachable when the bus is gone, or none comes."""
+        try:
+            async with asyncio.timeout(BACK_SECONDS):
+                while not await self._client.running():  # noqa: ASYNC110  # no event tells that it does not come
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            raise errors.Unreachable("kerntuned has left the bus", "systemctl status kerntuned") from None
+
+
+class Hold:
+    """A hold that was granted to a plain `with`; its methods block, and any thread may call them."""
+
+    def __init__(self, held: AsyncHold, thread: _Thread) -> None:
+        self._held, self._thread = held, thread
+
+    @property
+    def path(self) -> str:
+        """Return the path of its object on the bus."""
+        return self._held.path
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Return what became of each target, in the words of kerntuned(8). Of huge pages `requested` is +N."""
+        return self._held.outcomes
+
+    @property
+    def number(self) -> int:
+        """Return its number, as `kerntune holds` shows it."""
+        return self._held.number
+
+    def release(self) -> None:
+        """End it as AsyncHold.release does."""
+        self._held.check_process()
+        self._thread.call(self._held.release(), otherwise=None)
+
+    def ended(self, timeout: float | None = None) -> bool:
+        """Wait for its end as AsyncHold.ended does, and return True, or after so many seconds False.
+
+        A timeout of 0 looks once.
+        """
+        self._held.check_process()
+        return self._thread.call(self._ended(timeout), otherwise=True)
+
+    async def _ended(self, timeout: float | None) -> bool:
+        with suppress(errors.Unreachable):  # a daemon that is restarted
+            if await self._held.has_ended():
+                return True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._held.ended()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Holding:
+    """What `hold` returns: enter it with `with` or `async with`, once at a time.
+
+    Raises Usage when it is entered while it is entered. After its end it may be entered again, for another hold.
+    """
+
+    def __init__(self, settings: tuple[str, ...], body: tuple[str, str], options: dict[str, Any]) -> None:
+        self._settings, self._body, self._options = settings, body, options
+        self._entered = threading.Lock()
+        self._stack: AsyncExitStack | None = None
+        self._thread: _Thread | None = None
+        self._pid = 0
+
+    async def __aenter__(self) -> AsyncHold:
+        with self._entering():
+            self._stack, held = await self._begin()
+        return held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if os.getpid() != self._pid:  # a forked child: it is its parent's
+            return
+        stack, self._stack = self._stack, None
+        if stack:
+            with self._leaving(error):
+                await stack.aclose()
+
+    def __enter__(self) -> Hold:
+        with self._entering():
+            self._thread = _Thread(self._begin)
+            return self._thread.entered()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if os.getpid() != self._pid:  # as above
+            return
+        thread, self._thread = self._thread, None
+        if thread:
+            with self._leaving(error):
+                thread.end()
+
+    @contextmanager
+    def _entering(self) -> Iterator[None]:
+        if not self._entered.acquire(blocking=False):
+            raise errors.Usage("this hold is entered already", "Call kerntune.hold(...) again for another one")
+        self._pid = os.getpid()
+        try:
+            yield
+        except BaseException:
+            self._stack = self._thread = None
+            self._entered.release()
+            raise
+
+    @contextmanager
+    def _leaving(self, error: BaseException | None) -> Iterator[None]:
+        """Let an error of the end not hide `error`, that of the block."""
+        try:
+            yield
+        except errors.KerntuneError as other:
+            if error is None:
+                raise
+            error.add_note(f"the hold was not released in order: {other}")
+        finally:
+            self._entered.release()
+
+    async def _begin(self) -> tuple[AsyncExitStack, AsyncHold]:
+        """Connect and ask for the hold; closing the stack ends both."""
+        from kerntune.bus.client import connect  # noqa: PLC0415  # importing kerntune alone should cost nothing
+
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(connect())
+            held = await begin(client, self._settings, *self._body, **self._options)
+            stack.push_async_callback(held.leave)
+            return stack.pop_all(), held
+        raise AssertionError  # an exit stack passes errors on
+
+
+class _Thread:
+    """The connection of a plain `with`, in a thread: it answers the bus while the program is busy."""
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, tuple[AsyncExitStack, AsyncHold]]]) -> None:
+        self._begin = begin
+        self._ready, self._over = threading.Event(), asyncio.Event()
+        self._held: AsyncHold | None = None
+        self._error: BaseException | None = None
+        self._calls, self._closing = threading.Lock(), False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="kerntune hold", daemon=True)
+        self._thread.start()
+
+    def entered(self) -> Hold:
+        """Wait for the daemon's answer; raises what went wrong."""
+        try:
+            self._ready.wait()
+        except BaseException:
+            self.end()
+            raise
+        if self._held is None:
+            self._thread.join()
+            raise self._error or errors.Failed("the hold was not made")
+        return Hold(self._held, self)
+
+    def call(self, work: Coroutine[Any, Any, T], *, otherwise: T) -> T:
+        """Run it in the thread and wait for its answer; `otherwise` is that of a block that has ended."""
+        with self._calls:
+            if self._closing:
+                work.close()
+                return otherwise
+            answer = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return answer.result()
+        except concurrent.futures.CancelledError:
+            return otherwise
+        except BaseException:
+            answer.cancel()
+            raise
+
+    def end(self) -> None:
+        """Release it, and raise what went wrong then."""
+        with self._calls:
+            self._closing = True
+        with suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._hold())
+            except BaseException as error:  # noqa: BLE001  # it is raised where the block is
+                self._error = error
+            finally:
+                self._ready.set()
+
+    async def _hold(self) -> None:
+        entering = asyncio.ensure_future(self._begin())
+        over = asyncio.ensure_future(self._over.wait())
+        await asyncio.wait([entering, over], return_when=asyncio.FIRST_COMPLETED)
+        if not entering.done():
+            entering.cancel()
+            await asyncio.wait([entering])
+            return
+        stack, self._held = await entering
+        self._ready.set()
+        await over
+        await stack.aclose()
+
+
+async def begin(client: Client, settings: Iterable[str], who: str, why: str, **options: Any) -> AsyncHold:
+    """Ask the daemon for a hold over a connection that lives as long as it; settings as on the command line."""
+    from kerntune.bus.client import Variant  # noqa: PLC0415  # as above
+
+    asked = [spelling.asked(text) for text in settings]
+    page_size = 0
+    if any(map(spelling.needs_default_page_size, asked)):
+        import json  # noqa: PLC0415
+
+        (text,) = await client.call(names.ROOT, names.MANAGER, "Describe", timeout=READ_SECONDS)
+        page_size = json.loads(text)["host"]["default_page_size"]
+    rows = [list(spelling.setting(each, default_page_size=page_size)) for each in asked]
+    kinds = {bool: "b", int: "t", str: "s"}
+    chosen = {name: Variant(kinds[type(value)], value) for name, value in options.items() if value}
+    path, outcomes = await client.call(
+        names.ROOT, names.MANAGER, "Hold", "a(sss)ssa{sv}", rows, who.strip(), why.strip(), chosen,
+        interactive=True, timeout=GRANT_SECONDS,
+    )  # fmt: skip
+    return AsyncHold(client, path, outcomes)
+
+
+def hold(
+    *settings: str, who: str = "", why: str = "", profile: str = "", allow_partial: bool = False, ttl: float = 0
+) -> Holding:
+    """Hold kernel settings while a block runs: `with kerntune.hold("hugepages=64G"): ...`, or `async with`.
+
+    Settings are written as on the command line: "hugepages=64G", "cpu-governor=performance". Huge pages are added to
+    what the host has. Of the governors of several holds the fastest is in force, of other values the newest.
+    `who` and `why` are what others are shown, 256 bytes each at most. `profile` adds what a profile asks for. With
+    `allow_partial` fewer huge pages than asked are kept. `ttl`: seconds after which it ends by itself, 0 for never.
+
+    Entering blocks until the kernel has the values. It returns a Hold, or with `async with` an AsyncHold, with their
+    outcomes. A Holding is entered once at a time; a forked child has no part in it.
+
+    Raises Usage, here or at entering, for what cannot be meant. Entering raises other KerntuneErrors (kerntune.errors):
+    OverLimit and PartiallyAllocated without enough memory, AccessDenied, NotSupported, Unreachable without a daemon.
+    """
+    asked = tuple(fit_for_the_bus("a setting", each) for each in settings)
+    body = fit_for_the_bus("who", who), fit_for_the_bus("why", why)
+    named = fit_for_the_bus("profile", profile)
+    if not asked and not named:
+        raise errors.Usage("there is nothing to hold", 'Name settings, such as "hugepages=64G", or a profile')
+    options = {"profile": named, "allow-partial": bool(allow_partial), "ttl-usec": _microseconds(ttl)}
+    return Holding(asked, body, options)
+
+
+def fit_for_the_bus(name: str, text: object) -> str:
+    """Return a text as the bus takes it; raises Usage for what is none, or is not UTF-8."""
+    if not isinstance(text, str):
+        raise errors.Usage(f"{name} is {text!r:.60}", "Give a text, a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise errors.Usage(f"{name} is {text!r:.60}", "Write it in UTF-8") from None
+    return str.__str__(text)
+
+
+def _microseconds(ttl: float) -> int:
+    is_number = isinstance(ttl, int | float)
+    if is_number and ttl == 0:
+        return 0
+    if not is_number or not 1e-6 <= ttl <= LONGEST_TTL:
+        raise errors.Usage(f"ttl is {ttl!r:.60}", f"Give seconds, at most {LONGEST_TTL}, or 0 for a hold without")
+    return round(ttl * 1e6)

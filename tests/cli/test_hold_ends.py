@@ -1,0 +1,167 @@
+"""How `kerntune hold` ends: by a signal, with a process, by others, and when the daemon does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kerntune.cli import holds
+from kerntune.cli.__main__ import main
+from kerntune.cli.manager import Manager
+from kerntune.errors import Unreachable
+from tests.cli.scripted import Script, ScriptedHold, ScriptedManager, outcome
+from tests.harness.demo import LIMIT, Shell, demo
+
+Captured = pytest.CaptureFixture[str]
+COMMAND: Final = (sys.executable, "-m", "kerntune.cli", "hold", "hugepages@2M=64", "--json")
+by_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit root alone may hold")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with demo(tmp_path) as running:
+        yield running
+
+
+@by_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number: signal.Signals) -> None:
+    before = shell.check("kerntune get hugepages@2M")
+    with subprocess.Popen(COMMAND, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        granted = json.loads(process.stdout.readline())
+        assert granted["event"] == "held"
+        assert int(shell.check("kerntune get hugepages@2M")) == int(before) + 64
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait(LIMIT) == 0
+    assert json.loads(rest) == {"event": "ended", "hold": granted["hold"]}
+    assert shell.check("kerntune get hugepages@2M") == before
+    assert shell.check("kerntune holds") == "Nobody holds anything."
+
+
+@by_root
+def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path) -> None:
+    """Also with one that is killed, and cannot end it any more."""
+    script = f"kerntune hold --pid $$ hugepages@2M=64 --json >{tmp_path}/told & echo $!; wait"
+    with subprocess.Popen(["bash", "-c", script], env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        hold = os.pidfd_open(int(process.stdout.readline()))
+        shell.check(f"until grep -q held {tmp_path}/told; do sleep 0.01; done")
+        process.kill()
+    asyncio.run(readable(hold))
+    os.close(hold)
+    assert json.loads((tmp_path / "told").read_text().splitlines()[-1])["event"] == "ended"
+    assert shell.check("kerntune holds") == "Nobody holds anything."
+
+
+async def readable(descriptor: int) -> None:
+    ready = asyncio.Event()
+    asyncio.get_running_loop().add_reader(descriptor, ready.set)
+    async with asyncio.timeout(LIMIT):
+        await ready.wait()
+
+
+@by_root
+def test_what_a_script_starts_in_the_background_ignores_ctrl_c(shell: Shell) -> None:
+    line = "trap '' INT; exec kerntune hold hugepages@2M=64 --json"
+    with subprocess.Popen(["bash", "-c", line], env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = json.loads(process.stdout.readline())["hold"]
+        process.send_signal(signal.SIGINT)
+        shell.check(f"kerntune release {number}")
+        assert json.loads(process.stdout.read())["event"] == "ended"
+        assert process.wait(LIMIT) == 0
+
+
+def scripted(held: ScriptedHold) -> Callable[[], object]:
+    """A daemon that grants this hold."""
+
+    class Granting(ScriptedManager):
+        async def hold(self, *_: object) -> ScriptedHold:
+            return held
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Manager]:
+        yield Granting(Script())
+
+    return connect
+
+
+class Stuck(ScriptedHold):
+    """One that somebody interrupts while the daemon does not answer."""
+
+    async def ended(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    async def release(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Gone(Stuck):
+    """One whose daemon has gone when somebody interrupts."""
+
+    async def release(self) -> None:
+        raise Unreachable("kerntuned has left the bus")
+
+
+@pytest.mark.parametrize("kind", [Stuck, Gone])
+@pytest.mark.parametrize(("state", "code"), [("satisfied", 0), ("partial", 6)])
+def test_who_interrupts_does_not_wait_long(
+    kind: type[ScriptedHold], state: str, code: int, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon ends it without us; the exit status says what was had."""
+    monkeypatch.setattr(holds, "RELEASE_SECONDS", 0.01)
+    granting = scripted(kind(3, (outcome("hugepages@2M", state),)))
+    assert main(["hold", "hugepages=1", "--json"], connect=granting) == code  # type: ignore[arg-type]  # as a Connect
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"event": "ending", "hold": 3}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_daemon_that_does_not_come_back(capsys: Captured) -> None:
+    class Left(ScriptedHold):
+        async def ended(self) -> None:
+            raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
+
+    granting = scripted(Left(3, (outcome("hugepages@2M"),)))
+    assert main(["hold", "hugepages=1"], connect=granting) == 5  # type: ignore[arg-type]  # as above
+    assert "kerntuned has left the bus" in capsys.readouterr().err
+
+
+def test_interrupted_before_it_is_granted(capsys: Captured) -> None:
+    @asynccontextmanager
+    async def interrupted() -> AsyncIterator[Manager]:
+        raise KeyboardInterrupt
+        yield
+
+    assert main(["hold", "hugepages=1"], connect=interrupted) == 130
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", "kerntune: interrupted")
+
+
+@by_root
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("kerntune hold hugepages@2M=1 --ttl 1 --json >&-", 0, ""),
+        ("kerntune get hugepages@2M >&-", 0, ""),
+        ("kerntune hold hugepages@2M=1 --json >/dev/full", 1, "the answer cannot be written: No space left on device"),
+        ("kerntune get hugepages@2M >/dev/full", 1, "the answer cannot be written: No space left on device"),
+        ("kerntune release 9 2>&-", 3, ""),
+    ],
+)
+def test_nowhere_to_write(shell: Shell, line: str, code: int, said: str) -> None:
+    done = shell.run(line)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr

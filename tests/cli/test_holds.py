@@ -1,0 +1,258 @@
+"""`hold`, `holds` and `release`: what is asked of the daemon, and how the answers look."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from kerntune.cli.__main__ import main
+from kerntune.cli.holds import duration
+from kerntune.cli.manager import Manager
+from kerntune.errors import NoSuchHold, NotOwner, OverLimit, Usage
+from tests.cli.scripted import Script, ScriptedManager, claim, document, outcome, target
+
+Captured = pytest.CaptureFixture[str]
+SINCE = 1_700_000_000_000_000
+HELD = outcome("hugepages@2M", requested="+64", actual="164")
+
+
+def run(script: Script, *words: str) -> int:
+    return main(list(words), connect=script.connect)
+
+
+def held(number: int, **more: Any) -> dict[str, Any]:
+    row = {"hold": number, "who": "train", "why": "", "uid": 1000, "detached": False}
+    return row | {"since_usec": SINCE, "expires_usec": 0} | more
+
+
+def with_holds(*holds: dict[str, Any]) -> Script:
+    claims = [
+        claim(f"hold/{row['hold']}:hugepages@2M", "64", origin="hold", hold=row["hold"], who=row["who"])
+        for row in holds
+    ]
+    return Script(document([target("hugepages@2M", "128")], claims, holds=list(holds)))
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (["hugepages=64G"], (["hugepages=64G"], "", "", {})),
+        (
+            ["hugepages=64G", "--who", "train", "--why", "the 70B model", "--allow-partial"],
+            (["hugepages=64G"], "train", "the 70B model", {"allow-partial": True}),
+        ),
+        (["--profile", "ai-inference"], ([], "", "", {"profile": "ai-inference"})),
+        (
+            ["hugepages=1", "--detach", "--ttl", "2h"],
+            (["hugepages=1"], "", "", {"detached": True, "ttl-usec": 7_200_000_000}),
+        ),
+        (
+            ["hugepages=1", "--ttl", "1s", "cpu-governor=performance"],
+            (["hugepages=1", "cpu-governor=performance"], "", "", {"ttl-usec": 1_000_000}),
+        ),
+        (["--pid", str(os.getppid()), "hugepages=1"], (["hugepages=1"], "", "", {})),
+    ],
+)
+def test_what_a_hold_asks(words: list[str], call: tuple[Any, ...], capsys: Captured) -> None:
+    script = Script(outcomes=[HELD])
+    assert run(script, "hold", *words) == 0
+    assert script.calls == [("Hold", *call)]
+    said = capsys.readouterr().out
+    assert "hugepages@2M  +64        164     satisfied" in said
+    assert ("Hold 3 has ended." in said) is ("--detach" not in words)
+
+
+def test_in_json_each_event_is_a_line(capsys: Captured) -> None:
+    assert run(Script(outcomes=[HELD]), "hold", "hugepages=64", "--json") == 0
+    first, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["event"], first["hold"], first["outcomes"][0]["requested"]) == ("held", 3, "+64")
+    assert last == {"event": "ended", "hold": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["hold"], "there is nothing to hold"),
+        (["hold", "hugepages=1", "--detach"], "needs its time"),
+        (["hold", "hugepages=1", "--detach", "--ttl", "1h", "--pid", "1"], "ends with no process"),
+        (["hold", "hugepages=1", "--ttl", "soon"], "'soon' is no time"),
+        (["hold", "hugepages=1", "--ttl", ""], "'' is no time"),
+        (["hold", "hugepages=1", "--ttl", "999999999d"], "999999999d is too long"),
+        (["hold", "hugepages=1", "--ttl", "5000d"], "5000d is too long"),
+        (["hold", "hugepages=1", "--profile", ""], "--profile is empty"),
+        (["hold", "hugepages=1", "--who", "\udcff"], "--who is '\\udcff'"),
+        (["hold", "hugepages=1", "--why", "\udcff"], "--why is '\\udcff'"),
+        (["hold", "--profile", "\udcff"], "--profile is '\\udcff'"),
+        (["hold", "hugepages=1", "--pid", "-5"], "'-5' is no number"),
+        (["hold", "hugepages=1", "--pid", "0"], "there is no process 0"),
+        (["hold", "hugepages=1", "--pid", "99999999999999"], "there is no process 99999999999999"),
+        (["hold", "hugepages=1", "--who"], "expected one argument"),
+        (["release"], "arguments are required"),
+        (["release", "-1"], "'-1' is no number"),
+        (["release", "1_0"], "'1_0' is no number"),
+        (["release", "\N{ARABIC-INDIC DIGIT THREE}"], "is no number"),
+    ],
+)
+def test_what_cannot_be_meant_asks_nobody(words: list[str], complaint: str, capsys: Captured) -> None:
+    script = Script()
+    assert run(script, *words) == 2
+    assert script.calls == []
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([HELD], 0),
+        ([outcome("hugepages@2M", "partial"), HELD], 6),
+        ([outcome("cpu-governor@policy0", "overridden")], 1),
+        ([outcome("io-scheduler@nvme*", "unsupported", reason="no-such-target")], 3),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--json"], ["--detach", "--ttl", "2h"]])
+def test_its_exit_code_is_that_of_set(rows: list[Any], code: int, words: list[str]) -> None:
+    assert run(Script(outcomes=rows), "hold", "hugepages=1", *words) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ttl", "2"], "Hold 3, for 2s"),
+        (["--ttl", "2h", "--detach"], "Hold 3, for 2h"),
+        (["--pid", str(os.getppid())], f"Hold 3, until process {os.getppid()} ends"),
+        ([], "Hold 3"),
+    ],
+)
+def test_it_says_how_it_ends(words: list[str], said: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(Script(outcomes=[HELD]), "hold", "hugepages=1", *words) == 0
+    assert said in capsys.readouterr().out.splitlines()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert run(Script(outcomes=[HELD]), "hold", "hugepages=1", *words) == 0
+    ends = "" if "--detach" in words else "; Ctrl-C ends it"
+    assert f"{said}{ends}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_refusal_has_its_exit_code(capsys: Captured) -> None:
+    assert run(Script(error=OverLimit("too many pages", "Ask for less")), "hold", "hugepages=1") == 1
+    assert run(Script(error=NotOwner("hold 3 is not yours", "")), "release", "3") == 4
+    assert "too many pages" in capsys.readouterr().err
+
+
+def test_release_ends_each(capsys: Captured) -> None:
+    script = Script()
+    assert run(script, "release", "3", "5") == 0
+    assert script.calls == [("Release", 3), ("Release", 5)]
+    assert capsys.readouterr().out == "Released: 3, 5\n"
+
+
+class Some(ScriptedManager):
+    """Has two holds."""
+
+    async def release(self, number: int) -> None:
+        await super().release(number)
+        if number == 6:
+            raise NotOwner("it is of another user")
+        if number not in {3, 5}:
+            raise NoSuchHold(f"there is no hold {number}", "kerntune holds shows those there are")
+
+
+def test_release_goes_through_the_list(capsys: Captured) -> None:
+    script = Script()
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Manager]:
+        yield Some(script)
+
+    assert main(["release", "3", "4", "5", "3", "6"], connect=connect) == 3
+    assert [number for _, number in script.calls] == [3, 4, 5, 6]
+    said = capsys.readouterr()
+    assert said.out == "Released: 3, 5\n"
+    assert "kerntune: there is no hold 4\n" in said.err
+    assert "kerntune: hold 6: it is of another user\n" in said.err
+    assert main(["release", "3", "4", "--json"], connect=connect) == 3
+    error = {"name": NoSuchHold.dbus_name, "message": "there is no hold 4. kerntune holds shows those there are"}
+    assert json.loads(capsys.readouterr().out) == {"released": [3], "failed": [{"hold": 4, "error": error}]}
+
+
+def test_a_long_name_leaves_room_for_others(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "x" * 250
+    script = with_holds(held(3, who=name))
+    assert run(script, "holds") == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert f"{'x' * 19}\N{HORIZONTAL ELLIPSIS}, uid 1000" in row
+    assert len(row) < 100
+    assert run(script, "holds", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["holds"][0]["who"] == name
+    pool = target("hugepages@2M", "164", requested="164", state="satisfied", claim="hold/3:hugepages@2M")
+    assert run(Script(document([pool], script.described["claims"])), "status") == 0
+    assert "x" * 20 not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tunable", "values", "rule"),
+    [
+        ("read-ahead@sda", ("64", "7"), "of holds the newest wins"),
+        ("cpu-governor@policy0", ("performance", "powersave"), "of holds the fastest wins"),
+    ],
+)
+def test_status_says_what_a_hold_overrides(tunable: str, values: tuple[str, str], rule: str, capsys: Captured) -> None:
+    winner, loser = (
+        claim(f"hold/{number}:{tunable}", value, origin="hold", hold=number, who=who)
+        for number, value, who in zip((2, 1), values, ("new", "old"), strict=True)
+    )
+    row = target(tunable, values[0], state="satisfied", claim=winner["id"], beaten=[loser["id"]])
+    assert run(Script(document([row], [winner, loser])), "status") == 0
+    assert f"overrides {values[1]} of hold 1, old ({rule})" in capsys.readouterr().out
+
+
+def test_who_holds_what(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    script = with_holds(held(3), held(4, who="<b>\x1b[31mred", why="step 1", expires_usec=SINCE + 10**6, detached=True))
+    assert run(script, "holds") == 0
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["HOLD", "BY", "SINCE", "ENDS", "WHAT"]
+    assert first.startswith("3     train, uid 1000 ")
+    assert "  2023-11-14 22:13  " in first
+    assert first.endswith("with its client   hugepages@2M=+64")
+    assert "<b>\N{REPLACEMENT CHARACTER}[31mred, uid 1000" in second
+    assert second.endswith("hugepages@2M=+64  step 1")
+    assert run(Script(), "holds") == 0
+    assert capsys.readouterr().out == "Nobody holds anything.\n"
+
+
+def test_status_says_whose_each_part_is(capsys: Captured) -> None:
+    claims = [
+        claim("runtime:hugepages@2M", "100", who="alice (kerntune)"),
+        claim("hold/3:hugepages@2M", "64", origin="hold", hold=3, who="train", seq=2),
+    ]
+    row = target("hugepages@2M", "164", requested="164", state="satisfied", claim=claims[1]["id"],
+                 parts=[each["id"] for each in claims])  # fmt: skip
+    assert run(Script(document([row], claims)), "status") == 0
+    said = capsys.readouterr().out
+    assert "hold 3, train" in said
+    assert "100 for runtime, alice (kerntune), and 64 for hold 3, train" in said
+
+
+def test_metrics_count_them(capsys: Captured) -> None:
+    assert run(with_holds(held(3), held(4, who='a "b"')), "metrics") == 0
+    said = capsys.readouterr().out
+    assert "kerntune_holds 2\n" in said
+    assert 'kerntune_hold_info{hold="4",who="a \\"b\\"",uid="1000"} 1\n' in said
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("30s", 30), ("15m", 900), ("2h", 7200), ("1d", 86_400)])
+def test_times(text: str, seconds: int) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h", "-1", "1w", "1.5h", "h", "1 h", "٣", "9999999999", "3661d"])
+def test_no_times(text: str) -> None:
+    with pytest.raises(Usage):
+        duration(text)
