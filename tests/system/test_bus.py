@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, ROOT, interface_files
+from kerntune.bus.names import BUS_NAME, HOLD, ROOT, interface_files
 from tests.system.host import Host
 from tests.system.machine import Machine
 
@@ -23,12 +24,15 @@ def test_busctl_shows_a_well_formed_tree(host: Host, vm: Machine) -> None:
 
 
 def test_introspection_is_the_contract(host: Host, vm: Machine) -> None:
-    shown = ET.fromstring(vm.check(["busctl", "introspect", "--xml-interface", BUS_NAME, ROOT], user="alice"))
+    held = json.loads(vm.check("kerntune hold --json --detach --ttl 10m hugepages@2M=1"))["hold"]
     for file in interface_files():
+        path = f"{ROOT}/hold/{held}" if file.stem == HOLD else ROOT
+        shown = ET.fromstring(vm.check(["busctl", "introspect", "--xml-interface", BUS_NAME, path], user="alice"))
         (interface,) = shown.iterfind(f"interface[@name='{file.stem}']")
         (contract,) = ET.parse(file).getroot().iterfind("interface")
         for kind in MEMBERS:
             assert {row.get("name") for row in interface.iter(kind)} == {row.get("name") for row in contract.iter(kind)}
+    vm.check(f"kerntune release {held}")
     rows = vm.check(["busctl", "introspect", BUS_NAME, ROOT], user="alice")
     assert re.search(r"\.SetCount\s+method\s+tta\{sv\}\s+t\s", rows)
     assert re.search(r"\.Pools\s+property\s+a\(tsttttt\)", rows)
