@@ -149,17 +149,17 @@ def own_outcome(
 
 
 def overridden(claim: Claim, outcome: Outcome, why: str, reason: Reason = Reason.OVERRIDDEN) -> Outcome:
-    """The outcome for a claim that was beaten."""
+    """Return the outcome for a claim that was beaten."""
     return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=reason, detail=why)
 
 
 def is_same(claim: Claim, other: Claim) -> bool:
-    """Whether two claims are one, and neither has replaced the other."""
+    """Return whether two claims are one, and neither has replaced the other."""
     return (claim.id, claim.seq) == (other.id, other.seq)
 
 
 def part_outcome(claim: Claim, wish: Wish, of: Sum, outcome: Outcome) -> Outcome:
-    """The outcome of one of the claims that make a number together.
+    """Return the outcome of one of the claims that make a number together.
 
     Of a hold it tells what it adds (+N), and the number that there is in all.
     """
@@ -203,7 +203,7 @@ def shares(wish: Wish, of: Sum, before: int, number: int) -> Mapping[ClaimId, in
 
 
 def spelled(claim: Claim) -> str:
-    """What a claim asks for: of a hold where such add up, how much more."""
+    """Return what a claim asks for: of a hold where such add up, how much more."""
     return f"{'+' if claim.origin is Origin.HOLD and claim.value.isdecimal() else ''}{claim.value}"
 
 

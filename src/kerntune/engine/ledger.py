@@ -27,7 +27,7 @@ class Ledger(Protocol):
 
     @property
     def reserved(self) -> Collection[Target]:
-        """Those of them that may be claimed by somebody who is not known now: they are not put back."""
+        """Return those of them that may be claimed by somebody who is not known now: they are not put back."""
 
     def keep(self, baselines: Sequence[Baseline]) -> None:
         """Save the host's own values, before the first write."""

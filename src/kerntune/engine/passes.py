@@ -231,7 +231,7 @@ class _Pass:
             self.result.outcomes[outcome.target] = outcome
 
     def _wishes(self, covered: Covered) -> dict[Target, Wish]:
-        """What each target should be, by these claims and what was there before the pass."""
+        """Return what each target should be, by these claims and what was there before the pass."""
         own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
         named, reserved = self.order.named, self.order.reserved
         found = wishes_of(self.tunable, covered, own, list(self.before), named, readings=self.before, reserved=reserved)
@@ -351,7 +351,7 @@ class _Pass:
             self.writer.write(busy)
 
     def _plan(self, readings: Mapping[Target, Reading]) -> Sequence[Step]:
-        """The steps to what is wished, without the newest of those who ask for more than the host can bear."""
+        """Return the steps to what is wished, without the newest of those who ask for more than the host can bear."""
         # The other lanes have no use for it, and a plugged drive waits.
         memory = NO_MEMORY
         if self.tunable.lane is Lane.MEMORY:

@@ -136,12 +136,12 @@ def stand_in(claim: Claim, wishes: Mapping[Target, Wish], readings: Mapping[Targ
 
 
 def waits_for(claim: Claim, strict: Collection[ClaimId]) -> bool:
-    """Whether somebody waits for exactly this claim."""
+    """Return whether somebody waits for exactly this claim."""
     return claim.id in strict and not claim.partial
 
 
 def own_number(reading: Reading | None) -> str:
-    """The number that a target has by itself, as its baseline would be saved now."""
+    """Return the number that a target has by itself, as its baseline would be saved now."""
     return (reading.restore or reading.value or "0") if reading else "0"
 
 

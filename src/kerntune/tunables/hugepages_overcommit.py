@@ -116,7 +116,7 @@ class HugePagesOvercommit(Plain):
                 refused = refusal(wish, newest, now[target], possible, too_many(limits))
                 steps.append(Step(wish, before, verdict=refused or over_limit(wish, now[target], possible, limits)))
                 continue
-            writes = (Write(f"{folder_of(target)}/{FILE}", str(wanted)),) if wanted != now[target] else ()
+            writes = (Write(f"{folder_of(target)}/{FILE}", wish.value),) if wanted != now[target] else ()
             steps.append(Step(wish, before, writes))
             now[target] = wanted
         return steps
