@@ -1,0 +1,52 @@
+"""What malloc(3) of glibc is told, so that it uses the huge pages that settings provide; it reads no host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+VARIABLE: Final = "GLIBC_TUNABLES"
+# 1: ask for transparent huge pages; 2: take huge pages of the default size; more: of that size in bytes
+# (glibc's manual, "Memory Allocation Tunables"; from 2.35).
+TUNABLE: Final = "glibc.malloc.hugetlb"
+TRANSPARENT: Final = 1
+DEFAULT_SIZE: Final = 2
+POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
+UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+POOL: Final = re.compile(r"([0-9]{1,9})([KMG])(?:i?B)?(?:/.*)?", re.IGNORECASE)
+NOTHING: Final = re.compile(r"\+?0+[A-Za-z]*")
+
+
+def environment(
+    environ: Mapping[str, str], settings: Iterable[str], *, default_page_size: int = 2 << 20
+) -> dict[str, str]:
+    """Return the environment in which a program uses the pages of `settings`, written as on the command line.
+
+    A value of the user's own for the tunable wins. With pools of several sizes it is the default one, else the first.
+    """
+    given = environ.get(VARIABLE, "")
+    value = hugetlb(settings, default_page_size)
+    if not value or any(word.partition("=")[0] == TUNABLE for word in given.split(":")):
+        return dict(environ)
+    return {**environ, VARIABLE: ":".join(filter(None, (given, f"{TUNABLE}={value}")))}
+
+
+def hugetlb(settings: Iterable[str], default_page_size: int) -> int:
+    """Return the value of glibc.malloc.hugetlb that goes with settings, 0 where malloc needs to be told nothing."""
+    sizes, transparent = [], False
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        tunable, _, instance = name.partition("@")
+        if tunable in POOLS and value and not NOTHING.fullmatch(value):
+            sizes.append(_page_size(instance, default_page_size))
+        transparent |= tunable == "thp" and instance in ("", "enabled") and value in ("madvise", "always")
+    if not sizes:
+        return TRANSPARENT if transparent else 0
+    return DEFAULT_SIZE if default_page_size in sizes else sizes[0]
+
+
+def _page_size(instance: str, default: int) -> int:
+    """Return the size of the pages of a pool such as `1G` or `2M/node0`; the default where none is named."""
+    found = POOL.fullmatch(instance)
+    return int(found[1]) * UNITS[found[2].upper()] if found and int(found[1]) else default

@@ -1,0 +1,104 @@
+"""`python3 -P -m kerntune.run.launch JSON CMD...`: become CMD, behind a shield, and die with the process that asked.
+
+JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, `group` to lead a new process group. To
+the descriptor `clock` the moment of execve(2) is written, in nanoseconds of CLOCK_MONOTONIC.
+The exit status is 127 when CMD is not found, 126 when it cannot be run, and 125 when something was refused before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+from kerntune.errors import KerntuneError
+from kerntune.run.shield import Shield
+
+REFUSED: Final = 125
+NOT_RUN: Final = 126
+NOT_FOUND: Final = 127
+PR_SET_PDEATHSIG: Final = 1
+LONGEST: Final = 200  # characters of a name in a message
+
+
+def command(shield: Shield, words: Sequence[str], *, group: bool = False) -> list[str]:
+    """Return the words that start a command behind a shield, to die with the thread that starts it (prctl(2))."""
+    asked = {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid(), "group": group}
+    return [sys.executable, "-P", "-m", "kerntune.run.launch", json.dumps(asked), *words]
+
+
+def main(words: Sequence[str]) -> NoReturn:
+    """Do what the first word asks, and become the command in the others."""
+    text, *argv = words or [""]
+    asked = asked_for(text)
+    if not argv:
+        _fail(REFUSED, "kerntune.run.launch: there is no command to run")
+    prepare(asked)
+    if clock := asked.get("clock", 0):
+        os.write(clock, b"%d" % time.monotonic_ns())
+        os.close(clock)
+    _become(argv)
+
+
+def asked_for(text: str) -> dict[str, Any]:
+    """Return what is asked in JSON; end the process where it is no object."""
+    try:
+        asked = json.loads(text)
+    except ValueError as error:
+        _fail(REFUSED, f"kerntune.run.launch takes JSON and a command ({error})")
+    if not isinstance(asked, dict):
+        _fail(REFUSED, "kerntune.run.launch takes JSON and a command (no object)")
+    return asked
+
+
+def prepare(asked: Mapping[str, Any]) -> None:
+    """Die with the parent, and go behind the shield; end the process where that is refused."""
+    if parent := asked.get("parent", 0):
+        _die_with(parent)
+    if asked.get("group"):
+        os.setpgid(0, 0)
+    try:
+        Shield(frozenset(asked.get("cpus", ())), asked.get("slice_us", 0)).apply()
+    except (KerntuneError, TypeError, ValueError) as error:
+        _fail(REFUSED, str(error))
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the parent ends, which the kernel does not do for one that has ended already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        _fail(REFUSED, f"process {parent}, which started this one, has ended")
+
+
+def _become(argv: list[str]) -> NoReturn:
+    # Python ignores these two, and what is ignored stays so over execve(2).
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        if not argv[0]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        os.execvp(argv[0], argv)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        _fail(NOT_FOUND, f"{_short(argv[0])} cannot be found ({error.strerror})")
+    except OSError as error:
+        _fail(NOT_RUN, f"{_short(argv[0])} cannot be run ({error.strerror})")
+
+
+def _short(name: str) -> str:
+    plain = "".join(char if char.isprintable() else "?" for char in name)
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
+
+
+def _fail(status: int, why: str) -> NoReturn:
+    sys.stderr.write(f"kerntune: {why}\n")
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
