@@ -1,0 +1,70 @@
+"""Whether a file is in memory: how it is dropped from there, and how it is known that it was."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from typing import Final
+
+CACHESTAT: Final = 451  # cachestat(2), from Linux 6.5; the number is the same everywhere
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+MIB: Final = 1 << 20
+READ: Final = "blocks read"
+ABSENT: Final = "not in the page cache"
+
+
+class Range(ctypes.Structure):
+    """struct cachestat_range."""
+
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class Cached(ctypes.Structure):
+    """struct cachestat."""
+
+    pages: int
+    _fields_ = (
+        ("pages", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("writeback", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+        ("recently_evicted", ctypes.c_uint64),
+    )
+
+
+def drop(fd: int) -> None:
+    """Have the kernel forget what it has of the file in memory; what is mapped or dirty stays (posix_fadvise(2))."""
+    with contextlib.suppress(OSError):  # on a file system that is read-only there is nothing to write
+        os.fsync(fd)
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def in_memory(fd: int, size: int) -> int | None:
+    """Return how many bytes of the file are in memory, None where the kernel does not say: it tells the owner only."""
+    which, found = Range(0, size), Cached()
+    libc = ctypes.CDLL(None, use_errno=True)
+    refused = libc.syscall(
+        ctypes.c_long(CACHESTAT), ctypes.c_long(fd), ctypes.byref(which), ctypes.byref(found), ctypes.c_long(0)
+    )
+    return None if refused else min(size, found.pages * PAGE)
+
+
+def judge(size: int, before: int | None, read: int) -> tuple[str, str]:
+    """Return how it is known that a file was not in memory, and what is wrong when it was.
+
+    `before` are the bytes that were in memory before the read, `read` those that came from a block device.
+    """
+    if read >= 0.99 * size:
+        return READ, ""
+    if before is None:
+        return "", ""
+    return (
+        ("", f"not cold: {mib(before)} of {mib(size)} MiB were in memory before the read") if before else (ABSENT, "")
+    )
+
+
+def mib(size: int) -> str:
+    """Write bytes in whole MiB, rounded up: `1 024`."""
+    return f"{-(-size // MIB):,}".replace(",", " ")

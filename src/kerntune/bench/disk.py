@@ -1,0 +1,81 @@
+"""Which file system a file lies on, and which drives carry that: from /proc and sysfs below one root."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kerntune.kernel.files import natural
+
+ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # of white space in /proc/self/mountinfo
+HOST: Final = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system's type as in mount(8), and the drives by their names in /sys/block; none where there is none."""
+
+    file_system: str = ""
+    drives: tuple[str, ...] = ()
+
+
+def disk_of(fd: int, root: Path = HOST) -> Disk:
+    """Return what carries an open file."""
+    return disk_at(os.fstat(fd).st_dev, _mount_id(fd), root)
+
+
+def disk_at(device: int, mount: str, root: Path = HOST) -> Disk:
+    """Return what carries the files of a device number, reached through a mount of this id."""
+    file_system, source = _mounted(mount, root)
+    found = drives_of(device, root)
+    if not found and source.startswith("/dev/"):
+        # Subvolumes of btrfs have numbers that no device has.
+        try:
+            found = drives_of((root / source.lstrip("/")).stat().st_rdev, root)
+        except OSError:
+            found = ()
+    return Disk(file_system, found)
+
+
+def drives_of(device: int, root: Path = HOST) -> tuple[str, ...]:
+    """Return the drives below a block device, through partitions and what dm and md make of them; none if it is none.
+
+    Documentation/ABI/stable/sysfs-block: a device that is made of others has them in `slaves`.
+    """
+    folder = root / f"sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    return tuple(sorted(_drives(folder, frozenset()), key=natural))
+
+
+def _drives(folder: Path, seen: frozenset[Path]) -> set[str]:
+    try:
+        folder = folder.resolve(strict=True)
+        if (folder / "partition").exists():
+            folder = folder.parent
+        if folder in seen:
+            return set()
+        slaves = folder / "slaves"
+        below = list(slaves.iterdir()) if slaves.is_dir() else []
+    except OSError:
+        return set()
+    if not below:
+        return {folder.name}
+    return {name for slave in below for name in _drives(slave, seen | {folder})}
+
+
+def _mount_id(fd: int) -> str:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        rows = dict(line.split(None, 1) for line in file)
+    return rows.get("mnt_id:", "").strip()
+
+
+def _mounted(mount: str, root: Path) -> tuple[str, str]:
+    """Return the type and the source of a mount (proc_pid_mountinfo(5)), "" for both where it is not listed."""
+    text = (root / "proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    for line in text.splitlines():
+        if line.split(None, 1)[0] == mount:
+            file_system, source, *_ = line.partition(" - ")[2].split(" ")
+            return file_system, ESCAPED.sub(lambda found: chr(int(found[1], 8)), source)
+    return "", ""

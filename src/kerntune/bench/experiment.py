@@ -1,0 +1,231 @@
+"""The experiment: rounds of before and after in random order, until a planned look has a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final, Protocol
+
+from kerntune.bench import host, runs, statistics, traps
+from kerntune.bench.file import ModelFile
+from kerntune.bench.legs import HOGS, WAKES, Workload
+from kerntune.bench.model import Leg, Look, Round, Sample, Verdict
+from kerntune.bench.runs import Arm
+from kerntune.bench.worker import ended as ended_by
+from kerntune.run.shield import Shield
+
+POLL_SECONDS: Final = 0.05  # between two looks at the pool beside a command
+
+
+class Switch(Protocol):
+    """Who has the host changed for the runs "after"."""
+
+    def on(self) -> AbstractAsyncContextManager[None]:
+        """Change the host for the length of a block."""
+
+    async def values(self) -> Mapping[str, str]:
+        """Return what the kernel has now for each target of the change, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the user's: timed to its end, or to the moment when it prints `until`."""
+
+    argv: tuple[str, ...]
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all legs have in common.
+
+    `values` are those of `switch` without and with the change. `cpu` is the one of the cpu leg. `page_size` is that of
+    the pool that is used after the change in bytes, 0 for none.
+    `touched` bytes of memory are touched before each run, where the host of a virtual machine takes back what is free.
+    """
+
+    before: Arm
+    after: Arm
+    switch: Switch
+    values: Mapping[bool, Mapping[str, str]]
+    file: ModelFile | None
+    command: Command | None
+    cpu: int
+    page_size: int
+    touched: int
+    looks: tuple[Look, ...]
+    has_control: bool
+    random: Random
+
+
+class Progress(Protocol):
+    """Who is told before each run how far a leg is: runs done, runs at the next look, and seconds for one."""
+
+    def __call__(self, leg: Workload, done: int, planned: int, seconds: float) -> None: ...
+
+
+async def measure(leg: Workload, bench: Bench, progress: Progress) -> Leg:
+    """Measure a leg until it has a verdict; raises what the switch raises."""
+    async with _hogs(leg, bench):
+        return await _Experiment(leg, bench, progress).run()
+
+
+class _Experiment:
+    """A leg that is being measured."""
+
+    def __init__(self, leg: Workload, bench: Bench, progress: Progress) -> None:
+        self._leg, self._bench, self._progress = leg, bench, progress
+        self._sides = ("before", "after", "control") if bench.has_control else ("before", "after")
+        self._rounds: list[Round] = []
+        self._started = time.monotonic()
+
+    async def run(self) -> Leg:
+        for after in (True, False):  # a warm-up each, which is not counted
+            if why := (await self._sample(after=after)).trouble:
+                return self._leg_of(Verdict.INVALID, why)
+        self._started = time.monotonic()
+        while True:
+            self._rounds.append(await self._round())
+            if why := traps.at_once(self._rounds[-1]):
+                return self._leg_of(Verdict.INVALID, why)
+            if len(self._rounds) not in {look.pairs for look in self._bench.looks}:
+                continue
+            if why := traps.found(self._rounds, on_pages=self._leg.on_pages, cpus=os.cpu_count() or 1):
+                return self._leg_of(Verdict.INVALID, why)
+            if conclusion := statistics.conclude(self._bench.looks, self._rounds):
+                return self._leg_of(conclusion.verdict, conclusion.reason)
+
+    def _leg_of(self, verdict: Verdict, reason: str) -> Leg:
+        rounds, looks = self._rounds, self._bench.looks
+        whole = [each for each in rounds if not traps.at_once(each)]
+        looked = statistics.taken(looks, whole)
+        detectable = statistics.detectable(whole, looks, self._bench.random) if looked else None
+        notes = [self._leg.note, *(cold_notes(rounds) if self._leg.name == "io" else ())]
+        told = tuple(filter(None, notes))
+        return Leg(self._leg.name, self._leg.what, tuple(rounds), looked, verdict, reason, detectable, told)
+
+    async def _round(self) -> Round:
+        found: dict[str, Sample] = {}
+        for place, side in enumerate(self._bench.random.sample(self._sides, len(self._sides))):
+            self._tell(place)
+            found[side] = await self._sample(after=side == "after")
+        return Round(found["before"], found["after"], found.get("control"))
+
+    def _tell(self, place: int) -> None:
+        pairs, sides = len(self._rounds), len(self._sides)
+        done = pairs * sides + place
+        planned = next(look.pairs for look in self._bench.looks if look.pairs > pairs) * sides
+        self._progress(self._leg, done, planned, (time.monotonic() - self._started) / done if done else 0.0)
+
+    async def _sample(self, *, after: bool) -> Sample:
+        async with AsyncExitStack() as stack:
+            if after:
+                await stack.enter_async_context(self._bench.switch.on())
+            if drift := await self._drift(after=after):
+                return Sample(0.0, trouble=drift)
+            sample = await _watched(self._leg, self._bench, after=after)
+            if not sample.trouble:
+                sample = replace(sample, trouble=await self._drift(after=after))
+        return sample
+
+    async def _drift(self, *, after: bool) -> str:
+        """Return what is no more as it was at the beginning, or ""."""
+        now = await self._bench.switch.values()
+        for name, was in self._bench.values[after].items():
+            if now.get(name) != was:
+                how = "with" if after else "without"
+                return f"settings drifted: {name} is {now.get(name)} {how} the change, and was {was}"
+        return ""
+
+
+def cold_notes(rounds: Sequence[Round]) -> Iterator[str]:
+    """Give what is to be said of reads from a disk."""
+    unproven = sum(1 for run in traps.runs_of(rounds) if not run.cold)
+    if unproven:
+        yield f"not proven cold in {unproven} runs: the kernel says neither what it read nor what it had of the file"
+    if host.environment()["virtualisation"]:
+        yield "this is a virtual machine: its host may have had the file in memory"
+
+
+async def _watched(leg: Workload, bench: Bench, *, after: bool) -> Sample:
+    """Run once, and add what others did meanwhile: the CPUs they used, and whether the CPUs were throttled."""
+    began, busy, own, hot = time.monotonic(), host.cpu_seconds(), _own_seconds(), host.throttled()
+    sample = await _once(leg, bench, after=after)
+    seconds = time.monotonic() - began
+    used = _own_seconds() - own + (seconds if leg.name == "cpu" else 0.0)  # the busy loops have a whole CPU
+    others = max(0.0, host.cpu_seconds() - busy - used) / max(seconds, 1e-3)
+    figures = {traps.OTHERS: round(others, 3), traps.THROTTLED: float(host.throttled() - hot)}
+    return replace(sample, figures={**sample.figures, **figures})
+
+
+def _own_seconds() -> float:
+    """Return the CPU time of this process and of those that it has waited for."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
+    arm = bench.after if after else bench.before
+    if leg.name == "cpu":
+        cpus = arm.shield.cpus or frozenset({bench.cpu})
+        return await runs.worker(replace(arm, shield=replace(arm.shield, cpus=cpus)), "cpu", {"wakes": WAKES})
+    if bench.touched:
+        await runs.worker(arm, "touch", {"bytes": bench.touched})
+        if after and bench.page_size:
+            await runs.worker(arm, "touch", {"bytes": bench.touched, "hugetlb": bench.page_size})
+    if bench.command:
+        return await _command(bench.command, arm, bench.page_size)
+    assert bench.file
+    return await runs.worker(arm, leg.name, {"fd": bench.file.fd, "bytes": bench.file.size}, fds=[bench.file.fd])
+
+
+async def _command(command: Command, arm: Arm, page_size: int) -> Sample:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    free = host.free_pages(page_size) if page_size else 0
+    least = [free]
+
+    async def pool() -> None:
+        while True:
+            least.append(host.free_pages(page_size))
+            await asyncio.sleep(POLL_SECONDS)
+
+    ended = await runs.command(arm, command.argv, until=command.until, meanwhile=pool if page_size else None)
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    figures = {"user_seconds": now.ru_utime - usage.ru_utime, "system_seconds": now.ru_stime - usage.ru_stime}
+    figures |= {"minor_faults": now.ru_minflt - usage.ru_minflt, "major_faults": now.ru_majflt - usage.ru_majflt}
+    figures |= {"read_bytes": (now.ru_inblock - usage.ru_inblock) * 512}
+    if page_size:
+        figures["pages_used"] = free - min(least)
+    return Sample(ended.seconds, figures, trouble=_trouble(command, ended))
+
+
+def _trouble(command: Command, ended: runs.Ended) -> str:
+    last = ended.output.strip().rpartition("\n")[2][:200]
+    said = f"; its last line: {last}" if last else ""
+    if command.until and not ended.found:
+        return f"the command ended before it printed {command.until!r}{said}"
+    if ended.status and not command.until:
+        return f"the command failed: {ended_by(ended.status)}{said}"
+    return ""
+
+
+@asynccontextmanager
+async def _hogs(leg: Workload, bench: Bench) -> AsyncIterator[None]:
+    """Keep the CPU of the cpu leg busy, from before its first run to the end of its last."""
+    if leg.name != "cpu":
+        yield
+        return
+    arm = Arm(Shield(cpus=frozenset({bench.cpu})), bench.before.environment)
+    spinning = [asyncio.ensure_future(runs.worker(arm, "hog", {})) for _ in range(HOGS)]
+    try:
+        yield
+    finally:
+        for task in spinning:
+            task.cancel()
+        await asyncio.wait(spinning)

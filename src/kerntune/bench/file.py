@@ -1,0 +1,162 @@
+"""The model's file: opened so that nothing else is taken for one, or made up where there is none."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Self
+
+from kerntune.errors import Failed, Usage
+from kerntune.kernel.processes import printable
+
+TENSORS: Final = 32
+PIECE: Final = 16 << 20
+SEED: Final = 1
+ALIGNMENT: Final = 8  # of the header's length, as in safetensors
+LEAST: Final = 1 << 16  # bytes of a made-up file, in which the header is the smaller part
+SYNTHETIC: Final = "synthetic"
+LONGEST: Final = 100  # characters of a path in a message
+KINDS: Final = (
+    (stat.S_ISDIR, "a folder", "Name one file of the model in it, such as model-00001-of-00004.safetensors"),
+    (stat.S_ISFIFO, "a pipe", "Name a plain file"),
+    (stat.S_ISSOCK, "a socket", "Name a plain file"),
+    (stat.S_ISCHR, "a device", "Name a plain file"),
+    (stat.S_ISBLK, "a device", "Name a plain file"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An open file of `size` bytes; `allocated` are those that lie on the disk: fewer where it has holes.
+
+    Workers inherit `fd` (`pass_fds`), and need no path. `close` ends it, and a made-up file with it.
+    """
+
+    fd: int
+    size: int
+    name: str
+    allocated: int
+    made_up: bool = False
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def open_model(path: str) -> ModelFile:
+    """Open a model's file for reading; raises Usage for what is no file, and Failed for what cannot be read."""
+    name = _short(path)
+    try:
+        # To open a device can do something (watchdog, tape), so it is looked at first, and again when it is open.
+        _check(name, os.stat(path))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _not_opened(name, error) from error
+    try:
+        found = os.fstat(fd)
+        _check(name, found)
+        os.pread(fd, 1, 0)
+    except OSError as error:
+        os.close(fd)
+        raise Failed(f"{name} cannot be read ({error.strerror})", "See the kernel's log for its disk") from error
+    except Usage:
+        os.close(fd)
+        raise
+    return ModelFile(fd, found.st_size, path, found.st_blocks * 512)
+
+
+def _check(name: str, found: os.stat_result) -> None:
+    for is_kind, what, hint in KINDS:
+        if is_kind(found.st_mode):
+            raise Usage(f"{name} is {what}, not a file", hint)
+    if not found.st_size:
+        raise Usage(f"{name} is empty", "Name a file with the weights of a model")
+
+
+def _not_opened(name: str, error: OSError | ValueError) -> Usage | Failed:
+    if not isinstance(error, OSError):
+        return Usage(f"{name} is no path ({error})", "Name the file of a model")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return Usage(
+            f"there is no file {name}", "Name the file of a model, or leave it out to measure with a made-up one"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Failed(f"{name} cannot be read ({error.strerror})", "Ask its owner, or run it as a user who may read it")
+    return Failed(f"{name} cannot be opened ({error.strerror})", "Look at the path, and at the disk it is on")
+
+
+def synthetic(folder: str, size: int) -> ModelFile:
+    """Make a safetensors file of `size` bytes, 32 tensors of random data, which has no name and so leaves nothing.
+
+    Raise Usage when it is too small for its header, and Failed when it cannot be written.
+    """
+    if size < LEAST:
+        raise Usage(f"a model of {size} bytes is too small", f"Take {LEAST >> 10} KiB or more")
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix="kerntune-bench-", buffering=0) as file:
+            _fill(file, size)
+            os.fsync(file.fileno())
+            fd = os.dup(file.fileno())
+    except OSError as error:
+        if not os.path.isdir(folder):
+            raise Usage(f"there is no folder {_short(folder)}", "Name one on the disk where models lie") from error
+        raise _not_made(_short(folder), size, error) from error
+    return ModelFile(fd, size, SYNTHETIC, os.fstat(fd).st_blocks * 512, made_up=True)
+
+
+def _fill(file: BinaryIO, size: int) -> None:
+    head = header(size)
+    # All of it is asked for before the long work: a file system that is too full says so at once.
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    _write(file.fileno(), head, 0)
+    chance = random.Random(SEED)
+    for start in range(len(head), size, PIECE):
+        _write(file.fileno(), chance.randbytes(min(PIECE, size - start)), start)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def header(size: int) -> bytes:
+    """Return the header of a safetensors file of `size` bytes with 32 equal tensors; the last has what is over."""
+    room = 4096  # for the header, whatever the digits of the offsets
+    each = (size - room) // TENSORS
+    ends = [*(each * (number + 1) for number in range(TENSORS - 1)), size - room]
+    tensors = {
+        f"layers.{number}.weight": {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+        for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
+    }
+    text = json.dumps(tensors, separators=(",", ":")).encode().ljust(room - ALIGNMENT)
+    return len(text).to_bytes(ALIGNMENT, "little") + text
+
+
+def _not_made(folder: str, size: int, error: OSError) -> Failed:
+    what = f"a made-up model of {size >> 20} MiB cannot be written to {folder} ({error.strerror})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Failed(what, "Make room there, name another folder, or take a smaller size")
+    return Failed(what, "Name another folder, on the disk where models lie")
+
+
+def _short(path: str | Path) -> str:
+    plain = printable(str(path))
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."

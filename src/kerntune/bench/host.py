@@ -1,0 +1,106 @@
+"""What of the host goes into a report, and what on it makes figures doubtful; read below one root, nothing written."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+import kerntune
+from kerntune.bench.worker import free_pages as free_pages_in
+from kerntune.kernel.files import HostKernel, KernelView, find, number
+from kerntune.kernel.memory import meminfo
+from kerntune.run.shield import parse_cpus
+
+HOST: Final = Path("/")
+BALLOON: Final = "0x0005"  # the virtio device with this id
+REPORTING: Final = 5  # the bit of VIRTIO_BALLOON_F_REPORTING (include/uapi/linux/virtio_balloon.h)
+CPU: Final = "sys/devices/system/cpu"
+# How makers of virtual machines name themselves in DMI, where the processor has no flag for it (arm64).
+HYPERVISORS: Final = re.compile(r"QEMU|KVM|VMware|Xen|innotek|Parallels|OpenStack|Virtual Machine|Compute Engine|BHYVE")
+# Columns of the first line of /proc/stat (Documentation/filesystems/proc.rst); the first two have the guests in them.
+BUSY: Final = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq
+STOLEN: Final = 7
+
+
+def environment(root: Path = HOST) -> dict[str, object]:
+    """Return where it is measured, by a fixed list of names; "" and 0 stand for what is not known."""
+    kernel = HostKernel(root)
+    cpuinfo = find(kernel, "proc/cpuinfo") or ""
+    return {
+        "kernel": find(kernel, "proc/sys/kernel/osrelease") or "",
+        "architecture": find(kernel, "proc/sys/kernel/arch") or os.uname().machine,
+        "cpu": _field(cpuinfo, "model name"),
+        "cpus": len(parse_cpus(find(kernel, f"{CPU}/online") or "")),
+        "numa_nodes": len(kernel.glob("sys/devices/system/node/node[0-9]*")),
+        "memory_bytes": meminfo(kernel).get("MemTotal", 0),
+        "virtualisation": virtualisation(kernel, cpuinfo),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "kerntune": kerntune.__version__,
+        "glibc": glibc(),
+    }
+
+
+def virtualisation(kernel: KernelView, cpuinfo: str) -> str:
+    """Return the maker of the virtual machine, "unknown" where it does not say, and "" on real hardware."""
+    maker, product = (find(kernel, f"sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name"))
+    named = " ".join(filter(None, (maker, product)))
+    if "hypervisor" in _field(cpuinfo, "flags").split():
+        return named or find(kernel, "sys/hypervisor/type") or "unknown"
+    return named if HYPERVISORS.search(named) else find(kernel, "sys/hypervisor/type") or ""
+
+
+def glibc() -> str:
+    """Return the version of glibc that runs, "" with another C library."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (ValueError, OSError):
+        return ""
+    return version if name == "glibc" else ""
+
+
+def free_page_reporting(root: Path = HOST) -> bool:
+    """Return whether the host of this virtual machine takes free memory away, so that it is slow when used again."""
+    kernel = HostKernel(root)
+    devices = kernel.glob("sys/bus/virtio/devices/*")
+    balloons = (device for device in devices if find(kernel, f"{device}/device") == BALLOON)
+    return any((find(kernel, f"{device}/features") or "")[REPORTING : REPORTING + 1] == "1" for device in balloons)
+
+
+def throttled(root: Path = HOST) -> int:
+    """Return how often CPUs were slowed down for heat since boot: for differences, as each CPU counts its package."""
+    kernel = HostKernel(root)
+    return sum(number(kernel, path) for path in kernel.glob(f"{CPU}/cpu[0-9]*/thermal_throttle/*_throttle_count"))
+
+
+def cpu_seconds(root: Path = HOST) -> float:
+    """Return the time for which CPUs have worked since boot, guests' work counted once."""
+    return _ticks(root, BUSY)
+
+
+def stolen_seconds(root: Path = HOST) -> float:
+    """Return the time for which the CPUs of this virtual machine had to wait for others of its host."""
+    return _ticks(root, (STOLEN,))
+
+
+def _ticks(root: Path, columns: tuple[int, ...]) -> float:
+    words = (find(HostKernel(root), "proc/stat") or "").partition("\n")[0].split()[1:]
+    return sum(int(words[column]) for column in columns if column < len(words)) / os.sysconf("SC_CLK_TCK")
+
+
+def available_memory(root: Path = HOST) -> int:
+    """Return the bytes that programs can still have, as the kernel estimates it."""
+    return meminfo(HostKernel(root)).get("MemAvailable", 0)
+
+
+def free_pages(page_size: int, root: Path = HOST) -> int:
+    """Return how many huge pages of a size can still be had; 0 where the kernel has no such size."""
+    return free_pages_in(page_size, f"{root}/sys/kernel/mm/hugepages")
+
+
+def _field(text: str, name: str) -> str:
+    """Return the first value of a name in /proc/cpuinfo."""
+    rows = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for key, _, value in rows if key.strip() == name), "")

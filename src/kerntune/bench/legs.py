@@ -1,0 +1,177 @@
+"""The workloads there are, which of them a change bears on, and what each needs of the host."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Final
+
+from kerntune.bench import tensors
+from kerntune.bench.disk import disk_of
+from kerntune.bench.file import ModelFile
+from kerntune.bench.traps import mib, out_of_reach
+from kerntune.errors import NotSupported, OverLimit, Usage
+
+MEMORY: Final = ("copy", "mmap", "torch")
+NAMES: Final = (*MEMORY, "io", "cpu")  # beside "cmd", which is alone
+READ_A_FILE: Final = frozenset({*MEMORY, "io"})
+HOGS: Final = 3  # busy loops on the CPU of the cpu leg
+WAKES: Final = 400
+PERCENT: Final = 60  # of what is available, which file, copy and pool may take
+
+# Which legs are measured when nobody names some, by what is set.
+BEARS_ON: Final = {
+    "hugepages": ("copy", "mmap"),
+    "hugepages-overcommit": ("copy", "mmap"),
+    "thp": ("copy", "mmap"),
+    "overcommit": ("copy", "mmap"),
+    "io-scheduler": ("io",),
+    "read-ahead": ("io",),
+    "cpu-governor": ("copy", "cpu"),
+    "cpu-epp": ("copy", "cpu"),
+}
+SHIELD: Final = ("cpu",)
+ANY: Final = ("copy", "mmap", "io")  # for a tunable that has no row
+
+# glibc maps an allocation with its own header, and rounds it up to pages (malloc/malloc.c, sysmalloc_mmap).
+MALLOC_HEADER: Final = 4096 + 80
+ZIP: Final = b"PK\3\4"  # how a file of torch.save begins
+MAPPED_FROM: Final = 128 << 10  # bytes; smaller allocations share the heap (M_MMAP_THRESHOLD in mallopt(3))
+FOR_THE_INTERPRETER: Final = 96
+IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A leg: its name, and what it does in words.
+
+    `on_pages` is the figure that shows the use of huge pages, "" where these are not what is compared. `note` says why
+    the change does not reach it, or "".
+    """
+
+    name: str
+    what: str
+    on_pages: str = ""
+    note: str = ""
+
+
+def chosen(
+    named: Iterable[str], tunables: Iterable[str], *, has_shield: bool, has_command: bool, for_torch: bool = False
+) -> list[str]:
+    """Return the names of the legs: those that were named, else those that the change bears on; raises Usage.
+
+    `for_torch` says that the file can be loaded with PyTorch, here and now.
+    """
+    memory = MEMORY if for_torch else MEMORY[:2]
+    asked = [leg for name in named for leg in (memory if name == "memory" else (name,))]
+    if has_command and asked:
+        raise Usage(f"a command is timed alone, and not with --leg {asked[0]}", "Leave out --leg, or -- CMD")
+    if has_command:
+        return ["cmd"]
+    bearing = [leg for name in tunables for leg in BEARS_ON.get(name, ANY)]
+    if for_torch and "copy" in bearing:
+        bearing.append("torch")
+    found = asked or [*bearing, *(SHIELD if has_shield else ())]
+    return [name for name in NAMES if name in found]
+
+
+def pages_figure(leg: str, tunables: Iterable[str]) -> str:
+    """Return the figure that has to show huge pages in a leg after the change, or "" for none."""
+    there = set(tunables)
+    if there & {"hugepages", "hugepages-overcommit"}:
+        return {"copy": "hugetlb_bytes", "torch": "hugetlb_bytes", "cmd": "pages_used"}.get(leg, "")
+    return {"copy": "anon_huge_bytes", "torch": "anon_huge_bytes"}.get(leg, "") if "thp" in there else ""
+
+
+def workload(name: str, file: ModelFile | None, tunables: Iterable[str], *, command: str, cpu: int) -> Workload:
+    """Return a leg by its name; `cpu` is the one that the cpu leg is on."""
+    if name == "cmd":
+        return Workload(name, f"run {command}", pages_figure(name, tunables))
+    if name == "cpu":
+        return Workload(name, f"wake up beside {HOGS} busy loops on CPU {cpu}")
+    assert file
+    model = described(file)
+    what = {
+        "copy": f"copy {model} into memory",
+        "mmap": f"map {model} and touch each page",
+        "torch": f"load the weights in {model} with PyTorch",
+        "io": f"read {model} from {', '.join(disk_of(file.fd).drives) or 'its disk'}, mapped",
+    }
+    names = list(tunables)
+    return Workload(name, what[name], pages_figure(name, names), out_of_reach(name, names))
+
+
+def described(file: ModelFile) -> str:
+    """Name a file and its size."""
+    return f"{mib(file.size)} MiB of random data" if file.made_up else f"{file.name} ({mib(file.size)} MiB)"
+
+
+def loads_with_torch(file: ModelFile) -> bool:
+    """Return whether PyTorch is here, and the file is an archive as torch.save writes it."""
+    return find_spec("torch") is not None and os.pread(file.fd, len(ZIP), 0) == ZIP
+
+
+def check_torch(names: Iterable[str], file: ModelFile) -> None:
+    """Raise NotSupported for a leg that needs PyTorch where it is not, Usage for a file that is not of its making."""
+    if "torch" not in names or loads_with_torch(file):
+        return
+    if find_spec("torch") is None:
+        raise NotSupported(
+            f"{sys.executable} has no PyTorch", "Time your own program: kerntune bench -- python load.py"
+        )
+    raise Usage(f"{described(file)} is no file of torch.save", "Name one, or leave out --leg torch")
+
+
+def check_room(names: Iterable[str], size: int, *, pool: int, available: int) -> None:
+    """Raise OverLimit where a file of `size` bytes, its copy and the pool would leave others too little memory."""
+    copy = size if set(names) & {"copy", "torch"} else 0
+    takes = size + copy + pool
+    if takes > available * PERCENT // 100:
+        raise OverLimit(
+            f"the file, its copy and the huge pages take {mib(takes)} MiB; {PERCENT} % of the memory that is available "
+            f"are {mib(available * PERCENT // 100)} MiB",
+            "Measure a smaller file (--size 512M), ask for fewer pages, or end what takes memory",
+        )
+
+
+def pages_for(buffers: Iterable[int], page_size: int) -> int:
+    """Return the huge pages that hold buffers of these sizes in bytes, and the interpreter's own memory.
+
+    glibc takes huge pages for what is as large as one, and for the heap with all that is small (malloc/malloc.c).
+    """
+    sizes = list(buffers)
+    mapped = sum(-(-(size + MALLOC_HEADER) // page_size) for size in sizes if size >= page_size)
+    heap = sum(size for size in sizes if size < MAPPED_FROM)
+    return mapped + -(-heap // page_size) + FOR_THE_INTERPRETER
+
+
+def foreseen(leg: Workload, file: ModelFile, *, page_size: int, free: int) -> str:
+    """Return why huge pages will hold little of a load where `free` of them are free, and what would; "" for much."""
+    if leg.on_pages != "hugetlb_bytes" or not page_size:
+        return ""
+    sizes = [part.size for part in tensors.parts_of(file.fd, file.size)]
+    between = sum(size for size in sizes if MAPPED_FROM <= size < page_size)
+    if between > file.size // 2:
+        return (
+            f"{leg.name}: {mib(between)} of {mib(file.size)} MiB are tensors of less than {mib(page_size)} MiB, for "
+            "which glibc takes no huge pages"
+        )
+    if free * page_size >= file.size:
+        return ""
+    return (
+        f"{leg.name}: {free} pages of {mib(page_size)} MiB hold {mib(free * page_size)} of {mib(file.size)} MiB, and "
+        f"the rest comes from other memory; hugepages={pages_for(sizes, page_size)} can hold this load"
+    )
+
+
+def check_disk(names: Iterable[str], file: ModelFile) -> None:
+    """Raise NotSupported for a read from disk of a file that lies on none."""
+    where = disk_of(file.fd).file_system
+    if "io" in names and where in IN_MEMORY:
+        raise NotSupported(
+            f"{described(file)} would be in memory ({where}), and there is no disk to read from",
+            "Name a file on a disk, or the folder for the random data: --dir /var/tmp",
+        )

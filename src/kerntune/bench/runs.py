@@ -1,0 +1,186 @@
+"""One process of a measurement: how it is started, ended and read; nothing that it started here outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+from kerntune.bench.model import Sample
+from kerntune.bench.worker import ended as ended_by
+from kerntune.errors import Failed
+from kerntune.run.shield import Shield
+
+PYTHON: Final = (sys.executable, "-P", "-m")
+RUN_SECONDS: Final = 3600.0  # the longest that one run may take
+END_SECONDS: Final = 10.0  # for a command that is asked to end
+PIPE: Final = 1 << 16  # bytes (pipe(7))
+TAIL: Final = 2000  # bytes of a command's output that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """How the processes of one side are started: their CPUs and slice, and their environment."""
+
+    shield: Shield
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that has ended: its status as in subprocess, its last output, and the moment (ns, CLOCK_MONOTONIC).
+
+    `found` tells whether the text that was waited for has come; the moment is then that of its coming. `seconds` are
+    those since a command was executed.
+    """
+
+    status: int
+    output: str
+    moment: int
+    found: bool = False
+    seconds: float = 0.0
+
+
+def behind(shield: Shield) -> dict[str, Any]:
+    """Return what kerntune.run.launch is told, so that a process is behind a shield and ends with this one."""
+    return {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid()}
+
+
+async def worker(arm: Arm, leg: str, how: Mapping[str, Any], *, fds: Sequence[int] = ()) -> Sample:
+    """Run a leg of the worker in a fresh process and return what it measured; raises Failed for what it cannot be."""
+    argv = [*PYTHON, "kerntune.bench.worker", leg, json.dumps({**behind(arm.shield), **how})]
+    ended = await _run(argv, arm.environment, fds)
+    if ended.status:
+        told = (
+            ended_by(ended.status, leg)
+            if ended.status < 0
+            else ended.output.strip().rpartition("\n")[2] or f"it ended with {ended.status}"
+        )
+        return Sample(0.0, trouble=told)
+    try:
+        return Sample(**json.loads(ended.output.splitlines()[-1]))
+    except (ValueError, TypeError, IndexError) as error:
+        raise Failed(f"the {leg} run printed no result", ended.output[-200:]) from error
+
+
+async def command(
+    arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> Ended:
+    """Run a command to its end, or until it prints `until`: then it is asked to end.
+
+    `meanwhile` runs beside it and is cancelled at its end. The command and what is still in its process group are
+    killed when this is cancelled.
+    """
+    clock, executed = os.pipe()
+    try:
+        try:
+            how = json.dumps({**behind(arm.shield), "clock": executed})
+            launch = [*PYTHON, "kerntune.run.launch", how, *argv]
+            ended = await _run(launch, arm.environment, [executed], until, meanwhile)
+        finally:
+            os.close(executed)
+        said = os.read(clock, 64)  # nothing where it was never executed
+        return replace(ended, seconds=(ended.moment - int(said or ended.moment)) / 1e9)
+    finally:
+        os.close(clock)
+
+
+async def _run(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    fds: Sequence[int],
+    until: str = "",
+    meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> Ended:
+    with _Output(until.encode()) as output:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env=dict(environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output.sink,
+            stderr=output.sink,
+            pass_fds=fds,
+            process_group=0,
+        )
+        output.begin()
+        ends = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(output.found.wait())]
+        beside = [asyncio.ensure_future(meanwhile())] if meanwhile else []
+        try:
+            await asyncio.wait(ends, timeout=RUN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            moment = time.monotonic_ns()
+            if process.returncode is None and not output.found.is_set():
+                return Ended(-signal.SIGKILL, f"it ran for more than {RUN_SECONDS / 60:.0f} minutes", moment)
+            if process.returncode is None:
+                await _end(process)
+            output.read()  # what was written before the end
+            return Ended(process.returncode or 0, output.text, moment, output.found.is_set())
+        finally:
+            for task in (*beside, *ends):
+                task.cancel()
+            _signal(process, signal.SIGKILL)
+            await process.wait()
+
+
+class _Output:
+    """What a command prints: the last of it is kept, and `found` is set when a text has come.
+
+    It is a pipe of our own, which a child that the command leaves behind may keep open.
+    """
+
+    def __init__(self, until: bytes) -> None:
+        self._until, self._kept = until, b""
+        self.found = asyncio.Event()
+        self._source, self.sink = os.pipe()
+        os.set_blocking(self._source, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._source)
+        os.close(self._source)
+        if self.sink >= 0:
+            os.close(self.sink)
+
+    def begin(self) -> None:
+        """Read from now on, so that a full pipe stops nobody."""
+        os.close(self.sink)
+        self.sink = -1
+        asyncio.get_running_loop().add_reader(self._source, self.read)
+
+    def read(self) -> None:
+        """Read what there is: a pipe holds no more than this."""
+        with suppress(BlockingIOError):
+            piece = os.read(self._source, PIPE)
+            if not piece:
+                asyncio.get_running_loop().remove_reader(self._source)
+            self._kept += piece
+            if self._until and self._until in self._kept:
+                self.found.set()
+            self._kept = self._kept[-max(TAIL, len(self._until)) :]
+
+    @property
+    def text(self) -> str:
+        """Return the last of it."""
+        return self._kept.decode(errors="replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask a command and its children to end, and wait for a while."""
+    _signal(process, signal.SIGTERM)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await process.wait()
+
+
+def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+    """Signal its process group, which its children may still be in when it has ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,155 @@
+"""What pairs of runs prove: an exact interval, a rule when to look, and the least gain that could be found. It is pure.
+
+The interval of a median rests on order statistics alone, so the shape of the noise does not matter (H. A. David and
+H. N. Nagaraja, Order Statistics, 3rd edition, 7.1). Several looks share the chance of a false verdict (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from random import Random
+from statistics import median
+from typing import Final, NamedTuple
+
+from kerntune.bench.model import Estimate, Look, Looked, Round, Verdict
+from kerntune.errors import Usage
+
+ALPHA: Final = 0.05  # chance of "faster" or "slower" where there is no difference
+LOOKS: Final = (10, 20, 30)
+FEWEST, MOST = 6, 1000  # pairs; with 5 of one sign the chance of that is 6.25 %
+LEAST: Final = 0.03  # a difference that is smaller is of no interest to anybody
+POWER: Final = 0.8
+GAINS: Final = tuple(percent / 100 for percent in range(1, 61))
+SIMULATIONS: Final = 200
+
+Pair = tuple[float, float]
+
+
+class Conclusion(NamedTuple):
+    """A verdict, and why it is no other one."""
+
+    verdict: Verdict
+    reason: str
+
+
+def planned(pairs: int | None) -> tuple[Look, ...]:
+    """Return the looks that are taken: one at so many pairs, or without a number three; raises Usage."""
+    if pairs is None:
+        return tuple(Look(count, ALPHA / len(LOOKS)) for count in LOOKS)
+    if pairs < FEWEST:
+        raise Usage(
+            f"{pairs} pairs can prove nothing: by chance alone all of them go one way too often",
+            f"Take {FEWEST} at least; 20 find a gain of 40 % in 99 of 100 cases",
+        )
+    if pairs > MOST:
+        raise Usage(f"{pairs} pairs are too many", f"Take {MOST} at most; more find differences that do not matter")
+    return (Look(pairs, ALPHA),)
+
+
+def estimate(pairs: Sequence[Pair], alpha: float) -> Estimate:
+    """Return the median of after / before, and an interval that misses the true one with a chance of `alpha` at most.
+
+    Raises ValueError for times that are not positive and finite.
+    """
+    return _estimate(sorted(_logs(pairs)), alpha)
+
+
+def _logs(pairs: Iterable[Pair]) -> list[float]:
+    found = []
+    for before, after in pairs:
+        if not (0 < before < math.inf and 0 < after < math.inf):
+            raise ValueError(f"{before} s and {after} s are no times that can be compared")
+        found.append(math.log(after / before))
+    return found
+
+
+def _estimate(logs: Sequence[float], alpha: float) -> Estimate:
+    """Return the estimate from sorted logarithms of ratios."""
+    rank = rank_of(len(logs), alpha)
+    low, high = (math.exp(logs[rank - 1]), math.exp(logs[-rank])) if rank else (0.0, math.inf)
+    return Estimate(math.exp(median(logs)), low, high)
+
+
+def rank_of(count: int, alpha: float) -> int:
+    """Return the rank from either end of `count` sorted values that bounds the median; 0 where there is none.
+
+    So many or more of fair coins would fall on one side with a chance of `alpha` at most (both sides together).
+    """
+    ways, rank = 1, 0  # to have fewer than `rank` + 1 of `count` coins on one side
+    while rank < count // 2 and 2 * ways <= alpha * 2**count:
+        rank += 1
+        ways += math.comb(count, rank)
+    return rank
+
+
+def look_at(look: Look, rounds: Sequence[Round]) -> Looked:
+    """Return what the first pairs say, as many as belong to the look."""
+    taken = rounds[: look.pairs]
+    effect = estimate([(each.before.seconds, each.after.seconds) for each in taken], look.alpha)
+    controls = [(each.before.seconds, each.control.seconds) for each in taken if each.control]
+    return Looked(look, effect, estimate(controls, look.alpha) if len(controls) == len(taken) else None)
+
+
+def verdict(effect: Estimate, control: Estimate | None) -> Conclusion:
+    """Return what an estimate allows to say, beside that of the control."""
+    if effect.low <= 1 <= effect.high:
+        return Conclusion(Verdict.SAME, "the interval reaches 1")
+    if 1 - LEAST < effect.ratio < 1 / (1 - LEAST):
+        return Conclusion(Verdict.SAME, f"the difference is less than {LEAST:.0%}")
+    if control and control.low <= effect.ratio <= control.high:
+        return Conclusion(Verdict.SAME, "before differs as much from itself")
+    return Conclusion(Verdict.FASTER if effect.ratio < 1 else Verdict.SLOWER, "")
+
+
+def conclude(looks: Sequence[Look], rounds: Sequence[Round]) -> Conclusion | None:
+    """Return the verdict when a look that was planned has one, or was the last; None while more rounds are needed."""
+    look = next((look for look in looks if look.pairs == len(rounds)), None)
+    if look is None:
+        return None
+    looked = look_at(look, rounds)
+    conclusion = verdict(looked.effect, looked.control)
+    return conclusion if conclusion.verdict != Verdict.SAME or look == looks[-1] else None
+
+
+def taken(looks: Sequence[Look], rounds: Sequence[Round]) -> tuple[Looked, ...]:
+    """Return the looks for which there are rounds enough."""
+    return tuple(look_at(look, rounds) for look in looks if look.pairs <= len(rounds))
+
+
+def detectable(rounds: Sequence[Round], looks: Sequence[Look], random: Random) -> float | None:
+    """Return the smallest gain that these looks find in 80 of 100 experiments with the noise of the control.
+
+    The noise is drawn anew from the control's pairs, with either sign. Return None without a control, and where no
+    gain up to 60 % is found so often.
+    """
+    noise = _logs((each.before.seconds, each.control.seconds) for each in rounds if each.control)
+    if not noise:
+        return None
+    low, high = 0, len(GAINS)
+    while low < high:
+        middle = (low + high) // 2
+        if _power(GAINS[middle], noise, looks, random) >= POWER:
+            high = middle
+        else:
+            low = middle + 1
+    return GAINS[low] if low < len(GAINS) else None
+
+
+def _power(gain: float, noise: Sequence[float], looks: Sequence[Look], random: Random) -> float:
+    """Return in which part of simulated experiments a gain is found."""
+    shift, found = math.log1p(-gain), 0
+    for _ in range(SIMULATIONS):
+        effect, control = (
+            [random.choice(noise) * random.choice((-1, 1)) for _ in range(looks[-1].pairs)] for _ in range(2)
+        )
+        effect = [log + shift for log in effect]
+        found += any(
+            verdict(
+                _estimate(sorted(effect[: look.pairs]), look.alpha),
+                _estimate(sorted(control[: look.pairs]), look.alpha),
+            ).verdict
+            == Verdict.FASTER
+            for look in looks
+        )
+    return found / SIMULATIONS
