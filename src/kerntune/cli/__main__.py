@@ -41,9 +41,12 @@ def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -
     try:
         return _run(words, connect)
     except KerntuneError as error:
-        return _fail(error, as_json="--json" in words)
-    except KeyboardInterrupt:
-        _complain("interrupted", "What was asked for may be done all the same: see kerntune status")
+        from kerntune.cli.grammar import without_command  # noqa: PLC0415
+
+        return _fail(error, as_json="--json" in without_command(words)[0])
+    except KeyboardInterrupt as interrupt:
+        what = "What was asked for may be done all the same: see kerntune status"
+        _complain("interrupted", str(interrupt) or what)
         return INTERRUPTED
 
 
@@ -56,8 +59,9 @@ def run_of(name: str) -> Run:
 
 
 def _run(words: Sequence[str], connect: Connect | None) -> int:
-    from kerntune.cli.grammar import HELP, VERBS, options_first, parser  # noqa: PLC0415
+    from kerntune.cli.grammar import HELP, VERBS, options_first, parser, without_command  # noqa: PLC0415
 
+    words, command = without_command(words)
     if "--json" in words:
         words = ["--json", *(word for word in words if word != "--json")]
     verb = next((word for word in words if not word.startswith("-")), None)
@@ -74,6 +78,7 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
     args = parser().parse_args(words)
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
+    args.command = command
     import asyncio  # noqa: PLC0415
 
     from kerntune.cli import manager  # noqa: PLC0415

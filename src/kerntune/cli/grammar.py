@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 import kerntune
@@ -46,6 +46,7 @@ class Verb(NamedTuple):
     summary: str
     run: str
     arguments: tuple[Argument, ...] = ()
+    takes_command: bool = False  # after --
 
 
 def number(text: str) -> int:
@@ -130,6 +131,39 @@ NUMBERS: Final = Argument(
     {"nargs": "+", "type": number, "metavar": "HOLD", "help": "its number, as kerntune holds shows it"},
     "texts",
 )
+MODEL: Final = Argument(
+    ("file",), {"nargs": "?", "metavar": "FILE", "help": "the model's file; left out: one of random data"}, "files"
+)
+AFTER: Final = Argument(
+    ("--set",),
+    {"action": "append", "metavar": SETTING["metavar"], "help": "what is otherwise after; may be repeated"},
+    "settings",
+)
+AFTER_PROFILE: Final = Argument(("--profile",), {"metavar": "NAME", "help": "what a profile asks for"}, "profiles")
+SLICE: Final = Argument(
+    ("--slice",), {"metavar": "TIME", "help": "the scheduler's slice: 100us (0.1 to 100 ms; Linux 6.12)"}, "texts"
+)
+CPUS: Final = Argument(("--cpus",), {"metavar": "LIST", "help": "the CPUs it stays on: 2-3"}, "texts")
+LEG: Final = Argument(
+    ("--leg",),
+    {
+        "action": "append",
+        "choices": ("memory", "copy", "mmap", "torch", "io", "cpu"),
+        "help": "what is measured; left out: what the change bears on; may be repeated",
+    },
+)
+PAIRS: Final = Argument(
+    ("--pairs",), {"type": number, "metavar": "N", "help": "so many, and one look; left out: 10, 20 or 30"}, "texts"
+)
+NO_CONTROL: Final = flag("--no-control", "do without the runs that compare before with itself")
+FILE_SIZE: Final = Argument(("--size",), {"metavar": "SIZE", "help": "of the random data (1G)"}, "texts")
+FOLDER: Final = Argument(("--dir",), {"metavar": "DIR", "help": "where the random data lie (/var/tmp)"}, "files")
+UNTIL: Final = Argument(
+    ("--until",), {"metavar": "TEXT", "help": "time the command until it prints this, then end it"}, "texts"
+)
+HTML: Final = Argument(("--html",), {"metavar": "FILE", "help": "write a page with all points"}, "files")
+PNG: Final = Argument(("--png",), {"metavar": "FILE", "help": "write a picture; takes python3-matplotlib"}, "files")
+NO_COMMAND: Final = flag("--no-command", "leave the command line out of JSON and page")
 JSON: Final = flag("--json", "answer in JSON")
 
 VERBS: Final = (
@@ -152,6 +186,28 @@ VERBS: Final = (
     ),
     Verb("holds", "who holds what", "holds:holds"),
     Verb("release", "end holds", "holds:release", (NUMBERS,)),
+    Verb(
+        "bench",
+        "time the loading of a model, or a command, before and after a change",
+        "bench:bench",
+        (
+            MODEL,
+            AFTER,
+            AFTER_PROFILE,
+            SLICE,
+            CPUS,
+            LEG,
+            PAIRS,
+            NO_CONTROL,
+            FILE_SIZE,
+            FOLDER,
+            UNTIL,
+            HTML,
+            PNG,
+            NO_COMMAND,
+        ),
+        takes_command=True,
+    ),
     Verb(
         "plan",
         "what set would do; nothing is changed",
@@ -202,10 +258,20 @@ def parser() -> Parser:
         row = rows.add_parser(verb.name, help=verb.summary, description=about, allow_abbrev=False)
         for argument in verb.arguments:
             row.add_argument(*argument.names, **argument.how)
+        if verb.takes_command:
+            row.usage = f"{row.format_usage().removeprefix('usage: ').rstrip()} [-- CMD ...]"
         # Absent here must not undo a --json in front of the verb.
         row.add_argument(*JSON.names, default=argparse.SUPPRESS, **JSON.how)
         row.set_defaults(run=verb.run)
     return top
+
+
+def without_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of kerntune, and those of a command after `--`, which are not for us to read."""
+    verb = next((word for word in words if not word.startswith("-")), None)
+    takes_one = any(row.takes_command and row.name == verb for row in VERBS)
+    place = list(words).index("--") if takes_one and "--" in words else len(words)
+    return list(words[:place]), list(words[place + 1 :])
 
 
 def options_first(verb: str, words: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,11 +11,11 @@ from typing import Final
 from kerntune.cli.answers import Document, Pool
 from kerntune.cli.exposition import Kind, Metric, Sample, text
 from kerntune.cli.manager import Connect
+from kerntune.cli.output_file import replace_file
 from kerntune.cli.rows import Answer
-from kerntune.errors import Failed, Unreachable
+from kerntune.errors import Unreachable
 from kerntune.model import Origin, State
 
-MODE: Final = 0o644  # the collector is another user
 # As guard/policy.py has them; whoever asks for one that is not in force should get a 0.
 GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "observing")
 COUNTERS: Final = {
@@ -126,23 +125,3 @@ def gauge(name: str, said: str, *samples: Sample) -> Metric:
 def number(name: str, said: str, value: int) -> Metric:
     """Make a gauge of one number."""
     return gauge(name, said, Sample(value, {}))
-
-
-def replace_file(path: Path, content: str) -> None:
-    """Put a text in the place of a file, so that no reader finds half of it; raises Failed when that cannot be."""
-    # The collector reads *.prom, and this name does not end so.
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise Failed(f"{path} is not a plain file, and would be replaced by one", "Name a file, or use a pipe")
-    try:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-            with open(os.open(new, flags, 0o600), "w", encoding="utf-8") as file:
-                file.write(content)
-                os.fchmod(file.fileno(), MODE)
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Failed(f"{path} cannot be written: {why}", "Is the folder there, and yours to write?") from error

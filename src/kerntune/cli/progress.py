@@ -65,10 +65,36 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def line(tunable: str, instance: str, done: int, wanted: int, *_: Any, columns: int) -> str:
-    """One line of less than `columns` characters, so that it can be erased; the bar is what gives way."""
-    before, after = f"{clean(named(tunable, instance))} ", f" {done} of {wanted} pages"
+    """Return how far the daemon is, in one line."""
+    return bar(f"{clean(named(tunable, instance))} ", done, wanted, " pages", columns=columns)
+
+
+def bar(before: str, done: int, wanted: int, after: str, *, columns: int) -> str:
+    """Return one line of less than `columns` characters, so that it can be erased; the bar is what gives way."""
+    after = f" {done} of {wanted}{after}"
     width = min(WIDEST, columns - len(before) - len(after) - 3)
     if width < NARROWEST:
         return (before + after.strip())[: max(0, columns - 1)]
     full = width * min(done, wanted) // max(1, wanted)
     return f"{before}[{'#' * full}{'.' * (width - full)}]{after}"
+
+
+class Bar:
+    """A bar with the time that is left, for work that goes on here; nothing where `stream` is no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._draws = stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._draws:
+            _write(self._stream, ERASE)
+
+    def draw(self, name: str, done: int, planned: int, unit: str, left: str) -> None:
+        """Draw how far `name` is; `left` says how long it takes."""
+        if self._draws:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or USUAL
+            _write(self._stream, ERASE + bar(f"{clean(name)} ", done, planned, f" {unit}{left}", columns=columns))

@@ -1,0 +1,305 @@
+"""`bench`: time the loading of a model before and after a change; holds switch the host between the runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from kerntune.bench import experiment, host, legs, page, picture, report, statistics
+from kerntune.bench.disk import disk_of
+from kerntune.bench.experiment import Bench, Command, Switch
+from kerntune.bench.file import ModelFile, open_model, synthetic
+from kerntune.bench.legs import Workload
+from kerntune.bench.model import Change, Look, Report, Verdict
+from kerntune.bench.runs import Arm
+from kerntune.cli import spelling, tables, telling, verdicts
+from kerntune.cli.answers import Outcome, named
+from kerntune.cli.manager import Connect, Manager
+from kerntune.cli.output_file import check_writable, replace_file
+from kerntune.cli.progress import Bar
+from kerntune.cli.rows import Advice, Answer
+from kerntune.errors import Exit, Failed, KerntuneError, Usage
+from kerntune.model import Setting, State
+from kerntune.run import allocator
+from kerntune.run.shield import Shield
+
+WHO: Final = "kerntune bench"
+WHY: Final = "compare before and after"
+SIZE: Final = "1G"
+FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
+SLICE: Final = re.compile("([0-9]{1,9})(us|ms)?", re.ASCII)
+POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
+STOPPED: Final = "Nothing was found out, and the host is as it was"
+
+
+class Plan(NamedTuple):
+    """What was asked for on the command line, as far as it can be known without the daemon."""
+
+    change: Change
+    looks: tuple[Look, ...]
+    command: Command | None
+    legs: tuple[str, ...]
+
+
+class Reach(NamedTuple):
+    """What a change is about: its settings, one by one, the bytes of huge pages it adds, and the bytes of such a page.
+
+    `default` is the host's own size of huge pages, which glibc takes.
+    """
+
+    settings: tuple[Setting, ...] = ()
+    pool: int = 0
+    page_size: int = 0
+    default: int = 0
+
+    @property
+    def tunables(self) -> tuple[str, ...]:
+        """Return the names of the tunables."""
+        return tuple(dict.fromkeys(setting.tunable for setting in self.settings))
+
+    @property
+    def spelled(self) -> Iterator[str]:
+        """Give the settings as on the command line."""
+        return (f"{named(each.tunable, each.instances)}={each.value}" for each in self.settings)
+
+
+class Nothing:
+    """The switch of a change that the daemon has no part in."""
+
+    @asynccontextmanager
+    async def on(self) -> AsyncIterator[None]:
+        yield
+
+    async def values(self) -> Mapping[str, str]:
+        return {}
+
+
+class Holds:
+    """The switch that has the daemon change the host, by a hold for each run."""
+
+    def __init__(self, manager: Manager, change: Change) -> None:
+        self._manager, self._change = manager, change
+        self._targets: frozenset[tuple[str, str]] = frozenset()
+
+    @asynccontextmanager
+    async def on(self) -> AsyncIterator[None]:
+        options = {"profile": self._change.profile}
+        held = await self._manager.hold(self._change.settings, WHO, WHY, options)
+        try:
+            self._targets = frozenset(checked(held.outcomes, is_profile=bool(self._change.profile)))
+            yield
+        finally:
+            await held.release()
+
+    async def values(self) -> Mapping[str, str]:
+        rows = (await self._manager.describe())["targets"]
+        found = {(row["tunable"], row["instance"]): row["value"] or "" for row in rows}
+        return {named(*target): found.get(target, "") for target in sorted(self._targets)}
+
+
+async def bench(connect: Connect, args: Namespace) -> Answer:
+    """Measure before and after, until there is a verdict for each leg."""
+    plan = plan_of(args)
+    for name in filter(None, (args.html, args.png)):
+        check_writable(Path(name))
+    if args.png:
+        picture.check()
+    with _in_order():
+        async with AsyncExitStack() as stack:
+            found = await _measured(plan, args, connect, stack)
+    failed = list(_save(found, args))
+    code = next((error.exit_code for error in failed), Exit.OK)
+    if any(leg.verdict == Verdict.INVALID for leg in found.legs):
+        code = Exit.NOT_FOUND
+    advice = tuple(Advice(*telling.parts(error)) for error in failed)
+    return Answer(report.document(found, command=not args.no_command), verdicts.written(found), code, advice)
+
+
+def plan_of(args: Namespace) -> Plan:
+    """Return what is to be measured; raises Usage for what cannot be meant."""
+    cpus = frozenset[int]()
+    if args.cpus is not None:
+        cpus = spelling.cpus(args.cpus) or frozenset()
+        if not cpus:
+            raise Usage(f"{args.cpus!r} is no list of CPUs", "Write 2, 0-3 or 0-3,8")
+    for text in args.set or ():
+        spelling.asked(text)
+    change = Change(tuple(args.set or ()), args.profile or "", Shield(cpus, slice_of(args.slice)))
+    if not (change.settings or change.profile or change.shield):
+        raise Usage("there is nothing to compare", "Say what is otherwise after: --set hugepages=640, --slice 100us")
+    if args.until and not args.command:
+        raise Usage("--until names no command", "Write it at the end: -- python serve.py")
+    if args.command and args.file:
+        raise Usage("a file and a command are measured apart", "Leave out one of them")
+    command = Command(tuple(args.command), args.until or "") if args.command else None
+    return Plan(change, statistics.planned(args.pairs), command, tuple(args.leg or ()))
+
+
+def slice_of(text: str | None) -> int:
+    """Return the microseconds of `100us`, `3ms` or `100`; raises Usage."""
+    if text is None:
+        return 0
+    found = SLICE.fullmatch(text)
+    if not found or not int(found[1]):
+        raise Usage(f"{text!r} is no slice of time", "Write 100us or 3ms")
+    return int(found[1]) * (1000 if found[2] == "ms" else 1)
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of `512M` or `1G`; raises Usage."""
+    size = spelling.size(text)
+    if size is None:
+        raise Usage(f"{text!r} is no size", "Write 512M or 1G")
+    return size
+
+
+async def reach_of(manager: Manager, change: Change) -> Reach:
+    """Return what a change is about, before anything is changed; raises what a wrong setting or profile raises."""
+    described = (await manager.describe())["host"]
+    if described["simulated"] or described["root"] != "/":
+        raise Failed(
+            "kerntuned tunes another host than this one, on which nothing would be different",
+            "Start it as root on the host itself, without --demo and --root",
+        )
+    default = described["default_page_size"]
+    asked = [spelling.setting(spelling.asked(text), default_page_size=default) for text in change.settings]
+    if change.profile:
+        planned = (await manager.plan([], {"profile": change.profile})).outcomes
+        there = [row for row in planned if row.state != State.UNSUPPORTED]
+        asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
+    pools = [(_page_size(each), each.value) for each in asked if each.tunable in POOLS]
+    pool = sum(size * int(value) for size, value in pools if value.isdecimal())
+    return Reach(tuple(asked), pool, pools[0][0] if pool else 0, default)
+
+
+def _page_size(pool: Setting) -> int:
+    return spelling.size(pool.instances.partition("/")[0]) or 0
+
+
+def checked(outcomes: Sequence[Outcome], *, is_profile: bool) -> Iterator[tuple[str, str]]:
+    """Give the targets that a hold has changed; raises Failed where one is not as asked: nothing would be compared."""
+    for outcome in outcomes:
+        if outcome.state == State.SATISFIED:
+            yield outcome.tunable, outcome.instance
+        elif not (is_profile and outcome.state == State.UNSUPPORTED):  # a profile is for many hosts
+            what = f"{named(outcome.tunable, outcome.instance)} is {outcome.actual or 'not there'}: {outcome.state}"
+            raise Failed(f"{what}, {outcome.detail}" if outcome.detail else what, "Without it nothing is compared")
+
+
+async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncExitStack) -> Report:
+    change, command = plan.change, plan.command
+    switch: Switch = Nothing()
+    reach = Reach()
+    if change.settings or change.profile:
+        manager = await stack.enter_async_context(connect())
+        switch, reach = Holds(manager, change), await reach_of(manager, change)
+    file = stack.enter_context(open_model(args.file)) if args.file else None
+    names = legs.chosen(
+        plan.legs,
+        reach.tunables,
+        has_shield=bool(change.shield),
+        has_command=bool(command),
+        for_torch=bool(file and legs.loads_with_torch(file)),
+    )
+    size = file.size if file else size_of(args.size or SIZE)
+    needs_file = bool(legs.READ_A_FILE & set(names))
+    legs.check_room(names, size if needs_file else 0, pool=reach.pool, available=host.available_memory())
+    if needs_file:
+        file = file or stack.enter_context(synthetic(args.dir or FOLDER, size))
+        legs.check_disk(names, file)
+        legs.check_torch(names, file)
+    cpu = min(os.sched_getaffinity(0))
+    loads = [legs.workload(name, file, reach.tunables, command=" ".join(args.command), cpu=cpu) for name in names]
+    values, notes = await _tried(switch, loads, file, reach)
+    touched = max(file.size if file else 0, reach.pool) if host.free_page_reporting() else 0
+    if touched:
+        notes.append("The host of this virtual machine takes back free memory, so memory is touched before each run.")
+    for note in notes:
+        tables.error(note, "", sys.stderr, width=tables.columns())
+    environment = dict(os.environ)
+    shared = Bench(
+        before=Arm(Shield(), environment),
+        after=Arm(change.shield, allocator.environment(environment, reach.spelled, default_page_size=reach.default)),
+        switch=switch,
+        values=values,
+        file=file,
+        command=command,
+        cpu=cpu,
+        page_size=reach.page_size,
+        touched=touched,
+        looks=plan.looks,
+        has_control=not args.no_control,
+        random=random.Random(),
+    )
+    with Bar(sys.stderr) as bar:
+
+        def tell(leg: Workload, done: int, planned: int, seconds: float) -> None:
+            bar.draw(leg.name, done, planned, "runs", verdicts.left((planned - done) * seconds))
+
+        found = [await experiment.measure(load, shared, tell) for load in loads]
+    where = {**host.environment(), **(_where(file) if file else {}), "settings": _settings(values)}
+    date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return Report(change, tuple(found), where, tuple(notes), tuple(args.command), date)
+
+
+async def _tried(
+    switch: Switch, loads: Sequence[Workload], file: ModelFile | None, reach: Reach
+) -> tuple[Mapping[bool, Mapping[str, str]], list[str]]:
+    """Change the host once: return what the kernel has without and with the change, and what can be told by then."""
+    notes = []
+    async with switch.on():
+        after = await switch.values()
+        free = host.free_pages(reach.page_size) if reach.page_size else 0
+    before = await switch.values()
+    if file and reach.page_size:
+        notes += [legs.foreseen(load, file, page_size=reach.page_size, free=free) for load in loads]
+    if after and after == before:
+        notes.append("The host has these values already: before and after are the same.")
+    return {False: before, True: after}, [note for note in notes if note]
+
+
+def _where(file: ModelFile) -> Mapping[str, object]:
+    """Return what the report says of the file."""
+    disk = disk_of(file.fd)
+    return {"file_bytes": file.size, "file_system": disk.file_system, "drives": list(disk.drives)}
+
+
+def _settings(values: Mapping[bool, Mapping[str, str]]) -> Mapping[str, Mapping[str, str]]:
+    """Return what each target had before and after."""
+    return {name: {"before": values[False].get(name, ""), "after": value} for name, value in values[True].items()}
+
+
+def _save(found: Report, args: Namespace) -> Iterator[KerntuneError]:
+    """Write the page and the picture, and give what went wrong: what was measured is shown all the same."""
+    if args.no_command:
+        found = report.without_command(found)
+    for name, content in ((args.html, page.page), (args.png, picture.drawn)):
+        if name:
+            try:
+                replace_file(Path(name), content(found))
+            except KerntuneError as error:
+                yield error
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """Have SIGTERM end the measurement as Ctrl-C does: what was started is ended, and the hold is released."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt(STOPPED) from None
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,56 @@
+"""Files that a verb writes for others, each in the place of the last in one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from kerntune.errors import Failed
+
+MODE: Final = 0o644  # who reads it may be another user, such as a collector of metrics
+FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Put a text or bytes in the place of a file, so that no reader finds half of it; raises Failed."""
+    new = _beside(path)
+    with _told(path):
+        _check_plain(path)
+        try:
+            with open(os.open(new, FLAGS, 0o600), "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                os.fchmod(file.fileno(), MODE)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise Failed where `replace_file` is going to: for those who first work for what they write."""
+    with _told(path):
+        _check_plain(path)
+        os.close(os.open(new := _beside(path), FLAGS, 0o600))
+        new.unlink()
+
+
+def _beside(path: Path) -> Path:
+    # A collector reads *.prom, and this name does not end so.
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _check_plain(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise Failed(f"{path} is not a plain file, and would be replaced by one", "Name a file, or use a pipe")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the system says of a path into Failed."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Failed(f"{path} cannot be written: {why}", "Is the folder there, and yours to write?") from error

@@ -1,0 +1,127 @@
+"""`bench`: what is asked of the daemon, what is refused, and how a result looks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kerntune.cli.__main__ import main
+from kerntune.cli.bench import plan_of, slice_of
+from kerntune.cli.grammar import parser, without_command
+from kerntune.errors import Exit, Usage
+from tests.cli.scripted import Script, document, outcome, target
+
+Captured = pytest.CaptureFixture[str]
+SMALL = ("--size", "1M", "--pairs", "6")
+MEASURED = (Exit.OK, Exit.NOT_FOUND)  # invalid beside other tests, for the machine is busy then
+
+
+def run(script: Script, *words: str) -> int:
+    return main(["bench", *words], connect=script.connect)
+
+
+def nobody() -> Script:
+    return Script(document([]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to compare"),
+        (["--set", "hugepages"], "has no value"),
+        (["--slice", "0"], "no slice of time"),
+        (["--slice", "3 ms"], "no slice of time"),
+        (["--cpus", "two"], "no list of CPUs"),
+        (["--cpus", "3-1"], "run backwards"),
+        (["--slice", "100us", "--pairs", "5"], "5 pairs"),
+        (["--slice", "100us", "--until", "ready"], "--until names no command"),
+        (["--slice", "100us", "model.bin", "--", "true"], "measured apart"),
+        (["--slice", "100us", "--leg", "io", "--", "true"], "timed alone"),
+        (["--slice", "100us", "--leg", "copy", "--size", "much"], "no size"),
+        (["--slice", "100us", "--leg", "copy", "/nowhere/model"], "no file /nowhere/model"),
+        (["--slice", "100us", "--leg", "copy", "/proc"], "a folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_runs(words: list[str], said: str, capsys: Captured) -> None:
+    script = nobody()
+    assert run(script, *words) == Exit.USAGE
+    assert said in capsys.readouterr().err
+    assert not script.calls
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_runs(capsys: Captured, tmp_path: Path) -> None:
+    script = nobody()
+    for path in (tmp_path / "no/page.html", tmp_path, Path("/proc/page.html"), tmp_path / ("x" * 300)):
+        assert run(script, "--slice", "100us", "--html", str(path)) == Exit.FAILED
+        assert "cannot be written" in (said := capsys.readouterr().err) or "not a plain file" in said
+    assert not script.calls
+
+
+def test_the_words_of_a_command_are_not_ours() -> None:
+    words, command = without_command(["bench", "--slice", "1ms", "--", "prog", "--json", "--pairs", "--", "x"])
+    assert words == ["bench", "--slice", "1ms"]
+    assert command == ["prog", "--json", "--pairs", "--", "x"]
+    assert without_command(["set", "a=b", "--", "x"]) == (["set", "a=b", "--", "x"], [])
+
+
+@pytest.mark.parametrize(("text", "microseconds"), [(None, 0), ("100us", 100), ("250", 250), ("3ms", 3000)])
+def test_a_slice_has_units(text: str | None, microseconds: int) -> None:
+    assert slice_of(text) == microseconds
+
+
+def test_options_become_a_plan() -> None:
+    args = parser().parse_args(["bench", "--set", "hugepages=640", "--set", "overcommit=always:90", "--slice", "1ms"])
+    args.command = []
+    plan = plan_of(args)
+    assert plan.change.settings == ("hugepages=640", "overcommit=always:90")
+    assert plan.change.shield.slice_us == 1000
+    assert [look.pairs for look in plan.looks] == [10, 20, 30]
+    args.pairs = 5
+    with pytest.raises(Usage):
+        plan_of(args)
+
+
+def held(**more: Any) -> Script:
+    row = target("overcommit", "heuristic")
+    return Script(document([row]), outcomes=[outcome("overcommit", requested="always:90", actual="always:90", **more)])
+
+
+def test_a_setting_that_is_not_had_is_not_compared(capsys: Captured) -> None:
+    script = held(state="overridden", detail="the guard holds it")
+    assert run(script, "--set", "overcommit=always:90", "--leg", "copy", *SMALL) == Exit.FAILED
+    assert "overcommit is always:90: overridden, the guard holds it" in capsys.readouterr().err
+
+
+def test_a_daemon_that_tunes_another_host_changes_nothing_here(capsys: Captured) -> None:
+    script = Script(document([target("overcommit", "heuristic")]))
+    script.described["host"]["simulated"] = True
+    assert run(script, "--set", "overcommit=always:90", "--leg", "copy", *SMALL) == Exit.FAILED
+    assert "another host than this one" in capsys.readouterr().err
+    assert [call[0] for call in script.calls] == ["Describe"]
+
+
+def test_a_command_that_does_nothing_is_timed(capsys: Captured) -> None:
+    code = run(nobody(), "--slice", "100us", "--pairs", "6", "--json", "--", "true", "--secret")
+    found = json.loads(capsys.readouterr().out)
+    assert code in MEASURED
+    assert found["format"] == 1
+    assert found["command"] == ["true", "--secret"]
+    assert [leg["name"] for leg in found["legs"]] == ["cmd"]
+    assert len(found["legs"][0]["pairs"]) == len(found["legs"][0]["aa"]) == 6
+    assert found["legs"][0]["looks"][0]["pairs"] == 6
+
+
+def test_a_command_may_be_left_out_of_what_others_read(capsys: Captured) -> None:
+    words = ("--slice", "100us", "--pairs", "6", "--json", "--no-command", "--", "true", "--secret")
+    assert run(nobody(), *words) in MEASURED
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_no_measurement(capsys: Captured) -> None:
+    words = ("--slice", "100us", "--pairs", "6", "--", "sh", "-c", "echo out of memory >&2; exit 3")
+    assert run(nobody(), *words) == Exit.NOT_FOUND
+    said = capsys.readouterr().out
+    assert "the command failed: it ended with status 3; its last line: out of memory" in said

@@ -1,0 +1,131 @@
+"""`kerntune bench` on the real kernel: what it shows is what happened, and however it ends the host is as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import pytest
+
+from kerntune.bus.names import HOLD, MANAGER
+from tests.harness.daemon import Daemon
+from tests.live import host
+from tests.live.users import LIMIT, User
+
+SIZE: Final = 128  # MiB, in tensors of 4
+PAGES: Final = 16
+FEW: Final = 8
+SHORT: Final = ("--leg", "copy", "--pairs", "6", "--size", f"{SIZE}M")
+ENDLESS: Final = ("--", "sleep", "60")
+
+
+def bench(user: User, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        user.python("kerntune.cli", "bench", *words), env=user.environment, cwd="/", capture_output=True, text=True,
+        timeout=3 * LIMIT, check=False,
+    )  # fmt: skip
+
+
+def figures(leg: dict[str, Any], side: str, name: str) -> float:
+    return float(median(run["figures"][name] for run in leg[side]))
+
+
+@contextmanager
+def going_on(user: User, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A measurement that has changed the host and runs its command."""
+    before = host.pages()
+    argv = user.python("kerntune.cli", "bench", *words)
+    with subprocess.Popen(
+        argv, env=user.environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            until(lambda: host.pages() != before and sleeping())
+            yield running
+        finally:
+            running.kill()
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def sleeping() -> set[int]:
+    """Return the processes of the command that is timed."""
+    found = set()
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if file.read().split(b"\0")[:2] == [b"sleep", b"60"]:
+                    found.add(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+def test_pages_that_cannot_hold_a_load_are_told_with_those_that_can(daemon: Daemon, member: User) -> None:
+    before = host.pages()
+    done = bench(member, "--set", f"hugepages={FEW}", *SHORT)
+    assert done.returncode == 3, done.stderr
+    assert f"{FEW} pages of 2 MiB hold {2 * FEW} of {SIZE} MiB" in done.stderr
+    assert "huge pages not used: " in done.stdout
+    assert f"of {SIZE} MiB lay on them" in done.stdout
+    enough = int(done.stderr.partition("; hugepages=")[2].split()[0])
+    again = bench(member, "--set", f"hugepages={enough}", "--json", *SHORT)
+    (leg,) = json.loads(again.stdout)["legs"]
+    assert "huge pages" not in leg["reason"]
+    assert figures(leg, "before", "hugetlb_bytes") == 0
+    # The last bytes of the random data lie in no tensor.
+    assert figures(leg, "after", "hugetlb_bytes") >= figures(leg, "after", "loaded_bytes") > (SIZE - 1) << 20
+    assert figures(leg, "after", "minor_faults") < figures(leg, "before", "minor_faults") / 4
+    assert len(leg["pairs"]) == len(leg["aa"]) == 6
+    assert host.pages() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_nothing_is_left(daemon: Daemon, root: User, number: signal.Signals) -> None:
+    before = host.pages()
+    with going_on(root, "--set", f"hugepages={PAGES}", *ENDLESS) as running:
+        running.send_signal(number)
+        _, said = running.communicate(timeout=LIMIT)
+    until(lambda: host.pages() == before and not sleeping())
+    assert root.describe()["holds"] == []
+    if number != signal.SIGKILL:
+        assert running.returncode == 130
+        assert "the host is as it was" in said
+
+
+def test_a_hold_that_somebody_ends_is_drift(daemon: Daemon, root: User, tmp_path: Path) -> None:
+    os.mkfifo(end := tmp_path / "end")
+    command = ("--", "sh", "-c", f"sleep 60 & read end <{end}; kill $!")
+    with going_on(root, "--set", f"hugepages={PAGES}", "--pairs", "6", "--json", *command) as running:
+        (hold,) = root.get(MANAGER, "Holds")
+        root.call(HOLD, "Release", "a{sv}", {}, path=hold)
+        end.write_text("now\n")
+        out, said = running.communicate(timeout=LIMIT)
+    assert running.returncode == 3, said
+    (leg,) = json.loads(out)["legs"]
+    assert leg["verdict"] == "invalid"
+    assert leg["reason"].startswith("settings drifted: hugepages@2M is ")
+
+
+def test_who_may_not_hold_may_not_measure_with_a_hold(daemon: Daemon, other: User) -> None:
+    before = host.pages()
+    done = bench(other, "--set", f"hugepages={PAGES}", *SHORT)
+    assert done.returncode == 4
+    assert host.pages() == before
+
+
+def test_who_may_not_hold_may_measure_what_is_his_own(daemon: Daemon, other: User) -> None:
+    done = bench(other, "--cpus", str(min(os.sched_getaffinity(0))), "--json", *SHORT)
+    assert done.returncode == 0, done.stderr
