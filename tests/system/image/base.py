@@ -27,6 +27,7 @@ PACKAGES: Final = (
     *("linux-image-amd64", "initramfs-tools", "zstd", "kmod", "udev", "systemd", "systemd-sysv", "libpam-systemd"),
     *("dbus", "polkitd", "python3", "python3-dbus-next", "python3-systemd", "python3-pyudev", "python3-psutil"),
     *("procps", "iproute2", "e2fsprogs", "nvme-cli", "numactl", "python3-pytest"),
+    "dmsetup",
 )
 # What a guest of this kind never uses is left out as dpkg unpacks it.
 DRIVERS: Final = (
