@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ NOT_HERE: Final = {
     "export DBUS_SYSTEM_BUS_ADDRESS=": "the address is what make run prints: tests/live/test_run.py",
     "alias kerntune=": "the environment that the tests have already",
     "sudo apt install ./build/deb/": "tests/system/image installs the package",
+    "kerntune bench": "measures a real host: tests/live/test_bench.py",
     "systemctl ": "takes a systemd: tests/system/test_package.py, test_activation.py",
     "journalctl ": "takes a journal: tests/system/test_guard.py",
 }
@@ -40,7 +42,7 @@ OTHERWISE: Final = {
 }
 UNIT_FILE: Final = ("[Unit]", "Wants=kerntune.target", "After=kerntune.target")
 # Drawings, formulas, and the signatures of the API.
-PROSE: Final = re.compile(r'^\s{8}|^model, errors|^CommitLimit = |^"\w+[( ]')
+PROSE: Final = re.compile(r'^\s{8}|^LEG  |^model, errors|^CommitLimit = |^"\w+[( ]')
 SHOWN: Final = [(page, block) for page in PAGES for block in examples(page)]
 SHELL_PAGES: Final = sorted(
     {page for page, block in SHOWN if block.is_shell and not block.lines[0].startswith(tuple(NOT_HERE))}
@@ -164,7 +166,9 @@ def follow(shell: Shell, line: str) -> None:
                 assert time.monotonic() < deadline, f"{words} shows nothing: {shown.decode()}"
                 shell.check("kerntune set io-scheduler@sda=bfq")
                 shell.check("kerntune unset io-scheduler@sda")
-                shown += os.read(process.stdout.fileno(), 65536)
+                # What came before it listened it never shows: then another change is made.
+                if select.select([process.stdout], [], [], 0.5)[0]:
+                    shown += os.read(process.stdout.fileno(), 65536)
         finally:
             process.terminate()
 
