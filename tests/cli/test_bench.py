@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def nobody() -> Script:
         (["--set", "hugepages"], "has no value"),
         (["--slice", "0"], "no slice of time"),
         (["--slice", "3 ms"], "no slice of time"),
+        (["--slice", "50us"], "out of range"),
+        (["--slice", "101ms"], "out of range"),
+        (["--cpus", "4095"], "none that it may run on"),
+        (["--cpus", ",".join(map(str, sorted(os.sched_getaffinity(0))))], "it may run already"),
+        (["--slice", "100us", ""], "file is empty"),
+        (["--slice", "100us", "--html", ""], "html is empty"),
+        (["--slice", "100us", "--"], "there is no command"),
         (["--cpus", "two"], "no list of CPUs"),
         (["--cpus", "3-1"], "run backwards"),
         (["--slice", "100us", "--pairs", "5"], "5 pairs"),
@@ -58,6 +66,18 @@ def test_a_page_that_cannot_be_written_is_told_before_anything_runs(capsys: Capt
         assert run(script, "--slice", "100us", "--html", str(path)) == Exit.FAILED
         assert "cannot be written" in (said := capsys.readouterr().err) or "not a plain file" in said
     assert not script.calls
+
+
+def test_no_page_is_written_over_a_file_of_another_kind(capsys: Captured, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    assert run(nobody(), "--slice", "100us", "--html", str(model)) == Exit.FAILED
+    assert "not of this kind" in capsys.readouterr().err
+    assert model.read_bytes() == b"GGUF"
+    page = tmp_path / "page.html"
+    words = ("--slice", "100us", "--pairs", "6", "--html", str(page), "--", "true")
+    assert all(run(nobody(), *words) in MEASURED for _ in range(2))
+    assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 
 def test_the_words_of_a_command_are_not_ours() -> None:

@@ -51,13 +51,16 @@ def in_memory(fd: int, size: int) -> int | None:
     return None if refused else min(size, found.pages * PAGE)
 
 
-def judge(size: int, before: int | None, read: int) -> tuple[str, str]:
+def judge(size: int, before: int | None, read: int, *, on_disk: bool = False) -> tuple[str, str]:
     """Return how it is known that a file was not in memory, and what is wrong when it was.
 
-    `before` are the bytes that were in memory before the read, `read` those that came from a block device.
+    `before` are the bytes that were in memory before the read, `read` those that came from a block device. `on_disk`
+    says that all of the file lies on one.
     """
     if read >= 0.99 * size:
         return READ, ""
+    if before is None and on_disk:
+        return "", f"not cold: {mib(read)} of {mib(size)} MiB were read from the disk, and the rest was in memory"
     if before is None:
         return "", ""
     return (

@@ -13,13 +13,15 @@ from random import Random
 from typing import Final, Protocol
 
 from kerntune.bench import host, runs, statistics, traps
+from kerntune.bench.disk import disk_of
 from kerntune.bench.file import ModelFile
-from kerntune.bench.legs import HOGS, WAKES, Workload
+from kerntune.bench.legs import HOGS, WAKES, WHOLE, Workload
 from kerntune.bench.model import Leg, Look, Round, Sample, Verdict
 from kerntune.bench.runs import Arm
 from kerntune.bench.worker import ended as ended_by
 from kerntune.run.shield import Shield
 
+ENDED_EARLY: Final = "the command ended before it printed what was waited for"
 POLL_SECONDS: Final = 0.05  # between two looks at the pool beside a command
 
 
@@ -35,10 +37,14 @@ class Switch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of the user's: timed to its end, or to the moment when it prints `until`."""
+    """A command of the user's: timed to its end, or to the moment when it prints `until`.
+
+    `is_told` says that a report may have its words and its output.
+    """
 
     argv: tuple[str, ...]
     until: str = ""
+    is_told: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +78,17 @@ class Progress(Protocol):
 
 async def measure(leg: Workload, bench: Bench, progress: Progress) -> Leg:
     """Measure a leg until it has a verdict; raises what the switch raises."""
-    async with _hogs(leg, bench):
-        return await _Experiment(leg, bench, progress).run()
+    async with _hogs(leg, bench) as spinning:
+        return await _Experiment(leg, bench, progress, spinning).run()
 
 
 class _Experiment:
     """A leg that is being measured."""
 
-    def __init__(self, leg: Workload, bench: Bench, progress: Progress) -> None:
-        self._leg, self._bench, self._progress = leg, bench, progress
+    def __init__(
+        self, leg: Workload, bench: Bench, progress: Progress, spinning: Sequence[asyncio.Future[Sample]]
+    ) -> None:
+        self._leg, self._bench, self._progress, self._spinning = leg, bench, progress, spinning
         self._sides = ("before", "after", "control") if bench.has_control else ("before", "after")
         self._rounds: list[Round] = []
         self._started = time.monotonic()
@@ -130,6 +138,8 @@ class _Experiment:
             if drift := await self._drift(after=after):
                 return Sample(0.0, trouble=drift)
             sample = await _watched(self._leg, self._bench, after=after)
+            if any(task.done() for task in self._spinning):
+                sample = replace(sample, trouble="a busy loop has ended: was memory short?")
             if not sample.trouble:
                 sample = replace(sample, trouble=await self._drift(after=after))
         return sample
@@ -159,8 +169,9 @@ async def _watched(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     sample = await _once(leg, bench, after=after)
     seconds = time.monotonic() - began
     used = _own_seconds() - own + (seconds if leg.name == "cpu" else 0.0)  # the busy loops have a whole CPU
-    others = max(0.0, host.cpu_seconds() - busy - used) / max(seconds, 1e-3)
-    figures = {traps.OTHERS: round(others, 3), traps.THROTTLED: float(host.throttled() - hot)}
+    figures = {traps.THROTTLED: float(host.throttled() - hot)}
+    if leg.name != "cmd":  # the children of a command, for which it does not wait, would be taken for others
+        figures[traps.OTHERS] = round(max(0.0, host.cpu_seconds() - busy - used) / max(seconds, 1e-3), 3)
     return replace(sample, figures={**sample.figures, **figures})
 
 
@@ -173,26 +184,29 @@ def _own_seconds() -> float:
 async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     arm = bench.after if after else bench.before
     if leg.name == "cpu":
-        cpus = arm.shield.cpus or frozenset({bench.cpu})
-        return await runs.worker(replace(arm, shield=replace(arm.shield, cpus=cpus)), "cpu", {"wakes": WAKES})
+        # Where the change is about CPUs, before may be on all of them: it is not to be worse than it is today.
+        cpus = frozenset() if bench.after.shield.cpus else frozenset({bench.cpu})
+        arm = replace(arm, shield=replace(arm.shield, cpus=arm.shield.cpus or cpus))
+        return await runs.worker(arm, "cpu", {"wakes": WAKES})
     if bench.touched:
-        await runs.worker(arm, "touch", {"bytes": bench.touched})
-        if after and bench.page_size:
-            await runs.worker(arm, "touch", {"bytes": bench.touched, "hugetlb": bench.page_size})
+        pool = min(bench.touched, host.free_pages(bench.page_size) * bench.page_size) if bench.page_size else 0
+        await runs.worker(arm, "touch", {"bytes": bench.touched - pool})
+        if pool:
+            await runs.worker(arm, "touch", {"bytes": pool, "hugetlb": bench.page_size})
     if bench.command:
         return await _command(bench.command, arm, bench.page_size)
     assert bench.file
-    return await runs.worker(arm, leg.name, {"fd": bench.file.fd, "bytes": bench.file.size}, fds=[bench.file.fd])
+    how = {"fd": bench.file.fd, "bytes": bench.file.size, "on_disk": on_disk(bench.file)}
+    return await runs.worker(arm, leg.name, how, fds=[bench.file.fd])
 
 
 async def _command(command: Command, arm: Arm, page_size: int) -> Sample:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    free = host.free_pages(page_size) if page_size else 0
-    least = [free]
+    used = [host.used_pages(page_size)] if page_size else []
 
     async def pool() -> None:
         while True:
-            least.append(host.free_pages(page_size))
+            used.append(host.used_pages(page_size))
             await asyncio.sleep(POLL_SECONDS)
 
     ended = await runs.command(arm, command.argv, until=command.until, meanwhile=pool if page_size else None)
@@ -201,30 +215,35 @@ async def _command(command: Command, arm: Arm, page_size: int) -> Sample:
     figures |= {"minor_faults": now.ru_minflt - usage.ru_minflt, "major_faults": now.ru_majflt - usage.ru_majflt}
     figures |= {"read_bytes": (now.ru_inblock - usage.ru_inblock) * 512}
     if page_size:
-        figures["pages_used"] = free - min(least)
+        figures["pages_used"] = max(used) - used[0]
     return Sample(ended.seconds, figures, trouble=_trouble(command, ended))
 
 
+def on_disk(file: ModelFile) -> bool:
+    """Return whether all of a file lies on a block device."""
+    return bool(disk_of(file.fd).drives) and file.allocated >= WHOLE * file.size
+
+
 def _trouble(command: Command, ended: runs.Ended) -> str:
-    last = ended.output.strip().rpartition("\n")[2][:200]
+    last = ended.output.strip().rpartition("\n")[2][:200] if command.is_told else ""
     said = f"; its last line: {last}" if last else ""
     if command.until and not ended.found:
-        return f"the command ended before it printed {command.until!r}{said}"
+        return f"the command ended before it printed {command.until!r}{said}" if command.is_told else ENDED_EARLY
     if ended.status and not command.until:
         return f"the command failed: {ended_by(ended.status)}{said}"
     return ""
 
 
 @asynccontextmanager
-async def _hogs(leg: Workload, bench: Bench) -> AsyncIterator[None]:
+async def _hogs(leg: Workload, bench: Bench) -> AsyncIterator[Sequence[asyncio.Future[Sample]]]:
     """Keep the CPU of the cpu leg busy, from before its first run to the end of its last."""
     if leg.name != "cpu":
-        yield
+        yield ()
         return
     arm = Arm(Shield(cpus=frozenset({bench.cpu})), bench.before.environment)
-    spinning = [asyncio.ensure_future(runs.worker(arm, "hog", {})) for _ in range(HOGS)]
+    spinning = [asyncio.ensure_future(runs.worker(arm, "hog", {}, is_endless=True)) for _ in range(HOGS)]
     try:
-        yield
+        yield spinning
     finally:
         for task in spinning:
             task.cancel()

@@ -100,6 +100,13 @@ def free_pages(page_size: int, root: Path = HOST) -> int:
     return free_pages_in(page_size, f"{root}/sys/kernel/mm/hugepages")
 
 
+def used_pages(page_size: int, root: Path = HOST) -> int:
+    """Return how many huge pages of a size are in use, those that were borrowed included."""
+    kernel, folder = HostKernel(root), f"sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB"
+    total, surplus, free = (number(kernel, f"{folder}/{name}_hugepages") for name in ("nr", "surplus", "free"))
+    return total + surplus - free
+
+
 def _field(text: str, name: str) -> str:
     """Return the first value of a name in /proc/cpuinfo."""
     rows = (line.partition(":") for line in text.splitlines())

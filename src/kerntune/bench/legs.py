@@ -14,6 +14,7 @@ from kerntune.bench.disk import disk_of
 from kerntune.bench.file import ModelFile
 from kerntune.bench.traps import mib, out_of_reach
 from kerntune.errors import NotSupported, OverLimit, Usage
+from kerntune.run import allocator
 
 MEMORY: Final = ("copy", "mmap", "torch")
 NAMES: Final = (*MEMORY, "io", "cpu")  # beside "cmd", which is alone
@@ -38,6 +39,7 @@ ANY: Final = ("copy", "mmap", "io")  # for a tunable that has no row
 
 # glibc maps an allocation with its own header, and rounds it up to pages (malloc/malloc.c, sysmalloc_mmap).
 MALLOC_HEADER: Final = 4096 + 80
+WHOLE: Final = 0.99  # of a file's bytes: what has so many on the disk has no holes
 ZIP: Final = b"PK\3\4"  # how a file of torch.save begins
 MAPPED_FROM: Final = 128 << 10  # bytes; smaller allocations share the heap (M_MMAP_THRESHOLD in mallopt(3))
 FOR_THE_INTERPRETER: Final = 96
@@ -78,20 +80,24 @@ def chosen(
     return [name for name in NAMES if name in found]
 
 
-def pages_figure(leg: str, tunables: Iterable[str]) -> str:
-    """Return the figure that has to show huge pages in a leg after the change, or "" for none."""
-    there = set(tunables)
-    if there & {"hugepages", "hugepages-overcommit"}:
-        return {"copy": "hugetlb_bytes", "torch": "hugetlb_bytes", "cmd": "pages_used"}.get(leg, "")
-    return {"copy": "anon_huge_bytes", "torch": "anon_huge_bytes"}.get(leg, "") if "thp" in there else ""
+def pages_figure(leg: str, malloc: int) -> str:
+    """Return the figure that has to show huge pages in a leg after the change, or "" for none.
+
+    `malloc` is what allocator.hugetlb makes of the change.
+    """
+    if malloc == allocator.TRANSPARENT:
+        return {"copy": "anon_huge_bytes", "torch": "anon_huge_bytes"}.get(leg, "")
+    return {"copy": "hugetlb_bytes", "torch": "hugetlb_bytes", "cmd": "pages_used"}.get(leg, "") if malloc else ""
 
 
-def workload(name: str, file: ModelFile | None, tunables: Iterable[str], *, command: str, cpu: int) -> Workload:
-    """Return a leg by its name; `cpu` is the one that the cpu leg is on."""
+def workload(
+    name: str, file: ModelFile | None, tunables: Iterable[str], *, malloc: int, command: str, cpus: str
+) -> Workload:
+    """Return a leg by its name; `cpus` says where the cpu leg and its busy loops are, `malloc` is as above."""
     if name == "cmd":
-        return Workload(name, f"run {command}", pages_figure(name, tunables))
+        return Workload(name, f"run {command}", pages_figure(name, malloc))
     if name == "cpu":
-        return Workload(name, f"wake up beside {HOGS} busy loops on CPU {cpu}")
+        return Workload(name, f"wake up again and again; {HOGS} busy loops {cpus}")
     assert file
     model = described(file)
     what = {
@@ -101,7 +107,15 @@ def workload(name: str, file: ModelFile | None, tunables: Iterable[str], *, comm
         "io": f"read {model} from {', '.join(disk_of(file.fd).drives) or 'its disk'}, mapped",
     }
     names = list(tunables)
-    return Workload(name, what[name], pages_figure(name, names), out_of_reach(name, names))
+    notes = [out_of_reach(name, names), holes(file) if name == "io" else ""]
+    return Workload(name, what[name], pages_figure(name, malloc), "; ".join(filter(None, notes)))
+
+
+def holes(file: ModelFile) -> str:
+    """Return that not all of a file lies on the disk, or ""."""
+    if file.allocated >= WHOLE * file.size:
+        return ""
+    return f"{mib(file.allocated)} of {mib(file.size)} MiB lie on the disk: the file has holes, or is compressed"
 
 
 def described(file: ModelFile) -> str:

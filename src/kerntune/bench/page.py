@@ -13,6 +13,7 @@ from kerntune.bench.points import samples
 from kerntune.bench.style import POLICY, STYLE
 from kerntune.run.shield import spell_cpus
 
+BEGIN: Final = b"<!DOCTYPE html>"
 BYTES: Final = "_bytes"
 SETTINGS: Final = "settings"  # of the environment: {target: {"before", "after"}}
 LONG_ANSWER: Final = 200  # characters; all of a reason stands with its leg
@@ -45,7 +46,7 @@ def page(report: Report) -> str:
     below = element("div", _compared(report), _environment(report.environment), class_="below")
     legs = [_leg(leg, f"leg-{number}") for number, leg in enumerate(report.legs, 1)]
     body = element("body", element("main", _top(report, heading), *legs, _how_to_read(), below))
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return f"{BEGIN.decode()}\n{element('html', head, body, lang='en')}\n"
 
 
 def question(change: Change) -> list[tuple[str, bool]]:

@@ -18,6 +18,7 @@ from kerntune.errors import NotSupported
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+BEGIN: Final = b"\x89PNG\r\n\x1a\n"
 ACROSS: Final = 3  # legs side by side
 INCHES: Final = 4.6  # the sides of a leg's picture
 PAD: Final = 0.12  # inches

@@ -53,10 +53,12 @@ def behind(shield: Shield) -> dict[str, Any]:
     return {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid()}
 
 
-async def worker(arm: Arm, leg: str, how: Mapping[str, Any], *, fds: Sequence[int] = ()) -> Sample:
+async def worker(
+    arm: Arm, leg: str, how: Mapping[str, Any], *, fds: Sequence[int] = (), is_endless: bool = False
+) -> Sample:
     """Run a leg of the worker in a fresh process and return what it measured; raises Failed for what it cannot be."""
     argv = [*PYTHON, "kerntune.bench.worker", leg, json.dumps({**behind(arm.shield), **how})]
-    ended = await _run(argv, arm.environment, fds)
+    ended = await _run(argv, arm.environment, fds, is_endless=is_endless)
     if ended.status:
         told = (
             ended_by(ended.status, leg)
@@ -98,6 +100,8 @@ async def _run(
     fds: Sequence[int],
     until: str = "",
     meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    *,
+    is_endless: bool = False,
 ) -> Ended:
     with _Output(until.encode()) as output:
         process = await asyncio.create_subprocess_exec(
@@ -107,13 +111,13 @@ async def _run(
             stdout=output.sink,
             stderr=output.sink,
             pass_fds=fds,
-            process_group=0,
+            start_new_session=True,  # a command that asks its terminal must not be stopped by it for ever
         )
         output.begin()
         ends = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(output.found.wait())]
         beside = [asyncio.ensure_future(meanwhile())] if meanwhile else []
         try:
-            await asyncio.wait(ends, timeout=RUN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, timeout=None if is_endless else RUN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             moment = time.monotonic_ns()
             if process.returncode is None and not output.found.is_set():
                 return Ended(-signal.SIGKILL, f"it ran for more than {RUN_SECONDS / 60:.0f} minutes", moment)

@@ -10,6 +10,7 @@ from kerntune.bench.model import Round, Sample
 
 MIB: Final = 1 << 20
 USED: Final = 0.5  # of what was loaded has to lie on the pages that were asked for
+HOT: Final = 0.1  # of the runs
 BUSY: Final = 0.5  # of the CPUs, taken by other programs in most of the runs
 OTHERS: Final = "others_cpus"
 THROTTLED: Final = "throttled"
@@ -65,7 +66,7 @@ def unused(rounds: Sequence[Round], figure: str) -> str:
 def throttled(runs: Sequence[Sample]) -> str:
     """Return that the CPUs were throttled meanwhile, or ""."""
     hot = sum(1 for run in runs if run.figures.get(THROTTLED))
-    return f"clocks throttled: the CPUs were too hot in {hot} of {len(runs)} runs" if hot else ""
+    return f"clocks throttled: the CPUs were too hot in {hot} of {len(runs)} runs" if hot > HOT * len(runs) else ""
 
 
 def busy(runs: Sequence[Sample], cpus: int) -> str:

@@ -143,7 +143,7 @@ def reading(asked: Asked) -> dict[str, Any]:
     cold.drop(fd)
     left = cold.in_memory(fd, size)
     seconds, figures = timed(lambda: _map(fd, size))
-    proof, trouble = cold.judge(size, left, int(figures["read_bytes"]))
+    proof, trouble = cold.judge(size, left, int(figures["read_bytes"]), on_disk=bool(asked.get("on_disk")))
     return sample(seconds, {**figures, "loaded_bytes": size}, proof, trouble)
 
 
@@ -209,17 +209,30 @@ def hog(_asked: Asked) -> dict[str, Any]:
 def touch(asked: Asked) -> dict[str, Any]:
     """Have memory for a moment, so that the host of a virtual machine has backed it."""
     size, page = int(asked["bytes"]), int(asked.get("hugetlb", 0))
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     if page:
         size = min(size // page, free_pages(page)) * page
-        flags |= MAP_HUGETLB | (page.bit_length() - 1) << MAP_HUGE_SHIFT
+        flags |= mmap.MAP_POPULATE | MAP_HUGETLB | (page.bit_length() - 1) << MAP_HUGE_SHIFT
     if not size:
         return sample(0.0, {"loaded_bytes": 0})
     try:
-        seconds, figures = timed(lambda: mmap.mmap(-1, size, flags=flags))
+        seconds, figures = timed(lambda: _touched(size, flags))
     except OSError as error:
         raise Trouble(f"there was no memory to touch {cold.mib(size)} MiB ({error.strerror})") from error
     return sample(seconds, {**figures, "loaded_bytes": size})
+
+
+def _touched(size: int, flags: int) -> mmap.mmap:
+    """Map memory and write to each page: in large pages where it may be, for a load may come to lie in such blocks."""
+    memory = mmap.mmap(-1, size, flags=flags)
+    if not flags & MAP_HUGETLB:
+        with contextlib.suppress(OSError):  # a kernel without transparent huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        with memoryview(memory) as view:
+            for start in range(0, size, STRETCH):
+                part = view[start : start + STRETCH : mmap.PAGESIZE]
+                part[:] = bytes(len(part))
+    return memory
 
 
 def free_pages(page_size: int, folder: str = "/sys/kernel/mm/hugepages") -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kerntune.errors import Exit, Failed, KerntuneError
+from kerntune.errors import Exit, Failed, KerntuneError, Usage
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -61,7 +61,10 @@ def run_of(name: str) -> Run:
 def _run(words: Sequence[str], connect: Connect | None) -> int:
     from kerntune.cli.grammar import HELP, VERBS, options_first, parser, without_command  # noqa: PLC0415
 
+    typed = len(words)
     words, command = without_command(words)
+    if len(words) < typed and not command:
+        raise Usage("there is no command after --", "Write one, or leave out the --")
     if "--json" in words:
         words = ["--json", *(word for word in words if word != "--json")]
     verb = next((word for word in words if not word.startswith("-")), None)

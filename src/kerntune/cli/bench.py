@@ -31,7 +31,7 @@ from kerntune.cli.rows import Advice, Answer
 from kerntune.errors import Exit, Failed, KerntuneError, Usage
 from kerntune.model import Setting, State
 from kerntune.run import allocator
-from kerntune.run.shield import Shield
+from kerntune.run.shield import LEAST_US, MOST_US, Shield, spell_cpus
 
 WHO: Final = "kerntune bench"
 WHY: Final = "compare before and after"
@@ -39,6 +39,7 @@ SIZE: Final = "1G"
 FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
 SLICE: Final = re.compile("([0-9]{1,9})(us|ms)?", re.ASCII)
 POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STOPPED: Final = "Nothing was found out, and the host is as it was"
 
 
@@ -66,6 +67,11 @@ class Reach(NamedTuple):
     def tunables(self) -> tuple[str, ...]:
         """Return the names of the tunables."""
         return tuple(dict.fromkeys(setting.tunable for setting in self.settings))
+
+    @property
+    def malloc(self) -> int:
+        """Return what malloc is told after the change: glibc.malloc.hugetlb, or 0 for nothing."""
+        return allocator.hugetlb(self.spelled, self.default)
 
     @property
     def spelled(self) -> Iterator[str]:
@@ -110,8 +116,9 @@ class Holds:
 async def bench(connect: Connect, args: Namespace) -> Answer:
     """Measure before and after, until there is a verdict for each leg."""
     plan = plan_of(args)
-    for name in filter(None, (args.html, args.png)):
-        check_writable(Path(name))
+    for name, begins in ((args.html, page.BEGIN), (args.png, picture.BEGIN)):
+        if name:
+            check_writable(Path(name), begins)
     if args.png:
         picture.check()
     with _in_order():
@@ -127,11 +134,18 @@ async def bench(connect: Connect, args: Namespace) -> Answer:
 
 def plan_of(args: Namespace) -> Plan:
     """Return what is to be measured; raises Usage for what cannot be meant."""
+    for name in ("file", "profile", "until", "size", "dir", "html", "png"):
+        if getattr(args, name) == "":
+            raise Usage(f"{name} is empty", "Leave it out, or give it a value: is a variable of the shell not set?")
     cpus = frozenset[int]()
     if args.cpus is not None:
         cpus = spelling.cpus(args.cpus) or frozenset()
         if not cpus:
             raise Usage(f"{args.cpus!r} is no list of CPUs", "Write 2, 0-3 or 0-3,8")
+        if others := cpus - os.sched_getaffinity(0):
+            raise Usage(
+                f"CPU {spell_cpus(others)} is none that it may run on", "Write some of those that taskset shows"
+            )
     for text in args.set or ():
         spelling.asked(text)
     change = Change(tuple(args.set or ()), args.profile or "", Shield(cpus, slice_of(args.slice)))
@@ -141,8 +155,16 @@ def plan_of(args: Namespace) -> Plan:
         raise Usage("--until names no command", "Write it at the end: -- python serve.py")
     if args.command and args.file:
         raise Usage("a file and a command are measured apart", "Leave out one of them")
-    command = Command(tuple(args.command), args.until or "") if args.command else None
+    command = Command(tuple(args.command), args.until or "", not args.no_command) if args.command else None
     return Plan(change, statistics.planned(args.pairs), command, tuple(args.leg or ()))
+
+
+def where_of(cpu: int, change: Change) -> str:
+    """Say on which CPUs the cpu leg and its busy loops are; raises Usage where after is like before."""
+    allowed, cpus = os.sched_getaffinity(0), change.shield.cpus
+    if cpus and cpus >= allowed and not change.shield.slice_us and not change.settings and not change.profile:
+        raise Usage(f"on CPU {spell_cpus(cpus)} it may run already", "Name fewer CPUs: before is with all of them")
+    return f"are on CPU {cpu}, and it is" + (f" on CPU {spell_cpus(cpus)} after" if cpus else " too")
 
 
 def slice_of(text: str | None) -> int:
@@ -152,7 +174,10 @@ def slice_of(text: str | None) -> int:
     found = SLICE.fullmatch(text)
     if not found or not int(found[1]):
         raise Usage(f"{text!r} is no slice of time", "Write 100us or 3ms")
-    return int(found[1]) * (1000 if found[2] == "ms" else 1)
+    microseconds = int(found[1]) * (1000 if found[2] == "ms" else 1)
+    if not LEAST_US <= microseconds <= MOST_US:
+        raise Usage(f"a slice of {text} is out of range", f"The kernel takes {LEAST_US}us to {MOST_US // 1000}ms")
+    return microseconds
 
 
 def size_of(text: str) -> int:
@@ -179,7 +204,9 @@ async def reach_of(manager: Manager, change: Change) -> Reach:
         asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
     pools = [(_page_size(each), each.value) for each in asked if each.tunable in POOLS]
     pool = sum(size * int(value) for size, value in pools if value.isdecimal())
-    return Reach(tuple(asked), pool, pools[0][0] if pool else 0, default)
+    malloc = allocator.hugetlb(Reach(tuple(asked)).spelled, default)
+    page_size = default if malloc == allocator.DEFAULT_SIZE else malloc
+    return Reach(tuple(asked), pool, 0 if malloc == allocator.TRANSPARENT else page_size, default)
 
 
 def _page_size(pool: Setting) -> int:
@@ -219,17 +246,23 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
         legs.check_disk(names, file)
         legs.check_torch(names, file)
     cpu = min(os.sched_getaffinity(0))
-    loads = [legs.workload(name, file, reach.tunables, command=" ".join(args.command), cpu=cpu) for name in names]
+    said, where = " ".join(args.command), where_of(cpu, change)
+    loads = [legs.workload(name, file, reach.tunables, malloc=reach.malloc, command=said, cpus=where) for name in names]
     values, notes = await _tried(switch, loads, file, reach)
+    environment = dict(os.environ)
+    after = allocator.environment(environment, reach.spelled, default_page_size=reach.default)
+    if after != environment:
+        notes.append(f"After, programs run with {allocator.VARIABLE}={after[allocator.VARIABLE]}.")
+    elif values[True] and values[True] == values[False]:
+        notes.append("The host has these values already: before and after are the same.")
     touched = max(file.size if file else 0, reach.pool) if host.free_page_reporting() else 0
     if touched:
         notes.append("The host of this virtual machine takes back free memory, so memory is touched before each run.")
     for note in notes:
         tables.error(note, "", sys.stderr, width=tables.columns())
-    environment = dict(os.environ)
     shared = Bench(
         before=Arm(Shield(), environment),
-        after=Arm(change.shield, allocator.environment(environment, reach.spelled, default_page_size=reach.default)),
+        after=Arm(change.shield, after),
         switch=switch,
         values=values,
         file=file,
@@ -247,9 +280,9 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
             bar.draw(leg.name, done, planned, "runs", verdicts.left((planned - done) * seconds))
 
         found = [await experiment.measure(load, shared, tell) for load in loads]
-    where = {**host.environment(), **(_where(file) if file else {}), "settings": _settings(values)}
+    place = {**host.environment(), **(_where(file) if file else {}), "settings": _settings(values)}
     date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    return Report(change, tuple(found), where, tuple(notes), tuple(args.command), date)
+    return Report(change, tuple(found), place, tuple(notes), tuple(args.command), date)
 
 
 async def _tried(
@@ -261,10 +294,8 @@ async def _tried(
         after = await switch.values()
         free = host.free_pages(reach.page_size) if reach.page_size else 0
     before = await switch.values()
-    if file and reach.page_size:
+    if file and reach.page_size and "hugepages-overcommit" not in reach.tunables:
         notes += [legs.foreseen(load, file, page_size=reach.page_size, free=free) for load in loads]
-    if after and after == before:
-        notes.append("The host has these values already: before and after are the same.")
     return {False: before, True: after}, [note for note in notes if note]
 
 
@@ -293,13 +324,16 @@ def _save(found: Report, args: Namespace) -> Iterator[KerntuneError]:
 
 @contextmanager
 def _in_order() -> Iterator[None]:
-    """Have SIGTERM end the measurement as Ctrl-C does: what was started is ended, and the hold is released."""
+    """Have other signals end the measurement as Ctrl-C does: what was started is ended, and the hold is released."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    ending = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    for number in ending:
+        loop.add_signal_handler(number, task.cancel)
     try:
         yield
     except asyncio.CancelledError:
         raise KeyboardInterrupt(STOPPED) from None
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in ending:
+            loop.remove_signal_handler(number)

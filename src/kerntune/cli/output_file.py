@@ -28,10 +28,17 @@ def replace_file(path: Path, content: str | bytes) -> None:
             new.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raise Failed where `replace_file` is going to: for those who first work for what they write."""
+def check_writable(path: Path, begins: bytes) -> None:
+    """Raise Failed where `replace_file` is going to, for those who first work for what they write.
+
+    Also for a file that does not begin so: it was written by somebody else, and may be dear to him.
+    """
     with _told(path):
         _check_plain(path)
+        if path.exists():
+            with open(path, "rb") as file:
+                if file.read(len(begins)) not in (begins, b""):
+                    raise Failed(f"{path} is there, and not of this kind", "Name a file that may be written over")
         os.close(os.open(new := _beside(path), FLAGS, 0o600))
         new.unlink()
 

@@ -49,12 +49,18 @@ async def _draw(signals: Signals, stream: TextIO) -> None:
         with suppress(Unreachable, OSError):
             async for signal in signals:
                 drawn = True
-                # A serial console does not know how wide it is.
-                columns = os.get_terminal_size(stream.fileno()).columns or USUAL
-                _write(stream, ERASE + line(*signal.args, columns=columns))
+                _write(stream, ERASE + line(*signal.args, columns=_columns(stream)))
     finally:
         if drawn:
             _write(stream, ERASE)
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of a terminal; a serial console does not know its own, and one that has gone has none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or USUAL
+    except OSError:
+        return USUAL
 
 
 def _write(stream: TextIO, text: str) -> None:
@@ -96,5 +102,7 @@ class Bar:
     def draw(self, name: str, done: int, planned: int, unit: str, left: str) -> None:
         """Draw how far `name` is; `left` says how long it takes."""
         if self._draws:
-            columns = os.get_terminal_size(self._stream.fileno()).columns or USUAL
-            _write(self._stream, ERASE + bar(f"{clean(name)} ", done, planned, f" {unit}{left}", columns=columns))
+            _write(
+                self._stream,
+                ERASE + bar(f"{clean(name)} ", done, planned, f" {unit}{left}", columns=_columns(self._stream)),
+            )

@@ -32,6 +32,13 @@ def test_what_is_known(before: int | None, read: int, proof: str, trouble: str) 
     assert judge(SIZE, before, read) == (proof, trouble)
 
 
+def test_a_file_of_somebody_else_is_read_from_its_disk_or_it_was_in_memory() -> None:
+    assert judge(SIZE, None, SIZE, on_disk=True) == ("blocks read", "")
+    proof, trouble = judge(SIZE, None, 0, on_disk=True)
+    assert proof == ""
+    assert trouble.startswith("not cold: 0 of ")
+
+
 def test_what_was_written_just_now_is_in_memory() -> None:
     with tempfile.TemporaryFile() as file:
         os.pwrite(file.fileno(), bytes(3 * PAGE + 1), 0)

@@ -169,6 +169,7 @@ async def test_a_file_that_shrinks_is_told(file: ModelFile) -> None:
         (sh("printf re; sleep 0.05; printf 'ady\\n'; sleep 60", "ready"), ""),
         (sh("head -c 20000000 /dev/zero; echo ready; sleep 60", "ready"), ""),
         (sh("sleep 60 &"), ""),
+        (sh("read x </dev/tty || true"), ""),  # a session of its own has no terminal to wait for
         (sh("setsid sleep 5 &"), ""),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from kerntune.bench import legs
 from kerntune.bench.file import synthetic
 from kerntune.errors import NotSupported, OverLimit, Usage
+from kerntune.run import allocator
 
 MIB, GIB = 1 << 20, 1 << 30
 PAGE = 2 * MIB
@@ -45,20 +46,23 @@ def test_a_command_is_timed_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("leg", "tunable", "figure"),
+    ("leg", "setting", "figure"),
     [
-        ("copy", "hugepages", "hugetlb_bytes"),
-        ("copy", "hugepages-overcommit", "hugetlb_bytes"),
-        ("torch", "hugepages", "hugetlb_bytes"),
-        ("cmd", "hugepages", "pages_used"),
-        ("mmap", "hugepages", ""),
-        ("copy", "thp", "anon_huge_bytes"),
-        ("cmd", "thp", ""),
-        ("copy", "read-ahead", ""),
+        ("copy", "hugepages=8", "hugetlb_bytes"),
+        ("copy", "hugepages-overcommit=8", "hugetlb_bytes"),
+        ("torch", "hugepages@1G=1", "hugetlb_bytes"),
+        ("cmd", "hugepages=8", "pages_used"),
+        ("mmap", "hugepages=8", ""),
+        ("copy", "hugepages=0", ""),
+        ("copy", "thp@enabled=madvise", "anon_huge_bytes"),
+        ("copy", "thp@enabled=never", ""),
+        ("copy", "thp@defrag=defer", ""),
+        ("cmd", "thp@enabled=always", ""),
+        ("copy", "read-ahead@*=4096", ""),
     ],
 )
-def test_which_figure_shows_that_huge_pages_are_used(leg: str, tunable: str, figure: str) -> None:
-    assert legs.pages_figure(leg, [tunable, "overcommit"]) == figure
+def test_which_figure_shows_that_huge_pages_are_used(leg: str, setting: str, figure: str) -> None:
+    assert legs.pages_figure(leg, allocator.hugetlb([setting, "overcommit=always:90"], PAGE)) == figure
 
 
 def test_pages_for_a_load_as_they_were_counted() -> None:
@@ -71,18 +75,18 @@ def test_pages_for_a_load_as_they_were_counted() -> None:
 
 def test_a_pool_that_cannot_hold_a_load_is_told_with_one_that_can() -> None:
     with synthetic("/var/tmp", 128 * MIB) as file:
-        leg = legs.workload("copy", file, ["hugepages"], command="", cpu=0)
+        leg = legs.workload("copy", file, ["hugepages"], malloc=2, command="", cpus="")
         told = legs.foreseen(leg, file, page_size=PAGE, free=8)
         assert told.startswith("copy: 8 pages of 2 MiB hold 16 of 128 MiB"), told
         enough = int(told.rpartition("hugepages=")[2].split()[0])
         assert legs.foreseen(leg, file, page_size=PAGE, free=enough) == ""
-        mapped = legs.workload("mmap", file, ["hugepages"], command="", cpu=0)
+        mapped = legs.workload("mmap", file, ["hugepages"], malloc=2, command="", cpus="")
         assert legs.foreseen(mapped, file, page_size=PAGE, free=8) == ""
 
 
 def test_tensors_below_a_page_are_told_for_no_pool_reaches_them() -> None:
     with synthetic("/var/tmp", 32 * MIB) as file:
-        leg = legs.workload("copy", file, ["hugepages"], command="", cpu=0)
+        leg = legs.workload("copy", file, ["hugepages"], malloc=2, command="", cpus="")
         told = legs.foreseen(leg, file, page_size=PAGE, free=1000)
         assert told == "copy: 32 of 32 MiB are tensors of less than 2 MiB, for which glibc takes no huge pages"
 

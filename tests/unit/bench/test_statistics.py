@@ -159,6 +159,8 @@ def test_times_that_are_none_are_not_compared(seconds: float) -> None:
         ((1.03, 1.02, 1.04), None, Verdict.SAME, "the difference is less than 3%"),
         ((0.9, 0.85, 0.95), (1.0, 0.89, 1.2), Verdict.SAME, "before differs as much from itself"),
         ((0.88, 0.85, 0.95), (1.0, 0.89, 1.2), Verdict.FASTER, ""),
+        ((0.96, 0.95, 0.98), (0.9, 0.85, 0.94), Verdict.SAME, "before differs as much from itself"),
+        ((1.05, 1.02, 1.08), (1.1, 1.06, 1.2), Verdict.SAME, "before differs as much from itself"),
     ],
 )
 def test_what_may_be_said(
@@ -174,6 +176,14 @@ def test_a_look_takes_its_own_pairs_only() -> None:
     assert [looked.effect.ratio for looked in looks] == [pytest.approx(0.5), pytest.approx(1.0)]
     assert all(looked.control == Estimate(1.0, 1.0, 1.0) for looked in looks)
     assert statistics.taken(LOOKS, [early] * 9) == ()
+    with pytest.raises(ValueError, match="10 pairs"):
+        statistics.look_at(LOOKS[0], [early] * 9)
+
+
+def test_a_control_that_is_not_in_every_round_is_none() -> None:
+    bare, whole = Round(Sample(1.0), Sample(0.5)), Round(Sample(1.0), Sample(0.5), Sample(1.0))
+    assert statistics.look_at(LOOKS[0], [bare, *[whole] * 9]).control is None
+    assert statistics.detectable([bare, *[whole] * 9], LOOKS, Random(16)) is None
 
 
 def noisy(noise: Noise, count: int, seed: int) -> list[Round]:
@@ -201,3 +211,18 @@ def test_more_noise_hides_more() -> None:
 def test_what_cannot_be_told_is_not() -> None:
     assert statistics.detectable([Round(Sample(1.0), Sample(1.0))] * 10, LOOKS, Random(13)) is None
     assert statistics.detectable(noisy(lambda random: random.gauss(0, 5), 10, 14), LOOKS, Random(15)) is None
+
+
+def test_which_run_of_the_control_was_slower_does_not_matter() -> None:
+    there = [Round(Sample(1.0), Sample(1.0), Sample(1.0 + each / 50)) for each in range(10)]
+    back = [Round(each.control or each.before, each.after, each.before) for each in there]
+    gains = [statistics.detectable(rounds, LOOKS, Random(17)) for rounds in (there, back)]
+    assert None not in gains
+    assert gains[0] == pytest.approx(gains[1], abs=0.02)
+
+
+def test_a_quiet_machine_shows_the_least_gain_that_counts() -> None:
+    quiet = [Round(Sample(1.0), Sample(1.0), Sample(1.0))] * 10
+    assert statistics.detectable(quiet, LOOKS, Random(18)) == statistics.LEAST
+    # Five pairs prove nothing, however quiet it is.
+    assert statistics.detectable(quiet, (Look(5, 0.05),), Random(18)) is None
