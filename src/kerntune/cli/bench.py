@@ -230,34 +230,15 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     if change.settings or change.profile:
         manager = await stack.enter_async_context(connect())
         switch, reach = Holds(manager, change), await reach_of(manager, change)
-    file = stack.enter_context(open_model(args.file)) if args.file else None
-    names = legs.chosen(
-        plan.legs,
-        reach.tunables,
-        has_shield=bool(change.shield),
-        has_command=bool(command),
-        for_torch=bool(file and legs.loads_with_torch(file)),
-    )
-    size = file.size if file else size_of(args.size or SIZE)
-    needs_file = bool(legs.READ_A_FILE & set(names))
-    legs.check_room(names, size if needs_file else 0, pool=reach.pool, available=host.available_memory())
-    if needs_file:
-        file = file or stack.enter_context(synthetic(args.dir or FOLDER, size))
-        legs.check_disk(names, file)
-        legs.check_torch(names, file)
+    names, file = _chosen(plan, args, reach, stack)
     cpu = min(os.sched_getaffinity(0))
     said, where = " ".join(args.command), where_of(cpu, change)
     loads = [legs.workload(name, file, reach.tunables, malloc=reach.malloc, command=said, cpus=where) for name in names]
     values, notes = await _tried(switch, loads, file, reach)
     environment = dict(os.environ)
     after = allocator.environment(environment, reach.spelled, default_page_size=reach.default)
-    if after != environment:
-        notes.append(f"After, programs run with {allocator.VARIABLE}={after[allocator.VARIABLE]}.")
-    elif values[True] and values[True] == values[False]:
-        notes.append("The host has these values already: before and after are the same.")
     touched = max(file.size if file else 0, reach.pool) if host.free_page_reporting() else 0
-    if touched:
-        notes.append("The host of this virtual machine takes back free memory, so memory is touched before each run.")
+    notes += _told(environment, after, values, touched)
     for note in notes:
         tables.error(note, "", sys.stderr, width=tables.columns())
     shared = Bench(
@@ -283,6 +264,38 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     place = {**host.environment(), **(_where(file) if file else {}), "settings": _settings(values)}
     date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return Report(change, tuple(found), place, tuple(notes), tuple(args.command), date)
+
+
+def _chosen(plan: Plan, args: Namespace, reach: Reach, stack: AsyncExitStack) -> tuple[Sequence[str], ModelFile | None]:
+    """Return the names of the legs, and the file they load: that of the user, or one that is made where it fits."""
+    file = stack.enter_context(open_model(args.file)) if args.file else None
+    names = legs.chosen(
+        plan.legs,
+        reach.tunables,
+        has_shield=bool(plan.change.shield),
+        has_command=bool(plan.command),
+        for_torch=bool(file and legs.loads_with_torch(file)),
+    )
+    size = file.size if file else size_of(args.size or SIZE)
+    needs_file = bool(legs.READ_A_FILE & set(names))
+    legs.check_room(names, size if needs_file else 0, pool=reach.pool, available=host.available_memory())
+    if needs_file:
+        file = file or stack.enter_context(synthetic(args.dir or FOLDER, size))
+        legs.check_disk(names, file)
+        legs.check_torch(names, file)
+    return names, file
+
+
+def _told(
+    before: Mapping[str, str], after: Mapping[str, str], values: Mapping[bool, Mapping[str, str]], touched: int
+) -> Iterator[str]:
+    """Give what else is otherwise after, and what is done beside the change."""
+    if after != before:
+        yield f"After, programs run with {allocator.VARIABLE}={after[allocator.VARIABLE]}."
+    elif values[True] and values[True] == values[False]:
+        yield "The host has these values already: before and after are the same."
+    if touched:
+        yield "The host of this virtual machine takes back free memory, so memory is touched before each run."
 
 
 async def _tried(
