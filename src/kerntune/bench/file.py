@@ -87,7 +87,7 @@ def _check(name: str, found: os.stat_result) -> None:
 
 def _not_opened(name: str, error: OSError | ValueError) -> Usage | Failed:
     if not isinstance(error, OSError):
-        return Usage(f"{name} is no path ({error})", "Name the file of a model")
+        return Usage(f"{name} is no path", "Name the file of a model")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return Usage(
             f"there is no file {name}", "Name the file of a model, or leave it out to measure with a made-up one"

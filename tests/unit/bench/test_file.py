@@ -91,7 +91,7 @@ def open_files() -> list[str]:
     [
         ("", Usage, "there is no file . "),
         ("x" * 10_000, Failed, f"{'x' * 100}... cannot be opened (File name too long). "),
-        ("nul\0", Usage, "nul? is no path (embedded null byte). "),
+        ("nul\0", Usage, "nul? is no path. "),
         ("\x1b[31mred\n", Usage, "there is no file ?[31mred?. "),
         ("\udcff", Usage, "there is no file ?. "),
         ("/etc/passwd/model", Usage, "there is no file /etc/passwd/model. "),
