@@ -1,4 +1,4 @@
-"""Whether a file is in memory: how it is dropped from there, and how it is known that it was."""
+"""Drops a file from memory, and tells whether it was in memory before a read."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ POLL_SECONDS: Final = 0.05  # between two looks at the pool beside a command
 
 
 class Switch(Protocol):
-    """Who has the host changed for the runs "after"."""
+    """Changes the host for the runs "after", and reads what the kernel has."""
 
     def on(self) -> AbstractAsyncContextManager[None]:
         """Change the host for the length of a block."""
@@ -49,7 +49,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all legs have in common.
+    """The conditions that all legs have in common.
 
     `values` are those of `switch` without and with the change. `cpu` is the one of the cpu leg. `page_size` is that of
     the pool that is used after the change in bytes, 0 for none.
@@ -71,7 +71,7 @@ class Bench:
 
 
 class Progress(Protocol):
-    """Who is told before each run how far a leg is: runs done, runs at the next look, and seconds for one."""
+    """Takes how far a leg is before each run: runs done, runs at the next look, and the seconds of one."""
 
     def __call__(self, leg: Workload, done: int, planned: int, seconds: float) -> None: ...
 
@@ -184,7 +184,7 @@ def _own_seconds() -> float:
 async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     arm = bench.after if after else bench.before
     if leg.name == "cpu":
-        # Where the change is about CPUs, before may be on all of them: it is not to be worse than it is today.
+        # Today the process may be on all CPUs: where the change is about CPUs, the runs before keep them all.
         cpus = frozenset() if bench.after.shield.cpus else frozenset({bench.cpu})
         arm = replace(arm, shield=replace(arm.shield, cpus=arm.shield.cpus or cpus))
         return await runs.worker(arm, "cpu", {"wakes": WAKES})

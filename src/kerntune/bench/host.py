@@ -1,4 +1,4 @@
-"""What of the host goes into a report, and what on it makes figures doubtful; read below one root, nothing written."""
+"""Reads what a report says of the host, and what on it makes figures doubtful; below one root, and writes nothing."""
 
 from __future__ import annotations
 

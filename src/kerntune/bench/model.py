@@ -10,7 +10,7 @@ from kerntune.run.shield import Shield
 
 
 class Verdict(StrEnum):
-    """What is said of a leg; the values are the words in JSON."""
+    """The verdict on a leg; the values are the words in JSON."""
 
     FASTER = "faster"
     SLOWER = "slower"

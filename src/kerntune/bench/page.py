@@ -11,6 +11,7 @@ from kerntune.bench.markup import SHORT, Markup, element, joined, visible
 from kerntune.bench.model import Change, Leg, Report, Verdict
 from kerntune.bench.points import samples
 from kerntune.bench.style import POLICY, STYLE
+from kerntune.bench.traps import runs_of
 from kerntune.run.shield import spell_cpus
 
 BEGIN: Final = b"<!DOCTYPE html>"
@@ -162,7 +163,7 @@ def _tabulated(caption: str, names: Iterable[str], rows: Iterable[Markup]) -> Ma
 
 def _remarks(leg: Leg) -> list[str]:
     """Return what else is to be said of a leg: why, what it could have seen, and what was wrong with runs."""
-    runs = [sample for each in leg.rounds for sample in (each.before, each.after, each.control) if sample]
+    runs = runs_of(leg.rounds)
     said = [f"Why: {leg.reason}."] if leg.reason else []
     if leg.verdict is not Verdict.INVALID and leg.detectable is not None:
         said.append(

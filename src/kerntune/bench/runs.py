@@ -16,9 +16,9 @@ from typing import Any, Final, Self
 from kerntune.bench.model import Sample
 from kerntune.bench.worker import ended as ended_by
 from kerntune.errors import Failed
+from kerntune.run import launch
 from kerntune.run.shield import Shield
 
-PYTHON: Final = (sys.executable, "-P", "-m")
 RUN_SECONDS: Final = 3600.0  # the longest that one run may take
 END_SECONDS: Final = 10.0  # for a command that is asked to end
 PIPE: Final = 1 << 16  # bytes (pipe(7))
@@ -48,16 +48,12 @@ class Ended:
     seconds: float = 0.0
 
 
-def behind(shield: Shield) -> dict[str, Any]:
-    """Return what kerntune.run.launch is told, so that a process is behind a shield and ends with this one."""
-    return {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid()}
-
-
 async def worker(
     arm: Arm, leg: str, how: Mapping[str, Any], *, fds: Sequence[int] = (), is_endless: bool = False
 ) -> Sample:
     """Run a leg of the worker in a fresh process and return what it measured; raises Failed for what it cannot be."""
-    argv = [*PYTHON, "kerntune.bench.worker", leg, json.dumps({**behind(arm.shield), **how})]
+    asked = json.dumps({**launch.behind(arm.shield), **how})
+    argv = [sys.executable, "-P", "-m", "kerntune.bench.worker", leg, asked]
     ended = await _run(argv, arm.environment, fds, is_endless=is_endless)
     if ended.status:
         told = (
@@ -83,9 +79,8 @@ async def command(
     clock, executed = os.pipe()
     try:
         try:
-            how = json.dumps({**behind(arm.shield), "clock": executed})
-            launch = [*PYTHON, "kerntune.run.launch", how, *argv]
-            ended = await _run(launch, arm.environment, [executed], until, meanwhile)
+            launched = launch.command(arm.shield, argv, clock=executed)
+            ended = await _run(launched, arm.environment, [executed], until, meanwhile)
         finally:
             os.close(executed)
         said = os.read(clock, 64)  # nothing where it was never executed

@@ -53,14 +53,13 @@ class Plan(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """What a change is about: its settings, one by one, the bytes of huge pages it adds, and the bytes of such a page.
+    """What a change is about: its settings, one by one, and the bytes of huge pages it adds.
 
     `default` is the host's own size of huge pages, which glibc takes.
     """
 
     settings: tuple[Setting, ...] = ()
     pool: int = 0
-    page_size: int = 0
     default: int = 0
 
     @property
@@ -72,6 +71,12 @@ class Reach(NamedTuple):
     def malloc(self) -> int:
         """Return what malloc is told after the change: glibc.malloc.hugetlb, or 0 for nothing."""
         return allocator.hugetlb(self.spelled, self.default)
+
+    @property
+    def page_size(self) -> int:
+        """Return the bytes of a page of the pool that malloc takes from, 0 for none."""
+        sizes = {allocator.TRANSPARENT: 0, allocator.DEFAULT_SIZE: self.default}
+        return sizes.get(self.malloc, self.malloc)
 
     @property
     def spelled(self) -> Iterator[str]:
@@ -204,9 +209,7 @@ async def reach_of(manager: Manager, change: Change) -> Reach:
         asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
     pools = [(_page_size(each), each.value) for each in asked if each.tunable in POOLS]
     pool = sum(size * int(value) for size, value in pools if value.isdecimal())
-    malloc = allocator.hugetlb(Reach(tuple(asked)).spelled, default)
-    page_size = default if malloc == allocator.DEFAULT_SIZE else malloc
-    return Reach(tuple(asked), pool, 0 if malloc == allocator.TRANSPARENT else page_size, default)
+    return Reach(tuple(asked), pool, default)
 
 
 def _page_size(pool: Setting) -> int:

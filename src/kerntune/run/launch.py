@@ -27,10 +27,14 @@ PR_SET_PDEATHSIG: Final = 1
 LONGEST: Final = 200  # characters of a name in a message
 
 
-def command(shield: Shield, words: Sequence[str], *, group: bool = False) -> list[str]:
-    """Return the words that start a command behind a shield, to die with the thread that starts it (prctl(2))."""
-    asked = {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid(), "group": group}
-    return [sys.executable, "-P", "-m", "kerntune.run.launch", json.dumps(asked), *words]
+def command(shield: Shield, words: Sequence[str], **more: Any) -> list[str]:
+    """Return the words that start a command behind a shield; `more` is of the JSON above."""
+    return [sys.executable, "-P", "-m", "kerntune.run.launch", json.dumps({**behind(shield), **more}), *words]
+
+
+def behind(shield: Shield) -> dict[str, Any]:
+    """Return the JSON of a process behind a shield, to die with the thread that starts it (prctl(2))."""
+    return {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid()}
 
 
 def main(words: Sequence[str]) -> NoReturn:
