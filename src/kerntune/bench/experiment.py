@@ -13,9 +13,8 @@ from random import Random
 from typing import Final, Protocol
 
 from kerntune.bench import host, runs, statistics, traps
-from kerntune.bench.disk import disk_of
 from kerntune.bench.file import ModelFile
-from kerntune.bench.legs import HOGS, WAKES, WHOLE, Workload
+from kerntune.bench.legs import HOGS, WAKES, Workload
 from kerntune.bench.model import Leg, Look, Round, Sample, Verdict
 from kerntune.bench.runs import Arm
 from kerntune.bench.worker import ended as ended_by
@@ -196,12 +195,11 @@ async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     if bench.command:
         return await _command(bench.command, arm, bench.page_size)
     assert bench.file
-    disk = disk_of(bench.file.fd)
-    on_disk = bool(disk.drives) and bench.file.allocated >= WHOLE * bench.file.size
+    file = bench.file
     # The files of an overlay have their pages below it: cachestat(2) finds none.
-    tells = disk.file_system != "overlay"
-    how = {"fd": bench.file.fd, "bytes": bench.file.size, "on_disk": on_disk, "tells": tells}
-    return await runs.worker(arm, leg.name, how, fds=[bench.file.fd])
+    tells = file.disk.file_system != "overlay"
+    how = {"fd": file.fd, "bytes": file.size, "on_disk": file.is_on_disk, "tells": tells}
+    return await runs.worker(arm, leg.name, how, fds=[file.fd])
 
 
 async def _command(command: Command, arm: Arm, page_size: int) -> Sample:

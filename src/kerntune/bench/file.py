@@ -13,9 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
+from kerntune.bench.disk import Disk, disk_of
 from kerntune.errors import Failed, Usage
 from kerntune.kernel.processes import printable
 
+WHOLE: Final = 0.99  # of the bytes
 TENSORS: Final = 32
 PIECE: Final = 16 << 20
 SEED: Final = 1
@@ -43,7 +45,18 @@ class ModelFile:
     size: int
     name: str
     allocated: int
+    disk: Disk
     made_up: bool = False
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Return whether all of it lies on a drive: not so with holes, or compressed."""
+        return bool(self.disk.drives) and self.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether as many bytes are allocated as it has."""
+        return self.allocated >= WHOLE * self.size
 
     def close(self) -> None:
         os.close(self.fd)
@@ -74,7 +87,7 @@ def open_model(path: str) -> ModelFile:
     except Usage:
         os.close(fd)
         raise
-    return ModelFile(fd, found.st_size, path, found.st_blocks * 512)
+    return ModelFile(fd, found.st_size, path, found.st_blocks * 512, disk_of(fd))
 
 
 def _check(name: str, found: os.stat_result) -> None:
@@ -113,7 +126,7 @@ def synthetic(folder: str, size: int) -> ModelFile:
         if not os.path.isdir(folder):
             raise Usage(f"there is no folder {_short(folder)}", "Name one on the disk where models lie") from error
         raise _not_made(_short(folder), size, error) from error
-    return ModelFile(fd, size, SYNTHETIC, os.fstat(fd).st_blocks * 512, made_up=True)
+    return ModelFile(fd, size, SYNTHETIC, os.fstat(fd).st_blocks * 512, disk_of(fd), made_up=True)
 
 
 def _fill(file: BinaryIO, size: int) -> None:

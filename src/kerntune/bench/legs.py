@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Final
 
 from kerntune.bench import tensors
-from kerntune.bench.disk import disk_of
 from kerntune.bench.file import ModelFile
 from kerntune.bench.traps import mib, out_of_reach
 from kerntune.errors import NotSupported, OverLimit, Usage
@@ -39,7 +38,6 @@ ANY: Final = ("copy", "mmap", "io")  # for a tunable that has no row
 
 # glibc maps an allocation with its own header, and rounds it up to pages (malloc/malloc.c, sysmalloc_mmap).
 MALLOC_HEADER: Final = 4096 + 80
-WHOLE: Final = 0.99  # of a file's bytes: what has so many on the disk has no holes
 ZIP: Final = b"PK\3\4"  # how a file of torch.save begins
 MAPPED_FROM: Final = 128 << 10  # bytes; smaller allocations share the heap (M_MMAP_THRESHOLD in mallopt(3))
 FOR_THE_INTERPRETER: Final = 96
@@ -104,7 +102,7 @@ def workload(
         "copy": f"copy {model} into memory",
         "mmap": f"map {model} and touch each page",
         "torch": f"load the weights in {model} with PyTorch",
-        "io": f"read {model} from {', '.join(disk_of(file.fd).drives) or 'its disk'}, mapped",
+        "io": f"read {model} from {', '.join(file.disk.drives) or 'its disk'}, mapped",
     }
     names = list(tunables)
     notes = [out_of_reach(name, names), holes(file) if name == "io" else ""]
@@ -113,7 +111,7 @@ def workload(
 
 def holes(file: ModelFile) -> str:
     """Return that not all of a file lies on the disk, or ""."""
-    if file.allocated >= WHOLE * file.size:
+    if file.is_whole:
         return ""
     return f"{mib(file.allocated)} of {mib(file.size)} MiB lie on the disk: the file has holes, or is compressed"
 
@@ -183,7 +181,7 @@ def foreseen(leg: Workload, file: ModelFile, *, page_size: int, free: int) -> st
 
 def check_disk(names: Iterable[str], file: ModelFile) -> None:
     """Raise NotSupported for a read from disk of a file that lies on none."""
-    where = disk_of(file.fd).file_system
+    where = file.disk.file_system
     if "io" in names and where in IN_MEMORY:
         raise NotSupported(
             f"{described(file)} would be in memory ({where}), and there is no disk to read from",

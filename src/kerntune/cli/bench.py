@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kerntune.bench import experiment, host, legs, page, picture, report, statistics
-from kerntune.bench.disk import disk_of
 from kerntune.bench.experiment import Bench, Command, Switch
 from kerntune.bench.file import ModelFile, open_model, synthetic
 from kerntune.bench.legs import Workload
@@ -317,8 +316,7 @@ async def _tried(
 
 def _where(file: ModelFile) -> Mapping[str, object]:
     """Return what the report says of the file."""
-    disk = disk_of(file.fd)
-    return {"file_bytes": file.size, "file_system": disk.file_system, "drives": list(disk.drives)}
+    return {"file_bytes": file.size, "file_system": file.disk.file_system, "drives": list(file.disk.drives)}
 
 
 def _settings(values: Mapping[bool, Mapping[str, str]]) -> Mapping[str, Mapping[str, str]]:
