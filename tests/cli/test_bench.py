@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,12 @@ from kerntune.cli.bench import plan_of, slice_of
 from kerntune.cli.grammar import parser, without_command
 from kerntune.errors import Exit, Usage
 from tests.cli.scripted import Script, document, outcome, target
+from tests.cli.test_bus import read_all
 
 Captured = pytest.CaptureFixture[str]
 SMALL = ("--size", "1M", "--pairs", "6")
+INTERRUPTED = 130
+LIMIT = 20.0  # seconds
 MEASURED = (Exit.OK, Exit.NOT_FOUND)  # invalid beside other tests, for the machine is busy then
 
 
@@ -145,3 +154,35 @@ def test_a_command_that_fails_is_no_measurement(capsys: Captured) -> None:
     assert run(nobody(), *words) == Exit.NOT_FOUND
     said = capsys.readouterr().out
     assert "the command failed: it ended with status 3; its last line: out of memory" in said
+
+
+@contextmanager
+def on_a_terminal(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A measurement, and the terminal on which its bar is drawn."""
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "kerntune.cli", "bench", "--slice", "100us", *words]
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def test_the_making_of_random_data_is_shown_and_ends_at_once() -> None:
+    with on_a_terminal("--leg", "copy", "--size", "512M") as (process, terminal):
+        seen = os.read(terminal, 4096).decode()
+        process.send_signal(signal.SIGINT)
+        seen += read_all(terminal)
+        assert process.wait(LIMIT) == INTERRUPTED
+    assert "random data [" in seen
+    assert " 0 of 512 MiB" in seen
+    assert " 496 of 512 MiB" not in seen, "the last piece was made all the same"
+
+
+def test_the_bar_is_there_from_the_first_run() -> None:
+    """A command may run for minutes, and the runs that warm up come first."""
+    with on_a_terminal("--", "sleep", "60") as (_, terminal):
+        assert "cmd [" in os.read(terminal, 4096).decode()

@@ -24,7 +24,8 @@ SIZE: Final = 128  # MiB, in tensors of 4
 PAGES: Final = 16
 FEW: Final = 8
 SHORT: Final = ("--leg", "copy", "--pairs", "6", "--size", f"{SIZE}M")
-ENDLESS: Final = ("--", "sleep", "60")
+# One of the two leaves its session, as daemons do.
+ENDLESS: Final = ("--", "sh", "-c", "setsid sleep 60 & exec sleep 60")
 
 
 def bench(user: User, *words: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +40,7 @@ def figures(leg: dict[str, Any], side: str, name: str) -> float:
 
 
 @contextmanager
-def going_on(user: User, *words: str) -> Iterator[subprocess.Popen[str]]:
+def going_on(user: User, *words: str, sleepers: int = 1) -> Iterator[subprocess.Popen[str]]:
     """A measurement that has changed the host and runs its command."""
     before = host.pages()
     argv = user.python("kerntune.cli", "bench", *words)
@@ -47,7 +48,7 @@ def going_on(user: User, *words: str) -> Iterator[subprocess.Popen[str]]:
         argv, env=user.environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         try:
-            until(lambda: host.pages() != before and sleeping())
+            until(lambda: host.pages() != before and len(sleeping()) == sleepers)
             yield running
         finally:
             running.kill()
@@ -95,7 +96,7 @@ def test_pages_that_cannot_hold_a_load_are_told_with_those_that_can(daemon: Daem
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_nothing_is_left(daemon: Daemon, root: User, number: signal.Signals) -> None:
     before = host.pages()
-    with going_on(root, "--set", f"hugepages={PAGES}", *ENDLESS) as running:
+    with going_on(root, "--set", f"hugepages={PAGES}", *ENDLESS, sleepers=2) as running:
         running.send_signal(number)
         _, said = running.communicate(timeout=LIMIT)
     until(lambda: host.pages() == before and not sleeping())
@@ -117,6 +118,38 @@ def test_a_hold_that_somebody_ends_is_drift(daemon: Daemon, root: User, tmp_path
     (leg,) = json.loads(out)["legs"]
     assert leg["verdict"] == "invalid"
     assert leg["reason"].startswith("settings drifted: hugepages@2M is ")
+
+
+def test_a_daemon_that_is_restarted_meanwhile_keeps_the_hold(daemon: Daemon, root: User, tmp_path: Path) -> None:
+    """As by an upgrade; only the first run waits for it."""
+    before, over = host.pages(), tmp_path / "over"
+    os.mkfifo(end := tmp_path / "end")
+    command = ("--", "sh", "-c", f"test -e {over} || {{ sleep 60 & read end <{end}; kill $!; }}")
+    with going_on(root, "--set", f"hugepages={PAGES}", "--pairs", "6", "--json", *command) as running:
+        daemon.restart()
+        over.touch()
+        end.write_text("now\n")
+        out, said = running.communicate(timeout=LIMIT)
+    assert running.returncode in (0, 3), said
+    (leg,) = json.loads(out)["legs"]
+    assert "drift" not in leg["reason"]
+    assert len(leg["pairs"]) == 6 or "huge pages not used" in leg["reason"]
+    until(lambda: host.pages() == before)
+    assert root.describe()["holds"] == []
+
+
+def test_a_daemon_that_has_gone_is_told_and_undoes_it_when_it_is_back(daemon: Daemon, root: User) -> None:
+    before = host.pages()
+    with going_on(root, "--set", f"hugepages={PAGES}", *ENDLESS, sleepers=2) as running:
+        daemon.terminate()
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=LIMIT)
+    assert running.returncode == 5
+    assert "cannot be reached" in said
+    assert not sleeping()
+    daemon.start()
+    until(lambda: host.pages() == before)
+    assert root.describe()["holds"] == []
 
 
 def test_who_may_not_hold_may_not_measure_with_a_hold(daemon: Daemon, other: User) -> None:

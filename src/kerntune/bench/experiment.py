@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -21,6 +22,8 @@ from kerntune.bench.worker import ended as ended_by
 from kerntune.run.shield import Shield
 
 ENDED_EARLY: Final = "the command ended before it printed what was waited for"
+LATE_SECONDS: Final = 60.0  # after which it is told that a text has not come
+LINE: Final = 200  # characters of what a command printed last
 POLL_SECONDS: Final = 0.05  # between two looks at the pool beside a command
 
 
@@ -53,6 +56,7 @@ class Bench:
     `values` are those of `switch` without and with the change. `cpu` is the one of the cpu leg. `page_size` is that of
     the pool that is used after the change in bytes, 0 for none.
     `touched` bytes of memory are touched before each run, where the host of a virtual machine takes back what is free.
+    `warn` is told what cannot wait for the end.
     """
 
     before: Arm
@@ -67,6 +71,7 @@ class Bench:
     looks: tuple[Look, ...]
     has_control: bool
     random: Random
+    warn: Callable[[str], object] = lambda _: None
 
 
 class Progress(Protocol):
@@ -93,8 +98,10 @@ class _Experiment:
         self._started = time.monotonic()
 
     async def run(self) -> Leg:
+        self._tell(0)
         for after in (True, False):  # a warm-up each, which is not counted
-            if why := (await self._sample(after=after)).trouble:
+            warm = await self._sample(after=after)
+            if why := warm.trouble or (traps.unused([warm], self._leg.on_pages) if after else ""):
                 return self._leg_of(Verdict.INVALID, why)
         self._started = time.monotonic()
         while True:
@@ -113,8 +120,8 @@ class _Experiment:
         whole = [each for each in rounds if not traps.at_once(each)]
         looked = statistics.taken(looks, whole)
         detectable = statistics.detectable(whole, looks, self._bench.random) if looked else None
-        notes = [self._leg.note, *(cold_notes(rounds) if self._leg.name == "io" else ())]
-        told = tuple(filter(None, notes))
+        notes = cold_notes(rounds) if self._leg.name == "io" else traps.notes(whole, self._leg.on_pages)
+        told = tuple(filter(None, (self._leg.note, *notes)))
         return Leg(self._leg.name, self._leg.what, tuple(rounds), looked, verdict, reason, detectable, told)
 
     async def _round(self) -> Round:
@@ -168,9 +175,8 @@ async def _watched(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     sample = await _once(leg, bench, after=after)
     seconds = time.monotonic() - began
     used = _own_seconds() - own + (seconds if leg.name == "cpu" else 0.0)  # the busy loops have a whole CPU
-    figures = {traps.THROTTLED: float(host.throttled() - hot)}
-    if leg.name != "cmd":  # the children of a command, for which it does not wait, would be taken for others
-        figures[traps.OTHERS] = round(max(0.0, host.cpu_seconds() - busy - used) / max(seconds, 1e-3), 3)
+    others = round(max(0.0, host.cpu_seconds() - busy - used) / max(seconds, 1e-3), 3)
+    figures = {traps.THROTTLED: float(host.throttled() - hot), traps.OTHERS: others}
     return replace(sample, figures={**sample.figures, **figures})
 
 
@@ -193,7 +199,7 @@ async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
         if pool:
             await runs.worker(arm, "touch", {"bytes": pool, "hugetlb": bench.page_size})
     if bench.command:
-        return await _command(bench.command, arm, bench.page_size)
+        return await _command(bench.command, arm, bench)
     assert bench.file
     file = bench.file
     # The files of an overlay have their pages below it: cachestat(2) finds none.
@@ -202,33 +208,52 @@ async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     return await runs.worker(arm, leg.name, how, fds=[file.fd])
 
 
-async def _command(command: Command, arm: Arm, page_size: int) -> Sample:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = [host.used_pages(page_size)] if page_size else []
+async def _command(command: Command, arm: Arm, bench: Bench) -> Sample:
+    page_size = bench.page_size
+    pool = [_pool(page_size)]
 
-    async def pool() -> None:
+    async def look(said: Callable[[], str]) -> None:
+        late = time.monotonic() + LATE_SECONDS if command.until else math.inf
         while True:
-            used.append(host.used_pages(page_size))
+            pool.append(_pool(page_size))
+            if time.monotonic() > late:
+                waits = f"the command has run for {LATE_SECONDS:.0f} s, and has not printed {command.until!r}"
+                bench.warn(f"{waits}{_last_line(said())}")
+                late = math.inf
             await asyncio.sleep(POLL_SECONDS)
 
-    ended = await runs.command(arm, command.argv, until=command.until, meanwhile=pool if page_size else None)
-    now = resource.getrusage(resource.RUSAGE_CHILDREN)
-    figures = {"user_seconds": now.ru_utime - usage.ru_utime, "system_seconds": now.ru_stime - usage.ru_stime}
-    figures |= {"minor_faults": now.ru_minflt - usage.ru_minflt, "major_faults": now.ru_majflt - usage.ru_majflt}
-    figures |= {"read_bytes": (now.ru_inblock - usage.ru_inblock) * 512}
+    ended = await runs.command(arm, command.argv, until=command.until, meanwhile=look)
+    figures = dict[str, float]()
+    if usage := ended.usage:
+        figures |= {"user_seconds": usage.ru_utime, "system_seconds": usage.ru_stime}
+        figures |= {"minor_faults": usage.ru_minflt, "major_faults": usage.ru_majflt}
+        figures |= {"read_bytes": usage.ru_inblock * 512, traps.RESIDENT: usage.ru_maxrss * 1024}
     if page_size:
-        figures["pages_used"] = max(used) - used[0]
+        figures[traps.TAKEN] = max(used for used, _ in pool) - pool[0][0]
+        if pool[0][1]:  # pages that are borrowed are never free
+            figures[traps.LEFT] = min(free for _, free in pool)
     return Sample(ended.seconds, figures, trouble=_trouble(command, ended))
 
 
+def _pool(page_size: int) -> tuple[int, int]:
+    """Return the bytes of huge pages that are used, and that are free."""
+    if not page_size:
+        return 0, 0
+    return host.used_pages(page_size) * page_size, host.free_pages(page_size) * page_size
+
+
 def _trouble(command: Command, ended: runs.Ended) -> str:
-    last = ended.output.strip().rpartition("\n")[2][:200] if command.is_told else ""
-    said = f"; its last line: {last}" if last else ""
+    said = _last_line(ended.output) if command.is_told else ""
     if command.until and not ended.found:
         return f"the command ended before it printed {command.until!r}{said}" if command.is_told else ENDED_EARLY
     if ended.status and not command.until:
         return f"the command failed: {ended_by(ended.status)}{said}"
     return ""
+
+
+def _last_line(output: str) -> str:
+    last = output.strip().rpartition("\n")[2][:LINE]
+    return f"; its last line: {last}" if last else ""
 
 
 @asynccontextmanager

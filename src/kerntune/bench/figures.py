@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kerntune.bench.model import Estimate, Leg, Sample, Verdict
+from kerntune.bench.traps import LEFT, RESIDENT, TAKEN
 
 NOTHING: Final = "\N{EN DASH}"
 THIN: Final = "\N{NARROW NO-BREAK SPACE}"  # between groups of three digits
@@ -134,7 +135,9 @@ FIGURES: Final[Mapping[str, Figure]] = {
     "hugetlb_bytes": Figure("on huge pages", size),
     "anon_huge_bytes": Figure("on transparent huge pages", size),
     "file_pmd_bytes": Figure("file in huge mappings", size),
-    "pages_used": Figure("huge pages used", count),
+    TAKEN: Figure("taken from the pool", size),
+    LEFT: Figure("left in the pool", size),
+    RESIDENT: Figure("largest process, without huge pages", size),
     "others_cpus": Figure("CPUs that others used", decimal),
     "throttled": Figure("times too hot", count),
 }

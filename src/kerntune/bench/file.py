@@ -8,10 +8,11 @@ import os
 import random
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 from kerntune.bench.disk import Disk, disk_of
 from kerntune.errors import Failed, Usage
@@ -38,6 +39,7 @@ KINDS: Final = (
 class ModelFile:
     """An open file of `size` bytes; `allocated` are those that lie on the disk: fewer where it has holes.
 
+    `name` is its path for people, cut where that is long.
     Workers inherit `fd` (`pass_fds`), and need no path. `close` ends it, and a made-up file with it.
     """
 
@@ -87,7 +89,7 @@ def open_model(path: str) -> ModelFile:
     except Usage:
         os.close(fd)
         raise
-    return ModelFile(fd, found.st_size, path, found.st_blocks * 512, disk_of(fd))
+    return ModelFile(fd, found.st_size, name, found.st_blocks * 512, disk_of(fd))
 
 
 def _check(name: str, found: os.stat_result) -> None:
@@ -110,17 +112,17 @@ def _not_opened(name: str, error: OSError | ValueError) -> Usage | Failed:
     return Failed(f"{name} cannot be opened ({error.strerror})", "Look at the path, and at the disk it is on")
 
 
-def synthetic(folder: str, size: int) -> ModelFile:
+def synthetic(folder: str, size: int, tell: Callable[[int], object] = lambda _: None) -> ModelFile:
     """Make a safetensors file of `size` bytes, 32 tensors of random data, which has no name and so leaves nothing.
 
-    Raise Usage when it is too small for its header, and Failed when it cannot be written.
+    `tell` is told again and again how many bytes are on the disk, and may end it by raising. Raise Usage when it is
+    too small for its header, and Failed when it cannot be written.
     """
     if size < LEAST:
         raise Usage(f"a model of {size} bytes is too small", f"Take {LEAST >> 10} KiB or more")
     try:
         with tempfile.TemporaryFile(dir=folder, prefix="kerntune-bench-", buffering=0) as file:
-            _fill(file, size)
-            os.fsync(file.fileno())
+            _fill(file.fileno(), size, tell)
             fd = os.dup(file.fileno())
     except OSError as error:
         if not os.path.isdir(folder):
@@ -129,18 +131,19 @@ def synthetic(folder: str, size: int) -> ModelFile:
     return ModelFile(fd, size, SYNTHETIC, os.fstat(fd).st_blocks * 512, disk_of(fd), made_up=True)
 
 
-def _fill(file: BinaryIO, size: int) -> None:
+def _fill(fd: int, size: int, tell: Callable[[int], object]) -> None:
+    # A file system that is too full is told before the long work; some do not say how large they are.
+    room = os.fstatvfs(fd)
+    if room.f_blocks and room.f_bavail * room.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     head = header(size)
-    # All of it is asked for before the long work: a file system that is too full says so at once.
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-    _write(file.fileno(), head, 0)
+    _write(fd, head, 0)
     chance = random.Random(SEED)
     for start in range(len(head), size, PIECE):
-        _write(file.fileno(), chance.randbytes(min(PIECE, size - start)), start)
+        tell(start)
+        _write(fd, chance.randbytes(min(PIECE, size - start)), start)
+        os.fdatasync(fd)  # else the last of it would take minutes, in which nothing can be told
+    os.fsync(fd)
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from kerntune.bench import tensors
 from kerntune.bench.file import ModelFile
-from kerntune.bench.traps import mib, out_of_reach
+from kerntune.bench.traps import TAKEN, mib, out_of_reach
 from kerntune.errors import NotSupported, OverLimit, Usage
 from kerntune.run import allocator
 
@@ -85,7 +85,7 @@ def pages_figure(leg: str, malloc: int) -> str:
     """
     if malloc == allocator.TRANSPARENT:
         return {"copy": "anon_huge_bytes", "torch": "anon_huge_bytes"}.get(leg, "")
-    return {"copy": "hugetlb_bytes", "torch": "hugetlb_bytes", "cmd": "pages_used"}.get(leg, "") if malloc else ""
+    return {"copy": "hugetlb_bytes", "torch": "hugetlb_bytes", "cmd": TAKEN}.get(leg, "") if malloc else ""
 
 
 def workload(

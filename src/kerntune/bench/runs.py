@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -21,8 +22,12 @@ from kerntune.run.shield import Shield
 
 RUN_SECONDS: Final = 3600.0  # the longest that one run may take
 END_SECONDS: Final = 10.0  # for a command that is asked to end
+KEEPER_SECONDS: Final = 10.0  # for its keeper to end what it has started: twice what that takes at most
 PIPE: Final = 1 << 16  # bytes (pipe(7))
 TAIL: Final = 2000  # bytes of a command's output that are kept
+
+# Goes on beside a command; it is given what tells the last that the command has printed.
+Meanwhile = Callable[[Callable[[], str]], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Ended:
     """A process that has ended: its status as in subprocess, its last output, and the moment (ns, CLOCK_MONOTONIC).
 
     `found` tells whether the text that was waited for has come; the moment is then that of its coming. `seconds` are
-    those since a command was executed.
+    those since a command was executed, and `usage` is its own and that of all that it has started.
     """
 
     status: int
@@ -46,6 +51,7 @@ class Ended:
     moment: int
     found: bool = False
     seconds: float = 0.0
+    usage: resource.struct_rusage | None = None
 
 
 async def worker(
@@ -59,7 +65,7 @@ async def worker(
         told = (
             ended_by(ended.status, leg)
             if ended.status < 0
-            else ended.output.strip().rpartition("\n")[2] or f"it ended with {ended.status}"
+            else ended.output.strip().rpartition("\n")[2].removeprefix("kerntune: ") or f"it ended with {ended.status}"
         )
         return Sample(0.0, trouble=told)
     try:
@@ -68,25 +74,30 @@ async def worker(
         raise Failed(f"the {leg} run printed no result", ended.output[-200:]) from error
 
 
-async def command(
-    arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
-) -> Ended:
+async def command(arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: Meanwhile | None = None) -> Ended:
     """Run a command to its end, or until it prints `until`: then it is asked to end.
 
-    `meanwhile` runs beside it and is cancelled at its end. The command and what is still in its process group are
-    killed when this is cancelled.
+    `meanwhile` runs beside it and is cancelled at its end. Nothing that the command has started outlives it, also when
+    this is cancelled, or this process killed.
     """
-    clock, executed = os.pipe()
+    # The keeper takes nothing of what is compared: what its command alone is told stands in JSON.
+    told = {name: value for name, value in arm.environment.items() if os.environ.get(name) != value}
+    source, report = os.pipe()
     try:
         try:
-            launched = launch.command(arm.shield, argv, clock=executed)
-            ended = await _run(launched, arm.environment, [executed], until, meanwhile)
+            kept = {**launch.behind(arm.shield), "environment": told, "report": report, "patience": END_SECONDS}
+            words = [sys.executable, "-P", "-m", "kerntune.run.keep", json.dumps(kept), *argv]
+            ended = await _run(words, os.environ, [report], until, meanwhile, at_once=signal.SIGHUP)
         finally:
-            os.close(executed)
-        said = os.read(clock, 64)  # nothing where it was never executed
-        return replace(ended, seconds=(ended.moment - int(said or ended.moment)) / 1e9)
+            os.close(report)
+        said = json.loads(os.read(source, PIPE) or "{}")
     finally:
-        os.close(clock)
+        os.close(source)
+    if not said:  # the keeper itself was killed
+        return ended
+    moment = ended.moment if ended.found else said["ended"]
+    seconds = (moment - (said["began"] or moment)) / 1e9
+    return replace(ended, status=said["status"], seconds=seconds, usage=resource.struct_rusage(said["usage"]))
 
 
 async def _run(
@@ -94,9 +105,10 @@ async def _run(
     environment: Mapping[str, str],
     fds: Sequence[int],
     until: str = "",
-    meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    meanwhile: Meanwhile | None = None,
     *,
     is_endless: bool = False,
+    at_once: signal.Signals = signal.SIGKILL,
 ) -> Ended:
     with _Output(until.encode()) as output:
         process = await asyncio.create_subprocess_exec(
@@ -110,21 +122,34 @@ async def _run(
         )
         output.begin()
         ends = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(output.found.wait())]
-        beside = [asyncio.ensure_future(meanwhile())] if meanwhile else []
+        beside = [asyncio.ensure_future(meanwhile(lambda: output.text))] if meanwhile else []
         try:
             await asyncio.wait(ends, timeout=None if is_endless else RUN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             moment = time.monotonic_ns()
             if process.returncode is None and not output.found.is_set():
                 return Ended(-signal.SIGKILL, f"it ran for more than {RUN_SECONDS / 60:.0f} minutes", moment)
             if process.returncode is None:
-                await _end(process)
+                await _end(process, signal.SIGTERM, END_SECONDS + KEEPER_SECONDS)
             output.read()  # what was written before the end
             return Ended(process.returncode or 0, output.text, moment, output.found.is_set())
         finally:
             for task in (*beside, *ends):
                 task.cancel()
-            _signal(process, signal.SIGKILL)
+            await _end(process, at_once, KEEPER_SECONDS)
+
+
+async def _end(process: asyncio.subprocess.Process, number: signal.Signals, seconds: float) -> None:
+    """Send a signal to a process that has not ended yet, and wait for its end; kill it when it takes too long."""
+    if process.returncode is not None:
+        return
+    with suppress(ProcessLookupError):
+        process.send_signal(number)
+    try:
+        async with asyncio.timeout(seconds):
             await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 class _Output:
@@ -169,17 +194,3 @@ class _Output:
     def text(self) -> str:
         """Return the last of it."""
         return self._kept.decode(errors="replace")
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask a command and its children to end, and wait for a while."""
-    _signal(process, signal.SIGTERM)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(END_SECONDS):
-            await process.wait()
-
-
-def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-    """Signal its process group, which its children may still be in when it has ended."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Final
 
@@ -12,8 +12,16 @@ MIB: Final = 1 << 20
 USED: Final = 0.5  # of what was loaded has to lie on the pages that were asked for
 HOT: Final = 0.1  # of the runs
 BUSY: Final = 0.5  # of the CPUs, taken by other programs in most of the runs
+READ: Final = 0.01  # of what was loaded may come from the disk where the file is said to be in memory
+LITTLE: Final = 0.01  # of a command's memory: so few huge pages change nothing
+
+# Names of figures. What a command took of the pool, what the pool had left at the least, and the most memory without
+# huge pages that one of its processes had.
 OTHERS: Final = "others_cpus"
 THROTTLED: Final = "throttled"
+TAKEN: Final = "pool_taken_bytes"
+LEFT: Final = "pool_left_bytes"
+RESIDENT: Final = "resident_bytes"
 
 # Legs and what does not reach them: (leg, tunable) -> why. Measured and read in the sources of the loaders.
 OUT_OF_REACH: Final = {
@@ -44,23 +52,43 @@ def found(rounds: Sequence[Round], *, on_pages: str, cpus: int) -> str:
     """Return why the rounds are invalid, or "".
 
     `on_pages` names the figure that shows the use of huge pages, where these are what is compared: "hugetlb_bytes",
-    "anon_huge_bytes", "pages_used", or "".
+    "anon_huge_bytes", "pool_taken_bytes", or "".
     """
     runs = runs_of(rounds)
-    return unused(rounds, on_pages) or throttled(runs) or busy(runs, cpus)
+    return unused([each.after for each in rounds], on_pages) or throttled(runs) or busy(runs, cpus)
 
 
-def unused(rounds: Sequence[Round], figure: str) -> str:
-    """Return that huge pages were not used after the change, or ""."""
+def unused(after: Sequence[Sample], figure: str) -> str:
+    """Return that huge pages were not used in the runs after the change, or ""."""
     if not figure:
         return ""
-    used = median(each.after.figures.get(figure, 0.0) for each in rounds)
-    if figure == "pages_used":
-        return "" if used else "huge pages not used: the command took none of them"
-    loaded = median(each.after.figures.get("loaded_bytes", 0.0) for each in rounds)
-    if used >= USED * loaded:
+    used, loaded = on_pages_of(after, figure)
+    if used > LITTLE * loaded if figure == TAKEN else used >= USED * loaded:
         return ""
     return f"huge pages not used: {mib(used)} of {mib(loaded)} MiB lay on them"
+
+
+def on_pages_of(after: Sequence[Sample], figure: str) -> tuple[float, float]:
+    """Return the bytes that lay on huge pages, and all that could have: of a command, the memory that it had."""
+
+    def middle(name: str) -> float:
+        return median(run.figures.get(name, 0.0) for run in after)
+
+    return middle(figure), middle(figure) + middle(RESIDENT) if figure == TAKEN else middle("loaded_bytes")
+
+
+def notes(rounds: Sequence[Round], figure: str) -> Iterator[str]:
+    """Give what is to be said of runs that are valid: how few huge pages were used, and what came from the disk."""
+    runs, after = runs_of(rounds), [each.after for each in rounds]
+    if figure == TAKEN and after:
+        used, memory = on_pages_of(after, figure)
+        if used < USED * memory:
+            yield f"huge pages held {mib(used)} of the {mib(memory)} MiB of the command's memory"
+        if short := sum(1 for run in after if run.figures.get(LEFT) == 0):
+            yield f"the command took the last free huge page in {short} of {len(after)} runs: more may help"
+    loads = [run for run in runs if "loaded_bytes" in run.figures]
+    if read := sum(1 for run in loads if run.figures["read_bytes"] > READ * run.figures["loaded_bytes"]):
+        yield f"{read} of {len(loads)} runs read from the disk: the file did not stay in memory"
 
 
 def throttled(runs: Sequence[Sample]) -> str:

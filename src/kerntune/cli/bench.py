@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Final, NamedTuple
 
 from kerntune.bench import experiment, host, legs, page, picture, report, statistics
@@ -22,22 +23,18 @@ from kerntune.bench.legs import Workload
 from kerntune.bench.model import Change, Look, Report, Verdict
 from kerntune.bench.runs import Arm
 from kerntune.cli import spelling, tables, telling, verdicts
-from kerntune.cli.answers import Outcome, named
-from kerntune.cli.manager import Connect, Manager
+from kerntune.cli.manager import Connect
 from kerntune.cli.output_file import check_writable, replace_file
 from kerntune.cli.progress import Bar
 from kerntune.cli.rows import Advice, Answer
-from kerntune.errors import Exit, Failed, KerntuneError, Usage
-from kerntune.model import Setting, State
+from kerntune.cli.switch import Holds, Nothing, Reach, reach_of
+from kerntune.errors import Exit, KerntuneError, Usage
 from kerntune.run import allocator
 from kerntune.run.shield import LEAST_US, MOST_US, Shield, spell_cpus
 
-WHO: Final = "kerntune bench"
-WHY: Final = "compare before and after"
 SIZE: Final = "1G"
 FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
 SLICE: Final = re.compile("([0-9]{1,9})(us|ms)?", re.ASCII)
-POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
 ENDING: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STOPPED: Final = "Nothing was found out, and the host is as it was"
 
@@ -49,72 +46,6 @@ class Plan(NamedTuple):
     looks: tuple[Look, ...]
     command: Command | None
     legs: tuple[str, ...]
-
-
-class Reach(NamedTuple):
-    """What a change is about: its settings, one by one, and the bytes of huge pages it adds.
-
-    `default` is the host's own size of huge pages, which glibc takes.
-    """
-
-    settings: tuple[Setting, ...] = ()
-    pool: int = 0
-    default: int = 0
-
-    @property
-    def tunables(self) -> tuple[str, ...]:
-        """Return the names of the tunables."""
-        return tuple(dict.fromkeys(setting.tunable for setting in self.settings))
-
-    @property
-    def malloc(self) -> int:
-        """Return what malloc is told after the change: glibc.malloc.hugetlb, or 0 for nothing."""
-        return allocator.hugetlb(self.spelled, self.default)
-
-    @property
-    def page_size(self) -> int:
-        """Return the bytes of a page of the pool that malloc takes from, 0 for none."""
-        sizes = {allocator.TRANSPARENT: 0, allocator.DEFAULT_SIZE: self.default}
-        return sizes.get(self.malloc, self.malloc)
-
-    @property
-    def spelled(self) -> Iterator[str]:
-        """Give the settings as on the command line."""
-        return (f"{named(each.tunable, each.instances)}={each.value}" for each in self.settings)
-
-
-class Nothing:
-    """The switch of a change that the daemon has no part in."""
-
-    @asynccontextmanager
-    async def on(self) -> AsyncIterator[None]:
-        yield
-
-    async def values(self) -> Mapping[str, str]:
-        return {}
-
-
-class Holds:
-    """The switch that has the daemon change the host, by a hold for each run."""
-
-    def __init__(self, manager: Manager, change: Change) -> None:
-        self._manager, self._change = manager, change
-        self._targets: frozenset[tuple[str, str]] = frozenset()
-
-    @asynccontextmanager
-    async def on(self) -> AsyncIterator[None]:
-        options = {"profile": self._change.profile}
-        held = await self._manager.hold(self._change.settings, WHO, WHY, options)
-        try:
-            self._targets = frozenset(checked(held.outcomes, is_profile=bool(self._change.profile)))
-            yield
-        finally:
-            await held.release()
-
-    async def values(self) -> Mapping[str, str]:
-        rows = (await self._manager.describe())["targets"]
-        found = {(row["tunable"], row["instance"]): row["value"] or "" for row in rows}
-        return {named(*target): found.get(target, "") for target in sorted(self._targets)}
 
 
 async def bench(connect: Connect, args: Namespace) -> Answer:
@@ -192,39 +123,6 @@ def size_of(text: str) -> int:
     return size
 
 
-async def reach_of(manager: Manager, change: Change) -> Reach:
-    """Return what a change is about, before anything is changed; raises what a wrong setting or profile raises."""
-    described = (await manager.describe())["host"]
-    if described["simulated"] or described["root"] != "/":
-        raise Failed(
-            "kerntuned tunes another host than this one, on which nothing would be different",
-            "Start it as root on the host itself, without --demo and --root",
-        )
-    default = described["default_page_size"]
-    asked = [spelling.setting(spelling.asked(text), default_page_size=default) for text in change.settings]
-    if change.profile:
-        planned = (await manager.plan([], {"profile": change.profile})).outcomes
-        there = [row for row in planned if row.state != State.UNSUPPORTED]
-        asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
-    pools = [(_page_size(each), each.value) for each in asked if each.tunable in POOLS]
-    pool = sum(size * int(value) for size, value in pools if value.isdecimal())
-    return Reach(tuple(asked), pool, default)
-
-
-def _page_size(pool: Setting) -> int:
-    return spelling.size(pool.instances.partition("/")[0]) or 0
-
-
-def checked(outcomes: Sequence[Outcome], *, is_profile: bool) -> Iterator[tuple[str, str]]:
-    """Give the targets that a hold has changed; raises Failed where one is not as asked: nothing would be compared."""
-    for outcome in outcomes:
-        if outcome.state == State.SATISFIED:
-            yield outcome.tunable, outcome.instance
-        elif not (is_profile and outcome.state == State.UNSUPPORTED):  # a profile is for many hosts
-            what = f"{named(outcome.tunable, outcome.instance)} is {outcome.actual or 'not there'}: {outcome.state}"
-            raise Failed(f"{what}, {outcome.detail}" if outcome.detail else what, "Without it nothing is compared")
-
-
 async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncExitStack) -> Report:
     change, command = plan.change, plan.command
     switch: Switch = Nothing()
@@ -232,7 +130,7 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     if change.settings or change.profile:
         manager = await stack.enter_async_context(connect())
         switch, reach = Holds(manager, change), await reach_of(manager, change)
-    names, file = _chosen(plan, args, reach, stack)
+    names, file = await _chosen(plan, args, reach, stack)
     cpu = min(os.sched_getaffinity(0))
     said, where = " ".join(args.command), where_of(cpu, change)
     loads = [legs.workload(name, file, reach.tunables, malloc=reach.malloc, command=said, cpus=where) for name in names]
@@ -243,6 +141,7 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     notes += _told(environment, after, values, touched)
     for note in notes:
         tables.error(note, "", sys.stderr, width=tables.columns())
+    bar = Bar(sys.stderr)
     shared = Bench(
         before=Arm(Shield(), environment),
         after=Arm(change.shield, after),
@@ -256,8 +155,9 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
         looks=plan.looks,
         has_control=not args.no_control,
         random=random.Random(),
+        warn=_once(bar),
     )
-    with Bar(sys.stderr) as bar:
+    with bar:
 
         def tell(leg: Workload, done: int, planned: int, seconds: float) -> None:
             bar.draw(leg.name, done, planned, "runs", verdicts.left((planned - done) * seconds))
@@ -268,7 +168,23 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     return Report(change, tuple(found), place, tuple(notes), tuple(args.command), date)
 
 
-def _chosen(plan: Plan, args: Namespace, reach: Reach, stack: AsyncExitStack) -> tuple[Sequence[str], ModelFile | None]:
+def _once(bar: Bar) -> Callable[[str], None]:
+    """Return what tells the first of its kind, in place of the bar: a command that is late once is late in each run."""
+    told: list[str] = []
+
+    def warn(note: str) -> None:
+        if not told:
+            bar.erase()
+            hint = "Is it written as the command prints it? Ctrl-C ends the measurement"
+            tables.error(note, hint, sys.stderr, width=tables.columns())
+        told.append(note)
+
+    return warn
+
+
+async def _chosen(
+    plan: Plan, args: Namespace, reach: Reach, stack: AsyncExitStack
+) -> tuple[Sequence[str], ModelFile | None]:
     """Return the names of the legs, and the file they load: that of the user, or one that is made where it fits."""
     file = stack.enter_context(open_model(args.file)) if args.file else None
     names = legs.chosen(
@@ -282,10 +198,27 @@ def _chosen(plan: Plan, args: Namespace, reach: Reach, stack: AsyncExitStack) ->
     needs_file = bool(legs.READ_A_FILE & set(names))
     legs.check_room(names, size if needs_file else 0, pool=reach.pool, available=host.available_memory())
     if needs_file:
-        file = file or stack.enter_context(synthetic(args.dir or FOLDER, size))
+        file = file or stack.enter_context(await _made(args.dir or FOLDER, size))
         legs.check_disk(names, file)
         legs.check_torch(names, file)
     return names, file
+
+
+async def _made(folder: str, size: int) -> ModelFile:
+    """Make up a file with a bar, in a thread, so that whatever cancels this ends it too."""
+    began, stopped = time.monotonic(), Event()
+    with Bar(sys.stderr) as bar:
+
+        def tell(done: int) -> None:
+            if stopped.is_set():
+                raise asyncio.CancelledError
+            left = (time.monotonic() - began) * (size - done) / done
+            bar.draw("random data", done >> 20, size >> 20, "MiB", verdicts.left(left))
+
+        try:
+            return await asyncio.to_thread(synthetic, folder, size, tell)
+        finally:
+            stopped.set()
 
 
 def _told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Final
 from kerntune.errors import Failed
 
 MODE: Final = 0o644  # who reads it may be another user, such as a collector of metrics
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 
 
@@ -58,6 +60,9 @@ def _told(path: Path) -> Iterator[None]:
     """Turn what the system says of a path into Failed."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Failed(f"{path} cannot be written: {why}", "Is the folder there, and yours to write?") from error
+    except ValueError as error:
+        raise Failed(f"{path} cannot be written: {error}", "Name a file") from error
+    except OSError as error:
+        full = "Make room there, or name a file elsewhere" if error.errno in FULL else ""
+        hint = full or "Is the folder there, and yours to write?"
+        raise Failed(f"{path} cannot be written: {error.strerror}", hint) from error

@@ -96,6 +96,10 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.erase()
+
+    def erase(self) -> None:
+        """Make room for a line of another kind."""
         if self._draws:
             _write(self._stream, ERASE)
 

@@ -1,4 +1,4 @@
-"""What a process is called, and how much memory each has; the only module that imports psutil."""
+"""What a process is called, how much memory each has, and their end; the only module that imports psutil."""
 
 from __future__ import annotations
 
@@ -53,6 +53,15 @@ def swapped(pid: int) -> int:
             return next((int(line.split()[1]) << 10 for line in file if line.startswith("VmSwap:")), 0)
     except OSError:
         return 0
+
+
+def kill_descendants() -> None:
+    """Kill what this process has started, and what that has started; what may not be killed is passed over."""
+    import psutil  # noqa: PLC0415
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def unit_of(cgroups: str) -> str:

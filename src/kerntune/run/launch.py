@@ -1,7 +1,8 @@
 """`python3 -P -m kerntune.run.launch JSON CMD...`: become CMD, behind a shield, and die with the process that asked.
 
-JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, `group` to lead a new process group. To
-the descriptor `clock` the moment of execve(2) is written, in nanoseconds of CLOCK_MONOTONIC.
+JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, `group` to lead a new process group,
+`environment` with the variables that CMD gets beside those that there are. To the descriptor `clock` the moment of
+execve(2) is written, in nanoseconds of CLOCK_MONOTONIC.
 The exit status is 127 when CMD is not found, 126 when it cannot be run, and 125 when something was refused before.
 """
 
@@ -44,6 +45,7 @@ def main(words: Sequence[str]) -> NoReturn:
     if not argv:
         _fail(REFUSED, "kerntune.run.launch: there is no command to run")
     prepare(asked)
+    os.environ.update(asked.get("environment", {}))
     if clock := asked.get("clock", 0):
         os.write(clock, b"%d" % time.monotonic_ns())
         os.close(clock)
@@ -64,7 +66,7 @@ def asked_for(text: str) -> dict[str, Any]:
 def prepare(asked: Mapping[str, Any]) -> None:
     """Die with the parent, and go behind the shield; end the process where that is refused."""
     if parent := asked.get("parent", 0):
-        _die_with(parent)
+        die_with(parent, signal.SIGKILL)
     if asked.get("group"):
         os.setpgid(0, 0)
     try:
@@ -73,9 +75,9 @@ def prepare(asked: Mapping[str, Any]) -> None:
         _fail(REFUSED, str(error))
 
 
-def _die_with(parent: int) -> None:
-    """Be killed when the parent ends, which the kernel does not do for one that has ended already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with(parent: int, number: signal.Signals) -> None:
+    """Be sent a signal when the parent ends (prctl(2)); end now where it has, for then the kernel sends none."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         _fail(REFUSED, f"process {parent}, which started this one, has ended")
 

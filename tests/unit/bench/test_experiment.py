@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -63,6 +63,8 @@ async def measured(
     command: Command | None = None,
     has_control: bool = True,
     pairs: int = 6,
+    warn: Callable[[str], object] = lambda _: None,
+    progress: experiment.Progress = lambda *_: None,
 ) -> Leg:
     bench = Bench(
         before=ARM,
@@ -77,8 +79,9 @@ async def measured(
         looks=statistics.planned(pairs),
         has_control=has_control,
         random=Random(1),
+        warn=warn,
     )
-    return await experiment.measure(leg, bench, lambda *_: None)
+    return await experiment.measure(leg, bench, progress)
 
 
 def sh(script: str, until: str = "") -> Command:
@@ -103,6 +106,19 @@ async def test_without_a_control_there_are_two(file: ModelFile) -> None:
     assert len(host.log) == 2 + 2 * 6
     assert leg.detectable is None
     assert all(each.control is None for each in leg.rounds)
+
+
+async def test_the_first_run_has_a_bar_already(file: ModelFile) -> None:
+    host, looks = Host(), list[tuple[object, ...]]()
+    await measured(host, COPY, file=file, progress=lambda *told: looks.append((*told[1:], len(host.log))))
+    assert looks[0] == (0, 18, 0.0, 0)
+
+
+async def test_pages_that_the_first_run_does_not_use_are_told_at_once(file: ModelFile) -> None:
+    host = Host()
+    leg = await measured(host, Workload("copy", "copy it", "hugetlb_bytes"), file=file)
+    assert (leg.verdict, leg.reason) == (Verdict.INVALID, "huge pages not used: 0 of 1 MiB lay on them")
+    assert (leg.rounds, host.log) == ((), ["after"])
 
 
 async def test_what_somebody_else_sets_meanwhile_is_drift(file: ModelFile) -> None:
@@ -132,7 +148,7 @@ async def test_trouble_in_any_round_is_told(file: ModelFile, number: int) -> Non
         async def on(self) -> AsyncIterator[None]:
             self.held += 1
             if self.held == 1 + number:  # after the warm-up
-                os.truncate(file.name, 0)
+                os.truncate(f"/proc/self/fd/{file.fd}", 0)
             async with super().on():
                 yield
 
@@ -148,11 +164,11 @@ async def test_a_file_that_shrinks_is_told(file: ModelFile) -> None:
         async def on(self) -> AsyncIterator[None]:
             async with super().on():
                 if self.looks > 4:
-                    os.truncate(file.name, SIZE // 2)
+                    os.truncate(f"/proc/self/fd/{file.fd}", SIZE // 2)
                 yield
 
     for name in ("copy", "mmap", "io"):
-        os.truncate(file.name, SIZE)
+        os.truncate(f"/proc/self/fd/{file.fd}", SIZE)
         leg = await measured(Shrinking(), Workload(name, ""), file=file)
         assert (leg.verdict, leg.reason) == (Verdict.INVALID, "the file has become shorter while it was read")
 
@@ -179,6 +195,30 @@ async def test_what_a_command_does(command: Command, reason: str) -> None:
     if not reason:
         assert len(leg.rounds) == 6
         assert max(each.after.seconds for each in leg.rounds) < 4
+
+
+async def test_a_text_that_does_not_come_is_told_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "LATE_SECONDS", 0.1)
+    told: list[str] = []
+    command = sh("echo loading; sleep 1; echo Ready", "ready")
+    leg = await measured(Host(), CMD, command=command, warn=told.append)
+    assert told == ["the command has run for 0 s, and has not printed 'ready'; its last line: loading"]
+    assert leg.reason == "the command ended before it printed 'ready'; its last line: Ready"
+
+
+async def test_who_prints_it_in_time_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "LATE_SECONDS", 0.5)
+    told: list[str] = []
+    await measured(Host(), CMD, command=sh("echo ready; sleep 60", "ready"), warn=told.append)
+    await measured(Host(), CMD, command=sh("sleep 0.6; exit 3"), warn=told.append)  # it is waited for to its end
+    assert told == []
+
+
+async def test_what_a_daemon_of_the_command_does_is_its_own() -> None:
+    spin = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
+    leg = await measured(Host(), CMD, command=sh(f"setsid sh -c '{spin}; echo ready; exec sleep 60' & wait", "ready"))
+    assert min(one.after.figures["user_seconds"] for one in leg.rounds) > 0.01
+    assert all("others_cpus" in one.after.figures for one in leg.rounds)
 
 
 async def test_a_command_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,25 @@ def test_made_up_models_of_a_size_are_the_same(tmp_path: Path) -> None:
         assert os.pread(one.fd, MIB, 0) == os.pread(other.fd, MIB, 0)
 
 
+def test_how_much_of_it_is_made_is_told(tmp_path: Path) -> None:
+    told: list[int] = []
+    with synthetic(str(tmp_path), 40 * MIB, told.append) as model:
+        assert model.size == 40 * MIB
+    assert [done >> 20 for done in told] == [0, 16, 32]
+
+
+def test_who_is_told_may_end_it(tmp_path: Path) -> None:
+    def enough(done: int) -> None:
+        if done > MIB:
+            raise KeyboardInterrupt
+
+    before = open_files()
+    with pytest.raises(KeyboardInterrupt):
+        synthetic(str(tmp_path), 40 * MIB, enough)
+    assert list(tmp_path.iterdir()) == []
+    assert open_files() == before
+
+
 def test_a_made_up_model_that_is_too_small(tmp_path: Path) -> None:
     with pytest.raises(Usage, match=r"a model of 65535 bytes is too small\. Take 64 KiB or more"):
         synthetic(str(tmp_path), 65_535)

@@ -51,7 +51,7 @@ def test_a_command_is_timed_alone() -> None:
         ("copy", "hugepages=8", "hugetlb_bytes"),
         ("copy", "hugepages-overcommit=8", "hugetlb_bytes"),
         ("torch", "hugepages@1G=1", "hugetlb_bytes"),
-        ("cmd", "hugepages=8", "pages_used"),
+        ("cmd", "hugepages=8", "pool_taken_bytes"),
         ("mmap", "hugepages=8", ""),
         ("copy", "hugepages=0", ""),
         ("copy", "thp@enabled=madvise", "anon_huge_bytes"),

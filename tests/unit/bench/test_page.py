@@ -217,10 +217,12 @@ def test_the_table_has_the_medians_of_what_was_measured() -> None:
 
 
 def test_a_figure_may_be_missing_or_new() -> None:
-    rounds = (Round(Sample(1.0), Sample(1.0, {"pages_used": 512, "idle_seconds": 0.25, "cache_bytes": 5 << 30})),)
+    rounds = (
+        Round(Sample(1.0), Sample(1.0, {"pool_taken_bytes": 1 << 30, "idle_seconds": 0.25, "cache_bytes": 5 << 30})),
+    )
     table = figures.lines(Leg("cmd", "", rounds, (), Verdict.SAME))
     assert [(line.label, line.before, line.after) for line in table[1:]] == [
-        ("huge pages used", figures.NOTHING, "512"),
+        ("taken from the pool", figures.NOTHING, f"1{NARROW}024{GAP}MiB"),
         ("cache", figures.NOTHING, f"5{NARROW}120{GAP}MiB"),
         ("idle", figures.NOTHING, f"250{GAP}ms"),
     ]

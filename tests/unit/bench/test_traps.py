@@ -37,9 +37,42 @@ def test_what_before_has_on_huge_pages_does_not_count() -> None:
     assert traps.found(measured, on_pages="hugetlb_bytes", cpus=CPUS).startswith("huge pages not used: 0 of 1 024")
 
 
-def test_a_command_has_to_take_some() -> None:
-    assert traps.found(rounds(run(pages_used=0)), on_pages="pages_used", cpus=CPUS).startswith("huge pages not used")
-    assert traps.found(rounds(run(pages_used=3)), on_pages="pages_used", cpus=CPUS) == ""
+def of_command(taken: int, **more: float) -> Sample:
+    """A run with so many MiB of huge pages, and 1 000 MiB of other memory."""
+    return run(pool_taken_bytes=taken * MIB, resident_bytes=1000 * MIB, **more)
+
+
+@pytest.mark.parametrize(
+    ("taken", "why"), [(0, "0 of 1 000"), (2, "2 of 1 002"), (10, "10 of 1 010"), (12, ""), (1000, "")]
+)
+def test_a_command_has_to_take_more_than_next_to_nothing(taken: int, why: str) -> None:
+    found = traps.found(rounds(of_command(taken)), on_pages=traps.TAKEN, cpus=CPUS)
+    assert found == (why and f"huge pages not used: {why} MiB lay on them")
+
+
+def test_how_little_of_a_command_lay_on_huge_pages_is_told() -> None:
+    assert list(traps.notes(rounds(of_command(100)), traps.TAKEN)) == [
+        "huge pages held 100 of the 1 100 MiB of the command's memory"
+    ]
+    assert list(traps.notes(rounds(of_command(1000)), traps.TAKEN)) == []
+    assert list(traps.notes(rounds(of_command(100)), "")) == []
+    assert list(traps.notes([], traps.TAKEN)) == []
+
+
+def test_a_pool_that_was_used_up_is_told() -> None:
+    measured = rounds(of_command(1000, pool_left_bytes=0), count=7) + rounds(
+        of_command(1000, pool_left_bytes=MIB), count=3
+    )
+    assert list(traps.notes(measured, traps.TAKEN)) == [
+        "the command took the last free huge page in 7 of 10 runs: more may help"
+    ]
+
+
+@pytest.mark.parametrize(("read", "is_told"), [(0, False), (10, False), (11, True), (1024, True)])
+def test_a_load_from_memory_that_came_from_the_disk_is_told(read: int, is_told: bool) -> None:
+    cold, warm = (run(loaded_bytes=1024 * MIB, read_bytes=part * MIB) for part in (read, 0))
+    told = list(traps.notes([Round(warm, warm, warm), Round(cold, warm, warm)], "hugetlb_bytes"))
+    assert told == (["1 of 6 runs read from the disk: the file did not stay in memory"] if is_told else [])
 
 
 def test_pages_count_only_where_they_are_compared() -> None:

@@ -1,0 +1,118 @@
+"""How `bench` changes the host: by a hold of the daemon for each run; and what the change is about."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+from kerntune.bench.model import Change
+from kerntune.cli import spelling
+from kerntune.cli.answers import Outcome, named
+from kerntune.cli.manager import Manager
+from kerntune.errors import Failed
+from kerntune.model import Setting, State
+from kerntune.run import allocator
+
+WHO: Final = "kerntune bench"
+WHY: Final = "compare before and after"
+POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
+
+
+class Reach(NamedTuple):
+    """What a change is about: its settings, one by one, and the bytes of huge pages it adds.
+
+    `default` is the host's own size of huge pages, which glibc takes.
+    """
+
+    settings: tuple[Setting, ...] = ()
+    pool: int = 0
+    default: int = 0
+
+    @property
+    def tunables(self) -> tuple[str, ...]:
+        """Return the names of the tunables."""
+        return tuple(dict.fromkeys(setting.tunable for setting in self.settings))
+
+    @property
+    def malloc(self) -> int:
+        """Return what malloc is told after the change: glibc.malloc.hugetlb, or 0 for nothing."""
+        return allocator.hugetlb(self.spelled, self.default)
+
+    @property
+    def page_size(self) -> int:
+        """Return the bytes of a page of the pool that malloc takes from, 0 for none."""
+        sizes = {allocator.TRANSPARENT: 0, allocator.DEFAULT_SIZE: self.default}
+        return sizes.get(self.malloc, self.malloc)
+
+    @property
+    def spelled(self) -> Iterator[str]:
+        """Give the settings as on the command line."""
+        return (f"{named(each.tunable, each.instances)}={each.value}" for each in self.settings)
+
+
+class Nothing:
+    """The switch of a change that the daemon has no part in."""
+
+    @asynccontextmanager
+    async def on(self) -> AsyncIterator[None]:
+        yield
+
+    async def values(self) -> Mapping[str, str]:
+        return {}
+
+
+class Holds:
+    """The switch that has the daemon change the host, by a hold for each run."""
+
+    def __init__(self, manager: Manager, change: Change) -> None:
+        self._manager, self._change = manager, change
+        self._targets: frozenset[tuple[str, str]] = frozenset()
+
+    @asynccontextmanager
+    async def on(self) -> AsyncIterator[None]:
+        options = {"profile": self._change.profile}
+        held = await self._manager.hold(self._change.settings, WHO, WHY, options)
+        try:
+            self._targets = frozenset(checked(held.outcomes, is_profile=bool(self._change.profile)))
+            yield
+        finally:
+            await held.release()
+
+    async def values(self) -> Mapping[str, str]:
+        rows = (await self._manager.describe())["targets"]
+        found = {(row["tunable"], row["instance"]): row["value"] or "" for row in rows}
+        return {named(*target): found.get(target, "") for target in sorted(self._targets)}
+
+
+async def reach_of(manager: Manager, change: Change) -> Reach:
+    """Return what a change is about, before anything is changed; raises what a wrong setting or profile raises."""
+    described = (await manager.describe())["host"]
+    if described["simulated"] or described["root"] != "/":
+        raise Failed(
+            "kerntuned tunes another host than this one, on which nothing would be different",
+            "Start it as root on the host itself, without --demo and --root",
+        )
+    default = described["default_page_size"]
+    asked = [spelling.setting(spelling.asked(text), default_page_size=default) for text in change.settings]
+    if change.profile:
+        planned = (await manager.plan([], {"profile": change.profile})).outcomes
+        there = [row for row in planned if row.state != State.UNSUPPORTED]
+        asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
+    pools = [(_page_size(each), each.value) for each in asked if each.tunable in POOLS]
+    pool = sum(size * int(value) for size, value in pools if value.isdecimal())
+    return Reach(tuple(asked), pool, default)
+
+
+def _page_size(pool: Setting) -> int:
+    return spelling.size(pool.instances.partition("/")[0]) or 0
+
+
+def checked(outcomes: Sequence[Outcome], *, is_profile: bool) -> Iterator[tuple[str, str]]:
+    """Give the targets that a hold has changed; raises Failed where one is not as asked: nothing would be compared."""
+    for outcome in outcomes:
+        if outcome.state == State.SATISFIED:
+            yield outcome.tunable, outcome.instance
+        elif not (is_profile and outcome.state == State.UNSUPPORTED):  # a profile is for many hosts
+            what = f"{named(outcome.tunable, outcome.instance)} is {outcome.actual or 'not there'}: {outcome.state}"
+            raise Failed(f"{what}, {outcome.detail}" if outcome.detail else what, "Without it nothing is compared")
