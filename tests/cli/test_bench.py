@@ -8,7 +8,8 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,10 @@ def test_a_command_that_fails_is_no_measurement(capsys: Captured) -> None:
 
 
 @contextmanager
-def on_a_terminal(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def on_a_terminal(*words: str, before: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A measurement, and the terminal on which its bar is drawn."""
     ours, theirs = pty.openpty()
-    argv = [sys.executable, "-m", "kerntune.cli", "bench", "--slice", "100us", *words]
+    argv = [*before, sys.executable, "-m", "kerntune.cli", "bench", "--slice", "100us", *words]
     environment = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
@@ -180,6 +181,21 @@ def test_the_making_of_random_data_is_shown_and_ends_at_once() -> None:
     assert "random data [" in seen
     assert " 0 of 512 MiB" in seen
     assert " 496 of 512 MiB" not in seen, "the last piece was made all the same"
+
+
+@pytest.mark.parametrize("before", [[], ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]], ids=["alone", "nohup"])
+@pytest.mark.parametrize("how_often", [1, 5])
+def test_whoever_asks_it_to_end_again_and_again_gets_the_same(before: list[str], how_often: int) -> None:
+    script = "trap 'sleep 0.5; exit 0' TERM; echo $$ >&2; setsid sleep 600 & wait"
+    with on_a_terminal("--", "sh", "-c", script, before=before) as (process, terminal):
+        assert "cmd [" in os.read(terminal, 4096).decode()
+        for _ in range(how_often):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.003)
+        said = read_all(terminal)
+        assert process.wait(LIMIT) == INTERRUPTED
+    assert "the host is as it was" in said
+    assert "Traceback" not in said
 
 
 def test_the_bar_is_there_from_the_first_run() -> None:

@@ -21,10 +21,14 @@ from kerntune.bench.runs import Arm
 from kerntune.bench.worker import ended as ended_by
 from kerntune.run.shield import Shield
 
+LOST: Final = "the process beside the command was killed: memory may have been short (see the kernel's log)"
 ENDED_EARLY: Final = "the command ended before it printed what was waited for"
+CPUS: Final = os.cpu_count() or 1
 LATE_SECONDS: Final = 60.0  # after which it is told that a text has not come
 LINE: Final = 200  # characters of what a command printed last
-POLL_SECONDS: Final = 0.05  # between two looks at the pool beside a command
+# Between two looks at the pool beside a command: a tenth of the time that it has run, and between these two.
+SHORTEST_SECONDS: Final = 0.002
+POLL_SECONDS: Final = 0.05
 
 
 class Switch(Protocol):
@@ -101,7 +105,7 @@ class _Experiment:
         self._tell(0)
         for after in (True, False):  # a warm-up each, which is not counted
             warm = await self._sample(after=after)
-            if why := warm.trouble or (traps.unused([warm], self._leg.on_pages) if after else ""):
+            if why := warm.trouble or (traps.unused_at_once(warm, self._leg.on_pages) if after else ""):
                 return self._leg_of(Verdict.INVALID, why)
         self._started = time.monotonic()
         while True:
@@ -110,7 +114,7 @@ class _Experiment:
                 return self._leg_of(Verdict.INVALID, why)
             if len(self._rounds) not in {look.pairs for look in self._bench.looks}:
                 continue
-            if why := traps.found(self._rounds, on_pages=self._leg.on_pages, cpus=os.cpu_count() or 1):
+            if why := traps.found(self._rounds, self._leg.name, on_pages=self._leg.on_pages, cpus=CPUS):
                 return self._leg_of(Verdict.INVALID, why)
             if conclusion := statistics.conclude(self._bench.looks, self._rounds):
                 return self._leg_of(conclusion.verdict, conclusion.reason)
@@ -120,7 +124,8 @@ class _Experiment:
         whole = [each for each in rounds if not traps.at_once(each)]
         looked = statistics.taken(looks, whole)
         detectable = statistics.detectable(whole, looks, self._bench.random) if looked else None
-        notes = cold_notes(rounds) if self._leg.name == "io" else traps.notes(whole, self._leg.on_pages)
+        name, on_pages = self._leg.name, self._leg.on_pages
+        notes = cold_notes(rounds) if name == "io" else traps.notes(whole, name, on_pages=on_pages, cpus=CPUS)
         told = tuple(filter(None, (self._leg.note, *notes)))
         return Leg(self._leg.name, self._leg.what, tuple(rounds), looked, verdict, reason, detectable, told)
 
@@ -213,26 +218,35 @@ async def _command(command: Command, arm: Arm, bench: Bench) -> Sample:
     pool = [_pool(page_size)]
 
     async def look(said: Callable[[], str]) -> None:
-        late = time.monotonic() + LATE_SECONDS if command.until else math.inf
+        began = time.monotonic()
+        late = LATE_SECONDS if command.until else math.inf
         while True:
-            pool.append(_pool(page_size))
-            if time.monotonic() > late:
-                waits = f"the command has run for {LATE_SECONDS:.0f} s, and has not printed {command.until!r}"
-                bench.warn(f"{waits}{_last_line(said())}")
+            seconds = time.monotonic() - began
+            if seconds > late:
+                bench.warn(_late(command, said()))
                 late = math.inf
-            await asyncio.sleep(POLL_SECONDS)
+            pool.append(_pool(page_size))
+            await asyncio.sleep(min(max(seconds / 10, SHORTEST_SECONDS), POLL_SECONDS))
 
     ended = await runs.command(arm, command.argv, until=command.until, meanwhile=look)
     figures = dict[str, float]()
     if usage := ended.usage:
         figures |= {"user_seconds": usage.ru_utime, "system_seconds": usage.ru_stime}
         figures |= {"minor_faults": usage.ru_minflt, "major_faults": usage.ru_majflt}
-        figures |= {"read_bytes": usage.ru_inblock * 512, traps.RESIDENT: usage.ru_maxrss * 1024}
+        figures |= {"read_bytes": usage.ru_inblock * 512}
+        if usage.ru_maxrss > ended.least:
+            figures[traps.RESIDENT] = usage.ru_maxrss * 1024
     if page_size:
-        figures[traps.TAKEN] = max(used for used, _ in pool) - pool[0][0]
-        if pool[0][1]:  # pages that are borrowed are never free
+        used, free = pool[0]
+        figures[traps.TAKEN] = max(used for used, _ in pool) - used
+        if figures[traps.TAKEN] <= free:  # else it has borrowed some
             figures[traps.LEFT] = min(free for _, free in pool)
     return Sample(ended.seconds, figures, trouble=_trouble(command, ended))
+
+
+def _late(command: Command, output: str) -> str:
+    waited = f"{command.until!r}{_last_line(output)}" if command.is_told else "what is waited for"
+    return f"the command has run for {LATE_SECONDS:.0f} s, and has not printed {waited}"
 
 
 def _pool(page_size: int) -> tuple[int, int]:
@@ -243,6 +257,8 @@ def _pool(page_size: int) -> tuple[int, int]:
 
 
 def _trouble(command: Command, ended: runs.Ended) -> str:
+    if ended.usage is None:
+        return LOST
     said = _last_line(ended.output) if command.is_told else ""
     if command.until and not ended.found:
         return f"the command ended before it printed {command.until!r}{said}" if command.is_told else ENDED_EARLY

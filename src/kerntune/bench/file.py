@@ -134,7 +134,8 @@ def synthetic(folder: str, size: int, tell: Callable[[int], object] = lambda _: 
 def _fill(fd: int, size: int, tell: Callable[[int], object]) -> None:
     # A file system that is too full is told before the long work; some do not say how large they are.
     room = os.fstatvfs(fd)
-    if room.f_blocks and room.f_bavail * room.f_frsize < size:
+    free = room.f_bavail if os.geteuid() else room.f_bfree
+    if room.f_blocks and free * room.f_frsize < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     head = header(size)
     _write(fd, head, 0)

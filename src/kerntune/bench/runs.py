@@ -9,9 +9,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from typing import Any, Final, Self
 
 from kerntune.bench.model import Sample
@@ -43,7 +44,8 @@ class Ended:
     """A process that has ended: its status as in subprocess, its last output, and the moment (ns, CLOCK_MONOTONIC).
 
     `found` tells whether the text that was waited for has come; the moment is then that of its coming. `seconds` are
-    those since a command was executed, and `usage` is its own and that of all that it has started.
+    those since a command was executed, and `usage` is its own and that of what it has started, None where it is not
+    known; below `least` KiB that tells no memory.
     """
 
     status: int
@@ -52,6 +54,7 @@ class Ended:
     found: bool = False
     seconds: float = 0.0
     usage: resource.struct_rusage | None = None
+    least: int = 0
 
 
 async def worker(
@@ -77,38 +80,45 @@ async def worker(
 async def command(arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: Meanwhile | None = None) -> Ended:
     """Run a command to its end, or until it prints `until`: then it is asked to end.
 
-    `meanwhile` runs beside it and is cancelled at its end. Nothing that the command has started outlives it, also when
-    this is cancelled, or this process killed.
+    `meanwhile` goes on beside it until then. Nothing that the command has started outlives it, also when this is
+    cancelled, or this process killed: a keeper stays beside it (kerntune.run.keep). When that is killed there is no
+    `usage`, and nothing is known of the command.
     """
     # The keeper takes nothing of what is compared: what its command alone is told stands in JSON.
     told = {name: value for name, value in arm.environment.items() if os.environ.get(name) != value}
-    source, report = os.pipe()
-    try:
-        try:
-            kept = {**launch.behind(arm.shield), "environment": told, "report": report, "patience": END_SECONDS}
-            words = [sys.executable, "-P", "-m", "kerntune.run.keep", json.dumps(kept), *argv]
-            ended = await _run(words, os.environ, [report], until, meanwhile, at_once=signal.SIGHUP)
-        finally:
-            os.close(report)
-        said = json.loads(os.read(source, PIPE) or "{}")
-    finally:
-        os.close(source)
-    if not said:  # the keeper itself was killed
+    with _pipe() as (reports, report), _pipe() as (end, leash):
+        pipes = {"report": report.fileno(), "leash": end.fileno()}
+        asked = json.dumps({**launch.behind(arm.shield), **pipes, "environment": told, "patience": END_SECONDS})
+        words = [sys.executable, "-P", "-m", "kerntune.run.keep", asked, *argv]
+        fds = list(pipes.values())
+        ended = await _run(words, os.environ, fds, until=until, meanwhile=meanwhile, leash=leash)
+        report.close()
+        said = json.loads(reports.read() or "{}")
+    if not said:
         return ended
-    moment = ended.moment if ended.found else said["ended"]
+    found = ended.found and said["began"] > 0  # what refuses a command could print it too
+    moment = ended.moment if found else said["ended"]
     seconds = (moment - (said["began"] or moment)) / 1e9
-    return replace(ended, status=said["status"], seconds=seconds, usage=resource.struct_rusage(said["usage"]))
+    usage = resource.struct_rusage(said["usage"])
+    return replace(ended, status=said["status"], found=found, seconds=seconds, usage=usage, least=said["least"])
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    source, sink = os.pipe()
+    with FileIO(source, "r") as reader, FileIO(sink, "w") as writer:
+        yield reader, writer
 
 
 async def _run(
     argv: Sequence[str],
     environment: Mapping[str, str],
     fds: Sequence[int],
+    *,
     until: str = "",
     meanwhile: Meanwhile | None = None,
-    *,
+    leash: FileIO | None = None,
     is_endless: bool = False,
-    at_once: signal.Signals = signal.SIGKILL,
 ) -> Ended:
     with _Output(until.encode()) as output:
         process = await asyncio.create_subprocess_exec(
@@ -126,30 +136,33 @@ async def _run(
         try:
             await asyncio.wait(ends, timeout=None if is_endless else RUN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             moment = time.monotonic_ns()
+            for going_on in beside:
+                going_on.cancel()
             if process.returncode is None and not output.found.is_set():
                 return Ended(-signal.SIGKILL, f"it ran for more than {RUN_SECONDS / 60:.0f} minutes", moment)
-            if process.returncode is None:
-                await _end(process, signal.SIGTERM, END_SECONDS + KEEPER_SECONDS)
+            if leash and process.returncode is None:
+                with suppress(BrokenPipeError):
+                    leash.write(b"\n")
+                await _wait(process, END_SECONDS + KEEPER_SECONDS)
             output.read()  # what was written before the end
             return Ended(process.returncode or 0, output.text, moment, output.found.is_set())
         finally:
             for task in (*beside, *ends):
                 task.cancel()
-            await _end(process, at_once, KEEPER_SECONDS)
+            if leash:
+                leash.close()
+                await _wait(process, KEEPER_SECONDS)
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)  # Process.kill could wait for it, and its status be lost
+                await process.wait()
 
 
-async def _end(process: asyncio.subprocess.Process, number: signal.Signals, seconds: float) -> None:
-    """Send a signal to a process that has not ended yet, and wait for its end; kill it when it takes too long."""
-    if process.returncode is not None:
-        return
-    with suppress(ProcessLookupError):
-        process.send_signal(number)
-    try:
-        async with asyncio.timeout(seconds):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+async def _wait(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Wait for the end of a process for so long; a cancellation that came before does not matter."""
+    waiting = asyncio.ensure_future(process.wait())
+    await asyncio.wait([waiting], timeout=seconds)
+    waiting.cancel()
 
 
 class _Output:

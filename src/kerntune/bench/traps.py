@@ -14,6 +14,8 @@ HOT: Final = 0.1  # of the runs
 BUSY: Final = 0.5  # of the CPUs, taken by other programs in most of the runs
 READ: Final = 0.01  # of what was loaded may come from the disk where the file is said to be in memory
 LITTLE: Final = 0.01  # of a command's memory: so few huge pages change nothing
+SEEN: Final = 0.5  # seconds: who runs so long takes no huge page unseen
+COMMAND: Final = "cmd"
 
 # Names of figures. What a command took of the pool, what the pool had left at the least, and the most memory without
 # huge pages that one of its processes had.
@@ -48,14 +50,25 @@ def at_once(one: Round) -> str:
     return next((run.trouble for run in runs_of([one]) if run.trouble), "")
 
 
-def found(rounds: Sequence[Round], *, on_pages: str, cpus: int) -> str:
-    """Return why the rounds are invalid, or "".
+def found(rounds: Sequence[Round], leg: str, *, on_pages: str, cpus: int) -> str:
+    """Return why the rounds of a leg are invalid, or "".
 
     `on_pages` names the figure that shows the use of huge pages, where these are what is compared: "hugetlb_bytes",
     "anon_huge_bytes", "pool_taken_bytes", or "".
     """
     runs = runs_of(rounds)
-    return unused([each.after for each in rounds], on_pages) or throttled(runs) or busy(runs, cpus)
+    others = busy(runs, cpus) if leg != COMMAND else ""
+    return (
+        unused([each.after for each in rounds], on_pages) or throttled(runs) or (others and f"machine busy: {others}")
+    )
+
+
+def unused_at_once(after: Sample, figure: str) -> str:
+    """Return that one run has not used huge pages, as all others will not, or "".
+
+    What a command takes is seen from outside, so a short one could have taken some unseen.
+    """
+    return "" if figure == TAKEN and after.seconds < SEEN else unused([after], figure)
 
 
 def unused(after: Sequence[Sample], figure: str) -> str:
@@ -77,12 +90,15 @@ def on_pages_of(after: Sequence[Sample], figure: str) -> tuple[float, float]:
     return middle(figure), middle(figure) + middle(RESIDENT) if figure == TAKEN else middle("loaded_bytes")
 
 
-def notes(rounds: Sequence[Round], figure: str) -> Iterator[str]:
+def notes(rounds: Sequence[Round], leg: str, *, on_pages: str, cpus: int) -> Iterator[str]:
     """Give what is to be said of runs that are valid: how few huge pages were used, and what came from the disk."""
     runs, after = runs_of(rounds), [each.after for each in rounds]
-    if figure == TAKEN and after:
-        used, memory = on_pages_of(after, figure)
-        if used < USED * memory:
+    if leg == COMMAND and (others := busy(runs, cpus)):
+        # Not all that a command starts can be counted as its own.
+        yield f"{others}, or the command itself with what it does not wait for"
+    if on_pages == TAKEN and after:
+        used, memory = on_pages_of(after, on_pages)
+        if LITTLE * memory < used < USED * memory:
             yield f"huge pages held {mib(used)} of the {mib(memory)} MiB of the command's memory"
         if short := sum(1 for run in after if run.figures.get(LEFT) == 0):
             yield f"the command took the last free huge page in {short} of {len(after)} runs: more may help"
@@ -98,11 +114,11 @@ def throttled(runs: Sequence[Sample]) -> str:
 
 
 def busy(runs: Sequence[Sample], cpus: int) -> str:
-    """Return that others kept the machine busy, or ""."""
+    """Return what others used where that is much, or ""."""
     taken = [run.figures[OTHERS] for run in runs if OTHERS in run.figures]
     if not taken or median(taken) <= BUSY * cpus:
         return ""
-    return f"machine busy: other programs used {median(taken):.1f} of {cpus} CPUs in most of the runs"
+    return f"other programs used {median(taken):.1f} of {cpus} CPUs in most of the runs"
 
 
 def out_of_reach(leg: str, tunables: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from kerntune.run.shield import LEAST_US, MOST_US, Shield, spell_cpus
 SIZE: Final = "1G"
 FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
 SLICE: Final = re.compile("([0-9]{1,9})(us|ms)?", re.ASCII)
-ENDING: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STOPPED: Final = "Nothing was found out, and the host is as it was"
 
 
@@ -212,7 +212,7 @@ async def _made(folder: str, size: int) -> ModelFile:
         def tell(done: int) -> None:
             if stopped.is_set():
                 raise asyncio.CancelledError
-            left = (time.monotonic() - began) * (size - done) / done
+            left = (time.monotonic() - began) * (size - done) / done if done >> 20 else 0.0
             bar.draw("random data", done >> 20, size >> 20, "MiB", verdicts.left(left))
 
         try:
@@ -271,12 +271,17 @@ def _save(found: Report, args: Namespace) -> Iterator[KerntuneError]:
 
 @contextmanager
 def _in_order() -> Iterator[None]:
-    """Have other signals end the measurement as Ctrl-C does: what was started is ended, and the hold is released."""
+    """Have signals end the measurement in order: what was started is ended, and the hold is released."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+
+    def end() -> None:
+        if not task.cancelling():  # whoever asks twice would stop what is being put in order
+            task.cancel()
+
     ending = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
     for number in ending:
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, end)
     try:
         yield
     except asyncio.CancelledError:

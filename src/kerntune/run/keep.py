@@ -1,18 +1,22 @@
 """`python3 -P -m kerntune.run.keep JSON CMD...`: run CMD as a child, and leave nothing of what it has started.
 
-JSON: what kerntune.run.launch takes; `patience`, the seconds that CMD has to end when it is asked to; and a descriptor,
-`report`, to which a JSON object is written at the end. It has the moments at which CMD was executed and at which it
-ended (`began`, 0 where it never was, and `ended`, in nanoseconds of CLOCK_MONOTONIC), its `status` as in subprocess,
-and the `usage` of it and of all that it has started, as in resource.struct_rusage.
-SIGTERM asks CMD to end, and kills it when it does not. SIGHUP, or the end of `parent`, kills it at once.
+JSON: what kerntune.run.launch takes, but `parent`; and two descriptors of pipes. A byte from `leash` asks CMD to end,
+and it is killed when it has not after `patience` seconds. When nobody has the other end of `leash` any more, because it
+was closed or its owner was killed, CMD is killed at once. To `report` a JSON object is written at the end. It has the
+moments at which CMD was executed and at which it ended (`began`, 0 where it was refused before, and `ended`, in
+nanoseconds of CLOCK_MONOTONIC), its `status` as in subprocess, and the `usage` of it and of what it has started, as in
+resource.struct_rusage: without what children used that CMD did not want to know of (getrusage(2), SIGCHLD). `least` is
+the memory in KiB below which `usage` tells none: that of this process, which CMD had before it was executed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -23,30 +27,26 @@ from typing import Any, Final, NoReturn
 from kerntune.kernel.processes import kill_descendants
 from kerntune.run import launch
 
-LONGEST: Final = 1e9  # seconds
 KILLED_SECONDS: Final = 5.0  # for what is killed: a process that waits for a disk or runs as another user stays
+REAP_SECONDS: Final = 1.0  # between two looks at what else has ended
 PR_SET_CHILD_SUBREAPER: Final = 36
-WATCHED: Final = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP})
 
 
 def main(words: list[str]) -> None:
     """Run the command to its end, and report."""
     text, *argv = words or [""]
     asked = launch.asked_for(text)
-    # They are kept from now on, so that none is lost before it is waited for; who ignores SIGCHLD waits in vain.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-    if parent := asked.get("parent", 0):
-        launch.die_with(parent, signal.SIGHUP)
     # What a daemon forks off becomes a child of this process, and not of init (prctl(2)).
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it waits in vain
+    kill_descendants()  # there are none: what it imports is here when memory is short
+    least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     clock, executed = os.pipe()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if not child:
-        os.close(clock)
-        _become(asked, executed, argv)
+        _become({**asked, "parent": parent, "group": True, "clock": executed}, argv)
     os.close(executed)
-    status = _attend(child, asked["patience"])
+    status = _attend(child, asked["leash"], asked["patience"])
     ended = time.monotonic_ns()
     _end_all()
     said = {
@@ -54,29 +54,38 @@ def main(words: list[str]) -> None:
         "ended": ended,
         "status": status,
         "usage": list(resource.getrusage(resource.RUSAGE_CHILDREN)),
+        "least": least,
     }
     with suppress(BrokenPipeError):
         os.write(asked["report"], json.dumps(said).encode())
 
 
-def _become(asked: Mapping[str, Any], executed: int, argv: list[str]) -> NoReturn:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    os.close(asked["report"])
-    launch.main([json.dumps({**asked, "parent": os.getppid(), "group": True, "clock": executed}), *argv])
+def _become(asked: Mapping[str, Any], argv: list[str]) -> NoReturn:
+    for pipe in ("leash", "report"):
+        os.close(asked[pipe])
+    launch.main([json.dumps(asked), *argv])
 
 
-def _attend(child: int, patience: float) -> int:
+def _attend(child: int, leash: int, patience: float) -> int:
     """Wait for the child, and pass on what it is asked; return its status, -SIGKILL where it has not ended."""
-    deadline = time.monotonic() + LONGEST
+    poll, deadline = select.poll(), math.inf
+    poll.register(leash, select.POLLIN)
+    poll.register(os.pidfd_open(child), select.POLLIN)
     while (status := _reaped(child)) is None:
-        came = signal.sigtimedwait(WATCHED, max(0.0, deadline - time.monotonic()))
-        if came is None or came.si_signo == signal.SIGHUP:
+        left = deadline - time.monotonic()
+        came = dict(poll.poll(1000 * max(0.0, min(left, REAP_SECONDS))))
+        if left <= 0 or (leash in came and not os.read(leash, 1)):
             return -signal.SIGKILL
-        if came.si_signo == signal.SIGTERM:
+        if leash in came:
             deadline = min(deadline, time.monotonic() + patience)
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child, signal.SIGTERM)
+            _ask(child)
     return status
+
+
+def _ask(child: int) -> None:
+    """Ask the command to end, and with it those of its process group; it may have gone to another one."""
+    with suppress(ProcessLookupError, PermissionError):
+        (os.killpg if os.getpgid(child) == child else os.kill)(child, signal.SIGTERM)
 
 
 def _reaped(child: int) -> int | None:
@@ -98,7 +107,7 @@ def _end_all() -> None:
         except ChildProcessError:
             return
         kill_descendants()
-        signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+        time.sleep(0.005)
 
 
 if __name__ == "__main__":

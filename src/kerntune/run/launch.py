@@ -66,7 +66,7 @@ def asked_for(text: str) -> dict[str, Any]:
 def prepare(asked: Mapping[str, Any]) -> None:
     """Die with the parent, and go behind the shield; end the process where that is refused."""
     if parent := asked.get("parent", 0):
-        die_with(parent, signal.SIGKILL)
+        _die_with(parent)
     if asked.get("group"):
         os.setpgid(0, 0)
     try:
@@ -75,9 +75,9 @@ def prepare(asked: Mapping[str, Any]) -> None:
         _fail(REFUSED, str(error))
 
 
-def die_with(parent: int, number: signal.Signals) -> None:
-    """Be sent a signal when the parent ends (prctl(2)); end now where it has, for then the kernel sends none."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+def _die_with(parent: int) -> None:
+    """Be killed when the parent ends, which the kernel does not do for one that has ended already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         _fail(REFUSED, f"process {parent}, which started this one, has ended")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from random import Random
 
 import pytest
 
-from kerntune.bench import experiment, legs, statistics
+from kerntune.bench import experiment, legs, runs, statistics
 from kerntune.bench.experiment import Bench, Command
 from kerntune.bench.file import ModelFile, open_model
 from kerntune.bench.legs import Workload
@@ -202,16 +204,50 @@ async def test_a_text_that_does_not_come_is_told_before_the_end(monkeypatch: pyt
     told: list[str] = []
     command = sh("echo loading; sleep 1; echo Ready", "ready")
     leg = await measured(Host(), CMD, command=command, warn=told.append)
-    assert told == ["the command has run for 0 s, and has not printed 'ready'; its last line: loading"]
+    (said,) = told
+    assert said.startswith("the command has run for 0 s, and has not printed 'ready'")
     assert leg.reason == "the command ended before it printed 'ready'; its last line: Ready"
 
 
-async def test_who_prints_it_in_time_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "LATE_SECONDS", 0.5)
+async def test_who_is_waited_for_to_the_end_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "LATE_SECONDS", 0.05)
     told: list[str] = []
-    await measured(Host(), CMD, command=sh("echo ready; sleep 60", "ready"), warn=told.append)
-    await measured(Host(), CMD, command=sh("sleep 0.6; exit 3"), warn=told.append)  # it is waited for to its end
+    await measured(Host(), CMD, command=sh("sleep 0.3; exit 3"), warn=told.append)
     assert told == []
+
+
+async def test_what_goes_on_beside_a_command_ends_when_the_text_has_come() -> None:
+    """Else the time that a server takes to end would count."""
+    over: list[float] = []
+
+    async def beside(said: Callable[[], str]) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            over.append(time.monotonic())
+
+    slow = ("sh", "-c", "trap 'sleep 1; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+    ended = await runs.command(ARM, slow, until="ready", meanwhile=beside)
+    assert time.monotonic() - over[0] > 0.9
+    assert (ended.found, ended.status) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        sh("kill -9 $PPID; sleep 60"),
+        sh("trap 'kill -9 $PPID' TERM; echo ready; while :; do sleep 0.05; done", "ready"),
+    ],
+)
+async def test_a_keeper_that_is_killed_is_told(command: Command) -> None:
+    leg = await measured(Host(), CMD, command=command)
+    assert (leg.verdict, leg.reason, leg.rounds) == (Verdict.INVALID, experiment.LOST, ())
+
+
+async def test_a_command_that_is_refused_has_printed_nothing() -> None:
+    """Also when the refusal has the text that is waited for."""
+    ended = await runs.command(Arm(Shield(frozenset({9999})), ARM.environment), ["true"], until="no CPU")
+    assert (ended.found, ended.seconds) == (False, 0)
 
 
 async def test_what_a_daemon_of_the_command_does_is_its_own() -> None:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -22,22 +23,16 @@ from tests.harness.workers import LIMIT, gone
 LEAVES = "setsid sh -c 'echo $$; exec sleep 600' & "
 LEAVES_AND_ENDS = """
 trap 'exit 0' USR1
-setsid sh -c "echo \\$\\$; kill -USR1 $$; exec sleep 600" &
+setsid sh -c "echo \\$\\$; read go <$GO; kill -USR1 $$; exec sleep 600" &
 while :; do sleep 0.05; done
-"""
-STARTER = """
-import json, os, subprocess, sys
-report = os.dup(1)
-words = json.dumps({{"parent": os.getpid(), "report": report, "patience": 60}})
-subprocess.run([sys.executable, "-P", "-m", "kerntune.run.keep", words, "sh", "-c", {script!r}], pass_fds=[report])
 """
 
 
 class Kept:
     """A keeper with its command, and what it has reported."""
 
-    def __init__(self, process: subprocess.Popen[str], reports: IO[bytes]) -> None:
-        self.process, self._reports = process, reports
+    def __init__(self, process: subprocess.Popen[str], reports: IO[bytes], leash: IO[bytes]) -> None:
+        self.process, self.leash, self._reports = process, leash, reports
 
     def says(self) -> int:
         """Return the next number that the command prints, as a descriptor of that process."""
@@ -49,19 +44,29 @@ class Kept:
         found: dict[str, Any] = json.loads(self._reports.read())
         return found
 
+    def asked_to_end(self) -> dict[str, Any]:
+        self.leash.write(b"\n")
+        return self.report()
+
+    def let_go(self) -> dict[str, Any]:
+        self.leash.close()
+        return self.report()
+
 
 @contextmanager
 def kept(script: str, *, patience: float = 60.0, before: Sequence[str] = (), **more: object) -> Iterator[Kept]:
-    source, report = os.pipe()
-    asked = {"report": report, "patience": patience, "parent": os.getpid(), **more}
+    (source, report), (end, leash) = os.pipe(), os.pipe()
+    asked = {"report": report, "leash": end, "patience": patience, **more}
     words = [*before, sys.executable, "-P", "-m", "kerntune.run.keep", json.dumps(asked), "sh", "-c", script]
     with (
         open(source, "rb") as reports,
-        subprocess.Popen(words, pass_fds=[report], stdout=subprocess.PIPE, text=True) as process,
+        open(leash, "wb", buffering=0) as held,
+        subprocess.Popen(words, pass_fds=[report, end], stdout=subprocess.PIPE, text=True) as process,
     ):
-        os.close(report)
+        for ours in (report, end):
+            os.close(ours)
         try:
-            yield Kept(process, reports)
+            yield Kept(process, reports, held)
         finally:
             process.kill()
 
@@ -92,23 +97,41 @@ def test_a_command_that_is_refused_has_never_begun() -> None:
 
 
 def test_the_usage_is_that_of_all_that_it_has_started() -> None:
-    with kept(
-        "setsid sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo $$; exec sleep 600' & wait"
-    ) as keeper:
+    spin = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
+    with kept(f"setsid sh -c '{spin}; echo $$; exec sleep 600' & wait") as keeper:
         os.close(keeper.says())
-        keeper.process.send_signal(signal.SIGHUP)
-        used = resource.struct_rusage(keeper.report()["usage"])
+        used = resource.struct_rusage(keeper.let_go()["usage"])
     assert used.ru_utime > 0.01
 
 
-@pytest.mark.parametrize("script", [LEAVES_AND_ENDS, f"{LEAVES} wait", f"({LEAVES}) & wait"])
-def test_what_a_command_leaves_behind_is_ended(script: str) -> None:
+def test_how_much_memory_is_too_little_to_be_told() -> None:
+    with kept("true") as keeper:
+        little = keeper.report()
+    with kept(f"{sys.executable} -c 'bytearray(64 << 20)'") as keeper:
+        much = keeper.report()
+    assert resource.struct_rusage(little["usage"]).ru_maxrss <= little["least"]
+    assert resource.struct_rusage(much["usage"]).ru_maxrss > max(64 << 10, much["least"])
+
+
+def test_what_a_command_leaves_behind_is_ended(tmp_path: Path) -> None:
+    os.mkfifo(go := tmp_path / "go")
+    with kept(LEAVES_AND_ENDS, environment={"GO": str(go)}) as keeper:
+        left = keeper.says()
+        try:
+            go.write_text("now\n")
+            assert keeper.report()["status"] == 0
+            assert gone(left)
+        finally:
+            end(left)
+
+
+@pytest.mark.parametrize("script", [f"{LEAVES} wait", f"({LEAVES}) & sleep 600"])
+@pytest.mark.parametrize("how", [Kept.asked_to_end, Kept.let_go])
+def test_what_a_command_has_left_ends_with_it(script: str, how: Callable[[Kept], object]) -> None:
     with kept(script) as keeper:
         left = keeper.says()
-        if script != LEAVES_AND_ENDS:
-            keeper.process.send_signal(signal.SIGTERM)
         try:
-            keeper.report()
+            how(keeper)
             assert gone(left)
         finally:
             end(left)
@@ -125,7 +148,7 @@ def test_what_is_started_while_others_are_killed_is_ended_too() -> None:
     with kept("setsid sh -c 'while :; do sleep 600 & sleep 0.01; done' & echo $$; wait") as keeper:
         os.close(keeper.says())
         time.sleep(0.1)
-        keeper.process.send_signal(signal.SIGHUP)
+        keeper.leash.close()
         assert keeper.process.communicate(timeout=LIMIT)[0] == ""
         assert keeper.report()["status"] == -signal.SIGKILL
 
@@ -133,38 +156,39 @@ def test_what_is_started_while_others_are_killed_is_ended_too() -> None:
 def test_who_is_asked_to_end_may_take_his_time() -> None:
     with kept("trap 'exit 5' TERM; echo $$; while :; do sleep 0.05; done") as keeper:
         os.close(keeper.says())
-        keeper.process.send_signal(signal.SIGTERM)
-        assert keeper.report()["status"] == 5
+        assert keeper.asked_to_end()["status"] == 5
+
+
+def test_who_has_left_the_group_is_asked_too() -> None:
+    script = (
+        "import os, signal, sys; os.setpgid(0, os.getppid()); signal.signal(signal.SIGTERM, lambda *_: sys.exit(5));"
+        "print(os.getpid(), flush=True); signal.pause()"
+    )
+    with kept(f'exec {sys.executable} -c "{script}"', before=["setsid"]) as keeper:
+        os.close(keeper.says())
+        assert keeper.asked_to_end()["status"] == 5
 
 
 def test_who_does_not_end_when_he_is_asked_is_killed() -> None:
     with kept("trap '' TERM; echo $$; while :; do sleep 0.05; done", patience=0.1) as keeper:
         command = keeper.says()
-        keeper.process.send_signal(signal.SIGTERM)
-        assert keeper.report()["status"] == -signal.SIGKILL
+        assert keeper.asked_to_end()["status"] == -signal.SIGKILL
         assert gone(command)
         os.close(command)
 
 
-def test_all_ends_with_the_parent() -> None:
-    script = f"{LEAVES} wait"
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTER.format(script=script)], stdout=subprocess.PIPE, text=True
-    ) as parent:
+def test_a_command_dies_with_its_keeper() -> None:
+    with kept("echo $$; exec sleep 600") as keeper:
+        command = keeper.says()
+        keeper.process.kill()
         try:
-            assert parent.stdout is not None
-            left = os.pidfd_open(int(parent.stdout.readline()))
+            assert gone(command)
         finally:
-            parent.kill()
-        try:
-            assert gone(left)
-        finally:
-            end(left)
+            end(command)
 
 
 def test_the_command_alone_gets_the_variables() -> None:
-    with kept(
-        "cat /proc/$PPID/environ | tr '\\0' '\\n' | grep -c ONLY; echo $ONLY", environment={"ONLY": "7"}
-    ) as keeper:
+    script = "tr '\\0' '\\n' </proc/$PPID/environ | grep -c ONLY; echo $ONLY"
+    with kept(script, environment={"ONLY": "7"}) as keeper:
         said = keeper.process.communicate(timeout=LIMIT)[0]
     assert said.split() == ["0", "7"]
