@@ -24,12 +24,11 @@ def written(report: Report) -> Page:
 
 
 def _row(leg: Leg) -> Row:
-    times = ("", "")
+    found = ("", "", "", "")
     if leg.looks:
         time = figures.lines(leg)[0]
-        times = (time.before, time.after)
-    ratio, interval = figures.estimated(figures.effect(leg))
-    cells = (*times, ratio, interval, str(leg.verdict))
+        found = (time.before, time.after, *figures.estimated(figures.effect(leg)))
+    cells = (*found, str(leg.verdict))
     return row(leg.name, tuple(map(_plain, cells)), STYLES[leg.verdict], *map(_plain, _notes(leg)))
 
 

@@ -6,7 +6,7 @@ was closed or its owner was killed, CMD is killed at once. To `report` a JSON ob
 moments at which CMD was executed and at which it ended (`began`, 0 where it was refused before, and `ended`, in
 nanoseconds of CLOCK_MONOTONIC), its `status` as in subprocess, and the `usage` of it and of what it has started, as in
 resource.struct_rusage: without what children used that CMD did not want to know of (getrusage(2), SIGCHLD). `least` is
-the memory in KiB below which `usage` tells none: that of this process, which CMD had before it was executed.
+the memory in KiB below which `usage` tells none: CMD had as much before it was executed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from kerntune.run import launch
 
 KILLED_SECONDS: Final = 5.0  # for what is killed: a process that waits for a disk or runs as another user stays
 REAP_SECONDS: Final = 1.0  # between two looks at what else has ended
+UNSEEN: Final = 1 << 10  # KiB that CMD may take after it has looked, on its way to execve(2)
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 
@@ -40,7 +41,6 @@ def main(words: list[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it waits in vain
     kill_descendants()  # there are none: what it imports is here when memory is short
-    least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     clock, executed = os.pipe()
     parent, child = os.getpid(), os.fork()
     if not child:
@@ -49,13 +49,9 @@ def main(words: list[str]) -> None:
     status = _attend(child, asked["leash"], asked["patience"])
     ended = time.monotonic_ns()
     _end_all()
-    said = {
-        "began": int(os.read(clock, 64) or 0),
-        "ended": ended,
-        "status": status,
-        "usage": list(resource.getrusage(resource.RUSAGE_CHILDREN)),
-        "least": least,
-    }
+    began, had = map(int, (os.read(clock, 64) or b"0 0").split())
+    usage = list(resource.getrusage(resource.RUSAGE_CHILDREN))
+    said = {"began": began, "ended": ended, "status": status, "usage": usage, "least": had + UNSEEN}
     with suppress(BrokenPipeError):
         os.write(asked["report"], json.dumps(said).encode())
 

@@ -2,7 +2,7 @@
 
 JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, `group` to lead a new process group,
 `environment` with the variables that CMD gets beside those that there are. To the descriptor `clock` the moment of
-execve(2) is written, in nanoseconds of CLOCK_MONOTONIC.
+execve(2) is written, in nanoseconds of CLOCK_MONOTONIC, and the most memory that the process had by then, in KiB.
 The exit status is 127 when CMD is not found, 126 when it cannot be run, and 125 when something was refused before.
 """
 
@@ -12,6 +12,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -47,7 +48,8 @@ def main(words: Sequence[str]) -> NoReturn:
     prepare(asked)
     os.environ.update(asked.get("environment", {}))
     if clock := asked.get("clock", 0):
-        os.write(clock, b"%d" % time.monotonic_ns())
+        had = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        os.write(clock, b"%d %d" % (time.monotonic_ns(), had))
         os.close(clock)
     _become(argv)
 
