@@ -29,7 +29,7 @@ from kerntune.run import launch
 
 KILLED_SECONDS: Final = 5.0  # for what is killed: a process that waits for a disk or runs as another user stays
 REAP_SECONDS: Final = 1.0  # between two looks at what else has ended
-UNSEEN: Final = 1 << 10  # KiB that CMD may take after it has looked, on its way to execve(2)
+UNSEEN: Final = 16 << 10  # KiB: the kernel counts in steps, a CPU at a time, and CMD takes some on its way to execve(2)
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 
