@@ -161,7 +161,8 @@ def test_a_command_that_fails_is_no_measurement(capsys: Captured) -> None:
 def on_a_terminal(*words: str, before: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A measurement, and the terminal on which its bar is drawn."""
     ours, theirs = pty.openpty()
-    argv = [*before, sys.executable, "-m", "kerntune.cli", "bench", "--slice", "100us", *words]
+    cpu = str(min(os.sched_getaffinity(0)))
+    argv = [*before, sys.executable, "-m", "kerntune.cli", "bench", "--cpus", cpu, *words]
     environment = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
