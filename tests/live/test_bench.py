@@ -24,8 +24,9 @@ SIZE: Final = 128  # MiB, in tensors of 4
 PAGES: Final = 16
 FEW: Final = 8
 SHORT: Final = ("--leg", "copy", "--pairs", "6", "--size", f"{SIZE}M")
+NAP: Final = 60.25  # seconds for which nobody else sleeps
 # One of the two leaves its session, as daemons do.
-ENDLESS: Final = ("--", "sh", "-c", "setsid sleep 60 & exec sleep 60")
+ENDLESS: Final = ("--", "sh", "-c", f"setsid sleep {NAP} & exec sleep {NAP}")
 
 
 def bench(user: User, *words: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +68,7 @@ def sleeping() -> set[int]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if file.read().split(b"\0")[:2] == [b"sleep", b"60"]:
+                if file.read().split(b"\0")[:2] == [b"sleep", str(NAP).encode()]:
                     found.add(int(pid))
         except OSError:
             continue
@@ -108,7 +109,7 @@ def test_however_it_ends_nothing_is_left(daemon: Daemon, root: User, number: sig
 
 def test_a_hold_that_somebody_ends_is_drift(daemon: Daemon, root: User, tmp_path: Path) -> None:
     os.mkfifo(end := tmp_path / "end")
-    command = ("--", "sh", "-c", f"sleep 60 & read end <{end}; kill $!")
+    command = ("--", "sh", "-c", f"sleep {NAP} & read end <{end}; kill $!")
     with going_on(root, "--set", f"hugepages={PAGES}", "--pairs", "6", "--json", *command) as running:
         (hold,) = root.get(MANAGER, "Holds")
         root.call(HOLD, "Release", "a{sv}", {}, path=hold)
@@ -124,7 +125,7 @@ def test_a_daemon_that_is_restarted_meanwhile_keeps_the_hold(daemon: Daemon, roo
     """As by an upgrade; only the first run waits for it."""
     before, over = host.pages(), tmp_path / "over"
     os.mkfifo(end := tmp_path / "end")
-    command = ("--", "sh", "-c", f"test -e {over} || {{ sleep 60 & read end <{end}; kill $!; }}")
+    command = ("--", "sh", "-c", f"test -e {over} || {{ sleep {NAP} & read end <{end}; kill $!; }}")
     with going_on(root, "--set", f"hugepages={PAGES}", "--pairs", "6", "--json", *command) as running:
         daemon.restart()
         over.touch()

@@ -235,7 +235,7 @@ async def test_what_goes_on_beside_a_command_ends_when_the_text_has_come() -> No
 @pytest.mark.parametrize(
     "command",
     [
-        sh("kill -9 $PPID; sleep 60"),
+        sh("kill -9 $PPID; while :; do :; done"),
         sh("trap 'kill -9 $PPID' TERM; echo ready; while :; do sleep 0.05; done", "ready"),
     ],
 )
