@@ -15,6 +15,7 @@ LONGEST: Final = 1 << 20  # bytes of a file of the configuration
 NULL: Final = os.makedev(1, 3)  # /dev/null, an empty file to those who mask one with it
 # The errnos of open(2) for a socket, a loop of links, and a device that nothing drives.
 NEVER: Final = frozenset({errno.ENXIO, errno.ELOOP, errno.ENODEV, errno.EISDIR, errno.ENOTDIR})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of write(2): there is no room for it
 PAUSES: Final = (0.02, 0.1, 0.5)  # seconds before another try
 ASIDE: Final = 10  # files of one name that are kept
 

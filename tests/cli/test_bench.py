@@ -192,7 +192,7 @@ def test_whoever_asks_it_to_end_again_and_again_gets_the_same(before: list[str],
         assert "cmd [" in os.read(terminal, 4096).decode()
         for _ in range(how_often):
             process.send_signal(signal.SIGINT)
-            time.sleep(0.003)
+            time.sleep(0.003)  # an impatient finger; any time will do
         said = read_all(terminal)
         assert process.wait(LIMIT) == INTERRUPTED
     assert "the host is as it was" in said

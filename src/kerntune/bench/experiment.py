@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import resource
 import time
@@ -214,21 +213,12 @@ async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
 
 
 async def _command(command: Command, arm: Arm, bench: Bench) -> Sample:
-    page_size = bench.page_size
-    pool = [_pool(page_size)]
+    looks = [_pool(bench.page_size)]
 
-    async def look(said: Callable[[], str]) -> None:
-        began = time.monotonic()
-        late = LATE_SECONDS if command.until else math.inf
-        while True:
-            seconds = time.monotonic() - began
-            if seconds > late:
-                bench.warn(_late(command, said()))
-                late = math.inf
-            pool.append(_pool(page_size))
-            await asyncio.sleep(min(max(seconds / 10, SHORTEST_SECONDS), POLL_SECONDS))
+    async def beside(said: Callable[[], str]) -> None:
+        await asyncio.gather(_look_on(looks, bench.page_size), _tell_late(command, said, bench.warn))
 
-    ended = await runs.command(arm, command.argv, until=command.until, meanwhile=look)
+    ended = await runs.command(arm, command.argv, until=command.until, meanwhile=beside)
     figures = dict[str, float]()
     if usage := ended.usage:
         figures |= {"user_seconds": usage.ru_utime, "system_seconds": usage.ru_stime}
@@ -236,24 +226,35 @@ async def _command(command: Command, arm: Arm, bench: Bench) -> Sample:
         figures |= {"read_bytes": usage.ru_inblock * 512}
         if usage.ru_maxrss > ended.least:
             figures[traps.RESIDENT] = usage.ru_maxrss * 1024
-    if page_size:
-        used, free = pool[0]
-        figures[traps.TAKEN] = max(used for used, _ in pool) - used
-        if figures[traps.TAKEN] <= free:  # else it has borrowed some
-            figures[traps.LEFT] = min(free for _, free in pool)
+    if bench.page_size:
+        had, free = looks[0]
+        figures[traps.TAKEN] = taken = max(used for used, _ in looks) - had
+        if 0 < free >= taken:  # else there was none, or some were borrowed
+            figures[traps.LEFT] = min(left for _, left in looks)
     return Sample(ended.seconds, figures, trouble=_trouble(command, ended))
 
 
-def _late(command: Command, output: str) -> str:
-    waited = f"{command.until!r}{_last_line(output)}" if command.is_told else "what is waited for"
-    return f"the command has run for {LATE_SECONDS:.0f} s, and has not printed {waited}"
+async def _look_on(looks: list[tuple[int, int]], page_size: int) -> None:
+    """Look at the pool again and again, where there is one: often at first, for the command may be a short one."""
+    began = time.monotonic()
+    while page_size:
+        looks.append(_pool(page_size))
+        await asyncio.sleep(min(max((time.monotonic() - began) / 10, SHORTEST_SECONDS), POLL_SECONDS))
 
 
 def _pool(page_size: int) -> tuple[int, int]:
-    """Return the bytes of huge pages that are used, and that are free."""
+    """Return the bytes of huge pages that are used, and that are free; 0 for both where there is no pool."""
     if not page_size:
         return 0, 0
     return host.used_pages(page_size) * page_size, host.free_pages(page_size) * page_size
+
+
+async def _tell_late(command: Command, said: Callable[[], str], warn: Callable[[str], object]) -> None:
+    """Tell it when a text that is waited for has not come after a while."""
+    if command.until:
+        await asyncio.sleep(LATE_SECONDS)
+        waited = f"{command.until!r}{_last_line(said())}" if command.is_told else "what is waited for"
+        warn(f"the command has run for {LATE_SECONDS:.0f} s, and has not printed {waited}")
 
 
 def _trouble(command: Command, ended: runs.Ended) -> str:

@@ -17,6 +17,7 @@ from typing import Final, Self
 from kerntune.bench.disk import Disk, disk_of
 from kerntune.errors import Failed, Usage
 from kerntune.kernel.processes import printable
+from kerntune.plain_files import FULL
 
 WHOLE: Final = 0.99  # of the bytes
 TENSORS: Final = 32
@@ -169,7 +170,7 @@ def header(size: int) -> bytes:
 
 def _not_made(folder: str, size: int, error: OSError) -> Failed:
     what = f"a made-up model of {size >> 20} MiB cannot be written to {folder} ({error.strerror})"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return Failed(what, "Make room there, name another folder, or take a smaller size")
     return Failed(what, "Name another folder, on the disk where models lie")
 

@@ -20,7 +20,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is otherwise in the runs "after": settings as on the command line, a profile, and what the process gets."""
+    """Says what is otherwise in the runs "after": settings as typed, a profile, and what the process gets."""
 
     settings: tuple[str, ...] = ()
     profile: str = ""
@@ -78,7 +78,7 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """What was measured of one workload; `reason` says why it is invalid, or why it is not another verdict.
+    """Says what was measured of one workload; `reason` says why it is invalid, or why it is not another verdict.
 
     `detectable` is the smallest gain that this run would have found in 80 of 100 cases (0.1 is 10 % less time), or None
     where it cannot be told.

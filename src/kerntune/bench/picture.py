@@ -51,7 +51,7 @@ def drawn(report: Report) -> bytes:
     from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
 
     with matplotlib.rc_context():
-        # What a user has set for pictures of his own could ask for TeX; and a name with two $ is no formula.
+        # A user may have TeX set for pictures of his own; and a name with two $ is no formula.
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
         across = min(ACROSS, max(1, len(report.legs)))

@@ -1,4 +1,4 @@
-"""What a picture of a leg shows, whatever draws it: its columns, its pairs and its axis."""
+"""Computes what a picture of a leg shows, whatever draws it: its columns, its pairs and its axis."""
 
 from __future__ import annotations
 
@@ -95,6 +95,6 @@ def _round_numbers(low: float, high: float, digits: Sequence[int] = (1, 2, 5)) -
     """Return 1, 2 and 5 times the powers of ten, from one that is not above `low` to one that is not below `high`."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     numbers = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
-    # What was computed may miss a round number by the last of its bits.
+    # The computation may miss a round number by the last of its bits.
     first, last = bisect.bisect_right(numbers, low * (1 + 1e-9)), bisect.bisect_left(numbers, high * (1 - 1e-9))
     return numbers[first - 1 : last + 1]

@@ -88,8 +88,7 @@ async def command(arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: 
     told = {name: value for name, value in arm.environment.items() if os.environ.get(name) != value}
     with _pipe() as (reports, report), _pipe() as (end, leash):
         pipes = {"report": report.fileno(), "leash": end.fileno()}
-        asked = json.dumps({**launch.behind(arm.shield), **pipes, "environment": told, "patience": END_SECONDS})
-        words = [sys.executable, "-P", "-m", "kerntune.run.keep", asked, *argv]
+        words = launch.command(arm.shield, argv, by="keep", environment=told, patience=END_SECONDS, **pipes)
         fds = list(pipes.values())
         ended = await _run(words, os.environ, fds, until=until, meanwhile=meanwhile, leash=leash)
         report.close()
@@ -166,7 +165,7 @@ async def _wait(process: asyncio.subprocess.Process, seconds: float) -> None:
 
 
 class _Output:
-    """What a command prints: the last of it is kept, and `found` is set when a text has come.
+    """Reads what a command prints, keeps the last of it, and sets `found` when a text has come.
 
     It is a pipe of our own, which a child that the command leaves behind may keep open.
     """

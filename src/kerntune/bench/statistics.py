@@ -1,4 +1,4 @@
-"""What pairs of runs prove: an exact interval, a rule when to look, and the least gain that could be found. It is pure.
+"""Decides what pairs of runs prove: an exact interval, a rule when to look, the least gain to be found. It is pure.
 
 The interval of a median rests on order statistics alone, so the shape of the noise does not matter (H. A. David and
 H. N. Nagaraja, Order Statistics, 3rd edition, 7.1). Several looks share the chance of a false verdict (Bonferroni).

@@ -1,4 +1,4 @@
-"""What makes a measurement of no use, as pure decisions over its runs; each is told with its figures."""
+"""Decides purely from its runs what makes a measurement of no use; each reason is told with its figures."""
 
 from __future__ import annotations
 

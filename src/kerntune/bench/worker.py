@@ -27,7 +27,7 @@ WORK_US, PERIOD_US, WAKES = 200, 3000, 400
 TIMER_ABSTIME: Final = 1
 MAP_HUGETLB: Final = 0x40000
 MAP_HUGE_SHIFT: Final = 26
-# What unpickling raises of bytes that are no pickle, beside its own error.
+# pickle raises these too for bytes that are no pickle, beside its own error.
 BROKEN: Final = (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 LONGEST: Final = 200  # characters of an error that is passed on
 SHORTER: Final = "the file has become shorter while it was read"
@@ -43,7 +43,7 @@ Figures = dict[str, float]
 
 
 class Trouble(Exception):
-    """What makes a run of no use, for people."""
+    """Tells people what makes a run of no use."""
 
 
 class Time(ctypes.Structure):

@@ -20,7 +20,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, NoReturn
 
@@ -67,7 +67,10 @@ def _attend(child: int, leash: int, patience: float) -> int:
     poll, deadline = select.poll(), math.inf
     poll.register(leash, select.POLLIN)
     poll.register(os.pidfd_open(child), select.POLLIN)
-    while (status := _reaped(child)) is None:
+    while True:
+        for process, status in _reaped():
+            if process == child:
+                return os.waitstatus_to_exitcode(status)
         left = deadline - time.monotonic()
         came = dict(poll.poll(1000 * max(0.0, min(left, REAP_SECONDS))))
         if left <= 0 or (leash in came and not os.read(leash, 1)):
@@ -75,7 +78,6 @@ def _attend(child: int, leash: int, patience: float) -> int:
         if leash in came:
             deadline = min(deadline, time.monotonic() + patience)
             _ask(child)
-    return status
 
 
 def _ask(child: int) -> None:
@@ -84,13 +86,10 @@ def _ask(child: int) -> None:
         (os.killpg if os.getpgid(child) == child else os.kill)(child, signal.SIGTERM)
 
 
-def _reaped(child: int) -> int | None:
-    """Reap what has ended, and return the status of the child if it is among it."""
-    with suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            if found[0] == child:
-                return os.waitstatus_to_exitcode(found[1])
-    return None
+def _reaped() -> Iterator[tuple[int, int]]:
+    """Reap what has ended, and give each with its status; raises ChildProcessError when there is no child any more."""
+    while (found := os.waitpid(-1, os.WNOHANG))[0]:
+        yield found
 
 
 def _end_all() -> None:
@@ -98,12 +97,12 @@ def _end_all() -> None:
     deadline = time.monotonic() + KILLED_SECONDS
     while time.monotonic() < deadline:
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
+            for _ in _reaped():
                 pass
         except ChildProcessError:
             return
         kill_descendants()
-        time.sleep(0.005)
+        time.sleep(0.005)  # who is killed takes a moment to end, and then its children come here
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ PR_SET_PDEATHSIG: Final = 1
 LONGEST: Final = 200  # characters of a name in a message
 
 
-def command(shield: Shield, words: Sequence[str], **more: Any) -> list[str]:
-    """Return the words that start a command behind a shield; `more` is of the JSON above."""
-    return [sys.executable, "-P", "-m", "kerntune.run.launch", json.dumps({**behind(shield), **more}), *words]
+def command(shield: Shield, words: Sequence[str], *, by: str = "launch", **more: Any) -> list[str]:
+    """Return the words that start a command behind a shield; `more` is of the JSON that the module `by` takes."""
+    return [sys.executable, "-P", "-m", f"kerntune.run.{by}", json.dumps({**behind(shield), **more}), *words]
 
 
 def behind(shield: Shield) -> dict[str, Any]:

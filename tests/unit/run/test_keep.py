@@ -147,7 +147,7 @@ def test_what_is_started_while_others_are_killed_is_ended_too() -> None:
     """The output is closed when nobody has it any more."""
     with kept("setsid sh -c 'while :; do sleep 600 & sleep 0.01; done' & echo $$; wait") as keeper:
         os.close(keeper.says())
-        time.sleep(0.1)
+        time.sleep(0.1)  # for some to be there; any time will do
         keeper.leash.close()
         assert keeper.process.communicate(timeout=LIMIT)[0] == ""
         assert keeper.report()["status"] == -signal.SIGKILL
