@@ -23,7 +23,6 @@ from kerntune.cli.answers import Outcome
 if TYPE_CHECKING:
     from kerntune.bus.client import Client
 
-READ_SECONDS: Final = 15.0
 GRANT_SECONDS: Final = 3600.0  # the kernel may have to move a TiB of memory about
 BACK_SECONDS: Final = 60.0  # in which a daemon that is restarted has to be back
 LOOK_SECONDS: Final = 0.2
@@ -307,14 +306,7 @@ async def begin(client: Client, settings: Iterable[str], who: str, why: str, **o
     """Ask the daemon for a hold over a connection that lives as long as it; settings as on the command line."""
     from kerntune.bus.client import Variant  # noqa: PLC0415  # as above
 
-    asked = [spelling.asked(text) for text in settings]
-    page_size = 0
-    if any(map(spelling.needs_default_page_size, asked)):
-        import json  # noqa: PLC0415
-
-        (text,) = await client.call(names.ROOT, names.MANAGER, "Describe", timeout=READ_SECONDS)
-        page_size = json.loads(text)["host"]["default_page_size"]
-    rows = [list(spelling.setting(each, default_page_size=page_size)) for each in asked]
+    rows = [list(spelling.setting(text)) for text in settings]
     kinds = {bool: "b", int: "t", str: "s"}
     chosen = {name: Variant(kinds[type(value)], value) for name, value in options.items() if value}
     path, outcomes = await client.call(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kerntune.tunables.page_size import spell
+from kerntune.units import spell_size
 from tests.harness.tuned import PAIR, TUNED, chosen, in_order
 
 HOST: Final = Path("/")
@@ -52,7 +52,7 @@ def page_size(root: Path = HOST) -> int:
 
 def pool() -> str:
     """The instance of the default pool, such as 2M."""
-    return spell(page_size())
+    return spell_size(page_size())
 
 
 def pages(node: int | None = None, root: Path = HOST) -> int:

@@ -12,7 +12,7 @@ import kerntune
 from kerntune.bench.worker import free_pages as free_pages_in
 from kerntune.kernel.files import HostKernel, KernelView, find, number
 from kerntune.kernel.memory import meminfo
-from kerntune.run.shield import parse_cpus
+from kerntune.units import parse_cpus
 
 HOST: Final = Path("/")
 BALLOON: Final = "0x0005"  # the virtio device with this id

@@ -12,7 +12,7 @@ from kerntune.bench.model import Change, Leg, Report, Verdict
 from kerntune.bench.points import samples
 from kerntune.bench.style import POLICY, STYLE
 from kerntune.bench.traps import runs_of
-from kerntune.run.shield import spell_cpus
+from kerntune.units import spell_cpus
 
 BEGIN: Final = b"<!DOCTYPE html>"
 BYTES: Final = "_bytes"

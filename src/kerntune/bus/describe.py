@@ -62,6 +62,7 @@ def head_of(
             {
                 "name": tunable.name,
                 "summary": tunable.summary,
+                "kind": tunable.kind,
                 "supported": tunable.name not in engine.missing,
                 "detail": engine.missing.get(tunable.name, ""),
             }

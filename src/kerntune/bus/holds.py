@@ -19,7 +19,7 @@ from kerntune.bus.users import UNKNOWN
 from kerntune.bus.wire import Row, options_from, outcome_rows
 from kerntune.engine.answers import Answer
 from kerntune.engine.lasting import boottime
-from kerntune.engine.requests import Request, World, claim_for, normal
+from kerntune.engine.requests import Request, World, claim_for, instances_of
 from kerntune.errors import Failed, InvalidArgs, NoSuchTarget, NotOffered, NotSupported
 from kerntune.model import Claim, Hold, Setting
 
@@ -237,7 +237,7 @@ def there(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> lis
 
     What would be held is added to what there is: a number of 0 adds nothing.
     """
-    named = {(each.tunable, normal(world.tunable(each.tunable), each.instances)) for each in own}
+    named = {(each.tunable, instances_of(world.tunable(each.tunable), each.instances, world)) for each in own}
     found = []
     for each in asked:
         tunable = world.tunable(each.tunable)

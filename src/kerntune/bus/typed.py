@@ -13,9 +13,9 @@ from kerntune.bus.wire import Row, options_from, outcome_rows
 from kerntune.errors import InvalidValue, NotSupported
 from kerntune.guard.alerts import Alert
 from kerntune.model import Lane, Setting, Target
-from kerntune.tunables import page_size
-from kerntune.tunables.cpu_policies import spell_cpus
+from kerntune.patterns import cpus_in, parse_pool
 from kerntune.tunables.overcommit import MODES
+from kerntune.units import spell_cpus, spell_size
 
 Options = Mapping[str, Variant]
 LARGEST = (1 << 64) - 1  # of the type t
@@ -35,7 +35,7 @@ class HugePages:
         rows = []
         for target, reading in self._engine.readings.items():
             if target.tunable == "hugepages" and reading.value is not None:
-                size, node = page_size.parse(target.instance)
+                size, node = parse_pool(target.instance)
                 figures, outcome = reading.figures, self._engine.outcomes.get(target)
                 wished = int(outcome.requested) if outcome and outcome.requested else figures["total"]
                 counts = [figures[name] for name in ("total", "free", "reserved", "surplus")]
@@ -48,7 +48,7 @@ class HugePages:
         if not size:
             why = self._engine.missing.get("hugepages", "/proc/meminfo names no Hugepagesize")
             raise NotSupported(f"this host has no huge pages: {why}", "Another kernel is needed")
-        instance = page_size.spell(size) + (f"/node{chosen['node']}" if "node" in chosen else "")
+        instance = spell_size(size) + (f"/node{chosen['node']}" if "node" in chosen else "")
         setting = Setting("hugepages", instance, str(count))
         answer = await self._core.set_one(caller, setting, chosen)
         return int(answer.outcomes[0].actual)
@@ -66,7 +66,7 @@ class CpuGovernor:
     @property
     def policies(self) -> dict[str, list[str]]:
         return {
-            target.instance: [reading.value or "", spell_cpus(int(a.removeprefix("cpu")) for a in target.aliases)]
+            target.instance: [reading.value or "", spell_cpus(cpus_in(target.aliases))]
             for target, reading in self._core.engine.readings.items()
             if target.tunable == "cpu-governor"
         }

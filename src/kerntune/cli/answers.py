@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
-from kerntune.cli import spelling
+from kerntune.model import Target
+from kerntune.patterns import EVERY, PATTERNS, Kind
 
 NAMED: Final = 16  # instances that a message lists before it only counts
 
@@ -111,10 +111,11 @@ class GuardRow(TypedDict):
 
 
 class TunableRow(TypedDict):
-    """A tunable; `detail` says why it is not supported."""
+    """A tunable; `kind` is what its instances are, `detail` says why it is not supported."""
 
     name: str
     summary: str
+    kind: str
     supported: bool
     detail: str
 
@@ -190,21 +191,17 @@ def named(tunable: str, instance: str) -> str:
     return f"{tunable}@{instance}" if instance else tunable
 
 
-def matches(pattern: str, target: TargetRow) -> bool:
-    """Whether a pattern names a target, by its instance or an alias; "" and "*" name every one.
+def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
+    """Return the targets of a tunable that a pattern covers; "" and "*" cover all of them.
 
-    Globs do not cross a slash, as in the daemon; a CPU list names the policies of these CPUs.
+    Raise UnknownTunable, and InvalidValue for a text that is no pattern of its instances.
     """
-    if pattern in {"", "*"}:
-        return True
-    if target["tunable"] in spelling.ON_CPUS and (cpus := spelling.cpus(pattern)) is not None:
-        return any(f"cpu{cpu}" in target["aliases"] for cpu in cpus)
-    return any(_same_depth_match(name, pattern) for name in (target["instance"], *target["aliases"]))
-
-
-def _same_depth_match(name: str, pattern: str) -> bool:
-    parts, globs = name.split("/"), pattern.split("/")
-    return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
+    kind = Kind(tunable(document, name)["kind"])
+    there = [row for row in document["targets"] if row["tunable"] == name]
+    if pattern in ("", EVERY):
+        return there
+    matches = PATTERNS[kind].matcher(PATTERNS[kind].normal(pattern))
+    return [row for row in there if matches(Target(name, row["instance"], aliases=tuple(row["aliases"])))]
 
 
 def managed(document: Document) -> set[tuple[str, str]]:
@@ -244,16 +241,17 @@ def tunable(document: Document, name: str) -> TunableRow:
 
 
 def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
-    """The targets of a tunable that a pattern names, at least one.
+    """Return the targets of a tunable that a pattern covers, at least one.
 
-    Raises UnknownTunable, NotSupported when this host has no such knob, NoSuchTarget naming what there is.
+    Raise UnknownTunable, InvalidValue for a text that is no pattern, NotSupported when this host has no such knob, and
+    NoSuchTarget, which names what there is.
     """
-    row = tunable(document, name)
-    there = [target for target in document["targets"] if target["tunable"] == name]
-    if found := [target for target in there if matches(pattern, target)]:
+    if found := covered(document, name, pattern):
         return found
+    row = tunable(document, name)
     if not row["supported"]:
         raise errors.NotSupported(f"this host does not support {name}", row["detail"])
+    there = covered(document, name, EVERY)
     instances = [target["instance"] for target in there if target["instance"]]
     if instances:
         more = f" and {len(instances) - NAMED} more" if len(instances) > NAMED else ""

@@ -30,7 +30,8 @@ from kerntune.cli.rows import Advice, Answer
 from kerntune.cli.switch import Holds, Nothing, Reach, reach_of
 from kerntune.errors import Exit, KerntuneError, Usage
 from kerntune.run import allocator
-from kerntune.run.shield import LEAST_US, MOST_US, Shield, spell_cpus
+from kerntune.run.shield import LEAST_US, MOST_US, Shield
+from kerntune.units import parse_cpus, parse_size, spell_cpus
 
 SIZE: Final = "1G"
 FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
@@ -74,15 +75,14 @@ def plan_of(args: Namespace) -> Plan:
             raise Usage(f"{name} is empty", "Leave it out, or give it a value: is a variable of the shell not set?")
     cpus = frozenset[int]()
     if args.cpus is not None:
-        cpus = spelling.cpus(args.cpus) or frozenset()
-        if not cpus:
-            raise Usage(f"{args.cpus!r} is no list of CPUs", "Write 2, 0-3 or 0-3,8")
+        if not (cpus := parse_cpus(args.cpus)):
+            raise Usage("--cpus names no CPU", "Write 2, 0-3 or 0-3,8")
         if others := cpus - os.sched_getaffinity(0):
             raise Usage(
                 f"CPU {spell_cpus(others)} is none that it may run on", "Write some of those that taskset shows"
             )
     for text in args.set or ():
-        spelling.asked(text)
+        spelling.setting(text)
     change = Change(tuple(args.set or ()), args.profile or "", Shield(cpus, slice_of(args.slice)))
     if not (change.settings or change.profile or change.shield):
         raise Usage("there is nothing to compare", "Say what is otherwise after: --set hugepages=640, --slice 100us")
@@ -117,7 +117,7 @@ def slice_of(text: str | None) -> int:
 
 def size_of(text: str) -> int:
     """Return the bytes of `512M` or `1G`; raises Usage."""
-    size = spelling.size(text)
+    size = parse_size(text)
     if size is None:
         raise Usage(f"{text!r} is no size", "Write 512M or 1G")
     return size

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kerntune.cli import show, spelling, tables
+from kerntune.cli import show, tables
 from kerntune.cli.answers import Document, Event
 from kerntune.model import Reason
+from kerntune.units import gib, spell_size
 
 KEPT: Final = 200  # events
 LABEL: Final = 12  # columns
@@ -77,9 +78,9 @@ def _values(board: Board, width: int) -> Iterator[tuple[str, str]]:
 
 def _memory(known: Properties, width: int) -> Iterator[tuple[str, str]]:
     headroom, floor = known.get("Headroom", 0), known.get("Floor", 0)
-    said = f"{spelling.gib(headroom)} left"
+    said = f"{gib(headroom)} left"
     if floor:
-        said += f"  [{_bar(headroom, floor)}] | floor {spelling.gib(floor)}, end {spelling.gib(FULL * floor)}"
+        said += f"  [{_bar(headroom, floor)}] | floor {gib(floor)}, end {gib(FULL * floor)}"
     yield from _labelled("memory", said, width)
     level = known.get("WarningLevel", 0)
     style = tables.BAD if level >= ALARMING else tables.MIXED if level >= SHORT else ""
@@ -104,7 +105,7 @@ def _pools(rows: Iterable[Any]) -> Iterator[str]:
             nodes[size].append(f"node{node} {total}")
         elif total or requested:
             wished = f", {requested} wished" if requested != total else ""
-            whole.append((size, f"{spelling.spell_size(size)} {total} pages, {free} free{wished}"))
+            whole.append((size, f"{spell_size(size)} {total} pages, {free} free{wished}"))
     for size, text in whole:
         yield f"{text} ({', '.join(nodes[size])})" if len(nodes[size]) > 1 else text
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kerntune.cli import spelling
 from kerntune.errors import InvalidValue, KerntuneError
+from kerntune.patterns import EVERY, Kind
 from kerntune.places import CONFIG, files_in, folders
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def targets(word: str, root: Path) -> Iterator[str]:
             yield from (f"{name}@{instance}" for instance in instances(tunable, host(root)))
         elif not at:
             yield tunable.name
-            if tunable.name.startswith(word) and tunable.name not in spelling.SINGLE:
+            if tunable.name.startswith(word) and tunable.kind is not Kind.SINGLE:
                 yield f"{tunable.name}@"
 
 
@@ -72,14 +72,14 @@ def settings(word: str, root: Path) -> Iterator[str]:
     tunable = next((one for one in registry() if one.name == re.split("[@=]", word)[0]), None)
     if tunable is None or not {"@", "="} & set(word):
         for one in registry():
-            yield from (f"{one.name}@",) if one.name not in spelling.SINGLE else ()
+            yield from (f"{one.name}@",) if one.kind is not Kind.SINGLE else ()
             yield from (f"{one.name}=",) if takes_no_instance(one) else ()
         return
     kernel = host(root)
     yield from (f"{tunable.name}@{instance}=" for instance in instances(tunable, kernel))
     target, equals, _ = word.rpartition("=")
     if equals:
-        pattern = target.partition("@")[2] or spelling.everything(tunable.name)
+        pattern = target.partition("@")[2]
         yield from (f"{target}={value}" for value in values(tunable, kernel, pattern))
 
 
@@ -97,9 +97,7 @@ def host(root: Path) -> KernelView:
 
 def takes_no_instance(tunable: Tunable) -> bool:
     """Return whether `TUNABLE=VALUE` means something."""
-    if spelling.needs_default_page_size(spelling.Asked(spelling.What(tunable.name, None), "")):
-        return True
-    return is_good(tunable.normal, spelling.everything(tunable.name))
+    return tunable.kind is Kind.POOLS or is_good(tunable.normal, EVERY)
 
 
 def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
@@ -110,9 +108,9 @@ def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
 
 def values(tunable: Tunable, kernel: KernelView, pattern: str) -> Iterator[str]:
     """Give what the targets offer; a word that takes an argument ends in a colon."""
-    normal = tunable.normal(pattern)
-    matching = [target for target in tunable.targets(kernel) if tunable.matches(normal, target)]
-    readings = tunable.read_all(kernel, matching)
+    targets = tunable.targets(kernel)
+    matching = filter(tunable.matcher(tunable.normal(pattern)), targets) if pattern else targets
+    readings = tunable.read_all(kernel, list(matching))
     for choice in dict.fromkeys(choice for reading in readings.values() for choice in reading.choices):
         if is_good(tunable.normal_value, choice):
             yield choice

@@ -10,9 +10,9 @@ from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, 
 from kerntune.cli.check import Report, line_of
 from kerntune.cli.codes import CONTENT
 from kerntune.cli.health import explained, nothing_managed
-from kerntune.cli.spelling import gib
 from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Prose, Row, Table, clean, row, together
 from kerntune.model import Reason, State
+from kerntune.units import gib
 
 Page = tables.Page
 

@@ -13,6 +13,7 @@ from kerntune.cli.manager import Manager
 from kerntune.errors import Failed
 from kerntune.model import Setting, State
 from kerntune.run import allocator
+from kerntune.units import parse_size
 
 WHO: Final = "kerntune bench"
 WHY: Final = "compare before and after"
@@ -94,18 +95,20 @@ async def reach_of(manager: Manager, change: Change) -> Reach:
             "Start it as root on the host itself, without --demo and --root",
         )
     default = described["default_page_size"]
-    asked = [spelling.setting(spelling.asked(text), default_page_size=default) for text in change.settings]
+    asked = [spelling.setting(text) for text in change.settings]
     if change.profile:
         planned = (await manager.plan([], {"profile": change.profile})).outcomes
         there = [row for row in planned if row.state != State.UNSUPPORTED]
         asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
-    pools = [(_page_size(each), each.value) for each in asked if each.tunable in POOLS]
-    pool = sum(size * int(value) for size, value in pools if value.isdecimal())
+    pool = sum(_bytes(each, default) for each in asked if each.tunable in POOLS)
     return Reach(tuple(asked), pool, default)
 
 
-def _page_size(pool: Setting) -> int:
-    return spelling.size(pool.instances.partition("/")[0]) or 0
+def _bytes(pool: Setting, default_page_size: int) -> int:
+    """Return the bytes of huge pages that a setting asks for; the daemon judges one that asks for none."""
+    if pool.value.isdecimal():
+        return int(pool.value) * (parse_size(pool.instances.partition("/")[0]) or default_page_size)
+    return parse_size(pool.value) or 0
 
 
 def checked(outcomes: Sequence[Outcome], *, is_profile: bool) -> Iterator[tuple[str, str]]:

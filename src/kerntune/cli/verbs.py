@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any, Final
 
 from kerntune.cli import answers, check, codes, profiles, show, spelling, wishes
@@ -15,10 +14,7 @@ from kerntune.cli.rows import Advice, Answer, changed, gives_back
 from kerntune.cli.withdrawal import nothing_withdrawn
 from kerntune.errors import Exit, NotSupported, Usage
 from kerntune.model import Setting, State
-
-# Names the kernel gives in the order it finds the drives.
-UNSTABLE_NAME: Final = re.compile(r"nvme\d+n\d+|sd[a-z]+", re.ASCII)
-
+from kerntune.patterns import UNSTABLE
 
 NO_CHANGE: Final = "Nothing would change."
 NOTHING_WOULD_BE_SET: Final = Advice(
@@ -53,7 +49,7 @@ async def get(connect: Connect, args: Namespace) -> Answer:
         document = await manager.describe()
     found: dict[tuple[str, str], TargetRow] = {}
     for tunable, instances in wanted:
-        rows = answers.find(document, tunable, instances or "")
+        rows = answers.find(document, tunable, instances)
         found |= {(row["tunable"], row["instance"]): row for row in rows}
     rows = list(found.values())
     unreadable = [row for row in rows if row["value"] is None]
@@ -65,10 +61,10 @@ async def get(connect: Connect, args: Namespace) -> Answer:
 
 async def set_(connect: Connect, args: Namespace) -> Answer:
     """Claim values; the answer is what the kernel then holds."""
-    asked = _asked(args)
+    settings = [spelling.setting(text) for text in args.settings]
     async with connect() as manager:
-        settings, advice = await _settings(manager, asked, persist=args.persist)
         change = await manager.set(settings, _options(args, "persist", "allow_partial"))
+        advice = await _stable_names(manager, settings) if args.persist else []
     return changed(change, advice)
 
 
@@ -80,17 +76,17 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
         raise Usage("there is nothing to plan", "Name settings, --unset and what to withdraw, --profile or --reset")
     options = _options(args, "unset", "persist", "allow_partial")
     if args.unset:
-        names = _named(args.settings)
+        names = [spelling.what(text) for text in args.settings]
         what = [Setting(*name, "") for name in names]
         async with connect() as manager:
             change = await manager.plan(what, options)
             document = await manager.describe() if gives_back(change) or not change.changed else None
         advice = [] if change.changed or not document else [nothing_withdrawn(document, names, persist=args.persist)]
         return changed(change, advice, none=NO_CHANGE, document=document)
-    asked = _asked(args)
+    settings = [spelling.setting(text) for text in args.settings]
     async with connect() as manager:
-        settings, advice = await _settings(manager, asked, persist=args.persist)
         change = await manager.plan(settings, options)
+        advice = await _stable_names(manager, settings) if args.persist else []
     code = codes.foreseen(change.outcomes)
     if code is not Exit.OK and code is not codes.exit_code(change.outcomes):
         advice = [*advice, NOTHING_WOULD_BE_SET]
@@ -129,7 +125,7 @@ async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, 
 
 async def unset(connect: Connect, args: Namespace) -> Answer:
     """Withdraw claims; the answer is what the kernel then holds."""
-    what = _named(args.targets)
+    what = [spelling.what(text) for text in args.targets]
     async with connect() as manager:
         change = await manager.unset(what, _options(args, "persist"))
         document = None if change.changed else await manager.describe()
@@ -151,47 +147,20 @@ async def config(_connect: Connect, args: Namespace) -> Answer:
     return Answer(report, show.checked(report), Exit.FAILED if failed else Exit.OK)
 
 
-def _named(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Names as unset takes them: without instances, all of a tunable's."""
-    return [
-        (tunable, spelling.everything(tunable) if instances is None else instances)
-        for tunable, instances in map(spelling.what, texts)
-    ]
-
-
-def _asked(args: Namespace) -> list[spelling.Asked]:
-    """The settings as they were written; what is a usage error without the daemon should not need it."""
-    asked = [spelling.asked(text) for text in args.settings]
-    for request in asked:
-        if not spelling.needs_default_page_size(request):
-            spelling.setting(request)
-    return asked
-
-
-async def _settings(
-    manager: Manager, asked: Sequence[spelling.Asked], *, persist: bool
-) -> tuple[list[Setting], list[Advice]]:
-    """What goes on the wire, and what is to be said of names that a reboot may change."""
-    unstable = [request for request in asked if persist and _has_unstable_name(request)]
-    incomplete = any(map(spelling.needs_default_page_size, asked))
-    document = await manager.describe() if incomplete or unstable else None
-    page_size = document["host"]["default_page_size"] if document else 0
-    settings = [spelling.setting(request, default_page_size=page_size) for request in asked]
-    return settings, [_stable_name(request, document) for request in unstable if document]
-
-
 def _options(args: Namespace, *names: str) -> dict[str, bool]:
     return {name.replace("_", "-"): True for name in names if getattr(args, name)}
 
 
-def _has_unstable_name(request: spelling.Asked) -> bool:
-    tunable, instances = request.what
-    return tunable in spelling.ON_DRIVES and bool(UNSTABLE_NAME.fullmatch(instances or ""))
+async def _stable_names(manager: Manager, settings: Iterable[Setting]) -> list[Advice]:
+    """Return what is to be said of names by which a reboot may mean other drives."""
+    unstable = [each for each in settings if UNSTABLE.fullmatch(each.instances)]
+    document = await manager.describe() if unstable else None
+    return [_stable_name(each, document) for each in unstable if document]
 
 
-def _stable_name(request: spelling.Asked, document: Document) -> Advice:
+def _stable_name(setting: Setting, document: Document) -> Advice:
     """A persistent claim should follow the drive, not the slot it was found in."""
-    tunable, instance = request.what
+    tunable, instance, value = setting
     aliases = [
         alias
         for row in document["targets"]
@@ -201,8 +170,8 @@ def _stable_name(request: spelling.Asked, document: Document) -> Advice:
     ]
     what = f"{instance} may be another drive after a reboot"
     if aliases:
-        return Advice(what, f"To follow the drive: kerntune set {tunable}@{aliases[0]}={request.value} --persist")
-    return Advice(what, f"A name below /dev/disk/by-id would follow the drive: {tunable}@by-id/...={request.value}")
+        return Advice(what, f"To follow the drive: kerntune set {tunable}@{aliases[0]}={value} --persist")
+    return Advice(what, f"A name below /dev/disk/by-id would follow the drive: {tunable}@by-id/...={value}")
 
 
 def _rows(outcomes: Iterable[Outcome]) -> list[dict[str, str]]:

@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kerntune.cli.answers import ClaimRow, Document, matches, named
+from kerntune.cli.answers import ClaimRow, Document, covered, named
 from kerntune.cli.rows import Advice
 from kerntune.model import Origin
+from kerntune.patterns import EVERY
 
 NAMED: Final = 3  # claims that are named before they are only counted
 PLACE: Final = re.compile(r"/.+:\d+", re.ASCII)
@@ -31,14 +32,10 @@ def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, pe
 def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[ClaimRow]:
     """The claims that won the targets of these names, and those that wait for some."""
     names = list(what)
-    winners = {
-        row["claim"]
-        for row in document["targets"]
-        if any(row["tunable"] == tunable and matches(instances, row) for tunable, instances in names)
-    }
+    winners = {row["claim"] for tunable, instances in names for row in covered(document, tunable, instances)}
     for claim in document["claims"]:
         waits = not claim["matches"] and any(
-            claim["tunable"] == tunable and instances in {"*", claim["instances"]} for tunable, instances in names
+            claim["tunable"] == tunable and instances in {"", EVERY, claim["instances"]} for tunable, instances in names
         )
         if claim["id"] in winners or waits:
             yield claim

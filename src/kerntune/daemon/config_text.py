@@ -14,8 +14,7 @@ from kerntune.daemon.settings import shown
 from kerntune.engine.requests import normal
 from kerntune.errors import InvalidValue
 from kerntune.model import Claim, Origin
-from kerntune.tunables import page_size
-from kerntune.tunables.base import Sizes, Tunable
+from kerntune.tunables.base import Tunable, as_number
 
 LONGEST_VALUE: Final = 256  # characters
 WHO: Final = "config"
@@ -271,28 +270,11 @@ def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
         instances = normal(tunable, pattern)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
-    counted = as_number(value, instances, tunable.sizes)
+    counted = as_number(tunable, instances, value)
     try:
         return instances, tunable.normal_value(counted)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The value is {row.values}" if row else error.hint) from error
-
-
-def as_number(value: str, instances: str, sizes: Sizes) -> str:
-    """A size (64G) as a number of what the tunable takes; anything else as it is."""
-    wanted = page_size.size(value) if sizes else None
-    if wanted is None:
-        return value
-    if sizes == "KiB":
-        return str(wanted >> 10)
-    size = page_size.parse(instances).size
-    pages, rest = divmod(wanted, size)
-    if rest:
-        raise InvalidValue(
-            f"{value} is not a whole number of {page_size.spell(size)} pages",
-            f"The nearest numbers of pages are {pages} and {pages + 1}",
-        )
-    return str(pages)
 
 
 def there_are(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from kerntune.doctor.files import Files
 from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Stage
 from kerntune.doctor.sysctl import path_of
 from kerntune.errors import InvalidValue
-from kerntune.tunables import page_size
+from kerntune.patterns import parse_pool
 
 FILE: Final = "proc/cmdline"
 THP: Final = "sys/kernel/mm/transparent_hugepage"
@@ -44,7 +44,7 @@ def read(files: Files, default_page_size: int) -> list[Line]:
     for name, value, place in words(files):
         if name in ("hugepagesz", "default_hugepagesz"):
             try:
-                size = page_size.parse(value).size
+                size = parse_pool(value).size
             except InvalidValue as error:
                 size = 0
                 found.append(Left(place, error.what))

@@ -13,11 +13,12 @@ from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
+from kerntune.patterns import parse_pool
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.cpu_policies import POLICIES
 from kerntune.tunables.hugepages import POOLS, HugePages, folder_of
 from kerntune.tunables.io_scheduler import IoScheduler
-from kerntune.tunables.page_size import parse, spell
+from kerntune.units import spell_size
 
 # Parameters of the kernel that decide whether and how CPU frequencies can be set.
 CPU_PARAMETERS: Final = frozenset({"intel_pstate", "amd_pstate", "cpufreq.off", "cpufreq.default_governor"})
@@ -36,11 +37,11 @@ def huge_pages(files: Files, kernel: KernelView) -> Iterator[Finding]:
     default = default_page_size(kernel)
     what = f"huge pages are supported, in sizes of {', '.join(pool.instance for pool in pools)}"
     if default:
-        what += f"; {spell(default)} is the default"
+        what += f"; {spell_size(default)} is the default"
     yield Finding(Severity.OK, "hugepages", what, tuple(evidence))
     for pool in pools:
         total, free = (number(kernel, f"{folder_of(pool)}/{name}_hugepages") for name in ("nr", "free"))
-        size = parse(pool.instance).size
+        size = parse_pool(pool.instance).size
         if total and free == total:
             what = f"{total} huge pages of {pool.instance} ({total * size >> 20} MiB) are reserved, and nobody uses one"
             fix = f"give the memory back, if no program is to come for it: kerntune set hugepages@{pool.instance}=0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -15,13 +14,12 @@ from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView, number
 from kerntune.kernel.memory import default_page_size
 from kerntune.model import Setting
+from kerntune.patterns import UNSTABLE, Kind
 from kerntune.tunables import REGISTRY
-from kerntune.tunables.base import Kind, Tunable
-from kerntune.tunables.cpu_policies import spell_cpus
+from kerntune.tunables.base import Tunable
 from kerntune.tunables.sysctl import REPORTED, only_reported
+from kerntune.units import spell_cpus
 
-# Names that the kernel gives in the order it finds the drives.
-UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|sd[a-z]+|vd[a-z]+")
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
 STAYS: Final = "Leave the line as it is: without it, or one in /etc/sysctl.d, the value is lost at the next boot"
 

@@ -10,8 +10,8 @@ from typing import Final
 from kerntune.doctor.files import Files
 from kerntune.doctor.nouns import Assignment, Line, Place, Stage
 from kerntune.kernel.files import KernelView, find
+from kerntune.patterns import Kind
 from kerntune.tunables import REGISTRY
-from kerntune.tunables.base import Kind
 
 CPUFREQUTILS: Final = "etc/default/cpufrequtils"
 INIT_SCRIPT: Final = "etc/init.d/cpufrequtils"

@@ -6,8 +6,10 @@ import posixpath
 import re
 from typing import Final, NamedTuple
 
-from kerntune.tunables import REGISTRY, page_size
-from kerntune.tunables.base import Kind, Tunable
+from kerntune.patterns import Kind
+from kerntune.tunables import REGISTRY
+from kerntune.tunables.base import Tunable
+from kerntune.units import spell_size
 
 OVERCOMMIT: Final = "overcommit"
 MODES: Final = {"0": "heuristic", "1": "always", "2": "never"}
@@ -59,7 +61,7 @@ def pool(found: dict[str, str], default: int) -> str:
     size = int(found["kb"]) << 10 if "kb" in found else default
     node = found.get("node", "")
     node = "*" if node in ("node*", "node[0-9]*") else node
-    return page_size.spell(size) + (f"/{node}" if node else "") if size else ""
+    return spell_size(size) + (f"/{node}" if node else "") if size else ""
 
 
 def overcommit(mode: str, ratio: str, kbytes: str, *, current_ratio: int) -> tuple[str, str]:

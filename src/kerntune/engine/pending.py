@@ -10,7 +10,8 @@ from functools import cached_property
 from kerntune.engine.claims import Edit
 from kerntune.engine.lanes import Ticket
 from kerntune.model import Lane, Target
-from kerntune.tunables.base import Matcher, Tunable
+from kerntune.patterns import Matcher
+from kerntune.tunables.base import Tunable
 
 
 class Named:

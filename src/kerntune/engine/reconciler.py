@@ -42,6 +42,7 @@ from kerntune.engine.shared import DryRuns, Shared
 from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
+from kerntune.kernel.memory import default_page_size
 from kerntune.model import (
     NO_MEMORY,
     Claim,
@@ -101,6 +102,7 @@ class Reconciler:
         self.committed = ledger.book.without(self.unsound)
         self.configured: tuple[Claim, ...] = ()
         self._pending: list[Pending] = []
+        self._page_size = default_page_size(kernel)
         self._ending = self._stopping = False
         seqs = [claim.seq for claim in self.committed.claims.values()]
         self._sequence = count(max(seqs, default=0) + 1)
@@ -154,7 +156,7 @@ class Reconciler:
     @property
     def world(self) -> World:
         owed = frozenset(target for target, outcome in self.outcomes.items() if outcome.is_owed)
-        return World(self.tunables, self.readings, self.missing, owed, self.memory or NO_MEMORY)
+        return World(self.tunables, self.readings, self.missing, owed, self.memory or NO_MEMORY, self._page_size)
 
     @property
     def troubles(self) -> set[Reason]:

@@ -24,10 +24,11 @@ from kerntune.model import (
     Setting,
     Target,
 )
-from kerntune.tunables.base import Tunable
+from kerntune.patterns import EVERY, Kind
+from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.pool_room import Room
+from kerntune.units import spell_size
 
-EVERY = "*"
 ROOT = 0  # uid
 POOLS = "hugepages"
 
@@ -58,7 +59,8 @@ class Request:
 class World:
     """What requests are checked against: the tunables, the last readings, and which tunables are missing and why.
 
-    `owed` are the targets whose own values are not back yet. It has no slots, so that it can keep what it has sorted.
+    `owed` are the targets whose own values are not back yet. `page_size` is the host's default size of huge pages in
+    bytes, 0 without any. It has no slots, so that it can keep what it has sorted.
     """
 
     tunables: Mapping[str, Tunable]
@@ -66,6 +68,7 @@ class World:
     missing: Mapping[str, str]
     owed: frozenset[Target] = frozenset()
     memory: Memory = NO_MEMORY
+    page_size: int = 0
 
     def tunable(self, name: str) -> Tunable:
         if name not in self.tunables:
@@ -113,8 +116,8 @@ def edit_for(request: Request, world: World, book: ClaimBook, sequence: Iterator
 def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tuple[Claim, Sequence[Target]]:
     """Return one checked setting as a claim, and what it covers."""
     tunable = world.tunable(setting.tunable)
-    value = tunable.normal_value(setting.value)
-    instances = normal(tunable, setting.instances)
+    instances = instances_of(tunable, setting.instances, world)
+    value = tunable.normal_value(as_number(tunable, instances, setting.value))
     if missing := world.missing.get(tunable.name):
         raise NotSupported(
             f"this host has no {tunable.summary}: {missing}",
@@ -148,6 +151,19 @@ def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
         )
     except InvalidValue:
         return False
+
+
+def instances_of(tunable: Tunable, text: str, world: World) -> str:
+    """Return the pattern of a setting in normal form; an empty one is the default page size, or every instance.
+
+    Raise InvalidValue for a text that is no pattern, and NotSupported where the host has no default page size.
+    """
+    if text or tunable.kind is not Kind.POOLS:
+        return normal(tunable, text or EVERY)
+    if not world.page_size:
+        why = world.missing.get(tunable.name, "/proc/meminfo names no Hugepagesize")
+        raise NotSupported(f"this host has no default size of huge pages: {why}", "Name a size: hugepages@2M=64G")
+    return spell_size(world.page_size)
 
 
 def normal(tunable: Tunable, instances: str) -> str:
@@ -194,7 +210,7 @@ def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
     # Each once: what a name stands for may be all there is.
     for name, named in dict.fromkeys((setting.tunable, setting.instances) for setting in request.settings):
         tunable = world.tunable(name)
-        if named == EVERY:
+        if named in ("", EVERY):
             dropped += [claim.id for claim in book.by_origin(request.origin) if claim.tunable == tunable.name]
             # Values that are owed are tried again at once.
             owed = (target.instance for target in world.owed if target.tunable == tunable.name)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from kerntune.units import parse_size
+
 VARIABLE: Final = "GLIBC_TUNABLES"
 # 1: ask for transparent huge pages; 2: take huge pages of the default size; more: of that size in bytes
 # (glibc's manual, "Memory Allocation Tunables"; from 2.35).
@@ -13,8 +15,6 @@ TUNABLE: Final = "glibc.malloc.hugetlb"
 TRANSPARENT: Final = 1
 DEFAULT_SIZE: Final = 2
 POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
-UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-POOL: Final = re.compile(r"([0-9]{1,9})([KMG])(?:i?B)?(?:/.*)?", re.IGNORECASE)
 NOTHING: Final = re.compile(r"\+?0+[A-Za-z]*")
 
 
@@ -48,5 +48,4 @@ def hugetlb(settings: Iterable[str], default_page_size: int) -> int:
 
 def _page_size(instance: str, default: int) -> int:
     """Return the size of the pages of a pool such as `1G` or `2M/node0`; the default where none is named."""
-    found = POOL.fullmatch(instance)
-    return int(found[1]) * UNITS[found[2].upper()] if found and int(found[1]) else default
+    return parse_size(instance.partition("/")[0]) or default

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from kerntune.errors import AccessDenied, InvalidValue, KernelRejected, NoSuchTarget, NotSupported
+from kerntune.units import parse_cpus, spell_cpus
 
 # The kernel sets a slice outside of these to the nearer one (kernel/sched/syscalls.c, __setparam_fair).
 LEAST_US: Final = 100
@@ -176,20 +176,3 @@ def cpus_in(file: str, folder: str = CPUS) -> frozenset[int]:
     """Return the CPUs in a list of sysfs: `present`, `online` or `possible` (Documentation/admin-guide/cputopology)."""
     with open(f"{folder}/{file}", encoding="ascii") as text:
         return parse_cpus(text.read())
-
-
-def parse_cpus(text: str) -> frozenset[int]:
-    """Return the CPUs that the kernel writes as `0-3,8`."""
-    ranges = [part.partition("-") for part in text.strip().split(",") if part]
-    return frozenset(cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1))
-
-
-def spell_cpus(cpus: Iterable[int]) -> str:
-    """Write CPUs as the kernel does: `0-3,8`."""
-    runs: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if runs and cpu == runs[-1][1] + 1:
-            runs[-1][1] = cpu
-        else:
-            runs.append([cpu, cpu])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, Protocol
 
 from kerntune.errors import InvalidValue
@@ -26,22 +25,13 @@ from kerntune.model import (
     Wish,
     Write,
 )
+from kerntune.patterns import PATTERNS, Kind, Matcher, parse_pool
 from kerntune.tunables.sums import Asking, Total, apart
+from kerntune.units import in_kib, in_pages
 
 Action = Literal["set", "set-memory"]
-Matcher = Callable[[Target], bool]
 # What a size with a unit (64G) becomes where it is taken as a value: pages of the instance's size, or KiB.
 Sizes = Literal["", "pages", "KiB"]
-
-
-class Kind(StrEnum):
-    """What the instances of a tunable are, which decides how people may write them."""
-
-    POOLS = "pools"
-    CPUS = "cpus"
-    DRIVES = "drives"
-    NAMES = "names"
-    SINGLE = "single"
 
 
 class Tunable(Protocol):
@@ -151,6 +141,7 @@ class Tunable(Protocol):
 class Plain(ABC):
     """What most tunables share: one file a target, compared as text."""
 
+    kind: ClassVar[Kind]
     sizes: ClassVar[Sizes] = ""
     parallel: ClassVar[bool] = False
     counted: ClassVar[bool] = False
@@ -162,8 +153,14 @@ class Plain(ABC):
     @abstractmethod
     def normal_value(self, value: str) -> str: ...
 
+    def normal(self, instances: str) -> str:
+        return PATTERNS[self.kind].normal(instances)
+
+    def exact(self, instances: str) -> bool:
+        return PATTERNS[self.kind].exact(instances)
+
     def matcher(self, instances: str) -> Matcher:
-        return lambda target: target.instance == instances
+        return PATTERNS[self.kind].matcher(instances)
 
     def matches(self, instances: str, target: Target) -> bool:
         return self.matcher(instances)(target)
@@ -219,6 +216,20 @@ class Plain(ABC):
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         return refused_write(reading.target, value, code)
+
+
+def as_number(tunable: Tunable, instances: str, value: str) -> str:
+    """Return a size (64G) as a number of what the tunable counts, and any other value as it is.
+
+    `instances` is in normal form. Raise InvalidValue for a size that is not a whole number of pages.
+    """
+    match tunable.sizes:
+        case "pages":
+            return in_pages(value, parse_pool(instances).size)
+        case "KiB":
+            return in_kib(value)
+        case _:
+            return value
 
 
 def bracketed(text: str) -> tuple[str, tuple[str, ...]]:

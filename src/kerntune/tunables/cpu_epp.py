@@ -21,8 +21,9 @@ from kerntune.errors import InvalidValue, NotOffered
 from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.files import KernelView, find
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.patterns import also_moved
 from kerntune.tunables.base import unlike, unreadable
-from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, also_moved, first, offered, offline
+from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, first, offered, offline
 
 PERFORMANCE = "performance"
 # Drivers whose governor performance decides the preference too.
@@ -122,7 +123,7 @@ class CpuEpp(OnPolicies):
 
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if is_in_place(wish.value, reading):
-            return Verdict(State.SATISFIED, Reason.OK, also_moved(wish))
+            return Verdict(State.SATISFIED, Reason.OK, also_moved(wish.winner.instances, wish.target))
         if forbids(reading):
             return decided(wish.value)
         return no_way_back(reading) if wish.value == DEFAULT and reading.value is not None else unlike(reading)

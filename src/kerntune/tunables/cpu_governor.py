@@ -12,8 +12,9 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.patterns import also_moved
 from kerntune.tunables.base import unlike
-from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, also_moved, offered, offline
+from kerntune.tunables.cpu_policies import BY_HAND, POLICIES, OnPolicies, offered, offline
 
 # Governors that the kernel loads when their name is written, though the file does not list them before.
 ON_DEMAND = frozenset({"conservative", "ondemand", "performance", "powersave", "schedutil", "userspace"})
@@ -88,7 +89,7 @@ class CpuGovernor(OnPolicies):
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value != wish.value:
             return unlike(reading)
-        return Verdict(State.SATISFIED, Reason.OK, also_moved(wish))
+        return Verdict(State.SATISFIED, Reason.OK, also_moved(wish.winner.instances, wish.target))
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         if code == errno.EBUSY:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelError, KernelView, find
-from kerntune.model import Lane, Reading, Reason, Target, Wish
-from kerntune.tunables.base import Action, Kind, Matcher, Plain
+from kerntune.model import Lane, Reading, Reason, Target
+from kerntune.patterns import Kind
+from kerntune.tunables.base import Action, Plain
 
 CPUS = "sys/devices/system/cpu"
 POLICIES = f"{CPUS}/cpufreq"
 # As people name a policy: itself, or a CPU that it moves.
 BY_HAND = r"sys/devices/system/cpu/(?:cpu(?P<cpus>[^/]+)|\*|cpufreq/(?P<policy>[^/]+))(?:/cpufreq)?"
-POLICY = re.compile(r"policy[0-9]{1,5}")
-# Up to the 9999th CPU: the kernel can be built for 8192.
-CPU_LIST = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
 
 
 class OnPolicies(Plain):
@@ -46,24 +40,6 @@ class OnPolicies(Plain):
         # There is one driver at a time (cpufreq_driver of drivers/cpufreq/cpufreq.c), also of a policy that is offline.
         driver = first(kernel, names, "scaling_driver")
         return [Target(self.name, name, driver, aliases=aliases) for name, aliases in cpus_of(kernel, names).items()]
-
-    def normal(self, instances: str) -> str:
-        if instances == "*" or POLICY.fullmatch(instances):
-            return instances
-        if CPU_LIST.fullmatch(instances):
-            return str(CpuList.parse(instances))
-        raise InvalidValue(f"{instances!r} names no CPUs", "Give a CPU list (0-3,8), a policy (policy0) or *")
-
-    def exact(self, instances: str) -> bool:
-        return instances != "*"
-
-    def matcher(self, instances: str) -> Matcher:
-        if instances == "*":
-            return lambda _target: True
-        if instances.startswith("policy"):
-            return super().matcher(instances)
-        listed = CpuList.parse(instances).bits
-        return lambda target: bool(listed & bits_of(target.aliases))
 
     def path(self, target: Target) -> str:
         """The sysfs file of one policy."""
@@ -119,66 +95,3 @@ def linked_cpus(kernel: KernelView) -> dict[str, tuple[str, ...]]:
 def offline(target: Target) -> str:
     """What is said of a policy whose CPUs are offline."""
     return f"the CPUs of {target.instance} are offline; the value is set when one comes online"
-
-
-def also_moved(wish: Wish) -> str:
-    """The CPUs that a policy moves beside those that a CPU list named."""
-    if not CPU_LIST.fullmatch(wish.winner.instances):
-        return ""
-    listed = CpuList.parse(wish.winner.instances).bits
-    others = [cpu for cpu in cpus_in(wish.target.aliases) if not listed >> cpu & 1]
-    return f"{wish.target.instance} also moves CPU {spell_cpus(others)}" if others else ""
-
-
-@dataclass(frozen=True, slots=True)
-class CpuList:
-    """A CPU list as the kernel writes it (0-3,8): ranges in order that do not touch; its cost is that of its text."""
-
-    spans: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def parse(cls, text: str) -> CpuList:
-        """Return what CPU_LIST has found to be one. Raise InvalidValue for a range that runs backwards."""
-        found = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            if int(last or first) < int(first):
-                raise InvalidValue(f"{part!r} runs backwards", "Give the lower CPU first: 0-3")
-            found.append((int(first), int(last or first)))
-        return cls.of(found)
-
-    @classmethod
-    def of(cls, spans: Iterable[tuple[int, int]]) -> CpuList:
-        """Return the list that has all of these."""
-        joined: list[tuple[int, int]] = []
-        for first, last in sorted(spans):
-            if joined and first <= joined[-1][1] + 1:
-                joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
-            else:
-                joined.append((first, last))
-        return cls(tuple(joined))
-
-    @property
-    def bits(self) -> int:
-        """The list as a number that has a bit for each CPU."""
-        return sum(((1 << last - first + 1) - 1) << first for first, last in self.spans)
-
-    def __str__(self) -> str:
-        return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.spans)
-
-
-def spell_cpus(cpus: Iterable[int]) -> str:
-    """CPU numbers in the kernel's list form."""
-    return str(CpuList.of((cpu, cpu) for cpu in cpus))
-
-
-def cpus_in(aliases: Iterable[str]) -> list[int]:
-    """Return the CPUs that a policy's other names are."""
-    return [int(alias.removeprefix("cpu")) for alias in aliases]
-
-
-# The names are those of this host's policies, which no caller can add to.
-@lru_cache(maxsize=1024)
-def bits_of(aliases: tuple[str, ...]) -> int:
-    """Return the same as a number that has a bit for each."""
-    return sum(1 << cpu for cpu in cpus_in(aliases))

@@ -6,16 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kerntune.errors import InvalidValue
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find
 from kerntune.model import Lane, Target
-from kerntune.tunables.base import Action, Kind, Matcher, Plain
-from kerntune.tunables.globs import Glob
+from kerntune.patterns import Kind
+from kerntune.tunables.base import Action, Plain
 
-# A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
-PATTERN = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
-GLOB = re.compile(r"[*?\[]")
 # As people name it: the classes hold links.
 BY_HAND = r"sys/(?:class/)?block/(?P<drive>[^/]+)"
 # A path of a multipath drive: subsystem, controller, namespace (nvme_mpath_set_disk_name in drivers/nvme/host).
@@ -56,29 +52,6 @@ class OnDrives(Plain):
         if kernel.glob(f"sys/block/*/{self.file}"):
             return ""
         return f"no block device below /sys/block has a {self.file} file. " + support.configured(kernel, "BLOCK")
-
-    def normal(self, instances: str) -> str:
-        if not PATTERN.fullmatch(instances) or instances.removeprefix("by-id/") in (".", ".."):
-            raise InvalidValue(
-                f"{instances!r} cannot name a block device",
-                "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-            )
-        return instances
-
-    def exact(self, instances: str) -> bool:
-        return not GLOB.search(instances)
-
-    def matcher(self, instances: str) -> Matcher:
-        if self.exact(instances):
-            return lambda target: instances == target.instance or instances in target.aliases
-        glob, slashes = Glob.parse(instances), instances.count("/")
-
-        def matches(target: Target) -> bool:
-            names = (target.instance, *target.aliases)
-            # The slash of by-id/ is not crossed.
-            return instances in names or any(glob.matches(name) for name in names if name.count("/") == slashes)
-
-        return matches
 
     def path(self, target: Target) -> str:
         """The sysfs file of one device."""

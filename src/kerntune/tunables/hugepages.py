@@ -34,13 +34,15 @@ from kerntune.model import (
     Write,
     reserve_of,
 )
-from kerntune.tunables import page_size
-from kerntune.tunables.base import Action, Kind, Matcher, Plain, Sizes, unreadable
+from kerntune.patterns import Kind, Pool, parse_pool
+from kerntune.tunables.base import Action, Plain, Sizes, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
 from kerntune.tunables.sums import Asking, Total, of_pools
+from kerntune.units import spell_size
 
 POOLS = "sys/kernel/mm/hugepages"
+IN_PATH = r"hugepages-(?P<kb>[0-9]{1,12})kB"  # a page size in a path of the kernel
 PIECE = 1 << 30  # bytes of growth in one write
 COUNT = re.compile(r"[0-9]{1,20}")
 A_SMALL_NODE = 12  # this part of it stays for what runs there, where that is less than the usual reserve
@@ -58,8 +60,8 @@ class HugePages(Plain):
     sizes: ClassVar[Sizes] = "pages"
     by_hand: ClassVar[tuple[str, ...]] = (
         r"proc/sys/vm/nr_hugepages(?:_mempolicy)?",
-        rf"sys/kernel/mm/hugepages/{page_size.IN_PATH}/nr_hugepages(?:_mempolicy)?",
-        rf"sys/devices/system/node/(?P<node>[^/]+)/hugepages/{page_size.IN_PATH}/nr_hugepages",
+        rf"sys/kernel/mm/hugepages/{IN_PATH}/nr_hugepages(?:_mempolicy)?",
+        rf"sys/devices/system/node/(?P<node>[^/]+)/hugepages/{IN_PATH}/nr_hugepages",
     )
     counted: ClassVar[bool] = True
     adds: ClassVar[bool] = True
@@ -93,23 +95,11 @@ class HugePages(Plain):
             *kernel.glob("sys/devices/system/node/node*/hugepages/hugepages-*kB"),
         ):
             parts = folder.split("/")
-            found.append(str(page_size.Pool(size_of(folder), parts[4] if parts[1] == "devices" else "")))
+            found.append(str(Pool(size_of(folder), parts[4] if parts[1] == "devices" else "")))
         return [Target(self.name, instance) for instance in sorted(found, key=natural)]
 
     def missing(self, kernel: KernelView) -> str:
         return "" if kernel.glob(f"{POOLS}/hugepages-*kB") else support.missing(kernel, POOLS, "HUGETLBFS")
-
-    def normal(self, instances: str) -> str:
-        return str(page_size.parse(instances))
-
-    def exact(self, instances: str) -> bool:
-        return not instances.endswith("*")
-
-    def matcher(self, instances: str) -> Matcher:
-        if instances.endswith("/*"):
-            nodes = f"{instances[:-1]}node"
-            return lambda target: target.instance.startswith(nodes)
-        return super().matcher(instances)
 
     def group(self, target: Target) -> str:
         return target.instance.partition("/")[0]
@@ -118,7 +108,7 @@ class HugePages(Plain):
         return of_pools(asking, own)
 
     def takes(self, target: Target, value: str) -> int:
-        return page_size.parse(target.instance).size * int(value)
+        return parse_pool(target.instance).size * int(value)
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         return self._read(kernel, target, partial(node_memory, kernel))
@@ -129,8 +119,8 @@ class HugePages(Plain):
         if found is None:
             return Reading(target, None, reason=Reason.NO_SUCH_TARGET, detail=f"/{folder} is not there any more")
         total, free, surplus = found
-        size, node = page_size.parse(target.instance)
-        whole = folder_of(Target(self.name, page_size.spell(size)))
+        size, node = parse_pool(target.instance)
+        whole = folder_of(Target(self.name, spell_size(size)))
         figures = {
             "size": size,
             "total": total,
@@ -159,7 +149,7 @@ class HugePages(Plain):
 
     def normal_value(self, value: str) -> str:
         if not COUNT.fullmatch(value):
-            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a whole number of pages, 0 or more")
+            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
         return str(int(value))
 
     def validate(self, reading: Reading, value: str) -> None:
@@ -285,7 +275,7 @@ def at_boot(reading: Reading, wanted: int) -> str:
 
 def folder_of(target: Target) -> str:
     """The sysfs folder of a pool."""
-    size, node = page_size.parse(target.instance)
+    size, node = parse_pool(target.instance)
     folder = f"hugepages-{size >> 10}kB"
     return f"sys/devices/system/node/{node}/hugepages/{folder}" if node else f"{POOLS}/{folder}"
 

@@ -15,10 +15,11 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, natural, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables import page_size
-from kerntune.tunables.base import Action, Kind, Plain, Sizes, unreadable
-from kerntune.tunables.hugepages import COUNT, POOLS
+from kerntune.patterns import Kind, parse_pool
+from kerntune.tunables.base import Action, Plain, Sizes, unreadable
+from kerntune.tunables.hugepages import COUNT, IN_PATH, POOLS
 from kerntune.tunables.sums import refusal
+from kerntune.units import spell_size
 
 FILE = "nr_overcommit_hugepages"
 
@@ -35,7 +36,7 @@ class HugePagesOvercommit(Plain):
     adds: ClassVar[bool] = True
     by_hand: ClassVar[tuple[str, ...]] = (
         r"proc/sys/vm/nr_overcommit_hugepages",
-        rf"sys/kernel/mm/hugepages/{page_size.IN_PATH}/nr_overcommit_hugepages",
+        rf"sys/kernel/mm/hugepages/{IN_PATH}/nr_overcommit_hugepages",
     )
     explained: ClassVar[Explanation] = Explanation(
         what="How many huge pages beyond those set aside may be made when a program asks, and given back when it ends.",
@@ -57,22 +58,19 @@ class HugePagesOvercommit(Plain):
             int(path.split("/")[-2].removeprefix("hugepages-").removesuffix("kB")) << 10
             for path in kernel.glob(f"{POOLS}/hugepages-*kB/{FILE}")
         ]
-        return [Target(self.name, instance) for instance in sorted(map(page_size.spell, sizes), key=natural)]
+        return [Target(self.name, instance) for instance in sorted(map(spell_size, sizes), key=natural)]
 
     def missing(self, kernel: KernelView) -> str:
         return "" if self.targets(kernel) else support.missing(kernel, POOLS, "HUGETLBFS")
 
     def normal(self, instances: str) -> str:
-        pool = page_size.parse(instances)
+        pool = parse_pool(instances)
         if pool.node:
             raise InvalidValue(
                 f"{instances} is the pool of one node, and only the whole host can borrow",
-                f"Leave the node out: {page_size.spell(pool.size)}",
+                f"Leave the node out: {spell_size(pool.size)}",
             )
         return str(pool)
-
-    def exact(self, instances: str) -> bool:  # noqa: ARG002
-        return True
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         folder = folder_of(target)
@@ -80,21 +78,21 @@ class HugePagesOvercommit(Plain):
         if text is None or not text.isdigit():
             return Reading(target, None, reason=Reason.NO_SUCH_TARGET, detail=f"/{folder} is not there any more")
         figures = {
-            "size": page_size.parse(target.instance).size,
+            "size": parse_pool(target.instance).size,
             "surplus": number(kernel, f"{folder}/surplus_hugepages"),
         }
         return Reading(target, text, figures=figures)
 
     def normal_value(self, value: str) -> str:
         if not COUNT.fullmatch(value):
-            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a whole number of pages, 0 or more")
+            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
         return str(int(value))
 
     def validate(self, reading: Reading, value: str) -> None:
         """Any count may be asked for; the limit of the host is checked by the plan."""
 
     def takes(self, target: Target, value: str) -> int:
-        return page_size.parse(target.instance).size * int(value)
+        return parse_pool(target.instance).size * int(value)
 
     def plan(
         self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
@@ -131,7 +129,7 @@ class HugePagesOvercommit(Plain):
 
 def folder_of(target: Target) -> str:
     """The sysfs folder of a page size."""
-    return f"{POOLS}/hugepages-{page_size.parse(target.instance).size >> 10}kB"
+    return f"{POOLS}/hugepages-{parse_pool(target.instance).size >> 10}kB"
 
 
 def to_lend(reading: Reading, count: int) -> int:

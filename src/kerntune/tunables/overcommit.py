@@ -15,7 +15,8 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import Action, Kind, Plain, unlike
+from kerntune.patterns import Kind
+from kerntune.tunables.base import Action, Plain, unlike
 
 MODES = ("heuristic", "always", "never")
 NEVER = "never"
@@ -67,16 +68,6 @@ class Overcommit(Plain):
     def missing(self, kernel: KernelView) -> str:
         path = f"{VM}/overcommit_memory"
         return "" if find(kernel, path) is not None else support.missing(kernel, path, "MMU")
-
-    def normal(self, instances: str) -> str:
-        if instances not in ("", "*"):
-            raise InvalidValue(
-                f"overcommit has no instance {instances!r}", "It is one setting of the host: leave it out"
-            )
-        return ""
-
-    def exact(self, instances: str) -> bool:  # noqa: ARG002
-        return True
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         mode = find(kernel, f"{VM}/overcommit_memory")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kerntune.model import Claim, Origin, Reason, State, Sum, Target, Verdict, Wish
-from kerntune.tunables.page_size import parse
+from kerntune.patterns import parse_pool
 
 Asking = Mapping[Target, Sequence[Claim]]  # the claims on each target, the strongest first
 
@@ -35,8 +35,8 @@ def of_pools(asking: Asking, own: Mapping[Target, int]) -> dict[Target, Total]:
     a total that is claimed. A host with one node has one pool under two names.
     """
     found: dict[Target, Total] = {}
-    for size in dict.fromkeys(parse(target.instance).size for target in own):
-        group = {target: asking.get(target, ()) for target in own if parse(target.instance).size == size}
+    for size in dict.fromkeys(parse_pool(target.instance).size for target in own):
+        group = {target: asking.get(target, ()) for target in own if parse_pool(target.instance).size == size}
         if any(map(holds, group.values())):
             found |= _of_size(group, own)
     return found

@@ -17,7 +17,8 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import Action, Kind, Plain, unreadable
+from kerntune.patterns import Kind
+from kerntune.tunables.base import Action, Plain, unreadable
 
 
 class Range(NamedTuple):
@@ -86,15 +87,12 @@ class Sysctl(Plain):
 
     def normal(self, instances: str) -> str:
         """With dots; as sysctl(8) it takes slashes too."""
-        name = instances.replace("/", ".")
+        name = super().normal(instances)
         if tunable := ELSEWHERE.get(name):
             raise NoSuchName(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
         if name not in SYSCTLS:
             raise NoSuchName(f"{instances!r} is no sysctl that kerntune tunes", f"There are {', '.join(SYSCTLS)}")
         return name
-
-    def exact(self, instances: str) -> bool:  # noqa: ARG002
-        return True
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         try:

@@ -15,7 +15,8 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelError, KernelView, find
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import Action, Kind, Plain, bracketed, unreadable
+from kerntune.patterns import Kind
+from kerntune.tunables.base import Action, Plain, bracketed, unreadable
 
 FOLDER = "sys/kernel/mm/transparent_hugepage"
 # What a file may say; kernels before 4.11 have no defer+madvise.
@@ -67,9 +68,6 @@ class Thp(Plain):
         if instances == "*":
             raise InvalidValue("thp has two files, and their values differ in what they cost", which)
         raise NoSuchName(f"thp has no file {instances!r}", which)
-
-    def exact(self, instances: str) -> bool:  # noqa: ARG002
-        return True
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         try:

@@ -102,7 +102,7 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *T
         ('[hugepages]\n"2M" = -1', Kind.CLAIM, f":2: hugepages: '-1' is not a number of huge pages. {COUNTS}"),
         ('[hugepages]\n"2M" = "64X"', Kind.CLAIM, f":2: hugepages: '64X' is not a number of huge pages. {COUNTS}"),
         ('[hugepages]\n"2M" = "3M"', Kind.CLAIM,
-         ":2: hugepages: 3M is not a whole number of 2M pages. The nearest numbers of pages are 1 and 2"),
+         ":2: hugepages: 3M is not a whole number of 2M pages. The nearest numbers of pages are 1 (2M) and 2 (4M)"),
         ('[hugepages]\n"2M" = "2M/node0"', Kind.CLAIM,
          f":2: hugepages: '2M/node0' is not a number of huge pages. {COUNTS}"),
         ('[hugepages]\n"*" = 5', Kind.CLAIM, f":2: hugepages: '*' is not a pool of huge pages. {POOLS}"),
@@ -124,8 +124,8 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *T
          ":2: cpu-governor: '3-0' runs backwards. The name before the = is * (every CPU), a CPU list (0-3,8) or a "
          "policy (policy0)"),
         ("[overcommit]\nvalue = 'always'", Kind.CLAIM,
-         ":2: overcommit: overcommit has no instance 'value'. The name before the = is * (it is one setting of the "
-         "host)"),
+         ":2: overcommit: 'value' names nothing: there is one setting of the host. "
+         "The name before the = is * (it is one setting of the host)"),
         ("[overcommit]\n'*' = 95", Kind.CLAIM,
          ":2: overcommit: '95' is not an overcommit setting. The value is heuristic, always, always:RATIO or "
          "never:RATIO, with a RATIO from 1 to 100 percent of RAM (99 with always)"),

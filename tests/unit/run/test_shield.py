@@ -14,7 +14,8 @@ from typing import TypeVar
 import pytest
 
 from kerntune.errors import InvalidValue, KerntuneError, NoSuchTarget, NotSupported
-from kerntune.run.shield import Shield, cpus_in, in_force, parse_cpus, spell_cpus, unusable
+from kerntune.run.shield import Shield, cpus_in, in_force, unusable
+from kerntune.units import parse_cpus, spell_cpus
 
 T = TypeVar("T")
 ONE = frozenset({min(os.sched_getaffinity(0))})

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from kerntune import patterns
 from kerntune.engine.answers import by_tunable, own_outcomes
 from kerntune.engine.passes import Result
 from kerntune.engine.resolve import resolve
+from kerntune.globs import Glob
 from kerntune.model import Origin, Reading, Target
-from kerntune.tunables import cpu_policies, drives
 from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.cpu_policies import CpuList
-from kerntune.tunables.globs import Glob
 from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.units import CpuList
 from tests.unit.lab import claim
 
 GOVERNORS, SCHEDULERS = CpuGovernor(), IoScheduler()
@@ -38,7 +38,7 @@ def test_a_cpu_list_is_parsed_once_for_all_policies(monkeypatch: pytest.MonkeyPa
     lists = [",".join(map(str, range(n, n + 400, 7))) for n in range(300)]
     claims = [claim(Origin.RUNTIME, "cpu-governor", each, "performance", seq) for seq, each in enumerate(lists)]
     counted = Counted(CpuList)
-    monkeypatch.setattr(cpu_policies, "CpuList", counted)
+    monkeypatch.setattr(patterns, "CpuList", counted)
     wishes = resolve(GOVERNORS, claims, {}, POLICIES)
     assert len(wishes) == len(POLICIES)
     assert counted.times == len(claims)
@@ -47,7 +47,7 @@ def test_a_cpu_list_is_parsed_once_for_all_policies(monkeypatch: pytest.MonkeyPa
 def test_a_glob_is_parsed_once_for_all_drives(monkeypatch: pytest.MonkeyPatch) -> None:
     claims = [claim(Origin.RUNTIME, "io-scheduler", f"nvme{n}*", "none", n) for n in range(64)]
     counted = Counted(Glob)
-    monkeypatch.setattr(drives, "Glob", counted)
+    monkeypatch.setattr(patterns, "Glob", counted)
     resolve(SCHEDULERS, claims, {}, DRIVES)
     result = Result(readings={target: Reading(target, "none") for target in DRIVES})
     there = by_tunable(result)

@@ -11,7 +11,6 @@ from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
 from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.cpu_policies import CpuList, spell_cpus
 from tests.hosts import plant
 from tests.unit.lab import GIB, running, told
 
@@ -39,6 +38,10 @@ def host(*, cpus: int = 4) -> SimulatedKernel:
         ("3,2,1,0", "0-3"),
         ("0-3,2-5", "0-5"),
         ("8,0-1", "0-1,8"),
+        ("cpu3", "3"),
+        ("cpu0-3,8", "0-3,8"),
+        ("policy0-7", "policy0-7"),
+        ("policy3,0-2", "policy0-3"),
     ],
 )
 def test_instances_in_normal_form(given: str, normal: str) -> None:
@@ -50,7 +53,8 @@ def test_instances_in_normal_form(given: str, normal: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        "", "policy", "policy*", "policyX", "cpu0", "0-", "-1", "3-1", "0,,1", "0 1", "0-3\n", "all", "10000", "1-2-3",
+        "", "policy", "policyX", "policy7-0", "cpu", "cpux", "thecpu*/x", "0-", "-1", "3-1",
+        "0,,1", "0 1", "0-3\n", "all", "10000", "1-2-3",
         "policy0/..", "\u0663",
     ],
 )  # fmt: skip
@@ -62,17 +66,11 @@ def test_what_names_no_cpus(given: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "matches"),
     [("*", True), ("policy4", True), ("4", True), ("5", True), ("0-4", True), ("5-9", True), ("0-3,6", False),
-     ("policy5", False), ("policy40", False), ("44", False)],
+     ("policy5", False), ("policy40", False), ("44", False), ("cpu5", True), ("cpu6", False), ("policy?", True),
+     ("policy[0-3]", False), ("cpu[45]", True), ("cpu??", False), ("policy0-7", True), ("policy0-3,5-9", False)],
 )  # fmt: skip
 def test_a_policy_matches_when_one_of_its_cpus_is_named(pattern: str, matches: bool) -> None:
     assert GOVERNORS.matches(GOVERNORS.normal(pattern), SHARED) is matches
-
-
-def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
-    assert CpuList.parse("0-2,5").bits == 0b100111
-    assert str(CpuList.parse("8,0-2,1-3,4,8")) == "0-4,8"
-    assert spell_cpus({5, 2, 0, 1}) == "0-2,5"
-    assert spell_cpus(()) == ""
 
 
 @pytest.mark.parametrize("value", ["performance", "schedutil", "my_governor-2"])

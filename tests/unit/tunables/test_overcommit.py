@@ -362,7 +362,7 @@ async def test_it_is_one_setting_of_the_host(instances: str) -> None:
 
 async def test_it_has_no_instances() -> None:
     async with running(host()) as lab:
-        with pytest.raises(InvalidValue, match="leave it out"):
+        with pytest.raises(InvalidValue, match="Leave it out"):
             await lab.set(("overcommit", "node0", "always"))
 
 

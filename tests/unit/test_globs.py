@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from kerntune.globs import Glob, Set
 from kerntune.model import Target
-from kerntune.tunables.globs import Glob, Set
 from kerntune.tunables.io_scheduler import IoScheduler
 
 SCHEDULERS = IoScheduler()

@@ -1,0 +1,224 @@
+"""How people name the instances of a tunable: by page size, CPU, drive or fixed name. Texts only, no look at the host.
+
+Everybody who compares a pattern with a target does it here: the daemon, the files, and the command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
+
+from kerntune.errors import InvalidValue
+from kerntune.globs import Glob
+from kerntune.model import Target
+from kerntune.units import CPU_LIST, CpuList, parse_size, spell_cpus, spell_size
+
+Matcher = Callable[[Target], bool]
+
+EVERY: Final = "*"
+POOL: Final = re.compile(rf"([0-9]{{1,9}}[KMGT](?:i?B)?)(?:/(node({CPU_LIST.pattern})|\*))?", re.IGNORECASE | re.ASCII)
+POLICY: Final = "policy"
+CPU: Final = "cpu"
+# `policy0`, `policy0-3,8`: as `kerntune status` writes several in one row.
+POLICIES: Final = re.compile(rf"{POLICY}({CPU_LIST.pattern})", re.ASCII)
+CPUS: Final = re.compile(rf"(?:{CPU})?({CPU_LIST.pattern})", re.ASCII)
+CPU_GLOB: Final = re.compile(r"[a-z0-9*?!\[\]-]{1,64}", re.ASCII)
+# A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
+DRIVE: Final = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
+GLOB: Final = re.compile(r"[*?\[]")
+# Names that the kernel gives in the order in which it finds the drives.
+UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|(?:sd|vd|xvd|hd)[a-z]+|mmcblk[0-9]+|pmem[0-9]+", re.ASCII)
+
+
+class Kind(StrEnum):
+    """What the instances of a tunable are."""
+
+    POOLS = "pools"
+    CPUS = "cpus"
+    DRIVES = "drives"
+    NAMES = "names"
+    SINGLE = "single"
+
+
+class Patterns(Protocol):
+    """The patterns of one kind."""
+
+    def normal(self, text: str) -> str:
+        """Return a pattern in normal form. Raise InvalidValue for a text that cannot be one."""
+
+    def exact(self, pattern: str) -> bool:
+        """Return whether a pattern (in normal form) names what is there, and waits for nothing that comes later."""
+
+    def matcher(self, pattern: str) -> Matcher:
+        """Return what says whether a pattern (in normal form) covers a target; it is parsed once for all of them."""
+
+
+class Pool(NamedTuple):
+    """A page size in bytes, and a node: "" for the whole host, `nodeN`, `node0-3`, or `*` for each node."""
+
+    size: int
+    node: str
+
+    def __str__(self) -> str:
+        return spell_size(self.size) + (f"/{self.node}" if self.node else "")
+
+
+def parse_pool(instance: str) -> Pool:
+    """Return the pool that an instance means. Raise InvalidValue where it means none."""
+    found = POOL.fullmatch(instance)
+    size = parse_size(found[1]) if found else None
+    if not found or not size:
+        raise InvalidValue(
+            f"{instance!r} is not a pool of huge pages",
+            "Give a page size (2M, 1G), one node of it (2M/node0) or each node (2M/*)",
+        )
+    return Pool(size, f"node{CpuList.parse(found[3])}" if found[3] else found[2] or "")
+
+
+class PoolPatterns:
+    """`2M`, `2M/node0`, `2M/node0-3`, `2M/*`."""
+
+    def normal(self, text: str) -> str:
+        return str(parse_pool(text))
+
+    def exact(self, pattern: str) -> bool:
+        return not pattern.endswith(EVERY)
+
+    def matcher(self, pattern: str) -> Matcher:
+        size, slash, node = pattern.partition("/")
+        if node == EVERY:
+            return lambda target: target.instance.startswith(f"{size}/")
+        if slash:
+            return numbered(pattern, f"{size}/node")
+        return lambda target: target.instance == pattern
+
+
+class CpuPatterns:
+    """`policy0`, `policy0-3,8`, `policy*`; `cpu3` or a CPU list for the policies that move these CPUs; `*`."""
+
+    def normal(self, text: str) -> str:
+        if found := POLICIES.fullmatch(text):
+            return f"{POLICY}{CpuList.parse(found[1])}"
+        if found := CPUS.fullmatch(text):
+            return str(CpuList.parse(found[1]))
+        if GLOB.search(text) and CPU_GLOB.fullmatch(text):
+            return text
+        raise InvalidValue(f"{text!r} names no CPUs", "Give a CPU list (0-3,8), a policy (policy0) or *")
+
+    def exact(self, pattern: str) -> bool:
+        return not GLOB.search(pattern)
+
+    def matcher(self, pattern: str) -> Matcher:
+        if pattern == EVERY:
+            return lambda _target: True
+        if not self.exact(pattern):
+            return glob_matcher(pattern)
+        if pattern.startswith(POLICY):
+            return numbered(pattern, POLICY)
+        bits = CpuList.parse(pattern).bits
+        return lambda target: bool(bits & cpu_bits(target.aliases))
+
+
+class DrivePatterns:
+    """`nvme0n1`, `nvme*`, `by-id/...`."""
+
+    def normal(self, text: str) -> str:
+        if not DRIVE.fullmatch(text) or text.removeprefix("by-id/") in (".", ".."):
+            raise InvalidValue(
+                f"{text!r} cannot name a block device",
+                "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+            )
+        return text
+
+    def exact(self, pattern: str) -> bool:
+        return not GLOB.search(pattern)
+
+    def matcher(self, pattern: str) -> Matcher:
+        if self.exact(pattern):
+            return lambda target: pattern == target.instance or pattern in target.aliases
+        return glob_matcher(pattern)
+
+
+class NamePatterns:
+    """A name from a fixed list (`vm.swappiness`, also `vm/swappiness`), or a glob of such names."""
+
+    def normal(self, text: str) -> str:
+        return text.replace("/", ".")
+
+    def exact(self, pattern: str) -> bool:
+        return not GLOB.search(pattern)
+
+    def matcher(self, pattern: str) -> Matcher:
+        if self.exact(pattern):
+            return lambda target: pattern == target.instance
+        return glob_matcher(pattern)
+
+
+class SinglePattern:
+    """Nothing, or `*`: there is one setting of the host."""
+
+    def normal(self, text: str) -> str:
+        if text not in ("", EVERY):
+            raise InvalidValue(f"{text!r} names nothing: there is one setting of the host", "Leave it out")
+        return ""
+
+    def exact(self, pattern: str) -> bool:  # noqa: ARG002
+        return True
+
+    def matcher(self, pattern: str) -> Matcher:
+        return lambda target: target.instance == pattern
+
+
+PATTERNS: Final[Mapping[Kind, Patterns]] = {
+    Kind.POOLS: PoolPatterns(),
+    Kind.CPUS: CpuPatterns(),
+    Kind.DRIVES: DrivePatterns(),
+    Kind.NAMES: NamePatterns(),
+    Kind.SINGLE: SinglePattern(),
+}
+
+
+def glob_matcher(pattern: str) -> Matcher:
+    """Return what compares a glob with the names of a target; it does not cross the slash of by-id/."""
+    glob, slashes = Glob.parse(pattern), pattern.count("/")
+
+    def matches(target: Target) -> bool:
+        names = (target.instance, *target.aliases)
+        return pattern in names or any(glob.matches(name) for name in names if name.count("/") == slashes)
+
+    return matches
+
+
+def numbered(pattern: str, stem: str) -> Matcher:
+    """Return what compares a pattern such as `policy0-3,8`, a stem and numbers, with the instance of a target."""
+    bits = CpuList.parse(pattern.removeprefix(stem)).bits
+
+    def matches(target: Target) -> bool:
+        number = target.instance.removeprefix(stem)
+        return target.instance.startswith(stem) and number.isdecimal() and bool(bits >> int(number) & 1)
+
+    return matches
+
+
+def also_moved(pattern: str, target: Target) -> str:
+    """Return the CPUs that a policy moves beside those that a CPU list names, as prose; "" where there are none."""
+    if not CPU_LIST.fullmatch(pattern):
+        return ""
+    listed = CpuList.parse(pattern).bits
+    others = [cpu for cpu in cpus_in(target.aliases) if not listed >> cpu & 1]
+    return f"{target.instance} also moves CPU {spell_cpus(others)}" if others else ""
+
+
+def cpus_in(aliases: tuple[str, ...]) -> list[int]:
+    """Return the CPUs that the other names of a policy are."""
+    return [int(alias.removeprefix(CPU)) for alias in aliases]
+
+
+# The names are those of this host's policies, which no caller can add to.
+@lru_cache(maxsize=1024)
+def cpu_bits(aliases: tuple[str, ...]) -> int:
+    """Return the same as a number that has a bit for each CPU."""
+    return sum(1 << cpu for cpu in cpus_in(aliases))

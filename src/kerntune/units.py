@@ -1,0 +1,113 @@
+"""Sizes with binary units (`64G`) and CPU lists (`0-3,8`), read and written: one syntax everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from kerntune.errors import InvalidValue
+
+FACTORS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:i?B)?", re.IGNORECASE | re.ASCII)
+# Up to CPU 9999: the kernel can be built for 8192.
+CPU_LIST: Final = re.compile(r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*", re.ASCII)
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes of a size with a binary unit (`64G`, `2MiB`, `512kb`), or None when the text is no such size."""
+    found = SIZE.fullmatch(text)
+    return int(found[1]) * FACTORS[found[2].upper()] if found else None
+
+
+def spell_size(count: int) -> str:
+    """Return bytes in the largest binary unit that is exact: `2M`, `1536M`, `0`."""
+    for unit, factor in reversed(FACTORS.items()):
+        if count and count % factor == 0:
+            return f"{count // factor}{unit}"
+    return str(count)
+
+
+def gib(count: int) -> str:
+    """Return bytes as people compare them: `12.3 GiB`, or in MiB where that would be 0.0."""
+    tenth = FACTORS["G"] // 10
+    return f"{count / FACTORS['G']:.1f} GiB" if count == 0 or abs(count) >= tenth else f"{count // FACTORS['M']} MiB"
+
+
+def in_pages(text: str, page_size: int) -> str:
+    """Return a size as a number of pages of `page_size` bytes; return a text that is no size as it is.
+
+    Raise InvalidValue for a size that is not a whole number of pages.
+    """
+    if (wanted := parse_size(text)) is None:
+        return text
+    pages, rest = divmod(wanted, page_size)
+    if rest:
+        below, above = (f"{number} ({spell_size(number * page_size)})" for number in (pages, pages + 1))
+        raise InvalidValue(
+            f"{text} is not a whole number of {spell_size(page_size)} pages",
+            f"The nearest numbers of pages are {below} and {above}",
+        )
+    return str(pages)
+
+
+def in_kib(text: str) -> str:
+    """Return a size as a number of KiB; return a text that is no size as it is."""
+    wanted = parse_size(text)
+    return text if wanted is None else str(wanted >> 10)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuList:
+    """A CPU list as the kernel writes it (0-3,8): ranges in order that do not touch; its cost is that of its text."""
+
+    spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> CpuList:
+        """Return the list that a text of the form CPU_LIST is. Raise InvalidValue for a range that runs backwards."""
+        found = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            if int(last or first) < int(first):
+                raise InvalidValue(f"{part!r} runs backwards", f"Give the lower number first: {last}-{first}")
+            found.append((int(first), int(last or first)))
+        return cls.of(found)
+
+    @classmethod
+    def of(cls, spans: Iterable[tuple[int, int]]) -> CpuList:
+        """Return the list that has all of these."""
+        joined: list[tuple[int, int]] = []
+        for first, last in sorted(spans):
+            if joined and first <= joined[-1][1] + 1:
+                joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+            else:
+                joined.append((first, last))
+        return cls(tuple(joined))
+
+    @property
+    def bits(self) -> int:
+        """The list as a number that has a bit for each CPU."""
+        return sum(((1 << last - first + 1) - 1) << first for first, last in self.spans)
+
+    def __str__(self) -> str:
+        return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.spans)
+
+
+def parse_cpus(text: str) -> frozenset[int]:
+    """Return the CPUs of a list; none for a blank text, as the kernel writes an empty list.
+
+    Raise InvalidValue for a text that is no CPU list, and for a range that runs backwards.
+    """
+    text = text.strip()
+    if not text:
+        return frozenset()
+    if not CPU_LIST.fullmatch(text):
+        raise InvalidValue(f"{text!r} is no list of CPUs", "Give numbers and ranges: 0-3,8")
+    return frozenset(cpu for first, last in CpuList.parse(text).spans for cpu in range(first, last + 1))
+
+
+def spell_cpus(cpus: Iterable[int]) -> str:
+    """Return CPU numbers in the kernel's list form."""
+    return str(CpuList.of((cpu, cpu) for cpu in cpus))
