@@ -6,7 +6,7 @@ Everybody who compares a pattern with a target does it here: the daemon, the fil
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
@@ -25,6 +25,8 @@ CPU: Final = "cpu"
 # `policy0`, `policy0-3,8`: as `kerntune status` writes several in one row.
 POLICIES: Final = re.compile(rf"{POLICY}({CPU_LIST.pattern})", re.ASCII)
 CPUS: Final = re.compile(rf"(?:{CPU})?({CPU_LIST.pattern})", re.ASCII)
+# Instances that a number tells apart, where a pattern may list the numbers.
+NUMBERED: Final = re.compile(rf"({POLICY}|.+/node)[0-9]+", re.ASCII)
 CPU_GLOB: Final = re.compile(r"[a-z0-9*?!\[\]-]{1,64}", re.ASCII)
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 DRIVE: Final = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
@@ -201,6 +203,50 @@ def numbered(pattern: str, stem: str) -> Matcher:
         return target.instance.startswith(stem) and number.isdecimal() and bool(bits >> int(number) & 1)
 
     return matches
+
+
+def joined(names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return patterns that cover these instances and no others, each with those that it covers: `policy0-7`, `sd[a-c]`.
+
+    So a name that stands for several on a page can be typed. An instance that goes with no other stays as it is.
+    """
+    alike: dict[tuple[str, str | None], list[str]] = {}
+    for name in names:
+        for key in keys_of(name):
+            alike.setdefault(key, []).append(name)
+    found, taken = dict[str, list[str]](), set[str]()
+    for (before, after), group in sorted(alike.items(), key=lambda pair: -len(pair[1])):
+        rest = [name for name in group if name not in taken]
+        if len(rest) < 2:
+            continue
+        taken.update(rest)
+        if after is None:
+            pattern = before + spell_cpus(int(name.removeprefix(before)) for name in rest)
+        else:
+            pattern = f"{before}[{spell_set({name[len(before)] for name in rest})}]{after}"
+        found[pattern] = rest
+    found |= {name: [name] for name in names if name not in taken}
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(found.items(), key=lambda pair: places[pair[1][0]])
+
+
+def keys_of(name: str) -> Iterator[tuple[str, str | None]]:
+    """Give what an instance may have in common with others: all but its number, or all but one of its characters."""
+    if found := NUMBERED.fullmatch(name):
+        yield found[1], None
+    elif not POOL.fullmatch(name):
+        yield from ((name[:at], name[at + 1 :]) for at, char in enumerate(name) if char.isascii() and char.isalnum())
+
+
+def spell_set(chars: Iterable[str]) -> str:
+    """Return characters as they stand between the brackets of a glob: `0-39`."""
+    runs: list[str] = []
+    for char in sorted(chars):
+        if runs and ord(char) == ord(runs[-1][-1]) + 1:
+            runs[-1] += char
+        else:
+            runs.append(char)
+    return "".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else run for run in runs)
 
 
 def also_moved(pattern: str, target: Target) -> str:

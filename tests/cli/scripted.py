@@ -16,6 +16,7 @@ from kerntune.bus.dispatch import Caller, Service, load
 from kerntune.cli.answers import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
+from kerntune.tunables import REGISTRY
 from tests.harness.privatebus import PrivateBus
 
 LIMIT = 10.0  # seconds
@@ -84,7 +85,8 @@ def claim(claim_id: str, value: str, **more: Any) -> ClaimRow:
 
 
 def tunable(name: str, *, supported: bool = True, detail: str = "") -> TunableRow:
-    return {"name": name, "summary": f"the {name}", "supported": supported, "detail": detail}
+    kind = next(tunable.kind for tunable in REGISTRY if tunable.name == name)
+    return {"name": name, "summary": f"the {name}", "kind": kind, "supported": supported, "detail": detail}
 
 
 def document(targets: Sequence[TargetRow] = (), claims: Sequence[ClaimRow] = (), **more: Any) -> Document:
@@ -136,7 +138,8 @@ OVERCOMMIT = target("overcommit", "heuristic", choices=["heuristic", "always", "
 class Script:
     """What to answer, and what was asked: `calls` are (member, rows, options).
 
-    `events` are what is heard by whoever watches; then `end` happens.
+    `strict` is the error of a plan that is to end as Set would. `events` are what is heard by whoever watches; then
+    `end` happens.
     """
 
     def __init__(
@@ -146,12 +149,13 @@ class Script:
         changed: bool = True,
         outcomes: Sequence[Outcome] = (),
         error: KerntuneError | None = None,
+        strict: KerntuneError | None = None,
         events: Sequence[Event] = (),
         end: BaseException | None = None,
     ) -> None:
         self.described = described or document([*DRIVES, *POOLS, OVERCOMMIT])
         self.change = Change(changed, tuple(outcomes))
-        self.error = error
+        self.error, self.strict = error, strict
         self.events, self.end = tuple(events), end
         self.running = True
         self.calls: list[tuple[Any, ...]] = []
@@ -205,7 +209,10 @@ class ScriptedManager:
         return self._script.answer("Unset", list(what), dict(options))
 
     async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
-        return self._script.answer("Plan", [tuple(row) for row in settings], dict(options))
+        change = self._script.answer("Plan", [tuple(row) for row in settings], dict(options))
+        if self._script.strict and options.get("strict"):
+            raise self._script.strict
+        return change
 
     async def profiles(self) -> list[tuple[str, str]]:
         self._script.answer("ListProfiles")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kerntune.cli import answers
-from kerntune.errors import NoSuchTarget, NotSupported, UnknownTunable
+from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported, UnknownTunable
 from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, document
 
 HOST = document([*DRIVES, *POOLS, OVERCOMMIT])
@@ -22,7 +22,6 @@ HOST = document([*DRIVES, *POOLS, OVERCOMMIT])
         ("io-scheduler", "by-id/*", ["nvme0n1", "nvme1n1"]),
         ("hugepages", "*", ["2M", "2M/node0", "1G"]),
         ("hugepages", "2M", ["2M"]),
-        ("hugepages", "2*", ["2M"]),
         ("hugepages", "2M/*", ["2M/node0"]),
         ("overcommit", "", [""]),
     ],
@@ -36,9 +35,13 @@ def test_what_is_not_found_names_what_there_is() -> None:
         answers.find(HOST, "io-scheduler", "vda")
 
 
-def test_a_tunable_without_instances_is_told_apart() -> None:
-    with pytest.raises(NoSuchTarget, match="one setting of the host: leave @x out"):
-        answers.find(HOST, "overcommit", "x")
+@pytest.mark.parametrize(
+    ("tunable", "pattern", "said"),
+    [("overcommit", "x", "one setting of the host"), ("hugepages", "2*", "not a pool of huge pages")],
+)
+def test_what_is_no_pattern_is_told_as_set_tells_it(tunable: str, pattern: str, said: str) -> None:
+    with pytest.raises(InvalidValue, match=said):
+        answers.find(HOST, tunable, pattern)
 
 
 def test_a_supported_tunable_may_have_no_target_now() -> None:

@@ -53,7 +53,7 @@ def nobody() -> Script:
         (["--slice", "100us", "--html", ""], "html is empty"),
         (["--slice", "100us", "--"], "there is no command"),
         (["--cpus", "two"], "no list of CPUs"),
-        (["--cpus", "3-1"], "run backwards"),
+        (["--cpus", "3-1"], "runs backwards"),
         (["--slice", "100us", "--pairs", "5"], "5 pairs"),
         (["--slice", "100us", "--until", "ready"], "--until names no command"),
         (["--slice", "100us", "model.bin", "--", "true"], "measured apart"),

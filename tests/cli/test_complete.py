@@ -83,7 +83,7 @@ def asked(root: Path, capsys: pytest.CaptureFixture[str], kind: str, word: str) 
         ("settings", "io-scheduler@nvme*=m", ["io-scheduler@nvme*=mq-deadline"]),
         ("settings", "overcommit=", [f"overcommit={word}" for word in ("heuristic", "always", "always:", "never:")]),
         ("settings", "overcommit=always:", []),
-        ("settings", "cpu-governor@", ["cpu-governor@policy0="]),
+        ("settings", "cpu-governor@", ["cpu-governor@policy0=", "cpu-governor@cpu0=", "cpu-governor@cpu1="]),
         ("settings", "cpu-governor=", ["cpu-governor=performance", "cpu-governor=powersave"]),
         ("settings", "cpu-governor@3-0=", []),
         ("settings", "hugepages@nonsense=", []),

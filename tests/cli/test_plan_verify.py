@@ -7,6 +7,7 @@ import json
 import pytest
 
 from kerntune.cli.__main__ import main
+from kerntune.errors import OverLimit
 from tests.cli.scripted import DRIVES, Script, claim, document, outcome, target
 
 Captured = pytest.CaptureFixture[str]
@@ -20,7 +21,7 @@ class TestPlan:
     def test_it_asks_for_a_plan_and_shows_what_is_there(self, capsys: Captured) -> None:
         script = Script(outcomes=[outcome("hugepages@2M", "planned", requested="4096", actual="0")])
         assert run(script, "plan", "hugepages=8G") == 0
-        assert script.calls == [("Describe",), ("Plan", [("hugepages", "2M", "4096")], {})]
+        assert script.calls == [("Plan", [("hugepages", "", "8G")], {})]
         said = capsys.readouterr()
         assert "hugepages@2M  4096       0       planned" in said.out
         assert said.err == ""
@@ -40,7 +41,7 @@ class TestPlan:
     def test_unset(self) -> None:
         script = Script(outcomes=[outcome("overcommit", "planned", requested="")])
         assert run(script, "plan", "--unset", "overcommit", "cpu-governor", "hugepages@2048K", "--persist") == 0
-        named = [("overcommit", "", ""), ("cpu-governor", "*", ""), ("hugepages", "2M", "")]
+        named = [("overcommit", "", ""), ("cpu-governor", "", ""), ("hugepages", "2048K", "")]
         assert script.calls == [("Plan", named, {"unset": True, "persist": True}), ("Describe",)]
 
     @pytest.mark.parametrize(
@@ -80,10 +81,13 @@ class TestPlan:
             outcome("hugepages@2M", "refused", reason="over-limit", detail="900 possible"),
             outcome("overcommit", "planned"),
         ]
-        assert run(Script(outcomes=rows), "plan", "hugepages@2M=2000", "overcommit=always") == 1
+        refusal = OverLimit("900 possible", "ask for less")
+        script = Script(outcomes=rows, strict=refusal)
+        assert run(script, "plan", "hugepages@2M=2000", "overcommit=always") == refusal.exit_code == 1
+        assert [call[2] for call in script.calls] == [{}, {"strict": True}]
         said = capsys.readouterr()
         assert "over-limit: 900 possible" in said.out
-        assert said.err.startswith("kerntune: as it stands nothing of this would be set\n")
+        assert said.err == "kerntune: set would fail: 900 possible\n  ask for less\n"
 
     def test_a_name_that_a_reboot_may_change_is_advised_against(self, capsys: Captured) -> None:
         run(Script(outcomes=[outcome("io-scheduler@sda", "planned")]), "plan", "io-scheduler@sda=none", "--persist")

@@ -134,7 +134,7 @@ def test_equal_outcomes_share_a_row() -> None:
         "cpu-governor@policy3",
     ]
     drives = [outcome(f"io-scheduler@nvme{number}n1") for number in range(4)]
-    assert plain(show.outcomes(drives))[1].startswith("io-scheduler@nvme0n1 to nvme3n1 (4)  ")
+    assert plain(show.outcomes(drives))[1].startswith("io-scheduler@nvme[0-3]n1 (4)  ")
 
 
 def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:

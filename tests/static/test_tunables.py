@@ -15,8 +15,9 @@ from kerntune.doctor import translate
 from kerntune.explained import Grade
 from kerntune.kernel.files import WRITABLE
 from kerntune.kernel.simulated import demo_host
+from kerntune.patterns import EVERY, Kind
 from kerntune.tunables import REGISTRY
-from kerntune.tunables.base import Kind, Tunable
+from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.sysctl import REPORTED, path_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -29,13 +30,6 @@ def named(tunable: Tunable) -> str:
 
 
 each = pytest.mark.parametrize("tunable", REGISTRY, ids=named)
-
-
-def test_the_command_line_knows_how_they_are_written() -> None:
-    special = {tunable.name: tunable.kind.value for tunable in REGISTRY if tunable.kind is not Kind.NAMES}
-    assert special == spelling.KINDS, "KINDS in src/kerntune/cli/spelling.py"
-    sizes = {tunable.name: tunable.sizes for tunable in REGISTRY if tunable.sizes}
-    assert sizes == spelling.SIZES, "SIZES in src/kerntune/cli/spelling.py"
 
 
 @each
@@ -83,10 +77,10 @@ def test_its_files_lead_to_its_name(tunable: Tunable) -> None:
 
 @each
 def test_its_example_is_a_setting(tunable: Tunable) -> None:
-    setting = spelling.setting(spelling.asked(tunable.explained.example.setting), default_page_size=2 << 20)
+    setting = spelling.setting(tunable.explained.example.setting)
     assert setting.tunable == tunable.name
-    assert tunable.normal(setting.instances) == setting.instances
-    assert tunable.normal_value(setting.value) == setting.value
+    instances = tunable.normal(setting.instances or ("2M" if tunable.kind is Kind.POOLS else EVERY))
+    assert tunable.normal_value(as_number(tunable, instances, setting.value))
 
 
 @each

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerntune.errors import InvalidValue
-from kerntune.patterns import Pool, parse_pool
+from kerntune.model import Target
+from kerntune.patterns import PATTERNS, UNSTABLE, Kind, Pool, joined, parse_pool
 from kerntune.units import spell_size
 
 
@@ -69,3 +70,51 @@ def test_what_is_no_pool(instance: str) -> None:
 @given(st.integers(10, 49).map(lambda bits: 1 << bits), st.sampled_from(["", "node3", "*"]))
 def test_there_and_back(size: int, node: str) -> None:
     assert parse_pool(str(Pool(size, node))) == Pool(size, node)
+
+
+INSTANCES = {
+    Kind.CPUS: st.integers(0, 200).map(lambda number: f"policy{number}"),
+    Kind.POOLS: st.sampled_from(["2M", "1G", "32M", "64M"])
+    | st.builds("{}/node{}".format, st.sampled_from(["2M", "1G"]), st.integers(0, 20)),
+    Kind.DRIVES: st.builds("nvme{}n{}".format, st.integers(0, 30), st.integers(1, 2))
+    | st.builds("sd{}".format, st.text("abz", min_size=1, max_size=2))
+    | st.builds("dm-{}".format, st.integers(0, 30)),
+}
+
+
+@given(st.sampled_from(list(INSTANCES)), st.data())
+def test_what_is_printed_for_several_can_be_typed(kind: Kind, data: st.DataObject) -> None:
+    names = data.draw(st.sets(INSTANCES[kind]))
+    there = [Target("x", name) for name in sorted(names)]
+    printed = data.draw(st.lists(st.sampled_from(sorted(names)), unique=True)) if names else []
+    found = joined(printed)
+    assert sorted(name for _, covered in found for name in covered) == sorted(printed)
+    for pattern, covered in found:
+        assert PATTERNS[kind].normal(pattern) == pattern
+        matches = PATTERNS[kind].matcher(pattern)
+        assert sorted(target.instance for target in there if matches(target)) == sorted(covered)
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns"),
+    [
+        (["policy0", "policy1", "policy2", "policy6"], ["policy0-2,6"]),
+        (["2M", "2M/node0", "2M/node1", "1G"], ["2M", "2M/node0-1", "1G"]),
+        (["sda", "sdb", "sdc", "nvme0n1"], ["sd[a-c]", "nvme0n1"]),
+        ([f"nvme{number}n1" for number in range(12)], ["nvme[0-9]n1", "nvme1[01]n1"]),
+        (["vm.swappiness", "vm.zone_reclaim_mode"], ["vm.swappiness", "vm.zone_reclaim_mode"]),
+        ([""], [""]),
+        ([], []),
+    ],
+)
+def test_instances_that_share_a_row(names: list[str], patterns: list[str]) -> None:
+    assert [pattern for pattern, _ in joined(names)] == patterns
+
+
+@pytest.mark.parametrize(
+    ("name", "stable"),
+    [("sda", False), ("vda", False), ("xvdb", False), ("nvme0n1", False), ("mmcblk0", False), ("sdab", False),
+     ("by-id/nvme-Fast_1", True), ("nvme*", True), ("dm-0", True), ("md127", True), ("loop0", True), ("vdaa1x", True)],
+)  # fmt: skip
+def test_names_that_a_reboot_may_give_to_another_drive(name: str, stable: bool) -> None:
+    assert (UNSTABLE.fullmatch(name) is None) is stable

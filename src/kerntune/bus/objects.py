@@ -304,7 +304,7 @@ class Manager:
         return reply(await self._core.change(caller, request, endable=endable))
 
     async def plan(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:  # noqa: ARG002
-        chosen = options_from(options, SET | {"unset": "b"} | WHOLE)
+        chosen = options_from(options, SET | {"unset": "b", "strict": "b"} | WHOLE)
         if selection := whole(chosen):
             if settings or chosen.keys() - WHOLE.keys():
                 raise InvalidArgs("a plan of profile or reset takes no settings", "Ask for one thing at a time")
@@ -315,7 +315,7 @@ class Manager:
             persist=chosen.get("persist", False),
             partial=chosen.get("allow-partial", False),
         )
-        return reply(await self._engine.plan(request))
+        return reply(await self._engine.plan(request, strict=chosen.get("strict", False)))
 
     async def verify(self, caller: Caller) -> list[Row]:  # noqa: ARG002
         return outcome_rows(await self._engine.verify())

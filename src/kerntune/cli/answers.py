@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
-from kerntune.model import Target
-from kerntune.patterns import EVERY, PATTERNS, Kind
+from kerntune.model import Origin, Target
+from kerntune.patterns import EVERY, GLOB, PATTERNS, Kind
+from kerntune.results import KEPT, is_lacking
 
+IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
 NAMED: Final = 16  # instances that a message lists before it only counts
 
 
@@ -204,6 +206,18 @@ def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
     return [row for row in there if matches(Target(name, row["instance"], aliases=tuple(row["aliases"])))]
 
 
+def is_excused(outcome: Outcome, claim: ClaimRow | None) -> bool:
+    """Return whether what the host lacks is not the fault of a claim: files are for many hosts, and a pattern waits.
+
+    Who asked for one thing by its name, and has it no more, wants to hear of it.
+    """
+    if claim is None or not is_lacking(outcome):
+        return False
+    waits = not claim["matches"] or outcome.reason in KEPT
+    is_pattern = waits and bool(GLOB.search(claim["instances"]))
+    return claim["origin"] in IN_FILES or is_pattern
+
+
 def managed(document: Document) -> set[tuple[str, str]]:
     """(tunable, instance) of every target that somebody claims, and of every pattern kept for targets to come."""
     targets = {(row["tunable"], row["instance"]) for row in document["targets"] if row["claim"]}
@@ -257,5 +271,5 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
         more = f" and {len(instances) - NAMED} more" if len(instances) > NAMED else ""
         hint = f"There {'is' if len(instances) == 1 else 'are'} {', '.join(instances[:NAMED])}{more}"
     else:
-        hint = f"It is one setting of the host: leave @{pattern} out" if there else f"This host has no {name} now"
+        hint = f"This host has no {name} now"
     raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kerntune import holding
-from kerntune.cli import codes, show
+from kerntune.cli import show
 from kerntune.cli.answers import ClaimRow, Document, HoldRow, named
 from kerntune.cli.manager import Connect, Held
 from kerntune.cli.rows import Advice, Answer
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
 from kerntune.cli.telling import parts
 from kerntune.errors import Exit, KerntuneError, Unreachable, Usage
+from kerntune.results import exit_code
 
 COLUMNS: Final = ("HOLD", "BY", "SINCE", "ENDS", "WHAT")
 DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)", re.ASCII)
@@ -49,7 +50,7 @@ async def hold(connect: Connect, args: Namespace) -> AsyncGenerator[Answer, None
             held = await manager.hold(args.settings, who, why, {**options, "ttl-usec": ttl * MICRO})
             rows = held.outcomes
             data = {"event": "held", "hold": held.number, "outcomes": [outcome._asdict() for outcome in rows]}
-            answer = Answer(data, [*show.outcomes(rows), Prose(_granted(held.number, args))], codes.exit_code(rows))
+            answer = Answer(data, [*show.outcomes(rows), Prose(_granted(held.number, args))], exit_code(rows))
             if args.detach:
                 yield answer
                 return

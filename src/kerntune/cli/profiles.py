@@ -6,12 +6,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Final
 
-from kerntune.cli import check, codes, grammar, show, tables
+from kerntune.cli import check, grammar, show, tables
 from kerntune.cli.answers import Change, Document, named
 from kerntune.cli.check import ProfilePage, line_of
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer, changed, gives_back
 from kerntune.errors import Exit, Usage
+from kerntune.results import profile_exit_code
 
 NAMING: Final = frozenset(grammar.NAME.after)
 
@@ -77,7 +78,7 @@ def _done(change: Change) -> Answer:
 
 def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
     """What of a profile this host lacks is no failure, whether it was chosen or is in force again."""
-    return changed(change, code=codes.chosen(change.outcomes), none=none, document=document)
+    return changed(change, code=profile_exit_code(change.outcomes), none=none, document=document)
 
 
 def shown(page: ProfilePage) -> Answer:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kerntune.cli import codes, show
+from kerntune.cli import show
 from kerntune.cli.answers import Change, Document, Outcome
 from kerntune.errors import Exit
 from kerntune.model import State
+from kerntune.results import exit_code
 
 
 class Advice(NamedTuple):
@@ -42,7 +43,7 @@ def changed(
     With a document people are shown what a target would get back, too.
     """
     data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
-    code = codes.exit_code(change.outcomes) if code is None else code
+    code = exit_code(change.outcomes) if code is None else code
     outcomes = returning(change.outcomes, document) if document else change.outcomes
     return Answer(data, show.outcomes(outcomes, none=none), code, tuple(advice))
 

@@ -8,10 +8,10 @@ from typing import Final
 from kerntune.cli import tables
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
 from kerntune.cli.check import Report, line_of
-from kerntune.cli.codes import CONTENT
 from kerntune.cli.health import explained, nothing_managed
 from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Prose, Row, Table, clean, row, together
 from kerntune.model import Reason, State
+from kerntune.results import CONTENT
 from kerntune.units import gib
 
 Page = tables.Page

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
+
+from kerntune.patterns import joined
 
 GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"
 SGR: Final = {GOOD: "32", MIXED: "33", BAD: "1;31", QUIET: "2"}
@@ -18,7 +19,6 @@ GAP: Final = "  "
 INDENT: Final = "   "  # of what stands below a row: as far as the mark reaches
 SHORT: Final = 20  # characters of a name that its owner chose
 ALIKE: Final = 4  # rows with nothing to tell them apart share a line from so many on
-NUMBERED: Final = re.compile(r"(.*?)(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def short(name: str) -> str:
 
 
 def together(rows: Iterable[Row]) -> list[Row]:
-    """Rows that differ in the instance only share the place of the first, when they are many."""
+    """Put rows that differ in the instance only into one, when they are many, where a pattern names just these."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for one in rows:
         mark, name, *cells = one.cells
@@ -88,26 +88,11 @@ def together(rows: Iterable[Row]) -> list[Row]:
             found += alike
             continue
         mark, first, *cells = alike[0].cells
-        tunable, at, _ = first.partition("@")
-        names = spanned([one.cells[1].partition("@")[2] for one in alike])
-        found.append(Row((mark, f"{tunable}{at}{names} ({len(alike)})", *cells), alike[0].style, alike[0].note))
+        tunable = first.partition("@")[0]
+        for pattern, names in joined([one.cells[1].partition("@")[2] for one in alike]):
+            number = f" ({len(names)})" if len(names) > 1 else ""
+            found.append(Row((mark, f"{tunable}@{pattern}{number}", *cells), alike[0].style, alike[0].note))
     return found
-
-
-def spanned(names: Sequence[str]) -> str:
-    """`policy0-3,6`, where a number is all that tells names apart; else the first and the last."""
-    found = [NUMBERED.fullmatch(name) for name in names]
-    numbers = [int(match[2]) for match in found if match]
-    stems = {match[1] for match in found if match}
-    if len(numbers) < len(names) or len(stems) > 1:
-        return f"{names[0]} to {names[-1]}"
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1][1:] = [number]
-        else:
-            spans.append([number])
-    return stems.pop() + ",".join("-".join(map(str, span)) for span in spans)
 
 
 def write(page: Page, stream: TextIO) -> None:

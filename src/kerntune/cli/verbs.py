@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, codes, profiles, show, spelling, wishes
+from kerntune.cli import answers, check, profiles, show, spelling, wishes
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.cli.rows import Advice, Answer, changed, gives_back
 from kerntune.cli.withdrawal import nothing_withdrawn
-from kerntune.errors import Exit, NotSupported, Usage
+from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
 from kerntune.model import Setting, State
 from kerntune.patterns import UNSTABLE
+from kerntune.results import exit_code, verify_exit_code
 
 NO_CHANGE: Final = "Nothing would change."
-NOTHING_WOULD_BE_SET: Final = Advice(
-    "as it stands nothing of this would be set",
-    "Settings of one call are set all or none: leave out what is not possible, or set them one by one",
-)
 
 
 async def status(connect: Connect, _args: Namespace) -> Answer:
@@ -87,10 +84,19 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
     async with connect() as manager:
         change = await manager.plan(settings, options)
         advice = await _stable_names(manager, settings) if args.persist else []
-    code = codes.foreseen(change.outcomes)
-    if code is not Exit.OK and code is not codes.exit_code(change.outcomes):
-        advice = [*advice, NOTHING_WOULD_BE_SET]
-    return changed(change, advice, code=code, none=NO_CHANGE)
+        error = None if exit_code(change.outcomes) is Exit.OK else await _foreseen(manager, settings, options)
+    if error is None:
+        return changed(change, advice, none=NO_CHANGE)
+    return changed(change, [*advice, Advice(f"set would fail: {error.what}", error.hint)], code=error.exit_code)
+
+
+async def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[str, bool]) -> KerntuneError | None:
+    """Return the error that set would end with, if it would."""
+    try:
+        await manager.plan(settings, {**options, "strict": True})
+    except KerntuneError as error:
+        return error
+    return None
 
 
 async def verify(connect: Connect, _args: Namespace) -> Answer:
@@ -104,12 +110,12 @@ async def verify(connect: Connect, _args: Namespace) -> Answer:
     wrong: list[Outcome] = []
     lacking: list[Outcome] = []
     for row in outcomes:
-        is_lacking = codes.is_lacking(row, claims.get((row.tunable, row.instance)))
+        is_lacking = answers.is_excused(row, claims.get((row.tunable, row.instance)))
         (lacking if is_lacking else wrong).append(row)
     counts = {"managed": len(managed | others), "satisfied": len(managed - others)}
     page = show.verified(wrong, lacking, **counts, degraded=document["degraded"])
     data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": _rows(outcomes)}
-    return Answer(data, page, codes.verified(wrong=len(wrong), satisfied=counts["satisfied"]))
+    return Answer(data, page, verify_exit_code(wrong=len(wrong), satisfied=counts["satisfied"]))
 
 
 async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, None]:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from kerntune.cli import show
-from kerntune.cli.answers import ClaimRow, Document, TargetRow, in_order, named
-from kerntune.cli.codes import CONTENT, IN_FILES
+from kerntune.cli.answers import IN_FILES, ClaimRow, Document, TargetRow, in_order, named
 from kerntune.cli.health import explained, nothing_managed
 from kerntune.cli.tables import Page, Prose, Row, Table, clean, short, together
 from kerntune.model import Origin, Reason, State
+from kerntune.results import CONTENT
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
 THE_HOST: Final = "the host"

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from kerntune import errors
 from kerntune.engine.claims import Edit
 from kerntune.engine.hung import hangs
 from kerntune.engine.passes import Result, nothing_matches
 from kerntune.engine.requests import World
 from kerntune.engine.resolve import rank, resolve
+from kerntune.errors import KerntuneError
 from kerntune.model import Claim, ClaimId, Origin, Outcome, Reading, Reason, State, Sum, Target, Wish
+from kerntune.results import failure
 from kerntune.tunables.base import Tunable
 
-ERRORS: Mapping[Reason, tuple[type[errors.KerntuneError], str]] = {
-    Reason.NO_SUCH_TARGET: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
-    Reason.DEVICE_GONE: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
-    Reason.DEVICE_HANGS: (
-        errors.KernelRejected,
-        "Nothing of this call was kept; when the device answers again, or is gone, make the call again",
-    ),
-    Reason.NO_KERNEL_SUPPORT: (
-        errors.NotSupported,
-        "It takes another kernel, other firmware settings or other hardware",
-    ),
-    Reason.VALUE_NOT_OFFERED: (errors.InvalidValue, "`kerntune list` shows what each device offers"),
-    Reason.OUT_OF_RANGE: (errors.InvalidValue, "`kerntune list` shows the values there are"),
-    Reason.PARTIALLY_ALLOCATED: (
-        errors.PartiallyAllocated,
-        "The old count was put back; ask for fewer, or keep what can be had (--allow-partial, option allow-partial)",
-    ),
-    Reason.PAGES_IN_USE: (
-        errors.PartiallyAllocated,
-        "Ask again when they have been given back; `kerntune status` names the programs",
-    ),
-    Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
-    Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
-    Reason.BOOT_PARAMETER_WINS: (errors.NotSupported, "It takes another kernel command line, and a reboot"),
-    Reason.INTERRUPTED: (errors.Failed, "Nothing of this call was kept; try again when kerntuned has started"),
-    Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),
-}
 Readings = Mapping[Target, Reading]
-KERNEL_REJECTED = (errors.KernelRejected, "Nothing of this call was kept; the kernel's log (dmesg) may say more")
-KEPT = frozenset({Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +27,21 @@ class Answer:
     outcomes: tuple[Outcome, ...]
 
 
-def outcomes_of(
-    edit: Edit, tunables: Mapping[str, Tunable], result: Result, *, must_win: bool | None = None
-) -> list[Outcome]:
-    """The outcomes for an edit's own targets; with `must_win` given, raises the error that they amount to."""
+class Judged(NamedTuple):
+    """The outcomes of an edit's own targets, and the error that they amount to for its caller, if they do."""
+
+    outcomes: Sequence[Outcome]
+    error: KerntuneError | None = None
+
+    def checked(self) -> Sequence[Outcome]:
+        """Return the outcomes. Raise the error."""
+        if self.error:
+            raise self.error
+        return self.outcomes
+
+
+def judge(edit: Edit, tunables: Mapping[str, Tunable], result: Result, *, must_win: bool = False) -> Judged:
+    """Return what an edit has come to; with `must_win` an overridden claim is an error."""
     if not edit.put:
         there = by_tunable(result)
         found = {outcome.target: outcome for outcome in released_outcomes(edit.released, tunables, result, there)}
@@ -66,16 +50,18 @@ def outcomes_of(
             found |= {
                 outcome.target: outcome for outcome in own_outcomes(claim, tunables[claim.tunable], result, there)
             }
-        return list(found.values())
+        return Judged(list(found.values()))
     own: list[Outcome] = []
+    errors: list[KerntuneError] = []
     there = by_tunable(result)
     for claim in edit.put:
         tunable = tunables[claim.tunable]
         outcomes = own_outcomes(claim, tunable, result, there)
-        if must_win is not None and (error := failure(claim, tunable, outcomes, must_win=must_win)):
-            raise error
+        name, exact = str(Target(claim.tunable, claim.instances)), tunable.exact(claim.instances)
+        if error := failure(name, outcomes, exact=exact, partial=claim.partial, must_win=must_win):
+            errors.append(error)
         own += outcomes
-    return own
+    return Judged(own, next(iter(errors), None))
 
 
 def outcomes_known(
@@ -91,7 +77,7 @@ def outcomes_known(
     for name in {claim.tunable for claim in claims}:
         tunable = world.tunables[name]
         result.wishes |= resolve(tunable, every, baselines, world.of(tunable), readings=world.readings)
-    return outcomes_of(Edit(put=tuple(claims)), world.tunables, result)
+    return judge(Edit(put=tuple(claims)), world.tunables, result).outcomes
 
 
 def by_tunable(result: Result) -> Mapping[str, Readings]:
@@ -235,35 +221,3 @@ def released_outcomes(
                 own = Outcome(target, "", result.before[target].value or "", reading.value or "", state)
                 found[target] = result.outcomes.get(target, own)
     return list(found.values())
-
-
-def failure(
-    claim: Claim, tunable: Tunable, outcomes: Sequence[Outcome], *, must_win: bool
-) -> errors.KerntuneError | None:
-    """The error that the outcomes of one claim amount to, if they do.
-
-    A shortfall that was not allowed and a refusal are errors, and so is a claim that no target took. A beaten claim
-    counts as taken (it is kept), except for a caller who `must_win`; so does a pattern that waits for what comes.
-    """
-    kept = KEPT - {Reason.NO_SUCH_TARGET} if tunable.exact(claim.instances) else KEPT
-    for outcome in outcomes:
-        short = outcome.state is State.PARTIAL and outcome.reason in (Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT)
-        short |= outcome.reason is Reason.INTERRUPTED
-        if outcome.state is State.REFUSED or (short and not claim.partial):
-            return as_error(outcome)
-    if not any(taken(outcome, kept, must_win=must_win) for outcome in outcomes):
-        return as_error(outcomes[0])
-    return None
-
-
-def taken(outcome: Outcome, kept: Collection[Reason], *, must_win: bool) -> bool:
-    """Whether a claim with this outcome stays in the book; `kept` are the reasons for which it waits there."""
-    if outcome.state in (State.SATISFIED, State.PLANNED, State.PARTIAL):
-        return True
-    return outcome.reason in kept or (outcome.state is State.OVERRIDDEN and not must_win)
-
-
-def as_error(outcome: Outcome) -> errors.KerntuneError:
-    """The typed error for an outcome."""
-    cls, hint = ERRORS.get(outcome.reason, KERNEL_REJECTED)
-    return cls(outcome.detail or f"{outcome.target}: {outcome.reason}", hint)

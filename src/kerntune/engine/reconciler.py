@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count, islice
 from typing import Protocol, TypeVar, TypeVarTuple
 
-from kerntune.engine.answers import Answer, outcomes_known, outcomes_of
+from kerntune.engine.answers import Answer, Judged, judge, outcomes_known
 from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
 from kerntune.engine.companion import Companion
 from kerntune.engine.halt import Halt
@@ -353,15 +353,13 @@ class Reconciler:
         if len(edit.put) > 1 or (edit.put and Lane.MEMORY in self._lanes_of(edit)):
             # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
             foreseen = await self._rehearse(edit, self.threads.read)
-            await self._outcomes_of(edit, foreseen, self.threads.read, must_win=request.must_win)
+            (await self._judge(edit, foreseen, self.threads.read, must_win=request.must_win)).checked()
             edit = await self.check(request)
         return await self.carry_out(edit, cause, progress, must_win=request.must_win, endable=endable)
 
-    async def _outcomes_of(
-        self, edit: Edit, result: Result, run: Run, *, must_win: bool | None = None
-    ) -> Sequence[Outcome]:
-        """Return, or raise, what `outcomes_of` does; of a large edit in a thread."""
-        told = partial(outcomes_of, edit, self.tunables, result, must_win=must_win)
+    async def _judge(self, edit: Edit, result: Result, run: Run, *, must_win: bool = False) -> Judged:
+        """Return what an edit has come to; of a large one in a thread."""
+        told = partial(judge, edit, self.tunables, result, must_win=must_win)
         return await run(told) if self._is_large(edit) else told()
 
     def _is_large(self, edit: Edit) -> bool:
@@ -491,7 +489,7 @@ class Reconciler:
             for done in pending.earlier:
                 await done.wait()
             result = merge(each for each in found if isinstance(each, Result))
-            outcomes = await self._outcomes_of(edit, result, self.threads.read, must_win=must_win)
+            outcomes = (await self._judge(edit, result, self.threads.read, must_win=must_win)).checked()
             await self._commit(pending, cause)
         except BaseException as error:
             # Whatever went wrong, nobody may wait for this edit for ever.
@@ -504,20 +502,25 @@ class Reconciler:
         wrote = bool({outcome.target for outcome in outcomes} & result.wrote)
         return Answer(pending.changes or wrote, tuple(outcomes))
 
-    async def plan(self, request: Request) -> Answer:
-        """What `change` would do, limits included; writes nothing and waits for no lane."""
+    async def plan(self, request: Request, *, strict: bool = False) -> Answer:
+        """Return what `change` would do, limits included; write nothing, and wait for no lane.
+
+        With `strict` raise the error that it would end with. Without, the answer has the outcomes, and no change.
+        """
         if len(request.settings) > self.limits.planned:
             raise too_much(f"a plan of {len(request.settings)} settings is too long, {self.limits.planned} are allowed")
-        return await self.foresee(await self.check(request, self.threads.open))
+        return await self.foresee(await self.check(request, self.threads.open), strict=strict)
 
-    async def foresee(self, edit: Edit) -> Answer:
-        """What `carry_out` would do."""
+    async def foresee(self, edit: Edit, *, strict: bool = False) -> Answer:
+        """Return what `carry_out` would do."""
         book = self.book
         with self._dry_runs.asking() as dry_run:
             result = await self._rehearse(edit, self.threads.open, dry_run)
-        outcomes = await self._outcomes_of(edit, result, self.threads.open)
+        judged = await self._judge(edit, result, self.threads.open)
+        outcomes = judged.checked() if strict else judged.outcomes
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
-        return Answer(would_write or not book.same_as(book.apply(edit)), tuple(outcomes))
+        would_change = would_write or not book.same_as(book.apply(edit))
+        return Answer(would_change and judged.error is None, tuple(outcomes))
 
     async def _rehearse(self, edit: Edit, run: Run, dry_run: Callable[[Worker, Order], Result] = Worker.run) -> Result:
         """A dry run of the lanes that an edit touches.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerntune.errors import KerntuneError
+from kerntune.engine.answers import Answer
+from kerntune.errors import KerntuneError, Overridden, PartiallyAllocated
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, State, Target
 from kerntune.tunables import REGISTRY
@@ -95,13 +96,15 @@ async def do(lab: Lab, ask: Ask) -> None:
     what = request(*ask.settings, unset=ask.unset, persist=ask.persist, partial=ask.partial, must_win=ask.must_win)
     before, claims = in_all(lab.kernel), lab.claims
     lab.writes()
-    planned = None
-    with contextlib.suppress(KerntuneError):
-        planned = await lab.engine.plan(what)
+    planned, _ = await ended(lab.engine.plan(what))
+    _, foreseen = await ended(lab.engine.plan(what, strict=True))
     assert lab.writes() == []
-    try:
-        answer = await lab.engine.change(what, "Set")
-    except KerntuneError:
+    answer, error = await ended(lab.engine.change(what, "Set"))
+    # Nobody foresees that memory is in pieces, nor what must win without a claim of its own.
+    if not isinstance(error, PartiallyAllocated | Overridden):
+        assert (type(foreseen), str(foreseen)) == (type(error), str(error))
+        assert not (error and planned and planned.changed)
+    if answer is None:
         assert in_all(lab.kernel) == before
         assert lab.claims == claims
     else:
@@ -116,6 +119,14 @@ async def do(lab: Lab, ask: Ask) -> None:
         lab.writes()
         await lab.engine.reconcile("again")
         assert lab.writes() == []
+
+
+async def ended(call: Awaitable[Answer]) -> tuple[Answer | None, KerntuneError | None]:
+    """Return what a call answers, or the error that it ends with."""
+    try:
+        return await call, None
+    except KerntuneError as error:
+        return None, error
 
 
 def in_all(kernel: SimulatedKernel) -> dict[str, object]:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.errors import Exit, KernelRejected, KerntuneError, OverLimit
+from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Reason, State, Target
+from kerntune.results import exit_code
 from kerntune.tunables import REGISTRY
 from tests.unit.lab import (
     BOUND,
@@ -58,8 +60,8 @@ def everything(lab_kernel: SimulatedKernel) -> object:
     [
         (("hugepages", "2M", 10), State.PLANNED, True),
         (("hugepages", "2M", 7), State.SATISFIED, True),
-        (("hugepages", "2M", 99999), State.REFUSED, True),
-        (("overcommit", "", "never:1"), State.REFUSED, True),
+        (("hugepages", "2M", 99999), State.REFUSED, False),
+        (("overcommit", "", "never:1"), State.REFUSED, False),
         (("overcommit", "", "always"), State.PLANNED, True),
         (("io-scheduler", "sda", "bfq"), State.PLANNED, True),
         (("io-scheduler", "nvme0n1", "mq-deadline"), State.SATISFIED, False),
@@ -75,6 +77,42 @@ async def test_a_plan_is_what_a_set_would_do(setting: tuple[str, str, str | int]
         answer = await lab.engine.plan(request(setting))
         assert ([o.state for o in answer.outcomes], answer.changed) == ([state], changed)
         assert (everything(kernel), lab.claims) == (before, claims)
+
+
+FAST = {"policy0": Policy((0, 1), "performance", ("performance", "powersave"), epp="performance")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "codes"),
+    [
+        # The claim on a preference waits for another governor: what goes with it is set.
+        ([("cpu-epp", "*", "power"), ("io-scheduler", "sda", "bfq")], None, (Exit.PARTLY, Exit.PARTLY)),
+        ([("cpu-epp", "*", "power")], None, (Exit.NOT_FOUND, Exit.NOT_FOUND)),
+        ([("io-scheduler", "vd*", "bfq"), ("io-scheduler", "sda", "bfq")], None, (Exit.PARTLY, Exit.PARTLY)),
+        ([("sysctl", "kernel.numa_balancing", 0), ("sysctl", "vm.swappiness", 1)], KernelRejected, ()),
+        ([("hugepages", "2M", 99999), ("io-scheduler", "sda", "bfq")], OverLimit, ()),
+        ([("io-scheduler", "sda", "bfq"), ("read-ahead", "sda", 512)], None, (Exit.OK, Exit.OK)),
+    ],
+)
+async def test_a_plan_ends_as_the_set_does(
+    settings: list[tuple[str, str, str | int]], error: type[KerntuneError] | None, codes: tuple[Exit, ...]
+) -> None:
+    kernel = large_host()
+    kernel.policies = dict(FAST)
+    async with running(kernel) as lab:
+        asked = request(*settings)
+        planned = await lab.engine.plan(asked)
+        if error:
+            assert not planned.changed
+            for ending in (lab.engine.plan(asked, strict=True), lab.engine.change(asked, "Set")):
+                with pytest.raises(error):
+                    await ending
+            assert lab.claims == []
+            return
+        strict = await lab.engine.plan(asked, strict=True)
+        done = await lab.engine.change(asked, "Set")
+        assert (exit_code(strict.outcomes), exit_code(done.outcomes)) == codes
+        assert (strict, strict.changed) == (planned, done.changed)
 
 
 async def test_a_plan_to_unset() -> None:

@@ -27,7 +27,7 @@ from kerntune.guard.thread import GuardThread
 from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import NO_MEMORY, Claim, Limits, Memory, Origin, Reason, Setting, State
-from tests.unit.lab import Clock, Lab, running
+from tests.unit.lab import Clock, Lab, request, running
 
 GIB = 1 << 30
 QUICK = GuardLimits(calm=0.0)  # of 64 GiB it caps at 5.2 GiB, the floor is 3.2
@@ -149,8 +149,11 @@ async def test_what_is_set_meanwhile_waits_until_it_lets_go(tmp_path: Path) -> N
         await host.lab.one("overcommit", "", "always:95")
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        outcome = await host.lab.one("overcommit", "", "heuristic")
+        asked = ("overcommit", "", "heuristic")
+        planned = (await host.lab.engine.plan(request(asked), strict=True)).outcomes
+        outcome = await host.lab.one(*asked)
         assert (outcome.state, outcome.reason) == (State.OVERRIDDEN, Reason.GUARD_LIMIT)
+        assert [(each.state, each.reason) for each in planned] == [(outcome.state, outcome.reason)]
         assert host.settings[0] == 2
         again = await host.lab.one("overcommit", "", "heuristic", must_win=True)
         assert again.reason is Reason.GUARD_LIMIT

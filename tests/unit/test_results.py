@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli.codes import exit_code, foreseen, is_lacking, verified
+from kerntune.cli.answers import is_excused
 from kerntune.errors import Exit
 from kerntune.model import State
+from kerntune.results import exit_code, verify_exit_code
 from tests.cli.scripted import claim, outcome
 
 
@@ -37,34 +38,9 @@ def test_exit_code(states: str, code: Exit) -> None:
     assert exit_code([outcome("overcommit", state) for state in states.split()]) is code
 
 
-@pytest.mark.parametrize(
-    ("rows", "code"),
-    [
-        ([], Exit.OK),
-        ([("a", "planned", "ok"), ("b", "satisfied", "ok")], Exit.OK),
-        ([("a", "planned", "ok"), ("b", "refused", "over-limit")], Exit.FAILED),
-        ([("a", "planned", "ok"), ("a", "refused", "over-limit")], Exit.FAILED),
-        ([("a", "partial", "over-limit")], Exit.PARTLY),
-        ([("a", "unsupported", "value-not-offered")], Exit.USAGE),
-        ([("a", "unsupported", "value-not-offered"), ("b", "planned", "ok")], Exit.USAGE),
-        ([("a", "unsupported", "value-not-offered"), ("a", "planned", "ok")], Exit.PARTLY),
-        ([("a", "unsupported", "read-only")], Exit.FAILED),
-        ([("a", "unsupported", "no-such-target")], Exit.NOT_FOUND),
-        ([("a", "unsupported", "no-such-target"), ("b", "planned", "ok")], Exit.PARTLY),
-        ([("a", "unsupported", "cpu-offline"), ("a", "planned", "ok")], Exit.PARTLY),
-        ([("a", "unsupported", "device-gone"), ("b", "planned", "ok")], Exit.NOT_FOUND),
-        ([("a", "overridden", "overridden")], Exit.FAILED),
-        ([("a", "contested", "changed-by-others"), ("b", "planned", "ok")], Exit.FAILED),
-    ],
-)
-def test_what_set_would_end_with(rows: list[tuple[str, str, str]], code: Exit) -> None:
-    """Each row: the value of the setting it belongs to, state, reason."""
-    assert foreseen([outcome("io-scheduler", state, requested=to, reason=why) for to, state, why in rows]) is code
-
-
 @pytest.mark.parametrize(("wrong", "satisfied", "code"), [(0, 0, 0), (0, 3, 0), (2, 3, 6), (2, 0, 1)])
-def test_verified(wrong: int, satisfied: int, code: int) -> None:
-    assert verified(wrong=wrong, satisfied=satisfied) == code
+def test_verify_exit_code(wrong: int, satisfied: int, code: int) -> None:
+    assert verify_exit_code(wrong=wrong, satisfied=satisfied) == code
 
 
 @pytest.mark.parametrize(
@@ -84,9 +60,9 @@ def test_verified(wrong: int, satisfied: int, code: int) -> None:
 )
 def test_what_the_host_lacks(name: str, matches: list[str], reason: str, lacking: bool) -> None:
     row = outcome("io-scheduler@sda", "unsupported", reason=reason)
-    assert is_lacking(row, claim(name, "none", matches=matches)) is lacking
-    assert not is_lacking(row._replace(state="failed"), claim(name, "none", matches=matches))
-    assert not is_lacking(row, None)
+    assert is_excused(row, claim(name, "none", matches=matches)) is lacking
+    assert not is_excused(row._replace(state="failed"), claim(name, "none", matches=matches))
+    assert not is_excused(row, None)
 
 
 def test_every_state_has_an_exit_code() -> None:

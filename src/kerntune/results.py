@@ -1,0 +1,132 @@
+"""Which outcomes are errors, which error, and which exit code: decided here for the daemon and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, Protocol
+
+from kerntune import errors
+from kerntune.errors import Exit
+from kerntune.model import Reason, State
+
+CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
+# With these a claim stays, and comes into force later.
+KEPT: Final[frozenset[str]] = frozenset(
+    {Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT}
+)
+# What this host has not, or not now.
+LACKING: Final[frozenset[str]] = frozenset(
+    {
+        Reason.NO_SUCH_TARGET,
+        Reason.CPU_OFFLINE,
+        Reason.NO_KERNEL_SUPPORT,
+        Reason.VALUE_NOT_OFFERED,
+        Reason.DEVICE_GONE,
+        Reason.BOOT_PARAMETER_WINS,
+    }
+)
+SHORT: Final[frozenset[str]] = frozenset({Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT})
+ERRORS: Final[Mapping[str, tuple[type[errors.KerntuneError], str]]] = {
+    Reason.NO_SUCH_TARGET: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
+    Reason.DEVICE_GONE: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
+    Reason.DEVICE_HANGS: (
+        errors.KernelRejected,
+        "Nothing of this call was kept; when the device answers again, or is gone, make the call again",
+    ),
+    Reason.NO_KERNEL_SUPPORT: (
+        errors.NotSupported,
+        "It takes another kernel, other firmware settings or other hardware",
+    ),
+    Reason.VALUE_NOT_OFFERED: (errors.InvalidValue, "`kerntune list` shows what each device offers"),
+    Reason.OUT_OF_RANGE: (errors.InvalidValue, "`kerntune list` shows the values there are"),
+    Reason.PARTIALLY_ALLOCATED: (
+        errors.PartiallyAllocated,
+        "The old count was put back; ask for fewer, or keep what can be had (--allow-partial, option allow-partial)",
+    ),
+    Reason.PAGES_IN_USE: (
+        errors.PartiallyAllocated,
+        "Ask again when they have been given back; `kerntune status` names the programs",
+    ),
+    Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
+    Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
+    Reason.BOOT_PARAMETER_WINS: (errors.NotSupported, "It takes another kernel command line, and a reboot"),
+    Reason.INTERRUPTED: (errors.Failed, "Nothing of this call was kept; try again when kerntuned has started"),
+    Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),
+}
+KERNEL_REJECTED: Final = (
+    errors.KernelRejected,
+    "Nothing of this call was kept; the kernel's log (dmesg) may say more",
+)
+
+
+class Outcome(Protocol):
+    """What is judged: an outcome of the engine, or one that came over the bus with a newer daemon's words."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+
+
+def failure(
+    name: str, outcomes: Sequence[Outcome], *, exact: bool, partial: bool, must_win: bool
+) -> errors.KerntuneError | None:
+    """Return the error that the outcomes of one claim, on `name`, amount to; None where the claim stays.
+
+    A shortfall that was not allowed (`partial`) and a refusal are errors, and so is a claim that no target took. An
+    overridden claim counts as taken, for it is kept, except for a caller who `must_win`; so does a pattern that waits
+    for targets to come, if it does not name one `exact` target.
+    """
+    kept = KEPT - {Reason.NO_SUCH_TARGET} if exact else KEPT
+    for outcome in outcomes:
+        short = outcome.state == State.PARTIAL and outcome.reason in SHORT
+        short |= outcome.reason == Reason.INTERRUPTED
+        if outcome.state == State.REFUSED or (short and not partial):
+            return as_error(name, outcome)
+    if not any(is_taken(outcome, kept, must_win=must_win) for outcome in outcomes):
+        return as_error(name, outcomes[0])
+    return None
+
+
+def is_taken(outcome: Outcome, kept: Collection[str], *, must_win: bool) -> bool:
+    """Return whether a claim with this outcome stays; `kept` are the reasons for which it waits."""
+    if outcome.state in (State.SATISFIED, State.PLANNED, State.PARTIAL):
+        return True
+    return outcome.reason in kept or (outcome.state == State.OVERRIDDEN and not must_win)
+
+
+def as_error(name: str, outcome: Outcome) -> errors.KerntuneError:
+    """Return the typed error of an outcome."""
+    cls, hint = ERRORS.get(outcome.reason, KERNEL_REJECTED)
+    return cls(outcome.detail or f"{name}: {outcome.reason}", hint)
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> Exit:
+    """Return 0 when all is as asked; 6 when only some is, or a part of it; else 3 when nothing is supported, or 1."""
+    states = [outcome.state for outcome in outcomes]
+    if all(state in CONTENT for state in states):
+        return Exit.OK
+    if State.PARTIAL in states or any(state in CONTENT for state in states):
+        return Exit.PARTLY
+    if all(state == State.UNSUPPORTED for state in states):
+        return Exit.NOT_FOUND
+    return Exit.FAILED
+
+
+def profile_exit_code(outcomes: Sequence[Outcome]) -> Exit:
+    """Return the exit code of a profile: what this host lacks is none of its faults."""
+    return exit_code([outcome for outcome in outcomes if not is_lacking(outcome)])
+
+
+def is_lacking(outcome: Outcome) -> bool:
+    """Return whether the host has not what an outcome is about, or not now."""
+    return outcome.state == State.UNSUPPORTED and outcome.reason in LACKING
+
+
+def verify_exit_code(*, wrong: int, satisfied: int) -> Exit:
+    """Return 0 when nothing is wrong that is here; else 6 when so many others are satisfied, or 1 for none."""
+    if not wrong:
+        return Exit.OK
+    return Exit.PARTLY if satisfied else Exit.FAILED
