@@ -25,7 +25,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup setup-vm run test test-pythons test-vm soak bench bench-vm lint deb format clean
+.PHONY: setup setup-vm run test test-pythons test-vm soak bench bench-vm lint generated deb format clean
 
 setup: $(VENV)/.ready
 
@@ -100,13 +100,19 @@ bench-vm: setup setup-vm deb
 lint: setup
 	@$(VENV)/bin/python -m pytest tests/static $(ARGS)
 
+# The D-Bus manual, the configuration reference and the completions, made from the sources anew.
+generated: setup
+	@$(VENV)/bin/python -m tools.dbus_manual
+	@$(VENV)/bin/python -m tools.config_reference
+	@$(VENV)/bin/python -m tools.completions
+
 # build/deb/kerntune_*.deb, with the Debian packages that takes; quick when nothing has changed.
 deb:
 	@packaging/deb/build.sh
 
 format: setup
-	$(VENV)/bin/ruff format src tests
-	$(VENV)/bin/ruff check --fix src tests
+	$(VENV)/bin/ruff format src tests tools
+	$(VENV)/bin/ruff check --fix src tests tools
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

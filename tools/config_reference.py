@@ -1,11 +1,10 @@
-"""The commented file that is shipped and the lists of kerntune.toml(5), from the rows of settings.py.
+"""The shipped kerntune.toml and the lists of kerntune.toml(5), made from the rows of daemon/settings.py.
 
-`python -m kerntune.daemon.shipped` writes both into a checkout; a test tells when that is due.
+`python -m tools.config_reference` writes both into the checkout, and `make generated` runs it.
 """
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Iterator
 from itertools import groupby
@@ -14,10 +13,11 @@ from typing import Final
 
 from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS, ClaimTable, Example, Option, shown
 
+CHECKOUT: Final = Path(__file__).parents[1]
 WIDTH: Final = 100
 FILE: Final = "packaging/kerntune.toml"
 MANUAL: Final = "docs/man/kerntune.toml.5"
-BEGIN: Final = '.\\" From here to the end mark: written by python -m kerntune.daemon.shipped\n'
+BEGIN: Final = '.\\" From here to the end mark: written by python -m tools.config_reference\n'
 END: Final = '.\\" The end mark\n'
 
 PREAMBLE: Final = (
@@ -36,7 +36,7 @@ PROFILE: Final = "balanced"
 
 
 def shipped_file() -> str:
-    """kerntune.toml with every setting commented out. The headers are not, so that each line has its table."""
+    """Return kerntune.toml with every setting commented out. Headers are not, so that each line has its table."""
     parts = ["#\n".join(comment(text) for text in PREAMBLE)]
     parts.append(comment(PROFILE_ABOUT) + f'#profile = "{PROFILE}"\n')
     for table, options in groupby(OPTIONS, key=lambda option: option.table):
@@ -46,12 +46,12 @@ def shipped_file() -> str:
 
 
 def option_lines(option: Option) -> str:
-    allowed = f"{option.allowed[0].upper()}{option.allowed[1:]}."
-    return comment(f"{option.about} {allowed}") + f"#{option.name} = {shown(option.default)}\n"
+    """Return an option with its default, commented out."""
+    return comment(f"{option.about} {capital(option.allowed)}.") + f"#{option.name} = {shown(option.default)}\n"
 
 
 def claim_lines(row: ClaimTable) -> str:
-    """A tunable's table with its examples."""
+    """Return a tunable's table with its examples."""
     lines = [f"#{entry(example)}" for example in row.examples]
     width = max(map(len, lines)) + 2
     examples = "".join(f"{line:{width}}# {example.about}\n" for line, example in zip(lines, row.examples, strict=True))
@@ -60,54 +60,51 @@ def claim_lines(row: ClaimTable) -> str:
 
 
 def entry(example: Example) -> str:
-    """A pattern and its value in TOML."""
+    """Return a pattern and its value in TOML."""
     value = example.value if isinstance(example.value, int) else f'"{example.value}"'
     return f'"{example.pattern}" = {value}'
 
 
 def comment(text: str) -> str:
+    """Return the text as lines of comment."""
     return "".join(f"{line}\n" for line in textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# "))
 
 
 def manual_lists() -> str:
-    """The tables in mdoc(7)."""
+    """Return the tables in mdoc(7)."""
     lines = [".Ss profile", *sentences(PROFILE_ABOUT.replace("`", "")), ".Pp", f".Dl profile = \\(dq{PROFILE}\\(dq"]
     for table, options in groupby(OPTIONS, key=lambda option: option.table):
         lines += [f".Ss [{table}]", '.Bl -tag -width "hugepages-percent"']
         for option in options:
             lines += [f".It Ic {option.name}", *sentences(option.about)]
-            lines += sentences(
-                f"{option.allowed[0].upper()}{option.allowed[1:]}; {shown(option.default)} if it is not given."
-            )
+            lines += sentences(f"{capital(option.allowed)}; {shown(option.default)} if it is not given.")
         lines.append(".El")
     for row in CLAIM_TABLES:
         lines += [f".Ss [{row.tunable}]", *sentences(row.about), ".Pp"]
         lines += [f"The name is {row.patterns}.", f"The value is {row.values}."]
         for example in row.examples:
-            lines += [".Pp", f".Dl {quoted(entry(example))}", *sentences(f"{capital(example.about)}.")]
+            lines += [".Pp", f".Dl {entry(example)}".replace('"', "\\(dq"), *sentences(capital(example.about))]
     return "\n".join(wrapped(lines)) + "\n"
 
 
 def sentences(text: str) -> list[str]:
-    """One to a line, as mdoc(7) wants them."""
+    """Split a text into sentences: mdoc(7) wants one to a line."""
     return [f"{part}." for part in text.removesuffix(".").split(". ")]
 
 
 def wrapped(lines: list[str]) -> Iterator[str]:
+    """Yield lines that are not too long; a macro keeps to its line."""
     for line in lines:
         yield from [line] if line.startswith(".") else textwrap.wrap(line, 120, break_on_hyphens=False)
 
 
-def quoted(text: str) -> str:
-    return text.replace('"', "\\(dq")
-
-
 def capital(text: str) -> str:
+    """Return the text with a capital at its start."""
     return text[0].upper() + text[1:]
 
 
 def inserted(page: str) -> str:
-    """The manual page with its lists up to date; ValueError when it has lost its marks."""
+    """Return the manual page with its lists up to date; raise ValueError when it has lost its marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -115,14 +112,12 @@ def inserted(page: str) -> str:
     return before + begin + manual_lists() + end + after
 
 
-def main() -> int:
-    """Write both into the checkout."""
-    checkout = Path(__file__).parents[3]
-    (checkout / FILE).write_text(shipped_file())
-    page = checkout / MANUAL
+def main() -> None:
+    """Write both files into the checkout."""
+    (CHECKOUT / FILE).write_text(shipped_file())
+    page = CHECKOUT / MANUAL
     page.write_text(inserted(page.read_text()))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,14 +1,13 @@
-"""org.kerntune.Tuner1(5): the contract's XML as a manual page, members with the text that stands with them there.
+"""org.kerntune.Tuner1(5): the contract in dbus/interfaces as a manual page, with the comments in front of its members.
 
-`python -m kerntune.bus.manual` writes it into a checkout; a test tells when that is due.
+`python -m tools.dbus_manual` writes it into the checkout, and `make generated` runs it.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import textwrap
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 from xml.dom import minidom
@@ -17,6 +16,7 @@ from xml.dom.minidom import Element, Node
 from kerntune.bus import names
 from kerntune.errors import FREEDESKTOP, OURS, by_name
 
+CHECKOUT: Final = Path(__file__).parents[1]
 MANUAL: Final = f"docs/man/{names.BUS_NAME}.5"
 WIDTH: Final = 110
 KINDS: Final = {"method": "Methods", "property": "Properties", "signal": "Signals"}
@@ -32,7 +32,7 @@ TYPES: Final = (
 )
 
 HEAD: Final = r"""
-.\" Written by python -m kerntune.bus.manual from dbus/interfaces/*.xml; do not edit.
+.\" Written by python -m tools.dbus_manual from dbus/interfaces/*.xml; do not edit.
 .Dd November 28, 2026
 .\" groff has BSD in the heading otherwise.
 .ds doc-volume-operating-system kerntune
@@ -114,78 +114,61 @@ gdbus monitor --system --dest org.kerntune.Tuner1
 
 
 def page(files: list[Path]) -> str:
-    """The whole manual page, from the files of the contract."""
-    lines = [TYPES]
-    for file in sorted(files, key=order):
-        lines += interface(file)
-    lines += errors()
+    """Return the whole manual page, made from the files of the contract."""
+    # The manager is first: it can do all that the others can.
+    files = sorted(files, key=lambda file: (file.stem != names.MANAGER, file.stem))
+    lines = [TYPES, *(line for file in files for line in interface(file)), *errors()]
     return HEAD + "".join(f"{line}\n" for line in wrapped(lines)) + TAIL
 
 
-def order(file: Path) -> tuple[bool, str]:
-    """The manager first: it can do all that the others can."""
-    return file.stem != names.MANAGER, file.stem
-
-
 def interface(file: Path) -> Iterator[str]:
-    """The section of one interface."""
+    """Yield the section of one interface."""
     document = minidom.parse(str(file))
     (found,) = document.getElementsByTagName("interface")
     yield f".Sh {found.getAttribute('name').removeprefix(f'{names.BUS_NAME}.').upper()}"
     yield f"The interface is {found.getAttribute('name')}."
-    for comment in comments(document.childNodes):
-        yield from prose(re.sub(r"^org\.kerntune\.Tuner1\.\w+, at \S+?[:.](?=\s)", "", comment.strip()))
-    members = [node for node in found.childNodes if isinstance(node, Element)]
-    said = dict(member_text(comment) for comment in comments(found.childNodes))
+    for comment in comments(document):
+        yield from prose(re.sub(r"^org\.kerntune\.Tuner1\.\w+, at \S+?[:.](?=\s)", "", comment))
+    # A comment `Name: text` is in front of every member.
+    texts = {name: text for name, _, text in (comment.partition(":") for comment in comments(found))}
     for kind, title in KINDS.items():
-        if these := [member for member in members if member.tagName == kind]:
-            yield f".Ss {title}"
-            for place, member in enumerate(these):
-                if place:
-                    yield ".Pp"
-                yield f".Ic {member.getAttribute('name')}"
-                yield f'.Dl "{signature(member)}"'
-                yield ".Pp"
-                yield from prose(said[member.getAttribute("name")], names_in(member))
-                yield from prose(emits(member))
+        members = [node for node in found.childNodes if isinstance(node, Element) and node.tagName == kind]
+        for place, member in enumerate(members):
+            name = member.getAttribute("name")
+            yield ".Pp" if place else f".Ss {title}"
+            yield f".Ic {name}"
+            yield f'.Dl "{signature(member)}"'
+            yield ".Pp"
+            yield from prose(texts[name], [arg.getAttribute("name") for arg in member.getElementsByTagName("arg")])
+            yield from prose(emits(member))
 
 
-def comments(nodes: Iterable[Node]) -> list[str]:
-    return [node.data for node in nodes if isinstance(node, minidom.Comment)]
-
-
-def member_text(comment: str) -> tuple[str, str]:
-    """`Name: text`, as every member has it in front of it."""
-    name, _, text = comment.strip().partition(":")
-    return name, text
+def comments(node: Node) -> list[str]:
+    """Return the comments right below a node."""
+    return [child.data.strip() for child in node.childNodes if isinstance(child, minidom.Comment)]
 
 
 def signature(member: Element) -> str:
-    """A member with the names and types of what goes in and out."""
+    """Return a member with the names and types of what goes in and out."""
     name = member.getAttribute("name")
     if member.tagName == "property":
         return f"{name} {member.getAttribute('type')}"
-    args = [
-        (arg.getAttribute("direction"), f"{arg.getAttribute('type')} {arg.getAttribute('name')}")
-        for arg in member.getElementsByTagName("arg")
-    ]
-    taken = ", ".join(text for direction, text in args if direction != "out")
-    given = ", ".join(text for direction, text in args if direction == "out")
-    return f"{name}({taken}) -> ({given})" if given else f"{name}({taken})"
-
-
-def names_in(member: Element) -> set[str]:
-    return {arg.getAttribute("name") for arg in member.getElementsByTagName("arg")}
+    taken: list[str] = []
+    given: list[str] = []
+    for arg in member.getElementsByTagName("arg"):
+        side = given if arg.getAttribute("direction") == "out" else taken
+        side.append(f"{arg.getAttribute('type')} {arg.getAttribute('name')}")
+    return f"{name}({', '.join(taken)})" + (f" -> ({', '.join(given)})" if given else "")
 
 
 def emits(member: Element) -> str:
-    """How changes of a property are told; nothing where the new value is sent, as is usual."""
+    """Return how changes of a property are told; nothing where the signal has the new value, as is usual."""
     notes = [note.getAttribute("value") for note in member.getElementsByTagName("annotation")]
     return " ".join(EMITS[note] for note in notes if note in EMITS)
 
 
 def errors() -> Iterator[str]:
-    """Every error a call may end in."""
+    """Yield every error that a call may end in."""
     yield ".Sh ERROR NAMES"
     yield f"The names begin with {OURS.rstrip('.')}, and where so noted with {FREEDESKTOP.rstrip('.')}."
     yield "The message says what happened, then the likely cause and what to try."
@@ -199,17 +182,17 @@ def errors() -> Iterator[str]:
     yield ".El"
 
 
-def prose(text: str, arguments: Container[str] = ()) -> Iterator[str]:
-    """One sentence to a line, as mdoc(7) wants them; one that begins with an argument's name leaves it as it is."""
-    if said := " ".join(text.split()):
-        first = re.split(r"\W", said)[0]
-        if first not in arguments and "_" not in first:
-            said = said[0].upper() + said[1:]
-        yield from re.split(r"(?<=\.) (?=[A-Z\"])", said)
+def prose(text: str, verbatim: Container[str] = ()) -> Iterator[str]:
+    """Yield one sentence to a line, as mdoc(7) wants them; the name of an argument gets no capital."""
+    if text := " ".join(text.split()):
+        first = re.split(r"\W", text)[0]
+        if first not in verbatim and "_" not in first:
+            text = text[0].upper() + text[1:]
+        yield from re.split(r"(?<=\.) (?=[A-Z\"])", text)
 
 
 def wrapped(lines: list[str]) -> Iterator[str]:
-    """No line too long; no text that would be taken for a macro or an escape."""
+    """Yield lines that are not too long, with no text that troff would take for a macro or an escape."""
     for line in lines:
         if line.startswith("."):
             yield line
@@ -218,11 +201,10 @@ def wrapped(lines: list[str]) -> Iterator[str]:
                 yield f"\\&{part}" if part[0] in ".'" else part
 
 
-def main() -> int:
-    """Write it into the checkout."""
-    (Path(__file__).parents[3] / MANUAL).write_text(page(names.interface_files()))
-    return 0
+def main() -> None:
+    """Write the page into the checkout."""
+    (CHECKOUT / MANUAL).write_text(page(names.interface_files()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,17 +7,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tools import completions
 
-from kerntune.cli import complete, shells
+from kerntune.cli import complete
 from kerntune.cli.grammar import VERBS
 
 CHECKOUT = Path(__file__).parents[2]
-STALE = "python -m kerntune.cli.shells brings it up to date"
+STALE = "make generated brings it up to date"
 
 
 def test_the_shipped_files_are_up_to_date() -> None:
-    assert (CHECKOUT / shells.BASH).read_text() == shells.bash(), STALE
-    assert (CHECKOUT / shells.ZSH).read_text() == shells.zsh(), STALE
+    assert (CHECKOUT / completions.BASH).read_text() == completions.bash(), STALE
+    assert (CHECKOUT / completions.ZSH).read_text() == completions.zsh(), STALE
 
 
 def test_whatever_takes_a_value_completes_it() -> None:
@@ -28,7 +29,8 @@ def test_whatever_takes_a_value_completes_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["bash", "-n", shells.BASH], ["zsh", "-n", shells.ZSH], ["shellcheck", "-s", "bash", shells.BASH]]
+    "command",
+    [["bash", "-n", completions.BASH], ["zsh", "-n", completions.ZSH], ["shellcheck", "-s", "bash", completions.BASH]],
 )
 def test_the_shells_can_read_them(command: list[str]) -> None:
     if command[0] == "shellcheck" and shutil.which("shellcheck") is None:

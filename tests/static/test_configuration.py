@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tools import config_reference
 
-from kerntune.daemon import config_text, settings, shipped
+from kerntune.daemon import config_text, settings
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import Config, silent
 from kerntune.daemon.reloading import Reloading
@@ -22,7 +23,7 @@ from tests.unit.lab import MemoryLedger
 
 CHECKOUT = Path(__file__).parents[2]
 TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
-STALE = "python -m kerntune.daemon.shipped brings it up to date"
+STALE = "make generated brings it up to date"
 
 
 def test_every_tunable_has_a_row() -> None:
@@ -43,23 +44,23 @@ def test_no_table_has_two_meanings() -> None:
 
 
 def test_the_shipped_file_is_up_to_date() -> None:
-    assert (CHECKOUT / shipped.FILE).read_text() == shipped.shipped_file(), STALE
+    assert (CHECKOUT / config_reference.FILE).read_text() == config_reference.shipped_file(), STALE
 
 
 def test_the_manual_page_is_up_to_date() -> None:
-    page = (CHECKOUT / shipped.MANUAL).read_text()
-    assert page == shipped.inserted(page), STALE
+    page = (CHECKOUT / config_reference.MANUAL).read_text()
+    assert page == config_reference.inserted(page), STALE
 
 
 def test_the_shipped_file_says_nothing() -> None:
-    config = Configuration(CHECKOUT / shipped.FILE, None, REGISTRY).read()
+    config = Configuration(CHECKOUT / config_reference.FILE, None, REGISTRY).read()
     assert (config.claims, config.problems, config.limits) == ((), (), Limits())
 
 
 def test_the_shipped_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is neither parsed nor kept, so it costs a service nothing that is never to be in the way."""
     monkeypatch.setattr(Configuration, "read", lambda _self: pytest.fail("it was read"))
-    (tmp_path / "kerntune.toml").write_bytes((CHECKOUT / shipped.FILE).read_bytes())
+    (tmp_path / "kerntune.toml").write_bytes((CHECKOUT / config_reference.FILE).read_bytes())
     assert silent(tmp_path, tmp_path / "run")
     engine = Reconciler(SimulatedKernel([]), REGISTRY, MemoryLedger())
     assert Reloading(tmp_path, tmp_path / "run", engine, set()).read() == Config()
@@ -67,7 +68,7 @@ def test_the_shipped_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_without_its_marks_the_shipped_file_is_in_order() -> None:
     """Each line can be used as it stands: its table is above it."""
-    text = re.sub(r"^#(?=\S)", "", (CHECKOUT / shipped.FILE).read_text(), flags=re.M)
+    text = re.sub(r"^#(?=\S)", "", (CHECKOUT / config_reference.FILE).read_text(), flags=re.M)
     found = config_text.read("kerntune.toml", text.encode(), TUNABLES)
     assert found.problems == ()
     assert found.options == {option.path: option.default for option in OPTIONS}
@@ -76,7 +77,7 @@ def test_without_its_marks_the_shipped_file_is_in_order() -> None:
 
 def test_a_page_without_its_marks_is_told() -> None:
     with pytest.raises(ValueError, match="marks"):
-        shipped.inserted(".Dd\n")
+        config_reference.inserted(".Dd\n")
 
 
 @pytest.mark.parametrize("page", ["kerntune.toml.5", "kerntune.1", "kerntuned.8", "org.kerntune.Tuner1.5"])

@@ -101,6 +101,16 @@ def test_every_module_is_there_and_nothing_else(files: dict[str, tarfile.TarInfo
     assert below(files, "/usr/lib/python3/dist-packages/kerntune") == modules | {"py.typed"}
 
 
+def test_no_generator_is_in_it(files: dict[str, tarfile.TarInfo]) -> None:
+    """The headers of generated files name their generators, whatever folder these are in."""
+    pages = [*CHECKOUT.glob("docs/man/*"), *CHECKOUT.glob("packaging/completions/*")]
+    headers = "".join(page.read_text() for page in pages)
+    generators = {name.replace(".", "/") for name in re.findall(r"[Ww]ritten by python -m (\S+?);?\s", headers)}
+    assert generators == {f"tools/{name}" for name in ("completions", "config_reference", "dbus_manual")}
+    last = {Path(name).name for name in generators}
+    assert not [path for path in files if Path(path).stem in last or Path(path).parent.name == "tools"]
+
+
 def test_the_configuration_belongs_to_the_administrator(package: Path, files: dict[str, tarfile.TarInfo]) -> None:
     kept = run("dpkg-deb", "--info", package, "conffiles").split()
     assert kept == ["/etc/kerntune/kerntune.toml"]

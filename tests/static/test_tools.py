@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
         pytest.param("lint-imports --no-cache", id="layers"),
         pytest.param("ruff check --no-cache .", id="ruff"),
         pytest.param("ruff format --no-cache --check .", id="format"),
-        pytest.param("mypy --strict src tests", id="mypy"),
+        pytest.param("mypy --strict src tests tools", id="mypy"),
     ],
 )
 def test_tool_finds_nothing(command: str) -> None:
