@@ -28,7 +28,7 @@ PREAMBLE: Final = (
     "and line wins. What is set with `kerntune set` wins over all of them.",
 )
 PROFILE_ABOUT: Final = (
-    "The profile in force: claims for a purpose, under one name; they win over those of these files. One that was "
+    "The profile in force: claims for a purpose, under one name; those of these files win over them. One that was "
     "chosen with `kerntune profile set` takes its place until `kerntune profile clear`. `kerntune profile list` shows "
     "those there are."
 )

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 
 class Origin(IntEnum):
-    """Where a claim comes from; a higher origin wins over a lower one."""
+    """Where a claim comes from; a higher origin wins over a lower one.
+
+    A profile is a preset, and the administrator's files override it.
+    """
 
     BASELINE = 0
-    CONFIG = 10
-    PROFILE = 20
+    PROFILE = 10
+    CONFIG = 20
     PERSISTENT = 30
     RUNTIME = 40
     HOLD = 50
@@ -55,6 +58,7 @@ class Reason(StrEnum):
     PARTIALLY_ALLOCATED = "partially-allocated"
     PAGES_IN_USE = "pages-in-use"
     OVERRIDDEN = "overridden"
+    CONFIG_WINS = "config-wins"
     GUARD_LIMIT = "guard-limit"
     OVER_LIMIT = "over-limit"
     BOOT_PARAMETER_WINS = "boot-parameter-wins"
@@ -118,6 +122,7 @@ class Claim:
 
     `seq` is a saved counter (never a clock): of two claims of one origin the higher wins.
     `partial` accepts fewer huge pages than asked. `hold` is the number of the hold that it belongs to, or 0.
+    `place` is the file and line that make the claim (FILE:LINE), or "" where no file does.
     """
 
     origin: Origin
@@ -129,6 +134,7 @@ class Claim:
     seq: int = 0
     partial: bool = False
     hold: int = 0
+    place: str = ""
 
     @property
     def id(self) -> ClaimId:

@@ -116,8 +116,12 @@ def exit_code(outcomes: Sequence[Outcome]) -> Exit:
 
 
 def profile_exit_code(outcomes: Sequence[Outcome]) -> Exit:
-    """Return the exit code of a profile: what this host lacks is none of its faults."""
-    return exit_code([outcome for outcome in outcomes if not is_lacking(outcome)])
+    """Return the exit code of a profile.
+
+    What this host lacks is none of its faults, and what the configuration overrides is the administrator's wish.
+    """
+    wins = Reason.CONFIG_WINS
+    return exit_code([outcome for outcome in outcomes if not is_lacking(outcome) and outcome.reason != wins])
 
 
 def is_lacking(outcome: Outcome) -> bool:

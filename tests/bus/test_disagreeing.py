@@ -17,8 +17,8 @@ DRIVE: Final = "io-scheduler@nvme0n1"
 LAYERS: Final = (
     ("runtime", "bfq", f"kerntune unset {DRIVE}"),
     ("persistent", "kyber", f"kerntune unset {DRIVE} --persist"),
-    ("profile", "mq-deadline", "kerntune profile clear"),
-    ("config", "none", ""),
+    ("config", "none", "sed -i /nvme/d $CONFIGURATION_DIRECTORY/kerntune.toml && kerntune reload"),
+    ("profile", "mq-deadline", ""),
 )
 FILES: Final = (
     "config/kerntune.toml", "config/kerntune.d/10-more.toml", "config/profiles/mine.toml",
@@ -33,13 +33,15 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         config = running.daemon.config
         (config / "profiles").mkdir()
         (config / "kerntune.d").mkdir()
-        (config / "kerntune.toml").write_text('[io-scheduler]\n"*" = "none"\n')
+        (config / "kerntune.toml").write_text('[io-scheduler]\n"nvme*" = { value = "none", why = "a database" }\n')
         (config / "kerntune.d/10-more.toml").write_text('[cpu-governor]\n"*" = "performance"\n')
         (config / "profiles/mine.toml").write_text(
             '[io-scheduler]\n"nvme*" = { value = "mq-deadline", why = "for models" }\n'
         )
         running.check("kerntune reload")
-        running.check("kerntune profile set mine")
+        # What the configuration overrides is no failure, and is told with the line that wins.
+        for asked in ("kerntune plan --profile mine", "kerntune profile set mine"):
+            assert f"{config}/kerntune.toml:2) wins" in running.check(asked)
         running.check(f"kerntune set {DRIVE}=kyber --persist")
         # With the memory guard, which has a file too.
         running.check(f"kerntune set {DRIVE}=bfq overcommit=always:95")
@@ -65,7 +67,29 @@ def test_status_says_who_wins_and_who_is_beaten_and_why(shell: Shell) -> None:
             others = f"{', '.join(most)} and {last}" if most else last
             assert f"({layer} wins over {others})" in line
             shell.check(withdraw)
-    assert f"{shell.daemon.config}/kerntune.toml:2" in line
+        if layer == "config":
+            named = f"{shell.daemon.config}/kerntune.toml:2"
+            assert f" config, {named} config: a database overrides " in " ".join(words)
+
+
+def test_on_the_bus_it_is_no_error_either(shell: Shell) -> None:
+    shell.check(f"kerntune unset {DRIVE} && kerntune unset {DRIVE} --persist")
+    call = "busctl --json=short call org.kerntune.Tuner1 /org/kerntune/Tuner1 org.kerntune.Tuner1.Manager"
+    for asked in ("Plan 'a(sss)a{sv}' 0 1 profile s mine", "SetProfile 'sa{sv}' mine 0"):
+        changed, outcomes = json.loads(shell.check(f"{call} {asked}"))["data"]
+        (drive,) = (row for row in outcomes if row[1] == "nvme0n1")
+        assert (changed, drive[2:7]) == (False, ["mq-deadline", "none", "none", "overridden", "config-wins"])
+        assert f"none ({shell.daemon.config}/kerntune.toml:2) wins" in drive[7]
+
+
+def test_what_a_caller_overrides_is_told_by_the_exit_status(shell: Shell) -> None:
+    """Of the two drives the profile has one for the file, which is no failure, and one for a caller, which is."""
+    for asked in ("kerntune plan --profile mine", "kerntune profile set mine"):
+        done = shell.run(asked)
+        assert (done.returncode, done.stderr) == (1, ""), done.stdout
+        one, other = sorted(line for line in done.stdout.splitlines() if line.startswith("io-scheduler@"))
+        assert " overridden: runtime:io-scheduler@nvme0n1 = bfq, by root (python) wins; " in one
+        assert " config-wins: config:io-scheduler@nvme* = none (" in other
 
 
 @pytest.mark.parametrize("name", FILES)

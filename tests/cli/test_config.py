@@ -188,7 +188,8 @@ def on(bus: PrivateBus, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_status_says_which_line_wants_it(capsys: Captured) -> None:
-    wanted = claim("config:io-scheduler@sda", "none", who="config", why="/etc/kerntune/kerntune.toml:12")
+    place = "/etc/kerntune/kerntune.toml:12"
+    wanted = claim("config:io-scheduler@sda", "none", who="config", why=place, place=place)
     row = target("io-scheduler@sda", "none", requested="none", state="satisfied", claim=wanted["id"])
     assert main(["status"], connect=Script(document([row], [wanted])).connect) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("  config, /etc/kerntune/kerntune.toml:12")

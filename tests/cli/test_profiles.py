@@ -116,6 +116,7 @@ def test_what_does_not_fit_together(words: list[str]) -> None:
 
 LACKING = outcome("cpu-governor@*", "unsupported", reason="no-kernel-support")
 BEATEN = outcome("io-scheduler@sda", "overridden", reason="overridden")
+OURS = outcome("io-scheduler@sdb", "overridden", reason="config-wins", detail="FILE:3 wins")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,8 @@ def test_what_the_host_lacks_is_shown_and_no_failure(words: list[str], capsys: C
     assert "\ncpu-governor@*  " in capsys.readouterr().out
     assert run(Script(outcomes=[LACKING, outcome("io-scheduler@sda")]), *words) == 0
     assert run(Script(outcomes=[LACKING, outcome("io-scheduler@sda"), BEATEN]), *words) == 6
+    assert run(Script(outcomes=[LACKING, outcome("io-scheduler@sda"), OURS]), *words) == 0
+    assert "config-wins: FILE:3 wins" in capsys.readouterr().out
     read_only = outcome("overcommit", "unsupported", reason="read-only")
     assert run(Script(outcomes=[read_only]), *words) == 3
 

@@ -50,6 +50,12 @@ def satisfied(name: str, value: str, **more: Any) -> TargetRow:
     return target(name, value, requested=value, state="satisfied", **more)
 
 
+def from_line(number: int, why: str = "") -> dict[str, str]:
+    """Return the fields of a claim of the configuration that tell where it is from."""
+    place = f"/etc/kerntune/kerntune.toml:{number}"
+    return {"why": why or place, "place": place}
+
+
 def test_what_is_owed_to_the_host_is_listed_as_wanted_by_it() -> None:
     owed = target("io-scheduler@sda", "bfq", requested="mq-deadline", state="failed", reason="kernel-rejected")
     (row,) = (line for line in plain(wishes.status(document([owed]), [owed])) if "io-scheduler" in line)
@@ -84,7 +90,7 @@ def test_it_leads_with_what_is_not_as_wished() -> None:
     claims = [
         claim("config:overcommit", "always"),
         claim("runtime:io-scheduler@s*", "none", who="alice (busctl)", why="a test", matches=["sda"]),
-        claim("config:io-scheduler@*", "bfq", who="config", why="kerntune.toml:3", matches=["sda"]),
+        claim("config:io-scheduler@*", "bfq", who="config", matches=["sda"], **from_line(3)),
         claim("persistent:io-scheduler@vd*", "none", who="root", matches=[]),
     ]
     host = document(managed, claims, degraded=["over-limit"])
@@ -95,7 +101,7 @@ def test_it_leads_with_what_is_not_as_wished() -> None:
         "TARGET            REQUESTED  ACTUAL  STATE        WANTED BY",
         "io-scheduler@sda  none       bfq     contested    runtime, alice (busctl)"
         "  changed-by-others: three times"
-        "  overrides bfq of config for *: kerntune.toml:3 (runtime wins over config)",
+        "  overrides bfq of config for *: /etc/kerntune/kerntune.toml:3 (runtime wins over config)",
         "io-scheduler@vd*  none       -       unsupported  persistent, root"
         "         no-such-target: nothing matches now; kept for what comes",
         "overcommit        always     always  satisfied    config",
@@ -108,7 +114,7 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
     claims = [
         claim("profile:io-scheduler@nvme*", "none", who="balanced", why="documentation: " + "long " * 30),
         claim("runtime:io-scheduler@sda", "none", who="root (python)"),
-        claim("config:io-scheduler@*", "bfq", who="config", why="/etc/kerntune/kerntune.toml:3"),
+        claim("config:io-scheduler@*", "bfq", who="config", **from_line(3)),
     ]
     rows = [
         satisfied("io-scheduler@sda", "none", claim="runtime:io-scheduler@sda", beaten=["config:io-scheduler@*"]),
@@ -169,6 +175,32 @@ def test_of_one_origin_the_newest_or_the_later_line_wins() -> None:
     claims = [claim("runtime:io-scheduler@sda", "none"), claim("runtime:io-scheduler@*", "bfq")]
     line = plain(wishes.status(document([row], claims), [row]))[-1]
     assert line.endswith("(of runtime the newest wins)")
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("", ""),
+        ("a database", "  config: a database"),
+        ("/etc/kerntune/kerntune.toml:3, as last read without an error", "  config: as last read without an error"),
+        ("a database, as last read without an error", "  config: a database, as last read without an error"),
+    ],
+)
+def test_a_claim_of_the_configuration_has_its_line_and_its_reason(why: str, said: str) -> None:
+    wanted = claim("config:io-scheduler@sda", "none", who="config", **from_line(3, why))
+    waiting = claim("config:io-scheduler@vd*", "none", who="config", matches=[], **from_line(3, why))
+    beaten = claim("profile:io-scheduler@sd*", "bfq", who="balanced", why="documentation: long", place="/b.toml:9")
+    row = satisfied("io-scheduler@sda", "none", claim=wanted["id"], beaten=[beaten["id"]])
+    *_, waits, line = plain(wishes.status(document([row], [wanted, waiting, beaten], profile="ai-inference"), [row]))
+    place = "config, /etc/kerntune/kerntune.toml:3"
+    assert line.endswith(f"  {place}{said}  overrides bfq of profile balanced for sd* (config wins over profile)")
+    assert place in waits
+    assert waits.endswith(f"  no-such-target: nothing matches now; kept for what comes{said}")
+    other = claim("runtime:io-scheduler@sda", "kyber", who="root")
+    row = satisfied("io-scheduler@sda", "kyber", claim=other["id"], beaten=[wanted["id"]])
+    line = plain(wishes.status(document([row], [wanted, other]), [row]))[-1]
+    reason = said.replace("  config: ", ", ")
+    assert line.endswith(f"overrides none of config: /etc/kerntune/kerntune.toml:3{reason} (runtime wins over config)")
 
 
 def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
@@ -244,16 +276,18 @@ def about(daemon: Daemon, drive: str) -> str:
 @pytest.mark.skipif(os.geteuid() != 0, reason="there is no polkit on this bus: only root may set anything")
 def test_four_that_disagree(daemon: Daemon) -> None:
     """Each wins over those below it, and says so; when it goes, the next one wins."""
-    in_files = "bfq of config: a database; mq-deadline of config for nvme*: ETC/kerntune.toml:3"
-    profile = "io-scheduler@nvme0n1 none none satisfied profile mine"
-    by_profile = f"{profile} overrides {in_files} (profile wins over config)"
-    assert about(daemon, "nvme0n1") == by_profile
+    below = "mq-deadline of config for nvme*: ETC/kerntune.toml:3; none of profile mine"
+    by_config = (
+        "io-scheduler@nvme0n1 bfq bfq satisfied config, ETC/kerntune.toml:4 config: a database "
+        f"overrides {below} (config wins over profile; of config the later line wins)"
+    )
+    assert about(daemon, "nvme0n1") == by_config
 
     cli(daemon, "set", "io-scheduler@nvme0n1=kyber", "--persist")
-    losers = f"none of profile, mine; {in_files}"
+    losers = f"bfq of config: ETC/kerntune.toml:4, a database; {below}"
     by_persistent = (
         "io-scheduler@nvme0n1 kyber kyber satisfied persistent, root (python) "
-        f"overrides {losers} (persistent wins over profile and config)"
+        f"overrides {losers} (persistent wins over config and profile)"
     )
     assert about(daemon, "nvme0n1") == by_persistent
 
@@ -262,7 +296,7 @@ def test_four_that_disagree(daemon: Daemon) -> None:
     losers = f"mq-deadline of runtime for nvme*, root (python); kyber of persistent, root (python); {losers}"
     assert about(daemon, "nvme0n1") == (
         "io-scheduler@nvme0n1 bfq bfq satisfied runtime, root (python) "
-        f"overrides {losers} (runtime wins over persistent, profile and config; of runtime the newest wins)"
+        f"overrides {losers} (runtime wins over persistent, config and profile; of runtime the newest wins)"
     )
     assert about(daemon, "nvme1n1") == (
         "io-scheduler@nvme1n1 mq-deadline mq-deadline satisfied runtime, root (python) "
@@ -273,4 +307,8 @@ def test_four_that_disagree(daemon: Daemon) -> None:
     cli(daemon, "unset", "io-scheduler@nvme0n1", "io-scheduler@nvme*")
     assert about(daemon, "nvme0n1") == by_persistent
     cli(daemon, "unset", "io-scheduler@nvme0n1", "--persist")
-    assert about(daemon, "nvme0n1") == by_profile
+    assert about(daemon, "nvme0n1") == by_config
+
+    (daemon.config / "kerntune.toml").write_text('profile = "mine"\n')
+    cli(daemon, "reload")
+    assert about(daemon, "nvme0n1") == "io-scheduler@nvme0n1 none none satisfied profile mine"

@@ -136,7 +136,7 @@ class TestUnset:
             ("profile:io-scheduler@nvme*", {}, "kerntune profile clear"),
             (
                 "config:io-scheduler@nvme*",
-                {"why": "/etc/kerntune/kerntune.toml:3"},
+                {"why": "a database", "place": "/etc/kerntune/kerntune.toml:3"},
                 "out of /etc/kerntune/kerntune.toml:3",
             ),
             (

@@ -14,8 +14,8 @@ def test_the_origins_are_in_the_order_of_the_design() -> None:
     ranks = [(origin.word, int(origin)) for origin in sorted(Origin)]
     assert ranks == [
         ("baseline", 0),
-        ("config", 10),
-        ("profile", 20),
+        ("profile", 10),
+        ("config", 20),
         ("persistent", 30),
         ("runtime", 40),
         ("hold", 50),
@@ -52,6 +52,7 @@ def test_the_reasons_are_those_of_the_design() -> None:
         "partially-allocated",
         "pages-in-use",
         "overridden",
+        "config-wins",
         "guard-limit",
         "governor-decides",
         "over-limit",

@@ -7,7 +7,7 @@ import pytest
 from kerntune.cli.answers import is_excused
 from kerntune.errors import Exit
 from kerntune.model import State
-from kerntune.results import exit_code, verify_exit_code
+from kerntune.results import exit_code, profile_exit_code, verify_exit_code
 from tests.cli.scripted import claim, outcome
 
 
@@ -36,6 +36,27 @@ from tests.cli.scripted import claim, outcome
 )
 def test_exit_code(states: str, code: Exit) -> None:
     assert exit_code([outcome("overcommit", state) for state in states.split()]) is code
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ("", Exit.OK),
+        ("overridden/config-wins", Exit.OK),
+        ("satisfied/ok overridden/config-wins", Exit.OK),
+        ("planned/ok overridden/config-wins unsupported/no-kernel-support", Exit.OK),
+        ("overridden/overridden", Exit.FAILED),
+        ("satisfied/ok overridden/overridden", Exit.PARTLY),
+        ("satisfied/ok overridden/guard-limit", Exit.PARTLY),
+        ("overridden/config-wins overridden/overridden", Exit.FAILED),
+        ("overridden/config-wins failed/kernel-rejected", Exit.FAILED),
+        ("overridden/config-wins unsupported/read-only", Exit.NOT_FOUND),
+    ],
+)
+def test_what_a_profile_ends_with(rows: str, code: Exit) -> None:
+    """The administrator's own file is no failure of it, nor is what the host lacks; what others claim is."""
+    found = [row.split("/") for row in rows.split()]
+    assert profile_exit_code([outcome("overcommit", state, reason=reason) for state, reason in found]) is code
 
 
 @pytest.mark.parametrize(("wrong", "satisfied", "code"), [(0, 0, 0), (0, 3, 0), (2, 3, 6), (2, 0, 1)])

@@ -159,5 +159,6 @@ def claim_row(claim: Claim, world: World) -> dict[str, Any]:
         "seq": claim.seq,
         "partial": claim.partial,
         "hold": claim.hold,
+        "place": claim.place,
         "matches": [t.instance for t in world.covered(world.tunables[claim.tunable], claim.instances)],
     }

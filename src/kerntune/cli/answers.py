@@ -145,7 +145,7 @@ class TargetRow(TypedDict):
 
 
 class ClaimRow(TypedDict):
-    """A claim; `matches` are the instances it matches now."""
+    """A claim; `matches` are the instances it matches now, `place` is the file and line that make it."""
 
     id: str
     origin: str
@@ -158,6 +158,7 @@ class ClaimRow(TypedDict):
     partial: bool
     matches: list[str]
     hold: NotRequired[int]
+    place: NotRequired[str]
 
 
 class HoldRow(TypedDict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -16,7 +15,6 @@ from kerntune.results import CONTENT
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
 THE_HOST: Final = "the host"
-PLACE: Final = re.compile(r"/.+:\d+", re.ASCII)
 
 Claims = Mapping[str, ClaimRow]
 
@@ -54,6 +52,7 @@ def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
     cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
     note = [
         show.why(row["state"], row["reason"], row["detail"]),
+        *_reason(row, claims),
         *_parts(row, claims, profile),
         *_overridden(row, claims),
     ]
@@ -65,7 +64,7 @@ def _waiting(claim: ClaimRow, profile: str) -> Row:
     wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
     cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
     why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; kept for what comes"
-    return show.state_row(State.UNSUPPORTED, cells, why)
+    return show.state_row(State.UNSUPPORTED, cells, why, *_said(claim))
 
 
 def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
@@ -77,8 +76,24 @@ def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
     if claim["origin"] == Origin.PROFILE.word:
         return f"{claim['origin']} {profile or claim['who']}"
     # A claim of the configuration is by nobody else.
-    places = [claim["why"]] if PLACE.fullmatch(claim["why"]) else []
-    return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), *places) if part))
+    return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), claim.get("place", "")) if part))
+
+
+def _reason(row: TargetRow, claims: Claims) -> Iterator[str]:
+    """Say the reason that the file gives for the claim that won."""
+    if claim := claims.get(row["claim"] or ""):
+        yield from _said(claim)
+
+
+def _said(claim: ClaimRow) -> Iterator[str]:
+    """Say what a claim of the configuration says of itself, beside its place; `profile show` does so for a profile."""
+    if claim["origin"] == Origin.CONFIG.word and (said := _without_place(claim)):
+        yield f"{claim['origin']}: {said}"
+
+
+def _without_place(claim: ClaimRow) -> str:
+    """Return the reason of a claim; without one of its own it begins with the place, which stands elsewhere."""
+    return claim["why"].removeprefix(claim.get("place", "")).removeprefix(", ")
 
 
 def _origin(claim: ClaimRow) -> str:
@@ -112,12 +127,18 @@ def _overridden(row: TargetRow, claims: Claims) -> Iterator[str]:
 def _loser(claim: ClaimRow, instance: str) -> str:
     """Write a claim: its value, whose it is, and its pattern where that is not the target's own name."""
     said = f"{claim['value']} of {_origin(claim)}"
+    # `profile show` has the reasons and places of a profile.
+    is_profile = claim["origin"] == Origin.PROFILE.word
+    if is_profile:
+        said += f" {claim['who']}"
     if claim["instances"] != instance:
         said += f" for {claim['instances']}"
+    if is_profile:
+        return said
     if claim["who"] and claim["who"] != claim["origin"]:
         said += f", {_who(claim)}"
-    # `profile show` has the reasons of a profile.
-    return f"{said}: {claim['why']}" if claim["why"] and claim["origin"] != Origin.PROFILE.word else said
+    notes = ", ".join(filter(None, (claim.get("place", ""), _without_place(claim))))
+    return f"{said}: {notes}" if notes else said
 
 
 def _rules(winner: ClaimRow, losers: Sequence[ClaimRow]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -13,7 +12,6 @@ from kerntune.model import Origin
 from kerntune.patterns import EVERY
 
 NAMED: Final = 3  # claims that are named before they are only counted
-PLACE: Final = re.compile(r"/.+:\d+", re.ASCII)
 
 
 def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:
@@ -44,7 +42,7 @@ def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[Cl
 def how(claim: ClaimRow) -> str:
     """What ends a claim."""
     name = shlex.quote(_target(claim))
-    place = claim["why"] if PLACE.fullmatch(claim["why"]) else "the files in /etc/kerntune"
+    place = claim.get("place") or "the files in /etc/kerntune"
     ways = {
         Origin.RUNTIME.word: f"kerntune unset {name}",
         Origin.PERSISTENT.word: f"kerntune unset {name} --persist",

@@ -225,10 +225,12 @@ class Reader:
             except InvalidValue as error:
                 self.complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
             else:
-                why = reason or f"{self.file}:{self._line(path)}"
+                place = f"{self.file}:{self._line(path)}"
                 # Nobody waits for an answer: what memory has of the pages is better than none.
                 partial = tunable.counted
-                yield Claim(self.origin, tunable.name, instances, text, self.who, why, partial=partial)
+                yield Claim(
+                    self.origin, tunable.name, instances, text, self.who, reason or place, partial=partial, place=place
+                )
 
     def _line(self, path: Path) -> int:
         """The line of a key, or else of the table it stands in."""

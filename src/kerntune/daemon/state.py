@@ -300,6 +300,7 @@ def dump_claims(claims: Iterable[Claim]) -> list[Document]:
             "seq": claim.seq,
             "partial": claim.partial,
             **({"hold": claim.hold} if claim.hold else {}),
+            **({"place": claim.place} if claim.place else {}),
         }
         for claim in claims
     ]
@@ -324,7 +325,7 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
     """The claims again; ValueError for a field of the wrong type."""
     claims = [Claim(origin, **row) for row in rows]
     for claim in claims:
-        texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why)
+        texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why, claim.place)
         kinds = type(claim.seq), type(claim.partial), type(claim.hold)
         if not all(isinstance(text, str) for text in texts) or kinds != (int, bool, int):
             raise ValueError("a claim has a field of the wrong type")

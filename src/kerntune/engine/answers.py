@@ -131,7 +131,7 @@ def own_outcome(
         why = "memory is short and the memory guard holds a limit; this claim is kept and comes into force after it"
         return overridden(claim, outcome, why, Reason.GUARD_LIMIT)
     why = f"{described(winner)} wins; this claim is kept and comes into force when that one goes"
-    return overridden(claim, outcome, why)
+    return overridden(claim, outcome, why, Reason.CONFIG_WINS if winner.origin is Origin.CONFIG else Reason.OVERRIDDEN)
 
 
 def overridden(claim: Claim, outcome: Outcome, why: str, reason: Reason = Reason.OVERRIDDEN) -> Outcome:
@@ -194,10 +194,12 @@ def spelled(claim: Claim) -> str:
 
 
 def described(claim: Claim) -> str:
-    """A claim in prose."""
+    """Return a claim in prose, with who made it or the file and line that do."""
     said = f"{claim.id} = {claim.value}"
     if claim.hold:
         said = f"{Target(claim.tunable, claim.instances)} = {claim.value} of hold {claim.hold}"
+    if claim.origin is Origin.CONFIG and claim.place:
+        return f"{said} ({claim.place})"
     return f"{said}, by {claim.who}" if claim.who else said
 
 

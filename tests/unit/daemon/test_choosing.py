@@ -15,7 +15,7 @@ from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
 from kerntune.errors import Failed, InvalidValue, NoSuchProfile
-from kerntune.model import Origin, State
+from kerntune.model import Origin, Reason, State
 from tests.unit.lab import FULL, Lab, claim, large_host, pages, queue, running
 
 DISK = '[io-scheduler]\n"sda" = "{}"\n'
@@ -104,20 +104,55 @@ async def test_a_switch_is_one_pass_and_never_by_way_of_the_baseline(
         assert bench.writes() == []
 
 
-async def test_it_is_above_the_configuration_and_below_the_callers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_it_is_below_the_configuration_and_the_callers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
         await bench.lab.set(("overcommit", "", "heuristic"))
-        _, outcomes = await bench.choose(Selection("fast"))
-        assert outcomes["overcommit"] == ("always:95", "heuristic", State.OVERRIDDEN)
-        assert bench.disk == "none"
+        for ask in (bench.choosing.plan(Selection("fast")), bench.choosing.choose(Selection("fast"), "test")):
+            answer = await ask
+            told = {str(outcome.target): outcome for outcome in answer.outcomes}
+            disk, memory = told["io-scheduler@sda"], told["overcommit"]
+            assert (disk.requested, disk.actual, disk.state) == ("none", "kyber", State.OVERRIDDEN)
+            assert (disk.reason, memory.reason) == (Reason.CONFIG_WINS, Reason.OVERRIDDEN)
+            assert disk.detail.startswith(f"config:io-scheduler@sda = kyber ({folder}/kerntune.toml:2) wins; ")
+            assert (memory.requested, memory.actual, memory.state) == ("always:95", "heuristic", State.OVERRIDDEN)
+        assert (bench.disk, pages(bench.lab.kernel)) == ("kyber", [5, 5])
         (wish,) = [claim for claim in bench.lab.engine.book.claims.values() if claim.origin is Origin.CONFIG]
         assert wish.value == "kyber"
+        # Without the line the profile has its way, and with it again the line.
+        for text, value in (("", "none"), (DISK.format("bfq"), "bfq")):
+            (folder / "kerntune.toml").write_text(text)
+            await bench.choosing.reload()
+            assert bench.disk == value
         changed, outcomes = await bench.choose(CLEAR)
         assert changed
-        assert outcomes["io-scheduler@sda"] == ("kyber", "kyber", State.SATISFIED)
+        assert outcomes["io-scheduler@sda"] == ("bfq", "bfq", State.SATISFIED)
         assert (await bench.choose(CLEAR)) == (False, {})
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "chosen"])
+async def test_the_configuration_wins_over_the_profile_that_it_names_and_over_one_that_was_chosen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    """The broader pattern of the configuration wins, too: the file is the administrator's."""
+    (folder / "profiles").mkdir()
+    (folder / "profiles/fair.toml").write_text(DISK.format("bfq"))
+    wide = '[io-scheduler]\n"*" = "kyber"\n'
+    head = 'profile = "fair"\n' if named else ""
+    async with started(folder, monkeypatch, head + wide) as bench:
+        if not named:
+            await bench.choose(Selection("fair"))
+        assert (bench.choosing.profile, bench.disk) == ("fair", "kyber")
+        (folder / "kerntune.toml").write_text(head)
+        await bench.choosing.reload()
+        assert (bench.choosing.profile, bench.disk) == ("fair", "bfq")
+        (folder / "kerntune.toml").write_text(wide)
+        await bench.choosing.reload()
+        assert (bench.choosing.profile, bench.disk) == ("" if named else "fair", "kyber")
+        await bench.choose(CLEAR)
+        assert (bench.choosing.profile, bench.disk) == ("", "kyber")
+        (folder / "kerntune.toml").write_text("")
+        await bench.choosing.reload()
+        assert bench.disk == OWN
 
 
 async def test_what_the_host_lacks_is_no_error_and_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +237,7 @@ async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pyt
         changed, outcomes = await bench.choose(RESET)
         assert changed
         assert outcomes == {
-            "io-scheduler@sda": ("bfq", "bfq", State.SATISFIED),
+            "io-scheduler@sda": ("kyber", "kyber", State.SATISFIED),
             "overcommit": ("", "heuristic", State.UNMANAGED),
             "hugepages@2M": ("", "0", State.UNMANAGED),
         }
@@ -283,7 +318,7 @@ async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypa
 async def test_choices_beside_each_other_and_beside_reloads_take_turns(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+    async with started(folder, monkeypatch, '[io-scheduler]\n"nvme0n1" = "kyber"\n') as bench:
         asked = [bench.choose(Selection(name)) for name in ("fast", "fair") * 4]
         reloads = [bench.choosing.reload() for _ in range(4)]
         sets = [bench.lab.set(("overcommit", "", f"always:{number}")) for number in range(50, 54)]
@@ -293,7 +328,7 @@ async def test_choices_beside_each_other_and_beside_reloads_take_turns(
         assert (bench.disk, pages(bench.lab.kernel), bench.choosing.profile) == ("bfq", [0, 0], "fair")
         assert {claim.origin for claim in bench.lab.engine.book.claims.values()} == {Origin.CONFIG, Origin.PROFILE}
         await bench.choose(CLEAR)
-        assert bench.disk == "kyber"
+        assert (bench.disk, bench.lab.kernel.disks["nvme0n1"].scheduler) == (OWN, "kyber")
 
 
 async def test_a_claim_that_came_after_the_reset_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,26 @@ def test_no_claim_comes_from_the_copy_that_no_file_could_make(etc: Folder) -> No
     assert (claims(config), config.limits.claims) == ({"hugepages@2M": "64"}, 9)
 
 
+def test_a_claim_of_the_copy_has_its_place_and_one_of_an_earlier_version_has_none(etc: Folder) -> None:
+    etc.write('[io-scheduler]\n"nvme*" = { value = "none", why = "its own queue" }\n')
+    etc.read()
+    etc.write("[[[")
+    etc.restart()
+    place = f"{etc.config}/kerntune.toml:2"
+    assert [(claim.why, claim.place) for claim in etc.read().claims] == [(f"its own queue{STALE}", place)]
+    copy = etc.runtime / "config.json"
+    document = json.loads(copy.read_text())
+    (kept,) = document["files"].values()
+    del kept["claims"][0]["place"]
+    copy.write_text(json.dumps(document))
+    etc.restart()
+    assert [(claim.why, claim.place) for claim in etc.read().claims] == [(f"its own queue{STALE}", "")]
+    kept["claims"][0]["place"] = 5
+    copy.write_text(json.dumps(document))
+    etc.restart()
+    assert etc.configuration.set_aside == copy.with_name("config.json.bad")
+
+
 def test_the_copy_is_written_only_when_it_changes_and_a_failure_is_none(
     etc: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:

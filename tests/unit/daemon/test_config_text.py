@@ -64,6 +64,8 @@ def test_a_claim_says_where_it_stands_and_may_be_partial_where_pages_are_counted
     pool, drive = read('\n[hugepages]\n"2M" = 1\n[io-scheduler] # drives\n\n  "nvme*" = "none"').claims
     assert (pool.origin, pool.who, pool.why, pool.partial) == (Origin.CONFIG, "config", f"{FILE}:3", True)
     assert (drive.why, drive.partial) == (f"{FILE}:6", False)
+    (told,) = read('[io-scheduler]\n"nvme*" = { value = "none", why = "its own queue" }').claims
+    assert (pool.place, drive.place, told.place, told.why) == (f"{FILE}:3", f"{FILE}:6", f"{FILE}:2", "its own queue")
 
 
 def test_options() -> None:

@@ -58,8 +58,8 @@ def test_what_one_says(shelf: Shelf) -> None:
     profile = shelf.profiles.read("mine")
     assert (profile.name, profile.summary, profile.file, profile.problems) == ("mine", "for me", path, ())
     assert profile.claims == (
-        Claim(Origin.PROFILE, "hugepages", "2M", "512", "mine", f"{path}:3", 1, partial=True),
-        Claim(Origin.PROFILE, "overcommit", "", "always:95", "mine", "needed", 2),
+        Claim(Origin.PROFILE, "hugepages", "2M", "512", "mine", f"{path}:3", 1, partial=True, place=f"{path}:3"),
+        Claim(Origin.PROFILE, "overcommit", "", "always:95", "mine", "needed", 2, place=f"{path}:5"),
     )
 
 

@@ -184,7 +184,8 @@ def test_a_field_of_any_value_is_not_fatal(name: str, value: Any, inner: str | N
 def test_claims_with_a_field_of_the_wrong_kind(folder: Path) -> None:
     written(folder)
     row = json.loads(persistent(folder).read_text())["persistent"][0]
-    for name, value in [("seq", "5"), ("seq", True), ("seq", 1.5), ("value", 5), ("partial", "yes"), ("who", None)]:
+    wrong = [("seq", "5"), ("seq", True), ("seq", 1.5), ("value", 5), ("partial", "yes"), ("who", None), ("place", 5)]
+    for name, value in wrong:
         persistent(folder).write_text(json.dumps({"format": 1, "persistent": [row | {name: value}]}))
         assert len(opened(folder).set_aside) == 1, (name, value)
 

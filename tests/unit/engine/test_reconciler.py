@@ -120,8 +120,8 @@ async def test_a_pattern_that_matches_nothing_is_kept_for_later() -> None:
 # Who wins
 
 
-async def test_runtime_beats_persistent_beats_profile_beats_config() -> None:
-    below = [claim(Origin.CONFIG, "io-scheduler", "*", "bfq"), claim(Origin.PROFILE, "io-scheduler", "sda", "kyber")]
+async def test_runtime_beats_persistent_beats_config_beats_profile() -> None:
+    below = [claim(Origin.PROFILE, "io-scheduler", "*", "bfq"), claim(Origin.CONFIG, "io-scheduler", "sda", "kyber")]
     async with running(large_host(), claims=below) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert lab.kernel.disks["sda"].scheduler == "kyber"
