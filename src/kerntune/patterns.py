@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
-from kerntune.errors import InvalidValue
+from kerntune.errors import InvalidValue, NoSuchName
 from kerntune.globs import Glob
 from kerntune.model import Target
 from kerntune.units import CPU_LIST, CpuList, parse_size, spell_cpus, spell_size
@@ -77,6 +77,8 @@ def parse_pool(instance: str) -> Pool:
             f"{instance!r} is not a pool of huge pages",
             "Give a page size (2M, 1G), one node of it (2M/node0) or each node (2M/*)",
         )
+    if size & (size - 1):
+        raise NoSuchName(f"{instance!r} is no page size: each is a power of two", "Examples: 2M, 1G")
     return Pool(size, f"node{CpuList.parse(found[3])}" if found[3] else found[2] or "")
 
 

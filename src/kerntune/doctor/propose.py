@@ -157,6 +157,7 @@ def checked(draft: Proposal, kernel: KernelView, known: dict[str, Tunable]) -> P
     if tunable is None:
         raise InvalidValue(f"this kerntune has no tunable {name}")
     instances, value = tunable.normal(instances), tunable.normal_value(value)
+    tunable.check(instances, value)
     if why := tunable.missing(kernel):
         raise InvalidValue(f"this host does not support {name}", why.partition(". ")[0])
     targets = [target for target in tunable.targets(kernel) if tunable.matches(instances, target)]

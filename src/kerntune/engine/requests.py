@@ -118,6 +118,7 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tup
     tunable = world.tunable(setting.tunable)
     instances = instances_of(tunable, setting.instances, world)
     value = tunable.normal_value(as_number(tunable, instances, setting.value))
+    tunable.check(instances, value)
     if missing := world.missing.get(tunable.name):
         raise NotSupported(
             f"this host has no {tunable.summary}: {missing}",
@@ -144,13 +145,14 @@ def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
     """Whether a claim that was read from a file could have been made by a call."""
     tunable = tunables.get(claim.tunable)
     try:
-        return (
-            tunable is not None
-            and tunable.normal(claim.instances) == claim.instances
-            and tunable.normal_value(claim.value) == claim.value
-        )
+        if tunable is None or tunable.normal(claim.instances) != claim.instances:
+            return False
+        if tunable.normal_value(claim.value) != claim.value:
+            return False
+        tunable.check(claim.instances, claim.value)
     except InvalidValue:
         return False
+    return True
 
 
 def instances_of(tunable: Tunable, text: str, world: World) -> str:

@@ -91,6 +91,9 @@ class Tunable(Protocol):
     def normal_value(self, value: str) -> str:
         """A value in normal form; InvalidValue when no target could ever take it."""
 
+    def check(self, instances: str, value: str) -> None:
+        """Raise InvalidValue when no kernel could ever take the value on these instances (both in normal form)."""
+
     def restorable(self, value: str) -> bool:
         """Whether a saved baseline is a value that can be written back."""
 
@@ -170,6 +173,9 @@ class Plain(ABC):
 
     def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
         return {target: self.read(kernel, target) for target in targets}
+
+    def check(self, instances: str, value: str) -> None:  # noqa: B027
+        """Take every value in normal form, unless a subclass knows better."""
 
     def restorable(self, value: str) -> bool:
         try:

@@ -148,9 +148,7 @@ class HugePages(Plain):
         return readings
 
     def normal_value(self, value: str) -> str:
-        if not COUNT.fullmatch(value):
-            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
-        return str(int(value))
+        return count_of(value)
 
     def validate(self, reading: Reading, value: str) -> None:
         """Any count may be asked for; the limits of the host are checked by the plan."""
@@ -265,6 +263,13 @@ class HugePages(Plain):
     def drifted(self, wish: Wish, reading: Reading) -> bool:
         is_shared = wish.sum is not None and wish.sum.at_least
         return reading.value is not None and reading.figures["asked"] > int(wish.value) and not is_shared
+
+
+def count_of(value: str) -> str:
+    """Return a number of pages in normal form. Raise InvalidValue for what is none."""
+    if not COUNT.fullmatch(value):
+        raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
+    return str(int(value))
 
 
 def at_boot(reading: Reading, wanted: int) -> str:

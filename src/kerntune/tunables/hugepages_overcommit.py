@@ -17,7 +17,7 @@ from kerntune.kernel.files import KernelView, find, natural, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.patterns import Kind, parse_pool
 from kerntune.tunables.base import Action, Plain, Sizes, unreadable
-from kerntune.tunables.hugepages import COUNT, IN_PATH, POOLS
+from kerntune.tunables.hugepages import IN_PATH, POOLS, count_of
 from kerntune.tunables.sums import refusal
 from kerntune.units import spell_size
 
@@ -84,9 +84,7 @@ class HugePagesOvercommit(Plain):
         return Reading(target, text, figures=figures)
 
     def normal_value(self, value: str) -> str:
-        if not COUNT.fullmatch(value):
-            raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
-        return str(int(value))
+        return count_of(value)
 
     def validate(self, reading: Reading, value: str) -> None:
         """Any count may be asked for; the limit of the host is checked by the plan."""

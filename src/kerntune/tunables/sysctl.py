@@ -105,9 +105,14 @@ class Sysctl(Plain):
             raise InvalidValue(f"{value!r} is no value of a sysctl", "Give a whole number, 0 or more")
         return str(int(value))
 
+    def check(self, instances: str, value: str) -> None:
+        least, most = SYSCTLS[instances]
+        if not least <= int(value) <= most:
+            what = f"{instances} is a whole number from {least} to {most}, not {value}"
+            raise InvalidValue(what, "Choose one in that range")
+
     def validate(self, reading: Reading, value: str) -> None:
-        if why := beyond(reading.target, value):
-            raise InvalidValue(why, "Choose one in that range")
+        """Each kernel takes the whole range."""
 
     def plan(
         self,
@@ -131,25 +136,15 @@ def path_of(name: str) -> str:
 
 
 def plan_one(wish: Wish, before: Reading) -> Step:
-    """Nothing where the value is in place, out of range or not for us to write; the host's own may be out of range."""
+    """Nothing where the value is in place or not for us to write."""
     if before.value is None:
         return Step(wish, before, verdict=unreadable(before))
     if before.value == wish.value:
         return Step(wish, before)
-    if not wish.is_baseline and (why := beyond(wish.target, wish.value)):
-        return Step(wish, before, verdict=Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why))
     if (name := wish.target.instance) in REPORTED:
         why = f"{only_reported(name)}. {how_to_set(name, wish.value)}"
         return Step(wish, before, verdict=Verdict(State.UNSUPPORTED, Reason.READ_ONLY, why))
     return Step(wish, before, (Write(path_of(wish.target.instance), wish.value),))
-
-
-def beyond(target: Target, value: str) -> str:
-    """Why a value is out of range, or ""."""
-    least, most = SYSCTLS[target.instance]
-    if least <= int(value) <= most:
-        return ""
-    return f"{target.instance} is a whole number from {least} to {most}, not {value}"
 
 
 def only_reported(name: str) -> str:

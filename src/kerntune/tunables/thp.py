@@ -80,6 +80,10 @@ class Thp(Plain):
             raise InvalidValue(f"{value!r} is no word of transparent huge pages", "Examples: always, madvise, never")
         return value
 
+    def check(self, instances: str, value: str) -> None:
+        if value not in (words := WORDS[instances]):
+            raise InvalidValue(f"{instances} is one of {', '.join(words)}, not {value}", "Choose one of these")
+
     def validate(self, reading: Reading, value: str) -> None:
         if reading.value is not None and value not in reading.choices:
             raise NotOffered(not_offered(reading, value), "Choose one of these")

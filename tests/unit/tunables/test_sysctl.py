@@ -86,12 +86,15 @@ async def test_out_of_range_is_refused_before_any_write() -> None:
         assert (lab.writes(), lab.claims) == ([], [])
 
 
-async def test_a_configured_value_out_of_range_is_not_written() -> None:
-    async with running(host(), claims=[claim(Origin.CONFIG, NAME, "vm.zone_reclaim_mode", 8)]) as lab:
-        await lab.engine.reconcile("boot", enforce=True)
-        (outcome,) = lab.engine.outcomes.values()
-        assert told(outcome)[2:] == (State.UNSUPPORTED, Reason.OUT_OF_RANGE)
-        assert lab.writes() == []
+@pytest.mark.parametrize(("name", "most"), [(SWAPPINESS, 200), ("vm.zone_reclaim_mode", 7), (BALANCING, 3)])
+async def test_no_claim_has_a_value_out_of_range(name: str, most: int) -> None:
+    TUNABLE.check(name, "0")
+    TUNABLE.check(name, str(most))
+    with pytest.raises(InvalidValue, match=f"{name} is a whole number from 0 to {most}, not {most + 1}"):
+        TUNABLE.check(name, str(most + 1))
+    saved = [claim(Origin.PERSISTENT, NAME, name, most), claim(Origin.RUNTIME, NAME, name, most + 1)]
+    async with running(host(), claims=saved) as lab:
+        assert [str(unsound.value) for unsound in lab.engine.unsound] == [str(most + 1)]
 
 
 async def test_a_value_that_only_the_host_itself_had_is_put_back() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchName, NotSupported
+from kerntune.kernel import simulated
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Origin, Reading, Reason, State, Target
 from kerntune.tunables.thp import Thp
@@ -80,12 +81,29 @@ async def test_what_others_change_is_put_back() -> None:
         assert lab.kernel.thp["enabled"] == "madvise"
 
 
-async def test_a_configured_word_that_the_file_does_not_have_is_not_written() -> None:
-    async with running(host(), claims=[claim(Origin.CONFIG, NAME, "enabled", "defer")]) as lab:
+async def test_a_configured_word_that_only_later_kernels_have_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(simulated.THP_WORDS, "defrag", ("always", "defer", "madvise", "never"))  # Linux 4.10
+    async with running(host(), claims=[claim(Origin.CONFIG, NAME, "defrag", "defer+madvise")]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         (outcome,) = lab.engine.outcomes.values()
-        assert told(outcome) == ("enabled", "always", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
+        assert told(outcome) == ("defrag", "madvise", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
         assert lab.writes() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("enabled", "always madvise never"), ("defrag", "always madvise never defer defer+madvise")],
+)
+def test_the_words_of_each_file(file: str, words: str) -> None:
+    for word in words.split():
+        THP.check(file, word)
+    with pytest.raises(InvalidValue, match=f"{file} is one of .*, not sometimes"):
+        THP.check(file, "sometimes")
+
+
+def test_a_word_of_the_other_file_is_none() -> None:
+    with pytest.raises(InvalidValue, match="enabled is one of always, madvise, never, not defer"):
+        THP.check("enabled", "defer")
 
 
 @pytest.mark.parametrize(
