@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from kerntune.errors import KerntuneError, UnknownTunable, Usage
+from kerntune.suggest import closest
 
 # The daemon's texts have both parts in one, and what to try is the last sentence. No path or figure begins one.
 SENTENCES: Final = re.compile(r"\. (?=[A-Za-z`])", re.ASCII)
@@ -61,8 +61,3 @@ def no_verb(word: str, verbs: Sequence[str]) -> Usage:
     meant = closest(word, verbs)
     suggestion = f"Did you mean {meant}? " if meant else ""
     return Usage(f"there is no verb {word!r}", f"{suggestion}kerntune --help shows those there are")
-
-
-def closest(word: str, names: Iterable[str]) -> str:
-    """The name that is most like a word, or "" when none is."""
-    return next(iter(difflib.get_close_matches(word, list(names), n=1)), "")

@@ -1,0 +1,19 @@
+"""Which name may be meant by a word that is none, for the daemon's messages and those of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def closest(word: str, names: Iterable[str]) -> str:
+    """Return the name that is most like a word, or "" when none is."""
+    import difflib  # noqa: PLC0415  (only a typo needs it)
+
+    return next(iter(difflib.get_close_matches(word, list(names), n=1)), "")
+
+
+def there_are(names: Iterable[str], word: str) -> str:
+    """Return the hint for a word that is no name: the one that may be meant, and those there are."""
+    known = sorted(names)
+    meant = closest(word, known)
+    return (f"Did you mean '{meant}'? " if meant else "") + f"There are {', '.join(known) or 'none'}"
