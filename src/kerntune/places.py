@@ -16,8 +16,18 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 def files_in(folder: Path) -> list[Path]:
     """The profiles of one folder; none where it cannot be listed. A file whose name is none is passed over."""
+    return [path for path in toml_in(folder) if NAME.fullmatch(path.stem)]
+
+
+def misnamed_in(folder: Path) -> list[Path]:
+    """Return the files that look like profiles and are passed over; a leading dot is an editor's mark."""
+    return sorted(path for path in toml_in(folder) if not NAME.fullmatch(path.stem) and path.name[0] != ".")
+
+
+def toml_in(folder: Path) -> list[Path]:
+    """Return the TOML files of one folder; none where it cannot be listed."""
     try:
-        found = [path for path in folder.iterdir() if path.suffix == ".toml" and NAME.fullmatch(path.stem)]
+        found = [path for path in folder.iterdir() if path.suffix == ".toml"]
     except OSError:
         return []
     return [path for path in found if may_be_read(path)]

@@ -1,4 +1,4 @@
-"""`kerntune config check`, which asks kerntuned's own reader, and `kerntune reload`."""
+"""`kerntune config check`, which is kerntuned's own reader in process, and `kerntune reload`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_what_is_not(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     *problems, last = done.stdout.splitlines()
     assert [line.partition(". ")[0] for line in problems] == [
-        f"{file}:1: warning: nothing here is called 'x'",
+        f"{file}:1: nothing here is called 'x'",
         f"{file}:3: claims is 0",
         f"{file}:5: hugepages: 3M is not a whole number of 2M pages",
         f"{tmp_path}/kerntune.d/10.toml:1: this is not TOML: Invalid initial character for a key part",
@@ -72,7 +72,7 @@ def test_json(tmp_path: Path) -> None:
     assert report["files"] == [str(file)]
     assert report["claims"] == [{"tunable": "io-scheduler", "instances": "nvme*", "value": "none", "why": f"{file}:7"}]
     assert [(row["line"], row["severity"]) for row in report["problems"]] == [
-        (1, "warning"),
+        (1, "error"),
         (3, "error"),
         (5, "error"),
     ]
@@ -85,11 +85,31 @@ def test_json(tmp_path: Path) -> None:
     }
 
 
-def test_a_warning_is_no_failure(tmp_path: Path) -> None:
+def test_a_misspelt_table_is_a_failure_and_what_may_be_meant_is_said(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
-    file.write_text("[later]\n")
+    file.write_text('profil = "ai-inference"\n[cpu_governor]\n"*" = "performance"\n')
     done = cli("config", "check", str(file))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 file with 0 claims")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 file with 0 claims")
+    assert f"{file}:1: nothing here is called 'profil'. Did you mean 'profile'? There are " in done.stdout
+    assert f"{file}:2: nothing here is called 'cpu_governor'. Did you mean 'cpu-governor'? There are " in done.stdout
+
+
+def test_a_warning_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/bad name.toml").write_text(GOOD)
+    (tmp_path / "kerntune.toml").write_text(GOOD)
+    done = cli("config", "check", str(tmp_path))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 file with 2 claims")
+    assert f"{tmp_path}/profiles/bad name.toml: warning: no profile is found under this name" in done.stdout
+
+
+def test_no_second_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """The daemon's reader runs in this one."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    (tmp_path / "kerntune.toml").write_text(GOOD)
+    assert main(["config", "check", str(tmp_path)]) == 0
+    assert main(["profile", "show", "balanced"]) == 0
+    assert "1 file with 2 claims, nothing wrong" in capsys.readouterr().out
 
 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
@@ -143,7 +163,7 @@ def test_the_daemon_checks_by_itself(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "1 file, 2 claims, 0 errors, 0 warnings\n")
     file.write_text(BAD)
     done = daemon("--check", str(tmp_path))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 file, 1 claim, 2 errors, 1 warning")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 file, 1 claim, 3 errors, 0 warnings")
     assert list(tmp_path.iterdir()) == [file]
     assert daemon("--check", str(tmp_path), "--demo").returncode == 2
 

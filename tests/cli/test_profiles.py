@@ -208,21 +208,3 @@ def test_config_check_looks_at_the_administrators_profiles(etc: Path) -> None:
     done = cli("config", "check", str(etc))
     assert done.returncode == 1
     assert f"{etc}/profiles/b.toml:1: profiles include each other: a -> b -> a" in done.stdout
-
-
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_the_daemons_side(etc: Path, options: list[str]) -> None:
-    def daemon(name: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "kerntune.daemon", "--profile", name, *options],
-            env={**os.environ, "CONFIGURATION_DIRECTORY": str(etc)},
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
-
-    assert daemon("balanced").returncode == 0
-    assert "io-scheduler" in daemon("balanced").stdout
-    assert daemon("none").returncode == 1
-    assert "there is no profile 'none'" in daemon("none").stdout

@@ -13,6 +13,7 @@ from tools import config_reference
 from kerntune.daemon import config_text, settings
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import Config, silent
+from kerntune.daemon.config_text import tables_of
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS
 from kerntune.engine.reconciler import Reconciler
@@ -61,7 +62,7 @@ def test_the_shipped_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mon
     """It is neither parsed nor kept, so it costs a service nothing that is never to be in the way."""
     monkeypatch.setattr(Configuration, "read", lambda _self: pytest.fail("it was read"))
     (tmp_path / "kerntune.toml").write_bytes((CHECKOUT / config_reference.FILE).read_bytes())
-    assert silent(tmp_path, tmp_path / "run")
+    assert silent(tmp_path, tmp_path / "run", tables_of(TUNABLES, settings.by_path()))
     engine = Reconciler(SimulatedKernel([]), REGISTRY, MemoryLedger())
     assert Reloading(tmp_path, tmp_path / "run", engine, set()).read() == Config()
 

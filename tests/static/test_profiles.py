@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.config_text import Kind
 from kerntune.daemon.profiles import Profiles
 from kerntune.places import folders
 from kerntune.tunables import REGISTRY
@@ -29,8 +28,7 @@ def test_these_are_shipped() -> None:
 def test_they_are_in_order(file: Path) -> None:
     profile = PROFILES.read(file.stem)
     assert profile.summary
-    # A table that this version does not know is no error, as in kerntune.toml.
-    assert {problem.kind for problem in profile.problems} <= {Kind.TABLE}
+    assert profile.problems == ()
     assert profile.claims
 
 

@@ -1,79 +1,57 @@
-"""The report of `kerntuned --check` on configuration files, which the command line only shows; asks no daemon."""
+"""`kerntune config check` and `kerntune profile show`: the daemon's own reading of its files; asks no daemon.
+
+It runs in this process, and imports the daemon's modules when it is run.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
-from typing import Any, Final, TypedDict, cast
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kerntune.errors import Failed, NoSuchProfile
+from kerntune.cli import tables
+from kerntune.cli.answers import named
+from kerntune.cli.rows import Answer
+from kerntune.errors import Exit
+from kerntune.places import CONFIG
 
-SECONDS: Final = 30.0
-OPINIONS: Final = frozenset({0, 1})
-
-
-class Problem(TypedDict):
-    """What is wrong, and what is allowed; line 0 is the file as a whole, severity `error` or `warning`."""
-
-    file: str
-    line: int
-    severity: str
-    what: str
-    allowed: str
+if TYPE_CHECKING:
+    from kerntune.daemon.config_text import Problem
 
 
-class Report(TypedDict):
-    """What the files say together."""
-
-    files: list[str]
-    claims: list[dict[str, str]]
-    problems: list[Problem]
+def folder() -> Path:
+    """Return the folder that the daemon reads, by our environment."""
+    return Path(os.environ.get("CONFIGURATION_DIRECTORY", CONFIG))
 
 
-class ProfilePage(TypedDict):
-    """What a profile says with all it includes; `who` is the profile that a claim stands in."""
+def configuration(place: str | None) -> Answer:
+    """Report on a folder or a file; without one, on the folder that the daemon reads."""
+    from kerntune.daemon import check  # noqa: PLC0415  # only this verb knows the tunables
 
-    name: str
-    summary: str
-    file: str
-    claims: list[dict[str, str]]
-    problems: list[Problem]
-
-
-async def check(place: str | None) -> Report:
-    """The report on a folder or a file (None: the folder the daemon reads); raises Failed when there is none."""
-    return cast(Report, await _ask("--check", *([place] if place else [])))
+    report = check.look(Path(place) if place else folder(), folder())
+    files, claims = len(report.files), len(report.claims)
+    said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
+    last = f"{said}, nothing wrong" if not report.problems else said
+    page = [*wrong(report.problems), last]
+    return Answer(check.document(report), page, Exit.FAILED if report.failed else Exit.OK)
 
 
-async def profile(name: str) -> ProfilePage:
-    """What a profile says; raises NoSuchProfile."""
-    said = await _ask("--profile", name)
-    if error := said.get("error"):
-        raise NoSuchProfile(error["what"], error["hint"])
-    return cast(ProfilePage, said)
+def profile(name: str) -> Answer:
+    """Show all that a profile says, with the reason of each value. Raise NoSuchProfile."""
+    from kerntune.daemon import check  # noqa: PLC0415  # as above
+
+    found = check.profile_called(name, folder())
+    rows = [
+        tables.row("", (named(claim.tunable, claim.instances), claim.value, claim.who, claim.why))
+        for claim in found.claims
+    ]
+    head = tables.Prose(tables.clean(f"{found.name}: {found.summary or 'no summary'} ({found.file})"))
+    claims = [tables.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(rows))] if rows else []
+    page = [*wrong(found.problems), head, *claims]
+    return Answer(check.page_of(found), page, Exit.FAILED if found.errors else Exit.OK)
 
 
-async def _ask(*options: str) -> dict[str, Any]:
-    """What the daemon's module answers, which runs in a process of its own: it knows the tunables, we must not."""
-    import asyncio  # noqa: PLC0415  # help should not wait for it
-
-    # -P: a folder of that name where the user happens to be is not meant.
-    argv = [sys.executable, "-P", "-m", "kerntune.daemon", "--json", *options]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    try:
-        said, complaint = await asyncio.wait_for(process.communicate(), SECONDS)
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise Failed(f"kerntuned {options[0]} does not end", "Is one of the files a device or on a network?") from error
-    if process.returncode not in OPINIONS:
-        raise Failed(f"kerntuned {options[0]} failed", complaint.decode(errors="replace").strip())
-    return cast(dict[str, Any], json.loads(said))
-
-
-def line_of(problem: Problem) -> str:
-    """A problem as the daemon logs it."""
-    where = f"{problem['file']}:{problem['line']}" if problem["line"] else problem["file"]
-    severity = "" if problem["severity"] == "error" else f"{problem['severity']}: "
-    return f"{where}: {severity}{'. '.join(filter(None, (problem['what'], problem['allowed'])))}"
+def wrong(problems: Sequence[Problem]) -> tables.Page:
+    """Return a paragraph for each problem, as the daemon logs it."""
+    return [tables.Prose(tables.clean(str(problem))) for problem in problems]

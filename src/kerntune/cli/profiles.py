@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from kerntune.cli import check, grammar, show, tables
-from kerntune.cli.answers import Change, Document, named
-from kerntune.cli.check import ProfilePage, line_of
+from kerntune.cli.answers import Change, Document
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer, changed, gives_back
-from kerntune.errors import Exit, Usage
+from kerntune.errors import Usage
 from kerntune.results import profile_exit_code
 
 NAMING: Final = frozenset(grammar.NAME.after)
@@ -24,7 +23,7 @@ async def profile(connect: Connect, args: Namespace) -> Answer:
     if args.action not in NAMING and args.name is not None:
         raise Usage(f"profile {args.action} takes no name", "profile set NAME puts one in force, profile show NAME ...")
     if args.action == "show":
-        return shown(await check.profile(args.name))
+        return check.profile(args.name)
     async with connect() as manager:
         if args.action == "set":
             return _chosen(await manager.set_profile(args.name))
@@ -79,17 +78,3 @@ def _done(change: Change) -> Answer:
 def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
     """What of a profile this host lacks is no failure, whether it was chosen or is in force again."""
     return changed(change, code=profile_exit_code(change.outcomes), none=none, document=document)
-
-
-def shown(page: ProfilePage) -> Answer:
-    """All that a profile says, with the reason of each value."""
-    table = [
-        tables.row("", (named(row["tunable"], row["instances"]), row["value"], row["who"], row["why"]))
-        for row in page["claims"]
-    ]
-    said: list[str | tables.Table] = [tables.Prose(tables.clean(line_of(problem))) for problem in page["problems"]]
-    said.append(tables.Prose(tables.clean(f"{page['name']}: {page['summary'] or 'no summary'} ({page['file']})")))
-    if table:
-        said.append(tables.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(table)))
-    failed = any(problem["severity"] == "error" for problem in page["problems"])
-    return Answer(page, said, Exit.FAILED if failed else Exit.OK)

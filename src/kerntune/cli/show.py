@@ -7,7 +7,6 @@ from typing import Final
 
 from kerntune.cli import tables
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
-from kerntune.cli.check import Report, line_of
 from kerntune.cli.health import explained, nothing_managed
 from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Prose, Row, Table, clean, row, together
 from kerntune.model import Reason, State
@@ -85,14 +84,6 @@ def verified(
 def reloaded(document: Document) -> Page:
     """That the files are in force, and how the host is with them."""
     return [Prose(f"The configuration was read again: {head(document)}"), *explained(document["degraded"])]
-
-
-def checked(report: Report) -> Page:
-    """What is wrong with the configuration files, and how much they say."""
-    wrong = [Prose(clean(line_of(problem))) for problem in report["problems"]]
-    files, claims = len(report["files"]), len(report["claims"])
-    said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
-    return [*wrong, f"{said}, nothing wrong" if not wrong else said]
 
 
 def watching(document: Document) -> Page:

@@ -148,9 +148,7 @@ async def reload(connect: Connect, _args: Namespace) -> Answer:
 
 async def config(_connect: Connect, args: Namespace) -> Answer:
     """What the configuration files say, and what is wrong with them; no daemon is asked."""
-    report = await check.check(args.path)
-    failed = any(problem["severity"] == "error" for problem in report["problems"])
-    return Answer(report, show.checked(report), Exit.FAILED if failed else Exit.OK)
+    return check.configuration(args.path)
 
 
 def _options(args: Namespace, *names: str) -> dict[str, bool]:

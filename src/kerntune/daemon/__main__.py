@@ -55,11 +55,7 @@ def start(argv: Sequence[str] | None) -> int:
     if options.check:
         from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks)
 
-        return check(options.check, directories.config, as_json=options.json)
-    if options.profile:
-        from kerntune.daemon.check import show_profile  # noqa: PLC0415  (as above)
-
-        return show_profile(options.profile, directories.config, as_json=options.json)
+        return check(options.check, directories.config)
     threading.stack_size(STACK)
     logs.set_up()
     if options.uncap:

@@ -1,8 +1,10 @@
-"""`kerntuned --check` and `--profile`: what files say and what is wrong with them; changes nothing, needs no bus."""
+"""What configuration files and profiles say and what is wrong with them, as the daemon reads them.
+
+For `kerntuned --check`, `kerntune config check` and `kerntune profile show`; changes nothing, needs no bus.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +13,10 @@ from typing import Any, Final, NamedTuple
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import DROP_INS, MAIN, Config
 from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
-from kerntune.daemon.profiles import Profiles
+from kerntune.daemon.profiles import Profile, Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
-from kerntune.places import FOLDER, NAME, files_in, folders
+from kerntune.places import FOLDER, NAME, files_in, folders, misnamed_in
 from kerntune.plain_files import contents_of
 from kerntune.tunables import REGISTRY
 
@@ -28,27 +30,29 @@ class Report(NamedTuple):
     claims: Sequence[Claim]
     problems: Sequence[Problem]
 
+    @property
+    def failed(self) -> bool:
+        """Return whether a daemon that reads this would not take all of it."""
+        return any(problem.is_error for problem in self.problems)
 
-def check(place: Path, config: Path, *, as_json: bool) -> int:
-    """Report on a folder of configuration files, or on one file, a profile too; 0 when there is no error.
 
-    `config` is the folder of the daemon's own files, with the profiles that a file from elsewhere may name.
-    """
+def check(place: Path, config: Path) -> int:
+    """Print a report on a place, and return 0 when there is no error in it."""
     report = look(place, config)
-    if as_json:
-        sys.stdout.write(json.dumps(document(report), indent=2) + "\n")
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in (*report.problems, summary(report)))
-    return 1 if any(problem.is_error for problem in report.problems) else 0
+    sys.stdout.writelines(f"{line}\n" for line in (*report.problems, summary(report)))
+    return 1 if report.failed else 0
 
 
 def look(place: Path, config: Path) -> Report:
-    """The report on whatever a place is."""
+    """Return the report on a folder of configuration files, or on one file, a profile too.
+
+    `config` is the folder of the daemon's own files, with the profiles that a file from elsewhere may name.
+    """
     if not place.exists():
         return Report((), (), [Problem(str(place), 0, Kind.FILE, "there is no such file or folder")])
     profiles = Profiles(folders(home(place, config)), REGISTRY)
-    if place.is_dir() and place.name == FOLDER and (mine := sorted(files_in(place))):
-        return of_profiles(profiles, mine)
+    if place.is_dir() and place.name == FOLDER and (mine := [*files_in(place), *misnamed_in(place)]):
+        return of_profiles(profiles, sorted(mine))
     if is_profile(place):
         return of_profiles(profiles, [place])
     return of_config(place, profiles)
@@ -93,19 +97,20 @@ def misnamed(file: Path) -> Iterator[Problem]:
     """A warning where the file would not be found as a profile."""
     if file.suffix != ".toml" or not NAME.fullmatch(file.stem):
         allowed = "A profile is NAME.toml, with letters, digits, dots, - and _ in its name"
-        yield Problem(str(file), 0, Kind.UNKNOWN, "no profile is found under this name", allowed)
+        yield Problem(str(file), 0, Kind.WARNING, "no profile is found under this name", allowed)
 
 
 def of_config(place: Path, profiles: Profiles) -> Report:
     """Configuration files, the administrator's profiles beside them, and the profile that they put in force."""
     config = Configuration(place, None, REGISTRY).read()
     beside = [name for name, path in profiles.files().items() if path.is_relative_to(place)]
-    wrong = [problem for name in beside for problem in profiles.read(name).problems]
+    wrong = [problem for file in misnamed_in(place / FOLDER) for problem in misnamed(file)]
+    wrong += [problem for name in beside for problem in profiles.read(name).problems]
     if config.profile:
         wrong += in_force(config, profiles)
     if not (config.files or beside or config.problems):
         allowed = f"kerntuned reads {MAIN}, and {DROP_INS}/*.toml, in such a folder"
-        wrong.append(Problem(str(place), 0, Kind.UNKNOWN, "there is no configuration here", allowed))
+        wrong.append(Problem(str(place), 0, Kind.WARNING, "there is no configuration here", allowed))
     return Report(config.files, config.claims, list(dict.fromkeys((*config.problems, *wrong))))
 
 
@@ -129,27 +134,20 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def show_profile(name: str, config: Path, *, as_json: bool) -> int:
-    """Print what a profile says; 0 when it is in order. In JSON an unknown name is an answer too."""
-    try:
-        profile = Profiles(folders(config), REGISTRY).read(name)
-    except NoSuchProfile as error:
-        unknown = {"error": {"name": error.dbus_name, "what": error.what, "hint": error.hint}}
-        sys.stdout.write(json.dumps(unknown) + "\n" if as_json else f"{error}\n")
-        return 1
-    if as_json:
-        page = {
-            "name": profile.name,
-            "summary": profile.summary,
-            "file": str(profile.file),
-            "claims": [claim_row(claim) | {"who": claim.who} for claim in profile.claims],
-            "problems": [problem_row(problem) for problem in profile.problems],
-        }
-        sys.stdout.write(json.dumps(page, indent=2) + "\n")
-    else:
-        claims = (f"{claim.tunable}@{claim.instances} = {claim.value}: {claim.why}" for claim in profile.claims)
-        sys.stdout.writelines(f"{line}\n" for line in (*profile.problems, profile.summary, *claims))
-    return 1 if profile.errors else 0
+def profile_called(name: str, config: Path) -> Profile:
+    """Return the profile of that name, also one that is not in order. Raise NoSuchProfile."""
+    return Profiles(folders(config), REGISTRY).read(name)
+
+
+def page_of(profile: Profile) -> dict[str, Any]:
+    """Return what a profile says with all it includes; `who` is the profile that a claim stands in."""
+    return {
+        "name": profile.name,
+        "summary": profile.summary,
+        "file": str(profile.file),
+        "claims": [claim_row(claim) | {"who": claim.who} for claim in profile.claims],
+        "problems": [problem_row(problem) for problem in profile.problems],
+    }
 
 
 def claim_row(claim: Claim) -> dict[str, str]:

@@ -5,14 +5,14 @@ What a file meant when it was last in order stays in force when it goes wrong (l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from kerntune.daemon import config_text, settings
 from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, RESTORE, Config, listed
-from kerntune.daemon.config_text import Content, Kind, Problem
+from kerntune.daemon.config_text import Content, Kind, Problem, tables_of
 from kerntune.daemon.last_good import LastGood
 from kerntune.model import Claim, ClaimId, Origin
 from kerntune.plain_files import contents_of
@@ -28,6 +28,11 @@ class Configuration:
         """Without a runtime directory nothing is kept: for a look at files that are not in force."""
         self._folder, self._tunables = folder, {tunable.name: tunable for tunable in tunables}
         self._last = LastGood(runtime / COPY if runtime else None, self._tunables, Origin.CONFIG)
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Return the names of the tables that a file may have."""
+        return tables_of(self._tunables, settings.by_path())
 
     @property
     def set_aside(self) -> Path | None:
@@ -48,6 +53,10 @@ class Configuration:
         kept = {name: replace(content, problems=()) for name, content in contents.items() if not content.empty}
         self._last.keep(kept)
         options = {path: value for content in kept.values() for path, value in content.options.items()}
+        for path, what, hint in settings.contradictions(options):
+            name, content = next(pair for pair in reversed(kept.items()) if path in pair[1].options)
+            problems.append(Problem(name, content.lines.get(path, 0), Kind.OPTION, what, hint))
+            del options[path]
         claims = in_order(claim for content in kept.values() for claim in content.claims)
         limits, interval = settings.limits_from(options), options.get(("drift", "interval"), DRIFT_INTERVAL)
         guard = settings.guard_from(options)
@@ -63,12 +72,13 @@ class Configuration:
         except OSError as error:
             now = Content(problems=(Problem(name, 0, Kind.FILE, f"this file cannot be read: {error.strerror}"),))
         last = self._last.contents.get(name)
-        if last and now.sound:
-            now = replace(now, problems=tuple(misspelt(now, last)))
-        if now.sound or last is None:
+        if last is None:
+            return now
+        now = with_lost(now, last)
+        if now.sound:
             return now
         said = now if now.parsed else last
-        return Content(stale(last.claims) or now.claims, said.options, now.problems, said.profile)
+        return replace(said, claims=stale(last.claims) or now.claims, problems=now.problems)
 
 
 def stale(claims: Iterable[Claim]) -> tuple[Claim, ...]:
@@ -76,15 +86,34 @@ def stale(claims: Iterable[Claim]) -> tuple[Claim, ...]:
     return tuple(replace(claim, why=f"{claim.why.removesuffix(STALE)}{STALE}") for claim in claims)
 
 
-def misspelt(now: Content, last: Content) -> Iterator[Problem]:
-    """The problems, where a table nobody knows stands for one that is lost: a typo there must not free pages in use."""
-    lost = {claim.tunable for claim in last.claims} - {claim.tunable for claim in now.claims}
-    for problem in now.problems:
-        if problem.kind is Kind.TABLE and lost:
-            why = f"{problem.what}, and the claims of {', '.join(sorted(lost))} are gone"
-            yield replace(problem, kind=Kind.CLAIM, what=why)
-        else:
-            yield problem
+def with_lost(now: Content, last: Content) -> Content:
+    """Return what a file says and, while a name in it is unknown, what it does not say any more.
+
+    The name may be meant for just that, and a typo must not free pages in use.
+    """
+    typo = next((problem for problem in now.problems if problem.kind is Kind.UNKNOWN), None)
+    if typo is None:
+        return now
+    there = {(claim.tunable, claim.who) for claim in now.claims}
+    claims = [claim for claim in last.claims if (claim.tunable, claim.who) not in there]
+    options = {path: value for path, value in last.options.items() if path not in now.options}
+    profile = now.profile or last.profile
+    kept = [f"the claims of {', '.join(sorted({claim.tunable for claim in claims}))}"] if claims else []
+    kept += [f"the profile {profile}"] if profile != now.profile else []
+    kept += [f"{name} in [{table}]" for table, name in sorted(options)]
+    if not kept:
+        return now
+    stays = "stay" if claims or len(kept) > 1 else "stays"
+    what = f"{typo.what}; {' and '.join(kept)} that this file had {stays} in force"
+    told = tuple(replace(problem, what=what) if problem is typo else problem for problem in now.problems)
+    return replace(
+        now,
+        claims=(*stale(claims), *now.claims),
+        options={**options, **now.options},
+        problems=told,
+        profile=profile,
+        lines={**last.lines, **now.lines},
+    )
 
 
 def in_order(claims: Iterable[Claim]) -> tuple[Claim, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +23,7 @@ DEFAULT: Final = Limits()
 DRIFT_INTERVAL: Final = 60  # seconds
 GUARD: Final = GuardLimits()
 RESTORE: Final = False  # on stop
-HEADER: Final = re.compile(rb"\[[a-z0-9-]+\]")
+HEADER: Final = re.compile(rb"\[([a-z0-9-]+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,22 @@ class Chosen:
     problems: tuple[Problem, ...] = ()
 
 
-def silent(folder: Path, runtime: Path) -> bool:
-    """Whether no file says anything, and none did before: then there is nothing to parse and nothing to keep."""
+def silent(folder: Path, runtime: Path, tables: Collection[str]) -> bool:
+    """Return whether no file says anything, and none did before: then there is nothing to parse and nothing to keep."""
     paths, unlisted = listed(folder)
     if unlisted or (runtime / COPY).exists():
         return False
     try:
-        return all(says_nothing(contents_of(path)) for path in paths)
+        return all(says_nothing(contents_of(path), tables) for path in paths)
     except OSError:
         return False
 
 
-def says_nothing(data: bytes) -> bool:
-    """Whether there are only comments, blank lines and headers of tables, as in the file that is shipped."""
+def says_nothing(data: bytes, tables: Collection[str]) -> bool:
+    """Return whether there are only comments, blank lines and headers of known tables, as in the shipped file."""
     left = [line for line in (line.partition(b"#")[0].strip() for line in data.split(b"\n")) if line]
-    return len(set(left)) == len(left) and all(map(HEADER.fullmatch, left))
+    headers = [header for header in map(HEADER.fullmatch, left) if header and header[1].decode() in tables]
+    return len(set(left)) == len(left) == len(headers)
 
 
 def listed(folder: Path) -> tuple[list[Path], OSError | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -14,12 +14,14 @@ from kerntune.daemon.settings import shown
 from kerntune.engine.requests import normal
 from kerntune.errors import InvalidValue
 from kerntune.model import Claim, Origin
+from kerntune.suggest import closest, there_are
 from kerntune.tunables.base import Tunable, as_number
 
 LONGEST_VALUE: Final = 256  # characters
 WHO: Final = "config"
 PROFILE: Final = "profile"
-REASONED: Final = {"value", "why"}
+REASONED: Final = ("value", "why")
+WITH_REASON: Final = 'Write { value = "none", why = "..." }'
 Path = tuple[str, ...]
 
 # A key as it stands before `=` or between brackets; strings may hold any of the signs that end it.
@@ -33,11 +35,12 @@ _AT_LINE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\
 class Kind(StrEnum):
     """What a problem means.
 
-    `table` and `unknown` (a table or a setting nobody knows) are warnings only; a bad option has its default; with a
-    bad claim the file's claims stay as they were, and with a bad file its options too.
+    With an `unknown` name, of a table or a setting, what the file does not say any more stays in force. A bad option
+    has its default; with a bad claim the file's claims stay as they were, and with a bad file its options too. A
+    `warning` is told by a check alone.
     """
 
-    TABLE = "table"
+    WARNING = "warning"
     UNKNOWN = "unknown"
     OPTION = "option"
     CLAIM = "claim"
@@ -56,7 +59,7 @@ class Problem:
 
     @property
     def is_error(self) -> bool:
-        return self.kind not in (Kind.TABLE, Kind.UNKNOWN)
+        return self.kind is not Kind.WARNING
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
@@ -68,13 +71,14 @@ class Problem:
 class Content:
     """What a file says. The claims are in the order of the file; `why` of each is the reason given, or its place.
 
-    `profile` is the one that the configuration names.
+    `profile` is the one that the configuration names, `lines` say where the options stand.
     """
 
     claims: tuple[Claim, ...] = ()
     options: Mapping[Path, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     profile: str = ""
+    lines: Mapping[Path, int] = field(default_factory=dict, compare=False)
 
     @property
     def empty(self) -> bool:
@@ -97,7 +101,7 @@ def read(file: str, data: bytes, tunables: Mapping[str, Tunable]) -> Content:
     if isinstance(parsed, Problem):
         return Content(problems=(parsed,))
     document, where = parsed
-    reader = Reader(file, where, tunables, settings.by_path())
+    reader = Reader(file, where, tunables, settings.by_path(), keys=(PROFILE,))
     chosen = document.pop(PROFILE, "")
     content = reader.read(document)
     if isinstance(chosen, str):
@@ -143,8 +147,8 @@ def lines(text: str) -> dict[Path, int]:
             path = (*table, *parts(entry[1]))
         else:
             continue
-        # Tables and the keys in them: nothing here is deeper.
-        for depth in (1, 2):
+        # Tables, the keys in them, and what a key with a dot looks like.
+        for depth in (1, 2, 3):
             found.setdefault(path[:depth], number)
     return found
 
@@ -166,7 +170,10 @@ def parts(key: str) -> Path:
 
 @dataclass(slots=True)
 class Reader:
-    """One file that was parsed, and what was found wrong with it so far; `who` is the author of its claims."""
+    """One file that was parsed, and what was found wrong with it so far.
+
+    `who` is the author of its claims; `keys` are those that it may have beside tables.
+    """
 
     file: str
     lines: Mapping[Path, int]
@@ -174,6 +181,7 @@ class Reader:
     options: Mapping[Path, settings.Option] = field(default_factory=dict)
     origin: Origin = Origin.CONFIG
     who: str = WHO
+    keys: Sequence[str] = ()
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -183,7 +191,7 @@ class Reader:
 
     def read(self, document: Mapping[str, Any]) -> Content:
         """The claims and options in the tables."""
-        tables = sorted({*self.tunables, *(table for table, _ in self.options)})
+        tables = tables_of(self.tunables, self.options)
         claims: list[Claim] = []
         chosen: dict[Path, int] = {}
         for table, entries in document.items():
@@ -192,8 +200,10 @@ class Reader:
             elif table in tables:
                 chosen |= self._options(table, entries)
             else:
-                self.complain((table,), Kind.TABLE, f"nothing here is called {shown(table)}", there_are(tables))
-        return Content(tuple(claims), chosen, self.found)
+                of = next((of for of, name in self.options if name == table), "")
+                hint = f"It is a setting of [{of}]" if of else there_are({*tables, *self.keys}, table)
+                self.complain((table,), Kind.UNKNOWN, f"nothing here is called {shown(table)}", hint)
+        return Content(tuple(claims), chosen, self.found, lines={path: self._line(path) for path in chosen})
 
     def _options(self, table: str, entries: Any) -> Iterator[tuple[Path, int]]:
         """The options of one table that are as they should be."""
@@ -204,7 +214,7 @@ class Reader:
         for name, value in entries.items():
             path = (table, name)
             if path not in self.options:
-                self.complain(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known))
+                self.complain(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known, name))
                 continue
             try:
                 yield path, self.options[path].checked(value)
@@ -220,7 +230,8 @@ class Reader:
         for pattern, entry in entries.items():
             path = (tunable.name, pattern)
             try:
-                value, reason = reasoned(entry)
+                dotted = isinstance(entry, dict) and any((*path, key) in self.lines for key in entry)
+                value, reason = reasoned(entry, dotted=dotted)
                 instances, text = normal_entry(tunable, pattern, plain(value))
             except InvalidValue as error:
                 self.complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
@@ -241,12 +252,22 @@ class Reader:
         self.problems.append(Problem(self.file, self._line(path), kind, what, allowed))
 
 
-def reasoned(value: Any) -> tuple[Any, str]:
-    """A value and the reason that is given for it: { value = "none", why = "..." }, or the bare value."""
-    if not isinstance(value, dict) or "value" not in value:
+def reasoned(value: Any, *, dotted: bool) -> tuple[Any, str]:
+    """Return a value and the reason that is given for it: { value = "none", why = "..." }, or the bare value.
+
+    A table may also be what TOML makes of a name with a dot; such a one is `dotted`.
+    """
+    if not isinstance(value, dict):
         return value, ""
-    if unknown := value.keys() - REASONED:
-        raise InvalidValue(f"{shown(min(unknown))} has no place here", 'Write { value = "none", why = "..." }')
+    unknown = sorted(value.keys() - set(REASONED))
+    meant = next(filter(None, (closest(name, REASONED) for name in unknown)), "")
+    if dotted and "value" not in value and not meant:
+        raise InvalidValue("there is a dot in the name", 'A name with a dot needs quotes: "a.b"')
+    if unknown:
+        suggestion = f"Did you mean '{meant}'? " if meant else ""
+        raise InvalidValue(f"{shown(unknown[0])} has no place here", f"{suggestion}{WITH_REASON}")
+    if "value" not in value:
+        raise InvalidValue("there is no value", WITH_REASON)
     why = value.get("why", "")
     if not isinstance(why, str) or len(why) > LONGEST_VALUE:
         raise InvalidValue(f"{shown(why)} is no reason", f"Give a text of {LONGEST_VALUE} characters or less")
@@ -255,8 +276,6 @@ def reasoned(value: Any) -> tuple[Any, str]:
 
 def plain(value: object) -> str:
     """A value as text, a whole number too; InvalidValue for anything else."""
-    if isinstance(value, dict):
-        raise InvalidValue("there is a dot in the name", 'A name with a dot needs quotes: "a.b"')
     if type(value) not in (str, int) or (isinstance(value, int) and value.bit_length() > LONGEST_VALUE):
         raise InvalidValue(f"{shown(value)} is no value", 'Give a whole number, or a word in quotes: "none"')
     text = str(value)
@@ -274,10 +293,13 @@ def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
         raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
     counted = as_number(tunable, instances, value)
     try:
-        return instances, tunable.normal_value(counted)
+        normal_value = tunable.normal_value(counted)
+        tunable.check(instances, normal_value)
     except InvalidValue as error:
         raise InvalidValue(error.what, f"The value is {row.values}" if row else error.hint) from error
+    return instances, normal_value
 
 
-def there_are(names: list[str]) -> str:
-    return f"There are {', '.join(sorted(names))}"
+def tables_of(tunables: Iterable[str], options: Iterable[Path]) -> frozenset[str]:
+    """Return the names of the tables that a file may have."""
+    return frozenset((*tunables, *(table for table, _ in options)))

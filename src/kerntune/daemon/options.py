@@ -18,8 +18,6 @@ class Options:
     root: Path = HOST
     demo: bool = False
     check: Path | None = None
-    profile: str = ""
-    json: bool = False
     uncap: bool = False
 
 
@@ -34,10 +32,8 @@ def parse(argv: Sequence[str], config: Path) -> Options:
     host.add_argument("--root", type=Path, default=HOST, metavar="DIR", help="use DIR/proc and DIR/sys")
     host.add_argument("--demo", action="store_true", help="simulate a host in memory; nothing real is changed")
     host.add_argument(
-        "--check", nargs="?", type=Path, const=config, metavar="DIR", help="check the configuration files"
+        "--check", nargs="?", type=Path, const=config, metavar="PATH", help="check the configuration files"
     )
-    host.add_argument("--profile", default="", metavar="NAME", help="show what a profile says")
-    parser.add_argument("--json", action="store_true", help="with --check and --profile: answer in JSON")
     parser.add_argument("--uncap", action="store_true", help="undo a cap that a killed daemon has left, and end")
     parser.add_argument("--version", action="version", version=f"kerntuned {__version__}")
     return Options(**vars(parser.parse_args(argv)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kerntune.daemon.config import in_order, misspelt, stale
+from kerntune.daemon.config import in_order, stale, with_lost
 from kerntune.daemon.config_files import Chosen
 from kerntune.daemon.config_text import Content, Kind, Problem, Reader, parse
 from kerntune.daemon.last_good import LastGood
@@ -16,12 +16,14 @@ from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
 from kerntune.places import files_in
 from kerntune.plain_files import contents_of
+from kerntune.suggest import there_are
 from kerntune.tunables.base import Tunable
 
 COPY: Final = "profile.json"  # in the runtime directory
 NAMED: Final = 3  # mistakes that a caller is told
 SUMMARY: Final = 200  # characters
 DEEPEST: Final = 16
+KEYS: Final = ("summary", "include")  # beside tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Profiles:
         """What a profile says; what is wrong with it is a problem. NoSuchProfile when there is none of that name."""
         files = self.files()
         if name not in files:
-            raise NoSuchProfile(f"there is no profile {shown(name)}", f"There are {', '.join(files) or 'none'}")
+            raise NoSuchProfile(f"there is no profile {shown(name)}", there_are(files, name))
         return self._walked(name, files)
 
     def at(self, file: Path) -> Profile:
@@ -107,7 +109,8 @@ class ProfileInForce:
             now = Content(profile.claims, problems=profile.problems)
         last = self._last.contents.get(name)
         if last:
-            now = replace(now, problems=tuple(misspelt(now, last)))
+            now = with_lost(now, last)
+            now = replace(now, claims=in_order(now.claims))
         if last and not now.sound:
             now = replace(now, claims=stale(last.claims))
         elif keep and now.sound:
@@ -147,7 +150,7 @@ class _Walk:
             elif len(way) == DEEPEST:
                 self._complain(name, line, f"profiles include each other {DEEPEST} deep", "Include them side by side")
             elif other not in self.files:
-                self._complain(name, line, f"there is no profile {shown(other)}", f"There are {', '.join(self.files)}")
+                self._complain(name, line, f"there is no profile {shown(other)}", there_are(self.files, other))
             elif other not in self.pages:
                 self.visit(other, way)
         self.pages[name] = page
@@ -172,7 +175,7 @@ def read_page(name: str, path: Path, tunables: Mapping[str, Tunable]) -> tuple[P
         return Page(problems=(parsed,)), 0
     document, lines = parsed
     summary, include = document.pop("summary", ""), document.pop("include", [])
-    reader = Reader(str(path), lines, tunables, origin=Origin.PROFILE, who=name)
+    reader = Reader(str(path), lines, tunables, origin=Origin.PROFILE, who=name, keys=KEYS)
     content = reader.read(document)
     if not isinstance(summary, str) or len(summary) > SUMMARY:
         hint = f'Give a line of {SUMMARY} characters or less: summary = "..."'

@@ -12,7 +12,7 @@ from typing import Final
 from kerntune.daemon import logs, notify
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.config_files import Chosen, Config, silent
-from kerntune.daemon.config_text import Problem
+from kerntune.daemon.config_text import Kind, Problem
 from kerntune.daemon.profiles import ProfileInForce, Profiles
 from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import Choice, FilesEdit
@@ -64,7 +64,7 @@ class Reloading:
 
     def read(self) -> Config:
         """What the configuration says now; blocks."""
-        if not self._parsed and silent(self._folder, self._runtime):
+        if not self._parsed and silent(self._folder, self._runtime, self._configuration.tables):
             return Config()
         self._parsed = True
         return self._configuration.read()
@@ -162,8 +162,10 @@ def not_in_order(wrong: Sequence[Problem]) -> InvalidValue:
     """The answer to a Reload that could not take everything."""
     named = "; ".join(map(str, wrong[:NAMED]))
     more = len(wrong) - NAMED
+    kinds = {problem.kind for problem in wrong}
+    stays = "The last good claims of these files stay in force" if kinds & {Kind.CLAIM, Kind.FILE} else ""
+    falls = "Bad options have their defaults" if Kind.OPTION in kinds else ""
     return InvalidValue(
         f"the configuration was taken in part only: {named}" + (f"; and {more} more" if more > 0 else ""),
-        "The last good claims of these files stay in force, bad options have their defaults; `kerntune config check` "
-        "lists everything",
+        ". ".join(filter(None, (stays, falls, "`kerntune config check` lists everything"))),
     )

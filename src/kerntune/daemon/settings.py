@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,11 +84,11 @@ OPTIONS: Final = (
     ),
     Option(
         "limits", "holds", 0, MOST_HOLDS, DEFAULT.holds, "",
-        "How many holds there may be at a time.",
+        "How many holds there may be at a time. No more than `claims`, for each has one at least.",
     ),
     Option(
         "limits", "holds-per-user", 0, MOST_HOLDS, DEFAULT.holds_per_user, "",
-        "How many holds one user may have at a time. Root may have all there are.",
+        "How many holds one user may have at a time, no more than `holds`. Root may have all there are.",
     ),
     Option(
         "limits", "held-percent-per-user", 0, 100, DEFAULT.held_percent_per_user, "percent of what can be held",
@@ -123,6 +123,12 @@ OPTIONS: Final = (
         switch=True,
     ),
 )  # fmt: skip
+
+# Of each pair the first may be no more than the second.
+AT_MOST: Final = (
+    (("limits", "holds"), ("limits", "claims")),
+    (("limits", "holds-per-user"), ("limits", "holds")),
+)
 
 CLAIM_TABLES: Final = (
     ClaimTable(
@@ -216,6 +222,16 @@ CLAIM_TABLES: Final = (
 def by_path() -> dict[tuple[str, ...], Option]:
     """The options by table and name."""
     return {option.path: option for option in OPTIONS}
+
+
+def contradictions(options: Mapping[tuple[str, ...], int]) -> Iterator[tuple[tuple[str, str], str, str]]:
+    """Yield each option that is said and is more than another lets it be, what is wrong, and what to do."""
+    known = by_path()
+    for path, other in AT_MOST:
+        most = options.get(other, known[other].default)
+        if path in options and options[path] > most:
+            what = f"{path[1]} is {options[path]}, and {other[1]} is {most}"
+            yield path, what, f"{path[1]} may be no more than {other[1]} in [{other[0]}]: lower it, or raise that"
 
 
 def claim_table(tunable: str) -> ClaimTable | None:

@@ -1,14 +1,13 @@
-"""What `kerntuned --check` reports: profiles that are named and are not there, profiles themselves, empty folders."""
+"""What a check of files reports: profiles that are named and are not there, profiles themselves, empty folders."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kerntune.daemon.check import check
+from kerntune.daemon.check import check, document, look
 
 Captured = pytest.CaptureFixture[str]
 
@@ -25,8 +24,10 @@ def host(tmp_path: Path) -> Path:
 
 
 def report(place: Path, host: Path, capsys: Captured) -> tuple[int, dict[str, Any]]:
-    code = check(place, host, as_json=True)
-    return code, json.loads(capsys.readouterr().out)
+    found = look(place, host)
+    assert check(place, host) == found.failed
+    capsys.readouterr()
+    return int(found.failed), document(found)
 
 
 def wrong(place: Path, host: Path, capsys: Captured) -> tuple[int, list[str]]:
@@ -98,7 +99,7 @@ def test_a_profile_is_checked_as_one(tmp_path: Path, host: Path, capsys: Capture
         ('include = ["other"]\n', (1, ["other.toml:2: io-scheduler: 5.5 is no value"])),
         ('include = ["new"]\n', (1, ["new.toml:1: profiles include each other: new -> new"])),
         ("include = []\nsummary = 5\n", (1, ["new.toml:2: summary is 5"])),
-        ('summary = "x"\n[guard]\ncap = 9\n', (0, ["new.toml:2: nothing here is called 'guard'"])),
+        ('summary = "x"\n[guard]\ncap = 9\n', (1, ["new.toml:2: nothing here is called 'guard'"])),
     ],
 )
 def test_mistakes_of_a_profile(
@@ -134,5 +135,16 @@ def test_a_folder_without_a_configuration_says_so(tmp_path: Path, host: Path, ca
     assert (code, problem["severity"], problem["what"]) == (0, "warning", "there is no configuration here")
     assert problem["allowed"] == "kerntuned reads kerntune.toml, and kerntune.d/*.toml, in such a folder"
     assert wrong(tmp_path / "gone", host, capsys) == (1, ["gone:0: there is no such file or folder"])
-    assert check(host, host, as_json=False) == 0
+    assert check(host, host) == 0
     assert "warning: there is no configuration here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["", "profiles"])
+def test_a_file_that_no_profile_is_found_in_is_told(host: Path, capsys: Captured, place: str) -> None:
+    for name in ("bad name.toml", ".#mine.toml", "notes.txt"):
+        (host / "profiles" / name).write_text(DISK)
+    code, said = report(host / place, host, capsys)
+    (problem,) = said["problems"]
+    assert (code, problem["severity"]) == (0, "warning")
+    assert problem["file"] == str(host / "profiles/bad name.toml")
+    assert problem["what"] == "no profile is found under this name"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from kerntune.daemon.config import STALE, Configuration
 from kerntune.daemon.config_files import Config, silent
-from kerntune.model import Limits
+from kerntune.guard.policy import GuardLimits
+from kerntune.model import NO_MEMORY, Limits
 from kerntune.plain_files import LONGEST
 from kerntune.tunables import REGISTRY
 
@@ -31,6 +33,9 @@ class Folder:
         path = self.config / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def is_silent(self) -> bool:
+        return silent(self.config, self.runtime, self.configuration.tables)
 
     def read(self) -> Config:
         return self.configuration.read()
@@ -58,7 +63,7 @@ def where(config: Config) -> list[str]:
 
 def test_without_files_nothing_is_claimed(etc: Folder) -> None:
     assert etc.read() == Config()
-    assert silent(etc.config, etc.runtime)
+    assert etc.is_silent()
     assert not (etc.runtime / "config.json").exists()
     etc.write("", "kerntune.d/README")
     assert etc.read() == Config()
@@ -117,7 +122,6 @@ def test_two_spellings_of_one_pool_are_one_claim(etc: Folder) -> None:
 BROKEN = {
     "not TOML": "[io-scheduler]\nnvme* = none\n",
     "a bad claim": '[hugepages]\n"2M" = 128\n[io-scheduler]\n"nvme*" = "no such name"\n',
-    "a misspelt table": '[hugepage]\n"2M" = 128\n[io-scheduler]\n"nvme*" = "bfq"\n',
     "a bad table": 'io-scheduler = "bfq"\n',
     "not a text": "\udcff",
 }
@@ -190,13 +194,99 @@ def test_a_file_that_is_removed_is_gone(etc: Folder) -> None:
     assert etc.read().claims == ()
 
 
-def test_a_warning_keeps_nothing_back(etc: Folder) -> None:
+def test_a_name_nobody_knows_is_an_error_and_keeps_nothing_back(etc: Folder) -> None:
     etc.write(POOL)
     etc.read()
     etc.write(POOL.replace("64", "32") + NONE + "[tomorrow]\nx = 1\n")
     config = etc.read()
     assert claims(config) == {"hugepages@2M": "32", "io-scheduler@nvme*": "none"}
-    assert (len(config.problems), config.errors) == (1, ())
+    assert [problem.what for problem in config.errors] == ["nothing here is called 'tomorrow'"]
+
+
+SAID = 'profile = "mine"\n[guard]\ncalm = 9\nband = 5\n' + POOL + NONE
+MISSPELT = {
+    "a table": (SAID.replace("[hugepages]", "[hugepage]"), "the claims of hugepages that this file had stay"),
+    "tables": (
+        SAID.replace("[hugepages]", "[hugepage]").replace("[io-", "[ior-"),
+        "the claims of hugepages, io-scheduler that this file had stay",
+    ),
+    "a table of options": (SAID.replace("[guard]", "[gaurd]"), "band in [guard] and calm in [guard] that this"),
+    "an option": (SAID.replace("calm", "calmm"), "calm in [guard] that this file had stays"),
+    "a profile": (SAID.replace("profile", "profil"), "the profile mine that this file had stays"),
+    "a lost header": (SAID.replace("[hugepages]\n", ""), "the claims of hugepages that this file had stay"),
+}
+
+
+@pytest.mark.parametrize(("text", "kept"), MISSPELT.values(), ids=MISSPELT)
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_a_typo_takes_nothing_away_and_keeps_nothing_back(
+    etc: Folder, *, text: str, kept: str, restarted: bool
+) -> None:
+    etc.write(SAID)
+    etc.read()
+    etc.write(text + '[overcommit]\n"*" = "always"')
+    for _ in range(2):
+        if restarted:
+            etc.restart()
+        config = etc.read()
+        assert claims(config) == {"hugepages@2M": "64", "io-scheduler@nvme*": "none", "overcommit@": "always:95"}
+        assert (config.profile, config.guard.calm, config.guard.band) == ("mine", 9, 5)
+        assert kept in config.errors[0].what
+        assert config.errors[0].what.endswith(" in force")
+        assert not any("stay" in problem.what for problem in config.errors[1:])
+    etc.write(BFQ)
+    config = etc.read()
+    assert (claims(config), config.profile, config.problems) == ({"io-scheduler@nvme*": "bfq"}, "", ())
+
+
+def test_what_a_file_that_is_not_in_order_says_anew_wins_over_what_it_said(etc: Folder) -> None:
+    etc.write(POOL + NONE)
+    etc.read()
+    etc.write(POOL.replace("hugepages", "hugepage") + BFQ)
+    assert claims(etc.read()) == {"hugepages@2M": "64", "io-scheduler@nvme*": "bfq"}
+    etc.write(POOL.replace("hugepages", "hugepage") + BFQ.replace('"bfq"', "5.5"))
+    assert claims(etc.read()) == {"hugepages@2M": "64", "io-scheduler@nvme*": "bfq"}
+
+
+@pytest.mark.parametrize(
+    ("main", "more", "wrong"),
+    [
+        ("holds-per-user = 100\n", "", ["kerntune.toml:2: holds-per-user is 100, and holds is 64"]),
+        ("holds-per-user = 64\nholds = 10\n", "", ["kerntune.toml:2: holds-per-user is 64, and holds is 10"]),
+        ("holds-per-user = 20\n", "holds = 10\n", ["kerntune.toml:2: holds-per-user is 20, and holds is 10"]),
+        ("holds = 10\n", "holds-per-user = 20\n", ["10.toml:2: holds-per-user is 20, and holds is 10"]),
+        ("holds = 60\nclaims = 59\n", "", ["kerntune.toml:2: holds is 60, and claims is 59"]),
+        ("holds = 10\n", "", []),
+        ("claims = 5\n", "", []),
+        ("holds = 400\nholds-per-user = 400\nclaims = 400\n", "", []),
+        ("holds-per-user = 100\n", "holds = 100\n", []),
+    ],
+)
+def test_limits_that_contradict_are_told_where_they_stand(etc: Folder, main: str, more: str, wrong: list[str]) -> None:
+    etc.write("[limits]\n" + main)
+    if more:
+        etc.write("[limits]\n" + more, "kerntune.d/10.toml")
+    config = etc.read()
+    said = [f"{Path(problem.file).name}:{problem.line}: {problem.what}" for problem in config.errors]
+    assert said == wrong
+    name = wrong[0].split()[1] if wrong else ""
+    if name:
+        assert getattr(config.limits, name.replace("-", "_")) == getattr(Limits(), name.replace("-", "_"))
+
+
+@pytest.mark.parametrize(
+    ("enabled", "band", "calm"), itertools.product((True, False), (0, 1, 1 << 24), (0, 3600)), ids=str
+)
+def test_no_values_of_the_guard_contradict(etc: Folder, *, enabled: bool, band: int, calm: int) -> None:
+    """They mean what is written: above the floor it caps, and it lets go above where it caps."""
+    etc.write(f"[guard]\nenabled = {str(enabled).lower()}\nband = {band}\ncalm = {calm}\n")
+    config = etc.read()
+    assert (config.problems, config.guard) == ((), GuardLimits(enabled=enabled, band=band, calm=calm))
+    for total in (1 << 30, 1 << 35, 1 << 43):
+        memory = replace(NO_MEMORY, total=total)
+        assert config.guard.floor(memory) < config.guard.caps_at(memory) < config.guard.ends_at(memory)
+        if band:
+            assert config.guard.caps_at(memory) - config.guard.floor(memory) == band << 20
 
 
 @pytest.mark.parametrize("name", ["kerntune.toml", "kerntune.d/10.toml"])
@@ -308,9 +398,10 @@ def test_the_copy_is_written_only_when_it_changes_and_a_failure_is_none(
 # Whether there is anything to read
 
 
-SAYS_NOTHING = ["", "\n\n", "# [x]\n", "[limits]\n\n [io-scheduler] # none\r\n", "[not-known]"]
+SAYS_NOTHING = ["", "\n\n", "# [x]\n", "[limits]\n\n [io-scheduler] # none\r\n"]
 SAYS_SOMETHING = [
     "x",
+    "[not-known]",
     "[limits]\nclaims = 5",
     "[limits]\n[limits]\n",
     "[[limits]]",
@@ -325,19 +416,19 @@ SAYS_SOMETHING = [
 @pytest.mark.parametrize("text", [*SAYS_NOTHING, *SAYS_SOMETHING])
 def test_what_says_nothing(etc: Folder, text: str) -> None:
     etc.write(text, "kerntune.d/10.toml")
-    assert silent(etc.config, etc.runtime) is (text in SAYS_NOTHING)
+    assert etc.is_silent() is (text in SAYS_NOTHING)
     assert claims(etc.read()) == {}
 
 
 def test_a_file_that_claimed_something_before_is_looked_at(etc: Folder) -> None:
     etc.write("")
     (etc.runtime / "config.json").touch()
-    assert not silent(etc.config, etc.runtime)
+    assert not etc.is_silent()
 
 
 def test_what_cannot_be_read_is_not_silent(etc: Folder) -> None:
     (etc.config / "kerntune.toml").mkdir(parents=True)
-    assert not silent(etc.config, etc.runtime)
+    assert not etc.is_silent()
     (etc.config / "kerntune.toml").rmdir()
     (etc.config / "kerntune.d").touch()
-    assert not silent(etc.config, etc.runtime)
+    assert not etc.is_silent()

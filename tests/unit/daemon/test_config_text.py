@@ -77,20 +77,25 @@ def test_options() -> None:
 PERCENT = "Give a whole number from 0 to 95 (percent of RAM); the default is 75"
 POOLS = "The name before the = is a page size (2M), one node of it (2M/node0) or each node (2M/*)"
 COUNTS = "The value is a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)"
+REASON = 'Write { value = "none", why = "..." }'
 WORD = 'Give a whole number, or a word in quotes: "none"'
 QUOTES = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
-TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *TUNABLES}))}"
+TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', 'profile', *TUNABLES}))}"
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "said"),
     [
         # what is not known
-        ("[limit]\nclaims = 5", Kind.TABLE, f":1: warning: nothing here is called 'limit'. {TABLES}"),
-        ("claims = 5", Kind.TABLE, f":1: warning: nothing here is called 'claims'. {TABLES}"),
+        ("[limit]\nclaims = 5", Kind.UNKNOWN, f":1: nothing here is called 'limit'. Did you mean 'limits'? {TABLES}"),
+        ('profil = "balanced"', Kind.UNKNOWN, f":1: nothing here is called 'profil'. Did you mean 'profile'? {TABLES}"),
+        ('[cpu_governor]\n"*" = "x"', Kind.UNKNOWN,
+         f":1: nothing here is called 'cpu_governor'. Did you mean 'cpu-governor'? {TABLES}"),
+        ("claims = 5", Kind.UNKNOWN, ":1: nothing here is called 'claims'. It is a setting of [limits]"),
         ("[limits]\ncliams = 5", Kind.UNKNOWN,
-         ":2: warning: [limits] has no setting 'cliams'. There are claims, held-percent-per-user, holds, "
+         ":2: [limits] has no setting 'cliams'. Did you mean 'claims'? There are claims, held-percent-per-user, holds, "
          "holds-per-user, hugepages-percent"),
+        ("[guard]\ncap = 30", Kind.UNKNOWN, ":2: [guard] has no setting 'cap'. There are band, calm, enabled"),
         # options
         ("\n[limits]\nhugepages-percent = 96", Kind.OPTION, f":3: hugepages-percent is 96. {PERCENT}"),
         ("[limits]\nhugepages-percent = -1", Kind.OPTION, f":2: hugepages-percent is -1. {PERCENT}"),
@@ -115,6 +120,25 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', *T
          ':1: hugepages is a table. Write [hugepages], and below it a line for each pattern, such as "*" = "..."'),
         ("[io-scheduler]\na.b = 'none'", Kind.CLAIM,
          ':2: io-scheduler: there is a dot in the name. A name with a dot needs quotes: "a.b"'),
+        ('[io-scheduler]\n"*" = { val = "none" }', Kind.CLAIM,
+         f":2: io-scheduler: 'val' has no place here. Did you mean 'value'? {REASON}"),
+        ('[io-scheduler."*"]\nvlaue = "none"', Kind.CLAIM,
+         f":1: io-scheduler: 'vlaue' has no place here. Did you mean 'value'? {REASON}"),
+        ('[io-scheduler]\n"*" = { value = "none", wy = "x" }', Kind.CLAIM,
+         f":2: io-scheduler: 'wy' has no place here. Did you mean 'why'? {REASON}"),
+        ('[io-scheduler]\n"*" = { is = "none" }', Kind.CLAIM,
+         f":2: io-scheduler: 'is' has no place here. {REASON}"),
+        ('[io-scheduler]\n"*" = { why = "x" }', Kind.CLAIM, f":2: io-scheduler: there is no value. {REASON}"),
+        ('[sysctl]\n"vm.swappiness" = 300', Kind.CLAIM,
+         ":2: sysctl: vm.swappiness is a whole number from 0 to 200, not 300. The value is a whole number: to 200, 7 "
+         "and 3 in that order"),
+        ('[thp]\nenabled = "sometimes"', Kind.CLAIM,
+         ":2: thp: enabled is one of always, madvise, never, not sometimes. The value is the kernel's word: always, "
+         "madvise or never, for defrag also defer or defer+madvise"),
+        ('[hugepages]\n"3M" = 1', Kind.CLAIM,
+         f":2: hugepages: '3M' is no page size: each is a power of two. {POOLS}"),
+        (f'[hugepages]\n"2M" = {2**64}', Kind.CLAIM,
+         f":2: hugepages: '{2**64}' is not a number of huge pages. {COUNTS}"),
         ('[io-scheduler]\n"nvme*" = ["none"]', Kind.CLAIM, f":2: io-scheduler: a list is no value. {WORD}"),
         ('[io-scheduler]\n"../sda" = "none"', Kind.CLAIM,
          ":2: io-scheduler: '../sda' cannot name a block device. The name before the = is a device (nvme0n1), a glob "
@@ -158,7 +182,8 @@ def test_what_is_said_of_a_mistake(text: str | bytes, kind: Kind, said: str) -> 
     found = read(text)
     assert [(problem.kind, str(problem)) for problem in found.problems] == [(kind, FILE + said)]
     assert (found.claims, dict(found.options)) == ((), {})
-    assert found.sound is (kind in (Kind.TABLE, Kind.UNKNOWN, Kind.OPTION))
+    assert found.sound is (kind in (Kind.UNKNOWN, Kind.OPTION))
+    assert all(problem.is_error for problem in found.problems)
     assert found.parsed is (kind is not Kind.FILE)
 
 
@@ -172,7 +197,7 @@ def test_what_is_good_stays_beside_what_is_bad_and_problems_are_in_the_order_of_
     assert [(problem.line, problem.kind) for problem in found.problems] == [
         (4, Kind.OPTION),
         (7, Kind.CLAIM),
-        (8, Kind.TABLE),
+        (8, Kind.UNKNOWN),
     ]
 
 

@@ -113,7 +113,7 @@ def test_what_is_included_is_weaker_and_read_once(shelf: Shelf) -> None:
          "mine.toml:2: io-scheduler: 'when' has no place here. Write { value = \"none\", why = \"...\" }"),
         ('[io-scheduler]\n"sd*" = { value = "bfq", why = 5 }',
          "mine.toml:2: io-scheduler: 5 is no reason. Give a text of 256 characters or less"),
-        ("[limits]\nclaims = 5", "mine.toml:1: warning: nothing here is called 'limits'. "
+        ("[limits]\nclaims = 5", "mine.toml:1: nothing here is called 'limits'. "
          "There are cpu-governor, hugepages, io-scheduler, overcommit"),
     ],
 )  # fmt: skip
@@ -156,9 +156,11 @@ def test_who_chooses_one_is_told_what_is_wrong(shelf: Shelf) -> None:
     with pytest.raises(NoSuchProfile):
         shelf.in_force().checked("yours")
     shelf.write("mine", "[tomorrow]\n" + DISK.format("bfq"))
+    with pytest.raises(InvalidValue, match="nothing here is called 'tomorrow'"):
+        shelf.in_force().checked("mine")
+    shelf.write("mine", DISK.format("bfq"))
     chosen = shelf.in_force().checked("mine")
-    assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
-    assert [problem.is_error for problem in chosen.problems] == [False]
+    assert (said(chosen.claims), chosen.problems) == ([("io-scheduler@sd*", "bfq", "mine")], ())
 
 
 BROKEN = {
@@ -189,6 +191,26 @@ def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: st
         assert [problem.is_error for problem in chosen.problems] == [True]
     shelf.write("mine", DISK.format("none"))
     assert [claim.value for claim in reader.read("mine").claims] == ["none"]
+
+
+def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
+    shelf.write("base", DISK.format("none") + '"nvme*" = "kyber"\n')
+    shelf.write("mine", 'include = ["base"]\n' + DISK.format("bfq"))
+    reader = shelf.in_force()
+    assert reader.read("mine").problems == ()
+    shelf.write("mine", 'includes = ["base"]\n' + DISK.format("mq-deadline"))
+    for _ in range(2):
+        chosen = reader.read("mine")
+        assert said(chosen.claims) == [
+            ("io-scheduler@nvme*", "kyber", "base"),
+            ("io-scheduler@sd*", "mq-deadline", "mine"),
+        ]
+        (problem,) = chosen.problems
+        assert problem.what == (
+            "nothing here is called 'includes'; the claims of io-scheduler that this file had stay in force"
+        )
+        assert problem.allowed.startswith("Did you mean 'include'? There are cpu-epp")
+        reader = shelf.in_force()
 
 
 def test_where_there_were_none_only_the_bad_claim_is_left_out(shelf: Shelf) -> None:

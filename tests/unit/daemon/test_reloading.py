@@ -92,20 +92,25 @@ async def test_a_file_that_is_not_in_order_is_an_error_and_what_is_good_is_in_fo
     async with started(folder, monkeypatch, BFQ) as bench:
         (folder / "kerntune.d").mkdir()
         (folder / "kerntune.d/10.toml").write_text('[overcommit]\n"*" = "always"\n')
-        bench.file.write_text("[limit]\n[io-scheduler]\n" + "".join(f"sd{name} = 1.5\n" for name in "abcde"))
+        bench.file.write_text(
+            "[limits]\nclaims = 0\n[io-scheduler]\n" + "".join(f"sd{name} = 1.5\n" for name in "abcde")
+        )
         with pytest.raises(InvalidValue) as refusal:
             await bench.reloading.ask()
-        assert f"{bench.file}:3: io-scheduler: 1.5 is no value" in refusal.value.what
-        assert refusal.value.what.endswith("; and 2 more")
-        assert "last good claims of these files stay in force" in refusal.value.hint
+        assert f"{bench.file}:4: io-scheduler: 1.5 is no value" in refusal.value.what
+        assert refusal.value.what.endswith("; and 3 more")
+        assert refusal.value.hint == (
+            "The last good claims of these files stay in force. Bad options have their defaults. "
+            "`kerntune config check` lists everything"
+        )
         assert (bench.drive, bench.lab.kernel.overcommit["memory"]) == ("bfq", 1)
         assert bench.troubles == {CONFIG_INVALID}
         assert bench.told[-1] == "READY=1"
         said = [(record.levelno, record.message.partition(": ")[0]) for record in caplog.records]
         said = [row for row in said if row[1].startswith(str(bench.file))]
         assert said == [
-            (logging.WARNING, f"{bench.file}:1"),
-            *((logging.ERROR, f"{bench.file}:{n}") for n in range(3, 8)),
+            (logging.ERROR, f"{bench.file}:2"),
+            *((logging.ERROR, f"{bench.file}:{n}") for n in range(4, 9)),
         ]
         assert {vars(record).get("MESSAGE_ID") for record in caplog.records if record.name == "kerntune"} == {
             CONFIG_PROBLEM
@@ -136,11 +141,43 @@ async def test_a_broken_file_at_start_is_told_and_stops_nothing(folder: Path, mo
         assert (bench.drive, bench.troubles) == ("bfq", {CONFIG_INVALID})
 
 
-async def test_a_warning_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started(folder, monkeypatch) as bench:
-        bench.file.write_text("[new-in-a-later-version]\nx = 1\n" + BFQ)
+async def test_a_misspelt_table_is_an_error_and_what_is_known_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swappiness = '[sysctl]\n"vm.swappiness" = 10\n'
+    async with started(folder, monkeypatch, swappiness + NONE) as bench:
+        bench.file.write_text(swappiness.replace("[sysctl]", "[sysctls]") + BFQ)
+        with pytest.raises(InvalidValue) as refusal:
+            await bench.reloading.ask()
+        assert refusal.value.what.startswith(
+            f"the configuration was taken in part only: {bench.file}:1: nothing here is called 'sysctls'; the claims "
+            "of sysctl that this file had stay in force. Did you mean 'sysctl'? There are cpu-epp"
+        )
+        assert refusal.value.hint == "`kerntune config check` lists everything"
+        assert (bench.drive, bench.lab.kernel.sysctls["vm/swappiness"]) == ("bfq", 10)
+        assert bench.troubles == {CONFIG_INVALID}
+        bench.file.write_text(BFQ)
         await bench.reloading.ask()
-        assert (bench.drive, bench.troubles) == ("bfq", set())
+        assert (bench.lab.kernel.sysctls["vm/swappiness"], bench.troubles) == (60, set())
+
+
+async def test_a_table_nobody_knows_is_told_also_where_it_is_empty(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch, "[hugepage]\n") as bench:
+        assert bench.troubles == {CONFIG_INVALID}
+
+
+async def test_a_value_that_no_kernel_takes_is_an_error_and_the_last_good_one_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = '[thp]\nenabled = "madvise"\n[sysctl]\n"vm.swappiness" = {}\n'
+    async with started(folder, monkeypatch, text.format(10)) as bench:
+        bench.file.write_text(text.format(300).replace("madvise", "never"))
+        with pytest.raises(InvalidValue, match=r"kerntune.toml:4: sysctl: vm.swappiness is a .* to 200, not 300"):
+            await bench.reloading.ask()
+        assert (bench.lab.kernel.sysctls["vm/swappiness"], bench.lab.kernel.thp["enabled"]) == (10, "madvise")
+        assert bench.troubles == {CONFIG_INVALID}
 
 
 async def test_who_asks_while_one_waits_shares_it_and_who_asks_while_one_reads_gets_the_next(
