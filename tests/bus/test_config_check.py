@@ -72,7 +72,6 @@ BAD: Final[dict[str, Files]] = {
     "no sysctl of ours": {MAIN: '[sysctl]\n"vm.dirty_ratio" = 5\n'},
     "a page size that none has": {MAIN: '[hugepages]\n"3M" = 1\n'},
     "no whole number of pages": {MAIN: '[hugepages]\n"2M" = "3M"\n'},
-    "more pages than a kernel can count": {MAIN: f'[hugepages]\n"2M" = {2**64}\n'},
     "swappiness out of range": {MAIN: '[sysctl]\n"vm.swappiness" = 201\n'},
     "zone_reclaim_mode out of range": {MAIN: '[sysctl]\n"vm.zone_reclaim_mode" = 8\n'},
     "numa_balancing out of range": {MAIN: '[sysctl]\n"kernel.numa_balancing" = 4\n'},

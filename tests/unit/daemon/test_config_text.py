@@ -137,8 +137,6 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', 'p
          "madvise or never, for defrag also defer or defer+madvise"),
         ('[hugepages]\n"3M" = 1', Kind.CLAIM,
          f":2: hugepages: '3M' is no page size: each is a power of two. {POOLS}"),
-        (f'[hugepages]\n"2M" = {2**64}', Kind.CLAIM,
-         f":2: hugepages: '{2**64}' is not a number of huge pages. {COUNTS}"),
         ('[io-scheduler]\n"nvme*" = ["none"]', Kind.CLAIM, f":2: io-scheduler: a list is no value. {WORD}"),
         ('[io-scheduler]\n"../sda" = "none"', Kind.CLAIM,
          ":2: io-scheduler: '../sda' cannot name a block device. The name before the = is a device (nvme0n1), a glob "
