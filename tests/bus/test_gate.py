@@ -174,7 +174,7 @@ async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
         before = lab.engine.readings
         with pytest.raises(errors.AccessDenied, match="polkit"):
             await change(caller(STRANGER, interface, member), *CHANGES[interface, member])
-        assert (files.done, lab.engine.book.claims, lab.engine.readings) == ([], {}, before)
+        assert (files.done, lab.engine.claims.by_id, lab.engine.readings) == ([], {}, before)
         await change(caller(ROOT, interface, member), *CHANGES[interface, member])
         if CONTRACT[interface].actions[member] == "manage":
             assert files.done == [member]
@@ -198,7 +198,7 @@ async def test_polkit_is_asked_for_the_action_of_the_change(interface: str, memb
         guarded_by(found, others := Authority(every - {action}))
         with pytest.raises(errors.AccessDenied, match=action):
             await handler(found, interface, member)(asks, *given)
-        assert (others.asked, files.done, lab.engine.book.claims) == ([action], [], {})
+        assert (others.asked, files.done, lab.engine.claims.by_id) == ([action], [], {})
         guarded_by(found, polkit := Authority({action}))
         await handler(found, interface, member)(asks, *given)
         assert polkit.asked == [action]
@@ -214,7 +214,7 @@ async def test_one_action_is_not_enough_for_settings_of_two(change: str, allowed
         guarded_by(found, Authority({allowed}))
         with pytest.raises(errors.AccessDenied):
             await getattr(manager_of(found), change)(asks, given, {})
-        assert not lab.engine.book.claims
+        assert not lab.engine.claims.by_id
         guarded_by(found, both := Authority({names.ACTION_SET, names.ACTION_SET_MEMORY}))
         await getattr(manager_of(found), change)(asks, given, {})
         assert set(both.asked) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
@@ -231,14 +231,14 @@ async def test_a_hold_needs_its_own_action_and_that_of_each_tunable(lacks: str) 
         guarded_by(found, Authority(needs - {lacks}))
         with pytest.raises(errors.AccessDenied, match=lacks):
             await manager_of(found).hold(asks, settings, "job", "", {})
-        assert not lab.engine.book.claims
+        assert not lab.engine.claims.by_id
         guarded_by(found, polkit := Authority(needs - {names.ACTION_MANAGE}))
         await manager_of(found).hold(asks, settings, "job", "", {})
         assert names.ACTION_MANAGE not in polkit.asked
         detached = {"detached": Variant("b", True), "ttl-usec": Variant("t", 10**9)}
         with pytest.raises(errors.AccessDenied, match=names.ACTION_MANAGE):
             await manager_of(found).hold(asks, settings, "job", "", detached)
-        assert len(lab.engine.book.holds) == 1
+        assert len(lab.engine.claims.holds) == 1
 
 
 async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
@@ -246,15 +246,15 @@ async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
     async with core() as (found, lab, _):
         for uid, ends in ((STRANGER, True), (ROOT, False)):
             await manager_of(found).hold(caller(ROOT, names.MANAGER, "Hold"), settings, "job", "", {})
-            (hold,) = (replace(hold, uid=uid) for hold in lab.engine.book.holds.values())
+            (hold,) = (replace(hold, uid=uid) for hold in lab.engine.claims.holds.values())
             held = HeldObject(found, hold, [])
             if not ends:
                 with pytest.raises(errors.NotOwner, match=f"hold {hold.number} is not yours"):
                     await held.release(asks, {})
-                assert lab.engine.book.holds
+                assert lab.engine.claims.holds
                 guarded_by(found, Authority({names.ACTION_MANAGE}))
             await held.release(asks, {})
-            assert not lab.engine.book.holds
+            assert not lab.engine.claims.holds
 
 
 @pytest.mark.parametrize("action", ["", "none", "anything"])

@@ -90,7 +90,7 @@ class Scene:
 
     async def reset(self) -> Answer:
         engine = self.lab.engine
-        return await engine.carry_out(engine.choosing(files_of(engine.book), reset=True, holds=True), "Reset")
+        return await engine.carry_out(engine.choosing(files_of(engine.claims), reset=True, holds=True), "Reset")
 
     async def until(self, count: int) -> None:
         """Wait until the pool has so many pages, and the holds of that are published."""
@@ -252,12 +252,12 @@ async def test_the_journal_has_each_end_and_its_cause(ends: Callable[[], list[tu
         assert [cause for _, cause in told] == ["Release", "Reset", "Reset", "Reset"]
         assert told[0][0].startswith("hold 2 of job, ")
         await found.hold()
-        found.lab.engine.committed = found.lab.ledger.book
+        found.lab.engine.committed = found.lab.ledger.claims
         again = Holds(found.holds.core)
         found.bus.leaves(CLIENT)
         await again.inherit()
         assert ends()[-1][1] == "client gone"
-        assert found.lab.ledger.book.holds == {}
+        assert found.lab.ledger.claims.holds == {}
 
 
 # What is asked

@@ -404,8 +404,8 @@ class TestInProcess:
             with nothing_logged():
                 world = asyncio.run(play(frozenset(), 1000, script))
             assert world.kernel.journal == []
-            assert not world.engine.book.claims
-            assert not world.engine.ledger.book.claims
+            assert not world.engine.claims.by_id
+            assert not world.engine.ledger.claims.by_id
 
         run()
 

@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from kerntune.daemon.state import State
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.model import Claim
 from tests.harness.daemon import Daemon
 from tests.harness.forbidden import kept_from
@@ -187,7 +187,7 @@ def daemon_with(own_bus: PrivateBus, kernel_as_found: dict[str, str]) -> Iterato
 
 def saved(daemon: Daemon, *claims: Claim) -> None:
     """Persistent claims in the daemon's directory, as they were left before a reboot."""
-    State(daemon.runtime, daemon.state, boot_id="of another boot").commit(ClaimBook.of(*claims))
+    State(daemon.runtime, daemon.state, boot_id="of another boot").commit(Claims.of(*claims))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kerntune.engine.answers import Answer
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.engine.companion import Companion
 from kerntune.engine.hung import Bounds
 from kerntune.engine.reconciler import Reconciler
@@ -88,7 +88,7 @@ def host_values(kernel: SimulatedKernel) -> dict[str, object]:
 class MemoryLedger:
     """A Ledger that forgets at the end of the test; `full` is raised by whatever would save."""
 
-    book: ClaimBook = field(default_factory=ClaimBook)
+    claims: Claims = field(default_factory=Claims)
     baselines: Mapping[Target, str] = field(default_factory=dict)
     reserved: Collection[Target] = ()
     full: OSError | None = None
@@ -104,11 +104,11 @@ class MemoryLedger:
         self._save()
         self.baselines = {target: value for target, value in self.baselines.items() if target not in targets}
 
-    def commit(self, book: ClaimBook) -> None:
+    def commit(self, claims: Claims) -> None:
         self._save()
         if self.full_for_claims:
             raise self.full_for_claims
-        self.book = book
+        self.claims = claims
 
     def _save(self) -> None:
         if self.full:
@@ -140,8 +140,8 @@ class Lab:
     @property
     def claims(self) -> list[str]:
         """The claims in force, which are those that are saved."""
-        assert dict(self.engine.book.claims) == dict(self.ledger.book.claims)
-        return sorted(f"{claim.id}={claim.value}" for claim in self.engine.book.claims.values())
+        assert dict(self.engine.claims.by_id) == dict(self.ledger.claims.by_id)
+        return sorted(f"{claim.id}={claim.value}" for claim in self.engine.claims.by_id.values())
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for a report after which something holds."""
@@ -180,7 +180,7 @@ async def running(
     bounds: Bounds | None = None,
 ) -> AsyncIterator[Lab]:
     """An engine that has looked at the kernel; nothing was written yet."""
-    ledger = MemoryLedger(ClaimBook.of(*claims), baselines or {})
+    ledger = MemoryLedger(Claims.of(*claims), baselines or {})
     engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, companion=companion, clock=clock, bounds=bounds)
     lab = Lab(kernel, ledger, engine)
     engine.listeners.append(lab.reports.append)

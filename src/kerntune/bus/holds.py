@@ -48,7 +48,7 @@ class HeldObject:
     def __init__(self, core: Core, hold: Hold, outcomes: list[Row]) -> None:
         """`outcomes` are those last known."""
         self._core, self.hold, self._outcomes = core, hold, outcomes
-        claims = (claim for claim in core.engine.committed.claims.values() if claim.hold == hold.number)
+        claims = (claim for claim in core.engine.committed.by_id.values() if claim.hold == hold.number)
         self.claims: tuple[Claim, ...] = tuple(sorted(claims, key=lambda claim: claim.seq))
 
     @property
@@ -97,7 +97,7 @@ class HeldObject:
 
 @dataclass(slots=True)
 class Holds:
-    """Keeps the objects like the claim book, and ends what has no client any more."""
+    """Keeps an object for each hold that is claimed, and ends what has no client any more."""
 
     core: Core
     _objects: dict[int, HeldObject] = field(default_factory=dict)

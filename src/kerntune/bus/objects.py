@@ -267,7 +267,7 @@ class Manager:
     @property
     def degraded(self) -> list[str]:
         engine = self._engine
-        slugs = {reason.value for reason in engine.troubles} | engine.book.choice.troubles
+        slugs = {reason.value for reason in engine.troubles} | engine.claims.choice.troubles
         observes = {OBSERVES} if self._core.guard.verdict.state is GuardState.OBSERVING else set()
         return sorted(slugs | observes | self._core.troubles)
 
@@ -348,7 +348,7 @@ class Manager:
             await waiting
         engine = self._engine
         head, rows = prepare(engine, self._core.guard, self._core.host, self.degraded, self.active_profile)
-        if len(engine.readings) * (1 + len(engine.book.claims)) <= SMALL:
+        if len(engine.readings) * (1 + len(engine.claims.by_id)) <= SMALL:
             return json.dumps(head | rows(), ensure_ascii=False)
         return await engine.threads.open(in_parts, head, rows)
 

@@ -363,4 +363,4 @@ def summary(engine: Reconciler, troubles: Set[str]) -> str:
     said = [f"{len(engine.outcomes)} targets managed"]
     if engine.troubles:
         said.append(f"not as asked: {', '.join(sorted(engine.troubles))}")
-    return "; ".join([*said, *sorted(troubles | engine.book.choice.troubles)])
+    return "; ".join([*said, *sorted(troubles | engine.claims.choice.troubles)])

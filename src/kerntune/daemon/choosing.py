@@ -25,7 +25,7 @@ class Choosing:
     @property
     def profile(self) -> str:
         """The profile in force, "" for none."""
-        choice = self._engine.book.choice
+        choice = self._engine.claims.choice
         return "" if choice.suspended else choice.profile or self._reloading.config.profile
 
     async def reload(self) -> None:
@@ -80,7 +80,7 @@ class Choosing:
 
     async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Chosen]:
         """The edit, and what the profile after it says."""
-        chosen, before = await self._chosen(selection, run), self._engine.book.choice
+        chosen, before = await self._chosen(selection, run), self._engine.claims.choice
         after = selection.chosen(before)
         claims = () if after.suspended else (*self._reloading.config.claims, *chosen.claims)
         # To be told of what was in force all along is nothing to a reset.

@@ -58,7 +58,7 @@ class Reloading:
 
     def start(self) -> None:
         """Read for the boot pass; blocks, and nothing waits for us yet."""
-        config, choice = self.read(), self._engine.book.choice
+        config, choice = self.read(), self._engine.claims.choice
         self.note(config, self.read_profile(choice.profile or config.profile))
         self._engine.configure(() if choice.suspended else self.claims, config.limits)
 
@@ -106,7 +106,7 @@ class Reloading:
             extending = asyncio.create_task(notify.extend(at_once=False))
             try:
                 config = await asyncio.to_thread(self.read)
-                choice = self._engine.book.choice
+                choice = self._engine.claims.choice
                 self.note(config, await asyncio.to_thread(self.read_profile, choice.profile or config.profile))
                 await self._apply(choice)
             finally:

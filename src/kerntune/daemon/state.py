@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kerntune.engine.claims import Choice, ClaimBook
+from kerntune.engine.claims import Choice, Claims
 from kerntune.errors import InvalidValue
 from kerntune.model import Baseline, Claim, Hold, Origin, Target
 from kerntune.plain_files import NoPlainFile, patiently, put_aside, replace_file
@@ -26,7 +26,7 @@ FORMAT = 1
 STATE_SET_ASIDE = "state-set-aside"
 STATE_UNREAD = "state-unread"
 UNREAD = "unread"
-PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # what of a book ends with the boot
+PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # what of the claims ends with the boot
 LONGEST = 16 << 20  # bytes of a file
 NOBODY, LARGEST = 2**32 - 1, 2**64 - 1  # the `u` and the `t` of D-Bus
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -68,7 +68,7 @@ class State:
         )
         holds, held = held_in(runs)
         profile = next((each["profile"] for each in reversed(libs) if each.get("profile")), "")
-        self._book = ClaimBook(
+        self._claims = Claims(
             {claim.id: claim for claim in (*claims, *held)},
             Choice(profile, (run or {}).get("suspended", False)),
             holds,
@@ -86,8 +86,8 @@ class State:
             self._write_anew()
 
     @property
-    def book(self) -> ClaimBook:
-        return self._book
+    def claims(self) -> Claims:
+        return self._claims
 
     @property
     def baselines(self) -> Mapping[Target, str]:
@@ -100,42 +100,42 @@ class State:
     def keep(self, baselines: Sequence[Baseline]) -> None:
         with self._lock:
             added = {baseline.target: baseline.value for baseline in baselines}
-            self._save_runtime(self._book, added | self._baselines)
+            self._save_runtime(self._claims, added | self._baselines)
             self._reserved = self._reserved - added.keys()
 
     def forget(self, targets: Collection[Target]) -> None:
         with self._lock:
-            self._save_runtime(self._book, {t: value for t, value in self._baselines.items() if t not in targets})
+            self._save_runtime(self._claims, {t: value for t, value in self._baselines.items() if t not in targets})
 
-    def commit(self, book: ClaimBook) -> None:
+    def commit(self, claims: Claims) -> None:
         with self._lock:
-            if outlasting(book) != outlasting(self._book):
-                self._save_persistent(book)
+            if outlasting(claims) != outlasting(self._claims):
+                self._save_persistent(claims)
             else:
-                self._save_runtime(book, self._baselines)
+                self._save_runtime(claims, self._baselines)
 
-    def _save_persistent(self, book: ClaimBook) -> None:
+    def _save_persistent(self, claims: Claims) -> None:
         serial = self._serial + 1
         document = {
             "format": FORMAT,
-            "persistent": dump_claims(book.by_origin(Origin.PERSISTENT)),
-            "profile": book.choice.profile,
-            "commit": {"boot": self._boot, "serial": serial} | passing(book),
+            "persistent": dump_claims(claims.by_origin(Origin.PERSISTENT)),
+            "profile": claims.choice.profile,
+            "commit": {"boot": self._boot, "serial": serial} | passing(claims),
         }
         replace_file(self._persistent, document, durable=True)
-        self._serial, self._book = serial, book
+        self._serial, self._claims = serial, claims
 
-    def _save_runtime(self, book: ClaimBook, baselines: dict[Target, str]) -> None:
+    def _save_runtime(self, claims: Claims, baselines: dict[Target, str]) -> None:
         serial = self._serial + 1
         document = {
             "format": FORMAT,
             "boot": self._boot,
             "serial": serial,
-            **passing(book),
+            **passing(claims),
             "baselines": [[t.tunable, t.instance, t.key, value] for t, value in baselines.items()],
         }
         replace_file(self._runtime, document, durable=False)
-        self._serial, self._book, self._baselines = serial, book, baselines
+        self._serial, self._claims, self._baselines = serial, claims, baselines
 
     def _load(self, path: Path) -> Document | None:
         """Return the document of a file, an empty one where there is no file, None when it cannot be known."""
@@ -169,12 +169,12 @@ class State:
         found = {each: self._load(each) for each in kept}
         return {each: document for each, document in found.items() if document is not None}
 
-    def _write_anew(self, *saving: Callable[[ClaimBook], None], taken_up: Iterable[Path] = ()) -> None:
+    def _write_anew(self, *saving: Callable[[Claims], None], taken_up: Iterable[Path] = ()) -> None:
         """Save the state anew: without runtime.json the next start would go by the copy in the other file."""
         try:
             for save in saving:
-                save(self._book)
-            self._save_runtime(self._book, self._baselines)
+                save(self._claims)
+            self._save_runtime(self._claims, self._baselines)
         except OSError as error:
             log.error("what is left of the saved state cannot be saved: %s", error)
             return
@@ -191,12 +191,12 @@ class State:
         return any(self._runtime.parent.glob(f"{self._runtime.name}*.bad"))
 
 
-def in_sequence(books: Iterable[Sequence[Claim]]) -> list[Claim]:
-    """Return the claims of one origin in several books, the older book first: a claim of a newer one is newer too."""
+def in_sequence(lists: Iterable[Sequence[Claim]]) -> list[Claim]:
+    """Return the claims of one origin in several lists, the oldest first: a claim of a newer one is newer too."""
     found: list[Claim] = []
-    for book in books:
+    for claims in lists:
         last = max((claim.seq for claim in found), default=0)
-        found += [replace(claim, seq=claim.seq + last) for claim in book]
+        found += [replace(claim, seq=claim.seq + last) for claim in claims]
     return found
 
 
@@ -229,19 +229,19 @@ def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path |
     return {}, aside
 
 
-def outlasting(book: ClaimBook) -> tuple[Any, ...]:
-    """What of a book is for the boots to come."""
-    return book.by_origin(Origin.PERSISTENT), book.choice.profile
+def outlasting(claims: Claims) -> tuple[Any, ...]:
+    """Return what is for the boots to come."""
+    return claims.by_origin(Origin.PERSISTENT), claims.choice.profile
 
 
-def passing(book: ClaimBook) -> Document:
-    """What of a book ends with the boot."""
+def passing(claims: Claims) -> Document:
+    """Return what ends with the boot."""
     found = (
-        dump_claims(book.by_origin(Origin.RUNTIME)),
-        book.choice.suspended,
-        [asdict(hold) for hold in book.holds.values()],
-        dump_claims(book.by_origin(Origin.HOLD)),
-        book.last_hold,
+        dump_claims(claims.by_origin(Origin.RUNTIME)),
+        claims.choice.suspended,
+        [asdict(hold) for hold in claims.holds.values()],
+        dump_claims(claims.by_origin(Origin.HOLD)),
+        claims.last_hold,
     )
     return dict(zip(PASSING, found, strict=True))
 

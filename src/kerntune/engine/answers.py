@@ -67,13 +67,13 @@ def judge(edit: Edit, tunables: Mapping[str, Tunable], result: Result, *, must_w
 def outcomes_known(
     claims: Sequence[Claim],
     world: World,
-    book: Iterable[Claim],
+    in_force: Iterable[Claim],
     baselines: Mapping[Target, str],
     outcomes: Mapping[Target, Outcome],
 ) -> Sequence[Outcome]:
     """Return the outcomes of claims by what was last read, of all targets of the world, and found."""
     result = Result(readings=dict(world.readings), outcomes=dict(outcomes), missing=dict(world.missing))
-    every = tuple(book)
+    every = tuple(in_force)
     for name in {claim.tunable for claim in claims}:
         tunable = world.tunables[name]
         result.wishes |= resolve(tunable, every, baselines, world.of(tunable), readings=world.readings)

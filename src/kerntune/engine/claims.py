@@ -1,4 +1,4 @@
-"""The claim book: who wants what. Pure; an edit is data, so that it can be applied again without a failed one."""
+"""The claims there are: who wants what. Pure; an edit is data, so that it can be applied again without a failed one."""
 
 from __future__ import annotations
 
@@ -89,38 +89,38 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimBook:
+class Claims:
     """Every claim there is, by its identity, what was chosen of the files, and the holds by their numbers.
 
     `last_hold` is the highest number that a hold of this boot has had: none has it again.
     """
 
-    claims: Mapping[ClaimId, Claim] = field(default_factory=dict)
+    by_id: Mapping[ClaimId, Claim] = field(default_factory=dict)
     choice: Choice = NOTHING_CHOSEN
     holds: Mapping[int, Hold] = field(default_factory=dict)
     last_hold: int = 0
 
     @classmethod
-    def of(cls, *claims: Claim) -> ClaimBook:
+    def of(cls, *claims: Claim) -> Claims:
         return cls({claim.id: claim for claim in claims})
 
-    def apply(self, edit: Edit) -> ClaimBook:
-        """The book after the edit. A claim that is newer than the edit is neither dropped nor replaced by it."""
-        book = dict(self.claims)
+    def apply(self, edit: Edit) -> Claims:
+        """Return the claims after the edit, which neither drops nor replaces a claim that is newer than itself."""
+        by_id = dict(self.by_id)
         for claim_id in edit.drop:
-            if claim_id in book and book[claim_id].seq < edit.seq:
-                del book[claim_id]
+            if claim_id in by_id and by_id[claim_id].seq < edit.seq:
+                del by_id[claim_id]
         for claim in edit.put:
-            if claim.id not in book or book[claim.id].seq < claim.seq:
-                book[claim.id] = claim
+            if claim.id not in by_id or by_id[claim.id].seq < claim.seq:
+                by_id[claim.id] = claim
         holds = {number: hold for number, hold in self.holds.items() if number not in edit.ended}
         if edit.hold:
             holds[edit.hold.number] = edit.hold
-        after = replace(self, claims=book, holds=holds, last_hold=max(self.last_hold, *holds, 0))
+        after = replace(self, by_id=by_id, holds=holds, last_hold=max(self.last_hold, *holds, 0))
         if edit.files is None:
             return after
-        others = {claim_id: claim for claim_id, claim in book.items() if claim_id.origin not in FILES}
-        return replace(after, claims=others, choice=edit.files.choice).having(edit.files.claims)
+        others = {claim_id: claim for claim_id, claim in by_id.items() if claim_id.origin not in FILES}
+        return replace(after, by_id=others, choice=edit.files.choice).having(edit.files.claims)
 
     def choosing(self, files: FilesEdit, seq: int, *, reset: bool, holds: bool = False) -> Edit:
         """The edit that makes the files' claims these; `reset`: and drops all that callers asked for.
@@ -128,35 +128,33 @@ class ClaimBook:
         `holds`: and ends all holds.
         """
         kept = {claim.id for claim in files.claims}
-        gone = tuple(claim_id for claim_id in self.claims if claim_id.origin in FILES and claim_id not in kept)
-        dropped = tuple(claim_id for claim_id in self.claims if reset and claim_id.origin in CALLERS)
+        gone = tuple(claim_id for claim_id in self.by_id if claim_id.origin in FILES and claim_id not in kept)
+        dropped = tuple(claim_id for claim_id in self.by_id if reset and claim_id.origin in CALLERS)
         ending = self.releasing(self.holds if holds else (), seq)
         return replace(ending, drop=(*dropped, *ending.drop), files=replace(files, gone=gone))
 
     def releasing(self, numbers: Collection[int], seq: int) -> Edit:
         """The edit that ends these holds, as far as there are such."""
         ended = tuple(number for number in numbers if number in self.holds)
-        return Edit(seq, drop=tuple(claim_id for claim_id in self.claims if claim_id.hold in ended), ended=ended)
+        return Edit(seq, drop=tuple(claim_id for claim_id in self.by_id if claim_id.hold in ended), ended=ended)
 
-    def without_files(self) -> ClaimBook:
-        """What is saved of the book: the files keep their own claims."""
-        return replace(self, claims={i: claim for i, claim in self.claims.items() if i.origin not in FILES})
+    def without_files(self) -> Claims:
+        """Return what is saved: the files keep their own claims."""
+        return replace(self, by_id={i: claim for i, claim in self.by_id.items() if i.origin not in FILES})
 
-    def having(self, claims: Iterable[Claim]) -> ClaimBook:
-        """The book with these beside those it has."""
-        return replace(self, claims={**self.claims, **{claim.id: claim for claim in claims}})
+    def having(self, claims: Iterable[Claim]) -> Claims:
+        """Return these claims beside those there are."""
+        return replace(self, by_id={**self.by_id, **{claim.id: claim for claim in claims}})
 
-    def without(self, claims: Iterable[Claim]) -> ClaimBook:
+    def without(self, claims: Iterable[Claim]) -> Claims:
         gone = {claim.id for claim in claims}
-        return replace(
-            self, claims={claim_id: claim for claim_id, claim in self.claims.items() if claim_id not in gone}
-        )
+        return replace(self, by_id={claim_id: claim for claim_id, claim in self.by_id.items() if claim_id not in gone})
 
     def by_origin(self, origin: Origin) -> tuple[Claim, ...]:
-        return tuple(claim for claim in self.claims.values() if claim.origin is origin)
+        return tuple(claim for claim in self.by_id.values() if claim.origin is origin)
 
-    def same_as(self, other: ClaimBook) -> bool:
-        """Whether the books differ in nothing but sequence numbers."""
-        if (self.choice, self.holds) != (other.choice, other.holds) or self.claims.keys() != other.claims.keys():
+    def same_as(self, other: Claims) -> bool:
+        """Return whether the claims differ in nothing but sequence numbers."""
+        if (self.choice, self.holds) != (other.choice, other.holds) or self.by_id.keys() != other.by_id.keys():
             return False
-        return all(replace(claim, seq=0) == replace(other.claims[i], seq=0) for i, claim in self.claims.items())
+        return all(replace(claim, seq=0) == replace(other.by_id[i], seq=0) for i, claim in self.by_id.items())

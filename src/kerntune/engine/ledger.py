@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.model import Baseline, Target
 
 
@@ -18,7 +18,7 @@ class Ledger(Protocol):
     """Claims and baselines on disk. Every method returns after the data is safe, or raises OSError; thread-safe."""
 
     @property
-    def book(self) -> ClaimBook:
+    def claims(self) -> Claims:
         """The claims that were committed last."""
 
     @property
@@ -35,5 +35,5 @@ class Ledger(Protocol):
     def forget(self, targets: Collection[Target]) -> None:
         """Drop baselines that were put back."""
 
-    def commit(self, book: ClaimBook) -> None:
+    def commit(self, claims: Claims) -> None:
         """Save the claims, before the caller is answered."""

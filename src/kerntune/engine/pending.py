@@ -50,7 +50,7 @@ class Named:
 
 @dataclass(slots=True)
 class Pending:
-    """An edit that is in force but not yet committed. `changes` says whether it makes another book.
+    """An edit that is in force but not yet committed. `changes` says whether it changes the claims.
 
     `earlier` are set when those that began before it, and share a lane with it, are over.
     """

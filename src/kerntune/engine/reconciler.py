@@ -14,7 +14,7 @@ from itertools import count, islice
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from kerntune.engine.answers import Answer, Judged, judge, outcomes_known
-from kerntune.engine.claims import ClaimBook, Edit, FilesEdit
+from kerntune.engine.claims import Claims, Edit, FilesEdit
 from kerntune.engine.companion import Companion
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Bounds, Hung
@@ -78,7 +78,7 @@ class Run(Protocol):
 
 
 class Reconciler:
-    """Owns the claim book and what was last read; run `work()` beside everything else."""
+    """Owns the claims and what was last read; run `work()` beside everything else."""
 
     def __init__(
         self,
@@ -98,13 +98,13 @@ class Reconciler:
         self.generation = 0
         self._device_events = 0
         self.listeners: list[Callable[[Report], None]] = []
-        self.unsound = [claim for claim in ledger.book.claims.values() if not sound(claim, self.tunables)]
-        self.committed = ledger.book.without(self.unsound)
+        self.unsound = [claim for claim in ledger.claims.by_id.values() if not sound(claim, self.tunables)]
+        self.committed = ledger.claims.without(self.unsound)
         self.configured: tuple[Claim, ...] = ()
         self._pending: list[Pending] = []
         self._page_size = default_page_size(kernel)
         self._ending = self._stopping = False
-        seqs = [claim.seq for claim in self.committed.claims.values()]
+        seqs = [claim.seq for claim in self.committed.by_id.values()]
         self._sequence = count(max(seqs, default=0) + 1)
         self._numbers = count(self.committed.last_hold + 1)
         self._committing = asyncio.Lock()
@@ -143,15 +143,15 @@ class Reconciler:
         return self.observed.memory
 
     @property
-    def book(self) -> ClaimBook:
+    def claims(self) -> Claims:
         """The claims in force: committed, configured and the companion's, with the edits that callers wait for."""
         if self._ending:
-            return ClaimBook(choice=self.committed.choice)
+            return Claims(choice=self.committed.choice)
         others = (*self.configured, *self.companion.claims)
-        book = self.committed.having(others) if others else self.committed
+        claims = self.committed.having(others) if others else self.committed
         for pending in self._pending:
-            book = book.apply(pending.edit)
-        return book
+            claims = claims.apply(pending.edit)
+        return claims
 
     @property
     def world(self) -> World:
@@ -307,11 +307,11 @@ class Reconciler:
 
     def is_large(self, request: Request) -> bool:
         """Return whether it takes long to check the request; raise LimitsExceeded for one that takes too long."""
-        return self._takes_long(request, self.world, self.book)
+        return self._takes_long(request, self.world, self.claims)
 
-    def _takes_long(self, request: Request, world: World, book: ClaimBook) -> bool:
+    def _takes_long(self, request: Request, world: World, claims: Claims) -> bool:
         within_reason(request, world, self.limits)
-        return work_of(request, world, book) > SMALL
+        return work_of(request, world, claims) > SMALL
 
     async def check(self, request: Request, run: Run | None = None) -> Edit:
         """Return the edit that the request would be, or raise the error that refuses it.
@@ -332,18 +332,18 @@ class Reconciler:
 
     async def _checked(self, request: Request, run: Run) -> Edit:
         """Check the request against what is known now; in a thread when it is large."""
-        world, book = self.world, self.book
-        if not self._takes_long(request, world, book):
-            return edit_for(request, world, book, self._sequence, self.limits)
+        world, claims = self.world, self.claims
+        if not self._takes_long(request, world, claims):
+            return edit_for(request, world, claims, self._sequence, self.limits)
         # Its place is that of now: what is asked for while it is checked is newer.
         numbers = islice(self._sequence, len(request.settings) + 1)
-        edit = await run(edit_for, request, world, book, iter([*numbers]), self.limits)
+        edit = await run(edit_for, request, world, claims, iter([*numbers]), self.limits)
         self._check_number(edit)
         return edit
 
     def _check_number(self, edit: Edit) -> None:
         """Raise LimitsExceeded where others have made too many claims or holds while this large edit was looked at."""
-        within_limits(edit, self.world, self.book, self.limits)
+        within_limits(edit, self.world, self.claims, self.limits)
 
     async def change(
         self, request: Request, cause: str, progress: Progress | None = None, *, endable: bool = False
@@ -384,7 +384,7 @@ class Reconciler:
     def looking_up(self, claims: Sequence[Claim]) -> Callable[[], Sequence[Outcome]]:
         """Return what returns the outcomes of these claims by what is known now; any thread may call it."""
         world = replace(self.world, readings=dict(self.readings))
-        known = tuple(self.book.claims.values()), dict(self.ledger.baselines), dict(self.outcomes_now())
+        known = tuple(self.claims.by_id.values()), dict(self.ledger.baselines), dict(self.outcomes_now())
         return partial(outcomes_known, claims, world, *known)
 
     async def release(self, numbers: Collection[int], cause: str, *, is_fact: bool = False) -> Answer:
@@ -403,7 +403,7 @@ class Reconciler:
 
         A reset also names what is owed to the host, which is tried again at once; with `holds` it ends all holds.
         """
-        edit = self.book.choosing(files, next(self._sequence), reset=reset, holds=holds)
+        edit = self.claims.choosing(files, next(self._sequence), reset=reset, holds=holds)
         owed = [ClaimId(Origin.RUNTIME, t.tunable, t.instance) for t in self.world.owed] if reset else []
         return replace(edit, drop=(*edit.drop, *owed))
 
@@ -445,7 +445,7 @@ class Reconciler:
 
     def _begin(self, edit: Edit, named: Named, cause: str, progress: Progress | None) -> Pending:
         """Have the edit in force from now on, and ask for its passes: the first that sees it is its own."""
-        before, lanes = self.book, self._lanes_of(edit)
+        before, lanes = self.claims, self._lanes_of(edit)
         # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
         released = {*edit.released, *(edit.named if edit.files else ())}
         told = of_its_own(edit, self.tunables, progress) if progress else None
@@ -513,13 +513,13 @@ class Reconciler:
 
     async def foresee(self, edit: Edit, *, strict: bool = False) -> Answer:
         """Return what `carry_out` would do."""
-        book = self.book
+        claims = self.claims
         with self._dry_runs.asking() as dry_run:
             result = await self._rehearse(edit, self.threads.open, dry_run)
         judged = await self._judge(edit, result, self.threads.open)
         outcomes = judged.checked() if strict else judged.outcomes
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)
-        would_change = would_write or not book.same_as(book.apply(edit))
+        would_change = would_write or not claims.same_as(claims.apply(edit))
         return Answer(would_change and judged.error is None, tuple(outcomes))
 
     async def _rehearse(self, edit: Edit, run: Run, dry_run: Callable[[Worker, Order], Result] = Worker.run) -> Result:
@@ -527,7 +527,7 @@ class Reconciler:
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
         """
-        claims = tuple(self.book.apply(edit).claims.values())
+        claims = tuple(self.claims.apply(edit).by_id.values())
         named = frozenset(claim.id for claim in edit.put)
         released = frozenset(edit.released)
         order = replace(self._dry_order(), claims=claims, named=named, asking=named, released=released, enforce=True)
@@ -588,12 +588,12 @@ class Reconciler:
             pending.saving = True
             if pending.edit.hold:
                 pending.edit = replace(pending.edit, hold=granted(pending.edit.hold))
-            book = self.committed.apply(pending.edit)
+            claims = self.committed.apply(pending.edit)
             if pending.edit.files:
-                book = book.without_files()
-            if not book.same_as(self.committed) or pending.edit.put:
+                claims = claims.without_files()
+            if not claims.same_as(self.committed) or pending.edit.put:
                 try:
-                    await self.threads.save(self.ledger.commit, book)
+                    await self.threads.save(self.ledger.commit, claims)
                 except (OSError, MemoryError, RuntimeError) as error:
                     if pending.edit.is_fact:
                         log.error("that holds are over cannot be saved: %s", error or type(error).__name__)
@@ -601,11 +601,11 @@ class Reconciler:
                         raise not_saved(pending.edit, error) from error
                     else:
                         raise
-            before, self.committed = self.committed, book
+            before, self.committed = self.committed, claims
             if pending.edit.files:
                 self.configured = pending.edit.files.claims
             self._pending.remove(pending)
-        if book.holds != before.holds:
+        if claims.holds != before.holds:
             self.announce(cause)
 
     async def _withdrawn(self, lanes: Collection[Lane], cause: str, edit: Edit, *, wait: bool) -> None:
@@ -620,7 +620,7 @@ class Reconciler:
     def _order(self, tickets: Sequence[Ticket]) -> Order:
         """What a pass works on that starts now for these callers."""
         return Order(
-            tuple(self.book.claims.values()),
+            tuple(self.claims.by_id.values()),
             dict(self.ledger.baselines),
             # Every caller who still waits, also those whose other lane is slower: theirs is all or nothing.
             frozenset(claim.id for pending in self._pending for claim in pending.edit.put),
@@ -638,7 +638,7 @@ class Reconciler:
 
     def _dry_order(self) -> Order:
         """Return the order of a look: it shows what a pass would find."""
-        claims, baselines = tuple(self.book.claims.values()), dict(self.ledger.baselines)
+        claims, baselines = tuple(self.claims.by_id.values()), dict(self.ledger.baselines)
         spent, reserved = frozenset(self._unforgotten), frozenset(self.ledger.reserved)
         return Order(claims, baselines, dry=True, spent=spent, reserved=reserved)
 

@@ -1,4 +1,4 @@
-"""From what a caller asks to an edit of the claim book, or the error that refuses it without asking the kernel.
+"""From what a caller asks to an edit of the claims, or the error that refuses it without asking the kernel.
 
 Pure: it sees the last readings, not the kernel.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kerntune.engine.claims import ClaimBook, Edit
+from kerntune.engine.claims import Claims, Edit
 from kerntune.engine.resolve import Covered
 from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, OverLimit, UnknownTunable
 from kerntune.model import (
@@ -92,14 +92,14 @@ class World:
         return list(filter(tunable.matcher(instances), self.of(tunable)))
 
 
-def edit_for(request: Request, world: World, book: ClaimBook, sequence: Iterator[int], limits: Limits) -> Edit:
+def edit_for(request: Request, world: World, known: Claims, sequence: Iterator[int], limits: Limits) -> Edit:
     """The edit a request amounts to, or the typed error that refuses it; nothing is changed here.
 
     `sequence` has a number for each setting, and one more.
     """
     within_reason(request, world, limits)
     if request.unset:
-        return withdraw(request, world, book, next(sequence))
+        return withdraw(request, world, known, next(sequence))
     claims = dict(claim_for(setting, request, world, next(sequence)) for setting in request.settings)
     unique = {claim.id: claim for claim in claims}
     if len(unique) < len(request.settings):
@@ -107,9 +107,9 @@ def edit_for(request: Request, world: World, book: ClaimBook, sequence: Iterator
     covered = sum(map(len, claims.values()))
     if covered > limits.outcomes:
         raise too_much(f"the settings of the call cover {covered} targets together, and {limits.outcomes} are allowed")
-    dropped = superseded(claims, world, book) if request.persist else ()
+    dropped = superseded(claims, world, known) if request.persist else ()
     edit = Edit(next(sequence), tuple(claims), dropped, hold=request.hold)
-    within_limits(edit, world, book, limits)
+    within_limits(edit, world, known, limits)
     return edit
 
 
@@ -189,7 +189,7 @@ def check_value(tunable: Tunable, readings: Iterable[Reading], value: str) -> No
         raise refusals[0]
 
 
-def superseded(claims: Covered, world: World, book: ClaimBook) -> tuple[ClaimId, ...]:
+def superseded(claims: Covered, world: World, known: Claims) -> tuple[ClaimId, ...]:
     """The runtime claims that a persistent one takes the place of: those that cover any of the same targets."""
     mine: dict[str, set[Target]] = {}
     for claim, covered in claims.items():
@@ -197,7 +197,7 @@ def superseded(claims: Covered, world: World, book: ClaimBook) -> tuple[ClaimId,
     named = {(claim.tunable, claim.instances) for claim in claims}
     return tuple(
         other.id
-        for other in book.by_origin(Origin.RUNTIME)
+        for other in known.by_origin(Origin.RUNTIME)
         if (other.tunable, other.instances) in named
         or (
             other.tunable in mine
@@ -206,22 +206,22 @@ def superseded(claims: Covered, world: World, book: ClaimBook) -> tuple[ClaimId,
     )
 
 
-def withdraw(request: Request, world: World, book: ClaimBook, seq: int) -> Edit:
+def withdraw(request: Request, world: World, known: Claims, seq: int) -> Edit:
     """The claims of the request's origin that it names; naming none is no error, but a name nobody knows is."""
     dropped: list[ClaimId] = []
     # Each once: what a name stands for may be all there is.
     for name, named in dict.fromkeys((setting.tunable, setting.instances) for setting in request.settings):
         tunable = world.tunable(name)
         if named in ("", EVERY):
-            dropped += [claim.id for claim in book.by_origin(request.origin) if claim.tunable == tunable.name]
+            dropped += [claim.id for claim in known.by_origin(request.origin) if claim.tunable == tunable.name]
             # Values that are owed are tried again at once.
             owed = (target.instance for target in world.owed if target.tunable == tunable.name)
             dropped += [ClaimId(request.origin, tunable.name, instance) for instance in owed]
             continue
         instances = normal(tunable, named)
         claim_id = ClaimId(request.origin, tunable.name, instances)
-        known = claim_id in book.claims or not tunable.exact(instances) or world.covered(tunable, instances)
-        if not known and tunable.name not in world.missing:
+        is_known = claim_id in known.by_id or not tunable.exact(instances) or world.covered(tunable, instances)
+        if not is_known and tunable.name not in world.missing:
             raise NoSuchTarget(f"{tunable.name} has no {instances!r}, and no claim names it", "See `kerntune status`")
         dropped.append(claim_id)
     return Edit(seq, drop=tuple(dropped))
@@ -241,12 +241,12 @@ def comparisons(names: Iterable[str], world: World) -> int:
     return sum(len(world.targets.get(name, ())) for name in names)
 
 
-def work_of(request: Request, world: World, book: ClaimBook) -> int:
+def work_of(request: Request, world: World, known: Claims) -> int:
     """Return how many comparisons it takes to check a request: a persistent one is compared with what it replaces."""
     found = comparisons((setting.tunable for setting in request.settings), world)
     if request.persist and not request.unset:
         named = {setting.tunable for setting in request.settings}
-        others = (claim.tunable for claim in book.by_origin(Origin.RUNTIME) if claim.tunable in named)
+        others = (claim.tunable for claim in known.by_origin(Origin.RUNTIME) if claim.tunable in named)
         found += comparisons(others, world)
     return found
 
@@ -255,26 +255,26 @@ def too_much(what: str) -> LimitsExceeded:
     return LimitsExceeded(what, "Use patterns that cover more at once, or several calls")
 
 
-def within_limits(edit: Edit, world: World, book: ClaimBook, limits: Limits) -> None:
-    """LimitsExceeded or OverLimit when a book would have too many claims or holds of callers after the edit."""
+def within_limits(edit: Edit, world: World, known: Claims, limits: Limits) -> None:
+    """LimitsExceeded or OverLimit when there would be too many claims or holds of callers after the edit."""
     if not edit.put:
         return
     origin = edit.put[0].origin
-    if len(book.apply(edit).by_origin(origin)) > limits.claims:
+    if len(known.apply(edit).by_origin(origin)) > limits.claims:
         raise LimitsExceeded(
             f"there are {limits.claims} {origin.word} claims already",
             "Withdraw some: kerntune unset, or patterns",
         )
     if edit.hold:
-        may_hold(edit.hold, edit.put, world, book, limits)
+        may_hold(edit.hold, edit.put, world, known, limits)
 
 
-def may_hold(hold: Hold, claims: Sequence[Claim], world: World, book: ClaimBook, limits: Limits) -> None:
+def may_hold(hold: Hold, claims: Sequence[Claim], world: World, known: Claims, limits: Limits) -> None:
     """LimitsExceeded when there are holds enough, OverLimit when one user would have too much of the memory for them.
 
     Root sets the limits, and is bound by none of a single user's.
     """
-    others = [other for other in book.holds.values() if other.number != hold.number]
+    others = [other for other in known.holds.values() if other.number != hold.number]
     mine = {other.number for other in others if other.uid == hold.uid}
     if len(others) >= limits.holds:
         raise LimitsExceeded(f"there are {limits.holds} holds already", "`kerntune holds` shows them; [limits] holds")
@@ -287,10 +287,10 @@ def may_hold(hold: Hold, claims: Sequence[Claim], world: World, book: ClaimBook,
         )
     # Or one user's claims would leave the others none.
     share = limits.claims * limits.holds_per_user // max(1, limits.holds)
-    if sum(claim.hold in mine for claim in book.by_origin(Origin.HOLD)) + len(claims) > share:
+    if sum(claim.hold in mine for claim in known.by_origin(Origin.HOLD)) + len(claims) > share:
         raise LimitsExceeded(f"the holds of uid {hold.uid} would have more than {share} claims", "Use patterns")
     asked = sum(bytes_of(claim, world) for claim in claims)
-    held = {claim: bytes_of(claim, world) for claim in book.by_origin(Origin.HOLD) if claim.hold != hold.number}
+    held = {claim: bytes_of(claim, world) for claim in known.by_origin(Origin.HOLD) if claim.hold != hold.number}
     has = sum(size for claim, size in held.items() if claim.hold in mine)
     may = (sum(held.values()) + spare(world, limits)) * limits.held_percent_per_user // 100
     if asked and has + asked > may:

@@ -34,7 +34,7 @@ def saved(folder: Path) -> tuple[dict[Any, Claim], dict[Target, str]]:
     """What another daemon would find, without the files being touched."""
     state = opened(folder)
     assert state.set_aside == []
-    return dict(state.book.claims), dict(state.baselines)
+    return dict(state.claims.by_id), dict(state.baselines)
 
 
 def held(*claims: Claim) -> dict[Any, Claim]:

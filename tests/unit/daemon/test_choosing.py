@@ -41,7 +41,7 @@ class Bench:
 
     @property
     def degraded(self) -> set[str]:
-        return self.troubles | self.lab.engine.book.choice.troubles
+        return self.troubles | self.lab.engine.claims.choice.troubles
 
     def profile(self, name: str, text: str) -> None:
         (self.folder / "profiles").mkdir(exist_ok=True)
@@ -66,8 +66,8 @@ async def started(
     troubles: set[str] = set()
     async with running(lab.kernel if lab else large_host()) as now:
         if lab:
-            now.ledger.book, now.ledger.baselines = lab.ledger.book, lab.ledger.baselines
-            now.engine.committed = lab.ledger.book
+            now.ledger.claims, now.ledger.baselines = lab.ledger.claims, lab.ledger.baselines
+            now.engine.committed = lab.ledger.claims
         reloading = Reloading(folder, folder / "run", now.engine, troubles)
         bench = Bench(now, folder, reloading, Choosing(reloading, now.engine), troubles)
         for name, claims in (("fast", FAST), ("fair", DISK.format("bfq"))):
@@ -90,8 +90,8 @@ async def test_a_switch_is_one_pass_and_never_by_way_of_the_baseline(
             "overcommit": ("always:95", "always:95", State.SATISFIED),
             "hugepages@2M": ("10", "10", State.SATISFIED),
         }
-        assert (bench.choosing.profile, bench.lab.ledger.book.choice) == ("fast", Choice("fast"))
-        assert dict(bench.lab.ledger.book.claims) == {}
+        assert (bench.choosing.profile, bench.lab.ledger.claims.choice) == ("fast", Choice("fast"))
+        assert dict(bench.lab.ledger.claims.by_id) == {}
         bench.lab.reports.clear()
         bench.writes()
         changed, outcomes = await bench.choose(Selection("fair"))
@@ -116,7 +116,7 @@ async def test_it_is_below_the_configuration_and_the_callers(folder: Path, monke
             assert disk.detail.startswith(f"config:io-scheduler@sda = kyber ({folder}/kerntune.toml:2) wins; ")
             assert (memory.requested, memory.actual, memory.state) == ("always:95", "heuristic", State.OVERRIDDEN)
         assert (bench.disk, pages(bench.lab.kernel)) == ("kyber", [5, 5])
-        (wish,) = [claim for claim in bench.lab.engine.book.claims.values() if claim.origin is Origin.CONFIG]
+        (wish,) = [claim for claim in bench.lab.engine.claims.by_id.values() if claim.origin is Origin.CONFIG]
         assert wish.value == "kyber"
         # Without the line the profile has its way, and with it again the line.
         for text, value in (("", "none"), (DISK.format("bfq"), "bfq")):
@@ -226,7 +226,7 @@ async def test_what_cannot_be_chosen_changes_nothing(folder: Path, monkeypatch: 
             await bench.choose(Selection("fast"))
         bench.lab.ledger.full_for_claims = None
         assert (bench.choosing.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
-        assert bench.lab.engine.book.choice == Choice("fair")
+        assert bench.lab.engine.claims.choice == Choice("fair")
 
 
 async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pyt
             "overcommit": ("", "heuristic", State.UNMANAGED),
             "hugepages@2M": ("", "0", State.UNMANAGED),
         }
-        assert dict(bench.lab.ledger.book.claims) == {}
+        assert dict(bench.lab.ledger.claims.by_id) == {}
         assert await bench.choose(RESET) == (False, {})
         assert (bench.choosing.profile, bench.degraded) == ("fair", set())
 
@@ -281,7 +281,7 @@ async def test_baseline_suspends_the_files_until_it_is_ended(
             await bench.choosing.reload()
         assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == ("bfq", 1)
         assert (bench.choosing.profile, bench.degraded) == ("fair", set())
-        assert bench.lab.ledger.book.choice == Choice("fair")
+        assert bench.lab.ledger.claims.choice == Choice("fair")
 
 
 async def test_the_end_of_a_profile_while_suspended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,13 +298,13 @@ async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypa
     async with started(folder, monkeypatch) as bench:
         await bench.lab.set(("overcommit", "", "always"))
         bench.writes()
-        before = dict(bench.lab.engine.book.claims)
+        before = dict(bench.lab.engine.claims.by_id)
         for selection in (Selection("fast"), RESET, BASELINE):
             planned = await bench.choosing.plan(selection)
             assert planned.changed
             assert State.PLANNED in {outcome.state for outcome in planned.outcomes}
         assert not (await bench.choosing.plan(CLEAR)).changed
-        assert (bench.writes(), dict(bench.lab.engine.book.claims), bench.choosing.profile) == ([], before, "")
+        assert (bench.writes(), dict(bench.lab.engine.claims.by_id), bench.choosing.profile) == ([], before, "")
         assert not (folder / "run/profile.json").exists()
         await bench.choose(Selection("fair"))
         kept = (folder / "run/profile.json").read_bytes()
@@ -326,7 +326,7 @@ async def test_choices_beside_each_other_and_beside_reloads_take_turns(
         await bench.choose(RESET)
         await bench.choose(Selection("fair"))
         assert (bench.disk, pages(bench.lab.kernel), bench.choosing.profile) == ("bfq", [0, 0], "fair")
-        assert {claim.origin for claim in bench.lab.engine.book.claims.values()} == {Origin.CONFIG, Origin.PROFILE}
+        assert {claim.origin for claim in bench.lab.engine.claims.by_id.values()} == {Origin.CONFIG, Origin.PROFILE}
         await bench.choose(CLEAR)
         assert (bench.disk, bench.lab.kernel.disks["nvme0n1"].scheduler) == (OWN, "kyber")
 
@@ -340,13 +340,13 @@ async def test_a_claim_that_came_after_the_reset_stays(folder: Path, monkeypatch
 
 def test_the_book_knows_who_may_go() -> None:
     """Reset: what callers asked for; the guard's and a hold's claims are not theirs."""
-    from kerntune.engine.claims import ClaimBook, FilesEdit  # noqa: PLC0415
+    from kerntune.engine.claims import Claims, FilesEdit  # noqa: PLC0415
 
-    book = ClaimBook.of(*(claim(origin, "io-scheduler", "sda", "none") for origin in Origin))
-    edit = book.choosing(FilesEdit((), Choice()), 10, reset=True)
+    claims = Claims.of(*(claim(origin, "io-scheduler", "sda", "none") for origin in Origin))
+    edit = claims.choosing(FilesEdit((), Choice()), 10, reset=True)
     assert {claim_id.origin for claim_id in edit.drop} == {Origin.PERSISTENT, Origin.RUNTIME}
     assert {claim_id.origin for claim_id in edit.released} == {
         Origin.PERSISTENT, Origin.RUNTIME, Origin.CONFIG, Origin.PROFILE,
     }  # fmt: skip
-    left = {claim_id.origin for claim_id in book.apply(edit).claims}
+    left = {claim_id.origin for claim_id in claims.apply(edit).by_id}
     assert left == {Origin.BASELINE, Origin.HOLD, Origin.GUARD}

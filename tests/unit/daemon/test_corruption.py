@@ -20,7 +20,7 @@ from kerntune.daemon.app import restorable
 from kerntune.daemon.config_text import Kind
 from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.daemon.state import STATE_SET_ASIDE, State
-from kerntune.engine.claims import Choice, ClaimBook
+from kerntune.engine.claims import Choice, Claims
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.saved import NAME, SavedOriginals, Undone, undo_cap_alone
 from kerntune.guard.sysctls import Originals
@@ -78,11 +78,11 @@ def load(folder: Path) -> Loaded:
         reloading = Reloading(folder / "etc", folder / "run", engine, troubles)
         reloading.start()
         claims: dict[Origin, set[tuple[str, str, str]]] = {}
-        for claim in engine.book.claims.values():
+        for claim in engine.claims.by_id.values():
             claims.setdefault(claim.origin, set()).add((claim.tunable, claim.instances, claim.value))
         wrong = [problem.file for problem in reloading.errors]
         kinds = {problem.kind for problem in reloading.errors}
-        return Loaded(claims, state.book.choice, dict(state.baselines), troubles, wrong, kinds)
+        return Loaded(claims, state.claims.choice, dict(state.baselines), troubles, wrong, kinds)
     finally:
         engine.threads.close()
 
@@ -146,7 +146,7 @@ def whole(folder: Path) -> dict[str, bytes]:
         (folder / name).write_text(text)
     state = State(folder / "run", folder / "lib", boot_id="boot")
     state.keep([Baseline(SDA, "mq-deadline")])
-    state.commit(replace(ClaimBook.of(*SAVED), choice=Choice("mine")))
+    state.commit(replace(Claims.of(*SAVED), choice=Choice("mine")))
     assert load(folder).troubles == set()
     return {name: (folder / name).read_bytes() for name in (*TEXTS, *STATE, *COPIES)}
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kerntune.daemon.state import BOOT_ID, State
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.model import Baseline, Claim, Target
 from kerntune.plain_files import replace_file
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
@@ -24,14 +24,14 @@ BOUND = 10.0  # seconds that a thread may take
 
 def test_nothing_is_known_and_nothing_written_at_first(folder: Path) -> None:
     state = opened(folder)
-    assert (dict(state.book.claims), dict(state.baselines), state.set_aside) == ({}, {}, [])
+    assert (dict(state.claims.by_id), dict(state.baselines), state.set_aside) == ({}, {}, [])
     assert files(folder) == {}
 
 
 def test_there_and_back(folder: Path) -> None:
     state = opened(folder)
     state.keep([Baseline(SDA, "mq-deadline"), Baseline(POOL, "12")])
-    state.commit(ClaimBook.of(NOW, GOOD))
+    state.commit(Claims.of(NOW, GOOD))
     assert saved(folder) == (held(NOW, GOOD), {SDA: "mq-deadline", POOL: "12"})
     again = opened(folder)
     assert next(target for target in again.baselines if target == SDA).key == "7"
@@ -40,15 +40,15 @@ def test_there_and_back(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["ü \u2603 \U0001f427", "\n\t\0\x1b", "\udcff", '"\\'])
 def test_any_text_there_and_back(folder: Path, text: str) -> None:
     odd = replace(NOW, who=text), replace(GOOD, why=text)
-    opened(folder).commit(ClaimBook.of(*odd))
+    opened(folder).commit(Claims.of(*odd))
     assert saved(folder)[0] == held(*odd)
 
 
 def test_the_same_host_is_known_by_its_boot_id(folder: Path) -> None:
     state = State(folder / "run", folder / "lib")
-    state.commit(ClaimBook.of(NOW))
-    assert opened(folder, BOOT_ID.read_text().strip()).book.claims == held(NOW)
-    assert opened(folder, "another").book.claims == {}
+    state.commit(Claims.of(NOW))
+    assert opened(folder, BOOT_ID.read_text().strip()).claims.by_id == held(NOW)
+    assert opened(folder, "another").claims.by_id == {}
 
 
 def test_the_first_baseline_is_the_hosts_own(folder: Path) -> None:
@@ -78,18 +78,18 @@ def test_another_drive_of_the_same_name_has_another_baseline(folder: Path) -> No
 def test_after_a_reboot_what_is_for_good_is_left(folder: Path) -> None:
     state = opened(folder)
     state.keep([Baseline(SDA, "mq-deadline")])
-    state.commit(ClaimBook.of(NOW, GOOD))
+    state.commit(Claims.of(NOW, GOOD))
     rebooted = opened(folder, boot="boot-2")
-    assert (dict(rebooted.book.claims), dict(rebooted.baselines)) == (held(GOOD), {})
+    assert (dict(rebooted.claims.by_id), dict(rebooted.baselines)) == (held(GOOD), {})
     assert rebooted.set_aside == []
-    rebooted.commit(ClaimBook.of(GOOD, LATER))
-    assert opened(folder, boot="boot-2").book.claims == held(GOOD, LATER)
+    rebooted.commit(Claims.of(GOOD, LATER))
+    assert opened(folder, boot="boot-2").claims.by_id == held(GOOD, LATER)
 
 
 def test_a_tmpfs_that_went_with_the_boot(folder: Path) -> None:
-    opened(folder).commit(ClaimBook.of(NOW, GOOD))
+    opened(folder).commit(Claims.of(NOW, GOOD))
     runtime(folder).unlink(missing_ok=True)
-    assert opened(folder, boot="boot-2").book.claims == held(GOOD)
+    assert opened(folder, boot="boot-2").claims.by_id == held(GOOD)
 
 
 # Killed between two files
@@ -99,18 +99,18 @@ def test_killed_after_the_persistent_file_was_replaced(folder: Path) -> None:
     """The commit of both kinds of claims is decided by one file; the other may be older."""
     state = opened(folder)
     state.keep([Baseline(SDA, "mq-deadline")])
-    state.commit(ClaimBook.of(NOW))
+    state.commit(Claims.of(NOW))
     older = runtime(folder).read_bytes()
-    state.commit(ClaimBook.of(GOOD, LATER))
+    state.commit(Claims.of(GOOD, LATER))
     runtime(folder).write_bytes(older)
     assert saved(folder) == (held(GOOD, LATER), {SDA: "mq-deadline"})
 
 
 def test_killed_before_the_persistent_file_was_replaced(folder: Path) -> None:
     state = opened(folder)
-    state.commit(ClaimBook.of(NOW))
+    state.commit(Claims.of(NOW))
     before = files(folder)
-    state.commit(ClaimBook.of(GOOD, LATER))
+    state.commit(Claims.of(GOOD, LATER))
     for name in files(folder):
         (folder / name).unlink()
     for name, data in before.items():
@@ -120,29 +120,29 @@ def test_killed_before_the_persistent_file_was_replaced(folder: Path) -> None:
 
 def test_of_two_records_the_newer_counts(folder: Path) -> None:
     state = opened(folder)
-    state.commit(ClaimBook.of(GOOD, NOW))
-    state.commit(ClaimBook.of(GOOD, LATER))  # only the runtime file is written
+    state.commit(Claims.of(GOOD, NOW))
+    state.commit(Claims.of(GOOD, LATER))  # only the runtime file is written
     assert saved(folder)[0] == held(GOOD, LATER)
-    state.commit(ClaimBook.of(GOOD))
+    state.commit(Claims.of(GOOD))
     assert saved(folder)[0] == held(GOOD)
 
 
 def test_serials_go_on_after_a_restart(folder: Path) -> None:
     state = opened(folder)
-    state.commit(ClaimBook.of(GOOD, NOW))
+    state.commit(Claims.of(GOOD, NOW))
     runtime(folder).unlink(missing_ok=True)
     again = opened(folder)
-    assert again.book.claims == held(GOOD, NOW)
+    assert again.claims.by_id == held(GOOD, NOW)
     again.keep([Baseline(SDA, "none")])
-    again.commit(ClaimBook.of(GOOD, LATER))
+    again.commit(Claims.of(GOOD, LATER))
     assert saved(folder) == (held(GOOD, LATER), {SDA: "none"})
 
 
 def test_a_runtime_commit_leaves_the_persistent_file_alone(folder: Path) -> None:
     state = opened(folder)
-    state.commit(ClaimBook.of(GOOD))
+    state.commit(Claims.of(GOOD))
     before = persistent(folder).stat()
-    state.commit(ClaimBook.of(GOOD, NOW))
+    state.commit(Claims.of(GOOD, NOW))
     after = persistent(folder).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -157,7 +157,7 @@ def test_what_is_for_good_is_on_the_disk_before_the_call_returns(folder: Path, m
 
     monkeypatch.setattr(os, "fsync", watched)
     state = opened(folder)
-    state.commit(ClaimBook.of(GOOD))
+    state.commit(Claims.of(GOOD))
     lib = folder / "lib"
     assert len(synced) == 2
     assert synced[0].startswith(f"{lib}/")
@@ -166,13 +166,13 @@ def test_what_is_for_good_is_on_the_disk_before_the_call_returns(folder: Path, m
 
 STORY: list[Callable[[State], None]] = [
     lambda state: state.keep([Baseline(SDA, "mq-deadline")]),
-    lambda state: state.commit(ClaimBook.of(NOW)),
-    lambda state: state.commit(ClaimBook.of(NOW, GOOD)),
+    lambda state: state.commit(Claims.of(NOW)),
+    lambda state: state.commit(Claims.of(NOW, GOOD)),
     lambda state: state.keep([Baseline(POOL, "12")]),
-    lambda state: state.commit(ClaimBook.of(LATER, GOOD)),
+    lambda state: state.commit(Claims.of(LATER, GOOD)),
     lambda state: state.forget({SDA}),
-    lambda state: state.commit(ClaimBook.of(LATER)),
-    lambda state: state.commit(ClaimBook()),
+    lambda state: state.commit(Claims.of(LATER)),
+    lambda state: state.commit(Claims()),
 ]
 
 
@@ -205,7 +205,7 @@ def test_killed_at_any_moment_either_all_or_nothing_of_a_step_is_there(
     monkeypatch.setattr(Path, "replace", counted(real_replace))
     monkeypatch.setattr(os, "fsync", counted(real_fsync))
     state = opened(folder)
-    answered = (dict(state.book.claims), dict(state.baselines))
+    answered = (dict(state.claims.by_id), dict(state.baselines))
     following: tuple[dict[Any, Claim], dict[Target, str]] | None = None
     reference = folder / "reference"
     (reference / "run").mkdir(parents=True)
@@ -213,14 +213,14 @@ def test_killed_at_any_moment_either_all_or_nothing_of_a_step_is_there(
     try:
         for step in STORY:
             step(state)
-            answered = (dict(state.book.claims), dict(state.baselines))
+            answered = (dict(state.claims.by_id), dict(state.baselines))
     except Killed:
         monkeypatch.undo()
         told = opened(reference)
         for step in STORY:
-            before = (dict(told.book.claims), dict(told.baselines))
+            before = (dict(told.claims.by_id), dict(told.baselines))
             step(told)
-            following = (dict(told.book.claims), dict(told.baselines))
+            following = (dict(told.claims.by_id), dict(told.baselines))
             if before == answered:
                 break
         assert saved(folder) in (answered, following)
@@ -250,8 +250,8 @@ class WatchedLock:
 SAVES: dict[str, Callable[[State], None]] = {
     "keep": lambda state: state.keep([Baseline(SDA, "mq-deadline")]),
     "forget": lambda state: state.forget({POOL}),
-    "commit": lambda state: state.commit(ClaimBook.of(NOW)),
-    "commit for good": lambda state: state.commit(ClaimBook.of(NOW, GOOD)),
+    "commit": lambda state: state.commit(Claims.of(NOW)),
+    "commit for good": lambda state: state.commit(Claims.of(NOW, GOOD)),
 }
 
 
@@ -285,10 +285,10 @@ def test_what_two_threads_save_at_a_time_is_all_there(
         saver.join(BOUND)
         assert not saver.is_alive()
     found = saved(folder)
-    assert found == (dict(state.book.claims), dict(state.baselines))
+    assert found == (dict(state.claims.by_id), dict(state.baselines))
     SAVES[first](one_after_the_other)
     SAVES[second](one_after_the_other)
-    assert found == (dict(one_after_the_other.book.claims), dict(one_after_the_other.baselines))
+    assert found == (dict(one_after_the_other.claims.by_id), dict(one_after_the_other.baselines))
 
 
 # A disk that is full
@@ -302,9 +302,9 @@ def full(document: Any, file: Any, **_options: Any) -> None:
 @pytest.mark.parametrize(
     "save",
     [
-        lambda state: state.commit(ClaimBook.of(LATER)),
-        lambda state: state.commit(ClaimBook.of(NOW, GOOD, LATER)),
-        lambda state: state.commit(ClaimBook.of(NOW, replace(GOOD, value="1"))),
+        lambda state: state.commit(Claims.of(LATER)),
+        lambda state: state.commit(Claims.of(NOW, GOOD, LATER)),
+        lambda state: state.commit(Claims.of(NOW, replace(GOOD, value="1"))),
         lambda state: state.keep([Baseline(POOL, "12")]),
         lambda state: state.forget({SDA}),
     ],
@@ -315,24 +315,24 @@ def test_a_full_disk_changes_nothing(
 ) -> None:
     state = opened(folder)
     state.keep([Baseline(SDA, "mq-deadline")])
-    state.commit(ClaimBook.of(NOW, GOOD))
+    state.commit(Claims.of(NOW, GOOD))
     before = files(folder)
-    known = (dict(state.book.claims), dict(state.baselines))
+    known = (dict(state.claims.by_id), dict(state.baselines))
     with monkeypatch.context() as patch:
         patch.setattr(json, "dump", full)
         with pytest.raises(OSError, match="No space left"):
             save(state)
-    assert (dict(state.book.claims), dict(state.baselines)) == known
+    assert (dict(state.claims.by_id), dict(state.baselines)) == known
     assert files(folder) == before
     assert saved(folder) == known
     save(state)
-    assert saved(folder) == (dict(state.book.claims), dict(state.baselines))
+    assert saved(folder) == (dict(state.claims.by_id), dict(state.baselines))
 
 
 def test_a_full_run_cannot_take_back_what_is_saved_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that ends in an error leaves no claim: once the persistent file says so, the call must not fail."""
     state = opened(folder)
-    state.commit(ClaimBook.of(NOW))
+    state.commit(Claims.of(NOW))
     real = Path.replace
 
     def refuse(place: Path, target: Path) -> Path:
@@ -342,7 +342,7 @@ def test_a_full_run_cannot_take_back_what_is_saved_for_good(folder: Path, monkey
 
     monkeypatch.setattr(Path, "replace", refuse)
     try:
-        state.commit(ClaimBook.of(NOW, GOOD))
+        state.commit(Claims.of(NOW, GOOD))
     except OSError:
         assert saved(folder)[0] == held(NOW)
     else:
@@ -353,5 +353,5 @@ def test_a_folder_that_is_read_only_is_an_error(folder: Path) -> None:
     state = opened(folder)
     (folder / "lib").rmdir()
     with pytest.raises(FileNotFoundError):
-        state.commit(ClaimBook.of(NOW, GOOD))
-    assert dict(state.book.claims) == {}
+        state.commit(Claims.of(NOW, GOOD))
+    assert dict(state.claims.by_id) == {}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kerntune import plain_files as files_module
 from kerntune.daemon.state import State
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.model import Baseline
 from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime
 
@@ -25,8 +25,8 @@ from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, ope
 def written(folder: Path) -> None:
     state = opened(folder)
     state.keep([Baseline(SDA, "mq-deadline")])
-    state.commit(ClaimBook.of(NOW, GOOD))
-    state.commit(ClaimBook.of(LATER, GOOD))
+    state.commit(Claims.of(NOW, GOOD))
+    state.commit(Claims.of(LATER, GOOD))
 
 
 BROKEN = [
@@ -72,13 +72,13 @@ def test_a_broken_file_is_set_aside_and_the_other_is_used(folder: Path, name: st
         assert state.set_aside[0].read_bytes() == content
         assert not path.exists() or path.read_bytes() != content
     if name.startswith("run/"):
-        assert GOOD.id in state.book.claims
+        assert GOOD.id in state.claims.by_id
     else:
-        assert state.book.claims.get(LATER.id) == LATER
+        assert state.claims.by_id.get(LATER.id) == LATER
         assert dict(state.baselines) == {SDA: "mq-deadline"}
     state.keep([Baseline(POOL, "12")])
-    state.commit(ClaimBook.of(NOW, GOOD))
-    assert opened(folder).book.claims == held(NOW, GOOD)
+    state.commit(Claims.of(NOW, GOOD))
+    assert opened(folder).claims.by_id == held(NOW, GOOD)
 
 
 @pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
@@ -103,7 +103,7 @@ def test_two_broken_files_are_two(folder: Path) -> None:
     persistent(folder).write_bytes(b"}")
     state = opened(folder)
     assert {path.name for path in state.set_aside} == {"runtime.json.bad", "claims.json.bad"}
-    assert (dict(state.book.claims), dict(state.baselines)) == ({}, {})
+    assert (dict(state.claims.by_id), dict(state.baselines)) == ({}, {})
 
 
 @pytest.mark.parametrize("name", ["run/runtime.json", "lib/claims.json"])
@@ -144,10 +144,10 @@ def test_bytes_that_changed_are_not_fatal(
         state = opened(folder)
         state.keep([Baseline(POOL, "12")])
         state.forget({SDA})
-        state.commit(ClaimBook.of(NOW))
+        state.commit(Claims.of(NOW))
         again = opened(folder)
         assert again.set_aside == []
-        assert again.book.claims == held(NOW)
+        assert again.claims.by_id == held(NOW)
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -175,9 +175,9 @@ def test_a_field_of_any_value_is_not_fatal(name: str, value: Any, inner: str | N
             path.write_text(json.dumps(document))
         state = opened(folder)
         state.keep([Baseline(POOL, "12")])
-        state.commit(ClaimBook.of(NOW, GOOD))
+        state.commit(Claims.of(NOW, GOOD))
         again = opened(folder)
-        assert again.book.claims == held(NOW, GOOD)
+        assert again.claims.by_id == held(NOW, GOOD)
         assert again.baselines[POOL] == "12"
 
 
@@ -229,12 +229,12 @@ def with_hold(folder: Path, hold: dict[str, Any], claim: dict[str, Any]) -> Stat
 def test_a_hold_that_no_bus_could_tell_of(folder: Path, hold: dict[str, Any], claim: dict[str, Any]) -> None:
     """It is set aside at its first start: the daemon could not even publish it."""
     state = with_hold(folder, hold, claim)
-    assert (state.book.holds, len(state.set_aside)) == ({}, 1)
+    assert (state.claims.holds, len(state.set_aside)) == ({}, 1)
 
 
 def test_a_hold_with_the_largest_numbers(folder: Path) -> None:
     most = {"uid": 2**32 - 1, "since": 2**63, "ttl": 2**63 - 1, "ends_boottime": 2**64 - 1}
-    assert with_hold(folder, most, {}).book.holds[3].expires == 2**64 - 1
+    assert with_hold(folder, most, {}).claims.holds[3].expires == 2**64 - 1
 
 
 # Files that cannot be read now
@@ -259,7 +259,7 @@ def test_a_read_error_that_passes_is_not_noticed(folder: Path, monkeypatch: pyte
     written(folder)
     before = files(folder)
     unreadable(monkeypatch, folder / name, times=1)
-    assert opened(folder).book.claims == held(LATER, GOOD)
+    assert opened(folder).claims.by_id == held(LATER, GOOD)
     assert files(folder) == before
 
 
@@ -272,7 +272,7 @@ def test_claims_that_cannot_be_read_are_there_at_the_next_start(
     with monkeypatch.context() as broken:
         unreadable(broken, persistent(folder))
         state = opened(folder)
-        assert state.book.claims == held(LATER)
+        assert state.claims.by_id == held(LATER)
         assert [path.name for path in state.unread] == ["claims.json.unread"]
         assert state.set_aside == []
         # Who claims the drive is not known, so nothing is put back; a new claim on it is free to keep its baseline.
@@ -280,16 +280,16 @@ def test_claims_that_cannot_be_read_are_there_at_the_next_start(
         if save:
             state.keep([Baseline(SDA, "none")])
             assert (state.baselines, state.reserved) == ({SDA: "mq-deadline"}, set())
-            state.commit(ClaimBook.of(LATER, other))
+            state.commit(Claims.of(LATER, other))
         again = opened(folder)
         assert again.unread == state.unread
     state = opened(folder)
     assert (state.unread, state.set_aside) == ([], [])
     newer = replace(other, seq=GOOD.seq + other.seq)
-    assert state.book.claims == (held(GOOD, LATER, newer) if save else held(GOOD, LATER)), "the later one is the newer"
+    assert state.claims.by_id == (held(GOOD, LATER, newer) if save else held(GOOD, LATER)), "the later one is the newer"
     assert dict(state.baselines) == {SDA: "mq-deadline"}
     assert [path for path in files(folder) if "unread" in path] == []
-    assert opened(folder).book.claims == state.book.claims
+    assert opened(folder).claims.by_id == state.claims.by_id
 
 
 def test_baselines_that_cannot_be_read_are_there_at_the_next_start(
@@ -300,21 +300,21 @@ def test_baselines_that_cannot_be_read_are_there_at_the_next_start(
         unreadable(broken, runtime(folder))
         state = opened(folder)
         # What of the runtime's claims was withdrawn since the copy in the other file is not known.
-        assert state.book.claims == held(GOOD)
+        assert state.claims.by_id == held(GOOD)
         state.keep([Baseline(SDA, "bfq"), Baseline(POOL, "12")])
-        state.commit(ClaimBook.of(NOW, GOOD))
+        state.commit(Claims.of(NOW, GOOD))
     state = opened(folder)
-    assert state.book.claims == held(replace(NOW, seq=LATER.seq + NOW.seq), LATER, GOOD)
+    assert state.claims.by_id == held(replace(NOW, seq=LATER.seq + NOW.seq), LATER, GOOD)
     assert dict(state.baselines) == {SDA: "mq-deadline", POOL: "12"}
 
 
 def test_a_claim_that_was_withdrawn_does_not_come_back_with_a_damaged_file(folder: Path) -> None:
     state = opened(folder)
-    state.commit(ClaimBook.of(NOW, GOOD))  # both files' content, in the one that outlives the boot
-    state.commit(ClaimBook.of(GOOD))
+    state.commit(Claims.of(NOW, GOOD))  # both files' content, in the one that outlives the boot
+    state.commit(Claims.of(GOOD))
     runtime(folder).write_bytes(b"{")
-    assert opened(folder).book.claims == held(GOOD)
-    assert opened(folder).book.claims == held(GOOD)
+    assert opened(folder).claims.by_id == held(GOOD)
+    assert opened(folder).claims.by_id == held(GOOD)
 
 
 def test_what_is_set_aside_later_does_not_replace_what_was_before(folder: Path) -> None:

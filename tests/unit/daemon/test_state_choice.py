@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.engine.claims import Choice, ClaimBook
+from kerntune.engine.claims import Choice, Claims
 from kerntune.model import Baseline
 from tests.unit.daemon.disk import GOOD, NOW, SDA, opened, persistent, runtime
 
 CHOSEN = Choice("fair", suspended=True)
 
 
-def book(choice: Choice) -> ClaimBook:
-    return replace(ClaimBook.of(NOW, GOOD), choice=choice)
+def claims_of(choice: Choice) -> Claims:
+    return replace(Claims.of(NOW, GOOD), choice=choice)
 
 
 @pytest.mark.parametrize("choice", [Choice("fair"), Choice("", suspended=True), CHOSEN, Choice()])
@@ -24,40 +24,40 @@ def test_it_survives_a_restart_and_the_suspension_no_reboot(folder: Path, choice
     state = opened(folder)
     state.keep([Baseline(SDA, "bfq")])
     for saved in (Choice("other"), CHOSEN, choice):
-        state.commit(book(saved))
-    assert opened(folder).book == book(choice)
-    assert opened(folder, boot="boot-2").book.choice == Choice(choice.profile)
+        state.commit(claims_of(saved))
+    assert opened(folder).claims == claims_of(choice)
+    assert opened(folder, boot="boot-2").claims.choice == Choice(choice.profile)
 
 
 def test_what_is_saved_beside_it_does_not_lose_it(folder: Path) -> None:
     state = opened(folder)
-    state.commit(book(CHOSEN))
+    state.commit(claims_of(CHOSEN))
     state.keep([Baseline(SDA, "bfq")])
     state.forget({SDA})
-    assert opened(folder).book.choice == CHOSEN
+    assert opened(folder).claims.choice == CHOSEN
 
 
 def test_a_crash_between_the_two_files_leaves_one_of_the_two_choices(folder: Path) -> None:
     """The persistent file decides: it holds what ends with the boot, too."""
     state = opened(folder)
-    state.commit(book(Choice("fair")))
+    state.commit(claims_of(Choice("fair")))
     state.keep([Baseline(SDA, "bfq")])
     before = runtime(folder).read_bytes()
-    state.commit(book(Choice("", suspended=True)))
+    state.commit(claims_of(Choice("", suspended=True)))
     runtime(folder).write_bytes(before)
-    assert opened(folder).book.choice == Choice("", suspended=True)
+    assert opened(folder).claims.choice == Choice("", suspended=True)
 
 
 @pytest.mark.parametrize("value", [5, None, ["fair"], True])
 def test_a_profile_that_is_no_name_sets_the_file_aside(folder: Path, value: object) -> None:
-    opened(folder).commit(book(CHOSEN))
+    opened(folder).commit(claims_of(CHOSEN))
     document = json.loads(persistent(folder).read_text())
     persistent(folder).write_text(json.dumps(document | {"profile": value}))
     assert [path.name for path in opened(folder).set_aside] == ["claims.json.bad"]
 
 
 def test_a_switch_that_is_none_sets_the_file_aside(folder: Path) -> None:
-    opened(folder).commit(book(CHOSEN))
+    opened(folder).commit(claims_of(CHOSEN))
     document = json.loads(persistent(folder).read_text())
     document["commit"]["suspended"] = "yes"
     persistent(folder).write_text(json.dumps(document))
@@ -65,13 +65,13 @@ def test_a_switch_that_is_none_sets_the_file_aside(folder: Path) -> None:
 
 
 def test_files_of_before_there_were_profiles(folder: Path) -> None:
-    opened(folder).commit(book(CHOSEN))
+    opened(folder).commit(claims_of(CHOSEN))
     document = json.loads(persistent(folder).read_text())
     del document["profile"], document["commit"]["suspended"]
     persistent(folder).write_text(json.dumps(document))
     state = opened(folder)
-    assert (state.set_aside, state.book.choice) == ([], Choice())
-    assert len(state.book.claims) == 2
+    assert (state.set_aside, state.claims.choice) == ([], Choice())
+    assert len(state.claims.by_id) == 2
 
 
 def test_a_file_that_cannot_be_read_stops_nothing(folder: Path) -> None:
@@ -79,12 +79,12 @@ def test_a_file_that_cannot_be_read_stops_nothing(folder: Path) -> None:
     persistent(folder).mkdir()
     state = opened(folder)
     assert [path.name for path in state.set_aside] == ["claims.json.bad"]
-    state.commit(book(CHOSEN))
-    assert opened(folder).book == book(CHOSEN)
+    state.commit(claims_of(CHOSEN))
+    assert opened(folder).claims == claims_of(CHOSEN)
 
 
 def test_one_that_cannot_be_set_aside_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened(folder).commit(book(CHOSEN))
+    opened(folder).commit(claims_of(CHOSEN))
     persistent(folder).write_bytes(b"{")
 
     def refuse(path: Path, _to: Path) -> None:
@@ -92,4 +92,4 @@ def test_one_that_cannot_be_set_aside_stops_nothing(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "replace", refuse)
     state = opened(folder)
-    assert (state.set_aside, dict(state.book.claims)) == ([persistent(folder)], {})
+    assert (state.set_aside, dict(state.claims.by_id)) == ([persistent(folder)], {})

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerntune.daemon.state import State
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import KerntuneError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
@@ -72,11 +72,11 @@ class Disk:
     """Its state, likewise; what the daemon believes it has saved goes with it."""
 
     def __init__(self, state: State, life: Life) -> None:
-        self._state, self._life, self._believed = state, life, MemoryLedger(state.book, state.baselines)
+        self._state, self._life, self._believed = state, life, MemoryLedger(state.claims, state.baselines)
 
     @property
-    def book(self) -> ClaimBook:
-        return self._believed.book
+    def claims(self) -> Claims:
+        return self._believed.claims
 
     @property
     def baselines(self) -> Mapping[Target, str]:
@@ -92,8 +92,8 @@ class Disk:
     def forget(self, targets: Collection[Target]) -> None:
         self._do("forget", targets)
 
-    def commit(self, book: ClaimBook) -> None:
-        self._do("commit", book)
+    def commit(self, claims: Claims) -> None:
+        self._do("commit", claims)
 
     def _do(self, what: str, *args: Any) -> None:
         if self._life.spend():
@@ -199,10 +199,10 @@ class Story:
         await lab.engine.release(numbers, "client gone", is_fact=True)
 
 
-def check(kernel: SimulatedKernel, book: ClaimBook, own: Mapping[str, Any]) -> None:
+def check(kernel: SimulatedKernel, in_force: Claims, own: Mapping[str, Any]) -> None:
     """The values are those of the claims, by a model that knows nothing of the engine."""
-    claims = sorted(book.claims.values(), key=lambda claim: (claim.origin, claim.seq))
-    assert {claim.hold for claim in claims if claim.origin is Origin.HOLD} == book.holds.keys()
+    claims = sorted(in_force.by_id.values(), key=lambda claim: (claim.origin, claim.seq))
+    assert {claim.hold for claim in claims if claim.origin is Origin.HOLD} == in_force.holds.keys()
 
     def by(tunable: str, *instances: str, held: bool) -> list[str]:
         return [

@@ -113,7 +113,7 @@ async def do(lab: Lab, ask: Ask) -> None:
             assert outcome.actual == (reading or "")
         assert planned is not None
         assert answer.changed == planned.changed
-    assert lab.engine.book == lab.engine.committed
+    assert lab.engine.claims == lab.engine.committed
     assert sum(node.hugetlb for node in lab.kernel.nodes) <= sum(node.memory for node in lab.kernel.nodes) * 75 // 100
     if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
         lab.writes()
@@ -173,7 +173,7 @@ def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: li
                 await do(lab, ask)
             states = {outcome.state for outcome in lab.engine.outcomes.values()}
         before = host_values(kernel)
-        saved = lab.ledger.book.claims.values()
+        saved = lab.ledger.claims.by_id.values()
         async with running(kernel, claims=saved, baselines=lab.ledger.baselines) as later:
             later.writes()
             await later.engine.reconcile("boot", enforce=True)
@@ -204,8 +204,8 @@ def test_calls_at_the_same_moment_leave_what_is_saved_in_force(kernel: Simulated
             ]
             for found in await asyncio.gather(*asked, return_exceptions=True):
                 assert not isinstance(found, BaseException) or isinstance(found, KerntuneError)
-            assert lab.engine.book == lab.engine.committed
-            assert dict(lab.engine.book.claims) == dict(lab.ledger.book.claims)
+            assert lab.engine.claims == lab.engine.committed
+            assert dict(lab.engine.claims.by_id) == dict(lab.ledger.claims.by_id)
             if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
                 lab.writes()
                 await lab.engine.reconcile("again")

@@ -1,4 +1,4 @@
-"""The claim book: edits are data, and applying them again without a failed one is safe."""
+"""Claims: edits are data, and applying them again without a failed one is safe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.engine.claims import ClaimBook, Edit
+from kerntune.engine.claims import Claims, Edit
 from kerntune.model import Claim, Origin
 from tests.unit.lab import claim
 
@@ -16,53 +16,53 @@ RUNTIME = claim(Origin.RUNTIME, "io-scheduler", "nvme*", "none", seq=5)
 
 def test_the_same_identity_is_replaced() -> None:
     newer = replace(RUNTIME, value="bfq", seq=6)
-    book = ClaimBook.of(RUNTIME).apply(Edit(7, put=(newer,)))
-    assert dict(book.claims) == {RUNTIME.id: newer}
+    claims = Claims.of(RUNTIME).apply(Edit(7, put=(newer,)))
+    assert dict(claims.by_id) == {RUNTIME.id: newer}
 
 
 def test_another_origin_is_another_claim() -> None:
     persistent = replace(RUNTIME, origin=Origin.PERSISTENT, seq=6)
-    book = ClaimBook.of(RUNTIME).apply(Edit(7, put=(persistent,)))
-    assert book.by_origin(Origin.RUNTIME) == (RUNTIME,)
-    assert book.by_origin(Origin.PERSISTENT) == (persistent,)
-    assert book.by_origin(Origin.HOLD) == ()
+    claims = Claims.of(RUNTIME).apply(Edit(7, put=(persistent,)))
+    assert claims.by_origin(Origin.RUNTIME) == (RUNTIME,)
+    assert claims.by_origin(Origin.PERSISTENT) == (persistent,)
+    assert claims.by_origin(Origin.HOLD) == ()
 
 
 def test_dropping() -> None:
-    assert not ClaimBook.of(RUNTIME).apply(Edit(6, drop=(RUNTIME.id,))).claims
+    assert not Claims.of(RUNTIME).apply(Edit(6, drop=(RUNTIME.id,))).by_id
     other = claim(Origin.RUNTIME, "io-scheduler", "sda", "none")
-    assert ClaimBook.of(RUNTIME).apply(Edit(6, drop=(other.id,))).claims == {RUNTIME.id: RUNTIME}
+    assert Claims.of(RUNTIME).apply(Edit(6, drop=(other.id,))).by_id == {RUNTIME.id: RUNTIME}
 
 
 def test_an_edit_does_not_touch_what_is_newer() -> None:
-    book = ClaimBook.of(RUNTIME)
-    assert book.apply(Edit(4, drop=(RUNTIME.id,))).claims == {RUNTIME.id: RUNTIME}
-    assert book.apply(Edit(4, put=(replace(RUNTIME, value="bfq", seq=3),))).claims == {RUNTIME.id: RUNTIME}
+    claims = Claims.of(RUNTIME)
+    assert claims.apply(Edit(4, drop=(RUNTIME.id,))).by_id == {RUNTIME.id: RUNTIME}
+    assert claims.apply(Edit(4, put=(replace(RUNTIME, value="bfq", seq=3),))).by_id == {RUNTIME.id: RUNTIME}
 
 
 def test_an_edit_leaves_the_book_before_it_alone() -> None:
-    book = ClaimBook.of(RUNTIME)
-    book.apply(Edit(9, drop=(RUNTIME.id,)))
-    assert RUNTIME.id in book.claims
+    claims = Claims.of(RUNTIME)
+    claims.apply(Edit(9, drop=(RUNTIME.id,)))
+    assert RUNTIME.id in claims.by_id
 
 
 def test_without() -> None:
     other = claim(Origin.PERSISTENT, "overcommit", "", "always")
-    assert dict(ClaimBook.of(RUNTIME, other).without([RUNTIME]).claims) == {other.id: other}
+    assert dict(Claims.of(RUNTIME, other).without([RUNTIME]).by_id) == {other.id: other}
 
 
 def test_the_same_but_for_the_sequence() -> None:
-    book = ClaimBook.of(RUNTIME)
-    assert book.same_as(ClaimBook.of(replace(RUNTIME, seq=99)))
+    claims = Claims.of(RUNTIME)
+    assert claims.same_as(Claims.of(replace(RUNTIME, seq=99)))
     for other in (
         replace(RUNTIME, value="bfq"),
         replace(RUNTIME, origin=Origin.PERSISTENT),
         replace(RUNTIME, partial=True),
         replace(RUNTIME, instances="*"),
     ):
-        assert not book.same_as(ClaimBook.of(other))
-    assert not book.same_as(ClaimBook())
-    assert not book.same_as(ClaimBook.of(RUNTIME, claim(Origin.RUNTIME, "overcommit", "", "always")))
+        assert not claims.same_as(Claims.of(other))
+    assert not claims.same_as(Claims())
+    assert not claims.same_as(Claims.of(RUNTIME, claim(Origin.RUNTIME, "overcommit", "", "always")))
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -80,10 +80,10 @@ def numbered(rows: list[tuple[bool, str, str]]) -> list[Edit]:
 
 @given(edits)
 def test_applying_an_edit_twice_is_applying_it_once(rows: list[tuple[bool, str, str]]) -> None:
-    book = ClaimBook()
+    claims = Claims()
     for edit in numbered(rows):
-        book = book.apply(edit)
-        assert book.apply(edit) == book
+        claims = claims.apply(edit)
+        assert claims.apply(edit) == claims
 
 
 @given(edits, st.randoms())
@@ -92,7 +92,7 @@ def test_edits_that_put_may_be_committed_in_any_order(rows: list[tuple[bool, str
     puts = numbered([(True, at, value) for _, at, value in rows])
     shuffled = list(puts)
     random.shuffle(shuffled)  # type: ignore[attr-defined]  # hypothesis types it as object
-    one, other = ClaimBook(), ClaimBook()
+    one, other = Claims(), Claims()
     for edit in puts:
         one = one.apply(edit)
     for edit in shuffled:
@@ -102,5 +102,5 @@ def test_edits_that_put_may_be_committed_in_any_order(rows: list[tuple[bool, str
 
 def test_claims_beside_those_it_has() -> None:
     own, other = claim(Origin.CONFIG, "io-scheduler", "*", "bfq"), claim(Origin.CONFIG, "overcommit", "", "always")
-    assert ClaimBook.of(RUNTIME).having([own, other]).claims == {c.id: c for c in (RUNTIME, own, other)}
-    assert ClaimBook.of(RUNTIME).having([]) == ClaimBook.of(RUNTIME)
+    assert Claims.of(RUNTIME).having([own, other]).by_id == {c.id: c for c in (RUNTIME, own, other)}
+    assert Claims.of(RUNTIME).having([]) == Claims.of(RUNTIME)

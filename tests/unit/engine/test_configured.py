@@ -28,8 +28,8 @@ async def test_they_are_in_force_after_boot_and_nowhere_saved() -> None:
         await boot(lab, configured("io-scheduler", "nvme*", "bfq"), configured("hugepages", "2M", 10, 2))
         assert (pages(lab.kernel), lab.kernel.disks["nvme0n1"].scheduler) == ([5, 5], "bfq")
         await lab.set(("overcommit", "", "always"), persist=True)
-        assert [claim.origin for claim in lab.ledger.book.claims.values()] == [Origin.PERSISTENT]
-        assert len(lab.engine.book.claims) == 3
+        assert [claim.origin for claim in lab.ledger.claims.by_id.values()] == [Origin.PERSISTENT]
+        assert len(lab.engine.claims.by_id) == 3
         lab.writes()
         await lab.engine.reconcile("again")
         assert lab.writes() == []
@@ -48,7 +48,7 @@ async def test_what_callers_ask_for_wins_and_unset_falls_back() -> None:
         for persist in (False, True):
             await lab.unset(("io-scheduler", "*"), persist=persist)
         assert lab.kernel.disks["sda"].scheduler == "bfq"
-        assert [claim.origin for claim in lab.engine.book.claims.values()] == [Origin.CONFIG]
+        assert [claim.origin for claim in lab.engine.claims.by_id.values()] == [Origin.CONFIG]
 
 
 async def test_of_two_that_match_the_later_wins() -> None:
@@ -166,11 +166,11 @@ async def test_a_reload_beside_callers_loses_nobodys_edit() -> None:
         go.set()
         await asyncio.gather(setting, reloading)
         assert [lab.kernel.disks[name].scheduler for name in ("nvme0n1", "sda")] == ["none", "kyber"]
-        assert sorted(str(claim_id) for claim_id in lab.engine.book.claims) == [
+        assert sorted(str(claim_id) for claim_id in lab.engine.claims.by_id) == [
             "config:io-scheduler@nvme*",
             "persistent:io-scheduler@sda",
         ]
-        assert sorted(map(str, lab.ledger.book.claims)) == ["persistent:io-scheduler@sda"]
+        assert sorted(map(str, lab.ledger.claims.by_id)) == ["persistent:io-scheduler@sda"]
 
 
 async def test_a_failed_set_brings_back_what_the_configuration_wants() -> None:
@@ -179,7 +179,7 @@ async def test_a_failed_set_brings_back_what_the_configuration_wants() -> None:
         with pytest.raises(PartiallyAllocated):
             await lab.set(("hugepages", "2M", 1000))
         assert pages(lab.kernel) == [100]
-        assert [claim.origin for claim in lab.engine.book.claims.values()] == [Origin.CONFIG]
+        assert [claim.origin for claim in lab.engine.claims.by_id.values()] == [Origin.CONFIG]
 
 
 async def test_a_baseline_is_the_hosts_own_value_not_the_configurations() -> None:

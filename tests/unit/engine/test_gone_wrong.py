@@ -35,7 +35,7 @@ async def all_is_as_before(lab: Lab) -> None:
     """Nothing is claimed or waits, and the next call is served."""
     assert lab.claims == []
     assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
-    assert lab.engine.book == lab.engine.committed
+    assert lab.engine.claims == lab.engine.committed
     assert (await lab.one("io-scheduler", "sda", "bfq")).state is State.SATISFIED
     assert await asyncio.wait_for(lab.engine.end_writes(BOUND), BOUND / 2) == [], "nobody waits at the end"
 
@@ -98,7 +98,7 @@ async def test_what_has_begun_is_finished_though_its_caller_is_gone() -> None:
         gate.free.set()
         assert await lab.engine.end_writes(BOUND) == []
         assert lab.claims == ["runtime:io-scheduler@sda=kyber"]
-        assert lab.engine.book == lab.engine.committed
+        assert lab.engine.claims == lab.engine.committed
 
 
 async def test_the_first_error_is_told_when_its_withdrawal_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ async def test_the_first_error_is_told_when_its_withdrawal_fails_too(monkeypatch
         saving = failing(monkeypatch, MemoryLedger, "commit", MemoryError("of the first"))
         with saving, pytest.raises(MemoryError, match="of the first"):
             await lab.set(("io-scheduler", "sda", "kyber"))
-        assert lab.engine.book == lab.engine.committed
+        assert lab.engine.claims == lab.engine.committed
 
 
 async def test_what_a_pass_that_failed_was_to_do_is_done_by_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ async def test_a_write_that_cannot_be_ended_is_named_and_not_waited_for() -> Non
         assert not slow.done()
         # What the host had is saved, and no claim: the next start puts it back.
         saved = dict(lab.ledger.baselines)
-        assert (saved[WHOLE], lab.ledger.book.claims) == ("3", {})
+        assert (saved[WHOLE], lab.ledger.claims.by_id) == ("3", {})
         gate.free.set()
         await slow
     assert pages(lab.kernel) == [100]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pytest
 
 from kerntune.engine.answers import Answer
-from kerntune.engine.claims import ClaimBook, FilesEdit
+from kerntune.engine.claims import Claims, FilesEdit
 from kerntune.engine.lasting import boottime
 from kerntune.errors import Failed, InvalidValue, LimitsExceeded, OverLimit, PartiallyAllocated
 from kerntune.kernel.simulated import Policy, SimulatedKernel
@@ -71,7 +71,7 @@ async def test_pages_of_holds_add_up_and_go_one_by_one(order: Iterable[int]) -> 
             left -= (10, 20, 40)[each]
             await release(lab, numbers[each])
             assert pages(kernel) == [left]
-        assert (lab.engine.book.claims, lab.engine.book.holds, lab.ledger.baselines) == ({}, {}, {})
+        assert (lab.engine.claims.by_id, lab.engine.claims.holds, lab.ledger.baselines) == ({}, {}, {})
 
 
 async def test_they_go_on_top_of_what_is_claimed_and_of_what_is_claimed_later() -> None:
@@ -189,7 +189,7 @@ async def test_held_pages_are_added_to_what_there_would_be_without(
             assert {each.state for each in answer.outcomes} == {State.SATISFIED}
             await nobody_else_is_blamed(lab)
         assert sum(pages(kernel)) == expected
-        for number in list(lab.engine.book.holds):
+        for number in list(lab.engine.claims.holds):
             await release(lab, number)
             await nobody_else_is_blamed(lab)
         assert sum(pages(kernel)) == sum(before)
@@ -352,7 +352,7 @@ async def test_where_memory_is_in_pieces_nobody_gets_pages_that_others_have() ->
             await lab.set((*POOL, 50))
         kernel.nodes[0].whole = 130 * PAGE
         await hold(lab, (*POOL, 25), uid=BOB)
-        (alice,) = [each for each in lab.engine.book.by_origin(Origin.HOLD) if each.hold == 1]
+        (alice,) = [each for each in lab.engine.claims.by_origin(Origin.HOLD) if each.hold == 1]
         (outcome,) = lab.engine.looking_up([alice])()
         assert outcome.detail.startswith(f"{pages(kernel)[0] - 25} of 1000 pages had")
 
@@ -400,7 +400,7 @@ async def test_one_that_another_claim_beats_is_told_which(count: int, state: Sta
     async with running(small_host(), claims=[claim(Origin.PERSISTENT, *POOL, count)]) as lab:
         await lab.set((*POOL, 70))
         await hold(lab, (*POOL, 10))
-        (beaten,) = lab.engine.book.by_origin(Origin.PERSISTENT)
+        (beaten,) = lab.engine.claims.by_origin(Origin.PERSISTENT)
         (outcome,) = lab.engine.looking_up([beaten])()
         assert (outcome.requested, outcome.actual, outcome.state) == (str(count), "80", state)
         assert "runtime:hugepages@2M = 70, by alice" in outcome.detail
@@ -424,7 +424,7 @@ async def test_one_that_falls_short_leaves_nothing_and_takes_nobodys() -> None:
         with pytest.raises(PartiallyAllocated, match="40 of 60 pages had"):
             await hold(lab, (*POOL, 60))
         assert pages(kernel) == [60]
-        assert list(lab.engine.book.holds) == [first]
+        assert list(lab.engine.claims.holds) == [first]
         _, answer = await hold(lab, (*POOL, 60), partial=True)
         assert told(answer) == [("hugepages@2M", "+60", "100", State.PARTIAL)]
         with pytest.raises(PartiallyAllocated, match="0 of 20 pages had"):
@@ -502,11 +502,12 @@ async def test_a_reset_ends_holds_only_when_it_is_asked_to() -> None:
     async with running(kernel) as lab:
         await hold(lab, (*POOL, 5))
         await lab.set((*POOL, 10))
-        book = lab.engine.book
-        assert [str(each) for each in book.choosing(files_of(book), 99, reset=True).drop] == ["runtime:hugepages@2M"]
-        edit = book.choosing(files_of(book), 99, reset=True, holds=True)
+        claims = lab.engine.claims
+        edit = claims.choosing(files_of(claims), 99, reset=True)
+        assert [str(each) for each in edit.drop] == ["runtime:hugepages@2M"]
+        edit = claims.choosing(files_of(claims), 99, reset=True, holds=True)
         await lab.engine.carry_out(edit, "Reset")
-        assert (pages(kernel), lab.engine.book.holds) == ([0], {})
+        assert (pages(kernel), lab.engine.claims.holds) == ([0], {})
 
 
 async def test_a_second_release_is_done_when_it_is_answered() -> None:
@@ -527,7 +528,7 @@ async def test_a_release_does_what_a_reset_could_not_save() -> None:
     async with running(kernel) as lab:
         number, _ = await hold(lab, (*POOL, 30))
         gate = held(kernel, FILE)
-        edit = lab.engine.choosing(files_of(lab.engine.book), reset=True, holds=True)
+        edit = lab.engine.choosing(files_of(lab.engine.claims), reset=True, holds=True)
         resetting, releasing = await begun(lab.engine.carry_out(edit, "Reset"), release(lab, number))
         await gate.reached.wait()
         lab.ledger.full_for_claims = FULL
@@ -551,10 +552,10 @@ async def test_what_is_over_gives_its_pages_back_and_is_saved_when_that_is_possi
         await lab.engine.release([number], "client gone", is_fact=True)
         assert (pages(kernel), lab.engine.committed.holds) == ([0], {})
         assert [text for path, text in lab.writes() if path == FILE] == ["0"], "they are not reserved again"
-        assert [*lab.ledger.book.holds] == [number]
+        assert [*lab.ledger.claims.holds] == [number]
         lab.ledger.full_for_claims = None
         await lab.set(("io-scheduler", "nvme0n1", "bfq"))
-        assert lab.ledger.book.holds == {}
+        assert lab.ledger.claims.holds == {}
 
 
 async def test_what_is_over_is_over_though_a_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,7 +581,7 @@ async def test_its_time_begins_when_it_is_granted() -> None:
         (granted,) = lab.engine.committed.holds.values()
         assert before <= granted.since == granted.expires - 1_000_000
         assert uptime + 1_000_000 <= granted.ends_boottime <= boottime() + 1_000_000
-        assert lab.ledger.book.holds == lab.engine.committed.holds
+        assert lab.ledger.claims.holds == lab.engine.committed.holds
 
 
 async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back() -> None:
@@ -589,11 +590,11 @@ async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back
     async with running(kernel) as lab:
         await hold(lab, (*POOL, 10))
         await lab.set(("io-scheduler", "sda", "bfq"))
-        book, baselines = lab.ledger.book, lab.ledger.baselines
+        claims, baselines = lab.ledger.claims, lab.ledger.baselines
     # Another daemon, which cannot read who else claims what.
     async with running(kernel, baselines=baselines) as lab:
         lab.ledger.reserved = frozenset(baselines)
-        lab.engine.committed = book.without(book.by_origin(Origin.RUNTIME))
+        lab.engine.committed = claims.without(claims.by_origin(Origin.RUNTIME))
         lab.writes()
         for _ in range(2):
             await lab.engine.reconcile("boot", enforce=True)
@@ -604,5 +605,5 @@ async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back
         assert (sum(pages(kernel)), {target.tunable for target in lab.ledger.kept}) == (28, {"hugepages"})
 
 
-def files_of(book: ClaimBook) -> FilesEdit:
-    return FilesEdit((), book.choice)
+def files_of(claims: Claims) -> FilesEdit:
+    return FilesEdit((), claims.choice)

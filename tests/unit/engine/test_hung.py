@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from kerntune.engine.claims import ClaimBook, FilesEdit
+from kerntune.engine.claims import Claims, FilesEdit
 from kerntune.engine.hung import Bounds, Crew, Hung, Reader
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.threads import LOOKING
@@ -165,7 +165,7 @@ async def test_all_that_is_asked_of_the_host_is_dropped_though_one_hangs() -> No
         with stuck(lab.kernel, queue("sda")):
             await lab.engine.reconcile("drift")
             assert hangs(of(lab))
-            reset = lab.engine.choosing(FilesEdit((), ClaimBook().choice), reset=True)
+            reset = lab.engine.choosing(FilesEdit((), Claims().choice), reset=True)
             await lab.engine.carry_out(reset, "Reset")
             assert lab.claims == []
             assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "none", "sda": "none"}
@@ -420,7 +420,7 @@ async def test_a_stop_does_not_wait_for_the_bound() -> None:
             began = time.monotonic()
             assert await lab.engine.end_writes(0.2, grace=0) == [queue("sda")]
             assert time.monotonic() - began < SOON
-            assert lab.ledger.book.claims == {}
+            assert lab.ledger.claims.by_id == {}
             assert "mq-deadline" in lab.ledger.baselines.values()
         await call
 

@@ -240,7 +240,7 @@ async def test_slow_memory_delays_no_drive() -> None:
         outcome = await lab.one("io-scheduler", "nvme0n1", "mq-deadline")
         assert outcome.state is State.SATISFIED
         assert not slow.done()
-        assert [claim.tunable for claim in lab.ledger.book.claims.values()] == ["io-scheduler"]
+        assert [claim.tunable for claim in lab.ledger.claims.by_id.values()] == ["io-scheduler"]
         gate.free.set()
         assert (await slow).outcomes[0].actual == "100"
         assert len(lab.claims) == 2

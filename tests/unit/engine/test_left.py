@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from kerntune.engine.answers import Answer
-from kerntune.engine.claims import ClaimBook
+from kerntune.engine.claims import Claims
 from kerntune.engine.lanes import LaneQueue, Ticket
 from kerntune.engine.pending import Pending
 from kerntune.errors import Failed
@@ -155,10 +155,10 @@ async def test_what_is_being_saved_is_finished_and_answered(monkeypatch: pytest.
         saving, free, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
         commit = MemoryLedger.commit
 
-        def slowly(ledger: MemoryLedger, book: ClaimBook) -> None:
+        def slowly(ledger: MemoryLedger, claims: Claims) -> None:
             loop.call_soon_threadsafe(saving.set)
             free.wait(BOUND)
-            commit(ledger, book)
+            commit(ledger, claims)
 
         monkeypatch.setattr(MemoryLedger, "commit", slowly)
         call = setting(lab, ("hugepages", "2M", 4))

@@ -138,7 +138,7 @@ async def test_within_an_origin_the_newest_wins_also_after_a_restart() -> None:
         await lab.set(("io-scheduler", "sda", "none"))
         await lab.set(("io-scheduler", "*", "kyber"))
         assert lab.kernel.disks["sda"].scheduler == "kyber"
-    async with running(lab.kernel, claims=lab.ledger.book.claims.values(), baselines=lab.ledger.baselines) as later:
+    async with running(lab.kernel, claims=lab.ledger.claims.by_id.values(), baselines=lab.ledger.baselines) as later:
         await later.engine.reconcile("boot", enforce=True)
         assert later.kernel.disks["sda"].scheduler == "kyber"
         await later.set(("io-scheduler", "sda", "bfq"))

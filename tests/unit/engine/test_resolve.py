@@ -18,8 +18,8 @@ ORIGINS = [origin for origin in Origin if origin is not Origin.BASELINE]
 
 
 @st.composite
-def books(draw: st.DrawFn) -> list[Claim]:
-    """Claims of one book: each identity once, each with a place of its own."""
+def many_claims(draw: st.DrawFn) -> list[Claim]:
+    """Claims: each identity once, each with a place of its own."""
     ids = draw(st.lists(st.tuples(st.sampled_from(ORIGINS), st.sampled_from(PATTERNS)), unique=True, max_size=12))
     places = draw(st.permutations(range(len(ids))))
     values = draw(st.lists(st.sampled_from(["none", "bfq", "kyber"]), min_size=len(ids), max_size=len(ids)))
@@ -32,19 +32,19 @@ def books(draw: st.DrawFn) -> list[Claim]:
 baselines = st.dictionaries(st.sampled_from(DRIVES), st.sampled_from(["none", "mq-deadline"]))
 
 
-@given(books().flatmap(lambda book: st.tuples(st.just(book), st.permutations(book))), baselines)
+@given(many_claims().flatmap(lambda claims: st.tuples(st.just(claims), st.permutations(claims))), baselines)
 def test_any_order_of_the_same_claims_gives_the_same_wishes(
-    book: tuple[list[Claim], list[Claim]], own: dict[Target, str]
+    claims: tuple[list[Claim], list[Claim]], own: dict[Target, str]
 ) -> None:
-    one, other = book
+    one, other = claims
     assert resolve(SCHEDULERS, one, own, DRIVES) == resolve(SCHEDULERS, other, own, DRIVES[::-1])
 
 
-@given(books(), baselines)
-def test_the_winner_is_the_highest_origin_and_then_the_newest(book: list[Claim], own: dict[Target, str]) -> None:
-    wishes = resolve(SCHEDULERS, book, own, DRIVES)
+@given(many_claims(), baselines)
+def test_the_winner_is_the_highest_origin_and_then_the_newest(claims: list[Claim], own: dict[Target, str]) -> None:
+    wishes = resolve(SCHEDULERS, claims, own, DRIVES)
     for target in DRIVES:
-        asking = [claim for claim in book if SCHEDULERS.matches(claim.instances, target)]
+        asking = [claim for claim in claims if SCHEDULERS.matches(claim.instances, target)]
         if not asking:
             assert (target in wishes) is (target in own)
             continue
@@ -56,10 +56,10 @@ def test_the_winner_is_the_highest_origin_and_then_the_newest(book: list[Claim],
         assert list(wish.beaten) == sorted(wish.beaten, key=lambda c: (-c.origin, -c.seq))
 
 
-@given(books(), st.sampled_from(DRIVES))
-def test_a_target_that_appears_changes_nothing_for_the_others(book: list[Claim], late: Target) -> None:
-    before = resolve(SCHEDULERS, book, {}, [target for target in DRIVES if target != late])
-    after = resolve(SCHEDULERS, book, {}, DRIVES)
+@given(many_claims(), st.sampled_from(DRIVES))
+def test_a_target_that_appears_changes_nothing_for_the_others(claims: list[Claim], late: Target) -> None:
+    before = resolve(SCHEDULERS, claims, {}, [target for target in DRIVES if target != late])
+    after = resolve(SCHEDULERS, claims, {}, DRIVES)
     assert {target: wish for target, wish in after.items() if target != late} == before
 
 
@@ -85,10 +85,10 @@ def test_strict_is_who_waits_and_allows_no_less() -> None:
     assert [wishes[target].strict for target in DRIVES] == [True, False, False]
 
 
-@given(books())
-def test_a_claim_is_either_in_a_wish_or_unmatched(book: list[Claim]) -> None:
-    wishes = resolve(SCHEDULERS, book, {}, DRIVES).values()
+@given(many_claims())
+def test_a_claim_is_either_in_a_wish_or_unmatched(claims: list[Claim]) -> None:
+    wishes = resolve(SCHEDULERS, claims, {}, DRIVES).values()
     heard = {claim for wish in wishes for claim in (wish.winner, *wish.beaten)}
-    left = set(unmatched(cover(SCHEDULERS, book, DRIVES)))
-    assert heard | left == set(book)
+    left = set(unmatched(cover(SCHEDULERS, claims, DRIVES)))
+    assert heard | left == set(claims)
     assert not heard & left

@@ -106,7 +106,7 @@ async def test_a_saved_claim_that_no_call_could_have_made_is_left_out() -> None:
     async with running(large_host(), claims=[*bad, good]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert set(lab.engine.unsound) == set(bad)
-        assert list(lab.engine.book.claims.values()) == [good]
+        assert list(lab.engine.claims.by_id.values()) == [good]
         assert lab.writes() == [(queue("sda"), "bfq")]
 
 
@@ -122,16 +122,16 @@ async def test_at_the_end_the_host_has_its_own_values_and_the_claims_stay_saved(
         lab.engine.configure(files, lab.engine.limits)
         await lab.set(("hugepages", "2M/node0", 50), ("io-scheduler", "*", "bfq"), persist=True)
         await lab.set(("read-ahead", "sda", 2048))
-        saved = lab.ledger.book
+        saved = lab.ledger.claims
         assert await lab.engine.put_back(BOUND)
         assert host_values(kernel) == before
-        assert (lab.ledger.book, lab.ledger.baselines) == (saved, {})
+        assert (lab.ledger.claims, lab.ledger.baselines) == (saved, {})
         with pytest.raises(Failed, match="is stopping"):
             await lab.set(("read-ahead", "sda", 4096))
         await lab.engine.reconcile("hotplug")
         assert host_values(kernel) == before
-        assert lab.ledger.book == saved
-    async with running(kernel, claims=saved.claims.values()) as lab:
+        assert lab.ledger.claims == saved
+    async with running(kernel, claims=saved.by_id.values()) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert (pages(kernel)[0], kernel.disks["sda"].scheduler, kernel.disks["sda"].read_ahead) == (50, "bfq", 2048)
 

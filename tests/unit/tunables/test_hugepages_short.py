@@ -56,7 +56,7 @@ async def test_shrinking_below_what_is_in_use_is_partly_done() -> None:
 async def test_pages_in_use_are_not_asked_for_again() -> None:
     lab = await in_use()
     lab.writes()
-    async with running(lab.kernel, claims=lab.ledger.book.claims.values(), baselines=lab.ledger.baselines) as later:
+    async with running(lab.kernel, claims=lab.ledger.claims.by_id.values(), baselines=lab.ledger.baselines) as later:
         for cause in ("boot", "timer", "timer"):
             await later.engine.reconcile(cause, enforce=cause == "boot")
         assert later.writes() == []
@@ -69,7 +69,7 @@ async def test_pages_in_use_are_not_asked_for_again() -> None:
 
 async def test_pages_in_use_come_back_whole_when_the_claim_goes() -> None:
     lab = await in_use()
-    async with running(lab.kernel, claims=lab.ledger.book.claims.values(), baselines=lab.ledger.baselines) as later:
+    async with running(lab.kernel, claims=lab.ledger.claims.by_id.values(), baselines=lab.ledger.baselines) as later:
         await later.unset(("hugepages", "2M"))
         assert pages(later.kernel) == [100]
         assert not later.ledger.baselines
