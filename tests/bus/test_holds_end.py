@@ -207,7 +207,7 @@ async def test_one_that_is_being_ended_already_is_ended_once(monkeypatch: pytest
 async def test_one_that_cannot_be_released_ends_with_its_client() -> None:
     async with scene() as found:
         await found.hold()
-        found.lab.ledger.full_for_claims = FULL
+        found.lab.store.full_for_claims = FULL
         with pytest.raises(Failed, match="cannot be saved"):
             await found.release()
         assert (pages(found.lab.kernel), len(found.holds.paths)) == ([30], 1)
@@ -252,12 +252,12 @@ async def test_the_journal_has_each_end_and_its_cause(ends: Callable[[], list[tu
         assert [cause for _, cause in told] == ["Release", "Reset", "Reset", "Reset"]
         assert told[0][0].startswith("hold 2 of job, ")
         await found.hold()
-        found.lab.engine.committed = found.lab.ledger.claims
+        found.lab.engine.committed = found.lab.store.claims
         again = Holds(found.holds.core)
         found.bus.leaves(CLIENT)
         await again.inherit()
         assert ends()[-1][1] == "client gone"
-        assert found.lab.ledger.claims.holds == {}
+        assert found.lab.store.claims.holds == {}
 
 
 # What is asked

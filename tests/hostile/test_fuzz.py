@@ -405,7 +405,7 @@ class TestInProcess:
                 world = asyncio.run(play(frozenset(), 1000, script))
             assert world.kernel.journal == []
             assert not world.engine.claims.by_id
-            assert not world.engine.ledger.claims.by_id
+            assert not world.engine.store.claims.by_id
 
         run()
 

@@ -20,7 +20,7 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Limits
 from kerntune.tunables import REGISTRY
-from tests.unit.lab import MemoryLedger
+from tests.unit.lab import MemoryStore
 
 CHECKOUT = Path(__file__).parents[2]
 TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
@@ -63,7 +63,7 @@ def test_the_shipped_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Configuration, "read", lambda _self: pytest.fail("it was read"))
     (tmp_path / "kerntune.toml").write_bytes((CHECKOUT / config_reference.FILE).read_bytes())
     assert silent(tmp_path, tmp_path / "run", tables_of(TUNABLES, settings.by_path()))
-    engine = Reconciler(SimulatedKernel([]), REGISTRY, MemoryLedger())
+    engine = Reconciler(SimulatedKernel([]), REGISTRY, MemoryStore())
     assert Reloading(tmp_path, tmp_path / "run", engine, set()).read() == Config()
 
 

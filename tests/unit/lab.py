@@ -1,4 +1,4 @@
-"""The engine on a simulated kernel, with a ledger in memory: what most tests of the engine are told with."""
+"""The engine on a simulated kernel, with a store in memory: what most tests of the engine are told with."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def host_values(kernel: SimulatedKernel) -> dict[str, object]:
 
 
 @dataclass(slots=True)
-class MemoryLedger:
-    """A Ledger that forgets at the end of the test; `full` is raised by whatever would save."""
+class MemoryStore:
+    """A StateStore that forgets at the end of the test; `full` is raised by whatever would save."""
 
     claims: Claims = field(default_factory=Claims)
     baselines: Mapping[Target, str] = field(default_factory=dict)
@@ -95,12 +95,12 @@ class MemoryLedger:
     full_for_claims: OSError | None = None
     kept: list[Target] = field(default_factory=list)
 
-    def keep(self, baselines: Sequence[Baseline]) -> None:
+    def save_baselines(self, baselines: Sequence[Baseline]) -> None:
         self._save()
         self.kept += [baseline.target for baseline in baselines]
         self.baselines = {baseline.target: baseline.value for baseline in baselines} | dict(self.baselines)
 
-    def forget(self, targets: Collection[Target]) -> None:
+    def drop_baselines(self, targets: Collection[Target]) -> None:
         self._save()
         self.baselines = {target: value for target, value in self.baselines.items() if target not in targets}
 
@@ -120,7 +120,7 @@ class Lab:
     """A running engine, and short words for what is asked of it."""
 
     kernel: SimulatedKernel
-    ledger: MemoryLedger
+    store: MemoryStore
     engine: Reconciler
     reports: list[Report] = field(default_factory=list)
 
@@ -140,7 +140,7 @@ class Lab:
     @property
     def claims(self) -> list[str]:
         """The claims in force, which are those that are saved."""
-        assert dict(self.engine.claims.by_id) == dict(self.ledger.claims.by_id)
+        assert dict(self.engine.claims.by_id) == dict(self.store.claims.by_id)
         return sorted(f"{claim.id}={claim.value}" for claim in self.engine.claims.by_id.values())
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -180,9 +180,9 @@ async def running(
     bounds: Bounds | None = None,
 ) -> AsyncIterator[Lab]:
     """An engine that has looked at the kernel; nothing was written yet."""
-    ledger = MemoryLedger(Claims.of(*claims), baselines or {})
-    engine = Reconciler(kernel, REGISTRY, ledger, limits=limits, companion=companion, clock=clock, bounds=bounds)
-    lab = Lab(kernel, ledger, engine)
+    store = MemoryStore(Claims.of(*claims), baselines or {})
+    engine = Reconciler(kernel, REGISTRY, store, limits=limits, companion=companion, clock=clock, bounds=bounds)
+    lab = Lab(kernel, store, engine)
     engine.listeners.append(lab.reports.append)
     working = asyncio.create_task(engine.work())
     try:

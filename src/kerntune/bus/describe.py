@@ -34,7 +34,7 @@ def prepare(
     """
     world = replace(engine.world, readings=dict(engine.readings))
     rows = partial(
-        rows_of, world, tuple(engine.claims.by_id.values()), dict(engine.ledger.baselines), dict(engine.outcomes_now())
+        rows_of, world, tuple(engine.claims.by_id.values()), dict(engine.store.baselines), dict(engine.outcomes_now())
     )
     return head_of(engine, guard, host, degraded, profile), rows
 

@@ -101,7 +101,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         undone = undo_cap_alone(kernel, directories.runtime)
         state = State(directories.runtime, directories.state, boot_id=boot)
         try:
-            state.forget({t for t, value in state.baselines.items() if not restorable(t, value)})
+            state.drop_baselines({t for t, value in state.baselines.items() if not restorable(t, value)})
         except OSError as error:
             log.error("the runtime directory cannot be written: %s", error)
         alerts = Alerts()

@@ -34,7 +34,7 @@ Document = dict[str, Any]
 
 
 class State:
-    """A Ledger (engine/ledger.py) in two JSON files.
+    """A StateStore (engine/store.py) in two JSON files.
 
     `set_aside` names the files that could not be used. Those that could not be read, which may pass, are `unread`: they
     are kept under another name, and the start that can read them takes up what they hold.
@@ -97,13 +97,13 @@ class State:
     def reserved(self) -> Collection[Target]:
         return self._reserved
 
-    def keep(self, baselines: Sequence[Baseline]) -> None:
+    def save_baselines(self, baselines: Sequence[Baseline]) -> None:
         with self._lock:
             added = {baseline.target: baseline.value for baseline in baselines}
             self._save_runtime(self._claims, added | self._baselines)
             self._reserved = self._reserved - added.keys()
 
-    def forget(self, targets: Collection[Target]) -> None:
+    def drop_baselines(self, targets: Collection[Target]) -> None:
         with self._lock:
             self._save_runtime(self._claims, {t: value for t, value in self._baselines.items() if t not in targets})
 

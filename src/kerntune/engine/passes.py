@@ -11,11 +11,11 @@ from kerntune.engine.companion import Companion
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Crew, Hung, Reader, hangs, not_answering
-from kerntune.engine.ledger import why_not_saved
 from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import Covered, asked_now, cover, stand_in, unmatched, whom, wishes_of
 from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
+from kerntune.engine.state_store import why_not_saved
 from kerntune.engine.writing import Writer
 from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel
@@ -113,7 +113,7 @@ class Worker:
     tunables: tuple[Tunable, ...]
     limits: Limits
     threads: Crew
-    keep: Callable[[Sequence[Baseline]], None]
+    save_baselines: Callable[[Sequence[Baseline]], None]
     companion: Companion = field(default_factory=Companion)
     drift: DriftLog = field(default_factory=DriftLog)
     patience: Patience = field(default_factory=Patience)
@@ -317,7 +317,7 @@ class _Pass:
         if self.writer.halt.asked:
             self.writer.cut |= {step.wish.target for step in steps if step.writes}
             return steps, readings
-        self._keep_baselines(readings, steps)
+        self._save_baselines(readings, steps)
         first, remedied = steps, False
         seen: Mapping[Target, Reading] = readings
         while True:
@@ -431,7 +431,7 @@ class _Pass:
         for target in [t for t in self.lane.left if t.tunable == self.tunable.name and t not in left]:
             del self.lane.left[target]
 
-    def _keep_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
+    def _save_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
         """Saved before the first write: a crash after it can still be put right."""
         new = [
             Baseline(target, readings[target].restore or readings[target].value or "")
@@ -443,7 +443,7 @@ class _Pass:
         ]
         try:
             if new:
-                self.lane.keep(new)
+                self.lane.save_baselines(new)
         except OSError as error:
             raise Failed(
                 f"the host's own values cannot be saved: {why_not_saved(error)}",

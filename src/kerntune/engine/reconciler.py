@@ -20,7 +20,6 @@ from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Bounds, Hung
 from kerntune.engine.lanes import LaneQueue, Ticket, merge
 from kerntune.engine.lasting import granted
-from kerntune.engine.ledger import Ledger, why_not_saved
 from kerntune.engine.news import changed_since, is_due, news, told
 from kerntune.engine.observed import Observed
 from kerntune.engine.passes import Group, Order, Result, Worker
@@ -39,6 +38,7 @@ from kerntune.engine.requests import (
 )
 from kerntune.engine.retry import LONGEST, SOON
 from kerntune.engine.shared import DryRuns, Shared
+from kerntune.engine.state_store import StateStore, why_not_saved
 from kerntune.engine.threads import Threads
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
@@ -84,7 +84,7 @@ class Reconciler:
         self,
         kernel: Kernel,
         tunables: Sequence[Tunable],
-        ledger: Ledger,
+        store: StateStore,
         *,
         limits: Limits | None = None,
         companion: Companion | None = None,
@@ -92,14 +92,14 @@ class Reconciler:
         bounds: Bounds | None = None,
     ) -> None:
         self.tunables = {tunable.name: tunable for tunable in tunables}
-        self.limits, self.ledger, self.companion = limits or Limits(), ledger, companion or Companion()
+        self.limits, self.store, self.companion = limits or Limits(), store, companion or Companion()
         self.observed = Observed(self._read_lane, self._seen, clock)
         self.outcomes: dict[Target, Outcome] = {}
         self.generation = 0
         self._device_events = 0
         self.listeners: list[Callable[[Report], None]] = []
-        self.unsound = [claim for claim in ledger.claims.by_id.values() if not sound(claim, self.tunables)]
-        self.committed = ledger.claims.without(self.unsound)
+        self.unsound = [claim for claim in store.claims.by_id.values() if not sound(claim, self.tunables)]
+        self.committed = store.claims.without(self.unsound)
         self.configured: tuple[Claim, ...] = ()
         self._pending: list[Pending] = []
         self._page_size = default_page_size(kernel)
@@ -122,7 +122,14 @@ class Reconciler:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
         hung = Hung(partial(self._hangs_no_more, lane), self._bounds)
         worker = Worker(
-            kernel, own, self.limits, self.threads.crews[lane], self.ledger.keep, self.companion, hung=hung, clock=clock
+            kernel,
+            own,
+            self.limits,
+            self.threads.crews[lane],
+            self.store.save_baselines,
+            self.companion,
+            hung=hung,
+            clock=clock,
         )
         told = partial(self._publish, lane), partial(self._failed, lane)
         return LaneQueue(worker, self.threads.passes, self._order, *told)
@@ -274,7 +281,7 @@ class Reconciler:
     def configure(self, claims: Sequence[Claim], limits: Limits) -> None:
         """What the configuration says from the next pass on; a pass that runs ends as it began.
 
-        These claims are the files': no Ledger saves them, and no Unset withdraws them.
+        These claims are the files': no StateStore saves them, and no Unset withdraws them.
         """
         self.configured, self.limits = tuple(claims), limits
         for queue in self._lanes.values():
@@ -377,14 +384,14 @@ class Reconciler:
         """
         self.committed = self.committed.apply(self.committed.releasing(numbers, next(self._sequence)))
         try:
-            await self.threads.save(self.ledger.commit, self.committed)
+            await self.threads.save(self.store.commit, self.committed)
         except OSError as error:
             log.error("that holds are over cannot be saved: %s", why_not_saved(error))
 
     def looking_up(self, claims: Sequence[Claim]) -> Callable[[], Sequence[Outcome]]:
         """Return what returns the outcomes of these claims by what is known now; any thread may call it."""
         world = replace(self.world, readings=dict(self.readings))
-        known = tuple(self.claims.by_id.values()), dict(self.ledger.baselines), dict(self.outcomes_now())
+        known = tuple(self.claims.by_id.values()), dict(self.store.baselines), dict(self.outcomes_now())
         return partial(outcomes_known, claims, world, *known)
 
     async def release(self, numbers: Collection[int], cause: str, *, is_fact: bool = False) -> Answer:
@@ -593,7 +600,7 @@ class Reconciler:
                 claims = claims.without_files()
             if not claims.same_as(self.committed) or pending.edit.put:
                 try:
-                    await self.threads.save(self.ledger.commit, claims)
+                    await self.threads.save(self.store.commit, claims)
                 except (OSError, MemoryError, RuntimeError) as error:
                     if pending.edit.is_fact:
                         log.error("that holds are over cannot be saved: %s", error or type(error).__name__)
@@ -621,13 +628,13 @@ class Reconciler:
         """What a pass works on that starts now for these callers."""
         return Order(
             tuple(self.claims.by_id.values()),
-            dict(self.ledger.baselines),
+            dict(self.store.baselines),
             # Every caller who still waits, also those whose other lane is slower: theirs is all or nothing.
             frozenset(claim.id for pending in self._pending for claim in pending.edit.put),
             frozenset().union(*(ticket.released for ticket in tickets)),
             enforce=any(ticket.enforce for ticket in tickets),
             spent=frozenset(self._unforgotten),
-            reserved=frozenset(self.ledger.reserved),
+            reserved=frozenset(self.store.reserved),
             asking=frozenset(
                 claim.id
                 for pending in self._pending
@@ -638,8 +645,8 @@ class Reconciler:
 
     def _dry_order(self) -> Order:
         """Return the order of a look: it shows what a pass would find."""
-        claims, baselines = tuple(self.claims.by_id.values()), dict(self.ledger.baselines)
-        spent, reserved = frozenset(self._unforgotten), frozenset(self.ledger.reserved)
+        claims, baselines = tuple(self.claims.by_id.values()), dict(self.store.baselines)
+        spent, reserved = frozenset(self._unforgotten), frozenset(self.store.reserved)
         return Order(claims, baselines, dry=True, spent=spent, reserved=reserved)
 
     def _gone(self, result: Result) -> set[Target]:
@@ -648,7 +655,7 @@ class Reconciler:
         While a key cannot be read (the CPUs of every policy are offline), it may be the same one.
         """
         names = {target.tunable for target in result.readings}
-        keyed = (t for t in self.ledger.baselines if t.key and t.tunable in names)
+        keyed = (t for t in self.store.baselines if t.key and t.tunable in names)
         return {t for t in keyed if t not in result.readings and replace(t, key="") not in result.readings}
 
     def _how_far(self) -> object:
@@ -698,11 +705,11 @@ class Reconciler:
         """Drop the baselines that are of no use any more; where that fails they are passed over, and dropped later."""
         # A target that is claimed again goes back to the same value.
         self._unforgotten -= {target for target, wish in result.wishes.items() if not wish.is_baseline}
-        self._unforgotten = (self._unforgotten | self._gone(result) | result.restored) & self.ledger.baselines.keys()
+        self._unforgotten = (self._unforgotten | self._gone(result) | result.restored) & self.store.baselines.keys()
         if not self._unforgotten:
             return
         try:
-            await self.threads.save(self.ledger.forget, frozenset(self._unforgotten))
+            await self.threads.save(self.store.drop_baselines, frozenset(self._unforgotten))
         except (OSError, MemoryError, RuntimeError) as error:
             log.error("baselines that were put back cannot be dropped: %s", error or type(error).__name__)
         else:

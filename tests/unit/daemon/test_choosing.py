@@ -66,8 +66,8 @@ async def started(
     troubles: set[str] = set()
     async with running(lab.kernel if lab else large_host()) as now:
         if lab:
-            now.ledger.claims, now.ledger.baselines = lab.ledger.claims, lab.ledger.baselines
-            now.engine.committed = lab.ledger.claims
+            now.store.claims, now.store.baselines = lab.store.claims, lab.store.baselines
+            now.engine.committed = lab.store.claims
         reloading = Reloading(folder, folder / "run", now.engine, troubles)
         bench = Bench(now, folder, reloading, Choosing(reloading, now.engine), troubles)
         for name, claims in (("fast", FAST), ("fair", DISK.format("bfq"))):
@@ -90,8 +90,8 @@ async def test_a_switch_is_one_pass_and_never_by_way_of_the_baseline(
             "overcommit": ("always:95", "always:95", State.SATISFIED),
             "hugepages@2M": ("10", "10", State.SATISFIED),
         }
-        assert (bench.choosing.profile, bench.lab.ledger.claims.choice) == ("fast", Choice("fast"))
-        assert dict(bench.lab.ledger.claims.by_id) == {}
+        assert (bench.choosing.profile, bench.lab.store.claims.choice) == ("fast", Choice("fast"))
+        assert dict(bench.lab.store.claims.by_id) == {}
         bench.lab.reports.clear()
         bench.writes()
         changed, outcomes = await bench.choose(Selection("fair"))
@@ -221,10 +221,10 @@ async def test_what_cannot_be_chosen_changes_nothing(folder: Path, monkeypatch: 
             for ask in (bench.choosing.check, bench.choosing.plan, bench.choose):
                 with pytest.raises(error):
                     await ask(Selection(name))
-        bench.lab.ledger.full_for_claims = FULL
+        bench.lab.store.full_for_claims = FULL
         with pytest.raises(Failed, match="cannot be saved"):
             await bench.choose(Selection("fast"))
-        bench.lab.ledger.full_for_claims = None
+        bench.lab.store.full_for_claims = None
         assert (bench.choosing.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
         assert bench.lab.engine.claims.choice == Choice("fair")
 
@@ -241,7 +241,7 @@ async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pyt
             "overcommit": ("", "heuristic", State.UNMANAGED),
             "hugepages@2M": ("", "0", State.UNMANAGED),
         }
-        assert dict(bench.lab.ledger.claims.by_id) == {}
+        assert dict(bench.lab.store.claims.by_id) == {}
         assert await bench.choose(RESET) == (False, {})
         assert (bench.choosing.profile, bench.degraded) == ("fair", set())
 
@@ -281,7 +281,7 @@ async def test_baseline_suspends_the_files_until_it_is_ended(
             await bench.choosing.reload()
         assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == ("bfq", 1)
         assert (bench.choosing.profile, bench.degraded) == ("fair", set())
-        assert bench.lab.ledger.claims.choice == Choice("fair")
+        assert bench.lab.store.claims.choice == Choice("fair")
 
 
 async def test_the_end_of_a_profile_while_suspended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class Loaded:
 def load(folder: Path) -> Loaded:
     """As kerntuned does it before it looks at the kernel (daemon/app.py)."""
     state = State(folder / "run", folder / "lib", boot_id="boot")
-    state.forget({target for target, value in state.baselines.items() if not restorable(target, value)})
+    state.drop_baselines({target for target, value in state.baselines.items() if not restorable(target, value)})
     engine = Reconciler(demo_host(), REGISTRY, state)
     try:
         troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
@@ -145,7 +145,7 @@ def whole(folder: Path) -> dict[str, bytes]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     state = State(folder / "run", folder / "lib", boot_id="boot")
-    state.keep([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
     state.commit(replace(Claims.of(*SAVED), choice=Choice("mine")))
     assert load(folder).troubles == set()
     return {name: (folder / name).read_bytes() for name in (*TEXTS, *STATE, *COPIES)}

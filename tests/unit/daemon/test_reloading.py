@@ -270,13 +270,13 @@ async def test_a_pass_that_fails_fails_the_reload_and_not_the_daemon(
 ) -> None:
     async with started(folder, monkeypatch) as bench:
         bench.file.write_text(BFQ)
-        bench.lab.ledger.full = FULL
+        bench.lab.store.full = FULL
         if signalled:
             await asyncio.wait([bench.reloading.soon()])
         else:
             with pytest.raises(Failed, match="cannot be saved"):
                 await bench.reloading.ask()
         assert bench.told[-1] == "READY=1"
-        bench.lab.ledger.full = None
+        bench.lab.store.full = None
         await bench.reloading.ask()
         assert bench.drive == "bfq"

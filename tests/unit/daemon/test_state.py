@@ -30,7 +30,7 @@ def test_nothing_is_known_and_nothing_written_at_first(folder: Path) -> None:
 
 def test_there_and_back(folder: Path) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline"), Baseline(POOL, "12")])
+    state.save_baselines([Baseline(SDA, "mq-deadline"), Baseline(POOL, "12")])
     state.commit(Claims.of(NOW, GOOD))
     assert saved(folder) == (held(NOW, GOOD), {SDA: "mq-deadline", POOL: "12"})
     again = opened(folder)
@@ -53,31 +53,31 @@ def test_the_same_host_is_known_by_its_boot_id(folder: Path) -> None:
 
 def test_the_first_baseline_is_the_hosts_own(folder: Path) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline")])
-    state.keep([Baseline(SDA, "none"), Baseline(POOL, "12")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(SDA, "none"), Baseline(POOL, "12")])
     assert saved(folder)[1] == {SDA: "mq-deadline", POOL: "12"}
 
 
 def test_what_was_put_back_is_forgotten(folder: Path) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline"), Baseline(POOL, "12")])
-    state.forget({SDA})
+    state.save_baselines([Baseline(SDA, "mq-deadline"), Baseline(POOL, "12")])
+    state.drop_baselines({SDA})
     assert saved(folder)[1] == state.baselines == {POOL: "12"}
-    state.keep([Baseline(SDA, "none")])
+    state.save_baselines([Baseline(SDA, "none")])
     assert saved(folder)[1] == {SDA: "none", POOL: "12"}
 
 
 def test_another_drive_of_the_same_name_has_another_baseline(folder: Path) -> None:
     state = opened(folder)
     other = replace(SDA, key="8")
-    state.keep([Baseline(SDA, "mq-deadline")])
-    state.keep([Baseline(other, "bfq")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(other, "bfq")])
     assert saved(folder)[1] == {SDA: "mq-deadline", other: "bfq"}
 
 
 def test_after_a_reboot_what_is_for_good_is_left(folder: Path) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
     state.commit(Claims.of(NOW, GOOD))
     rebooted = opened(folder, boot="boot-2")
     assert (dict(rebooted.claims.by_id), dict(rebooted.baselines)) == (held(GOOD), {})
@@ -98,7 +98,7 @@ def test_a_tmpfs_that_went_with_the_boot(folder: Path) -> None:
 def test_killed_after_the_persistent_file_was_replaced(folder: Path) -> None:
     """The commit of both kinds of claims is decided by one file; the other may be older."""
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
     state.commit(Claims.of(NOW))
     older = runtime(folder).read_bytes()
     state.commit(Claims.of(GOOD, LATER))
@@ -133,7 +133,7 @@ def test_serials_go_on_after_a_restart(folder: Path) -> None:
     runtime(folder).unlink(missing_ok=True)
     again = opened(folder)
     assert again.claims.by_id == held(GOOD, NOW)
-    again.keep([Baseline(SDA, "none")])
+    again.save_baselines([Baseline(SDA, "none")])
     again.commit(Claims.of(GOOD, LATER))
     assert saved(folder) == (held(GOOD, LATER), {SDA: "none"})
 
@@ -165,12 +165,12 @@ def test_what_is_for_good_is_on_the_disk_before_the_call_returns(folder: Path, m
 
 
 STORY: list[Callable[[State], None]] = [
-    lambda state: state.keep([Baseline(SDA, "mq-deadline")]),
+    lambda state: state.save_baselines([Baseline(SDA, "mq-deadline")]),
     lambda state: state.commit(Claims.of(NOW)),
     lambda state: state.commit(Claims.of(NOW, GOOD)),
-    lambda state: state.keep([Baseline(POOL, "12")]),
+    lambda state: state.save_baselines([Baseline(POOL, "12")]),
     lambda state: state.commit(Claims.of(LATER, GOOD)),
-    lambda state: state.forget({SDA}),
+    lambda state: state.drop_baselines({SDA}),
     lambda state: state.commit(Claims.of(LATER)),
     lambda state: state.commit(Claims()),
 ]
@@ -248,8 +248,8 @@ class WatchedLock:
 
 
 SAVES: dict[str, Callable[[State], None]] = {
-    "keep": lambda state: state.keep([Baseline(SDA, "mq-deadline")]),
-    "forget": lambda state: state.forget({POOL}),
+    "save_baselines": lambda state: state.save_baselines([Baseline(SDA, "mq-deadline")]),
+    "drop_baselines": lambda state: state.drop_baselines({POOL}),
     "commit": lambda state: state.commit(Claims.of(NOW)),
     "commit for good": lambda state: state.commit(Claims.of(NOW, GOOD)),
 }
@@ -262,7 +262,7 @@ def test_what_two_threads_save_at_a_time_is_all_there(
 ) -> None:
     """The second thread begins while the first is inside its write, and waits for it or is done."""
     state = opened(folder)
-    state.keep([Baseline(POOL, "12")])
+    state.save_baselines([Baseline(POOL, "12")])
     one_after_the_other = opened(folder)
     settled = threading.Event()
     with monkeypatch.context() as patch:
@@ -305,8 +305,8 @@ def full(document: Any, file: Any, **_options: Any) -> None:
         lambda state: state.commit(Claims.of(LATER)),
         lambda state: state.commit(Claims.of(NOW, GOOD, LATER)),
         lambda state: state.commit(Claims.of(NOW, replace(GOOD, value="1"))),
-        lambda state: state.keep([Baseline(POOL, "12")]),
-        lambda state: state.forget({SDA}),
+        lambda state: state.save_baselines([Baseline(POOL, "12")]),
+        lambda state: state.drop_baselines({SDA}),
     ],
     ids=["runtime", "another", "persistent", "keep", "forget"],
 )
@@ -314,7 +314,7 @@ def test_a_full_disk_changes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[State], None]
 ) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
     state.commit(Claims.of(NOW, GOOD))
     before = files(folder)
     known = (dict(state.claims.by_id), dict(state.baselines))

@@ -24,7 +24,7 @@ from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, ope
 
 def written(folder: Path) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "mq-deadline")])
+    state.save_baselines([Baseline(SDA, "mq-deadline")])
     state.commit(Claims.of(NOW, GOOD))
     state.commit(Claims.of(LATER, GOOD))
 
@@ -76,7 +76,7 @@ def test_a_broken_file_is_set_aside_and_the_other_is_used(folder: Path, name: st
     else:
         assert state.claims.by_id.get(LATER.id) == LATER
         assert dict(state.baselines) == {SDA: "mq-deadline"}
-    state.keep([Baseline(POOL, "12")])
+    state.save_baselines([Baseline(POOL, "12")])
     state.commit(Claims.of(NOW, GOOD))
     assert opened(folder).claims.by_id == held(NOW, GOOD)
 
@@ -142,8 +142,8 @@ def test_bytes_that_changed_are_not_fatal(
                 data = path.read_bytes()
                 path.write_bytes(hits if isinstance(hits, bytes) else damaged(data, hits))
         state = opened(folder)
-        state.keep([Baseline(POOL, "12")])
-        state.forget({SDA})
+        state.save_baselines([Baseline(POOL, "12")])
+        state.drop_baselines({SDA})
         state.commit(Claims.of(NOW))
         again = opened(folder)
         assert again.set_aside == []
@@ -174,7 +174,7 @@ def test_a_field_of_any_value_is_not_fatal(name: str, value: Any, inner: str | N
                 document[name] = value
             path.write_text(json.dumps(document))
         state = opened(folder)
-        state.keep([Baseline(POOL, "12")])
+        state.save_baselines([Baseline(POOL, "12")])
         state.commit(Claims.of(NOW, GOOD))
         again = opened(folder)
         assert again.claims.by_id == held(NOW, GOOD)
@@ -278,7 +278,7 @@ def test_claims_that_cannot_be_read_are_there_at_the_next_start(
         # Who claims the drive is not known, so nothing is put back; a new claim on it is free to keep its baseline.
         assert (state.baselines, state.reserved) == ({SDA: "mq-deadline"}, {SDA})
         if save:
-            state.keep([Baseline(SDA, "none")])
+            state.save_baselines([Baseline(SDA, "none")])
             assert (state.baselines, state.reserved) == ({SDA: "mq-deadline"}, set())
             state.commit(Claims.of(LATER, other))
         again = opened(folder)
@@ -301,7 +301,7 @@ def test_baselines_that_cannot_be_read_are_there_at_the_next_start(
         state = opened(folder)
         # What of the runtime's claims was withdrawn since the copy in the other file is not known.
         assert state.claims.by_id == held(GOOD)
-        state.keep([Baseline(SDA, "bfq"), Baseline(POOL, "12")])
+        state.save_baselines([Baseline(SDA, "bfq"), Baseline(POOL, "12")])
         state.commit(Claims.of(NOW, GOOD))
     state = opened(folder)
     assert state.claims.by_id == held(replace(NOW, seq=LATER.seq + NOW.seq), LATER, GOOD)

@@ -22,7 +22,7 @@ def claims_of(choice: Choice) -> Claims:
 @pytest.mark.parametrize("choice", [Choice("fair"), Choice("", suspended=True), CHOSEN, Choice()])
 def test_it_survives_a_restart_and_the_suspension_no_reboot(folder: Path, choice: Choice) -> None:
     state = opened(folder)
-    state.keep([Baseline(SDA, "bfq")])
+    state.save_baselines([Baseline(SDA, "bfq")])
     for saved in (Choice("other"), CHOSEN, choice):
         state.commit(claims_of(saved))
     assert opened(folder).claims == claims_of(choice)
@@ -32,8 +32,8 @@ def test_it_survives_a_restart_and_the_suspension_no_reboot(folder: Path, choice
 def test_what_is_saved_beside_it_does_not_lose_it(folder: Path) -> None:
     state = opened(folder)
     state.commit(claims_of(CHOSEN))
-    state.keep([Baseline(SDA, "bfq")])
-    state.forget({SDA})
+    state.save_baselines([Baseline(SDA, "bfq")])
+    state.drop_baselines({SDA})
     assert opened(folder).claims.choice == CHOSEN
 
 
@@ -41,7 +41,7 @@ def test_a_crash_between_the_two_files_leaves_one_of_the_two_choices(folder: Pat
     """The persistent file decides: it holds what ends with the boot, too."""
     state = opened(folder)
     state.commit(claims_of(Choice("fair")))
-    state.keep([Baseline(SDA, "bfq")])
+    state.save_baselines([Baseline(SDA, "bfq")])
     before = runtime(folder).read_bytes()
     state.commit(claims_of(Choice("", suspended=True)))
     runtime(folder).write_bytes(before)

@@ -28,7 +28,7 @@ from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Baseline, Hold, Origin, Reason, Target
 from kerntune.tunables import REGISTRY
 from tests.harness.often import often
-from tests.unit.lab import BOUND, Lab, MemoryLedger, have_pages, host_values, large_host, pages, request
+from tests.unit.lab import BOUND, Lab, MemoryStore, have_pages, host_values, large_host, pages, request
 
 NODES = (12, 34)  # pages that the host has by itself
 SPEED = ("powersave", "schedutil", "performance")
@@ -72,7 +72,7 @@ class Disk:
     """Its state, likewise; what the daemon believes it has saved goes with it."""
 
     def __init__(self, state: State, life: Life) -> None:
-        self._state, self._life, self._believed = state, life, MemoryLedger(state.claims, state.baselines)
+        self._state, self._life, self._believed = state, life, MemoryStore(state.claims, state.baselines)
 
     @property
     def claims(self) -> Claims:
@@ -86,11 +86,11 @@ class Disk:
     def reserved(self) -> Collection[Target]:
         return ()
 
-    def keep(self, baselines: Sequence[Baseline]) -> None:
-        self._do("keep", baselines)
+    def save_baselines(self, baselines: Sequence[Baseline]) -> None:
+        self._do("save_baselines", baselines)
 
-    def forget(self, targets: Collection[Target]) -> None:
-        self._do("forget", targets)
+    def drop_baselines(self, targets: Collection[Target]) -> None:
+        self._do("drop_baselines", targets)
 
     def commit(self, claims: Claims) -> None:
         self._do("commit", claims)
@@ -149,15 +149,15 @@ class Story:
     @contextlib.asynccontextmanager
     async def daemon(self, life: Life) -> AsyncIterator[Lab]:
         """A daemon from its start, where it drops what has no client any more; it has made the boot pass."""
-        ledger = Disk(State(self.folder, self.folder, boot_id="boot"), life)
-        engine = Reconciler(Mortal(self.kernel, life), REGISTRY, ledger)
+        store = Disk(State(self.folder, self.folder, boot_id="boot"), life)
+        engine = Reconciler(Mortal(self.kernel, life), REGISTRY, store)
         working = asyncio.create_task(engine.work())
         try:
             held = engine.committed.holds.values()
             await engine.drop_holds([hold.number for hold in held if self.has_left(hold)])
             await engine.observe()
             await engine.reconcile("boot", enforce=True)
-            yield Lab(self.kernel, ledger, engine)  # type: ignore[arg-type]  # nothing of a MemoryLedger is asked
+            yield Lab(self.kernel, store, engine)  # type: ignore[arg-type]  # nothing of a MemoryStore is asked
         finally:
             working.cancel()
             await asyncio.wait([working])

@@ -112,7 +112,9 @@ async def do(lab: Lab, ask: Ask) -> None:
             reading = next((r for t, r in now(lab.kernel).items() if str(t) == str(outcome.target)), None)
             assert outcome.actual == (reading or "")
         assert planned is not None
-        assert answer.changed == planned.changed
+        # Pages are asked for once more where some are missing, which comes to nothing where memory is in pieces.
+        in_vain = any(outcome.state is State.PARTIAL for outcome in answer.outcomes)
+        assert answer.changed == planned.changed or (planned.changed and in_vain)
     assert lab.engine.claims == lab.engine.committed
     assert sum(node.hugetlb for node in lab.kernel.nodes) <= sum(node.memory for node in lab.kernel.nodes) * 75 // 100
     if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
@@ -156,7 +158,7 @@ def test_after_letting_go_the_host_is_as_it_was(kernel: SimulatedKernel, calls: 
             await let_go(lab)
             assert host_values(kernel) == start
             assert lab.claims == []
-            assert not lab.ledger.baselines
+            assert not lab.store.baselines
             assert lab.engine.outcomes == {}
 
     asyncio.run(asyncio.wait_for(story(), BOUND))
@@ -173,8 +175,8 @@ def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: li
                 await do(lab, ask)
             states = {outcome.state for outcome in lab.engine.outcomes.values()}
         before = host_values(kernel)
-        saved = lab.ledger.claims.by_id.values()
-        async with running(kernel, claims=saved, baselines=lab.ledger.baselines) as later:
+        saved = lab.store.claims.by_id.values()
+        async with running(kernel, claims=saved, baselines=lab.store.baselines) as later:
             later.writes()
             await later.engine.reconcile("boot", enforce=True)
             if states <= QUIET:
@@ -184,7 +186,7 @@ def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: li
                 await do(later, ask)
             await let_go(later)
             assert host_values(kernel) == start
-            assert not later.ledger.baselines
+            assert not later.store.baselines
 
     asyncio.run(asyncio.wait_for(story(), BOUND))
 
@@ -205,14 +207,14 @@ def test_calls_at_the_same_moment_leave_what_is_saved_in_force(kernel: Simulated
             for found in await asyncio.gather(*asked, return_exceptions=True):
                 assert not isinstance(found, BaseException) or isinstance(found, KerntuneError)
             assert lab.engine.claims == lab.engine.committed
-            assert dict(lab.engine.claims.by_id) == dict(lab.ledger.claims.by_id)
+            assert dict(lab.engine.claims.by_id) == dict(lab.store.claims.by_id)
             if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
                 lab.writes()
                 await lab.engine.reconcile("again")
                 assert lab.writes() == []
             await let_go(lab)
             assert host_values(kernel) == start
-            assert not lab.ledger.baselines
+            assert not lab.store.baselines
 
     asyncio.run(asyncio.wait_for(story(), BOUND))
 

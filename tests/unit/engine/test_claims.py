@@ -97,7 +97,7 @@ def test_edits_that_put_may_be_committed_in_any_order(rows: list[tuple[bool, str
         one = one.apply(edit)
     for edit in shuffled:
         other = other.apply(edit)
-    assert dict(one.claims) == dict(other.claims)
+    assert dict(one.by_id) == dict(other.by_id)
 
 
 def test_claims_beside_those_it_has() -> None:

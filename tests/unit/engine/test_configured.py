@@ -28,7 +28,7 @@ async def test_they_are_in_force_after_boot_and_nowhere_saved() -> None:
         await boot(lab, configured("io-scheduler", "nvme*", "bfq"), configured("hugepages", "2M", 10, 2))
         assert (pages(lab.kernel), lab.kernel.disks["nvme0n1"].scheduler) == ([5, 5], "bfq")
         await lab.set(("overcommit", "", "always"), persist=True)
-        assert [claim.origin for claim in lab.ledger.claims.by_id.values()] == [Origin.PERSISTENT]
+        assert [claim.origin for claim in lab.store.claims.by_id.values()] == [Origin.PERSISTENT]
         assert len(lab.engine.claims.by_id) == 3
         lab.writes()
         await lab.engine.reconcile("again")
@@ -70,7 +70,7 @@ async def test_a_reload_is_one_pass_that_writes_what_is_new_and_puts_back_what_i
         assert [report.cause for report in lab.reports] == ["reload"] * 3
         assert lab.engine.generation == generation + 2  # memory and block: a lane each
         assert {str(target) for target in lab.engine.outcomes} == {"hugepages@2M"}
-        assert not any(target.tunable == "io-scheduler" for target in lab.ledger.baselines)
+        assert not any(target.tunable == "io-scheduler" for target in lab.store.baselines)
         lab.writes()
         await lab.engine.reload([configured("hugepages", "2M", 20, 7)], DEFAULT)
         assert lab.writes() == []
@@ -170,7 +170,7 @@ async def test_a_reload_beside_callers_loses_nobodys_edit() -> None:
             "config:io-scheduler@nvme*",
             "persistent:io-scheduler@sda",
         ]
-        assert sorted(map(str, lab.ledger.claims.by_id)) == ["persistent:io-scheduler@sda"]
+        assert sorted(map(str, lab.store.claims.by_id)) == ["persistent:io-scheduler@sda"]
 
 
 async def test_a_failed_set_brings_back_what_the_configuration_wants() -> None:

@@ -16,7 +16,7 @@ from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Origin, Report, State
 from kerntune.tunables.io_scheduler import IoScheduler
 from tests.unit.engine.test_lanes import begun, held
-from tests.unit.lab import BOUND, Lab, MemoryLedger, claim, large_host, queue, running
+from tests.unit.lab import BOUND, Lab, MemoryStore, claim, large_host, queue, running
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ async def all_is_as_before(lab: Lab) -> None:
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread"), KeyError("seq")])
 async def test_an_edit_that_cannot_be_saved_is_withdrawn(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(large_host()) as lab:
-        with failing(monkeypatch, MemoryLedger, "commit", error), pytest.raises(type(error)):
+        with failing(monkeypatch, MemoryStore, "commit", error), pytest.raises(type(error)):
             await lab.set(("io-scheduler", "sda", "kyber"))
         await all_is_as_before(lab)
 
@@ -78,12 +78,12 @@ async def test_baselines_that_cannot_be_dropped_for_want_of_memory_fail_no_call(
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "sda", "bfq"))
 
-        with failing(monkeypatch, MemoryLedger, "forget", MemoryError()):
+        with failing(monkeypatch, MemoryStore, "drop_baselines", MemoryError()):
             (outcome,) = (await lab.unset(("io-scheduler", "sda"))).outcomes
             assert outcome.state is State.UNMANAGED
-        assert lab.ledger.baselines
+        assert lab.store.baselines
         await lab.engine.reconcile("later")
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_what_has_begun_is_finished_though_its_caller_is_gone() -> None:
@@ -114,7 +114,7 @@ async def test_the_first_error_is_told_when_its_withdrawal_fails_too(monkeypatch
             return run(self, *args)  # type: ignore[arg-type]  # as it was called
 
         monkeypatch.setattr(IoScheduler, "plan", second_fails)
-        saving = failing(monkeypatch, MemoryLedger, "commit", MemoryError("of the first"))
+        saving = failing(monkeypatch, MemoryStore, "commit", MemoryError("of the first"))
         with saving, pytest.raises(MemoryError, match="of the first"):
             await lab.set(("io-scheduler", "sda", "kyber"))
         assert lab.engine.claims == lab.engine.committed
@@ -125,8 +125,8 @@ async def test_what_a_pass_that_failed_was_to_do_is_done_by_a_later_one(monkeypa
     async with running(large_host()) as lab:
         with failing(monkeypatch, IoScheduler, "judge", MemoryError()), pytest.raises(Failed):
             await lab.set(("io-scheduler", "sda", "kyber"))
-        assert lab.ledger.baselines, "nobody knows whether the value is back"
-        await lab.until(lambda: not lab.ledger.baselines)
+        assert lab.store.baselines, "nobody knows whether the value is back"
+        await lab.until(lambda: not lab.store.baselines)
         assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
         assert lab.claims == []
 
@@ -157,6 +157,6 @@ async def test_a_drive_that_cannot_be_told_from_another_now_loses_nothing(monkey
         no_room = KernelError(errno.EMFILE, os.strerror(errno.EMFILE), "sys/block/sda/queue")
         with failing(monkeypatch, SimulatedKernel, "identity", no_room), pytest.raises(Failed):
             await lab.engine.reconcile("drift")
-        assert list(lab.ledger.baselines.values()) == ["mq-deadline"]
+        assert list(lab.store.baselines.values()) == ["mq-deadline"]
         (outcome,) = (await lab.unset(("io-scheduler", "sda"))).outcomes
         assert outcome.actual == "mq-deadline"

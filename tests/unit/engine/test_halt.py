@@ -81,14 +81,14 @@ async def test_a_boot_pass_ends_with_what_was_had_and_the_next_start_goes_on() -
         assert "was told to stop" in outcome.detail
         had = pages(kernel)[0]
         assert (3 < had < MANY, outcome.actual) == (True, str(had))
-        saved = dict(lab.ledger.baselines)
+        saved = dict(lab.store.baselines)
         assert saved[WHOLE] == "3"
     kernel.pace = 0
     async with running(kernel, baselines=saved) as lab:
         lab.engine.configure(wanted, lab.engine.limits)
         await lab.engine.reconcile("boot", enforce=True)
         assert pages(kernel) == [MANY]
-        assert lab.ledger.baselines == saved
+        assert lab.store.baselines == saved
 
 
 async def test_a_caller_who_wanted_all_of_it_gets_an_error_and_the_old_count_is_back() -> None:
@@ -101,7 +101,7 @@ async def test_a_caller_who_wanted_all_of_it_gets_an_error_and_the_old_count_is_
         with pytest.raises(Failed, match=r"told to stop.*try again when kerntuned has started"):
             await slow
         assert pages(lab.kernel) == [3]
-        assert (lab.claims, lab.ledger.baselines) == ([], {})
+        assert (lab.claims, lab.store.baselines) == ([], {})
 
 
 async def test_a_caller_who_takes_less_keeps_what_was_had() -> None:
@@ -126,7 +126,7 @@ async def test_what_was_not_reached_is_not_counted_as_done() -> None:
         with pytest.raises(Failed, match="told to stop"):
             await slow
         assert {disk.scheduler for name, disk in lab.kernel.disks.items() if name != "sda"} == {"none"}
-        assert (lab.claims, lab.ledger.baselines) == ([], {})
+        assert (lab.claims, lab.store.baselines) == ([], {})
 
 
 async def test_a_write_that_cannot_be_ended_is_named_and_not_waited_for() -> None:
@@ -138,14 +138,14 @@ async def test_a_write_that_cannot_be_ended_is_named_and_not_waited_for() -> Non
         assert await lab.engine.end_writes(0.1, grace=0) == [POOL]
         assert not slow.done()
         # What the host had is saved, and no claim: the next start puts it back.
-        saved = dict(lab.ledger.baselines)
-        assert (saved[WHOLE], lab.ledger.claims.by_id) == ("3", {})
+        saved = dict(lab.store.baselines)
+        assert (saved[WHOLE], lab.store.claims.by_id) == ("3", {})
         gate.free.set()
         await slow
     assert pages(lab.kernel) == [100]
     async with running(lab.kernel, baselines=saved) as after:
         await after.engine.reconcile("boot", enforce=True)
-        assert (pages(lab.kernel), after.ledger.baselines) == ([3], {})
+        assert (pages(lab.kernel), after.store.baselines) == ([3], {})
 
 
 async def test_at_the_end_of_the_time_no_pass_writes_any_more() -> None:
@@ -160,9 +160,9 @@ async def test_at_the_end_of_the_time_no_pass_writes_any_more() -> None:
             await slow
         # It could not be put back: that is owed.
         assert pages(lab.kernel)[0] > 3
-        assert lab.ledger.baselines[WHOLE] == "3"
+        assert lab.store.baselines[WHOLE] == "3"
         assert await lab.engine.put_back(BOUND)
-        assert (pages(lab.kernel), lab.ledger.baselines) == ([3], {})
+        assert (pages(lab.kernel), lab.store.baselines) == ([3], {})
 
 
 def test_a_thread_that_is_inside_a_write_gets_the_signal(endable: None) -> None:

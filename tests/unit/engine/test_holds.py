@@ -71,7 +71,7 @@ async def test_pages_of_holds_add_up_and_go_one_by_one(order: Iterable[int]) -> 
             left -= (10, 20, 40)[each]
             await release(lab, numbers[each])
             assert pages(kernel) == [left]
-        assert (lab.engine.claims.by_id, lab.engine.claims.holds, lab.ledger.baselines) == ({}, {}, {})
+        assert (lab.engine.claims.by_id, lab.engine.claims.holds, lab.store.baselines) == ({}, {}, {})
 
 
 async def test_they_go_on_top_of_what_is_claimed_and_of_what_is_claimed_later() -> None:
@@ -531,14 +531,14 @@ async def test_a_release_does_what_a_reset_could_not_save() -> None:
         edit = lab.engine.choosing(files_of(lab.engine.claims), reset=True, holds=True)
         resetting, releasing = await begun(lab.engine.carry_out(edit, "Reset"), release(lab, number))
         await gate.reached.wait()
-        lab.ledger.full_for_claims = FULL
+        lab.store.full_for_claims = FULL
         gate.free.set()
         with pytest.raises(Failed, match=r"what was asked cannot be saved: .* Nothing was changed"):
             await resetting
         with pytest.raises(Failed):
             await releasing
         assert (pages(kernel), [*lab.engine.committed.holds]) == ([30], [number])
-        lab.ledger.full_for_claims = None
+        lab.store.full_for_claims = None
         await release(lab, number)
         assert (pages(kernel), lab.engine.committed.holds) == ([0], {})
 
@@ -548,14 +548,14 @@ async def test_what_is_over_gives_its_pages_back_and_is_saved_when_that_is_possi
     async with running(kernel) as lab:
         number, _ = await hold(lab, (*POOL, 1000))
         lab.writes()
-        lab.ledger.full_for_claims = FULL
+        lab.store.full_for_claims = FULL
         await lab.engine.release([number], "client gone", is_fact=True)
         assert (pages(kernel), lab.engine.committed.holds) == ([0], {})
         assert [text for path, text in lab.writes() if path == FILE] == ["0"], "they are not reserved again"
-        assert [*lab.ledger.claims.holds] == [number]
-        lab.ledger.full_for_claims = None
+        assert [*lab.store.claims.holds] == [number]
+        lab.store.full_for_claims = None
         await lab.set(("io-scheduler", "nvme0n1", "bfq"))
-        assert lab.ledger.claims.holds == {}
+        assert lab.store.claims.holds == {}
 
 
 async def test_what_is_over_is_over_though_a_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,7 +581,7 @@ async def test_its_time_begins_when_it_is_granted() -> None:
         (granted,) = lab.engine.committed.holds.values()
         assert before <= granted.since == granted.expires - 1_000_000
         assert uptime + 1_000_000 <= granted.ends_boottime <= boottime() + 1_000_000
-        assert lab.ledger.claims.holds == lab.engine.committed.holds
+        assert lab.store.claims.holds == lab.engine.committed.holds
 
 
 async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back() -> None:
@@ -590,10 +590,10 @@ async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back
     async with running(kernel) as lab:
         await hold(lab, (*POOL, 10))
         await lab.set(("io-scheduler", "sda", "bfq"))
-        claims, baselines = lab.ledger.claims, lab.ledger.baselines
+        claims, baselines = lab.store.claims, lab.store.baselines
     # Another daemon, which cannot read who else claims what.
     async with running(kernel, baselines=baselines) as lab:
-        lab.ledger.reserved = frozenset(baselines)
+        lab.store.reserved = frozenset(baselines)
         lab.engine.committed = claims.without(claims.by_origin(Origin.RUNTIME))
         lab.writes()
         for _ in range(2):
@@ -602,7 +602,7 @@ async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back
         assert kernel.disks["sda"].scheduler == "bfq"
         assert lab.engine.number_for_a_hold() == 1  # has been the other's
         await hold(lab, (*POOL, 4))
-        assert (sum(pages(kernel)), {target.tunable for target in lab.ledger.kept}) == (28, {"hugepages"})
+        assert (sum(pages(kernel)), {target.tunable for target in lab.store.kept}) == (28, {"hugepages"})
 
 
 def files_of(claims: Claims) -> FilesEdit:

@@ -116,7 +116,7 @@ async def test_of_many_the_others_are_set_and_the_one_that_hung_is_set_when_the_
         assert lab.engine.counters["drift_repairs"] == 0
         await lab.unset(("io-scheduler", "*"))
         assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "none", "sda": "mq-deadline"}
-        assert lab.ledger.baselines == {}
+        assert lab.store.baselines == {}
 
 
 async def test_who_names_only_the_one_that_hangs_gets_an_error_and_its_own_value_comes_back() -> None:
@@ -127,8 +127,8 @@ async def test_who_names_only_the_one_that_hangs_gets_an_error_and_its_own_value
                     await lab.set(("io-scheduler", "sda", "bfq"))
             assert lab.claims == []
             assert of(lab).is_owed
-            assert list(lab.ledger.baselines.values()) == ["mq-deadline"]
-        await lab.until(lambda: not lab.ledger.baselines)
+            assert list(lab.store.baselines.values()) == ["mq-deadline"]
+        await lab.until(lambda: not lab.store.baselines)
         assert schedulers(lab)["sda"] == "mq-deadline"
         assert lab.engine.outcomes == {}
 
@@ -170,7 +170,7 @@ async def test_all_that_is_asked_of_the_host_is_dropped_though_one_hangs() -> No
             assert lab.claims == []
             assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "none", "sda": "none"}
             assert of(lab).is_owed
-        await lab.until(lambda: not lab.ledger.baselines)
+        await lab.until(lambda: not lab.store.baselines)
         # The write that had hung ended with the claim's value, and that is nobody else's work.
         assert schedulers(lab)["sda"] == "mq-deadline"
 
@@ -233,7 +233,7 @@ async def test_a_stop_names_it_and_does_not_wait() -> None:
             assert await lab.engine.end_writes(BOUND) == [queue("sda")]
             assert not await lab.engine.put_back(BOUND)
             assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "none", "sda": "mq-deadline"}
-            assert lab.ledger.baselines == {Target("io-scheduler", "sda", key_of(lab, "sda")): "mq-deadline"}
+            assert lab.store.baselines == {Target("io-scheduler", "sda", key_of(lab, "sda")): "mq-deadline"}
             with pytest.raises(Failed, match="is stopping"):
                 await lab.set(BFQ)
 
@@ -273,7 +273,7 @@ async def test_where_every_drive_hangs_its_callers_get_an_error_soon_and_other_l
             assert time.monotonic() - began < SOON
             assert len(files.inside) == len(kernel.disks), "one thread is inside each"
             assert lab.claims == ["runtime:cpu-governor@0=performance", "runtime:hugepages@2M=8"]
-        await lab.until(lambda: not any(t.tunable == "io-scheduler" for t in lab.ledger.baselines))
+        await lab.until(lambda: not any(t.tunable == "io-scheduler" for t in lab.store.baselines))
         assert set(schedulers(lab).values()) == {"none", "mq-deadline"}
 
 
@@ -306,7 +306,7 @@ async def test_a_drive_that_is_removed_while_it_hangs_is_gone_and_the_next_of_it
             gone = [o for report in lab.reports for o in report.outcomes if o.target.instance == "sda"]
             assert [(o.state, o.reason) for o in gone] == [(State.UNSUPPORTED, Reason.NO_SUCH_TARGET)]
             assert lab.engine.troubles == set()
-            assert {target.instance for target in lab.ledger.baselines} == {"nvme0n1", "nvme1n1"}
+            assert {target.instance for target in lab.store.baselines} == {"nvme0n1", "nvme1n1"}
         lab.kernel.plug("sda", scheduler="none", offered=("none", "bfq"))
         await lab.engine.reconcile("device")
         await lab.until(lambda: of(lab).state is State.SATISFIED)
@@ -321,7 +321,7 @@ async def test_what_the_host_had_is_saved_before_the_write_that_hangs() -> None:
             assert hang
 
             def writing(path: str, text: str) -> None:
-                saved.append(lab.ledger.baselines[Target("io-scheduler", "sda", key_of(lab, "sda"))])
+                saved.append(lab.store.baselines[Target("io-scheduler", "sda", key_of(lab, "sda"))])
                 hang(path, text)
 
             lab.kernel.before_write = writing
@@ -420,8 +420,8 @@ async def test_a_stop_does_not_wait_for_the_bound() -> None:
             began = time.monotonic()
             assert await lab.engine.end_writes(0.2, grace=0) == [queue("sda")]
             assert time.monotonic() - began < SOON
-            assert lab.ledger.claims.by_id == {}
-            assert "mq-deadline" in lab.ledger.baselines.values()
+            assert lab.store.claims.by_id == {}
+            assert "mq-deadline" in lab.store.baselines.values()
         await call
 
 
@@ -438,7 +438,7 @@ async def test_a_caller_who_leaves_while_it_hangs_leaves_nothing_behind() -> Non
             assert time.monotonic() - began < SOON
             assert lab.claims == ["runtime:io-scheduler@nvme1n1=kyber"]
             assert of(lab).is_owed
-        await lab.until(lambda: len(lab.ledger.baselines) == 1)
+        await lab.until(lambda: len(lab.store.baselines) == 1)
         assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "kyber", "sda": "mq-deadline"}
 
 

@@ -219,14 +219,14 @@ async def test_many_at_once_leave_what_the_last_one_asked() -> None:
 
 async def test_two_that_cannot_be_saved_leave_nothing() -> None:
     async with running(large_host()) as lab:
-        lab.ledger.full_for_claims = FULL
+        lab.store.full_for_claims = FULL
         found = await ends(
             *await begun(lab.set(("io-scheduler", "sda", "bfq")), lab.set(("io-scheduler", "sda", "none")))
         )
         assert all(isinstance(one, KerntuneError) for one in found)
         assert lab.claims == []
         assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 # Lanes
@@ -240,7 +240,7 @@ async def test_slow_memory_delays_no_drive() -> None:
         outcome = await lab.one("io-scheduler", "nvme0n1", "mq-deadline")
         assert outcome.state is State.SATISFIED
         assert not slow.done()
-        assert [claim.tunable for claim in lab.ledger.claims.by_id.values()] == ["io-scheduler"]
+        assert [claim.tunable for claim in lab.store.claims.by_id.values()] == ["io-scheduler"]
         gate.free.set()
         assert (await slow).outcomes[0].actual == "100"
         assert len(lab.claims) == 2
@@ -298,7 +298,7 @@ async def test_a_failure_in_a_fast_lane_waits_for_the_slow_one_to_put_it_back() 
             await both
         assert pages(kernel) == [7]
         assert lab.claims == []
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_what_is_withdrawn_while_a_slower_lane_works_stays_withdrawn() -> None:

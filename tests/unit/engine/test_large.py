@@ -153,7 +153,7 @@ async def test_of_two_that_are_checked_at_once_nothing_is_lost(monkeypatch: pyte
         found = await set_both(lab, MANY, others)
         assert [len(answer.outcomes) for answer in found] == [3, 3]
         assert {claim.id.instances for claim in lab.engine.claims.by_id.values()} == {at for _, at, _ in MANY + others}
-        numbers = [claim.seq for claim in lab.ledger.claims.by_id.values()]
+        numbers = [claim.seq for claim in lab.store.claims.by_id.values()]
         assert len(set(numbers)) == len(numbers)
 
 
@@ -175,7 +175,7 @@ async def test_the_one_that_was_asked_for_later_is_newer_though_it_is_checked_so
         answer, newer = await set_both(lab, rows("*"), rows("*", value="bfq"))
         assert {outcome.actual for outcome in newer.outcomes} == {"bfq"}
         assert {outcome.requested for outcome in answer.outcomes} == {"none"}
-        assert {claim.value for claim in lab.ledger.claims.by_id.values()} == {"bfq"}
+        assert {claim.value for claim in lab.store.claims.by_id.values()} == {"bfq"}
 
 
 async def test_two_that_are_checked_at_once_keep_to_the_limit_of_claims(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.unit.lab import (
     FULL,
     POOL,
     Lab,
-    MemoryLedger,
+    MemoryStore,
     have_pages,
     large_host,
     pages,
@@ -61,7 +61,7 @@ async def test_a_slow_pool_is_ended_and_the_old_count_is_back() -> None:
         await leaves(call)
         await lab.engine.reconcile("after")
         assert pages(lab.kernel) == [3]
-        assert (lab.claims, lab.ledger.baselines) == ([], {})
+        assert (lab.claims, lab.store.baselines) == ([], {})
         # It did not have to make all of them first.
         assert max(int(text) for path, text in lab.writes() if path == POOL) < MANY
         assert any(LEFT in detail for detail in told(lab))
@@ -153,14 +153,14 @@ async def test_who_comes_later_in_the_lane_has_what_he_asked_for() -> None:
 async def test_what_is_being_saved_is_finished_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(small_host()) as lab:
         saving, free, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
-        commit = MemoryLedger.commit
+        commit = MemoryStore.commit
 
-        def slowly(ledger: MemoryLedger, claims: Claims) -> None:
+        def slowly(store: MemoryStore, claims: Claims) -> None:
             loop.call_soon_threadsafe(saving.set)
             free.wait(BOUND)
-            commit(ledger, claims)
+            commit(store, claims)
 
-        monkeypatch.setattr(MemoryLedger, "commit", slowly)
+        monkeypatch.setattr(MemoryStore, "commit", slowly)
         call = setting(lab, ("hugepages", "2M", 4))
         await saving.wait()
         call.cancel()
@@ -214,7 +214,7 @@ async def test_what_is_put_back_is_not_ended_with_another_edit(monkeypatch: pyte
         raise FULL
 
     async with running(large_host()) as lab:
-        monkeypatch.setattr(MemoryLedger, "commit", fails)
+        monkeypatch.setattr(MemoryStore, "commit", fails)
         with pytest.raises(Failed):
             await lab.set(("io-scheduler", "sda", "none"))
         assert [ticket.waited for ticket in tickets if ticket.cause == "Set withdrawn"] == [True]

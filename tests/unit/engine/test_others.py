@@ -246,7 +246,7 @@ async def test_a_release_of_one_node_is_carried_out_though_the_other_is_conteste
         assert pages(kernel)[0] == 12
         await lab.unset(("hugepages", "2M/node1"))
         assert pages(kernel) == [12, 34]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_contested_total_is_not_forgiven_by_its_nodes_baselines() -> None:

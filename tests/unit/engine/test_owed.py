@@ -68,7 +68,7 @@ async def test_a_value_that_cannot_be_put_back_is_told_and_kept(code: int) -> No
         assert (outcome.state, outcome.actual, outcome.requested) == (State.FAILED, "bfq", "mq-deadline")
         assert outcome.is_owed
         assert "the host's own value is owed, and tried again until it is back" in outcome.detail
-        assert list(lab.ledger.baselines.values()) == ["mq-deadline"]
+        assert list(lab.store.baselines.values()) == ["mq-deadline"]
         assert only(lab) == outcome
         assert outcome.reason in lab.engine.troubles
         assert lab.claims == []
@@ -86,7 +86,7 @@ async def test_it_is_tried_again_after_longer_and_longer_waits_and_told_once() -
         assert lab.engine.generation == generation, "a try in vain is no news"
         lab.kernel.refuse.clear()
         assert await look(lab, clock, wait) == [(queue("sda"), "mq-deadline")]
-        assert (lab.engine.outcomes, lab.ledger.baselines) == ({}, {})
+        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
         assert [(o.target.instance, o.actual, o.state) for o in last(lab)] == [("sda", "mq-deadline", State.UNMANAGED)]
         assert await look(lab, clock, LONGEST) == []
 
@@ -111,7 +111,7 @@ async def test_what_somebody_else_writes_stays_and_ends_the_debt() -> None:
         (outcome,) = last(lab)
         assert (outcome.actual, outcome.state, outcome.reason) == ("none", State.UNMANAGED, Reason.CHANGED_BY_OTHERS)
         assert "something else set io-scheduler@sda to none, and that stays" in outcome.detail
-        assert (lab.engine.outcomes, lab.ledger.baselines) == ({}, {})
+        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
         count = len(lab.reports)
         assert await look(lab, clock, LONGEST) == []
         assert not any(report.outcomes for report in lab.reports[count:]), "told once"
@@ -125,7 +125,7 @@ async def test_somebody_else_who_puts_it_back_pays_the_debt() -> None:
         assert await look(lab, clock, 0.1) == []
         (outcome,) = last(lab)
         assert (outcome.state, outcome.reason) == (State.UNMANAGED, Reason.OK)
-        assert lab.ledger.baselines == {}
+        assert lab.store.baselines == {}
 
 
 async def test_a_new_claim_ends_the_debt_and_the_next_release_puts_back_the_first_value() -> None:
@@ -135,7 +135,7 @@ async def test_a_new_claim_ends_the_debt_and_the_next_release_puts_back_the_firs
         assert (await lab.one("io-scheduler", "sda", "kyber")).state is State.SATISFIED
         (outcome,) = (await lab.unset(("io-scheduler", "sda"))).outcomes
         assert (outcome.actual, outcome.state) == ("mq-deadline", State.UNMANAGED)
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_who_asks_again_does_not_wait() -> None:
@@ -164,21 +164,21 @@ async def test_a_drive_that_goes_takes_its_debt_along() -> None:
         await lab.engine.reconcile("remove sda")
         (outcome,) = (o for report in lab.reports for o in report.outcomes if report.cause == "remove sda")
         assert "sda has gone, and what was owed to it with it" in outcome.detail
-        assert (lab.engine.outcomes, lab.ledger.baselines) == ({}, {})
+        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
 
 
 async def test_a_debt_outlives_the_daemon() -> None:
     kernel = large_host()
     async with running(kernel, clock=Clock()) as lab:
         await owed(lab)
-        baselines = lab.ledger.baselines
+        baselines = lab.store.baselines
     async with running(kernel, baselines=baselines, clock=Clock()) as later:
         await later.engine.reconcile("boot", enforce=True)
         assert only(later).is_owed
         kernel.refuse.clear()
         await later.engine.reconcile("boot", enforce=True)
         assert kernel.disks["sda"].scheduler == "mq-deadline"
-        assert not later.ledger.baselines
+        assert not later.store.baselines
 
 
 async def test_a_busy_queue_is_asked_again_at_once() -> None:
@@ -211,7 +211,7 @@ async def test_pages_that_memory_is_too_fragmented_for_are_owed_until_it_is_whol
         assert await look(lab, clock, SOON) == [(POOL, "1536"), (POOL, "3000")], "without compaction"
         kernel.nodes[0].whole = None
         assert await look(lab, clock, SOON * 2) == [(POOL, "1536"), (POOL, "2048"), (POOL, "2560"), (POOL, "3000")]
-        assert (pages(kernel), lab.engine.outcomes, lab.ledger.baselines) == ([3000], {}, {})
+        assert (pages(kernel), lab.engine.outcomes, lab.store.baselines) == ([3000], {}, {})
 
 
 async def test_pages_in_use_are_owed_until_their_program_ends() -> None:
@@ -225,7 +225,7 @@ async def test_pages_in_use_are_owed_until_their_program_ends() -> None:
         assert await look(lab, clock, SOON) == [], "the kernel frees them by itself"
         kernel.nodes[0].pools[PAGE].used = 0
         assert await look(lab, clock, 0.1) == []
-        assert (lab.engine.outcomes, lab.ledger.baselines) == ({}, {})
+        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
 
 
 async def test_a_look_that_finds_a_debt_paid_has_it_told() -> None:
@@ -257,7 +257,7 @@ async def test_an_offline_cpu_gets_its_own_governor_when_it_comes_back() -> None
         kernel.policies["policy1"].online = True
         await lab.engine.reconcile("cpu online")
         assert kernel.policies["policy1"].governor == "schedutil"
-        assert (lab.engine.outcomes, lab.ledger.baselines) == ({}, {})
+        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
 
 
 async def test_a_preference_that_the_governor_holds_comes_back_with_another_governor() -> None:
@@ -270,7 +270,7 @@ async def test_a_preference_that_the_governor_holds_comes_back_with_another_gove
         await lab.engine.reconcile("drift")
         await lab.unset(("cpu-governor", "*"))
         assert kernel.policies["policy0"].epp == "balance_performance", "what the governor moved is nobody else's"
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 # Several nodes: each has a debt of its own
@@ -298,7 +298,7 @@ async def test_who_writes_one_node_ends_the_debt_of_that_node() -> None:
         await lab.engine.reconcile("drift", enforce=True)
         found = {o.target.instance: o.reason for report in lab.reports for o in report.outcomes}
         assert (found["2M/node0"], found["2M/node1"]) == (Reason.CHANGED_BY_OTHERS, Reason.OK)
-        assert (pages(lab.kernel), lab.ledger.baselines) == ([33, 10], {})
+        assert (pages(lab.kernel), lab.store.baselines) == ([33, 10], {})
 
 
 async def test_a_debt_outlasts_a_fight_over_another_node() -> None:
@@ -347,15 +347,15 @@ async def test_what_others_wrote_stays_though_the_debt_cannot_be_dropped() -> No
     async with running(large_host(), clock=clock) as lab:
         await owed(lab)
         lab.kernel.refuse.clear()
-        lab.ledger.full = FULL
+        lab.store.full = FULL
         lab.kernel.disks["sda"].scheduler = "none"
         for _ in range(3):
             assert await look(lab, clock, 2 * SOON) == []
         told_so = [o for report in lab.reports for o in report.outcomes if o.reason is Reason.CHANGED_BY_OTHERS]
         assert len(told_so) == 1
-        lab.ledger.full = None
+        lab.store.full = None
         await look(lab, clock, 2 * SOON)
-        assert (lab.kernel.disks["sda"].scheduler, lab.ledger.baselines) == ("none", {})
+        assert (lab.kernel.disks["sda"].scheduler, lab.store.baselines) == ("none", {})
 
 
 async def test_nothing_is_tried_again_after_the_end() -> None:

@@ -75,7 +75,7 @@ async def story(dice: random.Random, *, counts_foreign_surplus: bool) -> None:
             clock.now += HOUR
             await lab.engine.reconcile("timer")
         assert (counters(kernel), kernel.borrow[PAGE]) == (own, lent)
-        assert (lab.claims, dict(lab.ledger.baselines), lab.engine.outcomes) == ([], {}, {})
+        assert (lab.claims, dict(lab.store.baselines), lab.engine.outcomes) == ([], {}, {})
 
 
 @pytest.mark.parametrize("counts_foreign_surplus", [True, False], ids=["up to 6.13", "since 6.14"])

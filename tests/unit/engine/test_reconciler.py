@@ -41,7 +41,7 @@ async def test_a_claim_on_what_is_in_place_is_a_change_without_a_write() -> None
     async with running(large_host()) as lab:
         assert (await lab.set(("io-scheduler", "sda", "mq-deadline"))).changed
         assert lab.writes() == []
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_the_same_value_for_good_is_a_change() -> None:
@@ -138,7 +138,7 @@ async def test_within_an_origin_the_newest_wins_also_after_a_restart() -> None:
         await lab.set(("io-scheduler", "sda", "none"))
         await lab.set(("io-scheduler", "*", "kyber"))
         assert lab.kernel.disks["sda"].scheduler == "kyber"
-    async with running(lab.kernel, claims=lab.ledger.claims.by_id.values(), baselines=lab.ledger.baselines) as later:
+    async with running(lab.kernel, claims=lab.store.claims.by_id.values(), baselines=lab.store.baselines) as later:
         await later.engine.reconcile("boot", enforce=True)
         assert later.kernel.disks["sda"].scheduler == "kyber"
         await later.set(("io-scheduler", "sda", "bfq"))

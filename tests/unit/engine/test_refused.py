@@ -102,7 +102,7 @@ async def test_a_failure_in_one_lane_withdraws_the_other_lanes_part() -> None:
             )
         assert host_values(kernel) == before
         assert lab.claims == ["runtime:io-scheduler@nvme0n1=kyber"]
-        assert [target.instance for target in lab.ledger.baselines] == ["nvme0n1"]
+        assert [target.instance for target in lab.store.baselines] == ["nvme0n1"]
 
 
 async def test_what_can_be_foreseen_is_refused_before_any_lane_writes() -> None:
@@ -128,7 +128,7 @@ async def test_a_kernel_that_ignores_a_write() -> None:
         with pytest.raises(KernelRejected, match="accepted, but io-scheduler@sda still reads mq-deadline"):
             await lab.set(("io-scheduler", "sda", "bfq"))
         assert lab.claims == []
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_kernel_that_ignores_some_writes() -> None:
@@ -160,7 +160,7 @@ async def test_a_kernel_that_refuses(code: int) -> None:
         with pytest.raises(KerntuneError):
             await lab.set(("io-scheduler", "sda", "bfq"))
         assert lab.claims == []
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_of_the_writes_of_a_step_none_follows_one_that_was_refused() -> None:
@@ -178,17 +178,17 @@ async def test_a_claim_that_cannot_be_saved_is_withdrawn(setting: tuple[str, str
     have_pages(kernel, 3, 4)
     before = host_values(kernel)
     async with running(kernel) as lab:
-        lab.ledger.full_for_claims = FULL
+        lab.store.full_for_claims = FULL
         with pytest.raises(Failed, match="cannot be saved: No space left on device"):
             await lab.set(setting)
         assert host_values(kernel) == before
-        assert (lab.claims, dict(lab.ledger.baselines)) == ([], {})
+        assert (lab.claims, dict(lab.store.baselines)) == ([], {})
 
 
 async def test_a_claim_that_cannot_be_saved_puts_back_the_one_before() -> None:
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "sda", "bfq"))
-        lab.ledger.full_for_claims = FULL
+        lab.store.full_for_claims = FULL
         with pytest.raises(Failed):
             await lab.set(("io-scheduler", "sda", "none"), persist=True)
         assert lab.kernel.disks["sda"].scheduler == "bfq"
@@ -201,7 +201,7 @@ async def test_a_claim_that_cannot_be_saved_puts_back_the_one_before() -> None:
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[0])
 async def test_without_a_saved_baseline_nothing_is_written(setting: tuple[str, str, str]) -> None:
     async with running(large_host()) as lab:
-        lab.ledger.full = FULL
+        lab.store.full = FULL
         with pytest.raises(Failed, match="own values cannot be saved"):
             await lab.set(setting)
         assert (lab.writes(), lab.claims) == ([], [])
@@ -210,7 +210,7 @@ async def test_without_a_saved_baseline_nothing_is_written(setting: tuple[str, s
 @pytest.mark.parametrize("part", ["full", "full_for_claims"])
 async def test_an_error_without_a_file_name_is_told_without_one(part: str) -> None:
     async with running(large_host()) as lab:
-        setattr(lab.ledger, part, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        setattr(lab.store, part, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         with pytest.raises(Failed) as caught:
             await lab.set(("io-scheduler", "sda", "bfq"))
         assert "None" not in str(caught.value)
@@ -219,13 +219,13 @@ async def test_an_error_without_a_file_name_is_told_without_one(part: str) -> No
 async def test_baselines_that_cannot_be_dropped_do_not_fail_the_call() -> None:
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "sda", "bfq"))
-        lab.ledger.full = FULL
+        lab.store.full = FULL
         with pytest.raises(Failed):
             await lab.unset(("io-scheduler", "sda"))
         assert lab.kernel.disks["sda"].scheduler == "bfq"
-        lab.ledger.full = None
+        lab.store.full = None
         await lab.unset(("io-scheduler", "sda"))
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_bug_in_a_pass_is_told_as_such_and_the_lane_goes_on() -> None:

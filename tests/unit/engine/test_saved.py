@@ -30,7 +30,7 @@ async def test_the_hosts_own_value_is_saved_before_it_is_overwritten() -> None:
     have_pages(kernel, 3, 4)
     saved: list[dict[str, str]] = []
     async with running(kernel) as lab:
-        kernel.before_write = lambda path, text: saved.append({str(t): v for t, v in lab.ledger.baselines.items()})
+        kernel.before_write = lambda path, text: saved.append({str(t): v for t, v in lab.store.baselines.items()})
         await lab.set(("hugepages", "2M/node0", 50))
         assert saved == [{"hugepages@2M/node0": "3"}]
         await lab.set(("hugepages", "2M/node0", 60))
@@ -41,13 +41,13 @@ async def test_a_baseline_is_saved_once() -> None:
     async with running(large_host()) as lab:
         for value in ("bfq", "none", "kyber"):
             await lab.set(("io-scheduler", "sda", value))
-        assert [target.instance for target in lab.ledger.kept] == ["sda"]
+        assert [target.instance for target in lab.store.kept] == ["sda"]
 
 
 async def test_only_what_was_written_has_a_baseline() -> None:
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "*", "mq-deadline"))
-        assert {target.instance for target in lab.ledger.baselines} == {"nvme0n1", "nvme1n1"}
+        assert {target.instance for target in lab.store.baselines} == {"nvme0n1", "nvme1n1"}
 
 
 async def test_what_nobody_claims_any_more_is_put_back_once() -> None:
@@ -77,7 +77,7 @@ async def test_after_a_crash_between_write_and_commit_the_host_has_its_own_back(
     async with running(kernel, baselines={SDA: "mq-deadline"}) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert kernel.disks["sda"].scheduler == "mq-deadline"
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 # Saved claims
@@ -122,15 +122,15 @@ async def test_at_the_end_the_host_has_its_own_values_and_the_claims_stay_saved(
         lab.engine.configure(files, lab.engine.limits)
         await lab.set(("hugepages", "2M/node0", 50), ("io-scheduler", "*", "bfq"), persist=True)
         await lab.set(("read-ahead", "sda", 2048))
-        saved = lab.ledger.claims
+        saved = lab.store.claims
         assert await lab.engine.put_back(BOUND)
         assert host_values(kernel) == before
-        assert (lab.ledger.claims, lab.ledger.baselines) == (saved, {})
+        assert (lab.store.claims, lab.store.baselines) == (saved, {})
         with pytest.raises(Failed, match="is stopping"):
             await lab.set(("read-ahead", "sda", 4096))
         await lab.engine.reconcile("hotplug")
         assert host_values(kernel) == before
-        assert lab.ledger.claims == saved
+        assert lab.store.claims == saved
     async with running(kernel, claims=saved.by_id.values()) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert (pages(kernel)[0], kernel.disks["sda"].scheduler, kernel.disks["sda"].read_ahead) == (50, "bfq", 2048)

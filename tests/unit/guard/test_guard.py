@@ -189,7 +189,7 @@ async def test_a_pass_meanwhile_writes_nothing_and_shows_the_guard_as_the_winner
         (outcome,) = host.lab.engine.outcomes.values()
         assert (outcome.requested, outcome.state) == (f"never:{verdict.kbytes}k", State.SATISFIED)
         assert "guard:overcommit" in [str(claim) for claim in host.lab.engine.claims.by_id]
-        assert "guard:overcommit" not in [str(claim) for claim in host.lab.ledger.claims.by_id]
+        assert "guard:overcommit" not in [str(claim) for claim in host.lab.store.claims.by_id]
 
 
 async def test_a_cap_that_somebody_else_changes_is_theirs(tmp_path: Path) -> None:

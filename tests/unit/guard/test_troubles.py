@@ -229,7 +229,7 @@ async def test_a_call_that_fails_meanwhile_ends_no_cap(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         await capped(host)
         await host.lab.one("overcommit", "", "heuristic")
-        host.lab.ledger.full_for_claims = FULL
+        host.lab.store.full_for_claims = FULL
         with pytest.raises(Failed):
             await host.lab.one("overcommit", "", "never:90")
         await passed(host)

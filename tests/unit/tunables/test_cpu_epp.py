@@ -128,10 +128,10 @@ async def test_the_hosts_own_waits_for_the_governor_too() -> None:
         await lab.set((NAME, "*", "power"))
         await lab.set((GOVERNOR, "*", "performance"))
         await lab.unset((NAME, "*"))
-        assert {target.tunable for target in lab.ledger.baselines} == {NAME, GOVERNOR}
+        assert {target.tunable for target in lab.store.baselines} == {NAME, GOVERNOR}
         await lab.unset((GOVERNOR, "*"))
         assert preferences(lab) == [OWN, OWN]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,12 @@ async def test_a_preference_without_a_name_is_told_as_unknown_and_may_be_set() -
 async def test_a_preference_without_a_name_comes_back_as_the_drivers_default() -> None:
     async with running(nameless()) as lab:
         await lab.set((NAME, "*", "power"))
-        assert list(lab.ledger.baselines.values()) == ["default"]
-        assert all(EPP.restorable(value) for value in lab.ledger.baselines.values())
+        assert list(lab.store.baselines.values()) == ["default"]
+        assert all(EPP.restorable(value) for value in lab.store.baselines.values())
         (outcome,) = (await lab.unset((NAME, "*"))).outcomes
         assert (outcome.actual, outcome.state, outcome.detail) == ("unknown", State.UNMANAGED, "")
         assert lab.kernel.policies["policy0"].epp == NAMELESS
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_kernel_that_cannot_bring_it_back_is_told() -> None:
@@ -218,7 +218,7 @@ async def test_a_kernel_that_cannot_bring_it_back_is_told() -> None:
         assert (outcome.actual, outcome.reason) == ("power", Reason.VALUE_NOT_OFFERED)
         assert "has no name" in outcome.detail
         assert "until the next boot" in outcome.detail
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_default_that_has_another_name_is_told() -> None:
@@ -228,7 +228,7 @@ async def test_a_default_that_has_another_name_is_told() -> None:
         (outcome,) = (await lab.unset((NAME, "*"))).outcomes
         assert (outcome.actual, outcome.reason) == ("balance_power", Reason.VALUE_NOT_OFFERED)
         assert "balance_power" in outcome.detail
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_value_without_a_name_is_no_wish() -> None:

@@ -42,7 +42,7 @@ async def test_a_baseline_is_not_written_under_another_driver() -> None:
         assert governors(lab) == ["performance", "performance"]
         await lab.unset((GOVERNOR, "*"))
         assert governors(lab) == ["schedutil", "schedutil"]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_an_offline_cpu_keeps_its_baseline() -> None:
@@ -52,11 +52,11 @@ async def test_an_offline_cpu_keeps_its_baseline() -> None:
         lab.kernel.policies["policy2"].online = False
         await lab.engine.reconcile("cpu2 offline")
         await lab.unset((GOVERNOR, "*"))
-        assert [(t.tunable, t.instance) for t in lab.ledger.baselines] == [(GOVERNOR, "policy2")]
+        assert [(t.tunable, t.instance) for t in lab.store.baselines] == [(GOVERNOR, "policy2")]
         lab.kernel.policies["policy2"].online = True
         await lab.engine.reconcile("cpu2 online")
         assert governors(lab) == ["powersave", "powersave"]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_a_baseline_waits_while_no_driver_can_be_read() -> None:
@@ -66,12 +66,12 @@ async def test_a_baseline_waits_while_no_driver_can_be_read() -> None:
             policy.online = False
         await lab.engine.reconcile("cpus offline")
         await lab.unset((GOVERNOR, "*"))
-        assert [target.instance for target in lab.ledger.baselines] == ["policy0", "policy2"]
+        assert [target.instance for target in lab.store.baselines] == ["policy0", "policy2"]
         for policy in lab.kernel.policies.values():
             policy.online = True
         await lab.engine.reconcile("cpus online")
         assert governors(lab) == ["powersave", "powersave"]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_every_cpu_of_an_offline_policy_names_it() -> None:

@@ -35,7 +35,7 @@ async def test_another_medium_leaves_the_drive_its_own_value(*, diskseq: bool) -
         assert [outcome for report in lab.reports for outcome in report.outcomes] == []
         await lab.unset(("read-ahead", "sda"))
         assert lab.kernel.disks["sda"].read_ahead == 128
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 @KERNELS
@@ -49,7 +49,7 @@ async def test_a_new_drive_of_the_same_name_never_gets_the_former_ones_value(*, 
         assert lab.kernel.disks["sda"].read_ahead == 4096
         await lab.unset(("read-ahead", "sda"))
         assert lab.kernel.disks["sda"].read_ahead == 256
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 @KERNELS
@@ -70,7 +70,7 @@ async def test_a_value_that_was_saved_under_another_kind_of_key_is_dropped() -> 
     async with running(large_host(), baselines={former: "999"}) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert lab.writes() == []
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 def test_in_a_tree_the_inode_of_the_queues_folder_serves(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ async def test_a_total_of_several_nodes_is_the_kernels_to_spread() -> None:
         assert told(await lab.one("hugepages", "2M", 100)) == ("2M", "100", State.SATISFIED, Reason.OK)
         assert lab.writes() == [(POOL, "100")]
         assert pages(lab.kernel) == [50, 50]
-        assert {target.instance for target in lab.ledger.baselines} == {"2M", "2M/node0", "2M/node1"}
+        assert {target.instance for target in lab.store.baselines} == {"2M", "2M/node0", "2M/node1"}
 
 
 async def test_a_total_is_had_where_memory_is_page_cache() -> None:
@@ -316,7 +316,7 @@ async def test_on_one_node_the_pool_has_two_names(order: tuple[str, str], leavin
         for instance in leaving:
             await lab.unset(("hugepages", instance))
         assert pages(kernel) == [7]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_on_one_node_the_claim_on_the_node_wins() -> None:
@@ -338,4 +338,4 @@ async def test_each_node_gets_its_own_number_back() -> None:
         assert pages(kernel) == [12, 300]
         await lab.unset(("hugepages", "2M/node1"))
         assert pages(kernel) == [12, 34]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines

@@ -57,14 +57,14 @@ async def test_pages_in_use_on_each_node_go_when_the_programs_end(kernel: Simula
         answer = await lab.unset(("hugepages", "2M"))
         assert [told(o) for o in answer.outcomes] == [("2M", "32", State.PARTIAL, Reason.PAGES_IN_USE)]
         assert counted(kernel) == [(16, 16), (16, 16)]
-        assert {t.instance for t in lab.ledger.baselines} == {"2M", "2M/node0", "2M/node1"}
+        assert {t.instance for t in lab.store.baselines} == {"2M", "2M/node0", "2M/node1"}
         lab.writes()
         await lab.engine.reconcile("timer")
         assert lab.writes() == []
         used(kernel, 0, 0)
         assert counted(kernel) == [(0, 0), (0, 0)]
         await lab.engine.reconcile("timer")
-        assert (lab.writes(), dict(lab.ledger.baselines), lab.engine.outcomes) == ([], {}, {})
+        assert (lab.writes(), dict(lab.store.baselines), lab.engine.outcomes) == ([], {}, {})
 
 
 async def test_each_node_gets_its_number_back_once_only_one_has_pages_in_use(kernel: SimulatedKernel) -> None:
@@ -81,7 +81,7 @@ async def test_each_node_gets_its_number_back_once_only_one_has_pages_in_use(ker
         used(kernel, 5, 40)
         await lab.engine.reconcile("timer")
         assert (pages(kernel), counted(kernel)) == ([10, 2], [(10, 0), (40, 38)])
-        assert {t.instance for t in lab.ledger.baselines} == {"2M", "2M/node1"}
+        assert {t.instance for t in lab.store.baselines} == {"2M", "2M/node1"}
 
 
 async def test_pages_that_are_free_on_the_other_node_are_freed(kernel: SimulatedKernel) -> None:
@@ -103,7 +103,7 @@ async def test_surplus_that_nobody_will_give_back_is_freed(kernel: SimulatedKern
         used(kernel, 0, 0)
         await lab.unset(("hugepages", "2M"))
         assert counted(kernel) == [(0, 0), (0, 0)]
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_what_may_be_borrowed_is_no_debt(kernel: SimulatedKernel) -> None:
@@ -113,7 +113,7 @@ async def test_what_may_be_borrowed_is_no_debt(kernel: SimulatedKernel) -> None:
         kernel.take(0, 40, PAGE)
         await lab.unset(("hugepages", "2M"))
         assert counted(kernel) == [(40, 40), (0, 0)]
-        assert (dict(lab.ledger.baselines), lab.engine.outcomes) == ({}, {})
+        assert (dict(lab.store.baselines), lab.engine.outcomes) == ({}, {})
 
 
 async def test_a_baseline_that_memory_is_too_short_for_is_partial_and_kept() -> None:
@@ -127,7 +127,7 @@ async def test_a_baseline_that_memory_is_too_short_for_is_partial_and_kept() -> 
         kernel.nodes[0].whole = None
         clock.now += 3600
         await lab.engine.reconcile("timer")
-        assert (pages(kernel), dict(lab.ledger.baselines)) == ([3000], {})
+        assert (pages(kernel), dict(lab.store.baselines)) == ([3000], {})
 
 
 async def test_pages_that_programs_were_promised_go_when_they_let_them_go(kernel: SimulatedKernel) -> None:
@@ -145,7 +145,7 @@ async def test_pages_that_programs_were_promised_go_when_they_let_them_go(kernel
         kernel.reserve(-20, PAGE)
         used(kernel, 0, 0)
         await lab.engine.reconcile("timer")
-        assert (counted(kernel), dict(lab.ledger.baselines)) == ([(0, 0), (0, 0)], {})
+        assert (counted(kernel), dict(lab.store.baselines)) == ([(0, 0), (0, 0)], {})
 
 
 # Numbers that are reached
@@ -166,7 +166,7 @@ async def test_a_node_reaches_its_number_while_pages_of_the_other_are_borrowed(
         used(kernel, 0, 0)
         await lab.unset(("hugepages", instance))
         await lab.engine.reconcile("timer")
-        assert (counted(kernel), dict(lab.ledger.baselines)) == ([(0, 0), (5, 0)], {})
+        assert (counted(kernel), dict(lab.store.baselines)) == ([(0, 0), (5, 0)], {})
 
 
 async def test_each_node_shrinks_below_what_is_in_use(kernel: SimulatedKernel) -> None:

@@ -43,7 +43,7 @@ async def test_beyond_the_limit_nothing_is_written() -> None:
             await lab.set(("hugepages", "2M", 6145))
         assert "6145 pages asked for 2M, 6144 possible, 0 there now" in str(caught.value)
         assert "huge pages may have 12288 MiB in all (75 % of RAM)" in str(caught.value)
-        assert (lab.writes(), lab.claims, dict(lab.ledger.baselines)) == ([], [], {})
+        assert (lab.writes(), lab.claims, dict(lab.store.baselines)) == ([], [], {})
         assert (await lab.one("hugepages", "2M", 6144)).state is State.SATISFIED
 
 
@@ -144,7 +144,7 @@ async def test_what_one_size_gives_back_another_gets_back() -> None:
         await lab.set(("hugepages", "1G", 24))
         await lab.unset(("hugepages", "*"))
         assert (pages(kernel), pages(kernel, GIB)) == ([12, 34], [0, 0])
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
         assert COMPACT not in [path for path, _ in lab.writes()]
 
 
@@ -361,7 +361,7 @@ async def test_the_hosts_own_number_may_go_back_beyond_every_limit(percent: int)
             (outcome,) = (await lab.unset(("hugepages", "2M"))).outcomes
             assert (outcome.state, outcome.reason) == (State.UNMANAGED, Reason.OK)
             assert pages(kernel) == [own] * len(kernel.nodes)
-            assert (dict(lab.ledger.baselines), lab.engine.troubles) == ({}, set())
+            assert (dict(lab.store.baselines), lab.engine.troubles) == ({}, set())
 
 
 async def test_the_hosts_own_number_goes_back_as_far_as_there_is_memory() -> None:
@@ -376,4 +376,4 @@ async def test_the_hosts_own_number_goes_back_as_far_as_there_is_memory() -> Non
         assert kernel.nodes[0].free >= 819 * MIB, "the last of it belongs to others, now and when it is tried again"
         kernel.nodes[0].programs = 0
         await lab.engine.reconcile("timer")
-        assert (pages(kernel), dict(lab.ledger.baselines)) == ([7000], {})
+        assert (pages(kernel), dict(lab.store.baselines)) == ([7000], {})

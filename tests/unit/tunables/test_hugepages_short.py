@@ -56,7 +56,7 @@ async def test_shrinking_below_what_is_in_use_is_partly_done() -> None:
 async def test_pages_in_use_are_not_asked_for_again() -> None:
     lab = await in_use()
     lab.writes()
-    async with running(lab.kernel, claims=lab.ledger.claims.by_id.values(), baselines=lab.ledger.baselines) as later:
+    async with running(lab.kernel, claims=lab.store.claims.by_id.values(), baselines=lab.store.baselines) as later:
         for cause in ("boot", "timer", "timer"):
             await later.engine.reconcile(cause, enforce=cause == "boot")
         assert later.writes() == []
@@ -69,10 +69,10 @@ async def test_pages_in_use_are_not_asked_for_again() -> None:
 
 async def test_pages_in_use_come_back_whole_when_the_claim_goes() -> None:
     lab = await in_use()
-    async with running(lab.kernel, claims=lab.ledger.claims.by_id.values(), baselines=lab.ledger.baselines) as later:
+    async with running(lab.kernel, claims=lab.store.claims.by_id.values(), baselines=lab.store.baselines) as later:
         await later.unset(("hugepages", "2M"))
         assert pages(later.kernel) == [100]
-        assert not later.ledger.baselines
+        assert not later.store.baselines
 
 
 # Fragmentation
@@ -86,7 +86,7 @@ async def test_a_shortfall_is_an_error_and_the_old_count_comes_back() -> None:
             await lab.set(("hugepages", "2M", 150))
         # Compacted once, and not again as it did not help.
         assert lab.writes() == [(POOL, "150"), (COMPACT, "1"), (POOL, "150"), (POOL, "10")]
-        assert (pages(kernel), lab.claims, dict(lab.ledger.baselines)) == ([10], [], {})
+        assert (pages(kernel), lab.claims, dict(lab.store.baselines)) == ([10], [], {})
 
 
 async def test_a_shortfall_puts_back_what_another_claim_wants() -> None:

@@ -281,19 +281,19 @@ async def test_the_only_drive_pulled_in_the_middle_of_its_write() -> None:
 async def test_another_drive_under_the_same_name_has_a_baseline_of_its_own() -> None:
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "nvme*", "mq-deadline"))
-        old = next(target for target in lab.ledger.baselines if target.instance == "nvme0n1")
-        assert lab.ledger.baselines[old] == "none"
+        old = next(target for target in lab.store.baselines if target.instance == "nvme0n1")
+        assert lab.store.baselines[old] == "none"
         lab.kernel.unplug("nvme0n1")
         lab.kernel.plug("nvme0n1", scheduler="kyber", offered=("none", "mq-deadline", "kyber"))
         await lab.engine.reconcile("hotplug")
         assert lab.kernel.disks["nvme0n1"].scheduler == "mq-deadline"
-        new = next(target for target in lab.ledger.baselines if target.instance == "nvme0n1")
+        new = next(target for target in lab.store.baselines if target.instance == "nvme0n1")
         assert new != old
-        assert old not in lab.ledger.baselines
+        assert old not in lab.store.baselines
         await lab.unset(("io-scheduler", "nvme*"))
         assert lab.kernel.disks["nvme0n1"].scheduler == "kyber"
         assert lab.kernel.disks["nvme1n1"].scheduler == "none"
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ async def test_the_hosts_own_value_comes_back_exactly(mode: int, ratio: int, kby
             [(State.UNMANAGED, OVERCOMMIT.read(kernel, TARGET).value)],
             [],
         )
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 async def test_no_write_on_the_way_back_enforces_a_limit_that_is_not_the_hosts() -> None:
@@ -240,7 +240,7 @@ async def test_a_limit_of_nothing_is_not_put_back_where_it_locks_everybody_out()
         kernel.swap = 0
         (outcome,) = (await lab.unset(("overcommit", ""))).outcomes
         assert (outcome.state, outcome.reason) == (State.FAILED, Reason.OVER_LIMIT)
-        assert lab.ledger.baselines == {TARGET: "never:0"}
+        assert lab.store.baselines == {TARGET: "never:0"}
 
 
 def test_files_that_cannot_be_read_are_no_zero(tmp_path: Path) -> None:
@@ -322,11 +322,11 @@ async def test_a_baseline_that_would_lock_out_waits_until_it_does_not() -> None:
         assert (outcome.state, outcome.reason, outcome.actual) == (State.FAILED, Reason.OVER_LIMIT, "always:95")
         assert (outcome.requested, outcome.is_owed) == ("never:30", True)
         assert lab.writes() == []
-        assert lab.ledger.baselines == {TARGET: "never:30"}
+        assert lab.store.baselines == {TARGET: "never:30"}
         lab.kernel.committed = 2 * GIB
         await lab.engine.reconcile("later")
         assert lab.kernel.overcommit == {"memory": 2, "ratio": 30, "kbytes": 0}
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 @given(

@@ -1,4 +1,4 @@
-"""What the engine needs kept over a crash; how and where is the daemon's matter."""
+"""The interface of the crash-safe store, which daemon/state.py implements."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kerntune.model import Baseline, Target
 
 
 def why_not_saved(error: OSError) -> str:
-    """The error in prose, with the file where it names one (a full disk does not)."""
+    """Return the error in prose, with the file where it names one (a full disk does not)."""
     return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
 
 
-class Ledger(Protocol):
+class StateStore(Protocol):
     """Claims and baselines on disk. Every method returns after the data is safe, or raises OSError; thread-safe."""
 
     @property
@@ -29,10 +29,10 @@ class Ledger(Protocol):
     def reserved(self) -> Collection[Target]:
         """Return those of them that may be claimed by somebody who is not known now: they are not put back."""
 
-    def keep(self, baselines: Sequence[Baseline]) -> None:
+    def save_baselines(self, baselines: Sequence[Baseline]) -> None:
         """Save the host's own values, before the first write."""
 
-    def forget(self, targets: Collection[Target]) -> None:
+    def drop_baselines(self, targets: Collection[Target]) -> None:
         """Drop baselines that were put back."""
 
     def commit(self, claims: Claims) -> None:
