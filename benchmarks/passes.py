@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from kerntune.engine.hung import Crew
-from kerntune.engine.passes import Order, Worker
+from kerntune.engine.passes import PassInput, PassRunner
 from kerntune.kernel.files import HostKernel, Kernel
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Baseline, Claim, Limits, Origin, State
@@ -71,28 +71,28 @@ def on_tmpfs() -> Iterator[Kernel]:
 
 def measure(kernel: Kernel) -> Times:
     """One round."""
-    worker = worker_on(kernel)
-    with closing(worker.threads):
+    runner = worker_on(kernel)
+    with closing(runner.threads):
         # The threads exist and the files are cached before anything is timed.
-        run(worker, GOVERNORS[0])
-        changing = timed(lambda: run(worker, GOVERNORS[1]))
-        satisfied = timed(lambda: run(worker, GOVERNORS[1]))
+        run(runner, GOVERNORS[0])
+        changing = timed(lambda: run(runner, GOVERNORS[1]))
+        satisfied = timed(lambda: run(runner, GOVERNORS[1]))
     return Times(changing, satisfied, timed(lambda: write_all(kernel, GOVERNORS[0])), timed(lambda: read_all(kernel)))
 
 
-def worker_on(kernel: Kernel) -> Worker:
+def worker_on(kernel: Kernel) -> PassRunner:
     """The cpu lane without a daemon around it; baselines are kept nowhere."""
 
     def keep(_baselines: Sequence[Baseline]) -> None:
         """No crash to prepare for."""
 
-    return Worker(kernel, (CpuGovernor(),), Limits(), Crew(32, "bench"), keep)
+    return PassRunner(kernel, (CpuGovernor(),), Limits(), Crew(32, "bench"), keep)
 
 
-def run(worker: Worker, governor: str) -> None:
+def run(runner: PassRunner, governor: str) -> None:
     """A pass for one claim on every policy; AssertionError when it did not reach them all."""
     claim = Claim(Origin.RUNTIME, CpuGovernor.name, "*", governor, seq=1)
-    result = worker.run(Order((claim,), {}, named=frozenset({claim.id})))
+    result = runner.run(PassInput((claim,), {}, named=frozenset({claim.id})))
     reached = [outcome for outcome in result.outcomes.values() if outcome.state is State.SATISFIED]
     assert len(reached) == COUNT, f"{len(reached)} of {COUNT} policies are {governor}"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kerntune.engine.halt import Halt
-from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.passes import PassInput, PassRunner, Result
 from kerntune.engine.progress import Progress
 from kerntune.errors import Failed, KerntuneError
 from kerntune.model import ClaimId, Target
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Ticket:
+class PassRequest:
     """One caller's wish for a pass."""
 
     cause: str
@@ -33,41 +33,41 @@ class Ticket:
 class LaneQueue:
     """The passes of one kernel subsystem, one after the other in a thread of `threads`.
 
-    `order` says what a pass works on when it starts; `publish` takes over its result before anybody is answered, and
+    `given` says what a pass works on when it starts; `publish` takes over its result before anybody is answered, and
     `failed` is called in its place when there is none.
     """
 
     def __init__(
         self,
-        worker: Worker,
+        runner: PassRunner,
         threads: Executor,
-        order: Callable[[Sequence[Ticket]], Order],
-        publish: Callable[[Result, Sequence[Ticket]], Awaitable[None]],
+        given: Callable[[Sequence[PassRequest]], PassInput],
+        publish: Callable[[Result, Sequence[PassRequest]], Awaitable[None]],
         failed: Callable[[], None],
     ) -> None:
-        self.worker = worker
-        self._threads, self._order, self._publish, self._failed = threads, order, publish, failed
-        self._tickets: asyncio.Queue[Ticket] = asyncio.Queue()
+        self.runner = runner
+        self._threads, self._input, self._publish, self._failed = threads, given, publish, failed
+        self._requests: asyncio.Queue[PassRequest] = asyncio.Queue()
         self.halt: Halt | None = None  # of the pass that runs
-        self._running: Sequence[Ticket] = ()  # what that pass is made for
+        self._running: Sequence[PassRequest] = ()  # what that pass is made for
         self.closed = False  # whether passes that begin write nothing
 
-    def put(self, ticket: Ticket) -> None:
+    def put(self, request: PassRequest) -> None:
         """Ask for a pass and do not wait for it."""
-        self._tickets.put_nowait(ticket)
+        self._requests.put_nowait(request)
 
     def end(self) -> None:
         """Have the pass that runs write nothing more."""
         if self.halt:
             self.halt.ask()
 
-    def end_for(self, ticket: Ticket, why: str) -> Halt | None:
-        """Have the pass that runs for this ticket write nothing more, unless somebody else waits for it.
+    def end_for(self, request: PassRequest, why: str) -> Halt | None:
+        """Have the pass that runs for this request write nothing more, unless somebody else waits for it.
 
         Return its halt: a thread that is inside a write is to be interrupted until the pass is over.
         """
-        others = [other for other in self._running if other.waited and other is not ticket]
-        if self.halt is None or others or not any(ticket is own for own in self._running):
+        others = [other for other in self._running if other.waited and other is not request]
+        if self.halt is None or others or not any(request is own for own in self._running):
             return None
         self.halt.ask(why)
         return self.halt
@@ -84,60 +84,60 @@ class LaneQueue:
     @property
     def idle(self) -> bool:
         """Return whether no pass runs, and none is asked for."""
-        return self.halt is None and self._tickets.empty()
+        return self.halt is None and self._requests.empty()
 
-    async def result(self, ticket: Ticket) -> Result:
+    async def result(self, request: PassRequest) -> Result:
         """The result of the first pass that starts after now."""
-        ticket.waited = True
-        self.put(ticket)
-        return await asyncio.shield(ticket.result)
+        request.waited = True
+        self.put(request)
+        return await asyncio.shield(request.result)
 
     async def work(self) -> None:
         """Serve the queue until cancelled; a pass that fails fails its callers, not the lane."""
         while True:
-            tickets = [await self._tickets.get()]
-            while not self._tickets.empty():
-                tickets.append(self._tickets.get_nowait())
+            requests = [await self._requests.get()]
+            while not self._requests.empty():
+                requests.append(self._requests.get_nowait())
             try:
-                result = await self._pass(tickets)
+                result = await self._pass(requests)
             except KerntuneError as error:
                 self._failed()
-                fail(tickets, error)
+                fail(requests, error)
             except Exception:
                 log.exception("a pass failed")
                 self._failed()
-                fail(tickets, Failed("internal error", "The daemon's journal says more"))
+                fail(requests, Failed("internal error", "The daemon's journal says more"))
             else:
-                for ticket in tickets:
-                    ticket.result.set_result(result)
+                for request in requests:
+                    request.result.set_result(result)
 
-    async def _pass(self, tickets: Sequence[Ticket]) -> Result:
+    async def _pass(self, requests: Sequence[PassRequest]) -> Result:
         loop = asyncio.get_running_loop()
-        interested = [ticket.progress for ticket in tickets if ticket.progress]
+        interested = [request.progress for request in requests if request.progress]
 
         def progress(target: Target, done: int, wanted: int) -> None:
             for tell in interested:
                 loop.call_soon_threadsafe(tell, target, done, wanted)
 
         self.halt = halt = Halt()
-        self._running = tickets
+        self._running = requests
         if self.closed:
             halt.ask()
         try:
-            work = partial(self.worker.run, self._order(tickets), progress, halt)
+            work = partial(self.runner.run, self._input(requests), progress, halt)
             result = await loop.run_in_executor(self._threads, work)
-            await self._publish(result, tickets)
+            await self._publish(result, requests)
         finally:
             self.halt, self._running = None, ()
         return result
 
 
-def fail(tickets: Sequence[Ticket], error: KerntuneError) -> None:
+def fail(requests: Sequence[PassRequest], error: KerntuneError) -> None:
     """Tell every caller of a pass that it failed."""
     log.error("%s", error)
-    for ticket in tickets:
-        ticket.result.set_exception(error)
-        ticket.result.exception()  # seen, for nobody may be waiting
+    for request in requests:
+        request.result.set_exception(error)
+        request.result.exception()  # seen, for nobody may be waiting
 
 
 def merge(results: Iterable[Result]) -> Result:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
+from kerntune.engine.backoff import Backoff
 from kerntune.engine.companion import Companion
 from kerntune.engine.drift import DriftLog
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Crew, Hung, Reader, hangs, not_answering
-from kerntune.engine.patience import Patience
 from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import Covered, asked_now, cover, stand_in, unmatched, whom, wishes_of
 from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
@@ -58,7 +58,7 @@ Group = tuple[str, str]  # a tunable's name and a group of its targets
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PassInput:
     """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
 
     `asking` are those of them that this pass is for; others have had theirs, or are still to have it.
@@ -101,8 +101,8 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """What a lane's passes need beside their orders, and what they remember; one pass at a time.
+class PassRunner:
+    """What a lane's passes need beside their inputs, and what they remember; one pass at a time.
 
     `left` is what targets held after a pass that still owes them their baselines: another value is somebody else's.
     `writing` are the groups that a pass writes, until its result is published. `known` is what was last read of
@@ -116,7 +116,7 @@ class Worker:
     save_baselines: Callable[[Sequence[Baseline]], None]
     companion: Companion = field(default_factory=Companion)
     drift: DriftLog = field(default_factory=DriftLog)
-    patience: Patience = field(default_factory=Patience)
+    backoff: Backoff = field(default_factory=Backoff)
     retries: Retries = field(default_factory=Retries)
     last: dict[Target, Outcome] = field(default_factory=dict)
     left: dict[Target, str] = field(default_factory=dict)
@@ -126,22 +126,22 @@ class Worker:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def run(self, order: Order, progress: Progress | None = None, halt: Halt | None = None) -> Result:
+    def run(self, given: PassInput, progress: Progress | None = None, halt: Halt | None = None) -> Result:
         """The whole pass; blocks for as long as the kernel does, and writes until `halt` is asked for."""
         result = Result(began=self.clock())
         deadline = result.began + REMEDY_SECONDS
-        if not order.dry:
+        if not given.dry:
             self.writing.clear()
         try:
             for tunable in self.tunables:
-                _Pass(self, tunable, order, result, deadline, self._writer(tunable, progress, halt)).run()
+                _Pass(self, tunable, given, result, deadline, self._writer(tunable, progress, halt)).run()
         except BaseException:
-            if not order.dry:
+            if not given.dry:
                 self.left.clear()  # what this pass has written is not told from what others write
             raise
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
-        if not order.dry:
+        if not given.dry:
             # What the companion has written comes and goes: what is remembered is the wish before.
             caps = {
                 t: self.last[t] for t, w in result.wishes.items() if w.winner.origin is Origin.GUARD and t in self.last
@@ -164,9 +164,9 @@ class Worker:
 class _Pass:
     """One tunable in one pass."""
 
-    lane: Worker
+    lane: PassRunner
     tunable: Tunable
-    order: Order
+    given: PassInput
     result: Result
     deadline: float
     writer: Writer
@@ -181,11 +181,11 @@ class _Pass:
     def run(self) -> None:
         companion = self.lane.companion
         if companion.tunable != self.tunable.name:
-            self._run(self.order.claims)
+            self._run(self.given.claims)
             return
         # Who only looks does not make the companion wait.
-        with nullcontext() if self.order.dry else companion.lock:
-            self._run(companion.sync_with_claims(self.order.claims, self.order.released, dry=self.order.dry))
+        with nullcontext() if self.given.dry else companion.lock:
+            self._run(companion.sync_with_claims(self.given.claims, self.given.released, dry=self.given.dry))
             self._remark(companion)
 
     def _remark(self, companion: Companion) -> None:
@@ -212,7 +212,7 @@ class _Pass:
         }
         steps, after = self._reach(before)
         wishes = self.wishes
-        if self.order.dry:
+        if self.given.dry:
             wishes |= {step.wish.target: foreseen(step) for step in steps if step.wish.sum}
         self.result.before |= before
         self.result.readings |= after
@@ -221,7 +221,7 @@ class _Pass:
         for target, wish in not_owed.items():
             self.result.outcomes[target] = outcome_of(wish, before[target], after[target], taken_by_others(wish, after))
             self.result.restored.add(target)
-        if not self.order.dry:
+        if not self.given.dry:
             self._note_shortfalls(steps, after)
             self._note_tries(steps, after, wishes)
         if not targets:
@@ -232,12 +232,12 @@ class _Pass:
 
     def _wishes(self, covered: Covered) -> dict[Target, Wish]:
         """Return what each target should be, by these claims and what was there before the pass."""
-        own = {t: value for t, value in self.order.baselines.items() if t not in self.order.spent}
-        named, reserved = self.order.named, self.order.reserved
+        own = {t: value for t, value in self.given.baselines.items() if t not in self.given.spent}
+        named, reserved = self.given.named, self.given.reserved
         found = wishes_of(self.tunable, covered, own, list(self.before), named, readings=self.before, reserved=reserved)
         for target, wish in found.items():
             last = self.lane.last.get(target)
-            found[target] = asked_now(wish, self.order.asking, last.requested if last else "", self.before[target])
+            found[target] = asked_now(wish, self.given.asking, last.requested if last else "", self.before[target])
         return found
 
     def _refuse(self, claim: Claim, why: Verdict) -> None:
@@ -270,7 +270,7 @@ class _Pass:
         named = {self.tunable.group(target) for target, wish in wishes.items() if self._named(target)}
         for target, wish in wishes.items():
             if self.tunable.group(target) in named:
-                if not self.order.dry:
+                if not self.given.dry:
                     self.lane.drift.forgive([target])
                 continue
             last = self.lane.last.get(target)
@@ -297,10 +297,10 @@ class _Pass:
 
     def _named(self, target: Target) -> bool:
         """Whether somebody named the target just now, or everything is to be put right."""
-        return self.order.enforce or target in self.named
+        return self.given.enforce or target in self.named
 
     def _covered_by_name(self, targets: Sequence[Target]) -> frozenset[Target]:
-        named = self.order.named | self.order.released
+        named = self.given.named | self.given.released
         asking = [self.tunable.matcher(each.instances) for each in named if each.tunable == self.tunable.name]
         return frozenset(target for target in targets if any(matches(target) for matches in asking))
 
@@ -310,9 +310,9 @@ class _Pass:
         `before` of the steps is the reading of the last plan; the report takes it from the first.
         """
         steps = self._plan(readings)
-        if self.order.dry:
+        if self.given.dry:
             self.result.wrote |= written_by(steps)
-        if self.order.dry or not any(step.writes for step in steps):
+        if self.given.dry or not any(step.writes for step in steps):
             return steps, readings
         if self.writer.halt.asked:
             self.writer.cut |= {step.wish.target for step in steps if step.writes}
@@ -362,7 +362,7 @@ class _Pass:
             assert why
             self._refuse(claim, why)
             steps = self._planned(readings, memory)
-        if self.order.dry and self.tunable.lane is Lane.MEMORY:
+        if self.given.dry and self.tunable.lane is Lane.MEMORY:
             self.result.foreseen = self.tunable.foreseen(steps, memory)
         return steps
 
@@ -388,22 +388,22 @@ class _Pass:
         lacking = self.tunable.lacking(wish, step.before)
         if not lacking or wish.is_baseline:
             return None
-        early = self.lane.patience.waits(wish.target, wish.value, lacking, now, memory.free)
+        early = self.lane.backoff.is_blocked(wish.target, wish.value, lacking, now, memory.free)
         return replace(step, writes=()) if early else None
 
     def _note_shortfalls(self, steps: Sequence[Step], now: Mapping[Target, Reading]) -> None:
-        patience = self.lane.patience
+        backoff = self.lane.backoff
         for step in steps:
             target, lacking = step.wish.target, self.tunable.lacking(step.wish, now[step.wish.target])
             if not lacking or step.wish.is_baseline or self._named(target):
-                patience.forget(target)
+                backoff.drop(target)
             if step.wish.is_baseline:
                 continue  # what is owed has waits of its own
             if lacking and step.writes:
                 free = read_memory(self.lane.kernel).free
-                patience.fell_short(target, step.wish.value, lacking, self.lane.clock(), free)
+                backoff.fell_short(target, step.wish.value, lacking, self.lane.clock(), free)
             elif lacking:
-                patience.looked(target, read_memory(self.lane.kernel).free)
+                backoff.looked(target, read_memory(self.lane.kernel).free)
 
     def _note_tries(self, steps: Sequence[Step], now: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> None:
         """Remember what was in vain, and what is left where a baseline is owed."""
@@ -438,7 +438,7 @@ class _Pass:
             for step in steps
             if step.writes
             for target in step.touched
-            if (target not in self.order.baselines or target in self.order.reserved)
+            if (target not in self.given.baselines or target in self.given.reserved)
             and readings[target].value is not None
         ]
         try:
@@ -508,14 +508,14 @@ class _Pass:
                 continue  # not its turn: a claim on the pool as a whole settles this node
             if step is None:
                 verdict = self._left_alone(wish, after)
-            elif self.order.dry and target in written and step.verdict is None:
+            elif self.given.dry and target in written and step.verdict is None:
                 verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
             else:
                 verdict = self._judge(step, after)
             if target in self.repaired and verdict.state is State.SATISFIED:
                 detail = f"something else had set it to {before[target].value}; it was put back"
                 verdict = verdict._replace(detail=detail)
-                if not self.order.dry:
+                if not self.given.dry:
                     self.lane.drift.repaired(target, self.lane.clock())
             if wish.is_baseline:
                 verdict = self._paid_or_owed(target, verdict)
@@ -526,7 +526,7 @@ class _Pass:
 
         A tunable says itself that it is `unmanaged` where there is no way back.
         """
-        if verdict.state in (State.SATISFIED, State.UNMANAGED) and not self.order.dry:
+        if verdict.state in (State.SATISFIED, State.UNMANAGED) and not self.given.dry:
             self.result.restored.add(target)
             return verdict._replace(state=State.UNMANAGED)
         if verdict.state in (State.UNSUPPORTED, State.REFUSED) and verdict.reason not in WAITS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kerntune.engine.claims import Edit
-from kerntune.engine.lanes import Ticket
+from kerntune.engine.lanes import PassRequest
 from kerntune.model import Lane, Target
 from kerntune.patterns import Matcher
 from kerntune.tunables.base import Tunable
@@ -58,7 +58,7 @@ class Pending:
     edit: Edit
     lanes: frozenset[Lane]
     named: Named
-    tickets: Mapping[Lane, Ticket]
+    requests: Mapping[Lane, PassRequest]
     changes: bool = False
     earlier: tuple[asyncio.Event, ...] = ()
     saving: bool = False  # from now on it is finished, whatever comes

@@ -1,4 +1,4 @@
-"""Who is told how far the kernel has come with what takes time; the looking is the pass's."""
+"""Progress callbacks for slow writes: the pass samples the values, and this module filters by caller."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kerntune.tunables.base import Tunable
 Progress = Callable[[Target, int, int], None]
 
 
-def of_its_own(edit: Edit, tunables: Mapping[str, Tunable], progress: Progress) -> Progress:
-    """The same for what the edit is about: a pass may be making what others asked for, too."""
+def only_for(edit: Edit, tunables: Mapping[str, Tunable], progress: Progress) -> Progress:
+    """Return a callback that hears only of the targets of the edit: a pass may serve other callers too."""
     named = [Target(claim.tunable, claim.instances) for claim in (*edit.named, *edit.released)]
     groups = {(target.tunable, tunables[target.tunable].group(target)) for target in named}
 

@@ -14,17 +14,17 @@ from itertools import count, islice
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from kerntune.engine.answers import Answer, Judged, judge, outcomes_known
+from kerntune.engine.changes import changed_since, changes_of, compared, is_due
 from kerntune.engine.claims import Claims, Edit, FilesEdit
 from kerntune.engine.companion import Companion
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Bounds, Hung
-from kerntune.engine.lanes import LaneQueue, Ticket, merge
+from kerntune.engine.lanes import LaneQueue, PassRequest, merge
 from kerntune.engine.lasting import granted
-from kerntune.engine.news import changed_since, is_due, news, told
 from kerntune.engine.observed import Observed
-from kerntune.engine.passes import Group, Order, Result, Worker
+from kerntune.engine.passes import Group, PassInput, PassRunner, Result
 from kerntune.engine.pending import Named, Pending
-from kerntune.engine.progress import Progress, of_its_own
+from kerntune.engine.progress import Progress, only_for
 from kerntune.engine.requests import (
     Request,
     World,
@@ -69,6 +69,7 @@ GRACE = 0.3  # seconds in which passes may still end by themselves when we are t
 LAST = 0.4  # seconds before the end in which no write begins any more
 STEP = 0.02  # seconds between two signals to threads that are inside a write
 TROUBLE = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
+DryRun = Callable[[PassRunner, PassInput], Result]
 
 
 class Run(Protocol):
@@ -121,7 +122,7 @@ class Reconciler:
     def _lane(self, lane: Lane, kernel: Kernel, clock: Callable[[], float]) -> LaneQueue:
         own = tuple(tunable for tunable in self.tunables.values() if tunable.lane is lane)
         hung = Hung(partial(self._hangs_no_more, lane), self._bounds)
-        worker = Worker(
+        runner = PassRunner(
             kernel,
             own,
             self.limits,
@@ -132,7 +133,7 @@ class Reconciler:
             clock=clock,
         )
         told = partial(self._publish, lane), partial(self._failed, lane)
-        return LaneQueue(worker, self.threads.passes, self._order, *told)
+        return LaneQueue(runner, self.threads.passes, self._input, *told)
 
     @property
     def readings(self) -> Mapping[Target, Reading]:
@@ -175,7 +176,7 @@ class Reconciler:
         """What has been counted since the daemon started."""
         return {
             "hotplug_events": self._device_events,
-            "drift_repairs": sum(queue.worker.drift.total for queue in self._lanes.values()),
+            "drift_repairs": sum(queue.runner.drift.total for queue in self._lanes.values()),
             **self.companion.counters,
         }
 
@@ -208,7 +209,7 @@ class Reconciler:
 
     def _left_behind(self) -> list[str]:
         """Return the paths of writes that devices hang in: no pass waits for them any more."""
-        return [path for queue in self._lanes.values() for path in queue.worker.hung.writes]
+        return [path for queue in self._lanes.values() for path in queue.runner.hung.writes]
 
     def _hangs_no_more(self, lane: Lane, wait: float) -> None:
         """Have a pass look at a device after `wait` seconds; called in the thread that the kernel has returned to."""
@@ -248,11 +249,11 @@ class Reconciler:
         """
         self._stop_taking()
         self._ending = True
-        tickets = [Ticket("stop", enforce=True) for _ in self._lanes]
-        for queue, ticket in zip(self._lanes.values(), tickets, strict=True):
+        requests = [PassRequest("stop", enforce=True) for _ in self._lanes]
+        for queue, request in zip(self._lanes.values(), requests, strict=True):
             queue.closed = False
-            queue.put(ticket)
-        _, late = await asyncio.wait([ticket.result for ticket in tickets], timeout=seconds)
+            queue.put(request)
+        _, late = await asyncio.wait([request.result for request in requests], timeout=seconds)
         return not late and not self.outcomes
 
     async def observe(self) -> None:
@@ -272,7 +273,7 @@ class Reconciler:
 
         Raise the first error after all of them have ended.
         """
-        passes = [queue.result(Ticket(cause, enforce=enforce)) for queue in self._lanes.values()]
+        passes = [queue.result(PassRequest(cause, enforce=enforce)) for queue in self._lanes.values()]
         found = await asyncio.gather(*passes, return_exceptions=True)
         for error in found:
             if isinstance(error, BaseException):
@@ -285,7 +286,7 @@ class Reconciler:
         """
         self.configured, self.limits = tuple(claims), limits
         for queue in self._lanes.values():
-            queue.worker = replace(queue.worker, limits=limits)
+            queue.runner = replace(queue.runner, limits=limits)
 
     async def reload(self, claims: Sequence[Claim], limits: Limits) -> None:
         """Configure, and a pass that puts everything right that the configuration names, or has named until now."""
@@ -294,8 +295,8 @@ class Reconciler:
         # As with what is released, nobody waits for exactly these: less than asked is no error.
         named = {claim.id for claim in (*self.configured, *claims)}
         self.configure(claims, limits)
-        tickets = [(queue, Ticket("reload", released=named)) for queue in self._lanes.values()]
-        await asyncio.gather(*(queue.result(ticket) for queue, ticket in tickets))
+        requests = [(queue, PassRequest("reload", released=named)) for queue in self._lanes.values()]
+        await asyncio.gather(*(queue.result(request) for queue, request in requests))
 
     def announce(self, cause: str) -> None:
         """Tell the listeners that something beside the outcomes is different."""
@@ -310,7 +311,7 @@ class Reconciler:
         if self._stopping:
             return
         for lane in lanes:
-            self._lanes[lane].put(Ticket(cause))
+            self._lanes[lane].put(PassRequest(cause))
 
     def is_large(self, request: Request) -> bool:
         """Return whether it takes long to check the request; raise LimitsExceeded for one that takes too long."""
@@ -455,25 +456,25 @@ class Reconciler:
         before, lanes = self.claims, self._lanes_of(edit)
         # Of the files nobody waits for exactly these: as with what is released, less than asked is no error.
         released = {*edit.released, *(edit.named if edit.files else ())}
-        told = of_its_own(edit, self.tunables, progress) if progress else None
+        told = only_for(edit, self.tunables, progress) if progress else None
         pending = Pending(
             edit,
             lanes,
             named,
-            {lane: Ticket(cause, released, progress=told, waited=True) for lane in lanes},
+            {lane: PassRequest(cause, released, progress=told, waited=True) for lane in lanes},
             changes=not before.same_as(before.apply(edit)),
             earlier=tuple(other.done for other in self._pending if other.lanes & lanes),
         )
         self._pending.append(pending)
-        for lane, ticket in pending.tickets.items():
-            self._lanes[lane].put(ticket)
+        for lane, request in pending.requests.items():
+            self._lanes[lane].put(request)
         return pending
 
     def _end_passes(self, pending: Pending, why: str) -> None:
         """Have the passes that run for this edit write nothing more, where nobody else is served by them."""
-        for lane, ticket in pending.tickets.items():
+        for lane, request in pending.requests.items():
             shared = any(lane in other.lanes for other in self._pending if other is not pending)
-            if not shared and (halt := self._lanes[lane].end_for(ticket, why)):
+            if not shared and (halt := self._lanes[lane].end_for(request, why)):
                 self._interrupt(self._lanes[lane], halt)
 
     def _interrupt(self, queue: LaneQueue, halt: Halt) -> None:
@@ -490,7 +491,7 @@ class Reconciler:
     async def _carry_out(self, pending: Pending, cause: str, *, must_win: bool) -> Answer:
         edit, lanes = pending.edit, pending.lanes
         try:
-            passes = (asyncio.shield(ticket.result) for ticket in pending.tickets.values())
+            passes = (asyncio.shield(request.result) for request in pending.requests.values())
             # A lane makes a pass that has failed again by itself.
             found = await asyncio.gather(*passes, return_exceptions=edit.is_fact)
             for done in pending.earlier:
@@ -529,7 +530,7 @@ class Reconciler:
         would_change = would_write or not claims.same_as(claims.apply(edit))
         return Answer(would_change and judged.error is None, tuple(outcomes))
 
-    async def _rehearse(self, edit: Edit, run: Run, dry_run: Callable[[Worker, Order], Result] = Worker.run) -> Result:
+    async def _rehearse(self, edit: Edit, run: Run, dry_run: DryRun = PassRunner.run) -> Result:
         """A dry run of the lanes that an edit touches.
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
@@ -537,8 +538,8 @@ class Reconciler:
         claims = tuple(self.claims.apply(edit).by_id.values())
         named = frozenset(claim.id for claim in edit.put)
         released = frozenset(edit.released)
-        order = replace(self._dry_order(), claims=claims, named=named, asking=named, released=released, enforce=True)
-        return merge(await self._look(order, self._lanes_of(edit), run, dry_run))
+        given = replace(self._dry_input(), claims=claims, named=named, asking=named, released=released, enforce=True)
+        return merge(await self._look(given, self._lanes_of(edit), run, dry_run))
 
     async def verify(self) -> tuple[Outcome, ...]:
         """Return everything managed that is not satisfied, read again; change nothing.
@@ -553,7 +554,7 @@ class Reconciler:
         for _ in range(OVERTAKEN):
             passes = self.observed.passes(Lane)
             busy |= self._being_set()
-            result = merge(await self._look(self._dry_order(), Lane, self.threads.open))
+            result = merge(await self._look(self._dry_input(), Lane, self.threads.open))
             busy |= self._being_set()
             if passes == self.observed.passes(Lane):
                 break
@@ -566,7 +567,7 @@ class Reconciler:
         found, busy = dict(self.outcomes), self._being_set()
         for target, outcome in (row for lane in Lane for row in self.observed.seen(lane).items()):
             last = self.outcomes.get(target)
-            if self._group(target) in busy or (last and told(last) == told(outcome)):
+            if self._group(target) in busy or (last and compared(last) == compared(outcome)):
                 continue
             if outcome.requested:
                 found[target] = changed_since(outcome, last)
@@ -581,7 +582,7 @@ class Reconciler:
         """Return the groups that uncommitted edits name, and those that passes are writing."""
         targets = self.world.targets
         found = {self._group(target) for pending in self._pending for target in pending.named.among(targets)}
-        return found.union(*(queue.worker.writing for queue in self._lanes.values()))
+        return found.union(*(queue.runner.writing for queue in self._lanes.values()))
 
     def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
         if edit.files:
@@ -618,36 +619,36 @@ class Reconciler:
     async def _withdrawn(self, lanes: Collection[Lane], cause: str, edit: Edit, *, wait: bool) -> None:
         """Have what the edit had overridden come into force again; a pass that fails now does not hide the error."""
         # No other edit that is ended takes this pass along, whether or not somebody waits for it.
-        tickets = [Ticket(f"{cause} withdrawn", released=edit.named, waited=True) for _ in lanes]
-        for lane, ticket in zip(lanes, tickets, strict=True):
-            self._lanes[lane].put(ticket)
+        requests = [PassRequest(f"{cause} withdrawn", released=edit.named, waited=True) for _ in lanes]
+        for lane, request in zip(lanes, requests, strict=True):
+            self._lanes[lane].put(request)
         if wait:
-            await asyncio.gather(*(asyncio.shield(ticket.result) for ticket in tickets), return_exceptions=True)
+            await asyncio.gather(*(asyncio.shield(request.result) for request in requests), return_exceptions=True)
 
-    def _order(self, tickets: Sequence[Ticket]) -> Order:
+    def _input(self, requests: Sequence[PassRequest]) -> PassInput:
         """What a pass works on that starts now for these callers."""
-        return Order(
+        return PassInput(
             tuple(self.claims.by_id.values()),
             dict(self.store.baselines),
             # Every caller who still waits, also those whose other lane is slower: theirs is all or nothing.
             frozenset(claim.id for pending in self._pending for claim in pending.edit.put),
-            frozenset().union(*(ticket.released for ticket in tickets)),
-            enforce=any(ticket.enforce for ticket in tickets),
+            frozenset().union(*(request.released for request in requests)),
+            enforce=any(request.enforce for request in requests),
             spent=frozenset(self._unforgotten),
             reserved=frozenset(self.store.reserved),
             asking=frozenset(
                 claim.id
                 for pending in self._pending
-                if any(ticket in tickets for ticket in pending.tickets.values())
+                if any(request in requests for request in pending.requests.values())
                 for claim in pending.edit.put
             ),
         )
 
-    def _dry_order(self) -> Order:
-        """Return the order of a look: it shows what a pass would find."""
+    def _dry_input(self) -> PassInput:
+        """Return the input of a look: it shows what a pass would find."""
         claims, baselines = tuple(self.claims.by_id.values()), dict(self.store.baselines)
         spent, reserved = frozenset(self._unforgotten), frozenset(self.store.reserved)
-        return Order(claims, baselines, dry=True, spent=spent, reserved=reserved)
+        return PassInput(claims, baselines, dry=True, spent=spent, reserved=reserved)
 
     def _gone(self, result: Result) -> set[Target]:
         """Return the baselines of what was replaced: with another key, the former one never comes back.
@@ -660,16 +661,20 @@ class Reconciler:
 
     def _how_far(self) -> object:
         """Return what is otherwise when a pass has begun to write, or has ended."""
-        return self.observed.passes(Lane), [bool(queue.worker.writing) for queue in self._lanes.values()]
+        return self.observed.passes(Lane), [bool(queue.runner.writing) for queue in self._lanes.values()]
 
     async def _look(
-        self, order: Order, lanes: Iterable[Lane], run: Run, dry_run: Callable[[Worker, Order], Result] = Worker.run
+        self,
+        given: PassInput,
+        lanes: Iterable[Lane],
+        run: Run,
+        dry_run: DryRun = PassRunner.run,
     ) -> list[Result]:
-        jobs = [run(dry_run, self._lanes[lane].worker, order) for lane in lanes]
+        jobs = [run(dry_run, self._lanes[lane].runner, given) for lane in lanes]
         return list(await asyncio.gather(*jobs))
 
     async def _read_lane(self, lane: Lane) -> Result:
-        return await self.threads.look(lane, self._lanes[lane].worker.run, self._dry_order())
+        return await self.threads.look(lane, self._lanes[lane].runner.run, self._dry_input())
 
     def _seen(self, lane: Lane) -> None:
         """Announce what a look has found, and have a pass take note of what has become right, or can be set now."""
@@ -684,22 +689,22 @@ class Reconciler:
         ):
             self.look_again("look", [lane])
 
-    async def _publish(self, lane: Lane, result: Result, tickets: Sequence[Ticket]) -> None:
+    async def _publish(self, lane: Lane, result: Result, requests: Sequence[PassRequest]) -> None:
         """Take over what a pass found, and tell everybody what is news."""
-        worker = self._lanes[lane].worker
+        runner = self._lanes[lane].runner
         await self._forget(result)
-        self.observed.learn(lane, result, [t for t in result.readings if self._group(t) in worker.writing])
-        worker.writing.clear()
+        self.observed.learn(lane, result, [t for t in result.readings if self._group(t) in runner.writing])
+        runner.writing.clear()
         own = {name for name, tunable in self.tunables.items() if tunable.lane is lane}
         old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
         managed = {t: o for t, o in result.outcomes.items() if o.state is not State.UNMANAGED}
         self.outcomes = {t: o for t, o in self.outcomes.items() if t.tunable not in own} | managed
-        changed = news(old, result)
+        changed = changes_of(old, result)
         if changed:
             self.generation += 1
         del self._failures[lane]
-        self._retry_at(lane, worker.retries.due)
-        self._tell(Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in tickets)), tuple(changed)))
+        self._retry_at(lane, runner.retries.due)
+        self._tell(Report(self.generation, ", ".join(dict.fromkeys(t.cause for t in requests)), tuple(changed)))
 
     async def _forget(self, result: Result) -> None:
         """Drop the baselines that are of no use any more; where that fails they are passed over, and dropped later."""
@@ -717,7 +722,7 @@ class Reconciler:
 
     def _failed(self, lane: Lane) -> None:
         """A pass had no result: what it was to do, a later one does."""
-        self._lanes[lane].worker.writing.clear()
+        self._lanes[lane].runner.writing.clear()
         self._retry_at(lane, self._clock() + min(SOON * 2 ** self._failures[lane], LONGEST))
         self._failures[lane] = min(self._failures[lane] + 1, 12)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Generic, TypeVar
 
-from kerntune.engine.passes import Order, Result, Worker
+from kerntune.engine.passes import PassInput, PassRunner, Result
 from kerntune.kernel.files import Kept, Kernel, KernelError
 from kerntune.model import Lane
 
@@ -119,7 +119,7 @@ class DryRuns:
         self._snapshot: Snapshot | None = None
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[Callable[[Worker, Order], Result]]:
+    def asking(self) -> Iterator[Callable[[PassRunner, PassInput], Result]]:
         """Give what makes a dry run of a lane, in that thread: it sees nothing that was read before now."""
         self._asked += 1
         self._waiting += 1
@@ -130,11 +130,11 @@ class DryRuns:
             if not self._waiting:
                 self._snapshot = None
 
-    def _run(self, asked: int, worker: Worker, order: Order) -> Result:
+    def _run(self, asked: int, runner: PassRunner, given: PassInput) -> Result:
         # The counters of memory move with every program, and some are read until they stand still; they are few.
-        if any(tunable.lane is Lane.MEMORY for tunable in worker.tunables):
-            return worker.run(order)
-        return replace(worker, kernel=self._since(asked)).run(order)
+        if any(tunable.lane is Lane.MEMORY for tunable in runner.tunables):
+            return runner.run(given)
+        return replace(runner, kernel=self._since(asked)).run(given)
 
     def _since(self, asked: int) -> Snapshot:
         known, state = self._snapshot, self._state()

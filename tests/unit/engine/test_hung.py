@@ -292,7 +292,7 @@ async def test_however_long_it_hangs_no_thread_more_is_spent_on_it() -> None:
             before = await work(5)
             assert await work(50) < before + 10
             assert files.inside == [queue("sda")]
-            hung = lab.engine._lanes[Lane.BLOCK].worker.hung
+            hung = lab.engine._lanes[Lane.BLOCK].runner.hung
             assert [(len(mark.reads), len(mark.writes)) for mark in hung._marks.values()] == [(1, 0)]
 
 
@@ -399,7 +399,7 @@ async def test_one_that_answers_while_the_boot_pass_runs_is_set_after_it() -> No
     kernel = large_host()
     with stuck(kernel, queue("sda"), reads=True, writes=False) as reading, ended() as returned:
         async with lab_on(kernel, [claim(Origin.PERSISTENT, *BFQ)]) as lab:
-            lab.engine._lanes[Lane.BLOCK].worker.hung.bounds = Bounds(write=BOUND)
+            lab.engine._lanes[Lane.BLOCK].runner.hung.bounds = Bounds(write=BOUND)
             kernel.before_write = (writing := Stuck({queue("nvme0n1")})).hang_in_write
             boot = asyncio.ensure_future(lab.engine.reconcile("boot", enforce=True))
             await asyncio.to_thread(writing.began.wait, BOUND)
@@ -413,7 +413,7 @@ async def test_one_that_answers_while_the_boot_pass_runs_is_set_after_it() -> No
 
 async def test_a_stop_does_not_wait_for_the_bound() -> None:
     async with lab_on(large_host()) as lab:
-        lab.engine._lanes[Lane.BLOCK].worker.hung.bounds = Bounds(read=BOUND, write=BOUND)
+        lab.engine._lanes[Lane.BLOCK].runner.hung.bounds = Bounds(read=BOUND, write=BOUND)
         with stuck(lab.kernel, queue("sda")) as files:
             call = asyncio.ensure_future(lab.set(BFQ))
             await asyncio.to_thread(files.began.wait, BOUND)

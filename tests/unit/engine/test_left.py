@@ -11,7 +11,7 @@ import pytest
 
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Claims
-from kerntune.engine.lanes import LaneQueue, Ticket
+from kerntune.engine.lanes import LaneQueue, PassRequest
 from kerntune.engine.pending import Pending
 from kerntune.errors import Failed
 from kerntune.model import State
@@ -201,12 +201,12 @@ async def test_edits_without_a_pause_leave_nothing_of_those_before_them() -> Non
 
 
 async def test_what_is_put_back_is_not_ended_with_another_edit(monkeypatch: pytest.MonkeyPatch) -> None:
-    tickets: list[Ticket] = []
+    requests: list[PassRequest] = []
     put = LaneQueue.put
 
-    def noted(self: LaneQueue, ticket: Ticket) -> None:
-        tickets.append(ticket)
-        put(self, ticket)
+    def noted(self: LaneQueue, request: PassRequest) -> None:
+        requests.append(request)
+        put(self, request)
 
     monkeypatch.setattr(LaneQueue, "put", noted)
 
@@ -217,4 +217,4 @@ async def test_what_is_put_back_is_not_ended_with_another_edit(monkeypatch: pyte
         monkeypatch.setattr(MemoryStore, "commit", fails)
         with pytest.raises(Failed):
             await lab.set(("io-scheduler", "sda", "none"))
-        assert [ticket.waited for ticket in tickets if ticket.cause == "Set withdrawn"] == [True]
+        assert [request.waited for request in requests if request.cause == "Set withdrawn"] == [True]

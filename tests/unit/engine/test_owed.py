@@ -373,7 +373,7 @@ async def test_others_do_not_wait_for_what_is_busy() -> None:
     async with running(large_host(), clock=Clock()) as lab:
         await owed(lab, errno.EBUSY)
         queue_of = lab.engine._lanes[Lane.BLOCK]
-        queue_of.worker = replace(queue_of.worker, sleep=naps.append)
+        queue_of.runner = replace(queue_of.runner, sleep=naps.append)
         await lab.set(("io-scheduler", "nvme0n1", "kyber"))
         assert naps == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kerntune.engine.claims import NOTHING_CHOSEN, Edit, FilesEdit
-from kerntune.engine.progress import of_its_own
+from kerntune.engine.progress import only_for
 from kerntune.model import Claim, Origin, Target
 from kerntune.tunables import REGISTRY
 
@@ -19,7 +19,7 @@ def claim(tunable: str, instances: str, value: str = "1") -> Claim:
 
 def heard(edit: Edit, *targets: Target) -> list[Target]:
     told: list[Target] = []
-    tell = of_its_own(edit, TUNABLES, lambda target, _done, _wanted: told.append(target))
+    tell = only_for(edit, TUNABLES, lambda target, _done, _wanted: told.append(target))
     for target in targets:
         tell(target, 1, 2)
     return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.engine.patience import FIRST, LONGEST, Tried, next_try, worth_asking
+from kerntune.engine.backoff import FIRST, LONGEST, Attempt, is_due, next_attempt
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Origin, Reason, State, Target
 from tests.unit.lab import COMPACT, GIB, PAGE, POOL, Clock, Lab, claim, pages, running, small_host, told
@@ -26,23 +26,23 @@ LACKING = 400
     ],
 )
 def test_asked_again_when_a_quarter_of_what_is_lacking_became_free(waited: float, grown: int, asked: bool) -> None:
-    tried = Tried("150", LACKING, at=1000.0, free=5000)
-    assert worth_asking(tried, 1000.0 + waited, 5000 + grown) is asked
+    tried = Attempt("150", LACKING, at=1000.0, free=5000)
+    assert is_due(tried, 1000.0 + waited, 5000 + grown) is asked
 
 
 @pytest.mark.parametrize(
     ("before", "wait"),
     [
         (None, FIRST),
-        (Tried("150", LACKING, 0.0, 0), 2 * FIRST),
-        (Tried("150", LACKING, 0.0, 0, 2000.0), LONGEST),
-        (Tried("150", LACKING, 0.0, 0, LONGEST), LONGEST),
-        (Tried("150", LACKING + 1, 0.0, 0, LONGEST), FIRST),
-        (Tried("151", LACKING, 0.0, 0, LONGEST), FIRST),
+        (Attempt("150", LACKING, 0.0, 0), 2 * FIRST),
+        (Attempt("150", LACKING, 0.0, 0, 2000.0), LONGEST),
+        (Attempt("150", LACKING, 0.0, 0, LONGEST), LONGEST),
+        (Attempt("150", LACKING + 1, 0.0, 0, LONGEST), FIRST),
+        (Attempt("151", LACKING, 0.0, 0, LONGEST), FIRST),
     ],
 )
-def test_the_wait_doubles_while_nothing_is_gained(before: Tried | None, wait: float) -> None:
-    assert next_try(before, "150", LACKING, 7.0, 9) == Tried("150", LACKING, 7.0, 9, wait)
+def test_the_wait_doubles_while_nothing_is_gained(before: Attempt | None, wait: float) -> None:
+    assert next_attempt(before, "150", LACKING, 7.0, 9) == Attempt("150", LACKING, 7.0, 9, wait)
 
 
 def short_host() -> SimulatedKernel:

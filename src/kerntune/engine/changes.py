@@ -1,4 +1,4 @@
-"""What is news of a pass, and what Verify says of a value that is not what it was. Pure."""
+"""Which outcomes of a pass or a look are published, and what Verify says of a value that has changed. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kerntune.engine.passes import WAITS, Result
 from kerntune.model import Outcome, Reason, State, Target
 
 
-def news(old: Mapping[Target, Outcome], result: Result) -> list[Outcome]:
-    """What is told to everybody of a pass, by the outcomes before it: what changed, was written, released, or went."""
+def changes_of(old: Mapping[Target, Outcome], result: Result) -> list[Outcome]:
+    """Return the outcomes to publish after a pass: what changed, was written, released, or is gone."""
     new = result.outcomes
-    changed = [o for t, o in new.items() if t not in old or told(old[t]) != told(o) or is_repaired(o, result)]
+    changed = [o for t, o in new.items() if t not in old or compared(old[t]) != compared(o) or is_repaired(o, result)]
     # Another drive or driver of that name has an outcome of its own: nobody misses the former one.
     there = {(target.tunable, target.instance) for target in result.readings}
     released, gone = [], []
@@ -28,17 +28,17 @@ def news(old: Mapping[Target, Outcome], result: Result) -> list[Outcome]:
 
 
 def is_repaired(outcome: Outcome, result: Result) -> bool:
-    """Return whether a value was put back to what it was before, or set to what it had; a write in vain is no news."""
+    """Return whether a value was put back, or set to what it had already; a write in vain is not published."""
     return outcome.state is State.SATISFIED and outcome.target in result.wrote
 
 
-def told(outcome: Outcome) -> tuple[str, ...]:
-    """What makes an outcome news: figures in its prose do not."""
+def compared(outcome: Outcome) -> tuple[str, ...]:
+    """Return what is compared of two outcomes: not the figures in their prose."""
     return outcome.requested, outcome.actual, outcome.state, outcome.reason
 
 
 def lost(outcome: Outcome) -> Outcome:
-    """What is told once of a target that has gone; its claims wait for what comes."""
+    """Return the last outcome of a target that has gone; its claims wait for another."""
     then = ", and what was owed to it with it" if outcome.is_owed else "; the claim is kept for what comes"
     detail = f"{outcome.target} has gone{then}"
     return replace(
