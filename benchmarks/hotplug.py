@@ -25,11 +25,11 @@ from benchmarks.run import PLUGS as RESULTS
 from benchmarks.run import RESULTS as LATEST
 from benchmarks.run import TABLE, document
 
-DEVICE, WISHED = "nvme0n1", "mq-deadline"
+DEVICE, WANTED = "nvme0n1", "mq-deadline"
 RULE: Final = "/etc/udev/rules.d/60-scheduler.rules"
 RULE_TEXT: Final = (
     f'ACTION=="add|change", SUBSYSTEM=="block", ENV{{DEVTYPE}}=="disk", KERNEL=="nvme*", '
-    f'ATTR{{queue/scheduler}}="{WISHED}"\n'
+    f'ATTR{{queue/scheduler}}="{WANTED}"\n'
 )
 PROFILES: Final = ("/etc/tuned", "/etc/tuned/profiles")  # where TuneD 2.20 has them, and 2.25
 MOST: Final = 1.2  # times the udev rule's median
@@ -65,7 +65,7 @@ def udev_rule(host: Host) -> Iterator[None]:
 
 @contextmanager
 def kerntuned(host: Host) -> Iterator[None]:
-    host.set(("io-scheduler", "nvme*", WISHED))
+    host.set(("io-scheduler", "nvme*", WANTED))
     yield
     host.release()
 
@@ -78,7 +78,7 @@ def tuned(host: Host) -> Iterator[None]:
     if vm.run("dpkg-query -W tuned").status:
         peers.install(vm, "tuned")
         for folder in PROFILES:
-            vm.write(f"{folder}/bench/tuned.conf", f"[disk]\ntype=disk\nelevator={WISHED}\n")
+            vm.write(f"{folder}/bench/tuned.conf", f"[disk]\ntype=disk\nelevator={WANTED}\n")
     vm.check("systemctl start tuned && tuned-adm profile bench && systemctl is-active --quiet tuned")
     yield
     vm.check(f"systemctl stop tuned; systemctl start {UNIT}")
@@ -90,7 +90,7 @@ SUBJECTS: Final[Mapping[str, Subject]] = {"udev rule": udev_rule, "kerntuned": k
 
 def plug(vm: Machine) -> float:
     """Milliseconds from the drive to its scheduler."""
-    watching = vm.spawn(["python3", "-c", WATCH, f"/sys/block/{DEVICE}", f"[{WISHED}]"])
+    watching = vm.spawn(["python3", "-c", WATCH, f"/sys/block/{DEVICE}", f"[{WANTED}]"])
     watching.wait_output("watching")
     vm.nvme_add("plugged")
     took = watching.wait(60)

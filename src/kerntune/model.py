@@ -29,7 +29,7 @@ class Origin(IntEnum):
 
 
 class State(StrEnum):
-    """What became of a wish; the values are the strings on the wire."""
+    """What became of a desired state; the values are the strings on the wire."""
 
     SATISFIED = "satisfied"
     PLANNED = "planned"

@@ -228,7 +228,7 @@ def test_what_hangs_in_a_thread_does_not_hold_the_end() -> None:
 
 
 def test_a_driver_that_udev_is_still_loading_is_waited_for(bus: PrivateBus, tmp_path: Path) -> None:
-    """What is wished of it is in force when the daemon is ready, and is told as not there until then."""
+    """What is desired of it is in force when the daemon is ready, and is told as not there until then."""
     tree = make_tree(tmp_path / "host")
     queue = tree / QUEUE
     queue.parent.mkdir(parents=True)

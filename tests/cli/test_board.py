@@ -60,7 +60,7 @@ def test_pools_governors_and_drives() -> None:
     shown = lines(
         board(pools={"Pools": pools}, governors={"Policies": policies}, drives={"Devices": drives}), width=100
     )
-    assert "huge pages  2M 64 pages, 60 free, 128 wished (node0 64, node1 0)" in shown
+    assert "huge pages  2M 64 pages, 60 free, 128 desired (node0 64, node1 0)" in shown
     assert "governors   performance (2), cpu-offline (1)" in shown
     assert "drives      -: md0; bfq: sda; none: nvme0n1" in shown
 

@@ -117,16 +117,16 @@ class TestVerify:
     WAITING = outcome("io-scheduler@vd*", "unsupported", actual="", reason="no-such-target")
     OVERCOMMIT = outcome("overcommit", "failed", requested="always", actual="heuristic", reason="changed-by-others")
 
-    def test_all_as_wished(self, capsys: Captured) -> None:
+    def test_all_in_the_desired_state(self, capsys: Captured) -> None:
         script = Script(self.HOST)
         assert run(script, "verify") == 0
-        assert capsys.readouterr().out == "All as wished: 3 of 3 managed.\n"
+        assert capsys.readouterr().out == "3 of 3 in the desired state.\n"
         assert script.calls == [("Verify",), ("Describe",)]
 
     def test_part_of_it(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.DRIVE]), "verify") == 6
         assert capsys.readouterr().out.splitlines() == [
-            "As wished: 2 of 3 managed. Not as wished: 1",
+            "2 of 3 in the desired state; 1 is not",
             "TARGET                REQUESTED  ACTUAL  STATE",
             "io-scheduler@nvme0n1  none       bfq     failed  changed-by-others: it reads bfq",
         ]
@@ -134,7 +134,7 @@ class TestVerify:
     def test_what_is_not_here_is_no_failure(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify") == 0
         head, _, row = capsys.readouterr().out.splitlines()
-        assert head == "As wished: 2 of 3 managed; 1 is not here now."
+        assert head == "2 of 3 in the desired state; 1 is not here now."
         assert row.split() == ["io-scheduler@vd*", "none", "-", "unsupported", "no-such-target"]
 
     def test_it_says_how_the_daemon_is(self, capsys: Captured) -> None:
@@ -145,7 +145,7 @@ class TestVerify:
 
     def test_none_of_it(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.DRIVE, self.WAITING, self.OVERCOMMIT]), "verify") == 1
-        assert capsys.readouterr().out.startswith("As wished: 0 of 3 managed; 1 is not here now. Not as wished: 2\n")
+        assert capsys.readouterr().out.startswith("0 of 3 in the desired state; 1 is not here now; 2 are not\n")
 
     def test_nothing_managed(self, capsys: Captured) -> None:
         assert run(Script(), "verify") == 0

@@ -1,4 +1,4 @@
-"""status at a glance: what is wished, what is, what is not and why, and who beat whom."""
+"""status at a glance: what is desired, what is there, why it is not, and who overrides whom."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_while_memory_is_short_it_says_who_has_most_to_do_with_it() -> None:
     assert lines[guard + 1] == "most to do with it: hog.service: hog\N{REPLACEMENT CHARACTER} (pid 7, alice)"
 
 
-def test_it_leads_with_what_is_not_as_wished() -> None:
+def test_it_leads_with_what_is_not_in_the_desired_state() -> None:
     managed = [
         satisfied("overcommit", "always", claim="config:overcommit"),
         target(
@@ -97,19 +97,19 @@ def test_it_leads_with_what_is_not_as_wished() -> None:
     assert plain(wishes.status(host, managed)) == [
         "kerntuned 0.1.0 on Linux 6.1.0, generation 3, degraded: over-limit",
         "! over-limit: a value would endanger the host and was not set, or in part; its row has the figures",
-        "As wished: 1 of 3; 1 contested; 1 kept for what comes",
+        "1 of 3 in the desired state; 1 contested; 1 waiting for a device",
         "TARGET            REQUESTED  ACTUAL  STATE        WANTED BY",
         "io-scheduler@sda  none       bfq     contested    runtime, alice (busctl)"
         "  changed-by-others: three times"
         "  overrides bfq of config for *: /etc/kerntune/kerntune.toml:3 (runtime wins over config)",
         "io-scheduler@vd*  none       -       unsupported  persistent, root"
-        "         no-such-target: nothing matches now; kept for what comes",
+        "         no-such-target: nothing matches now; the claim waits for a device",
         "overcommit        always     always  satisfied    config",
     ]
 
 
 def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line for what is as wished, and no name is cut."""
+    """One line for what is in the desired state, and no name is cut."""
     monkeypatch.setenv("COLUMNS", "92")
     claims = [
         claim("profile:io-scheduler@nvme*", "none", who="balanced", why="documentation: " + "long " * 30),
@@ -195,7 +195,7 @@ def test_a_claim_of_the_configuration_has_its_line_and_its_reason(why: str, said
     place = "config, /etc/kerntune/kerntune.toml:3"
     assert line.endswith(f"  {place}{said}  overrides bfq of profile balanced for sd* (config wins over profile)")
     assert place in waits
-    assert waits.endswith(f"  no-such-target: nothing matches now; kept for what comes{said}")
+    assert waits.endswith(f"  no-such-target: nothing matches now; the claim waits for a device{said}")
     other = claim("runtime:io-scheduler@sda", "kyber", who="root")
     row = satisfied("io-scheduler@sda", "kyber", claim=other["id"], beaten=[wanted["id"]])
     line = plain(wishes.status(document([row], [wanted, other]), [row]))[-1]
@@ -207,7 +207,7 @@ def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
     rows = [satisfied(f"cpu-governor@policy{number}", "performance", claim="config:g") for number in range(8)]
     rows[4]["detail"] = "moves CPU 9 too"
     lines = plain(wishes.status(document(rows, [claim("config:g", "performance")]), rows))
-    assert lines[1] == "As wished: 8 of 8"
+    assert lines[1] == "8 of 8 in the desired state"
     assert [line.split("  ")[0] for line in lines[3:]] == ["cpu-governor@policy0-3,5-7 (7)", "cpu-governor@policy4"]
 
 
@@ -302,7 +302,7 @@ def test_four_that_disagree(daemon: Daemon) -> None:
         "io-scheduler@nvme1n1 mq-deadline mq-deadline satisfied runtime, root (python) "
         "overrides mq-deadline of config for nvme*: ETC/kerntune.toml:3 (runtime wins over config)"
     )
-    assert "As wished: 2 of 2\n" in cli(daemon, "status")
+    assert "2 of 2 in the desired state\n" in cli(daemon, "status")
 
     cli(daemon, "unset", "io-scheduler@nvme0n1", "io-scheduler@nvme*")
     assert about(daemon, "nvme0n1") == by_persistent

@@ -149,7 +149,7 @@ class TestUnset:
         ],
     )
     def test_what_is_in_force_is_named(self, claim_id: str, more: dict[str, str], way: str, capsys: Captured) -> None:
-        """Though the daemon says that the target is as wished: by somebody else."""
+        """Though the daemon says that the target is in the desired state: by somebody else."""
         host = document([DRIVES[0] | {"claim": claim_id}, *DRIVES[1:]], [claim(claim_id, "none", **more)])
         satisfied = outcome("io-scheduler@nvme0n1")
         assert run(Script(host, changed=False, outcomes=[satisfied]), "unset", "io-scheduler@nvme0n1") == 0

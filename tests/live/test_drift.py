@@ -12,7 +12,7 @@ from tests.harness.daemon import READY, Daemon
 from tests.live import host
 from tests.live.users import Heard, User
 
-WISHED, FOREIGN = "mq-deadline", "none"
+WANTED, FOREIGN = "mq-deadline", "none"
 
 
 @pytest.fixture
@@ -44,19 +44,19 @@ def test_it_is_put_back_within_the_interval_and_after_three_times_left_alone(
     own: Callable[[int], Daemon], own_root: User, loops: Sequence[str]
 ) -> None:
     own(1)
-    own_root.set_scheduler("loop0", WISHED)
+    own_root.set_scheduler("loop0", WANTED)
     ear = own_root.listen()
     for number in range(1, 5):
         by_hand("loop0", FOREIGN)
         expected = number
         heard = own_root.heard(ear, lambda so_far: len(rows(so_far)) >= expected)  # noqa: B023  (called at once)
-    repaired = ("drift", (FOREIGN, WISHED, "satisfied", "ok"))
+    repaired = ("drift", (FOREIGN, WANTED, "satisfied", "ok"))
     assert rows(heard) == [repaired] * 3 + [("drift", (FOREIGN, FOREIGN, "contested", "changed-by-others"))]
     assert own_root.get(MANAGER, "Degraded") == ["changed-by-others"]
     assert host.scheduler("loop0") == FOREIGN
 
-    own_root.set_scheduler("loop0", WISHED)
-    assert host.scheduler("loop0") == WISHED, "who names it has it written again"
+    own_root.set_scheduler("loop0", WANTED)
+    assert host.scheduler("loop0") == WANTED, "who names it has it written again"
     assert own_root.get(MANAGER, "Degraded") == []
 
 
@@ -65,12 +65,12 @@ def test_an_event_of_a_known_device_is_enough(
     own: Callable[[int], Daemon], own_root: User, loops: Sequence[str], action: str
 ) -> None:
     own(0)
-    own_root.set_scheduler("loop0", WISHED)
+    own_root.set_scheduler("loop0", WANTED)
     by_hand("loop0", FOREIGN)
     ear = own_root.listen()
     Path("/sys/class/block/loop0/uevent").write_text(f"{action}\n")
     heard = own_root.heard(ear, lambda so_far: bool(rows(so_far)))
-    assert rows(heard) == [(f"{action} loop0", (FOREIGN, WISHED, "satisfied", "ok"))]
+    assert rows(heard) == [(f"{action} loop0", (FOREIGN, WANTED, "satisfied", "ok"))]
 
 
 def test_overcommit_is_reported_and_not_fought_over(own: Callable[[int], Daemon], own_root: User) -> None:

@@ -95,7 +95,7 @@ def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) 
             assert vm.run(f"kerntune profile set {PROFILE}").status in (0, 6)
             in_order_after_a_boot(tuned, SEEN_WITH_PROFILE, {"config", "persistent", "profile"})
             assert vm.check(OTHERS).splitlines() == OTHERS_WITH_PROFILE
-            assert not_as_wished(tuned) <= NOT_HERE
+            assert not_in_the_desired_state(tuned) <= NOT_HERE
             said = vm.check("kerntune status")
             assert PROFILE in said
             assert "(config wins over profile)" in said
@@ -103,14 +103,14 @@ def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) 
         else:
             in_order_after_a_boot(tuned, seen, {"config", "persistent"})
         assert vm.check("look").split() == seen
-        assert not_as_wished(tuned) == set()
+        assert not_in_the_desired_state(tuned) == set()
         assert tuned.describe()["degraded"] == []
     vm.check("kerntune reset --baseline")
     assert vm.check(f"look; {OTHERS}") == own
 
 
 def in_order_after_a_boot(tuned: Host, seen: list[str], origins: set[str]) -> None:
-    """What the workloads have seen is all that was wished, and nothing came in the way."""
+    """What the workloads have seen is all that was desired, and nothing came in the way."""
     tuned.vm.reboot()
     for name in WORKLOADS:
         assert tuned.vm.read(f"/run/{name}.saw").split() == seen
@@ -123,7 +123,7 @@ def in_order_after_a_boot(tuned: Host, seen: list[str], origins: set[str]) -> No
     assert {claim["origin"] for claim in tuned.describe()["claims"]} == origins
 
 
-def not_as_wished(tuned: Host) -> set[tuple[str, str]]:
+def not_in_the_desired_state(tuned: Host) -> set[tuple[str, str]]:
     """Tunables and instances that `kerntune verify` names."""
     document = json.loads(tuned.vm.run("kerntune verify --json").out)
     assert document["managed"] - document["satisfied"] == len(document["outcomes"])

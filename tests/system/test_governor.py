@@ -72,7 +72,7 @@ def test_an_offline_cpu_is_named_and_its_wish_is_kept(half: Host) -> None:
 
 
 @pytest.mark.every_system
-def test_a_cpu_comes_back_as_it_was_wished(host: Host) -> None:
+def test_a_cpu_comes_back_as_it_was_desired(host: Host) -> None:
     host.set((GOVERNOR, "1", "performance"))
     host.set_online(1, online=False)
     host.set_online(1, online=True)

@@ -16,20 +16,20 @@ from tests.system.scenes import fragment
 pytestmark = pytest.mark.own_machine
 
 SCHEDULER = "io-scheduler"
-WISHED = "mq-deadline"
+WANTED = "mq-deadline"
 DRIVES = 16
 STORM = 64
 QUIET = 10  # seconds in which nothing happens
 LONGEST = 60  # seconds that is watched
 
 
-def right(device: str, value: str = WISHED) -> str:
+def right(device: str, value: str = WANTED) -> str:
     """The shell's condition for a device that has the scheduler."""
     return f"grep -q '\\[{value}\\]' /sys/block/{device}/queue/scheduler"
 
 
 def all_right(pattern: str, number: int) -> str:
-    return f"[ $(grep -l '\\[{WISHED}\\]' /sys/block/{pattern}/queue/scheduler | wc -l) = {number} ]"
+    return f"[ $(grep -l '\\[{WANTED}\\]' /sys/block/{pattern}/queue/scheduler | wc -l) = {number} ]"
 
 
 def gone(pattern: str) -> str:
@@ -38,8 +38,8 @@ def gone(pattern: str) -> str:
 
 @pytest.fixture
 def wishing(host: Host) -> Host:
-    """Every NVMe drive is wished a scheduler, and there is none yet."""
-    answer = host.set((SCHEDULER, "nvme*", WISHED), user="bob")
+    """Every NVMe drive has a desired scheduler, and there is none yet."""
+    answer = host.set((SCHEDULER, "nvme*", WANTED), user="bob")
     assert answer.short == [("nvme*", "unsupported", "no-such-target")]
     return host
 
@@ -93,7 +93,7 @@ def test_a_drive_is_set_fifty_times(wishing: Host) -> None:
 
 
 def test_a_claim_by_id_follows_the_drive(host: Host) -> None:
-    host.set((SCHEDULER, "by-id/nvme-*_wanted*", WISHED), user="bob")
+    host.set((SCHEDULER, "by-id/nvme-*_wanted*", WANTED), user="bob")
     for name in ("other", "wanted"):
         host.vm.nvme_add(name)
         host.vm.wait_for(f"[ $(ls /dev/disk/by-id | grep -c _{name}) -ge 1 ]")
@@ -115,11 +115,11 @@ def test_sixteen_drives_at_once(wishing: Host) -> None:
     wishing.vm.wait_for(all_right("nvme*n1", DRIVES), 60)
     # Who reads waits a second for a look at the host, and here that may take longer.
     read = f"busctl get-property {BUS_NAME} {ROOT} {IO_SCHEDULER} Devices"
-    told = f"""grep -o '"nvme[0-9]*n1" "{WISHED}"'"""
+    told = f"""grep -o '"nvme[0-9]*n1" "{WANTED}"'"""
     wishing.vm.wait_for(f"[ $({read} | {told} | wc -l) = {DRIVES} ]", 20)
     devices = wishing.get(IO_SCHEDULER, "Devices")
     assert {name: current for name, (current, _offered) in devices.items() if name.startswith("nvme")} == {
-        f"nvme{number}n1": WISHED for number in range(DRIVES)
+        f"nvme{number}n1": WANTED for number in range(DRIVES)
     }
     for name in names:
         wishing.vm.nvme_del(name)
@@ -171,7 +171,7 @@ def host_targets(host: Host) -> list[str]:
 def test_somebody_elses_hand(checking: Host) -> None:
     vm = checking.vm
     vm.check("nvme-storm add 1")
-    checking.set((SCHEDULER, "nvme100n1", WISHED), user="bob")
+    checking.set((SCHEDULER, "nvme100n1", WANTED), user="bob")
     for _ in range(3):
         vm.check("echo none > /sys/block/nvme100n1/queue/scheduler")
         vm.wait_for(right("nvme100n1"), 10)
@@ -181,8 +181,8 @@ def test_somebody_elses_hand(checking: Host) -> None:
         vm.check("echo bfq > /sys/block/nvme100n1/queue/scheduler")
     assert checking.scheduler("nvme100n1") == "bfq", "it has stopped fighting"
     assert "left so until somebody sets it again" in checking.target(SCHEDULER, "nvme100n1")["detail"]
-    checking.set((SCHEDULER, "nvme100n1", WISHED), user="bob")
-    assert checking.scheduler("nvme100n1") == WISHED
+    checking.set((SCHEDULER, "nvme100n1", WANTED), user="bob")
+    assert checking.scheduler("nvme100n1") == WANTED
     vm.check("nvme-storm del 1")
     vm.wait_for(gone("nvme100n1"))
 

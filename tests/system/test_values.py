@@ -10,7 +10,7 @@ import pytest
 from tests.system.host import Host, Setting
 from tests.system.machine import Machine
 
-# What is wished, the file, and what it then reads.
+# What is desired, the file, and what it then reads.
 WISHES: Final[tuple[tuple[Setting, str, str], ...]] = (
     (("thp", "enabled", "never"), "/sys/kernel/mm/transparent_hugepage/enabled", "[never]"),
     (("thp", "defrag", "defer+madvise"), "/sys/kernel/mm/transparent_hugepage/defrag", "[defer+madvise]"),

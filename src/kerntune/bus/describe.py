@@ -112,7 +112,7 @@ def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
 def target_row(
     target: Target, reading: Reading, wish: Wish | None, outcome: Outcome | None, baseline: str | None
 ) -> dict[str, Any]:
-    """One knob: what it holds, what is wished of it and by whom; without a claim, what is owed to the host."""
+    """One knob: what it holds, its desired state and who wants it; without a claim, what is owed to the host."""
     claimed = wish if wish and not wish.is_baseline else None
     owed = outcome.requested if outcome and outcome.is_owed else ""
     return {

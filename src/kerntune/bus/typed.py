@@ -37,9 +37,9 @@ class HugePages:
             if target.tunable == "hugepages" and reading.value is not None:
                 size, node = parse_pool(target.instance)
                 figures, outcome = reading.figures, self._engine.outcomes.get(target)
-                wished = int(outcome.requested) if outcome and outcome.requested else figures["total"]
+                requested = int(outcome.requested) if outcome and outcome.requested else figures["total"]
                 counts = [figures[name] for name in ("total", "free", "reserved", "surplus")]
-                rows.append([size, node.removeprefix("node"), *counts, wished])
+                rows.append([size, node.removeprefix("node"), *counts, requested])
         return rows
 
     async def set_count(self, caller: Caller, size: int, count: int, options: Options) -> int:

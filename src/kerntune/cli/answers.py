@@ -226,7 +226,7 @@ def managed(document: Document) -> set[tuple[str, str]]:
 
 
 def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
-    """(tunable, instance) of outcomes -> the claim that won there, or the pattern itself that waits for what comes."""
+    """(tunable, instance) of outcomes -> the claim that won there, or the pattern itself that waits for a device."""
     claims = {claim["id"]: claim for claim in document["claims"]}
     waiting = {(row["tunable"], row["instances"]): row for row in document["claims"] if not row["matches"]}
     won = [(row, claims.get(row["claim"] or "")) for row in document["targets"]]

@@ -104,8 +104,8 @@ def _pools(rows: Iterable[Any]) -> Iterator[str]:
         if node:
             nodes[size].append(f"node{node} {total}")
         elif total or requested:
-            wished = f", {requested} wished" if requested != total else ""
-            whole.append((size, f"{spell_size(size)} {total} pages, {free} free{wished}"))
+            desired = f", {requested} desired" if requested != total else ""
+            whole.append((size, f"{spell_size(size)} {total} pages, {free} free{desired}"))
     for size, text in whole:
         yield f"{text} ({', '.join(nodes[size])})" if len(nodes[size]) > 1 else text
 

@@ -167,7 +167,7 @@ NO_COMMAND: Final = flag("--no-command", "leave the command line out of JSON and
 JSON: Final = flag("--json", "answer in JSON")
 
 VERBS: Final = (
-    Verb("status", "what is managed, for whom, and what is not as wished (the default)", "verbs:status"),
+    Verb("status", "what is managed, for whom, and what is not in the desired state (the default)", "verbs:status"),
     Verb("list", "every target with its value and its choices", "verbs:list_", (TUNABLE,)),
     Verb(
         "explain",
@@ -221,7 +221,7 @@ VERBS: Final = (
         "profiles:reset",
         (BASELINE, RESET_HOLDS),
     ),
-    Verb("verify", "what is managed and not as wished", "verbs:verify"),
+    Verb("verify", "what is managed and not in the desired state", "verbs:verify"),
     Verb("reload", "read the configuration files again", "verbs:reload"),
     Verb("config", "check the configuration files; needs no daemon", "verbs:config", (CHECK, PLACE)),
     Verb("doctor", "look at the host: what is missing, and what works against kerntune", "doctor:doctor", (TREE,)),

@@ -45,7 +45,7 @@ MEANINGS: Final[Mapping[str, str]] = {
         "since when, dmesg may say why"
     ),
     Reason.PARTIALLY_ALLOCATED: (
-        "there were fewer free huge pages than wished; kerntuned asks again when memory is free, or kerntune reload"
+        "there were fewer free huge pages than requested; kerntuned asks again when memory is free, or kerntune reload"
     ),
     Reason.PAGES_IN_USE: "huge pages in use cannot be given back; they go when the programs that hold them end",
     Reason.OVER_LIMIT: "a value would endanger the host and was not set, or in part; its row has the figures",
@@ -62,7 +62,7 @@ MEANINGS: Final[Mapping[str, str]] = {
 def explained(slugs: Iterable[str]) -> Iterator[Prose]:
     """A line for each; the rows of a target tell what is not known here."""
     for slug in slugs:
-        yield Prose(f"! {clean(slug)}: {MEANINGS.get(slug, 'a value is not as wished; its row says more')}")
+        yield Prose(f"! {clean(slug)}: {MEANINGS.get(slug, 'a value is not in the desired state; its row says more')}")
 
 
 def nothing_managed(slugs: Iterable[str]) -> Prose:

@@ -28,7 +28,7 @@ POOL_COUNTS: Final = {
     "free_pages": ("free", "Huge pages that no program uses"),
     "reserved_pages": ("reserved", "Free huge pages that are promised to programs"),
     "surplus_pages": ("surplus", "Huge pages in use beyond those that were asked for"),
-    "requested_pages": ("requested", "Huge pages wished for, or those there are where nobody wishes"),
+    "requested_pages": ("requested", "Huge pages requested, or those there are where nobody requests any"),
 }
 # Plans are not kept, and what nobody manages is not counted.
 STATES: Final = tuple(state for state in State if state not in (State.PLANNED, State.UNMANAGED))
@@ -87,7 +87,7 @@ def of_targets(document: Document) -> Iterator[Metric]:
         Sample(int(row["state"] == State.SATISFIED), {"tunable": row["tunable"], "target": row["instance"]})
         for row in managed
     ]
-    yield gauge("target_satisfied", "Whether the kernel holds what is wished of a managed target.", *satisfied)
+    yield gauge("target_satisfied", "Whether the kernel holds the desired value of a managed target.", *satisfied)
     origins = [claim["origin"] for claim in document["claims"]]
     words = [origin.word for origin in Origin if origin is not Origin.BASELINE]
     claims = [Sample(origins.count(word), {"origin": word}) for word in dict.fromkeys([*words, *origins])]

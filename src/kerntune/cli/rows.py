@@ -54,7 +54,7 @@ def gives_back(change: Change) -> bool:
 
 
 def returning(outcomes: Iterable[Outcome], document: Document) -> list[Outcome]:
-    """Outcomes of a plan, with the value that a target would get back in the place of a wish that there is none of."""
+    """Return the outcomes of a plan, with the original value of each target that nobody would claim any more."""
     own = {(row["tunable"], row["instance"]): row["baseline"] for row in document["targets"]}
     found = []
     for outcome in outcomes:

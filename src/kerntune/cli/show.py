@@ -69,20 +69,20 @@ def values(rows: Sequence[TargetRow]) -> Page:
 def verified(
     wrong: Sequence[Outcome], lacking: Sequence[Outcome], *, managed: int, satisfied: int, degraded: Sequence[str]
 ) -> Page:
-    """What is managed and not as wished, what this host lacks now, and how much of all that is."""
+    """Return the page of `verify`: what is not in the desired state, what this host lacks, and how much is."""
     health = explained(degraded)
     if not managed:
         return [nothing_managed(degraded), *health]
     missing = f"; {len(lacking)} {'is' if len(lacking) == 1 else 'are'} not here now" if lacking else ""
+    said = f"{satisfied} of {managed} in the desired state{missing}"
     if not wrong:
-        said = f"{'As' if lacking else 'All as'} wished: {satisfied} of {managed} managed{missing}."
-        return [said, *health, *(outcomes(lacking) if lacking else ())]
-    said = f"As wished: {satisfied} of {managed} managed{missing}. Not as wished: {len(wrong)}"
+        return [f"{said}.", *health, *(outcomes(lacking) if lacking else ())]
+    said += f"; {len(wrong)} {'is' if len(wrong) == 1 else 'are'} not"
     return [said, *health, *outcomes([*wrong, *lacking])]
 
 
 def reloaded(document: Document) -> Page:
-    """That the files are in force, and how the host is with them."""
+    """Render the result of `reload`."""
     return [Prose(f"The configuration was read again: {head(document)}"), *explained(document["degraded"])]
 
 

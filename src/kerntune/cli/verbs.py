@@ -100,7 +100,7 @@ async def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapp
 
 
 async def verify(connect: Connect, _args: Namespace) -> Answer:
-    """Whether the kernel holds what is wished of it; nothing is changed."""
+    """Return what is not in the desired state; nothing is changed."""
     async with connect() as manager:
         outcomes = await manager.verify()
         document = await manager.describe()
@@ -139,7 +139,7 @@ async def unset(connect: Connect, args: Namespace) -> Answer:
 
 
 async def reload(connect: Connect, _args: Namespace) -> Answer:
-    """Have the configuration files read again; the answer is what is not as they wish."""
+    """Have the configuration files read again; the answer is what is not in the desired state."""
     async with connect() as manager:
         await manager.reload()
         document = await manager.describe()

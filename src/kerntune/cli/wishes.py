@@ -1,4 +1,4 @@
-"""How `status` looks: what is wished, what is, what is not and why, and which claims are overridden by which rule."""
+"""The page of `status`: what is desired, what is there, why it is not, and which claim overrides which."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Claims = Mapping[str, ClaimRow]
 
 
 def status(document: Document, managed: Sequence[TargetRow]) -> Page:
-    """The daemon in a line, then what is managed: what is not as wished comes first."""
+    """The daemon in a line, then what is managed: what is not in the desired state comes first."""
     above = [Prose(show.head(document)), *explained(document["degraded"]), *show.guard(document)]
     waiting = [claim for claim in document["claims"] if not claim["matches"]]
     if not managed and not waiting:
@@ -37,12 +37,12 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
 
 
 def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
-    """How much is as wished, and what the rest is."""
+    """Return how much is in the desired state, and what the rest is."""
     counts = Counter(row["state"] for row in managed if row["state"] not in CONTENT)
     others = [f"{count} {clean(state)}" for state, count in counts.most_common()]
-    others += [f"{waiting} kept for what comes"] if waiting else []
+    others += [f"{waiting} waiting for a device"] if waiting else []
     satisfied = len(managed) - sum(counts.values())
-    return f"As wished: {'; '.join([f'{satisfied} of {len(managed) + waiting}', *others])}"
+    return "; ".join([f"{satisfied} of {len(managed) + waiting} in the desired state", *others])
 
 
 def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
@@ -63,7 +63,7 @@ def _waiting(claim: ClaimRow, profile: str) -> Row:
     """A claim that is kept for targets to come."""
     wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
     cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
-    why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; kept for what comes"
+    why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; the claim waits for a device"
     return show.state_row(State.UNSUPPORTED, cells, why, *_said(claim))
 
 

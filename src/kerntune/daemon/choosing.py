@@ -59,7 +59,7 @@ class Choosing:
         begins: Callable[[], Awaitable[None]] | None = None,
         endable: bool = False,
     ) -> Answer:
-        """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for what comes.
+        """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for a device.
 
         `begins` is awaited when the turn has come, and may raise. With `endable` a cancellation puts all back; once the
         choice is saved it is finished.

@@ -23,7 +23,7 @@ def lacking(kernel: KernelView) -> Lacking:
     """The cause, in the order in which one makes the next idle: in a virtual machine no driver would help."""
     if support.settling(kernel):
         evidence = f"/{support.QUEUE} is there: udev is still looking at devices"
-        return Lacking("no frequency driver is loaded yet", (evidence,), "What is wished is set when the driver comes")
+        return Lacking("no frequency driver is loaded yet", (evidence,), "The values are set when the driver comes")
     flags = cpu_flags(kernel)
     if guest := virtual(kernel, flags):
         fix = "Choose the governor on its host, where one is to be chosen; nothing is missing here"

@@ -46,7 +46,7 @@ def test_the_wait_doubles_while_nothing_is_gained(before: Attempt | None, wait: 
 
 
 def short_host() -> SimulatedKernel:
-    """100 pages can be had; 400 are wished."""
+    """100 pages can be had; 400 are desired."""
     return small_host(programs=8 * GIB, whole=100 * PAGE)
 
 

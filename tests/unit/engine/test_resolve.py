@@ -67,12 +67,12 @@ def test_a_claim_of_another_tunable_says_nothing() -> None:
     assert resolve(SCHEDULERS, [claim(Origin.RUNTIME, "overcommit", "*", "always")], {}, DRIVES) == {}
 
 
-def test_where_nobody_claims_the_baseline_is_wished() -> None:
+def test_where_nobody_claims_the_baseline_is_desired() -> None:
     (wish,) = resolve(SCHEDULERS, [], {FIRST: "none"}, DRIVES).values()
     assert (wish.target, wish.value, wish.is_baseline, wish.strict) == (FIRST, "none", True, False)
 
 
-def test_a_baseline_of_another_drive_of_that_name_is_not_wished() -> None:
+def test_a_baseline_of_another_drive_of_that_name_is_not_desired() -> None:
     replaced = Target("io-scheduler", "nvme0n1", key="2")
     assert resolve(SCHEDULERS, [], {Target("io-scheduler", "nvme0n1", key="1"): "none"}, [replaced]) == {}
 
