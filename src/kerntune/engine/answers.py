@@ -89,7 +89,7 @@ def by_tunable(result: Result) -> Mapping[str, Readings]:
 
 
 def own_outcomes(claim: Claim, tunable: Tunable, result: Result, there: Mapping[str, Readings]) -> list[Outcome]:
-    """The outcomes of one claim: for each target it covers, or one for a pattern that covers nothing."""
+    """Return the outcomes of one claim: one for each target it covers, or one for a pattern that covers nothing."""
     readings, matches = there.get(claim.tunable, {}), tunable.matcher(claim.instances)
     covered = [target for target in readings if matches(target)]
     if not covered:
@@ -100,7 +100,7 @@ def own_outcomes(claim: Claim, tunable: Tunable, result: Result, there: Mapping[
 def own_outcome(
     claim: Claim, target: Target, tunable: Tunable, result: Result, readings: Mapping[Target, Reading]
 ) -> Outcome:
-    """The outcome for the claim that won; for one that was beaten, what is there instead of it.
+    """Return the outcome of the claim that won, or of an overridden claim, with what is in force instead.
 
     `readings` are those of its tunable.
     """
@@ -206,7 +206,7 @@ def described(claim: Claim) -> str:
 def released_outcomes(
     dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result, there: Mapping[str, Readings]
 ) -> list[Outcome]:
-    """What the targets of withdrawn claims are now: what the next claim wishes, or their own value.
+    """Return the outcomes of withdrawn claims: their targets have the next claim's value, or the host's own.
 
     In a plan, what others of the same group get back changes a target that has nothing of its own to get back: the
     total of pools on several nodes.

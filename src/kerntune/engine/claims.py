@@ -42,7 +42,7 @@ class Selection:
     holds: bool = False
 
     def chosen(self, before: Choice) -> Choice:
-        """The choice after it; to name a profile, or a reset to the files, ends their suspension."""
+        """Return the choice after it. Naming a profile, or a reset to the files, ends their suspension."""
         profile = before.profile if self.profile is None else self.profile
         ends = self.reset or bool(self.profile)
         return Choice(profile, self.baseline or (before.suspended and not ends))
@@ -123,7 +123,7 @@ class Claims:
         return replace(after, by_id=others, choice=edit.files.choice).having(edit.files.claims)
 
     def choosing(self, files: FilesEdit, seq: int, *, reset: bool, holds: bool = False) -> Edit:
-        """The edit that makes the files' claims these; `reset`: and drops all that callers asked for.
+        """Return the edit that replaces the claims of the files; `reset` also drops those of all callers.
 
         `holds`: and ends all holds.
         """
@@ -134,7 +134,7 @@ class Claims:
         return replace(ending, drop=(*dropped, *ending.drop), files=replace(files, gone=gone))
 
     def releasing(self, numbers: Collection[int], seq: int) -> Edit:
-        """The edit that ends these holds, as far as there are such."""
+        """Return the edit that ends those of these holds that exist."""
         ended = tuple(number for number in numbers if number in self.holds)
         return Edit(seq, drop=tuple(claim_id for claim_id in self.by_id if claim_id.hold in ended), ended=ended)
 

@@ -27,7 +27,7 @@ class DriftLog:
         return len(self._repairs)
 
     def contested(self, target: Target, now: float) -> bool:
-        """Whether the target has been put right so often that another repair would be a fight."""
+        """Return whether the target has been repaired so often that another repair would be a fight."""
         return len(self._recent(target, now)) >= REPAIRS
 
     def forgive(self, targets: Iterable[Target]) -> None:

@@ -35,7 +35,7 @@ class Halt:
 
     @contextmanager
     def writing(self, path: str) -> Iterator[None]:
-        """For as long as the thread is inside a write."""
+        """Mark the thread as being inside a write, for as long as the context lasts."""
         thread = threading.get_ident()
         with self._lock:
             self._inside[thread] = path

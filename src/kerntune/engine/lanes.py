@@ -87,7 +87,7 @@ class LaneQueue:
         return self.halt is None and self._requests.empty()
 
     async def result(self, request: PassRequest) -> Result:
-        """The result of the first pass that starts after now."""
+        """Return the result of the first pass that starts after now."""
         request.waited = True
         self.put(request)
         return await asyncio.shield(request.result)
@@ -141,7 +141,7 @@ def fail(requests: Sequence[PassRequest], error: KerntuneError) -> None:
 
 
 def merge(results: Iterable[Result]) -> Result:
-    """The results of several lanes as one."""
+    """Return the results of several lanes as one."""
     whole = Result()
     for result in results:
         whole.before |= result.before

@@ -127,7 +127,7 @@ class PassRunner:
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, given: PassInput, progress: Progress | None = None, halt: Halt | None = None) -> Result:
-        """The whole pass; blocks for as long as the kernel does, and writes until `halt` is asked for."""
+        """Run the whole pass. It blocks for as long as the kernel does, and writes until `halt` is requested."""
         result = Result(began=self.clock())
         deadline = result.began + REMEDY_SECONDS
         if not given.dry:
@@ -264,7 +264,7 @@ class _Pass:
         }
 
     def _contested(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> set[str]:
-        """The groups that are left alone because others keep changing a target of theirs."""
+        """Return the groups that the pass leaves alone, because others keep changing one of their targets."""
         held = set()
         # Pools of a page size are one plan: who names one of them names the plan.
         named = {self.tunable.group(target) for target, wish in wishes.items() if self._named(target)}
@@ -296,7 +296,7 @@ class _Pass:
         return self._named(target) or (wish.is_baseline and not self.lane.retries.tried(target))
 
     def _named(self, target: Target) -> bool:
-        """Whether somebody named the target just now, or everything is to be put right."""
+        """Return whether a caller named the target just now, or the pass enforces every value."""
         return self.given.enforce or target in self.named
 
     def _covered_by_name(self, targets: Sequence[Target]) -> frozenset[Target]:
@@ -451,7 +451,7 @@ class _Pass:
             ) from error
 
     def _read_back(self, readings: Mapping[Target, Reading], steps: Sequence[Step]) -> dict[Target, Reading]:
-        """Every target of the groups that were written, a little later again where the kernel seems to be late."""
+        """Read all targets of the written groups back, and once more a little later where the kernel is late."""
         groups = {self.tunable.group(step.wish.target) for step in steps if step.writes}
         written = [target for target in readings if self.tunable.group(target) in groups]
         for pause in (*LATE, 0.0):
@@ -464,7 +464,7 @@ class _Pass:
     def _worth_another_try(
         self, old: Mapping[Target, Reading], now: Mapping[Target, Reading], steps: Sequence[Step], *, remedied: bool
     ) -> bool:
-        """Whether the kernel gave less than asked and may give more after the remedy.
+        """Return whether the kernel gave less than asked and may give more after the remedy.
 
         The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
         helps and until the lane's time is used up.
@@ -479,7 +479,7 @@ class _Pass:
         return not remedied or any(now[t].value != old[t].value for step in short for t in step.touched)
 
     def _judge(self, step: Step, now: Mapping[Target, Reading]) -> Verdict:
-        """What became of a step, by what is read now."""
+        """Return what became of a step, by the reading after it."""
         target = step.wish.target
         if step.verdict is not None:
             return step.verdict
@@ -534,7 +534,7 @@ class _Pass:
         return verdict
 
     def _left_alone(self, wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
-        """A target of a group that is contested, or whose value is the companion's."""
+        """Return the outcome of a target whose group is contested, or whose value is the companion's."""
         value = now[wish.target].value
         if value is None:
             return unreadable(now[wish.target])
@@ -580,7 +580,7 @@ def written_by(steps: Iterable[Step]) -> set[Target]:
 
 
 def outcome_of(wish: Wish, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
-    """An outcome in words; what cannot be read is empty. A baseline is requested of the kernel until it is back."""
+    """Return an outcome; a value that cannot be read is empty. A baseline is `requested` until it is back."""
     owed = wish.is_baseline and verdict.state not in (State.UNMANAGED, State.SATISFIED, State.PLANNED)
     if owed:
         again = "the host's own value is owed, and tried again until it is back"
@@ -597,7 +597,7 @@ def interrupted(wish: Wish, reading: Reading, verdict: Verdict, why: str) -> Ver
 
 
 def nothing_matches(claim: Claim, missing: str) -> Outcome:
-    """A claim that covers nothing now: kept, and answered with one outcome."""
+    """Return the outcome of a claim that covers nothing now, and is kept."""
     reason = Reason.NO_KERNEL_SUPPORT if missing else Reason.NO_SUCH_TARGET
     detail = missing or f"nothing matches {claim.instances!r} now; the claim is kept for what comes later"
     return Outcome(Target(claim.tunable, claim.instances), claim.value, "", "", State.UNSUPPORTED, reason, detail)

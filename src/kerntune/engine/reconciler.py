@@ -181,7 +181,7 @@ class Reconciler:
         }
 
     async def work(self) -> None:
-        """One worker a lane, until cancelled."""
+        """Run the passes of each lane until cancelled."""
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             for lane, queue in self._lanes.items():
@@ -237,13 +237,15 @@ class Reconciler:
         return True
 
     def _stop_taking(self) -> None:
-        """From now on no edit is taken, and no pass asked for that nobody waits for."""
+        """Refuse every edit from now on, and request no pass that nobody waits for."""
         self._stopping = True
         for timer in self._retries.values():
             timer.cancel()
 
     async def put_back(self, seconds: float) -> bool:
-        """The host's own values, in one pass of every lane; whether all are back in time. No edit is taken any more.
+        """Put the host's own values back in one pass of each lane, and return whether all are back in time.
+
+        No edit is accepted any more.
 
         What is saved stays: the next start applies the claims again.
         """
@@ -280,7 +282,7 @@ class Reconciler:
                 raise error
 
     def configure(self, claims: Sequence[Claim], limits: Limits) -> None:
-        """What the configuration says from the next pass on; a pass that runs ends as it began.
+        """Take over the configuration for the next pass; a pass that runs now ends with the old one.
 
         These claims are the files': no StateStore saves them, and no Unset withdraws them.
         """
@@ -424,7 +426,7 @@ class Reconciler:
         must_win: bool = False,
         endable: bool = False,
     ) -> Answer:
-        """An edit that was checked: a pass of its lanes, commit, and the outcomes.
+        """Carry out an edit that was checked: run a pass of its lanes, commit it, and return the outcomes.
 
         An error leaves no claim: the edit is withdrawn and its lanes run again before it is raised. With `endable` a
         cancellation does that as well, and does not wait; an edit that is being saved is finished all the same.
@@ -531,7 +533,7 @@ class Reconciler:
         return Answer(would_change and judged.error is None, tuple(outcomes))
 
     async def _rehearse(self, edit: Edit, run: Run, dry_run: DryRun = PassRunner.run) -> Result:
-        """A dry run of the lanes that an edit touches.
+        """Return the result of a dry run of the lanes that an edit touches.
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
         """
@@ -626,7 +628,7 @@ class Reconciler:
             await asyncio.gather(*(asyncio.shield(request.result) for request in requests), return_exceptions=True)
 
     def _input(self, requests: Sequence[PassRequest]) -> PassInput:
-        """What a pass works on that starts now for these callers."""
+        """Return the input of a pass that starts now for these callers."""
         return PassInput(
             tuple(self.claims.by_id.values()),
             dict(self.store.baselines),
@@ -721,7 +723,7 @@ class Reconciler:
             self._unforgotten.clear()
 
     def _failed(self, lane: Lane) -> None:
-        """A pass had no result: what it was to do, a later one does."""
+        """Handle a pass that raised: a later pass does its work."""
         self._lanes[lane].runner.writing.clear()
         self._retry_at(lane, self._clock() + min(SOON * 2 ** self._failures[lane], LONGEST))
         self._failures[lane] = min(self._failures[lane] + 1, 12)
@@ -753,5 +755,5 @@ def not_saved(edit: Edit, error: OSError) -> Failed:
 
 
 def stopping() -> Failed:
-    """The answer to edits that come too late."""
+    """Return the error for edits that come too late."""
     return Failed("kerntuned is stopping", "Try again when it has started")

@@ -88,12 +88,12 @@ class World:
         return self.targets.get(tunable.name, ())
 
     def covered(self, tunable: Tunable, instances: str) -> list[Target]:
-        """The targets a pattern in normal form covers now."""
+        """Return the targets that a pattern in normal form covers now."""
         return list(filter(tunable.matcher(instances), self.of(tunable)))
 
 
 def edit_for(request: Request, world: World, known: Claims, sequence: Iterator[int], limits: Limits) -> Edit:
-    """The edit a request amounts to, or the typed error that refuses it; nothing is changed here.
+    """Return the edit of a request, or raise the typed error that refuses it. Change nothing.
 
     `sequence` has a number for each setting, and one more.
     """
@@ -142,7 +142,7 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tup
 
 
 def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
-    """Whether a claim that was read from a file could have been made by a call."""
+    """Return whether a call could have made a claim that was read from a file."""
     tunable = tunables.get(claim.tunable)
     try:
         if tunable is None or tunable.normal(claim.instances) != claim.instances:
@@ -169,7 +169,7 @@ def instances_of(tunable: Tunable, text: str, world: World) -> str:
 
 
 def normal(tunable: Tunable, instances: str) -> str:
-    """A pattern in normal form; too long a one is refused before it is looked at."""
+    """Return a pattern in normal form. Raise InvalidValue, for one that is too long before it is parsed."""
     if len(instances) > 256:
         raise InvalidValue(f"a pattern of {len(instances)} characters is too long", "256 are allowed")
     return tunable.normal(instances)
@@ -190,7 +190,7 @@ def check_value(tunable: Tunable, readings: Iterable[Reading], value: str) -> No
 
 
 def superseded(claims: Covered, world: World, known: Claims) -> tuple[ClaimId, ...]:
-    """The runtime claims that a persistent one takes the place of: those that cover any of the same targets."""
+    """Return the runtime claims that persistent ones replace: those that cover any of the same targets."""
     mine: dict[str, set[Target]] = {}
     for claim, covered in claims.items():
         mine.setdefault(claim.tunable, set()).update(covered)
@@ -207,7 +207,7 @@ def superseded(claims: Covered, world: World, known: Claims) -> tuple[ClaimId, .
 
 
 def withdraw(request: Request, world: World, known: Claims, seq: int) -> Edit:
-    """The claims of the request's origin that it names; naming none is no error, but a name nobody knows is."""
+    """Return the edit that drops the claims a request names. Raise NoSuchTarget for a name that nobody knows."""
     dropped: list[ClaimId] = []
     # Each once: what a name stands for may be all there is.
     for name, named in dict.fromkeys((setting.tunable, setting.instances) for setting in request.settings):

@@ -16,12 +16,12 @@ NOTHING_READ: Final[Mapping[Target, Reading]] = {}
 
 
 def rank(claim: Claim) -> tuple[int, int]:
-    """Who wins: the higher origin, then the newer."""
+    """Return the rank of a claim: the higher origin wins, then the newer claim."""
     return claim.origin, claim.seq
 
 
 def precedence(tunable: Tunable, claim: Claim) -> tuple[int, int, int]:
-    """Who wins on a target: the higher origin; of holds the one that no other would slow down; then the newer."""
+    """Return the rank of a claim on a target: the higher origin wins, then the fastest hold, then the newer claim."""
     return claim.origin, tunable.speed(claim.value) if claim.origin is Origin.HOLD else 0, claim.seq
 
 
@@ -41,7 +41,7 @@ def resolve(
     readings: Mapping[Target, Reading] = NOTHING_READ,
     reserved: Collection[Target] = (),
 ) -> dict[Target, Wish]:
-    """What each target of one tunable should be. A target nobody claims is wished its baseline, if it has one.
+    """Return the desired state of each target of one tunable: without a claim it is the baseline, if it has one.
 
     The baselines of `reserved` targets count in sums, and are not put back. `readings` have the own numbers of pools
     that were never written: what holds add goes on top of them.
@@ -60,7 +60,7 @@ def wishes_of(
     readings: Mapping[Target, Reading] = NOTHING_READ,
     reserved: Collection[Target] = (),
 ) -> dict[Target, Wish]:
-    """The same, where it is known what each claim covers."""
+    """Return the same from what each claim covers."""
     covering: dict[Target, list[Claim]] = {}
     for claim in sorted(covered, key=partial(precedence, tunable), reverse=True):
         for target in covered[claim]:
@@ -146,5 +146,5 @@ def own_number(reading: Reading | None) -> str:
 
 
 def unmatched(covered: Covered) -> list[Claim]:
-    """The claims that cover nothing now."""
+    """Return the claims that cover nothing now."""
     return [claim for claim, targets in covered.items() if not targets]

@@ -61,7 +61,7 @@ class Writer:
     _told: dict[Target, int] = field(default_factory=dict)
 
     def write(self, steps: Sequence[Step]) -> None:
-        """The writes of a step in their order; steps side by side where the tunable allows it and writes are slow."""
+        """Write each step in its order, and steps in parallel where the tunable allows it and writes are slow."""
         todo = deque(step for step in steps if step.writes)
         if self.threads is None or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
             self._carry_out(todo, _Job())
@@ -154,7 +154,7 @@ class Writer:
         return False
 
     def _tell_progress(self) -> None:
-        """How far the kernel has come with what is counted and grows; never less than was told before."""
+        """Return the progress of a count that grows, never less than the one reported before."""
         if not (self.progress and self.tunable.counted and self._writing):
             return
         target, wanted = self._writing.wish.target, int(self._writing.wish.value)
