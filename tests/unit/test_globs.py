@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kerntune.globs import Glob, Set
 from kerntune.model import Target
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 
 SCHEDULERS = IoScheduler()
 NAMES = st.text("ab-!^[]n01", max_size=9)

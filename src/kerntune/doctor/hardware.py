@@ -17,7 +17,7 @@ from kerntune.patterns import parse_pool
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.cpu_policies import POLICIES
 from kerntune.tunables.hugepages import POOLS, HugePages, folder_of
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from kerntune.units import spell_size
 
 # Parameters of the kernel that decide whether and how CPU frequencies can be set.

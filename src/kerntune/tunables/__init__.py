@@ -7,7 +7,7 @@ from kerntune.tunables.cpu_epp import CpuEpp
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.hugepages_overcommit import HugePagesOvercommit
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from kerntune.tunables.overcommit import Overcommit
 from kerntune.tunables.read_ahead import ReadAhead
 from kerntune.tunables.sysctl import Sysctl

@@ -17,7 +17,7 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import SATISFIED, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import Sizes, unlike, unreadable
-from kerntune.tunables.drives import BY_HAND, OnDrives
+from kerntune.tunables.scopes import BY_HAND, OnDrives
 
 KIB = re.compile(r"[0-9]{1,20}", re.ASCII)
 # Sixteen times what helped any loader that was measured; more fills the page cache with what nobody asked for.

@@ -18,7 +18,7 @@ from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
 from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from kerntune.tunables.overcommit import Overcommit
 from kerntune.tunables.read_ahead import ReadAhead
 from tests.hosts import lay_out

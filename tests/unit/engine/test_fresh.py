@@ -11,7 +11,7 @@ from kerntune.engine.observed import FRESH
 from kerntune.errors import NotOffered, NotSupported
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, Origin, Outcome, Reason, Report, State, Target
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import BOUND, PAGE, POOL, Clock, Lab, claim, large_host, queue, request, running, small_host
 

@@ -14,7 +14,7 @@ from kerntune.errors import Failed, NoSuchTarget, UnknownTunable
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Origin, Report, State
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import BOUND, Lab, MemoryStore, claim, large_host, queue, running
 

@@ -24,7 +24,7 @@ from kerntune.errors import Failed, KernelRejected
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Claim, Lane, Origin, Outcome, Reason, State, Target
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from tests.unit.lab import BOUND, Lab, claim, large_host, pages, queue, request, running
 
 SHORT = Bounds(read=0.1, write=0.2, least=0.02)

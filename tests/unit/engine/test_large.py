@@ -16,7 +16,7 @@ from kerntune.engine.requests import edit_for
 from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget
 from kerntune.model import Lane, Limits, Reading, State, Target
 from kerntune.patterns import Matcher
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from tests.unit.lab import BOUND, Lab, large_host, request, running
 
 LOOP = "MainThread"

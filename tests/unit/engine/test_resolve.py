@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kerntune.engine.resolve import cover, resolve, unmatched
 from kerntune.model import Claim, Origin, Target
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from tests.unit.lab import claim
 
 SCHEDULERS = IoScheduler()

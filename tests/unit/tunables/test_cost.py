@@ -11,7 +11,7 @@ from kerntune.engine.resolve import resolve
 from kerntune.globs import Glob
 from kerntune.model import Origin, Reading, Target
 from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from kerntune.units import CpuList
 from tests.unit.lab import claim
 

@@ -11,7 +11,7 @@ import pytest
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
-from kerntune.tunables.io_scheduler import IoScheduler
+from kerntune.tunables.knobs import IoScheduler
 from tests.hosts import lay_out, plant
 from tests.unit.lab import BOUND, GIB, large_host, queue, running
 

@@ -13,7 +13,7 @@ from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.tunables.base import bracketed, unreadable
-from kerntune.tunables.drives import BY_HAND, OnDrives
+from kerntune.tunables.scopes import BY_HAND, OnDrives
 
 # Modules that the kernel loads when their name is written, though the file does not list them before.
 ON_DEMAND = frozenset({"bfq", "kyber", "mq-deadline"})
