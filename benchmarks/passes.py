@@ -16,8 +16,8 @@ from kerntune.engine.passes import PassInput, PassRunner
 from kerntune.kernel.files import HostKernel, Kernel
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Baseline, Claim, Limits, Origin, State
-from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.cpu_policies import POLICIES
+from kerntune.tunables.knobs import CPU_GOVERNOR
+from kerntune.tunables.scopes import POLICIES
 
 COUNT: Final = 512
 GOVERNORS: Final = ("performance", "powersave")
@@ -86,12 +86,12 @@ def worker_on(kernel: Kernel) -> PassRunner:
     def keep(_baselines: Sequence[Baseline]) -> None:
         """No crash to prepare for."""
 
-    return PassRunner(kernel, (CpuGovernor(),), Limits(), Crew(32, "bench"), keep)
+    return PassRunner(kernel, (CPU_GOVERNOR,), Limits(), Crew(32, "bench"), keep)
 
 
 def run(runner: PassRunner, governor: str) -> None:
     """A pass for one claim on every policy; AssertionError when it did not reach them all."""
-    claim = Claim(Origin.RUNTIME, CpuGovernor.name, "*", governor, seq=1)
+    claim = Claim(Origin.RUNTIME, CPU_GOVERNOR.name, "*", governor, seq=1)
     result = runner.run(PassInput((claim,), {}, named=frozenset({claim.id})))
     reached = [outcome for outcome in result.outcomes.values() if outcome.state is State.SATISFIED]
     assert len(reached) == COUNT, f"{len(reached)} of {COUNT} policies are {governor}"

@@ -1,4 +1,4 @@
-"""The shipped kerntune.toml and the lists of kerntune.toml(5), made from the rows of daemon/settings.py.
+"""The shipped kerntune.toml and the lists of kerntune.toml(5), made from daemon/settings.py and the tunables.
 
 `python -m tools.config_reference` writes both into the checkout, and `make generated` runs it.
 """
@@ -11,7 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from kerntune.daemon.settings import CLAIM_TABLES, OPTIONS, ClaimTable, Example, Option, shown
+from kerntune.daemon.settings import OPTIONS, Option, shown
+from kerntune.explained import Line, config_table
+from kerntune.tunables import REGISTRY
+from kerntune.tunables.base import Tunable
 
 CHECKOUT: Final = Path(__file__).parents[1]
 WIDTH: Final = 100
@@ -41,7 +44,7 @@ def shipped_file() -> str:
     parts.append(comment(PROFILE_ABOUT) + f'#profile = "{PROFILE}"\n')
     for table, options in groupby(OPTIONS, key=lambda option: option.table):
         parts.append(f"[{table}]\n" + "\n".join(map(option_lines, options)))
-    parts += [claim_lines(row) for row in CLAIM_TABLES]
+    parts += map(claim_lines, REGISTRY)
     return "\n".join(parts)
 
 
@@ -50,16 +53,17 @@ def option_lines(option: Option) -> str:
     return comment(f"{option.about} {capital(option.allowed)}.") + f"#{option.name} = {shown(option.default)}\n"
 
 
-def claim_lines(row: ClaimTable) -> str:
+def claim_lines(tunable: Tunable) -> str:
     """Return a tunable's table with its examples."""
+    row = config_table(tunable)
     lines = [f"#{entry(example)}" for example in row.examples]
     width = max(map(len, lines)) + 2
     examples = "".join(f"{line:{width}}# {example.about}\n" for line, example in zip(lines, row.examples, strict=True))
     about = comment(row.about) + comment(f"Name: {row.patterns}.") + comment(f"Value: {row.values}.")
-    return f"{about}[{row.tunable}]\n{examples}"
+    return f"{about}[{tunable.name}]\n{examples}"
 
 
-def entry(example: Example) -> str:
+def entry(example: Line) -> str:
     """Return a pattern and its value in TOML."""
     value = example.value if isinstance(example.value, int) else f'"{example.value}"'
     return f'"{example.pattern}" = {value}'
@@ -79,8 +83,9 @@ def manual_lists() -> str:
             lines += [f".It Ic {option.name}", *sentences(option.about)]
             lines += sentences(f"{capital(option.allowed)}; {shown(option.default)} if it is not given.")
         lines.append(".El")
-    for row in CLAIM_TABLES:
-        lines += [f".Ss [{row.tunable}]", *sentences(row.about), ".Pp"]
+    for tunable in REGISTRY:
+        row = config_table(tunable)
+        lines += [f".Ss [{tunable.name}]", *sentences(row.about), ".Pp"]
         lines += [f"The name is {row.patterns}.", f"The value is {row.values}."]
         for example in row.examples:
             lines += [".Pp", f".Dl {entry(example)}".replace('"', "\\(dq"), *sentences(capital(example.about))]

@@ -22,7 +22,7 @@ from kerntune.bus.client import Variant, connect
 from kerntune.bus.names import MANAGER, ROOT
 from kerntune.daemon.app import BUS_WAIT, LOCK_WAIT, Status
 from kerntune.kernel.support import QUEUE
-from kerntune.tunables.cpu_policies import POLICIES
+from kerntune.tunables.scopes import POLICIES
 from tests.harness.daemon import READY, Daemon
 from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus

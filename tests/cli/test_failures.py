@@ -19,8 +19,8 @@ from kerntune.errors import KerntuneError
 from kerntune.kernel.files import KernelView
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Origin, Target, Wish
-from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
+from kerntune.tunables.knobs import CPU_GOVERNOR
 from tests.bus import lab as buses
 from tests.bus.conftest import POLICY
 from tests.bus.test_polkit import CHALLENGE, NO, authorise, authority, somebody
@@ -176,7 +176,7 @@ class TestNoScalingGovernor:
     @pytest.mark.parametrize("verb", ["get", "list"])
     def test_get_and_list(self, verb: str, tmp_path: Path, capsys: Captured) -> None:
         kernel: KernelView = plant(tmp_path, FIXED_FREQUENCY)
-        why = CpuGovernor().missing(kernel)
+        why = CPU_GOVERNOR.missing(kernel)
         host = document(tunables=[tunable("cpu-governor", supported=False, detail=why)])
         code, text = said(Script(host), capsys, verb, "cpu-governor")
         assert code == (3 if verb == "get" else 0)

@@ -42,6 +42,11 @@ def test_our_own_have_two_parts_already() -> None:
         ("epp", "cpu-epp"),
         ("readahead", "read-ahead"),
         ("read_ahead_kb", "read-ahead"),
+        ("elevator", "io-scheduler"),
+        ("transparent_hugepage", "thp"),
+        ("defrag", "thp@defrag"),
+        ("energy_performance_preference", "cpu-epp"),
+        ("nr_overcommit_hugepages", "hugepages-overcommit"),
         ("nr_hugepages", "hugepages"),
         ("vm.nr_hugepages", "hugepages"),
         ("vm.overcommit_memory", "overcommit"),
@@ -63,7 +68,7 @@ def test_what_was_meant(word: str, meant: str) -> None:
 
 def test_what_things_are_known_as_is_there() -> None:
     tunables = {tunable.name: tunable for tunable in REGISTRY}
-    for target in telling.KNOWN_AS.values():
+    for target in telling.known_as().values():
         name, _, instance = target.partition("@")
         assert name in tunables
         assert not instance or tunables[name].normal(instance) == instance

@@ -1,24 +1,27 @@
-"""What a tunable says of itself agrees with the places that have to know of it; a message names the one that does not.
+"""What a tunable says of itself agrees with the places that are written by hand; a message names the one that does not.
 
-CONTRIBUTING, "Adding a tunable", is the list of those places; test_manual.py looks into the manual.
+CONTRIBUTING, "Adding a knob", is the list of those places; test_manual.py looks into the manual.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from kerntune import explained
 from kerntune.cli import spelling, telling
 from kerntune.doctor import translate
-from kerntune.explained import Grade
+from kerntune.explained import Grade, config_table, explanation
 from kerntune.kernel.files import WRITABLE
 from kerntune.kernel.simulated import demo_host
 from kerntune.patterns import EVERY, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable, as_number
-from kerntune.tunables.sysctl import REPORTED, path_of
+from kerntune.tunables.knobs import KNOBS, REPORTED, SYSCTL
 
 CHECKOUT = Path(__file__).parents[2]
 # Written on behalf of a tunable that does not name them: the remedy, the guard's, and a baseline's other form.
@@ -32,31 +35,49 @@ def named(tunable: Tunable) -> str:
 each = pytest.mark.parametrize("tunable", REGISTRY, ids=named)
 
 
+def test_each_is_explained_and_nothing_else() -> None:
+    said = explained.load()
+    assert list(said) == [tunable.name for tunable in REGISTRY], (
+        "src/kerntune/tunables/explanations.toml, in this order"
+    )
+    for tunable in REGISTRY:
+        names = said[tunable.name].get("names", {})
+        assert not names or set(names) == set(tunable.names), f"[{tunable.name}.names] in explanations.toml"
+
+
 @each
 def test_nothing_is_left_out(tunable: Tunable) -> None:
-    one = tunable.explained
+    one = explanation(tunable)
     assert all(one)
     assert all(evidence.grade in Grade and evidence.said for evidence in one.evidence)
     assert re.match(r"Documentation/\S+", one.document)
     for prose in (one.what, one.helps, one.risk):
         assert prose[-1] == ".", prose
+    for text in (*one[:1], *one[-3:-1], *config_table(tunable)[:3]):
+        assert "{" not in text
+    assert config_table(tunable).examples
+
+
+def test_the_daemon_reads_no_explanation_unless_something_is_wrong() -> None:
+    code = "import kerntune.daemon.app as _, kerntune.explained as e; print(e.load.cache_info().misses)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "0\n"
 
 
 @each
 def test_its_files_are_those_that_are_written(tunable: Tunable) -> None:
-    reported = {path_of(name) for name in REPORTED}
-    files = {file.removeprefix("/") for file in tunable.explained.files}
-    assert files <= {*WRITABLE, *reported}, "WRITABLE in src/kerntune/kernel/files.py"
+    reported = {SYSCTL.scope.path(name) for name in REPORTED}
+    assert {*tunable.files} <= {*WRITABLE, *reported}, "WRITABLE in src/kerntune/kernel/files.py"
 
 
 def test_nothing_is_writable_that_no_tunable_names() -> None:
-    files = {file.removeprefix("/") for tunable in REGISTRY for file in tunable.explained.files}
+    files = {file for tunable in REGISTRY for file in tunable.files}
     assert {path.rpartition("/")[2] for path in set(WRITABLE) - files} == BESIDE
 
 
 @each
 def test_lines_that_set_its_files_by_hand_are_known(tunable: Tunable) -> None:
-    for file in tunable.explained.files:
+    for file in tunable.files:
         path = file.replace("*", "2048")
         knob = translate.knob(path, 2 << 20)
         assert knob, f"by_hand of {tunable.name} does not match {path}"
@@ -70,17 +91,17 @@ def test_lines_that_set_its_files_by_hand_are_known(tunable: Tunable) -> None:
 @each
 def test_its_files_lead_to_its_name(tunable: Tunable) -> None:
     names = [other.name for other in REGISTRY]
-    for file in tunable.explained.files:
-        meant = {telling.tunable(word, names).partition("@")[0] for word in file.split("/")[1:]}
-        assert tunable.name in meant, f"KNOWN_AS in src/kerntune/cli/telling.py: {file}"
+    for file in tunable.files:
+        assert telling.tunable(file.rpartition("/")[2], names).partition("@")[0] == tunable.name
 
 
 @each
 def test_its_example_is_a_setting(tunable: Tunable) -> None:
-    setting = spelling.setting(tunable.explained.example.setting)
+    setting = spelling.setting(explanation(tunable).example.setting)
     assert setting.tunable == tunable.name
-    instances = tunable.normal(setting.instances or ("2M" if tunable.kind is Kind.POOLS else EVERY))
-    assert tunable.normal_value(as_number(tunable, instances, setting.value))
+    instances = setting.instances or ("2M" if tunable.kind is Kind.POOLS else EVERY)
+    assert tunable.normal(tunable.normal(instances)) == tunable.normal(instances)
+    assert tunable.normal_value(as_number(tunable, tunable.normal(instances), setting.value))
 
 
 @each
@@ -91,6 +112,7 @@ def test_the_simulated_host_has_it(tunable: Tunable) -> None:
     assert all(reading.value is not None for reading in tunable.read_all(kernel, targets).values())
 
 
-@each
+@pytest.mark.parametrize("tunable", [one for one in REGISTRY if one not in KNOBS], ids=named)
 def test_it_has_tests(tunable: Tunable) -> None:
+    """Those of the knobs are in test_knobs.py, which goes through the rows."""
     assert (CHECKOUT / f"tests/unit/tunables/test_{tunable.name.replace('-', '_')}.py").exists()

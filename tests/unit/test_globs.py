@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kerntune.globs import Glob, Set
 from kerntune.model import Target
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER
 
-SCHEDULERS = IoScheduler()
+SCHEDULERS = IO_SCHEDULER
 NAMES = st.text("ab-!^[]n01", max_size=9)
 PATTERNS = st.text("ab-!^[]n01*?", max_size=12)
 # After an empty range fnmatch takes what is left of the set for its beginning: [b-a!c] is [!c] to it.

@@ -14,7 +14,7 @@ from kerntune.cli import show, tables
 from kerntune.cli.manager import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import UnknownTunable
-from kerntune.explained import Explanation, Grade
+from kerntune.explained import Explanation, Grade, explanation
 
 if TYPE_CHECKING:
     from kerntune.tunables.base import Tunable
@@ -27,7 +27,7 @@ async def explain(_connect: Connect, args: Namespace) -> Answer:
     """What a tunable does, when it helps, how that is known, and what it costs; without a name, all in a line each."""
     known = registered()
     if args.tunable is None:
-        rows = tuple(tables.Row((one.name, one.summary, grades(one.explained))) for one in known)
+        rows = tuple(tables.Row((one.name, one.summary, grades(explanation(one)))) for one in known)
         table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
         return Answer({"tunables": [data(one) for one in known]}, [table])
     # What is known is of the tunable, whichever instance or value somebody thinks of.
@@ -59,7 +59,7 @@ def command(one: Explanation) -> str:
 
 def data(tunable: Tunable) -> dict[str, Any]:
     """The same for programs."""
-    one = tunable.explained
+    one = explanation(tunable)
     return {
         "tunable": tunable.name,
         **one._asdict(),
@@ -70,7 +70,7 @@ def data(tunable: Tunable) -> dict[str, Any]:
 
 def page(tunable: Tunable) -> show.Page:
     """A paragraph for each thing to know."""
-    one = tunable.explained
+    one = explanation(tunable)
     paragraphs = [
         ("helps", one.helps),
         *(("evidence" if i == 0 else "", f"{said.grade}: {said.said}") for i, said in enumerate(one.evidence)),

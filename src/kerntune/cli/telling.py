@@ -13,21 +13,6 @@ from kerntune.suggest import closest
 SENTENCES: Final = re.compile(r"\. (?=[A-Za-z`])", re.ASCII)
 NO_TUNABLE: Final = re.compile(r"there is no tunable '(.+)'")
 THERE_ARE: Final = "There are "
-# Files of the kernel, sysctls without their first word, and options of its command line, as people know them.
-KNOWN_AS: Final = {
-    "nr_hugepages": "hugepages",
-    "nr_overcommit_hugepages": "hugepages-overcommit",
-    "overcommit_memory": "overcommit",
-    "overcommit_ratio": "overcommit",
-    "transparent_hugepage": "thp",
-    "swappiness": "sysctl@vm.swappiness",
-    "zone_reclaim_mode": "sysctl@vm.zone_reclaim_mode",
-    "numa_balancing": "sysctl@kernel.numa_balancing",
-    "scaling_governor": "cpu-governor",
-    "energy_performance_preference": "cpu-epp",
-    "elevator": "io-scheduler",
-    "read_ahead_kb": "read-ahead",
-}
 
 
 def parts(error: KerntuneError) -> tuple[str, str]:
@@ -45,13 +30,29 @@ def parts(error: KerntuneError) -> tuple[str, str]:
 
 def tunable(word: str, names: Sequence[str]) -> str:
     """What may be meant by a word, if it is among these names: known by another name, a part of it, or misspelt."""
-    known = {other: name for other, name in KNOWN_AS.items() if name.partition("@")[0] in names}
+    known = {other: name for other, name in known_as().items() if name.partition("@")[0] in names}
     known |= {part: name for name in names for part in name.split("-")[1:]} | {name: name for name in names}
     for spelt in (word, word.replace("_", "-"), word.rpartition(".")[2]):
         if spelt in known:
             return known[spelt]
     near = (closest(spelt, known) for spelt in (word.replace("_", "-"), word.rpartition(".")[2]))
     return known.get(next(filter(None, near), ""), "")
+
+
+def known_as() -> dict[str, str]:
+    """Return what people call the tunables: by the names of files and sysctls, and by other words.
+
+    It imports all of them, which only an error may take the time for.
+    """
+    from kerntune.explained import known_as as other_words  # noqa: PLC0415
+    from kerntune.tunables import REGISTRY  # noqa: PLC0415
+
+    found: dict[str, str] = {}
+    for tunable in REGISTRY:
+        found |= dict.fromkeys((file.rpartition("/")[2] for file in tunable.files), tunable.name)
+        found |= {name.rpartition(".")[2]: f"{tunable.name}@{name}" for name in tunable.names}
+        found |= dict.fromkeys(other_words(tunable), tunable.name)
+    return found
 
 
 def no_verb(word: str, verbs: Sequence[str]) -> Usage:

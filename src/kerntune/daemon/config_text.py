@@ -13,6 +13,7 @@ from kerntune.daemon import settings
 from kerntune.daemon.settings import shown
 from kerntune.engine.requests import normal
 from kerntune.errors import InvalidValue
+from kerntune.explained import ConfigTable, config_table
 from kerntune.model import Claim, Origin
 from kerntune.suggest import closest, there_are
 from kerntune.tunables.base import Tunable, as_number
@@ -286,18 +287,27 @@ def plain(value: object) -> str:
 
 def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
     """Both sides of an entry in normal form, or InvalidValue that says what the files may have there."""
-    row = settings.claim_table(tunable.name)
     try:
         instances = normal(tunable, pattern)
     except InvalidValue as error:
-        raise InvalidValue(error.what, f"The name before the = is {row.patterns}" if row else error.hint) from error
+        table = table_of(tunable)
+        raise InvalidValue(error.what, f"The name before the = is {table.patterns}" if table else error.hint) from error
     counted = as_number(tunable, instances, value)
     try:
         normal_value = tunable.normal_value(counted)
         tunable.check(instances, normal_value)
     except InvalidValue as error:
-        raise InvalidValue(error.what, f"The value is {row.values}" if row else error.hint) from error
+        table = table_of(tunable)
+        raise InvalidValue(error.what, f"The value is {table.values}" if table else error.hint) from error
     return instances, normal_value
+
+
+def table_of(tunable: Tunable) -> ConfigTable | None:
+    """Return what may stand in a tunable's table; None while an upgrade replaces the file that says so."""
+    try:
+        return config_table(tunable)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def tables_of(tunables: Iterable[str], options: Iterable[Path]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Every setting of the configuration as a row: its validation, the shipped file and kerntune.toml(5) come from here."""
+"""Owns the options of the configuration, a row each: validation, the shipped file and kerntune.toml(5) go by them."""
 
 from __future__ import annotations
 
@@ -43,26 +43,6 @@ class Option:
             hint = f"Give {self.allowed}; the default is {shown(self.default)}"
             raise InvalidValue(f"{self.name} is {shown(value)}", hint)
         return value
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One line of a tunable's table, and what it means."""
-
-    pattern: str
-    value: str | int
-    about: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimTable:
-    """The table of one tunable: patterns of instances as keys; the tunable itself validates both sides."""
-
-    tunable: str
-    about: str
-    patterns: str
-    values: str
-    examples: tuple[Example, ...]
 
 
 # The client of each hold is watched by a match rule, of which the bus lets a connection have 512
@@ -130,94 +110,6 @@ AT_MOST: Final = (
     (("limits", "holds-per-user"), ("limits", "holds")),
 )
 
-CLAIM_TABLES: Final = (
-    ClaimTable(
-        "hugepages",
-        "Pools of huge pages. When memory has fewer, those are kept and the gap is shown; pages that the rest of the "
-        "host needs are never taken.",
-        "a page size (2M), one node of it (2M/node0) or each node (2M/*)",
-        "a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)",
-        (
-            Example("2M", "64G", "64 GiB in pages of 2 MiB, shared out over all nodes"),
-            Example("1G/node0", 4, "four pages of 1 GiB on node 0"),
-        ),
-    ),
-    ClaimTable(
-        "hugepages-overcommit",
-        "Huge pages that may be borrowed while a program uses them, beyond those of the pools. Nothing is reserved.",
-        "a page size (2M)",
-        "a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)",
-        (Example("2M", "16G", "up to 16 GiB in pages of 2 MiB for who asks"),),
-    ),
-    ClaimTable(
-        "overcommit",
-        "How much memory the kernel promises to programs. A limit that would lock the host out is refused. The kernel "
-        "reads the ratio with never only; with always it is what the memory guard lets programs have (95 if none is "
-        "named).",
-        "* (it is one setting of the host)",
-        "heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 percent of RAM (99 with always)",
-        (Example("*", "always:95", "commit what is asked for, until the memory guard caps"),),
-    ),
-    ClaimTable(
-        "thp",
-        "Transparent huge pages: who gets them (enabled), and who waits while the kernel makes them (defrag).",
-        "enabled or defrag",
-        "the kernel's word: always, madvise or never, for defrag also defer or defer+madvise",
-        (
-            Example("enabled", "madvise", "programs that ask for them"),
-            Example("defrag", "madvise", "only those wait for them"),
-        ),
-    ),
-    ClaimTable(
-        "sysctl",
-        "The sysctls that matter to hosts of large models. kerntuned, which has no capability, cannot write "
-        "kernel.numa_balancing: where it differs from what is wished here that is shown, and a line in /etc/sysctl.d "
-        "(kernel.numa_balancing = 0) sets it at boot.",
-        "vm.swappiness, vm.zone_reclaim_mode or kernel.numa_balancing",
-        "a whole number: to 200, 7 and 3 in that order",
-        (
-            Example("vm.swappiness", 10, "keep programs in memory rather than page cache"),
-            Example("vm.zone_reclaim_mode", 0, "take memory of another node before page cache is dropped"),
-        ),
-    ),
-    ClaimTable(
-        "cpu-governor",
-        "CPU frequency governors.",
-        "* (every CPU), a CPU list (0-3,8) or a policy (policy0)",
-        "the kernel's name of a governor",
-        (
-            Example("*", "performance", "the highest frequency on every CPU"),
-            Example("0-3", "powersave", "but not on the first four"),
-        ),
-    ),
-    ClaimTable(
-        "cpu-epp",
-        "What CPUs that choose their own frequency prefer, speed or power. With the governor performance most drivers "
-        "take nothing but performance.",
-        "* (every CPU), a CPU list (0-3,8) or a policy (policy0)",
-        "the kernel's name of a preference",
-        (Example("*", "balance_performance", "speed, but not at any price"),),
-    ),
-    ClaimTable(
-        "io-scheduler",
-        "I/O schedulers of block devices, also of those plugged later.",
-        "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-        "the kernel's name of a scheduler",
-        (
-            Example("nvme*", "none", "every NVMe drive"),
-            Example("by-id/ata-*", "mq-deadline", "every drive whose name in /dev/disk/by-id begins with ata-"),
-        ),
-    ),
-    ClaimTable(
-        "read-ahead",
-        "How far block devices read ahead of files that are read in order, also those plugged later.",
-        "a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-        "KiB, a whole number from 0 to 65536, or a size with K or M (2M); the kernel keeps whole pages of it, and at "
-        "least one: 0 switches it off",
-        (Example("nvme*", 2048, "mapped models are read in pages of 2 MiB"),),
-    ),
-)
-
 
 def by_path() -> dict[tuple[str, ...], Option]:
     """The options by table and name."""
@@ -232,11 +124,6 @@ def contradictions(options: Mapping[tuple[str, ...], int]) -> Iterator[tuple[tup
         if path in options and options[path] > most:
             what = f"{path[1]} is {options[path]}, and {other[1]} is {most}"
             yield path, what, f"{path[1]} may be no more than {other[1]} in [{other[0]}]: lower it, or raise that"
-
-
-def claim_table(tunable: str) -> ClaimTable | None:
-    """The row of a tunable."""
-    return next((row for row in CLAIM_TABLES if row.tunable == tunable), None)
 
 
 def limits_from(options: Mapping[tuple[str, ...], int]) -> Limits:

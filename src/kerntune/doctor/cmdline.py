@@ -11,17 +11,17 @@ from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Stage
 from kerntune.doctor.sysctl import path_of
 from kerntune.errors import InvalidValue
 from kerntune.patterns import parse_pool
+from kerntune.tunables.hugepages import POOLS
+from kerntune.tunables.knobs import CPU_GOVERNOR, SYSCTL, THP
 
 FILE: Final = "proc/cmdline"
-THP: Final = "sys/kernel/mm/transparent_hugepage"
-GOVERNORS: Final = "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 KEEP: Final = "pages are surest to be had at boot, so the parameter may stay, with the same number"
 PER_NODE: Final = re.compile(r"([0-9]{1,4}):([0-9]{1,20})")
 
 PLAIN: Final = {
-    "transparent_hugepage": f"{THP}/enabled",
-    "cpufreq.default_governor": GOVERNORS,
-    "numa_balancing": "proc/sys/kernel/numa_balancing",
+    "transparent_hugepage": THP.scope.path("enabled"),
+    "cpufreq.default_governor": CPU_GOVERNOR.scope.of_device("cpu*"),
+    "numa_balancing": SYSCTL.scope.path("kernel.numa_balancing"),
 }
 WORDS: Final = {"numa_balancing": {"enable": "1", "disable": "0"}}
 
@@ -64,7 +64,7 @@ def pools(value: str, size: int, place: Place) -> Iterator[Line]:
         return
     pool = f"hugepages-{size >> 10}kB/nr_hugepages"
     if value.isdecimal():
-        yield Assignment(place, Stage.KERNEL, f"sys/kernel/mm/hugepages/{pool}", value, remark=KEEP)
+        yield Assignment(place, Stage.KERNEL, f"{POOLS}/{pool}", value, remark=KEEP)
         return
     for part in value.split(","):
         if node := PER_NODE.fullmatch(part):

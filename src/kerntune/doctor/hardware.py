@@ -14,10 +14,9 @@ from kerntune.kernel.files import KernelView, find, number
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
 from kerntune.patterns import parse_pool
-from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.cpu_policies import POLICIES
 from kerntune.tunables.hugepages import POOLS, HugePages, folder_of
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import CPU_GOVERNOR, IO_SCHEDULER
+from kerntune.tunables.scopes import POLICIES
 from kerntune.units import spell_size
 
 # Parameters of the kernel that decide whether and how CPU frequencies can be set.
@@ -70,8 +69,7 @@ def short_at_boot(files: Files, kernel: KernelView) -> Iterator[Finding]:
 def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
     """Whether CPU frequencies can be set, and which governors are at work."""
     parameters = tuple(place.quoted for name, _, place in cmdline.words(files) if name in CPU_PARAMETERS)
-    governor = CpuGovernor()
-    if governor.missing(kernel):
+    if CPU_GOVERNOR.missing(kernel):
         why, read, fix = lacking(kernel)
         what = f"CPU frequency scaling is not available: {why}"
         yield Finding(
@@ -82,7 +80,7 @@ def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
             f"{fix[0].lower()}{fix[1:]}",
         )
         return
-    readings = governor.read_all(kernel, governor.targets(kernel))
+    readings = CPU_GOVERNOR.read_all(kernel, CPU_GOVERNOR.targets(kernel))
     used = Counter(reading.value or "offline" for reading in readings.values())
     driver = find(kernel, f"{POLICIES}/policy0/scaling_driver")
     offered = next((reading.choices for reading in readings.values() if reading.value), ())
@@ -103,16 +101,15 @@ def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
 
 def drives(kernel: KernelView) -> Iterator[Finding]:
     """The NVMe drives, and the scheduler of each."""
-    scheduler = IoScheduler()
-    targets = scheduler.targets(kernel)
+    targets = IO_SCHEDULER.targets(kernel)
     fast = [target for target in targets if target.instance.startswith("nvme")]
     if not fast:
         others = [target.instance for target in targets if not target.instance.startswith(("loop", "zram", "ram"))]
         rest = f"with a scheduler there are {', '.join(others)}" if others else "no other drive has a scheduler either"
         yield Finding(Severity.OK, "io-scheduler", "there is no NVMe drive", (f"/sys/block has no nvme*; {rest}",))
     for target in fast:
-        reading = scheduler.read(kernel, target)
-        path = scheduler.path(target)
+        reading = IO_SCHEDULER.read(kernel, target)
+        path = IO_SCHEDULER.path(target)
         evidence = (f"/{path} reads {find(kernel, path)}",)
         name = next((alias for alias in target.aliases if not alias.startswith("by-id/")), "")
         drive = f"{target.instance}, a path of {name}," if name else target.instance

@@ -8,8 +8,8 @@ from typing import Final
 
 from kerntune.doctor.files import whole
 from kerntune.doctor.sysctl import CLASSIC, path_of
+from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
-CPUFREQ: Final = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
 # Short options of sysctl(8), of which -p and -f may have the file behind them.
 LOADS: Final = re.compile(r"-[A-Za-z]*?[pf](.*)", re.DOTALL)
 
@@ -64,7 +64,7 @@ def governors(argv: Sequence[str], *names: str, everywhere: str | None) -> list[
     """cpupower sets all CPUs unless -c names some, cpufreq-set (`everywhere` is None) only CPU 0."""
     governor = option(argv, *names)
     cpus = option(argv, "-c", "--cpu") or everywhere or "0"
-    return [(CPUFREQ.format("*" if cpus == "all" else cpus), governor)] if governor else None
+    return [(CPU_GOVERNOR.scope.of_device(f"cpu{'*' if cpus == 'all' else cpus}"), governor)] if governor else None
 
 
 def read_ahead(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -72,4 +72,4 @@ def read_ahead(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     sectors = whole(option(argv, "--setra", "--setfra"))
     for word in argv:
         if word.startswith("/dev/") and sectors is not None:
-            yield f"sys/block/{word.removeprefix('/dev/')}/queue/read_ahead_kb", str(sectors // 2)
+            yield READ_AHEAD.scope.of_device(word.removeprefix("/dev/")), str(sectors // 2)

@@ -17,7 +17,7 @@ from kerntune.model import Setting
 from kerntune.patterns import UNSTABLE, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
-from kerntune.tunables.sysctl import REPORTED, only_reported
+from kerntune.tunables.knobs import REPORTED, only_reported
 from kerntune.units import spell_cpus
 
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"

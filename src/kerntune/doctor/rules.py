@@ -10,19 +10,14 @@ from kerntune.doctor import shell
 from kerntune.doctor.files import Files, drop_ins
 from kerntune.doctor.files import Line as Row
 from kerntune.doctor.nouns import Assignment, Left, Line, Place, Stage
+from kerntune.tunables.knobs import KNOBS
 
 FOLDERS: Final = (
     "etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d",
 )  # fmt: skip
 PAIR: Final = re.compile(r'\s*([A-Za-z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*[ei]?"((?:[^"\\]|\\.)*)"\s*,?')
 # The attributes of a device that are tuned here, below the folder of the device.
-ATTRIBUTES: Final = {
-    "queue/scheduler": "sys/block/{}/queue/scheduler",
-    "queue/read_ahead_kb": "sys/block/{}/queue/read_ahead_kb",
-    "bdi/read_ahead_kb": "sys/block/{}/queue/read_ahead_kb",
-    "cpufreq/scaling_governor": "sys/devices/system/cpu/{}/cpufreq/scaling_governor",
-    "cpufreq/energy_performance_preference": "sys/devices/system/cpu/{}/cpufreq/energy_performance_preference",
-}
+ATTRIBUTES: Final = {attribute: knob.scope for knob in KNOBS for attribute in knob.scope.attributes}
 # What every drive that can be tuned meets anyway.
 HARMLESS: Final = frozenset({"ACTION", "SUBSYSTEM", "TEST", "KERNEL"})
 NAME: Final = re.compile(r"\$kernel|\$name|%k|\$env\{DEVNAME\}")
@@ -121,9 +116,9 @@ def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Ite
     for pair in pairs:
         if pair.tests:
             continue
-        if pair.key == "ATTR" and (path := ATTRIBUTES.get(pair.attribute)):
+        if pair.key == "ATTR" and (scope := ATTRIBUTES.get(pair.attribute)):
             for name in patterns:
-                yield path.format(name), pair.value
+                yield scope.of_device(name), pair.value
         elif pair.key == "SYSCTL":
             yield f"proc/sys/{pair.attribute.replace('.', '/')}", pair.value
         elif pair.key == "RUN":

@@ -12,6 +12,7 @@ from kerntune.doctor.nouns import Assignment, Line, Place, Stage
 from kerntune.kernel.files import KernelView, find
 from kerntune.patterns import Kind
 from kerntune.tunables import REGISTRY
+from kerntune.tunables.knobs import CPU_GOVERNOR
 
 CPUFREQUTILS: Final = "etc/default/cpufrequtils"
 INIT_SCRIPT: Final = "etc/init.d/cpufrequtils"
@@ -121,5 +122,4 @@ def read(files: Files) -> list[Line]:
         idle = f"cpufrequtils is not installed (there is no /{INIT_SCRIPT}), so nothing reads the file"
     elif settings.get("ENABLE", ("true", place))[0] != "true":
         idle = f"ENABLE is not true in /{CPUFREQUTILS}"
-    path = "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-    return [Assignment(place, Stage.SERVICE, path, governor, idle=idle)]
+    return [Assignment(place, Stage.SERVICE, CPU_GOVERNOR.scope.of_device("cpu*"), governor, idle=idle)]

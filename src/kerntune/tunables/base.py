@@ -1,4 +1,4 @@
-"""What a tunable is: a description of knobs, their values and the writes that set them; it writes nothing."""
+"""Owns what a tunable is: a description of knobs, their values and the writes that set them; it writes nothing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 from kerntune.errors import InvalidValue
-from kerntune.explained import Explanation
 from kerntune.kernel.files import KernelView
 from kerntune.model import (
     SATISFIED,
@@ -34,168 +33,134 @@ Action = Literal["set", "set-memory"]
 Sizes = Literal["", "pages", "KiB"]
 
 
-class Tunable(Protocol):
+class Tunable(ABC):
     """A family of kernel knobs. `plan` and `judge` are pure: they see readings, never the kernel."""
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    lane: ClassVar[Lane]
-    action: ClassVar[Action]
-    kind: ClassVar[Kind]
-    sizes: ClassVar[Sizes]
-    # Its files as people name them in lines of their own: patterns (re) of paths below the root. Groups tell the
-    # instance (doctor/translate.py): `kb` and `node` of pools, `cpus` or `policy`, `drive`, `name`, and `part` where
-    # several files make one value.
-    by_hand: ClassVar[tuple[str, ...]]
-    explained: ClassVar[Explanation]
-    # Writes to different targets may run at the same time.
-    parallel: ClassVar[bool]
+    name: str
+    summary: str
+    action: Action
+    sizes: Sizes = ""
     # Its values are counts that grow as the kernel goes about a write: whoever waits is told how far it is.
-    counted: ClassVar[bool]
+    counted: bool = False
     # The numbers of holds add up: each client brings its own.
-    adds: ClassVar[bool]
+    adds: bool = False
     # Done once between two tries when the kernel gave less than asked, while that helps.
-    remedy: ClassVar[tuple[Write, ...]]
+    remedy: tuple[Write, ...] = ()
     # The errnos with which the kernel says that it is busy for a moment: such a write is made again at once.
-    transient: ClassVar[frozenset[int]]
+    transient: frozenset[int] = frozenset()
     # The tunable whose writes change this one's values too, at the same instance: that is nobody else's work.
-    moved_by: ClassVar[str]
+    moved_by: str = ""
 
-    def targets(self, kernel: KernelView) -> Sequence[Target]:
-        """Every knob there is now."""
+    @property
+    @abstractmethod
+    def lane(self) -> Lane:
+        """The lane in which it is written."""
 
-    def missing(self, kernel: KernelView) -> str:
-        """Why this kernel has no such knob, and how that was found; "" when it may have."""
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """What its instances are."""
 
-    def normal(self, instances: str) -> str:
-        """A pattern in normal form; InvalidValue when it cannot be one."""
+    @property
+    @abstractmethod
+    def files(self) -> tuple[str, ...]:
+        """The files it is for, as patterns of paths below the root.
 
-    def exact(self, instances: str) -> bool:
-        """Whether the pattern (in normal form) names one instance and no more."""
-
-    def matcher(self, instances: str) -> Matcher:
-        """Return what says whether the pattern (in normal form) covers a target: it is parsed once for all of them."""
-
-    def matches(self, instances: str, target: Target) -> bool:
-        """Return whether the pattern (in normal form) covers the target."""
-
-    def group(self, target: Target) -> str:
-        """Targets of one group settle each other: they are read back, named and contested together."""
-
-    def read(self, kernel: KernelView, target: Target) -> Reading:
-        """What the target holds now; an unreadable one is a reading with a reason."""
-
-    def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
-        """The same of many, where what they have in common is read once."""
-
-    def normal_value(self, value: str) -> str:
-        """A value in normal form; InvalidValue when no target could ever take it."""
-
-    def check(self, instances: str, value: str) -> None:
-        """Raise InvalidValue when no kernel could ever take the value on these instances (both in normal form)."""
-
-    def restorable(self, value: str) -> bool:
-        """Whether a saved baseline is a value that can be written back."""
-
-    def validate(self, reading: Reading, value: str) -> None:
-        """InvalidValue when this target can never take the value (which is in normal form)."""
-
-    def speed(self, value: str) -> int:
-        """How fast a value is: of holds the fastest has its way, and of equal ones the newest."""
-
-    def sums(self, asking: Asking, own: Mapping[Target, int]) -> Mapping[Target, Total]:
-        """The numbers of targets that holds have a part in; `own` are those without any claim."""
-
-    def takes(self, target: Target, value: str) -> int:
-        """Bytes of memory that a hold of this value sets aside, or lets programs set aside."""
-
-    def plan(
-        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
-    ) -> Sequence[Step]:
-        """A step for each wish: the writes that get there, or the verdict that forbids them."""
-
-    def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:
-        """Return the host's memory as it will be after these steps: a plan goes by it for the next tunable."""
-
-    def elsewhere(
-        self, steps: Sequence[Step], old: Mapping[Target, Reading], now: Mapping[Target, Reading]
-    ) -> Mapping[Target, Reading]:
-        """Return the readings to plan by again at once: one place gave less than it was asked, another may give more.
-
-        They are empty when there is no such place.
+        Each is also in WRITABLE (kernel/files.py), but for those whose values are only compared.
         """
 
-    def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:
-        """The writes that a planned one is carried out by, each done before the next is asked for."""
+    @property
+    @abstractmethod
+    def by_hand(self) -> tuple[str, ...]:
+        """The files as people name them in lines of their own, as regular expressions.
 
-    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
-        """What a reading means for a wish, after the writes (or without any)."""
+        Groups tell the instance (doctor/translate.py): `kb` and `node` of pools, `cpus` or `policy`, `drive`, `name`,
+        and `part` where several files make one value.
+        """
 
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
-        """What it means that the kernel refused a write with this errno."""
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names that an instance can have, where there is a list of them, and what values each takes, as prose."""
+        return {}
 
-    def lacking(self, wish: Wish, reading: Reading) -> int:
-        """Bytes of memory that the kernel did not have for a wish; such a wish is not written again at each look."""
-
-    def drifted(self, wish: Wish, reading: Reading) -> bool:
-        """Whether a value that others changed is to be reported only, not put back."""
-
-
-class Plain(ABC):
-    """What most tunables share: one file a target, compared as text."""
-
-    kind: ClassVar[Kind]
-    sizes: ClassVar[Sizes] = ""
-    parallel: ClassVar[bool] = False
-    counted: ClassVar[bool] = False
-    adds: ClassVar[bool] = False
-    remedy: ClassVar[tuple[Write, ...]] = ()
-    transient: ClassVar[frozenset[int]] = frozenset()
-    moved_by: ClassVar[str] = ""
+    @property
+    def parallel(self) -> bool:
+        """Whether writes to different targets may run at the same time."""
+        return False
 
     @abstractmethod
-    def normal_value(self, value: str) -> str: ...
+    def targets(self, kernel: KernelView) -> Sequence[Target]:
+        """Return every target there is now."""
+
+    @abstractmethod
+    def missing(self, kernel: KernelView) -> str:
+        """Return why this kernel has no such knob, and how that was found; "" when it may have."""
 
     def normal(self, instances: str) -> str:
+        """Return a pattern in normal form. Raise InvalidValue when it cannot be one."""
         return PATTERNS[self.kind].normal(instances)
 
     def exact(self, instances: str) -> bool:
+        """Return whether the pattern (in normal form) names one instance and no more."""
         return PATTERNS[self.kind].exact(instances)
 
     def matcher(self, instances: str) -> Matcher:
+        """Return what says whether the pattern (in normal form) covers a target: it is parsed once for all of them."""
         return PATTERNS[self.kind].matcher(instances)
 
     def matches(self, instances: str, target: Target) -> bool:
+        """Return whether the pattern (in normal form) covers the target."""
         return self.matcher(instances)(target)
 
+    def group(self, target: Target) -> str:
+        """Return the group of a target: those of one group are read back, named and contested together."""
+        return target.instance
+
     @abstractmethod
-    def read(self, kernel: KernelView, target: Target) -> Reading: ...
+    def read(self, kernel: KernelView, target: Target) -> Reading:
+        """Return what the target holds now; of one that cannot be read, a reading with a reason."""
 
     def read_all(self, kernel: KernelView, targets: Sequence[Target]) -> dict[Target, Reading]:
+        """Return the readings of many; what they have in common is read once."""
         return {target: self.read(kernel, target) for target in targets}
 
-    def check(self, instances: str, value: str) -> None:  # noqa: B027
-        """Take every value in normal form, unless a subclass knows better."""
+    @abstractmethod
+    def normal_value(self, value: str) -> str:
+        """Return a value in normal form. Raise InvalidValue when no target could ever take it."""
+
+    def check(self, instances: str, value: str) -> None:  # noqa: B027  # most take every value in normal form
+        """Raise InvalidValue when no kernel could ever take the value on these instances (both in normal form)."""
 
     def restorable(self, value: str) -> bool:
+        """Return whether a saved baseline is a value that can be written back."""
         try:
             return self.normal_value(value) == value
         except InvalidValue:
             return False
 
-    def group(self, target: Target) -> str:
-        return target.instance
+    def validate(self, reading: Reading, value: str) -> None:  # noqa: B027  # many take every value in normal form
+        """Raise InvalidValue when this target can never take the value (which is in normal form)."""
 
     def speed(self, value: str) -> int:  # noqa: ARG002
+        """Return how fast a value is: of holds the fastest has its way, and of equal ones the newest."""
         return 0
 
     def sums(self, asking: Asking, own: Mapping[Target, int]) -> Mapping[Target, Total]:
+        """Return the numbers of targets that holds have a part in; `own` are those without any claim."""
         return apart(asking, own)
 
     def takes(self, target: Target, value: str) -> int:  # noqa: ARG002
+        """Return the bytes of memory that a hold of this value sets aside, or lets programs set aside."""
         return 0
 
+    @abstractmethod
+    def plan(
+        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+    ) -> Sequence[Step]:
+        """Return a step for each wish: the writes that get there, or the verdict that forbids them."""
+
     def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:  # noqa: ARG002
+        """Return the host's memory as it will be after these steps: a plan goes by it for the next tunable."""
         return memory
 
     def elsewhere(
@@ -204,24 +169,34 @@ class Plain(ABC):
         old: Mapping[Target, Reading],  # noqa: ARG002
         now: Mapping[Target, Reading],  # noqa: ARG002
     ) -> Mapping[Target, Reading]:
+        """Return the readings to plan by again at once: one place gave less than it was asked, another may give more.
+
+        They are empty when there is no such place.
+        """
         return {}
 
     def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:  # noqa: ARG002
+        """Return the writes that a planned one is carried out by, each done before the next is asked for."""
         return (write,)
 
     def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
-        if reading.value == wish.value:
-            return SATISFIED
-        return unlike(reading)
+        """Return what a reading means for a wish, after the writes (or without any)."""
+        return SATISFIED if reading.value == wish.value else unlike(reading)
+
+    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+        """Return what it means that the kernel refused a write with this errno."""
+        return refused_write(reading.target, value, code)
 
     def lacking(self, wish: Wish, reading: Reading) -> int:  # noqa: ARG002
+        """Return the bytes of memory that the kernel did not have for a wish.
+
+        Such a wish is not written again at each look.
+        """
         return 0
 
     def drifted(self, wish: Wish, reading: Reading) -> bool:  # noqa: ARG002
+        """Return whether a value that others changed is to be reported only, not put back."""
         return False
-
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
-        return refused_write(reading.target, value, code)
 
 
 def as_number(tunable: Tunable, instances: str, value: str) -> str:
@@ -236,16 +211,6 @@ def as_number(tunable: Tunable, instances: str, value: str) -> str:
             return in_kib(value)
         case _:
             return value
-
-
-def bracketed(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return what is chosen and what there is in a file such as `none [mq-deadline] bfq`.
-
-    Without brackets the first word is what is chosen; `none` and `[none]` are not the same to IoScheduler.
-    """
-    words = text.split()
-    chosen = next((word for word in words if word.startswith("[")), words[0] if words else "")
-    return chosen.strip("[]"), tuple(word.strip("[]") for word in words)
 
 
 def unlike(reading: Reading) -> Verdict:

@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import ClassVar
 
 from kerntune.errors import InvalidValue
-from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import memory as host_memory
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, natural, number
@@ -35,7 +33,7 @@ from kerntune.model import (
     reserve_of,
 )
 from kerntune.patterns import Kind, Pool, parse_pool
-from kerntune.tunables.base import Action, Plain, Sizes, unreadable
+from kerntune.tunables.base import Tunable, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
 from kerntune.tunables.sums import Asking, Total, of_pools
@@ -49,44 +47,27 @@ A_SMALL_NODE = 12  # this part of it stays for what runs there, where that is le
 TRIES = 5  # to read a pool's counters while nobody changes them
 
 
-class HugePages(Plain):
+class HugePages(Tunable):
     """A target per page size (`2M`) and per node of it (`2M/node0`)."""
 
-    name: ClassVar[str] = "hugepages"
-    summary: ClassVar[str] = "pools of huge pages"
-    lane: ClassVar[Lane] = Lane.MEMORY
-    action: ClassVar[Action] = "set-memory"
-    kind: ClassVar[Kind] = Kind.POOLS
-    sizes: ClassVar[Sizes] = "pages"
-    by_hand: ClassVar[tuple[str, ...]] = (
+    name = "hugepages"
+    summary = "pools of huge pages"
+    lane = Lane.MEMORY
+    action = "set-memory"
+    kind = Kind.POOLS
+    sizes = "pages"
+    files = (
+        f"{POOLS}/hugepages-*kB/nr_hugepages",
+        "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
+    )
+    by_hand = (
         r"proc/sys/vm/nr_hugepages(?:_mempolicy)?",
         rf"sys/kernel/mm/hugepages/{IN_PATH}/nr_hugepages(?:_mempolicy)?",
         rf"sys/devices/system/node/(?P<node>[^/]+)/hugepages/{IN_PATH}/nr_hugepages",
     )
-    counted: ClassVar[bool] = True
-    adds: ClassVar[bool] = True
-    remedy: ClassVar[tuple[Write, ...]] = (Write("proc/sys/vm/compact_memory", "1"),)
-    explained: ClassVar[Explanation] = Explanation(
-        what="Memory set aside in pages of 2 MiB, 1 GiB or another size for programs that ask for them (MAP_HUGETLB, "
-        "hugetlbfs, glibc.malloc.hugetlb=2).",
-        helps="Loaders that copy a model into memory of their own (torch.load, read() into malloc) or ask for "
-        "MAP_HUGETLB. Loaders that map the file (safetensors, llama.cpp by default) are not reached: see read-ahead.",
-        evidence=(
-            Evidence(Grade.MEASURED, "torch.load of 1 GiB, warm, in pages of 2 MiB: 0.50 of the time [0.35, 0.51]"),
-            Evidence(Grade.MEASURED, "reading in order gains 0 to 5 %, random access 18 to 35 %"),
-        ),
-        risk="The pages are lost to all other programs. Children that write inherited memory die by SIGBUS when the "
-        "pool is used up. The kernel may give fewer than asked without an error, so they are counted again.",
-        files=(
-            "/sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",
-            "/sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
-        ),
-        document="Documentation/admin-guide/mm/hugetlbpage.rst",
-        instances="a page size (2M, 1G), one NUMA node of it (2M/node0) or each node (2M/*); left out: the default "
-        "size",
-        values="a number of pages, or a size that is a whole number of them (64G)",
-        example=Example("hugepages=64G", "as many pages of the default size as 64 GiB are"),
-    )
+    counted = True
+    adds = True
+    remedy = (Write("proc/sys/vm/compact_memory", "1"),)
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         found = []
@@ -149,9 +130,6 @@ class HugePages(Plain):
 
     def normal_value(self, value: str) -> str:
         return count_of(value)
-
-    def validate(self, reading: Reading, value: str) -> None:
-        """Any count may be asked for; the limits of the host are checked by the plan."""
 
     def plan(
         self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from kerntune.errors import InvalidValue
-from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, natural, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.patterns import Kind, parse_pool
-from kerntune.tunables.base import Action, Plain, Sizes, unreadable
+from kerntune.tunables.base import Tunable, unreadable
 from kerntune.tunables.hugepages import IN_PATH, POOLS, count_of
 from kerntune.tunables.sums import refusal
 from kerntune.units import spell_size
@@ -24,33 +22,20 @@ from kerntune.units import spell_size
 FILE = "nr_overcommit_hugepages"
 
 
-class HugePagesOvercommit(Plain):
+class HugePagesOvercommit(Tunable):
     """One target per page size, of the whole host: the kernel has no such number for a node."""
 
-    name: ClassVar[str] = "hugepages-overcommit"
-    summary: ClassVar[str] = "huge pages to borrow"
-    lane: ClassVar[Lane] = Lane.MEMORY
-    action: ClassVar[Action] = "set-memory"
-    kind: ClassVar[Kind] = Kind.POOLS
-    sizes: ClassVar[Sizes] = "pages"
-    adds: ClassVar[bool] = True
-    by_hand: ClassVar[tuple[str, ...]] = (
+    name = "hugepages-overcommit"
+    summary = "huge pages to borrow"
+    lane = Lane.MEMORY
+    action = "set-memory"
+    kind = Kind.POOLS
+    sizes = "pages"
+    adds = True
+    files = (f"{POOLS}/hugepages-*kB/{FILE}",)
+    by_hand = (
         r"proc/sys/vm/nr_overcommit_hugepages",
         rf"sys/kernel/mm/hugepages/{IN_PATH}/nr_overcommit_hugepages",
-    )
-    explained: ClassVar[Explanation] = Explanation(
-        what="How many huge pages beyond those set aside may be made when a program asks, and given back when it ends.",
-        helps="Programs that use huge pages now and then, where memory set aside for good would be wasted.",
-        evidence=(
-            Evidence(Grade.MEASURED, "models were loaded into borrowed pages"),
-            Evidence(Grade.KERNEL, "pages are taken from normal memory when the pool is used up"),
-        ),
-        risk="Nothing is set aside: where memory is fragmented there may be no pages when a program asks.",
-        files=("/sys/kernel/mm/hugepages/hugepages-*kB/nr_overcommit_hugepages",),
-        document="Documentation/admin-guide/mm/hugetlbpage.rst",
-        instances="a page size (2M); left out: the default size",
-        values="a number of pages, or a size that is a whole number of them (16G)",
-        example=Example("hugepages-overcommit@2M=16G", "up to 16 GiB in pages of 2 MiB for who asks"),
     )
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
@@ -85,9 +70,6 @@ class HugePagesOvercommit(Plain):
 
     def normal_value(self, value: str) -> str:
         return count_of(value)
-
-    def validate(self, reading: Reading, value: str) -> None:
-        """Any count may be asked for; the limit of the host is checked by the plan."""
 
     def takes(self, target: Target, value: str) -> int:
         return parse_pool(target.instance).size * int(value)

@@ -1,127 +1,407 @@
-"""io-scheduler: which scheduler orders a block device's requests (Documentation/block/switching-sched.rst)."""
+"""Owns the knobs that have one file a target: a row for each.
+
+What a quirk of the kernel needs beside its row stands above it.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from kerntune.errors import InvalidValue, NotOffered
-from kerntune.explained import Evidence, Example, Explanation, Grade
-from kerntune.kernel.files import KernelError, KernelView
-from kerntune.model import Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
-from kerntune.tunables.base import bracketed, unreadable
-from kerntune.tunables.scopes import BY_HAND, OnDrives
+from kerntune.errors import InvalidValue
+from kerntune.kernel.cpufreq import lacking
+from kerntune.kernel.files import KernelView, find
+from kerntune.model import Reading, Reason, State, Target, Verdict, Wish
+from kerntune.tunables.knob import Knob, Number, Range, Word, cpus_offline, no_module, not_offered, offers
+from kerntune.tunables.scopes import POLICIES, Drives, Names, Policies, first
 
-# Modules that the kernel loads when their name is written, though the file does not list them before.
-ON_DEMAND = frozenset({"bfq", "kyber", "mq-deadline"})
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+# thp: when the kernel uses transparent huge pages, and how hard it tries (Documentation/admin-guide/mm/transhuge.rst).
+
+
+def no_such_word(reading: Reading, value: str) -> Verdict | None:
+    if reading.value is None:
+        return None
+    return Verdict(State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED, offers(str(reading.target), reading, value))
+
+
+def not_among_words(wish: Wish, before: Reading) -> Verdict | None:
+    """Return the verdict on a word that the file does not have, as defer+madvise before Linux 4.11."""
+    return None if wish.value in before.choices else no_such_word(before, wish.value)
+
+
+THP = Knob(
+    "thp",
+    "transparent huge pages",
+    Names(
+        "sys/kernel/mm/transparent_hugepage",
+        ("enabled", "defrag"),
+        option="TRANSPARENT_HUGEPAGE",
+        unknown="thp has no file {}",
+        hint="Give enabled (who gets huge pages) or defrag (who waits for them)",
+        not_together="thp has two files, and their values differ in what they cost",
+    ),
+    Word(
+        shape=re.compile(r"[a-z][a-z+_]{0,31}"),
+        wrong="is no word of transparent huge pages",
+        examples="always, madvise, never",
+        words={
+            "enabled": ("always", "madvise", "never"),
+            "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
+        },
+    ),
+    action="set-memory",
+    refusals={errno.EINVAL: no_such_word},
+    forbidden=not_among_words,
+)
+
+
+# sysctl: the few that are known to matter to hosts of large models (Documentation/admin-guide/sysctl/vm.rst and
+# kernel.rst). Others are refused: nothing is known to speak for another value of vfs_cache_pressure, the dirty ratios
+# or min_free_kbytes there.
+
+SYSCTLS: Mapping[str, Range] = {
+    # How readily programs are swapped out to keep page cache: 1 to 10 keeps a server's memory (vendors).
+    "vm.swappiness": Range(0, 200, default=60),
+    # Bits: 0 takes memory of another node before the page cache, with the model in it, is dropped (vendors).
+    "vm.zone_reclaim_mode": Range(0, 7, default=0),
+    # Bits: 0 moves no pages after threads, which is felt as pauses (vendors).
+    "kernel.numa_balancing": Range(0, 3, default=1),
+}
+# These are only compared with what is wished. To own the file is not enough: sysctl_numa_balancing of
+# kernel/sched/core.c asks for CAP_SYS_ADMIN, and the service has no capability.
+REPORTED = frozenset({"kernel.numa_balancing"})
+SYSCTL_VALUE = Number(noun="value of a sysctl", ranges=SYSCTLS)
+
+
+def not_for_us(wish: Wish, _before: Reading) -> Verdict | None:
+    """Return why a sysctl is not written; the host's own number may be out of range."""
+    name = wish.target.instance
+    if not wish.is_baseline and (why := SYSCTL_VALUE.beyond(name, wish.value)):
+        return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
+    if name in REPORTED:
+        why = f"{only_reported(name)}. {how_to_set(name, wish.value)}"
+        return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, why)
+    return None
+
+
+def only_reported(name: str) -> str:
+    """Return why a sysctl of REPORTED is not written, as prose."""
+    return f"the kernel lets only a process with CAP_SYS_ADMIN write {name}, and kerntuned has no capability"
+
+
+def how_to_set(name: str, value: str) -> str:
+    """Return what sets such a sysctl in place of a claim, as prose."""
+    return f"A line {name} = {value} in /etc/sysctl.d sets it at boot, and sudo sysctl -w {name}={value} now"
+
+
+def too_new(reading: Reading, value: str) -> Verdict:
+    why = f"this kernel takes no {value} for {reading.target.instance}, though later ones may"
+    return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
+
+
+SYSCTL = Knob(
+    "sysctl",
+    "sysctl that kerntune tunes",
+    Names(
+        "proc/sys",
+        tuple(SYSCTLS),
+        option="SYSCTL",
+        unknown="{} is no sysctl that kerntune tunes",
+        hint=f"There are {', '.join(SYSCTLS)}",
+        elsewhere={
+            "vm.overcommit_memory": "overcommit",
+            "vm.overcommit_ratio": "overcommit",
+            "vm.overcommit_kbytes": "overcommit",
+            "vm.nr_hugepages": "hugepages",
+            "vm.nr_hugepages_mempolicy": "hugepages",
+            "vm.nr_overcommit_hugepages": "hugepages-overcommit",
+        },
+    ),
+    SYSCTL_VALUE,
+    action="set-memory",
+    refusals={errno.EINVAL: too_new},
+    forbidden=not_for_us,
+)
+
+
+# cpu-governor: how a CPU frequency policy chooses its frequency (Documentation/admin-guide/pm/cpufreq.rst).
+
+
+def no_policies(kernel: KernelView) -> str:
+    if kernel.glob(f"{POLICIES}/policy*"):
+        return ""
+    cause = lacking(kernel)
+    why = f"there is no scaling_governor, for /{POLICIES} has no policy: {cause.why}"
+    return "".join((why, *(f" ({evidence})" for evidence in cause.evidence), f". {cause.fix}"))
+
+
+CPU_GOVERNOR = Knob(
+    "cpu-governor",
+    "CPU frequency governor",
+    Policies("scaling_governor", no_policies),
+    Word(
+        shape=re.compile(r"[a-z][a-z0-9_-]{0,31}"),
+        wrong="cannot be the name of a governor",
+        examples="performance, powersave",
+        listed_in="scaling_available_governors",
+        unlisted=frozenset({"conservative", "ondemand", "performance", "powersave", "schedutil", "userspace"}),
+        # One that is not among them is between `powersave` and those that follow the load.
+        by_speed=("powersave", "", "userspace", "conservative", "ondemand", "schedutil", "performance"),
+    ),
+    refusals={errno.EBUSY: cpus_offline, errno.EINVAL: no_module},
+)
+
+
+# cpu-epp: what CPUs that choose their own frequency prefer, speed or power (Documentation/admin-guide/pm/
+# intel_pstate.rst and amd-pstate.rst). While such a driver is active and the governor is performance, the preference is
+# performance and the kernel takes no other (EBUSY); the one before comes back with the governor. So the governor comes
+# first in a pass, and a preference that it forbids stays wished.
+#
+# The firmware may have set a preference that amd-pstate-epp has no name for: a read gives EINVAL
+# (show_energy_performance_preference of drivers/cpufreq/amd-pstate.c). It reads `unknown` here, may be written, and
+# goes back by `default`, which is what the firmware had.
+
+PERFORMANCE = "performance"
+# Drivers whose governor performance decides the preference too.
+ACTIVE = frozenset({"intel_pstate", "amd-pstate-epp"})
+# Not a preference but the way back to the firmware's, which then reads as one of the others, or as none.
+DEFAULT = "default"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Word):
+    """A word of energy_performance_preference."""
+
+    def normal(self, value: str) -> str:
+        if value == self.nameless:
+            raise InvalidValue(f"{value!r} {self.wrong}", f"Examples: {self.examples}")
+        if value == DEFAULT:
+            raise InvalidValue(
+                f"{DEFAULT} is no preference that can be kept: it reads as another",
+                "Choose one of the others, or unset cpu-epp to have the host's own",
+            )
+        return super().normal(value)
+
+    def reading(self, target: Target, text: str, listed: Sequence[str], figures: Mapping[str, int]) -> Reading:
+        named = tuple(choice for choice in listed if choice != DEFAULT)
+        if text == self.nameless:
+            why = f"the driver has no name for the preference that the firmware set for {target.instance}"
+            return Reading(target, text, named, detail=why, restore=DEFAULT, figures=figures)
+        return super().reading(target, text, named, figures)
+
+    def is_in_place(self, value: str, reading: Reading) -> bool:
+        """Return whether the target holds the value; one without a name is what `default` brought back."""
+        return super().is_in_place(value, reading) or (value == DEFAULT and reading.value == self.nameless)
+
+
+def governor_and_driver(kernel: KernelView, target: Target, _text: str) -> Mapping[str, int]:
+    folder = f"{POLICIES}/{target.instance}"
+    return {
+        "fastest": int(find(kernel, f"{folder}/scaling_governor") == PERFORMANCE),
+        "active": int(find(kernel, f"{folder}/scaling_driver") in ACTIVE),
+    }
+
+
+def no_preferences(kernel: KernelView) -> str:
+    file = "energy_performance_preference"
+    policies = (path.split("/")[-2] for path in kernel.glob(f"{POLICIES}/policy*/scaling_driver"))
+    driver = first(kernel, policies, "scaling_driver")
+    if not driver and not kernel.glob(f"{POLICIES}/policy*"):
+        return (
+            f"there is no {file}, for /{POLICIES} has no policy: the CPUs run at a fixed frequency, as in "
+            "most virtual machines (their host decides) and where the firmware decides"
+        )
+    return (
+        f"the frequency driver {driver or 'here'} has no {file}. intel_pstate (on CPUs with HWP) and "
+        "amd_pstate (mode active, on CPUs with CPPC) have; acpi-cpufreq and virtual machines have not"
+    )
+
+
+def governor_decides(wish: Wish, reading: Reading) -> Verdict | None:
+    """Return the verdict on any other preference where the governor lets the kernel take none but performance."""
+    if reading.value == PERFORMANCE and reading.figures.get("fastest") and reading.figures.get("active"):
+        return decided(wish.value)
+    return None
+
+
+def decided(value: str) -> Verdict:
+    """Return the verdict on a preference while the governor decides, which is until there is another."""
+    return Verdict(
+        State.UNSUPPORTED,
+        Reason.GOVERNOR_DECIDES,
+        f"the governor is {PERFORMANCE}, with which the kernel takes no preference but {PERFORMANCE}; {value} is set "
+        "when there is another governor (kerntune set cpu-governor=powersave)",
+    )
+
+
+def other_preference(wish: Wish, reading: Reading) -> Verdict | None:
+    if verdict := governor_decides(wish, reading):
+        return verdict
+    return no_way_back(reading) if wish.value == DEFAULT and reading.value is not None else None
+
+
+def preference_busy(reading: Reading, value: str) -> Verdict:
+    """Return the verdict on EBUSY: the CPUs are offline, the governor decides, or the driver takes no preference now.
+
+    For the last see store_energy_performance_preference of drivers/cpufreq/amd-pstate.c: dynamic_epp.
+    """
+    if reading.value is None:
+        return cpus_offline(reading, value)
+    if reading.figures.get("fastest"):
+        return decided(value)
+    return Verdict(
+        State.FAILED,
+        Reason.KERNEL_REJECTED,
+        f"{reading.target.instance} keeps {reading.value}: the frequency driver takes no preference now "
+        f"({os.strerror(errno.EBUSY)}, EBUSY). Likely: it chooses them itself (dynamic_epp of amd_pstate), or the CPUs "
+        "went offline for a moment. Try again, after dynamic_epp was turned off where there is one",
+    )
+
+
+def no_such_preference(reading: Reading, value: str) -> Verdict | None:
+    if value == DEFAULT:
+        return no_way_back(reading)
+    return None if reading.value is None else not_offered(reading, value)
+
+
+def no_way_back(reading: Reading) -> Verdict:
+    """Return the verdict on a preference without a name that `default` did not bring back: to ask again is no use.
+
+    Older kernels refuse it with EINVAL (amd_pstate_set_energy_pref_index of drivers/cpufreq/amd-pstate.c). So nothing
+    stays owed.
+    """
+    return Verdict(
+        State.UNMANAGED,
+        Reason.VALUE_NOT_OFFERED,
+        f"the driver has no name for the preference that {reading.target.instance} had by itself, and this kernel does "
+        f"not bring it back by its word {DEFAULT}: it is {reading.value or UNKNOWN} until the next boot. Choose "
+        "another (kerntune set cpu-epp=...), or leave it so",
+    )
+
+
+CPU_EPP = Knob(
+    "cpu-epp",
+    "CPU energy performance preference",
+    Policies("energy_performance_preference", no_preferences),
+    Preference(
+        shape=re.compile(r"[a-z][a-z_]{0,31}"),
+        wrong="is no preference",
+        examples="performance, balance_performance, power",
+        listed_in="energy_performance_available_preferences",
+        nameless=UNKNOWN,
+        # A number is what a file reads after somebody wrote a number (0 to 255) to it.
+        own=re.compile(rf"[0-9]{{1,3}}|{DEFAULT}", re.ASCII),
+    ),
+    refusals={errno.EBUSY: preference_busy, errno.EINVAL: no_such_preference},
+    forbidden=governor_decides,
+    otherwise=other_preference,
+    figures=governor_and_driver,
+    moved_by="cpu-governor",
+)
+
+
+# io-scheduler: which scheduler orders a block device's requests (Documentation/block/switching-sched.rst). Of a
+# multipath drive the targets are the hidden paths: the drive itself has nothing to schedule.
+
 NONE = "none"
 # All that the file says where there is no queue to schedule. In brackets it is the choice of a queue whose schedulers
 # are modules that are not loaded yet (elv_iosched_show of block/elevator.c).
 NO_QUEUE = NONE
-# The causes of errnos of elv_iosched_store (block/elevator.c) that pass by the next try. EBUSY: somebody
-# else holds update_nr_hwq_lock. ENOENT: the queue is not registered, or has QUEUE_FLAG_NO_ELV_SWITCH.
-MOMENTARY: Mapping[int, str] = {
-    errno.EBUSY: "the controller resets, or changes the number of its queues",
-    errno.EAGAIN: "the controller resets, or changes the number of its queues",
-    errno.ENOENT: "the drive is just being added or removed",
-}
+RESETS = "the controller resets, or changes the number of its queues"
 
 
-class IoScheduler(OnDrives):
-    """Of a multipath drive the hidden paths: the drive itself has nothing to schedule."""
+def no_queue(wish: Wish, before: Reading) -> Verdict | None:
+    """Return the verdict on a device without a choice, which is not even asked."""
+    if before.figures["schedulable"]:
+        return None
+    return not_offered(before, wish.value, "because it has no queue to schedule")
 
-    name: ClassVar[str] = "io-scheduler"
-    summary: ClassVar[str] = "I/O scheduler of a block device"
-    file: ClassVar[str] = "queue/scheduler"
-    on_paths: ClassVar[bool] = True
-    # Not ENOENT: of a drive that was pulled it is the last word.
-    transient: ClassVar[frozenset[int]] = frozenset({errno.EBUSY, errno.EAGAIN})
-    by_hand: ClassVar[tuple[str, ...]] = (rf"{BY_HAND}/queue/scheduler",)
-    explained: ClassVar[Explanation] = Explanation(
-        what="Who puts the requests to a block device in order: the kernel (mq-deadline, bfq, kyber), or nobody "
-        "('none').",
-        helps="'none' for NVMe and virtual disks, which order their own queue; 'mq-deadline' for disks that turn.",
-        evidence=(
-            Evidence(Grade.VENDOR, "'none' for NVMe, 'mq-deadline' for disks"),
-            Evidence(Grade.MEASURED, "no gain for loading a model by itself"),
-        ),
-        risk="Low.",
-        files=("/sys/block/*/queue/scheduler",),
-        document="Documentation/block/switching-sched.rst",
-        instances="a device (nvme0n1), a pattern (nvme*) or a name below /dev/disk (by-id/...); left out: all of them",
-        values="the name of a scheduler that the device offers",
-        example=Example("io-scheduler@nvme*=none", "every NVMe drive, those plugged later too"),
-    )
 
-    def read(self, kernel: KernelView, target: Target) -> Reading:
-        try:
-            text = kernel.read(self.path(target))
-        except KernelError as error:
-            return Reading(target, None, reason=Reason.DEVICE_GONE, detail=f"cannot be read: {error.strerror}")
-        return Reading(target, *bracketed(text), figures={"schedulable": int(text != NO_QUEUE)})
+def no_scheduler(reading: Reading, value: str) -> Verdict | None:
+    return None if reading.value is None else no_module(reading, value)
 
-    def normal_value(self, value: str) -> str:
-        if not NAME.fullmatch(value):
-            raise InvalidValue(
-                f"{value!r} cannot be the name of a scheduler", "Examples: none, mq-deadline, bfq, kyber"
-            )
-        return value
 
-    def validate(self, reading: Reading, value: str) -> None:
-        if reading.value is not None and value not in reading.choices and value not in ON_DEMAND | {NONE}:
-            raise NotOffered(
-                f"{reading.target.instance} offers {', '.join(reading.choices)}, not {value}",
-                "Choose one of these; a scheduler in a module of another name must be loaded first (modprobe)",
-            )
+def queue_busy(code: int, cause: str) -> Callable[[Reading, str], Verdict | None]:
+    """Return what makes the verdict on a queue that takes no scheduler at this moment."""
 
-    def plan(
-        self,
-        readings: Mapping[Target, Reading],
-        wishes: Mapping[Target, Wish],
-        memory: Memory,  # noqa: ARG002
-        limits: Limits,  # noqa: ARG002
-    ) -> Sequence[Step]:
-        return [plan_one(wish, readings[target], self.path(target)) for target, wish in wishes.items()]
-
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+    def verdict(reading: Reading, value: str) -> Verdict | None:
         if reading.value is None:
-            return super().rejected(reading, value, code)
-        if code == errno.EINVAL:
-            return not_offered(reading, value, "and the kernel has no module for it")
-        if code in MOMENTARY:
-            return busy(reading, value, code)
-        return super().rejected(reading, value, code)
+            return None
+        return Verdict(
+            State.FAILED,
+            Reason.KERNEL_REJECTED,
+            f"{reading.target.instance} keeps {reading.value}: the kernel does not change it to {value} at this moment "
+            f"({os.strerror(code)}, {errno.errorcode[code]}). Likely: {cause}. kerntuned tries again by itself "
+            "while the setting is wanted; if the call failed, make it again",
+        )
+
+    return verdict
 
 
-def plan_one(wish: Wish, before: Reading, path: str) -> Step:
-    """Nothing where the value is in place; a device without a choice is not even asked."""
-    if before.value is None:
-        return Step(wish, before, verdict=unreadable(before))
-    if before.value == wish.value:
-        return Step(wish, before)
-    if not before.figures["schedulable"]:
-        return Step(wish, before, verdict=not_offered(before, wish.value, "because it has no queue to schedule"))
-    return Step(wish, before, (Write(path, wish.value),))
+IO_SCHEDULER = Knob(
+    "io-scheduler",
+    "I/O scheduler of a block device",
+    Drives("scheduler", on_paths=True),
+    Word(
+        shape=re.compile(r"[a-z0-9][a-z0-9_-]{0,31}"),
+        wrong="cannot be the name of a scheduler",
+        examples="none, mq-deadline, bfq, kyber",
+        unlisted=frozenset({NONE, "bfq", "kyber", "mq-deadline"}),
+        hint="Choose one of these; a scheduler in a module of another name must be loaded first (modprobe)",
+    ),
+    # Errnos of elv_iosched_store (block/elevator.c) that pass by the next try. EBUSY: somebody else holds
+    # update_nr_hwq_lock. ENOENT: the queue is not registered, or has QUEUE_FLAG_NO_ELV_SWITCH.
+    refusals={
+        errno.EINVAL: no_scheduler,
+        errno.EBUSY: queue_busy(errno.EBUSY, RESETS),
+        errno.EAGAIN: queue_busy(errno.EAGAIN, RESETS),
+        errno.ENOENT: queue_busy(errno.ENOENT, "the drive is just being added or removed"),
+    },
+    forbidden=no_queue,
+    figures=lambda _kernel, _target, text: {"schedulable": int(text != NO_QUEUE)},
+    # Not ENOENT: of a drive that was pulled it is the last word.
+    transient=frozenset({errno.EBUSY, errno.EAGAIN}),
+)
 
 
-def busy(reading: Reading, value: str, code: int) -> Verdict:
-    """Return the verdict on a queue that takes no scheduler at this moment."""
-    return Verdict(
-        State.FAILED,
-        Reason.KERNEL_REJECTED,
-        f"{reading.target.instance} keeps {reading.value}: the kernel does not change it to {value} at this moment "
-        f"({os.strerror(code)}, {errno.errorcode[code]}). Likely: {MOMENTARY[code]}. kerntuned tries again by itself "
-        "while the setting is wanted; if the call failed, make it again",
-    )
+# read-ahead: how far a block device reads ahead of a file that is read in order (Documentation/ABI/stable/sysfs-block).
+# Of a multipath drive the target is the drive itself: the page cache is filled through it, not through its paths.
+
+# The kernel counts in pages: it rounds what is written down to whole ones (queue_ra_store of block/blk-sysfs.c).
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
 
 
-def not_offered(reading: Reading, value: str, why: str) -> Verdict:
-    """The device does not have this scheduler."""
-    offered = ", ".join(reading.choices)
-    return Verdict(
-        State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED, f"{reading.target.instance} offers {offered}, not {value}, {why}"
-    )
+def no_read_ahead(reading: Reading, value: str) -> Verdict | None:
+    if reading.value is None:
+        return None
+    why = f"{reading.target.instance} takes no read-ahead of {value} KiB and keeps {reading.value}"
+    return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
+
+
+READ_AHEAD = Knob(
+    "read-ahead",
+    "read-ahead of a block device",
+    Drives("read_ahead_kb", others=("bdi",)),
+    Number(
+        noun="read-ahead",
+        unit="KiB",
+        # Sixteen times what helped any loader that was measured; more fills the page cache with what nobody asked for.
+        most=65_536,
+        step=PAGE_KIB,
+        digits=20,
+        # The host's own may be larger than what is taken here.
+        own=re.compile(r"[0-9]{1,20}", re.ASCII),
+    ),
+    sizes="KiB",
+    refusals={errno.EINVAL: no_read_ahead},
+)
+
+
+# In the order in which a lane serves them. The governor comes before the preference: with some governors the kernel
+# takes no other than performance.
+KNOBS: Final[tuple[Knob, ...]] = (THP, SYSCTL, CPU_GOVERNOR, CPU_EPP, IO_SCHEDULER, READ_AHEAD)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from kerntune.errors import InvalidValue
-from kerntune.explained import Evidence, Example, Explanation, Grade
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
 from kerntune.patterns import Kind
-from kerntune.tunables.base import Action, Plain, unlike
+from kerntune.tunables.base import Tunable, unlike
 
 MODES = ("heuristic", "always", "never")
 NEVER = "never"
@@ -29,38 +27,16 @@ TARGET = Target("overcommit")
 VM = "proc/sys/vm"
 
 
-class Overcommit(Plain):
+class Overcommit(Tunable):
     """One target, the host. A baseline also names the ratio or the kilobytes that a mode does not use."""
 
-    name: ClassVar[str] = "overcommit"
-    summary: ClassVar[str] = "control of how much memory the kernel promises to programs"
-    lane: ClassVar[Lane] = Lane.MEMORY
-    action: ClassVar[Action] = "set-memory"
-    kind: ClassVar[Kind] = Kind.SINGLE
-    by_hand: ClassVar[tuple[str, ...]] = (r"proc/sys/vm/overcommit_(?P<part>memory|ratio|kbytes)",)
-    explained: ClassVar[Explanation] = Explanation(
-        what="How much memory the kernel promises to programs: by its own judgement, whatever they ask, or never more "
-        "than a limit.",
-        helps="One file that is mapped and larger than RAM and swap together: some loaders map it as if it were to be "
-        "written, and are refused. Otherwise leave it at 'heuristic'.",
-        evidence=(
-            Evidence(
-                Grade.MEASURED, "a sparse model of 40 GiB on 23 GiB: refused in mode 'heuristic', opened in 'always'"
-            ),
-            Evidence(Grade.KERNEL, "the ratio is read in mode 'never' only"),
-        ),
-        risk="With 'always', the kernel refuses nothing, and ends a program when memory is gone. The memory guard "
-        "caps promises before that, by the ratio (95 where it is not named); what was promised before the cap can "
-        "still be used. A low limit with 'never' locks everybody out, and is refused.",
-        files=("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/overcommit_ratio"),
-        document="Documentation/mm/overcommit-accounting.rst",
-        instances="there are no instances, it is one setting of the host",
-        values="heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 percent of RAM (99 with "
-        "always)",
-        example=Example(
-            "overcommit=always:95", "promise whatever is asked for; the memory guard has a floor of 5 % of RAM"
-        ),
-    )
+    name = "overcommit"
+    summary = "control of how much memory the kernel promises to programs"
+    lane = Lane.MEMORY
+    action = "set-memory"
+    kind = Kind.SINGLE
+    files = (f"{VM}/overcommit_memory", f"{VM}/overcommit_ratio")
+    by_hand = (r"proc/sys/vm/overcommit_(?P<part>memory|ratio|kbytes)",)
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         return [TARGET] if find(kernel, f"{VM}/overcommit_memory") is not None else []
@@ -101,9 +77,6 @@ class Overcommit(Plain):
     def restorable(self, value: str) -> bool:
         """The host's own may have the ratio 0 and no kilobytes, kilobytes, or a ratio that nobody would ask for."""
         return VALUE.fullmatch(value) is not None
-
-    def validate(self, reading: Reading, value: str) -> None:
-        """Every value in normal form can be taken by the one target."""
 
     def plan(
         self,

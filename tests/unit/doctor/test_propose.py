@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,11 +17,9 @@ from kerntune.kernel.files import HostKernel, KernelView
 from kerntune.model import Target
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
-from kerntune.tunables.cpu_governor import CpuGovernor
 from kerntune.tunables.hugepages import HugePages
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import CPU_GOVERNOR, IO_SCHEDULER, READ_AHEAD
 from kerntune.tunables.overcommit import Overcommit
-from kerntune.tunables.read_ahead import ReadAhead
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import handmade, write
 
@@ -57,12 +56,8 @@ class Sysctl(Named):
     instances = ("vm.swappiness", "kernel.numa_balancing")
 
 
-class Epp(CpuGovernor):
-    name = "cpu-epp"
-
-
-NOW: tuple[Tunable, ...] = (HugePages(), Overcommit(), CpuGovernor(), IoScheduler())
-LATER: tuple[Tunable, ...] = (*NOW, Thp(), Sysctl(), ReadAhead(), Epp())
+NOW: tuple[Tunable, ...] = (HugePages(), Overcommit(), CPU_GOVERNOR, IO_SCHEDULER)
+LATER: tuple[Tunable, ...] = (*NOW, Thp(), Sysctl(), READ_AHEAD, replace(CPU_GOVERNOR, name="cpu-epp"))
 
 
 def survey(root: Path, tunables: Sequence[Tunable] = NOW) -> Survey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -11,7 +12,7 @@ from kerntune.engine.observed import FRESH
 from kerntune.errors import NotOffered, NotSupported
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, Origin, Outcome, Reason, Report, State, Target
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import BOUND, PAGE, POOL, Clock, Lab, claim, large_host, queue, request, running, small_host
 
@@ -81,16 +82,16 @@ async def test_a_look_that_a_pass_overtakes_is_dropped(monkeypatch: pytest.Monke
     """It began before the pass wrote, and ends after it."""
     async with running(large_host()) as lab:
         began, go_on = threading.Event(), threading.Event()
-        read = IoScheduler.read
+        read_all = IO_SCHEDULER.read_all
 
-        def slowly(self: IoScheduler, kernel: SimulatedKernel, target: Target) -> object:
-            reading = read(self, kernel, target)
+        def slowly(kernel: SimulatedKernel, targets: Sequence[Target]) -> object:
+            readings = read_all(kernel, targets)
             if not began.is_set():
                 began.set()
                 go_on.wait(BOUND)
-            return reading
+            return readings
 
-        monkeypatch.setattr(IoScheduler, "read", slowly)
+        monkeypatch.setattr(IO_SCHEDULER, "read_all", slowly)
         looking = asyncio.create_task(lab.engine.observed.fresh([Lane.BLOCK], 0))
         assert await asyncio.to_thread(began.wait, BOUND)
         # The pass has a thread of its own, so that it overtakes the look.
@@ -217,12 +218,12 @@ async def test_a_drive_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.Monke
     async with running(large_host()) as lab:
         go_on = threading.Event()
 
-        def hangs(self: IoScheduler, kernel: SimulatedKernel, target: Target) -> object:
+        def hangs(kernel: SimulatedKernel, targets: Sequence[Target]) -> object:
             go_on.wait(BOUND)
             raise AssertionError("nobody waits for it")
 
         with monkeypatch.context() as broken:
-            broken.setattr(IoScheduler, "read", hangs)
+            broken.setattr(IO_SCHEDULER, "read_all", hangs)
             await asyncio.wait_for(lab.engine.observed.fresh(Lane, 0, 0.05), BOUND / 2)
             assert value(lab) == "mq-deadline", "what was read last"
             await asyncio.wait_for(lab.engine.observed.fresh(Lane, 0, 0.05), BOUND / 2)

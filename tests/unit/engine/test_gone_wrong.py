@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,20 +15,20 @@ from kerntune.errors import Failed, NoSuchTarget, UnknownTunable
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Origin, Report, State
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import BOUND, Lab, MemoryStore, claim, large_host, queue, running
 
 
 @contextlib.contextmanager
-def failing(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, error: Exception) -> Iterator[None]:
+def failing(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, error: Exception) -> Iterator[None]:
     """Calls of the method fail so meanwhile."""
 
     def fails(*_: object) -> None:
         raise error
 
     with monkeypatch.context() as broken:
-        broken.setattr(cls, method, fails)
+        broken.setattr(owner, method, fails)
         yield
 
 
@@ -52,7 +53,7 @@ async def test_an_edit_that_cannot_be_saved_is_withdrawn(error: Exception, monke
 async def test_a_pass_that_fails_withdraws_its_edits(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(large_host()) as lab:
         with (
-            failing(monkeypatch, IoScheduler, "plan", error),
+            failing(monkeypatch, IO_SCHEDULER, "plan", error),
             pytest.raises(Failed, match=r"internal error\. The daemon's journal says more"),
         ):
             await lab.set(("io-scheduler", "sda", "kyber"))
@@ -104,16 +105,16 @@ async def test_what_has_begun_is_finished_though_its_caller_is_gone() -> None:
 async def test_the_first_error_is_told_when_its_withdrawal_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(large_host()) as lab:
         passes = 0
-        run = IoScheduler.plan
+        run = IO_SCHEDULER.plan
 
-        def second_fails(self: IoScheduler, *args: object) -> object:
+        def second_fails(*args: Any) -> object:
             nonlocal passes
             passes += 1
             if passes > 1:
                 raise Failed("of the second")
-            return run(self, *args)  # type: ignore[arg-type]  # as it was called
+            return run(*args)
 
-        monkeypatch.setattr(IoScheduler, "plan", second_fails)
+        monkeypatch.setattr(IO_SCHEDULER, "plan", second_fails)
         saving = failing(monkeypatch, MemoryStore, "commit", MemoryError("of the first"))
         with saving, pytest.raises(MemoryError, match="of the first"):
             await lab.set(("io-scheduler", "sda", "kyber"))
@@ -123,7 +124,7 @@ async def test_the_first_error_is_told_when_its_withdrawal_fails_too(monkeypatch
 async def test_what_a_pass_that_failed_was_to_do_is_done_by_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call fails, and so does the pass that was to put back what it has written."""
     async with running(large_host()) as lab:
-        with failing(monkeypatch, IoScheduler, "judge", MemoryError()), pytest.raises(Failed):
+        with failing(monkeypatch, IO_SCHEDULER, "judge", MemoryError()), pytest.raises(Failed):
             await lab.set(("io-scheduler", "sda", "kyber"))
         assert lab.store.baselines, "nobody knows whether the value is back"
         await lab.until(lambda: not lab.store.baselines)
@@ -145,7 +146,7 @@ async def test_a_boot_pass_that_fails_in_one_lane_is_whole_in_the_others_and_mad
 ) -> None:
     wanted = [claim(Origin.CONFIG, "io-scheduler", "sda", "bfq"), claim(Origin.CONFIG, "thp", "enabled", "never")]
     async with running(large_host(), claims=wanted) as lab:
-        with failing(monkeypatch, IoScheduler, "plan", MemoryError()), pytest.raises(Failed):
+        with failing(monkeypatch, IO_SCHEDULER, "plan", MemoryError()), pytest.raises(Failed):
             await lab.engine.reconcile("boot", enforce=True)
         assert lab.kernel.thp["enabled"] == "never"
         await lab.until(lambda: lab.kernel.disks["sda"].scheduler == "bfq")

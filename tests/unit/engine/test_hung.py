@@ -24,7 +24,7 @@ from kerntune.errors import Failed, KernelRejected
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Claim, Lane, Origin, Outcome, Reason, State, Target
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.lab import BOUND, Lab, claim, large_host, pages, queue, request, running
 
 SHORT = Bounds(read=0.1, write=0.2, least=0.02)
@@ -518,7 +518,7 @@ def test_a_read_that_is_cancelled_with_its_threads_is_waited_for_no_more(monkeyp
     queued.clear()
     reader = Reader(kernel, crew, Hung(bounds=SHORT))
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(reader.all, IoScheduler())
+        reading = pool.submit(reader.all, IO_SCHEDULER)
         assert queued.wait(BOUND)
         crew.close()
         try:

@@ -16,7 +16,7 @@ from kerntune.engine.requests import edit_for
 from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget
 from kerntune.model import Lane, Limits, Reading, State, Target
 from kerntune.patterns import Matcher
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.lab import BOUND, Lab, large_host, request, running
 
 LOOP = "MainThread"
@@ -39,10 +39,10 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Return how many drives each kind of thread compares with a pattern."""
-    found, inner = Counter[str](), IoScheduler.matcher
+    found, inner = Counter[str](), IO_SCHEDULER.matcher
 
-    def matcher(self: IoScheduler, instances: str) -> Matcher:
-        matches = inner(self, instances)
+    def matcher(instances: str) -> Matcher:
+        matches = inner(instances)
 
         def counted(target: Target) -> bool:
             found[threading.current_thread().name.partition("_")[0]] += 1
@@ -50,7 +50,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return counted
 
-    monkeypatch.setattr(IoScheduler, "matcher", matcher)
+    monkeypatch.setattr(IO_SCHEDULER, "matcher", matcher)
     return found
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from kerntune.engine.resolve import cover, resolve, unmatched
 from kerntune.model import Claim, Origin, Target
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.lab import claim
 
-SCHEDULERS = IoScheduler()
+SCHEDULERS = IO_SCHEDULER
 DRIVES = tuple(Target("io-scheduler", name) for name in ("nvme0n1", "nvme1n1", "sda"))
 FIRST = DRIVES[0]
 PATTERNS = ("*", "nvme*", "nvme0n1", "nvme1n1", "sda", "sd?", "vd*")

@@ -14,7 +14,7 @@ from kerntune.engine.hung import Bounds, Crew, Hung
 from kerntune.engine.writing import WRITERS, Writer
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Claim, Origin, Reading, Step, Target, Wish, Write
-from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.knobs import CPU_GOVERNOR
 from tests.unit.lab import BOUND, GIB
 
 MANY = 64
@@ -43,7 +43,7 @@ def used(kernel: SimulatedKernel, *, threads: bool = True, slow: Callable[[int],
 
     kernel.before_write = writing
     with closing(Crew(WRITERS, "test")) as pool:
-        writer = Writer(kernel, CpuGovernor(), pool if threads else None, None)
+        writer = Writer(kernel, CPU_GOVERNOR, pool if threads else None, None)
         writer.write([step(number) for number in range(MANY)])
     assert writer.errors == {}
     assert {policy.governor for policy in kernel.policies.values()} == {"performance"}
@@ -67,7 +67,7 @@ def test_what_is_refused_is_noted_and_the_rest_goes_on(threads: bool) -> None:
     kernel = host()
     kernel.refuse["sys/devices/system/cpu/cpufreq/policy3/scaling_governor"] = 5
     with closing(Crew(4, "test")) as pool:
-        writer = Writer(kernel, CpuGovernor(), pool if threads else None, None)
+        writer = Writer(kernel, CPU_GOVERNOR, pool if threads else None, None)
         writer.write([step(number) for number in range(MANY)])
         assert writer.errors == {Target("cpu-governor", "policy3"): 5}
         kernel.refuse.clear()
@@ -80,7 +80,7 @@ def test_what_was_left_behind_makes_no_other_write_when_it_returns() -> None:
     kernel.before_write = lambda path, _text: None if "policy3/" not in path else waits(go_on)
     two = replace(step(3), writes=(*step(3).writes, *step(4).writes))
     with closing(Crew(4, "test")) as pool:
-        writer = Writer(kernel, CpuGovernor(), pool, None, hung=Hung(lambda _: ended.set(), Bounds(write=0.05)))
+        writer = Writer(kernel, CPU_GOVERNOR, pool, None, hung=Hung(lambda _: ended.set(), Bounds(write=0.05)))
         try:
             writer.write([two, step(5)])
             assert [kernel.policies[f"policy{number}"].governor for number in (3, 5)] == ["schedutil", "performance"]

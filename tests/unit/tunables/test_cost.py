@@ -10,12 +10,11 @@ from kerntune.engine.passes import Result
 from kerntune.engine.resolve import resolve
 from kerntune.globs import Glob
 from kerntune.model import Origin, Reading, Target
-from kerntune.tunables.cpu_governor import CpuGovernor
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import CPU_GOVERNOR as GOVERNORS
+from kerntune.tunables.knobs import IO_SCHEDULER as SCHEDULERS
 from kerntune.units import CpuList
 from tests.unit.lab import claim
 
-GOVERNORS, SCHEDULERS = CpuGovernor(), IoScheduler()
 POLICIES = [
     Target("cpu-governor", f"policy{n}", aliases=tuple(f"cpu{cpu}" for cpu in range(8 * n, 8 * n + 8)))
     for n in range(64)

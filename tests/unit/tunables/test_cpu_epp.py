@@ -10,12 +10,11 @@ import pytest
 from kerntune.errors import InvalidValue, KernelRejected, NotSupported
 from kerntune.kernel.simulated import NAMELESS, Node, Policy, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
-from kerntune.tunables.cpu_epp import CpuEpp
+from kerntune.tunables.knobs import CPU_EPP as EPP
 from tests.hosts import plant
 from tests.unit.lab import GIB, Lab, running, told
 
-EPP = CpuEpp()
-NAME = CpuEpp.name
+NAME = EPP.name
 GOVERNOR = "cpu-governor"
 FOLDER = "sys/devices/system/cpu/cpufreq"
 OWN = "balance_performance"

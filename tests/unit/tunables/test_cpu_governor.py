@@ -10,12 +10,11 @@ import pytest
 from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
-from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.knobs import CPU_GOVERNOR as GOVERNORS
 from tests.hosts import plant
 from tests.unit.lab import GIB, running, told
 
-GOVERNORS = CpuGovernor()
-NAME = CpuGovernor.name
+NAME = GOVERNORS.name
 FOLDER = "sys/devices/system/cpu/cpufreq"
 SHARED = Target(NAME, "policy4", aliases=("cpu4", "cpu5"))
 

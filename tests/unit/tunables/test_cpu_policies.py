@@ -6,13 +6,12 @@ from pathlib import Path
 
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Reason, State
-from kerntune.tunables.cpu_governor import CpuGovernor
+from kerntune.tunables.knobs import CPU_GOVERNOR as GOVERNORS
 from tests.hosts import plant
 from tests.unit.lab import GIB, Lab, running, told
 
 GOVERNOR, EPP = "cpu-governor", "cpu-epp"
 CPUS = "sys/devices/system/cpu"
-GOVERNORS = CpuGovernor()
 
 
 def host() -> SimulatedKernel:

@@ -9,11 +9,10 @@ import pytest
 from kerntune.kernel.files import HostKernel
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Target
-from kerntune.tunables.read_ahead import ReadAhead
+from kerntune.tunables.knobs import READ_AHEAD
 from tests.hosts import plant
 from tests.unit.lab import large_host, running
 
-READ_AHEAD = ReadAhead()
 CLAIM = ("read-ahead", "sda", "4096")
 # Kernels before 5.15 have no /sys/block/X/diskseq.
 KERNELS = pytest.mark.parametrize("diskseq", [True, False], ids=["diskseq", "no diskseq"])

@@ -11,11 +11,10 @@ import pytest
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Reading, Reason, State, Target
-from kerntune.tunables.knobs import IoScheduler
+from kerntune.tunables.knobs import IO_SCHEDULER as SCHEDULERS
 from tests.hosts import lay_out, plant
 from tests.unit.lab import BOUND, GIB, large_host, queue, running
 
-SCHEDULERS = IoScheduler()
 DRIVE = Target("io-scheduler", "nvme0n1", aliases=("by-id/nvme-First", "by-id/nvme-eui.01"))
 
 

@@ -11,12 +11,11 @@ import pytest
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Reason, State, Target
-from kerntune.tunables.read_ahead import ReadAhead
+from kerntune.tunables.knobs import READ_AHEAD as TUNABLE
 from tests.hosts import plant
 from tests.unit.lab import GIB, large_host, running, told
 
-TUNABLE = ReadAhead()
-NAME = ReadAhead.name
+NAME = TUNABLE.name
 PAGE = os.sysconf("SC_PAGE_SIZE") >> 10  # KiB
 
 

@@ -11,12 +11,11 @@ from kerntune.errors import InvalidValue, KernelRejected, NoSuchName, NotSupport
 from kerntune.kernel import simulated
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Origin, Reading, Reason, State, Target
-from kerntune.tunables.thp import Thp
+from kerntune.tunables.knobs import THP
 from tests.hosts import plant
 from tests.unit.lab import GIB, claim, running, told
 
-THP = Thp()
-NAME = Thp.name
+NAME = THP.name
 FOLDER = "sys/kernel/mm/transparent_hugepage"
 DEFRAG = Target(NAME, "defrag")
 
