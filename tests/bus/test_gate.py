@@ -23,10 +23,10 @@ from kerntune.bus.interface import load, snake
 from kerntune.bus.messages import Variant
 from kerntune.bus.objects import CHANGE_ASKED, Core, Manager
 from kerntune.bus.typed import CpuGovernor, HugePages, IoScheduler, Memory
+from kerntune.daemon.demo import demo_host
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
 from kerntune.guard.guard import MemoryGuard
-from kerntune.kernel.simulated import demo_host
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 from tests.unit.lab import Lab, running

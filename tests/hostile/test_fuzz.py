@@ -35,12 +35,13 @@ from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
 from kerntune.daemon.app import publish
 from kerntune.daemon.choosing import Choosing
+from kerntune.daemon.demo import demo_host
 from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.files import allowed
-from kerntune.kernel.simulated import SimulatedKernel, demo_host
+from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.tunables import REGISTRY
 from tests.hostile.conftest import FIGURES, Victim
 from tests.hostile.raw import split

@@ -14,10 +14,10 @@ import pytest
 
 from kerntune import explained
 from kerntune.cli import spelling, telling
+from kerntune.daemon.demo import demo_host
 from kerntune.doctor import translate
 from kerntune.explained import Grade, config_table, explanation
 from kerntune.kernel.files import WRITABLE
-from kerntune.kernel.simulated import demo_host
 from kerntune.patterns import EVERY, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable, as_number
@@ -108,7 +108,7 @@ def test_its_example_is_a_setting(tunable: Tunable) -> None:
 def test_the_simulated_host_has_it(tunable: Tunable) -> None:
     kernel = demo_host()
     targets = tunable.targets(kernel)
-    assert targets, f"src/kerntune/kernel/simulated.py has no file of {tunable.name}: --demo and the tests need them"
+    assert targets, f"kernel/simulated.py, or demo.py, has no file of {tunable.name}: --demo and the tests need them"
     assert all(reading.value is not None for reading in tunable.read_all(kernel, targets).values())
 
 

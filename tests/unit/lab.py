@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from dataclasses import dataclass, field
 from typing import Any
 
+from kerntune.daemon.demo import plain_files
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Claims
 from kerntune.engine.companion import Companion
@@ -26,6 +27,8 @@ PAGE = 2 * MIB
 POOL = "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 COMPACT = "proc/sys/vm/compact_memory"
 VM = "proc/sys/vm/overcommit_"
+SWAPPINESS = "proc/sys/vm/swappiness"
+THP = "sys/kernel/mm/transparent_hugepage"
 SETTINGS = [("io-scheduler", "*", "bfq"), ("hugepages", "2M", "100"), ("overcommit", "", "always:95")]
 BOUND = 10.0  # seconds that anything may take here
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/kerntune/claims.json")
@@ -41,7 +44,8 @@ def queue(device: str) -> str:
 
 def small_host(*, programs: int = GIB, whole: int | None = None, compaction: int = 0) -> SimulatedKernel:
     """One node of 16 GiB and two NVMe drives; 6144 pages of 2 MiB are the limit."""
-    kernel = SimulatedKernel([Node(16 * GIB, programs=programs, whole=whole)], compaction=compaction)
+    nodes = [Node(16 * GIB, programs=programs, whole=whole)]
+    kernel = SimulatedKernel(nodes, compaction=compaction, plain=plain_files())
     kernel.plug("nvme0n1", by_id="nvme-First")
     kernel.plug("nvme1n1", by_id="nvme-Second")
     return kernel
@@ -49,7 +53,7 @@ def small_host(*, programs: int = GIB, whole: int | None = None, compaction: int
 
 def large_host(nodes: int = 2) -> SimulatedKernel:
     """Nodes of 16 GiB, two NVMe drives and a disk."""
-    kernel = SimulatedKernel([Node(16 * GIB, programs=GIB) for _ in range(nodes)])
+    kernel = SimulatedKernel([Node(16 * GIB, programs=GIB) for _ in range(nodes)], plain=plain_files())
     kernel.plug("nvme0n1", by_id="nvme-First")
     kernel.plug("nvme1n1", by_id="nvme-Second")
     kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Disk")
@@ -76,8 +80,7 @@ def host_values(kernel: SimulatedKernel) -> dict[str, object]:
         "schedulers": {name: disk.scheduler for name, disk in kernel.disks.items()},
         "preferences": {name: policy.epp for name, policy in kernel.policies.items()},
         "borrow": {size: kernel.borrow.get(size, 0) for size in kernel.sizes},
-        "thp": dict(kernel.thp),
-        "sysctls": dict(kernel.sysctls),
+        "plain": {path: file.value for path, file in kernel.plain.items()},
         "read_ahead": {name: disk.read_ahead for name, disk in kernel.disks.items()},
         "governors": {name: policy.governor for name, policy in kernel.policies.items()},
         "overcommit": dict(kernel.overcommit),

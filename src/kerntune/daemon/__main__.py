@@ -89,14 +89,13 @@ def simulate(directories: Directories) -> int:
     import tempfile  # noqa: PLC0415  (only the demonstration pays for these)
 
     from kerntune.daemon import demo  # noqa: PLC0415
-    from kerntune.kernel.simulated import demo_host  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="kerntune-demo-") as folder:
         if "RUNTIME_DIRECTORY" not in os.environ:
             config = directories.config if "CONFIGURATION_DIRECTORY" in os.environ else Path(folder, "config")
             directories = Directories(Path(folder, "run"), Path(folder, "state"), config)
         directories.make()
-        kernel = demo_host()
+        kernel = demo.demo_host()
         events = partial(demo.listening, kernel, directories.runtime)
         return live(run(kernel, "(simulated)", directories, events))
 

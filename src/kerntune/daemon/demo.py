@@ -1,4 +1,4 @@
-"""Events on the simulated host: a FIFO that takes `add NAME` and `remove NAME`, as if drives were plugged by hand.
+"""Owns the host of `kerntuned --demo`, and its events: a FIFO takes `add NAME` and `remove NAME` for drives.
 
 With `slow MILLISECONDS` huge pages take their time, as on a host whose memory is in use.
 """
@@ -13,13 +13,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kerntune.daemon.hotplug import Look
-from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.kernel.simulated import Node, PlainFile, Policy, SimulatedKernel
 from kerntune.model import Lane
+from kerntune.tunables.knobs import KNOBS
 
 log = logging.getLogger(__name__)
 FIFO = "demo"
 LONGEST = 4096
 SLOWEST = 10_000  # milliseconds
+
+
+def demo_host() -> SimulatedKernel:
+    """Return what `kerntuned --demo` shows: two NUMA nodes of 64 GiB, 8 CPUs, two NVMe drives and a disk."""
+    nodes = [Node(64 << 30, programs=4 << 30), Node(64 << 30, programs=2 << 30)]
+    kernel = SimulatedKernel(nodes, plain=plain_files())
+    kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
+    for number in range(2):
+        kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
+    kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Simulated_HDD")
+    return kernel
+
+
+def plain_files() -> dict[str, PlainFile]:
+    """Return the files that have a fixed name and no effects, as a kernel starts with them."""
+    return {
+        knob.scope.path(name): PlainFile(knob.value.default(name), knob.value.choices(name))
+        for knob in KNOBS
+        for name in knob.names
+    }
 
 
 @contextlib.contextmanager

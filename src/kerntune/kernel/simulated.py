@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from kerntune.kernel.files import KernelError, allowed, natural
 from kerntune.kernel.simulated_pools import Node, Pool, Resizing, node_meminfo, pool_files
 
-__all__ = ["Disk", "Node", "Policy", "SimulatedKernel", "demo_host"]
+__all__ = ["Disk", "Node", "PlainFile", "Policy", "SimulatedKernel"]
 
 MODULES = ("none", "mq-deadline", "kyber", "bfq")
 GOVERNORS = ("performance", "powersave", "ondemand", "conservative", "userspace", "schedutil")
@@ -28,14 +28,6 @@ NAMELESS = "nameless"  # a preference of the firmware that the driver has no nam
 POOLS = "sys/kernel/mm/hugepages"
 NODES = "sys/devices/system/node"
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
-THP = "sys/kernel/mm/transparent_hugepage"
-THP_WORDS = {
-    "enabled": ("always", "madvise", "never"),
-    "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
-}
-# The values of a new kernel. To write the last one takes CAP_SYS_ADMIN, so it is not WRITABLE, which is EPERM here too.
-SYSCTLS = {"vm/swappiness": 60, "vm/zone_reclaim_mode": 0, "kernel/numa_balancing": 1}
-MOST = {"vm/swappiness": 200}
 ADMIN_RESERVE = "proc/sys/vm/admin_reserve_kbytes"
 USER_RESERVE = "proc/sys/vm/user_reserve_kbytes"
 
@@ -75,15 +67,31 @@ class Policy:
 
 
 @dataclass(slots=True)
+class PlainFile:
+    """A file without effects: it holds a whole number, or one of its words, which it lists."""
+
+    value: str
+    words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return in_brackets(self.value, self.words) if self.words else self.value
+
+    def takes(self, text: str) -> bool:
+        return text in self.words if self.words else text.isdecimal()
+
+
+@dataclass(slots=True)
 class SimulatedKernel:
-    """The files of such a host; `journal` is every write that was accepted or refused, in order."""
+    """The files of such a host; `journal` is every write that was accepted or refused, in order.
+
+    `plain` are files by their paths. A kernel without them has no sysctls and no transparent huge pages.
+    """
 
     nodes: list[Node]
     disks: dict[str, Disk] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     overcommit: dict[str, int] = field(default_factory=lambda: {"memory": 0, "ratio": 50, "kbytes": 0})
-    sysctls: dict[str, int] = field(default_factory=lambda: dict(SYSCTLS))
-    thp: dict[str, str] = field(default_factory=lambda: {"enabled": "always", "defrag": "madvise"})
+    plain: dict[str, PlainFile] = field(default_factory=dict)
     admin_reserve: int = 8192  # KiB
     user_reserve: int = 131072  # KiB
     committed: int = 2 << 30
@@ -211,7 +219,7 @@ class SimulatedKernel:
             self.user_reserve = int(text)
         elif path.startswith("proc/sys/vm/overcommit_"):
             self._set_overcommit(parts[-1].removeprefix("overcommit_"), path, text)
-        elif path.startswith(("proc/sys/", THP)):
+        elif path in self.plain:
             self._set_plain(path, text)
         elif found := setters.get(parts[-1]):
             setter, depth = found
@@ -235,14 +243,9 @@ class SimulatedKernel:
             self.overcommit["kbytes" if name == "ratio" else "ratio"] = 0
 
     def _set_plain(self, path: str, text: str) -> None:
-        """A sysctl within its range, or a word of transparent huge pages."""
-        name = path.removeprefix("proc/sys/").removeprefix(f"{THP}/")
-        if name in self.sysctls and int(text) <= MOST.get(name, int(text)):
-            self.sysctls[name] = int(text)
-        elif name in self.thp and text in THP_WORDS[name]:
-            self.thp[name] = text
-        else:
+        if not self.plain[path].takes(text):
             raise KernelError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        self.plain[path].value = text
 
     def _set_scheduler(self, name: str, path: str, text: str) -> None:
         disk = self.disks.get(name)
@@ -328,6 +331,8 @@ class SimulatedKernel:
 
     def _files_around(self, path: str) -> Mapping[str, str]:
         """The files of the policy, the drive or the pools that `path` belongs to (there may be hundreds), else all."""
+        if path in self.plain:
+            return {path: str(self.plain[path])}
         parts = path.split("/")
         if found := next((size for size in self.sizes if f"hugepages-{size >> 10}kB" in parts), None):
             return self._node_files(found) if path.startswith(NODES) else self._pool_files(found)
@@ -348,7 +353,7 @@ class SimulatedKernel:
         files = {
             "proc/meminfo": self._meminfo(),
             **self._settings(),
-            **{f"{THP}/{name}": in_brackets(word, THP_WORDS[name]) for name, word in self.thp.items()},
+            **{path: str(file) for path, file in self.plain.items()},
         }
         for size in self.sizes:
             files |= self._pool_files(size) | self._node_files(size)
@@ -373,7 +378,6 @@ class SimulatedKernel:
             "proc/sys/vm/compact_memory": "0",
             ADMIN_RESERVE: str(self.admin_reserve),
             USER_RESERVE: str(self.user_reserve),
-            **{f"proc/sys/{name}": str(value) for name, value in self.sysctls.items()},
             **{f"proc/sys/vm/overcommit_{name}": str(value) for name, value in self.overcommit.items()},
         }
 
@@ -470,13 +474,3 @@ def disk_files(name: str, disk: Disk) -> dict[str, str]:
         f"sys/block/{name}/diskseq": str(disk.diskseq),
         f"sys/block/{name}/hidden": str(int(disk.hidden)),
     }
-
-
-def demo_host() -> SimulatedKernel:
-    """What `kerntuned --demo` shows: two NUMA nodes of 64 GiB, 8 CPUs, two NVMe drives and a disk."""
-    kernel = SimulatedKernel([Node(64 << 30, programs=4 << 30), Node(64 << 30, programs=2 << 30)])
-    kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
-    for number in range(2):
-        kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
-    kernel.plug("sda", scheduler="mq-deadline", offered=("none", "mq-deadline", "bfq"), by_id="ata-Simulated_HDD")
-    return kernel

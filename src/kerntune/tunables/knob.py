@@ -43,6 +43,14 @@ class Value(ABC):
     def prose(self, instance: str) -> str:
         """Return what values an instance of a list takes, in a few words."""
 
+    @abstractmethod
+    def default(self, instance: str) -> str:
+        """Return the value that a kernel starts with, of an instance of a list."""
+
+    def choices(self, instance: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Return all values that an instance of a list takes on any kernel, where they are words."""
+        return ()
+
     def restorable(self, value: str) -> bool:
         """Return whether a saved baseline is a value that can be written back."""
         try:
@@ -83,8 +91,9 @@ class Word(Value):
     unlisted: frozenset[str] = frozenset()
     # What to do about a word that is not taken.
     hint: str = "Choose one of these"
-    # Words by instance, where no kernel has others.
-    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # Words by instance, where no kernel has others, and which of them a kernel starts with.
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
     # All words from the slowest on, where holds go by that; "" stands for every other word.
     by_speed: tuple[str, ...] = ("",)
 
@@ -99,6 +108,12 @@ class Word(Value):
 
     def prose(self, instance: str) -> str:
         return ", ".join(self.words[instance])
+
+    def default(self, instance: str) -> str:
+        return self.defaults[instance]
+
+    def choices(self, instance: str) -> tuple[str, ...]:
+        return self.words[instance]
 
     def reading(self, target: Target, text: str, listed: Sequence[str], figures: Mapping[str, int]) -> Reading:
         if self.listed_in:
@@ -163,6 +178,9 @@ class Number(Value):
 
     def prose(self, instance: str) -> str:
         return f"{self.ranges[instance].least} to {self.ranges[instance].most}"
+
+    def default(self, instance: str) -> str:
+        return str(self.ranges[instance].default)
 
     def reading(self, target: Target, text: str, listed: Sequence[str], figures: Mapping[str, int]) -> Reading:  # noqa: ARG002
         return Reading(target, text, figures=figures)

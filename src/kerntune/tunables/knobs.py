@@ -52,6 +52,7 @@ THP = Knob(
             "enabled": ("always", "madvise", "never"),
             "defrag": ("always", "defer", "defer+madvise", "madvise", "never"),
         },
+        defaults={"enabled": "always", "defrag": "madvise"},
     ),
     action="set-memory",
     refusals={errno.EINVAL: no_such_word},

@@ -18,13 +18,14 @@ import pytest
 
 from kerntune.daemon.app import restorable
 from kerntune.daemon.config_text import Kind
+from kerntune.daemon.demo import demo_host
 from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.daemon.state import STATE_SET_ASIDE, State
 from kerntune.engine.claims import Choice, Claims
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.saved import NAME, SavedOriginals, Undone, undo_cap_alone
 from kerntune.guard.sysctls import Originals
-from kerntune.kernel.simulated import SimulatedKernel, demo_host
+from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Baseline, Claim, Origin, Target
 from kerntune.tunables import REGISTRY
 from tests.harness.often import often

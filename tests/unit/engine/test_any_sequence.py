@@ -14,6 +14,7 @@ from kerntune.errors import KerntuneError, Overridden, PartiallyAllocated
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, State, Target
 from kerntune.tunables import REGISTRY
+from kerntune.tunables.knobs import SYSCTLS
 from tests.harness.often import often
 from tests.unit.lab import BOUND, PAGE, Lab, have_pages, host_values, large_host, request, running
 
@@ -36,7 +37,7 @@ INSTANCES = {
     "cpu-epp": ["*", "policy2", "0-1"],
     "hugepages-overcommit": ["2M", "1G"],
     "thp": ["enabled", "defrag"],
-    "sysctl": ["vm.swappiness", "vm.zone_reclaim_mode", "kernel.numa_balancing"],
+    "sysctl": list(SYSCTLS),
     "read-ahead": ["*", "nvme*", "sda"],
 }
 QUIET = {State.SATISFIED, State.OVERRIDDEN, State.UNMANAGED}

@@ -14,7 +14,20 @@ from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, Origin, Outcome, Reason, Report, State, Target
 from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.engine.test_lanes import begun, held
-from tests.unit.lab import BOUND, PAGE, POOL, Clock, Lab, claim, large_host, queue, request, running, small_host
+from tests.unit.lab import (
+    BOUND,
+    PAGE,
+    POOL,
+    SWAPPINESS,
+    Clock,
+    Lab,
+    claim,
+    large_host,
+    queue,
+    request,
+    running,
+    small_host,
+)
 
 
 def value(lab: Lab, instance: str = "sda") -> str | None:
@@ -207,7 +220,7 @@ async def test_a_pass_does_not_take_back_what_a_later_look_has_read() -> None:
         gate = held(kernel, POOL)
         (making,) = await begun(lab.set(("hugepages", "2M", 64)))
         await gate.reached.wait()
-        kernel.sysctls["vm/swappiness"] = 7  # the pass has read it, or will, and not at its end
+        kernel.plain[SWAPPINESS].value = "7"  # the pass has read it, or will, and not at its end
         await lab.engine.observe()
         gate.free.set()
         await making
@@ -227,7 +240,7 @@ async def test_a_drive_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.Monke
             await asyncio.wait_for(lab.engine.observed.fresh(Lane, 0, 0.05), BOUND / 2)
             assert value(lab) == "mq-deadline", "what was read last"
             await asyncio.wait_for(lab.engine.observed.fresh(Lane, 0, 0.05), BOUND / 2)
-            lab.kernel.sysctls["vm/swappiness"] = 7
+            lab.kernel.plain[SWAPPINESS].value = "7"
             await lab.engine.observed.fresh([Lane.MEMORY], 0)
             assert value(lab, "vm.swappiness") == "7", "another lane is read all the same"
             go_on.set()

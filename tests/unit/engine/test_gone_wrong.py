@@ -17,7 +17,7 @@ from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Origin, Report, State
 from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.engine.test_lanes import begun, held
-from tests.unit.lab import BOUND, Lab, MemoryStore, claim, large_host, queue, running
+from tests.unit.lab import BOUND, THP, Lab, MemoryStore, claim, large_host, queue, running
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ async def test_a_boot_pass_that_fails_in_one_lane_is_whole_in_the_others_and_mad
     async with running(large_host(), claims=wanted) as lab:
         with failing(monkeypatch, IO_SCHEDULER, "plan", MemoryError()), pytest.raises(Failed):
             await lab.engine.reconcile("boot", enforce=True)
-        assert lab.kernel.thp["enabled"] == "never"
+        assert lab.kernel.plain[f"{THP}/enabled"].value == "never"
         await lab.until(lambda: lab.kernel.disks["sda"].scheduler == "bfq")
 
 

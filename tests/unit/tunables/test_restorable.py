@@ -10,7 +10,7 @@ from kerntune.kernel.files import HostKernel, KernelView
 from kerntune.kernel.simulated import NAMELESS, Policy, SimulatedKernel
 from kerntune.tunables import REGISTRY
 from tests.hosts import NAMES, lay_out
-from tests.unit.lab import large_host
+from tests.unit.lab import THP, large_host
 
 
 def values(kernel: KernelView) -> dict[str, bool]:
@@ -41,8 +41,8 @@ def odd_host() -> SimulatedKernel:
         "policy2": Policy((2,), "performance", epp="power"),
     }
     kernel.overcommit = {"memory": 1, "ratio": 0, "kbytes": 0}
-    kernel.sysctls |= {"vm/zone_reclaim_mode": (1 << 31) - 1}
-    kernel.thp["defrag"] = "defer+madvise"
+    kernel.plain["proc/sys/vm/zone_reclaim_mode"].value = str((1 << 31) - 1)
+    kernel.plain[f"{THP}/defrag"].value = "defer+madvise"
     return kernel
 
 

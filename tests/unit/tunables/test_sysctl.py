@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.daemon.demo import plain_files
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Node, SimulatedKernel
@@ -19,11 +20,12 @@ from tests.unit.lab import GIB, claim, running, told
 NAME = TUNABLE.name
 SWAPPINESS = "vm.swappiness"
 FILE = "proc/sys/vm/swappiness"
+ZONES = "proc/sys/vm/zone_reclaim_mode"
 BALANCING = "kernel.numa_balancing"
 
 
 def host() -> SimulatedKernel:
-    return SimulatedKernel([Node(4 * GIB)])
+    return SimulatedKernel([Node(4 * GIB)], plain=plain_files())
 
 
 def test_the_list_is_short() -> None:
@@ -76,11 +78,11 @@ async def test_a_set_is_read_back_and_leaves_with_unset() -> None:
     async with running(host()) as lab:
         assert told(await lab.one(NAME, SWAPPINESS, "010")) == (SWAPPINESS, "10", State.SATISFIED, Reason.OK)
         assert lab.writes() == [(FILE, "10")]
-        lab.kernel.sysctls["vm/swappiness"] = 80
+        lab.kernel.plain[FILE].value = "80"
         await lab.engine.reconcile("drift")
-        assert lab.kernel.sysctls["vm/swappiness"] == 10
+        assert lab.kernel.plain[FILE].value == "10"
         await lab.unset((NAME, SWAPPINESS))
-        assert lab.kernel.sysctls["vm/swappiness"] == 60
+        assert lab.kernel.plain[FILE].value == "60"
 
 
 async def test_out_of_range_is_refused_before_any_write() -> None:
@@ -103,11 +105,11 @@ async def test_no_claim_has_a_value_out_of_range(name: str, most: int) -> None:
 
 async def test_a_value_that_only_the_host_itself_had_is_put_back() -> None:
     kernel = host()
-    kernel.sysctls["vm/zone_reclaim_mode"] = 8
+    kernel.plain[ZONES].value = "8"
     async with running(kernel) as lab:
         await lab.set((NAME, "vm.zone_reclaim_mode", 0))
         await lab.unset((NAME, "vm.zone_reclaim_mode"))
-        assert kernel.sysctls["vm/zone_reclaim_mode"] == 8
+        assert kernel.plain[ZONES].value == "8"
 
 
 def test_the_kernel_lets_only_cap_sys_admin_write_one_of_them() -> None:
@@ -130,7 +132,7 @@ async def test_what_cannot_be_written_may_be_as_it_is_claimed() -> None:
         await lab.engine.reconcile("boot", enforce=True)
         (outcome,) = lab.engine.outcomes.values()
         assert told(outcome) == (BALANCING, "1", State.UNSUPPORTED, Reason.READ_ONLY)
-        kernel.sysctls["kernel/numa_balancing"] = 0  # by systemd-sysctl, or by hand
+        kernel.plain["proc/sys/kernel/numa_balancing"].value = "0"  # by systemd-sysctl, or by hand
         await lab.engine.reconcile("drift")
         (outcome,) = lab.engine.outcomes.values()
         assert told(outcome) == (BALANCING, "0", State.SATISFIED, Reason.OK)
@@ -165,7 +167,7 @@ async def test_a_kernel_that_ignores_it_and_one_that_is_late() -> None:
 
 async def test_a_host_without_nodes() -> None:
     kernel = host()
-    del kernel.sysctls["vm/zone_reclaim_mode"]
+    del kernel.plain[ZONES]
     async with running(kernel) as lab:
         with pytest.raises(NoSuchTarget, match="sysctl has no 'vm"):
             await lab.set((NAME, "vm.zone_reclaim_mode", 0))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.daemon.demo import plain_files
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchName, NotSupported
 from kerntune.kernel import simulated
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Lane, Origin, Reading, Reason, State, Target
 from kerntune.tunables.knobs import THP
 from tests.hosts import plant
-from tests.unit.lab import GIB, claim, running, told
+from tests.unit.lab import GIB, Lab, claim, running, told
 
 NAME = THP.name
 FOLDER = "sys/kernel/mm/transparent_hugepage"
@@ -21,7 +22,11 @@ DEFRAG = Target(NAME, "defrag")
 
 
 def host() -> SimulatedKernel:
-    return SimulatedKernel([Node(4 * GIB)])
+    return SimulatedKernel([Node(4 * GIB)], plain=plain_files())
+
+
+def word(lab: Lab, name: str) -> str:
+    return lab.kernel.plain[f"{FOLDER}/{name}"].value
 
 
 def test_what_a_file_says(tmp_path: Path) -> None:
@@ -69,15 +74,15 @@ async def test_a_set_is_read_back_and_leaves_with_unset() -> None:
         ]
         assert (await lab.set((NAME, "enabled", "madvise"))).changed is False
         await lab.unset((NAME, "*"))
-        assert lab.kernel.thp == {"enabled": "always", "defrag": "madvise"}
+        assert [word(lab, name) for name in ("enabled", "defrag")] == ["always", "madvise"]
 
 
 async def test_what_others_change_is_put_back() -> None:
     async with running(host()) as lab:
         await lab.set((NAME, "enabled", "madvise"))
-        lab.kernel.thp["enabled"] = "never"
+        lab.kernel.plain[f"{FOLDER}/enabled"].value = "never"
         await lab.engine.reconcile("drift")
-        assert lab.kernel.thp["enabled"] == "madvise"
+        assert word(lab, "enabled") == "madvise"
 
 
 async def test_a_configured_word_that_only_later_kernels_have_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +132,7 @@ async def test_a_kernel_that_ignores_it_and_one_that_is_late() -> None:
 
 async def test_a_kernel_without_them_says_why() -> None:
     kernel = host()
-    kernel.thp = {}
+    kernel.plain = {}
     async with running(kernel) as lab:
         with pytest.raises(NotSupported, match="CONFIG_TRANSPARENT_HUGEPAGE"):
             await lab.set((NAME, "enabled", "madvise"))
