@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kerntune import explained
 from kerntune.daemon import config_text
 from kerntune.daemon.config_text import Content, Kind, lines
 from kerntune.engine.requests import sound
@@ -240,3 +243,20 @@ def test_no_text_raises_and_what_is_taken_could_have_been_asked_for(data: bytes)
     assert all(problem.what and str(problem).startswith(FILE) for problem in found.problems)
     assert found.parsed or len(found.problems) == 1
     assert all(0 <= problem.line <= data.count(b"\n") + 1 for problem in found.problems)
+
+
+def test_without_the_explanations_the_tunable_itself_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while an upgrade replaces the package under a daemon that reads its files again."""
+    text = '[io-scheduler]\n"sda" = "None"\n"../sda" = "none"\n'
+    assert [problem.allowed for problem in read(text).problems] == [
+        "The value is the kernel's name of a scheduler",
+        "The name before the = is a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+    ]
+    monkeypatch.setattr(explained, "FILE", tmp_path / "explanations.toml")
+    explained.load.cache_clear()
+    assert [problem.allowed for problem in read(text).problems] == [
+        "Examples: none, mq-deadline, bfq, kyber",
+        "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+    ]
