@@ -12,13 +12,12 @@ from tests.harness.tuned import TUNED, in_order
 from tests.live import host
 from tests.live.conftest import differences
 
-# Another value for each kind of file, which does no harm for a moment; the limits are beyond what any host promises.
+# Another value for each kind of file, which does no harm for a moment; the limits are beyond what any host promises. Of
+# other sysctls it is the next number.
 OTHERS: Final = {
     "overcommit_memory": ("0", "1"),
     "overcommit_ratio": ("95", "96"),
     "overcommit_kbytes": ("68719476736", "137438953472"),
-    "swappiness": ("60", "61"),
-    "zone_reclaim_mode": ("0", "1"),
     "enabled": ("madvise", "always"),
     "defrag": ("madvise", "defer"),
     "nr_hugepages": ("0", "1"),
@@ -40,8 +39,9 @@ def change(pattern: str, loops: Sequence[str]) -> Path | None:
     found = sorted(host.HOST.glob(path))
     if not found:
         return None
-    one, other = OTHERS[found[0].name]
-    found[0].write_text(other if host.value(found[0]) == one else one)
+    now = host.value(found[0])
+    one, other = OTHERS.get(found[0].name) or (now, str(int(now) - 1 if int(now) > 1 else int(now) + 1))
+    found[0].write_text(other if now == one else one)
     return found[0]
 
 
