@@ -22,6 +22,7 @@ WRITABLE: Final = (
     "proc/sys/vm/overcommit_kbytes",
     "proc/sys/vm/swappiness",
     "proc/sys/vm/zone_reclaim_mode",
+    "proc/sys/vm/watermark_scale_factor",
     "sys/kernel/mm/transparent_hugepage/enabled",
     "sys/kernel/mm/transparent_hugepage/defrag",
     "sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages",

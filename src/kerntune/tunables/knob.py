@@ -166,15 +166,10 @@ class Number(Value):
         return f"whole pages of {self.step} {self.unit}"
 
     def check(self, instance: str, value: str) -> None:
-        if why := self.beyond(instance, value):
-            raise InvalidValue(why, "Choose one in that range")
-
-    def beyond(self, instance: str, value: str) -> str:
-        """Return why a number is out of the range of an instance, or ""."""
         bounds = self.ranges.get(instance)
-        if bounds is None or bounds.least <= int(value) <= bounds.most:
-            return ""
-        return f"{instance} is a whole number from {bounds.least} to {bounds.most}, not {value}"
+        if bounds and not bounds.least <= int(value) <= bounds.most:
+            what = f"{instance} is a whole number from {bounds.least} to {bounds.most}, not {value}"
+            raise InvalidValue(what, "Choose one in that range")
 
     def prose(self, instance: str) -> str:
         return f"{self.ranges[instance].least} to {self.ranges[instance].most}"

@@ -69,24 +69,22 @@ SYSCTLS: Mapping[str, Range] = {
     "vm.swappiness": Range(0, 200, default=60),
     # Bits: 0 takes memory of another node before the page cache, with the model in it, is dropped (vendors).
     "vm.zone_reclaim_mode": Range(0, 7, default=0),
+    # Fractions of 10,000 of memory between the watermarks: how early kswapd begins, and how long it goes on.
+    "vm.watermark_scale_factor": Range(1, 3000, default=10),
     # Bits: 0 moves no pages after threads, which is felt as pauses (vendors).
     "kernel.numa_balancing": Range(0, 3, default=1),
 }
 # These are only compared with what is wished. To own the file is not enough: sysctl_numa_balancing of
 # kernel/sched/core.c asks for CAP_SYS_ADMIN, and the service has no capability.
 REPORTED = frozenset({"kernel.numa_balancing"})
-SYSCTL_VALUE = Number(noun="value of a sysctl", ranges=SYSCTLS)
 
 
 def not_for_us(wish: Wish, _before: Reading) -> Verdict | None:
-    """Return why a sysctl is not written; the host's own number may be out of range."""
+    """Return the verdict on a sysctl that is only reported."""
     name = wish.target.instance
-    if not wish.is_baseline and (why := SYSCTL_VALUE.beyond(name, wish.value)):
-        return Verdict(State.UNSUPPORTED, Reason.OUT_OF_RANGE, why)
-    if name in REPORTED:
-        why = f"{only_reported(name)}. {how_to_set(name, wish.value)}"
-        return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, why)
-    return None
+    if name not in REPORTED:
+        return None
+    return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, f"{only_reported(name)}. {how_to_set(name, wish.value)}")
 
 
 def only_reported(name: str) -> str:
@@ -122,7 +120,7 @@ SYSCTL = Knob(
             "vm.nr_overcommit_hugepages": "hugepages-overcommit",
         },
     ),
-    SYSCTL_VALUE,
+    Number(noun="value of a sysctl", ranges=SYSCTLS),
     action="set-memory",
     refusals={errno.EINVAL: too_new},
     forbidden=not_for_us,

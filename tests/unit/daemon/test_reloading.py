@@ -22,6 +22,8 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import Failed, InvalidValue
 from tests.unit.lab import BOUND, FULL, Lab, large_host, running
 
+SWAPPINESS = "proc/sys/vm/swappiness"
+THP_ENABLED = "sys/kernel/mm/transparent_hugepage/enabled"
 BFQ, NONE = ('[io-scheduler]\n"nvme*" = "bfq"\n', '[io-scheduler]\n"nvme*" = "none"\n')
 
 
@@ -154,11 +156,11 @@ async def test_a_misspelt_table_is_an_error_and_what_is_known_is_taken(
             "of sysctl that this file had stay in force. Did you mean 'sysctl'? There are cpu-epp"
         )
         assert refusal.value.hint == "`kerntune config check` lists everything"
-        assert (bench.drive, bench.lab.kernel.sysctls["vm/swappiness"]) == ("bfq", 10)
+        assert (bench.drive, bench.lab.kernel.plain[SWAPPINESS].value) == ("bfq", "10")
         assert bench.troubles == {CONFIG_INVALID}
         bench.file.write_text(BFQ)
         await bench.reloading.ask()
-        assert (bench.lab.kernel.sysctls["vm/swappiness"], bench.troubles) == (60, set())
+        assert (bench.lab.kernel.plain[SWAPPINESS].value, bench.troubles) == ("60", set())
 
 
 async def test_a_table_nobody_knows_is_told_also_where_it_is_empty(
@@ -176,7 +178,10 @@ async def test_a_value_that_no_kernel_takes_is_an_error_and_the_last_good_one_st
         bench.file.write_text(text.format(300).replace("madvise", "never"))
         with pytest.raises(InvalidValue, match=r"kerntune.toml:4: sysctl: vm.swappiness is a .* to 200, not 300"):
             await bench.reloading.ask()
-        assert (bench.lab.kernel.sysctls["vm/swappiness"], bench.lab.kernel.thp["enabled"]) == (10, "madvise")
+        assert (bench.lab.kernel.plain[SWAPPINESS].value, bench.lab.kernel.plain[THP_ENABLED].value) == (
+            "10",
+            "madvise",
+        )
         assert bench.troubles == {CONFIG_INVALID}
 
 

@@ -101,7 +101,7 @@ async def test_a_set_is_read_back_and_leaves_with_unset(case: Case) -> None:
         await lab.unset((case.knob.name, case.instance))
         assert lab.writes() == [(case.path, case.own)]
         assert case.held(lab.kernel) == case.own
-        assert not lab.ledger.baselines
+        assert not lab.store.baselines
 
 
 @each_case

@@ -84,6 +84,13 @@ async def test_no_claim_has_a_value_out_of_range(name: str, most: int) -> None:
         assert [str(unsound.value) for unsound in lab.engine.unsound] == [str(most + 1)]
 
 
+async def test_watermarks_have_a_distance() -> None:
+    async with running(host()) as lab:
+        with pytest.raises(InvalidValue, match="from 1 to 3000, not 0"):
+            await lab.set((NAME, "vm.watermark_scale_factor", 0))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
 async def test_a_value_that_only_the_host_itself_had_is_put_back() -> None:
     kernel = host()
     kernel.plain[ZONES].value = "8"
