@@ -133,8 +133,9 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', 'p
          f":2: io-scheduler: 'is' has no place here. {REASON}"),
         ('[io-scheduler]\n"*" = { why = "x" }', Kind.CLAIM, f":2: io-scheduler: there is no value. {REASON}"),
         ('[sysctl]\n"vm.swappiness" = 300', Kind.CLAIM,
-         ":2: sysctl: vm.swappiness is a whole number from 0 to 200, not 300. The value is a whole number: to 200, 7 "
-         "and 3 in that order"),
+         ":2: sysctl: vm.swappiness is a whole number from 0 to 200, not 300. The value is a whole number: "
+         "vm.swappiness 0 to 200, vm.zone_reclaim_mode 0 to 7, vm.watermark_scale_factor 1 to 3000, "
+         "kernel.numa_balancing 0 to 3"),
         ('[thp]\nenabled = "sometimes"', Kind.CLAIM,
          ":2: thp: enabled is one of always, madvise, never, not sometimes. The value is the kernel's word: always, "
          "madvise or never, for defrag also defer or defer+madvise"),
