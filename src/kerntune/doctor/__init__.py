@@ -1,1 +1,1 @@
-"""Looks at a host and at what people set on it by hand; it changes nothing, runs nothing, and needs no daemon."""
+"""The doctor examines a host and what people set on it by hand; it changes nothing, runs nothing, needs no daemon."""

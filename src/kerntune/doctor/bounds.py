@@ -1,4 +1,4 @@
-"""Findings on what bounds memory: overcommit and who watches it, and the limits of the session (cgroups, memlock)."""
+"""Findings on the bounds of memory: overcommit and its watchers, and the limits of the session (cgroups, memlock)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ VM_DATA: Final = re.compile(r"^VmData:\s*([0-9]+) kB", re.MULTILINE)
 CGROUPS: Final = "sys/fs/cgroup"
 LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max")
 LOCKED: Final = re.compile(r"Max locked memory +([0-9]+|unlimited) ")
-UNLIMITED: Final = 1 << 62  # of cgroup v1, which has a number for it
+UNLIMITED: Final = 1 << 62  # cgroup v1 has a number for it
 
 
 def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterator[Finding]:
-    """How much the kernel promises, and whether somebody watches: our own guard (its state), or other programs."""
+    """Yield how much memory the kernel commits (promises), and which program watches it, if any.
+
+    `guard` is the state of our own guard; `guards` are other programs.
+    """
     if guard in CAPPING:
         what = f"memory is short: the memory guard is {guard} and holds back what the kernel promises"
         yield Finding(
@@ -72,7 +75,10 @@ def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterato
 
 
 def beside_always(kernel: KernelView, guard: str) -> Iterator[Finding]:
-    """Yield what to know of a host whose overcommit is always, or would be without a cap of the guard (its state)."""
+    """Yield findings on a host whose overcommit mode is always, or would be always without a cap of the guard.
+
+    `guard` is the state of our own guard.
+    """
     memory = read_memory(kernel)
     if memory.overcommit_mode != ALWAYS and guard not in CAPPING:
         return
@@ -119,7 +125,7 @@ def largest_data(kernel: KernelView) -> int:
 
 
 def strict_kubelet(kernel: KernelView) -> str:
-    """Return where kubelet is told to insist on the kernel's settings, "" where it is not."""
+    """Return the place that tells kubelet to insist on the kernel's settings, or "" if no place does."""
     for path in kernel.glob("proc/[0-9]*/comm"):
         if find(kernel, path) == "kubelet":
             words = (find(kernel, path.replace("/comm", "/cmdline")) or "").split("\0")
@@ -131,7 +137,7 @@ def strict_kubelet(kernel: KernelView) -> str:
 
 
 def session(kernel: KernelView) -> Iterator[Finding]:
-    """The limits of this session: what is started from it cannot have more, whatever the host has."""
+    """Yield the limits of this session: programs that it starts cannot have more, whatever the host has."""
     limits = [*unified(kernel), *legacy(kernel)]
     if limits:
         what = "this session has memory limits; what is started from it cannot have more"
@@ -153,7 +159,7 @@ def session(kernel: KernelView) -> Iterator[Finding]:
 
 
 def groups(kernel: KernelView) -> str:
-    """What /proc/self/cgroup says of memory, in one line."""
+    """Return what /proc/self/cgroup says of memory, in one line."""
     found = [line for line in (find(kernel, "proc/self/cgroup") or "").splitlines() if is_memory(line)]
     return f"/proc/self/cgroup: {' '.join(found) or 'nothing'}"
 
@@ -164,7 +170,7 @@ def is_memory(line: str) -> bool:
 
 
 def folders(kernel: KernelView, *, unified: bool) -> Iterator[str]:
-    """The cgroups of this session, the innermost first, as paths below the mount (cgroups(7))."""
+    """Yield the cgroups of this session, the innermost first, as paths below the mount (cgroups(7))."""
     for line in (find(kernel, "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if (controllers == "") is unified and path.startswith("/") and path.isprintable() and is_memory(line):
@@ -173,7 +179,7 @@ def folders(kernel: KernelView, *, unified: bool) -> Iterator[str]:
 
 
 def unified(kernel: KernelView) -> Iterator[str]:
-    """The limits of cgroup v2, as evidence."""
+    """Yield the limits of cgroup v2, as evidence."""
     for folder in folders(kernel, unified=True):
         place = "/".join(filter(None, (CGROUPS, folder)))
         hugetlb = [path.rpartition("/")[2] for path in kernel.glob(f"{place}/hugetlb.*.max") if "rsvd" not in path]
@@ -184,7 +190,7 @@ def unified(kernel: KernelView) -> Iterator[str]:
 
 
 def legacy(kernel: KernelView) -> Iterator[str]:
-    """The memory limit of cgroup v1, as evidence."""
+    """Yield the memory limit of cgroup v1, as evidence."""
     for folder in folders(kernel, unified=False):
         path = "/".join(filter(None, (CGROUPS, "memory", folder, "memory.limit_in_bytes")))
         value = find(kernel, path)

@@ -1,4 +1,4 @@
-"""What the kernel's command line sets (Documentation/admin-guide/kernel-parameters.txt)."""
+"""The settings on the kernel's command line (Documentation/admin-guide/kernel-parameters.txt)."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ WORDS: Final = {"numa_balancing": {"enable": "1", "disable": "0"}}
 
 
 def words(files: Files) -> Iterator[tuple[str, str, Place]]:
-    """Each parameter for the kernel itself: its name, its value, and where it stands."""
+    """Yield each parameter for the kernel itself: its name, its value and its place."""
     for number, text in files.lines(FILE):
         for word in text.split():
             if word == "--":
                 return  # the rest is for init
             name, _, value = word.partition("=")
-            # Dashes and underscores are the same in the names of parameters.
+            # The kernel takes dashes and underscores in the names of parameters as the same.
             yield name.replace("-", "_"), value.strip('"'), Place(f"/{FILE}", number, word)
 
 
 def read(files: Files, default_page_size: int) -> list[Line]:
-    """What the parameters set, in their order; sizes in bytes."""
+    """Return what the parameters set, in their order; sizes are in bytes."""
     found: list[Line] = []
     size = default_page_size
     for name, value, place in words(files):
@@ -58,7 +58,7 @@ def read(files: Files, default_page_size: int) -> list[Line]:
 
 
 def pools(value: str, size: int, place: Place) -> Iterator[Line]:
-    """Pages of one size: a number, or numbers for nodes (`0:512,1:512`)."""
+    """Yield the pages of one size: `value` is a number, or has numbers for nodes (`0:512,1:512`)."""
     if not size:
         yield Left(place, "this kernel has no huge pages of a default size")
         return

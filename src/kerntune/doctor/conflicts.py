@@ -1,4 +1,4 @@
-"""Findings on lines that set what kerntune sets: which fight with claims, disagree, or have no effect."""
+"""Findings on lines that set what kerntune sets: lines that fight with claims, disagree, or have no effect."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kerntune.tunables import REGISTRY
 
 GLOB: Final = re.compile(r"[*?\[]")
 CHOSEN: Final = re.compile(r"\[([^\]]+)\]")
-SHOWN: Final = 3  # values of a pattern that are quoted
-# These have their say when kerntuned has had its, or again whenever a drive comes.
+SHOWN: Final = 3  # values of a pattern that a finding quotes
+# These set their values after kerntuned has set its own, or again each time a drive comes.
 LATER: Final = frozenset({Stage.UDEV, Stage.SERVICE, Stage.RC_LOCAL})
 HOW: Final = {
     Stage.KERNEL: "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot",
@@ -30,7 +30,7 @@ BY_HAND: Final = "leave it if it does what you want; kerntune list shows what ke
 
 
 def named(setting: Setting) -> str:
-    """`hugepages@2M`, as the command line writes it."""
+    """Return a setting as the command line writes it: `hugepages@2M`."""
     return f"{setting.tunable}@{setting.instances}" if setting.instances else setting.tunable
 
 
@@ -39,7 +39,7 @@ def line_in(place: Place) -> str:
 
 
 def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> Iterator[Finding]:
-    """What is to be said of each line; of `claims` the strongest come first."""
+    """Yield the findings on each line; the strongest of `claims` come first."""
     for proposal in survey.proposals:
         ours = [claim for claim in claims if overlaps(proposal.setting, claim, kernel)]
         yield finding(proposal, kernel, ours)
@@ -62,7 +62,7 @@ def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> It
 
 
 def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) -> Finding:
-    """What is to be said of the lines behind one proposal."""
+    """Return the finding on the lines behind one proposal."""
     setting, place = proposal.setting, proposal.assignments[-1].place
     evidence = [line.quoted for line in proposal.places] + now(proposal.assignments, kernel)
     beaten = [f"{earlier.quoted} (an earlier line, which loses)" for earlier in proposal.beaten]
@@ -88,7 +88,7 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
 
 
 def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:
-    """How one of two that fight is to give way."""
+    """Return how the line or the claim can give way to the other."""
     where = proposal.assignments[-1].place
     ours = {
         "config": "change /etc/kerntune (kerntune status says which line)",
@@ -102,9 +102,9 @@ def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:
 
 
 def now(lines: Sequence[Assignment], kernel: KernelView) -> list[str]:
-    """What the kernel has, where it is not what the lines say.
+    """Return the values in the kernel that differ from the lines, as evidence.
 
-    The command line is left out: pages that it could not have are told of with the pools.
+    Leave out the kernel command line: the findings on pools report pages that it did not get.
     """
     found: list[str] = []
     for line in (line for line in lines if line.stage is not Stage.KERNEL):
@@ -118,13 +118,13 @@ def now(lines: Sequence[Assignment], kernel: KernelView) -> list[str]:
 
 
 def value_in(text: str) -> str:
-    """The value of a file, of a list of choices that in brackets."""
+    """Return the value of a file; in a list of choices it is the one in brackets."""
     chosen = CHOSEN.search(text)
     return chosen[1] if chosen else " ".join(text.split())
 
 
 def overlaps(setting: Setting, claim: Wanted, kernel: KernelView) -> bool:
-    """Whether a claim is on a target that the setting would be on too."""
+    """Return whether a claim and the setting would have a target in common."""
     if setting.tunable != claim.tunable:
         return False
     if setting.instances == claim.instances:
@@ -135,7 +135,7 @@ def overlaps(setting: Setting, claim: Wanted, kernel: KernelView) -> bool:
 
 
 def rivals(seen: Iterable[Seen], claims: Sequence[Wanted]) -> Iterator[Finding]:
-    """Services that set the same values."""
+    """Yield a finding for each service that sets the same values."""
     for one in seen:
         shared = sorted(one.rival.tunables & {claim.tunable for claim in claims})
         if shared:

@@ -1,4 +1,4 @@
-"""The whole examination of one host, findings in the order in which they matter."""
+"""The whole examination of one host: its findings, the most important first."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ORDER: Final = (Severity.PROBLEM, Severity.WARNING, Severity.NOTE, Severity.OK)
 
 
 def look(root: Path) -> Survey:
-    """What the files below a root set: proposals, and what is left."""
+    """Return what the files below a root set: the proposals, and the lines left over."""
     return survey(Files(root), HostKernel(root))
 
 
 def examine(root: Path, daemon: Daemon | None = None) -> list[Finding]:
-    """Everything there is to say of the host below a root, what matters most first.
+    """Return all findings on the host below a root, the most important first.
 
-    `daemon` is None when there is none to ask.
+    `daemon` is None if the doctor has no daemon to ask.
     """
     return sorted(findings(root, daemon), key=lambda finding: ORDER.index(finding.severity))
 
 
 def findings(root: Path, daemon: Daemon | None) -> Iterator[Finding]:
-    """The same, by topic."""
+    """Yield the same findings, by topic."""
     files, kernel = Files(root), HostKernel(root)
     claims, guard = (daemon.claims, daemon.guard) if daemon else ((), "")
     running = services.processes(kernel)

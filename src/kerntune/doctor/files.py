@@ -1,4 +1,4 @@
-"""Reads the files in which people and packages keep settings, below one root; it never follows a link out of it."""
+"""A reader of the files below one root that hold settings of people and packages; no link leads it out of the root."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 MOST: Final = 1 << 20  # bytes of one file; nobody writes longer ones by hand
-LINKS: Final = 40  # that are followed one after another, as by the kernel
-NOWHERE: Final = "dev/null"  # a link to it masks what a package ships
+LINKS: Final = 40  # the most links that `resolve` follows one after another, as the kernel does
+NOWHERE: Final = "dev/null"  # a link to it masks a file that a package ships
 
 
 def whole(text: str) -> int | None:
-    """A whole number as the kernel takes it, None for anything else."""
+    """Return a whole number as the kernel takes it, or None for any other text."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text.strip()) else None
 
 
@@ -31,7 +31,7 @@ class Line(NamedTuple):
 class Files:
     """The files below a root, as the host would see them if the root were its `/`.
 
-    Paths have no leading slash. `unreadable` gathers the files that are there and cannot be read, and why.
+    Paths have no leading slash. `unreadable` gathers the files that exist and cannot be read, each with the reason.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -39,7 +39,10 @@ class Files:
         self.unreadable: dict[str, str] = {}
 
     def resolve(self, path: str) -> str:
-        """Where a path leads once every symbolic link is followed, be it there or not; OSError in a loop of links."""
+        """Return where a path leads after all symbolic links, even if nothing is there.
+
+        Raise OSError in a loop of links.
+        """
         todo, done, links = deque(path.split("/")), list[str](), 0
         while todo:
             part = todo.popleft()
@@ -61,21 +64,21 @@ class Files:
         return "/".join(done)
 
     def leads_to(self, path: str) -> str:
-        """As `resolve`, but "" where that cannot be found."""
+        """Return the same path as `resolve`, or "" if `resolve` cannot find it."""
         try:
             return self.resolve(path)
         except (OSError, ValueError):
             return ""
 
     def text(self, path: str) -> str | None:
-        """The text of a regular file, None where there is none to read."""
+        """Return the text of a regular file, or None if none can be read."""
         try:
             fd = os.open(f"{self._root}/{self.resolve(path)}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     return None
                 data = b"".join(iter(lambda: os.read(fd, MOST), b"")) if path.startswith("proc/") else os.read(fd, MOST)
-                # No path may hold a NUL, and what is read here may become one.
+                # No path may hold a NUL, and text from here may become a path.
                 return data.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
             finally:
                 os.close(fd)
@@ -86,12 +89,12 @@ class Files:
             return None
 
     def lines(self, path: str) -> Iterator[Line]:
-        """The lines of a file, none where there is no file."""
+        """Yield the lines of a file, or one empty line if the file is missing."""
         for number, text in enumerate((self.text(path) or "").split("\n"), 1):
             yield Line(number, text.rstrip("\r"))
 
     def names(self, folder: str, suffix: str = "") -> Sequence[str]:
-        """What a folder holds with that ending, sorted by bytes as systemd sorts."""
+        """Return the names in a folder that end with `suffix`, sorted by bytes as systemd sorts."""
         try:
             found = os.listdir(f"{self._root}/{self.resolve(folder)}")
         except (OSError, ValueError):
@@ -99,11 +102,11 @@ class Files:
         return sorted((name for name in found if name.endswith(suffix)), key=os.fsencode)
 
     def there(self, path: str) -> bool:
-        """Whether there is something of that name, and be it a link that leads nowhere."""
+        """Return whether the path exists, even as a link that leads nowhere."""
         return os.path.lexists(f"{self._root}/{path}")
 
     def runs(self, path: str) -> bool:
-        """Whether it is a file that may be executed by somebody."""
+        """Return whether the path is a file that somebody may execute."""
         try:
             mode = os.stat(f"{self._root}/{self.resolve(path)}").st_mode
         except (OSError, ValueError):
@@ -112,22 +115,23 @@ class Files:
 
 
 class DropIn(NamedTuple):
-    """A file of several folders of drop-ins; `masked_by` is the file of the same name that takes its place."""
+    """A file in one of several drop-in folders; `masked_by` is the file of the same name that takes its place."""
 
     path: str
     masked_by: str = ""
 
 
 def drop_ins(files: Files, folders: Sequence[str], suffix: str) -> Sequence[DropIn]:
-    """The files of drop-in folders in the order they are read, those that are masked right before their mask.
+    """Return the files of drop-in folders in the order of reading; a masked file comes right before its mask.
 
-    sysctl.d(5), udev(7): sorted by name whatever the folder; of one name only that in the earliest folder counts.
+    sysctl.d(5), udev(7): the names alone decide the order; of files with the same name, only the one in the earliest
+    folder counts.
     """
     chosen: dict[str, str] = {}
     masked: dict[str, list[str]] = {}
     seen: set[str] = set()
     for folder in folders:
-        # Where /lib is a link to /usr/lib it is one folder under two names.
+        # Where /lib is a link to /usr/lib, one folder has two names.
         if (real := files.leads_to(folder)) in seen:
             continue
         seen.add(real)

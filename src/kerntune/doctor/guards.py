@@ -1,4 +1,4 @@
-"""Whether a condition of a script changes what its lines mean at boot: most only ask for the file or for root. Pure."""
+"""Decisions on whether a script's condition changes its lines at boot: most ask only for the file or for root. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Final
 from kerntune.doctor import words
 from kerntune.doctor.nesting import Condition
 
-# Of a file that is to be written: whether it is there, or may be written.
+# These tests ask whether the file that a line writes exists, or can be written.
 ON_FILES: Final = frozenset({"-e", "-a", "-f", "-r", "-w", "-d", "-b", "-L", "-h"})
 BRACKETS: Final = {"[": "]", "[[": "]]"}
 UID: Final = r"(?:\$\(id -u\)|`id -u`|\$\{?E?UID\}?)"
 USER: Final = r"(?:\$\((?:id -un|whoami)\)|`(?:id -un|whoami)`|\$\{?(?:USER|LOGNAME)\}?)"
 ROOT: Final = re.compile(rf"{UID} (?:-eq|==?) 0|{USER} ==? root")
 NOT_ROOT: Final = re.compile(rf"{UID} (?:-ne|-gt|!=) 0|{USER} != root")
-# They do something, and whether they succeed is no question of what host this is.
+# These commands do something, and their success does not depend on the host.
 DOING: Final = frozenset(
     {"echo", "printf", "sleep", "true", ":", "cd", "sync", "export", "logger", "set"}
     | {"sysctl", "tee", "cpupower", "cpufreq-set", "blockdev"}
@@ -25,17 +25,17 @@ DOING: Final = frozenset(
 
 
 def unmet(conditions: Iterable[Condition], paths: Sequence[str], known: Mapping[str, Sequence[str]]) -> str:
-    """The first condition that says more than that these files are there and root is at work, or ""."""
+    """Return the first condition that asks for more than root and the existence of these files, or "" if none does."""
     return next((one.what for one in conditions if not meets(one, paths, known)), "")
 
 
 def meets(condition: Condition, paths: Sequence[str], known: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a condition holds wherever these files (paths below the root) can be written, by root."""
+    """Return whether a condition holds wherever root can write these files (paths below the root)."""
     return condition.plain and all(holds(test, paths, known) for test in condition.tests)
 
 
 def holds(test: Sequence[str], paths: Sequence[str], known: Mapping[str, Sequence[str]]) -> bool:
-    """The same of one command of a condition."""
+    """Return whether one command of a condition holds wherever root can write these files."""
     inner = tested(test)
     if inner is None:
         return does(test)
@@ -48,14 +48,14 @@ def holds(test: Sequence[str], paths: Sequence[str], known: Mapping[str, Sequenc
 
 
 def never(condition: Condition) -> bool:
-    """Whether a condition is never so at boot, where root is at work."""
+    """Return whether a condition never holds at boot, where root runs the script."""
     said = [" ".join(inner) for test in condition.tests if (inner := tested(test)) is not None]
     wanted = ROOT if condition.negated else NOT_ROOT
     return (condition.plain or condition.negated) and any(map(wanted.fullmatch, said))
 
 
 def tested(test: Sequence[str]) -> list[str] | None:
-    """What stands in the brackets of a test; None for any other command."""
+    """Return the words in the brackets of a test, or None for any other command."""
     rest = list(test)
     if rest and rest[0] == "test":
         return rest[1:]
@@ -65,13 +65,13 @@ def tested(test: Sequence[str]) -> list[str] | None:
 
 
 def does(command: Sequence[str]) -> bool:
-    """Whether a command is there for what it does."""
+    """Return whether a script runs a command for its effect."""
     name = next((word for word in command if not words.ASSIGNED.fullmatch(word) and word != "sudo"), "")
     return not name or name.rsplit("/", 1)[-1] in DOING
 
 
 def covers(file: str, path: str) -> bool:
-    """Whether a file that is there, or a folder, means that the path is; the path may be a glob that names it."""
+    """Return whether an existing file or folder means that the path exists; the path may be a glob that names it."""
     parts = [part for part in file.split("/") if part]
     if parts[:1] == ["dev"]:
         parts[:1] = ["sys", "block"]

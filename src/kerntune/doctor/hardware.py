@@ -19,14 +19,14 @@ from kerntune.tunables.knobs import CPU_GOVERNOR, IO_SCHEDULER
 from kerntune.tunables.scopes import POLICIES
 from kerntune.units import spell_size
 
-# Parameters of the kernel that decide whether and how CPU frequencies can be set.
+# These kernel parameters decide whether and how kerntune can set CPU frequencies.
 CPU_PARAMETERS: Final = frozenset({"intel_pstate", "amd_pstate", "cpufreq.off", "cpufreq.default_governor"})
 # A drive with a queue of its own in the hardware gains nothing from a scheduler in front of it.
 FAST: Final = "none"
 
 
 def huge_pages(files: Files, kernel: KernelView) -> Iterator[Finding]:
-    """Whether the kernel has huge pages, and what its pools hold."""
+    """Yield whether the kernel has huge pages, and what its pools hold."""
     if why := HugePages().missing(kernel):
         fix = "use a kernel with CONFIG_HUGETLBFS=y (every distribution's own has it)"
         yield Finding(Severity.WARNING, "hugepages", "huge pages are not supported here", (why,), fix)
@@ -54,7 +54,10 @@ def counts(kernel: KernelView, pool: Target) -> str:
 
 
 def short_at_boot(files: Files, kernel: KernelView) -> Iterator[Finding]:
-    """Fewer pages than the command line asks for: the kernel takes what it gets, and says so in its log only."""
+    """Yield the pools that have fewer pages than the command line asks for.
+
+    The kernel takes the pages that it gets, and says so only in its log.
+    """
     for line in cmdline.read(files, default_page_size(kernel)):
         if isinstance(line, Left) or not line.path.startswith(f"{POOLS}/"):
             continue
@@ -67,7 +70,7 @@ def short_at_boot(files: Files, kernel: KernelView) -> Iterator[Finding]:
 
 
 def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
-    """Whether CPU frequencies can be set, and which governors are at work."""
+    """Yield whether kerntune can set CPU frequencies, and which governors are at work."""
     parameters = tuple(place.quoted for name, _, place in cmdline.words(files) if name in CPU_PARAMETERS)
     if CPU_GOVERNOR.missing(kernel):
         why, read, fix = lacking(kernel)
@@ -100,7 +103,7 @@ def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
 
 
 def drives(kernel: KernelView) -> Iterator[Finding]:
-    """The NVMe drives, and the scheduler of each."""
+    """Yield the NVMe drives, and the scheduler of each."""
     targets = IO_SCHEDULER.targets(kernel)
     fast = [target for target in targets if target.instance.startswith("nvme")]
     if not fast:
@@ -125,7 +128,7 @@ def drives(kernel: KernelView) -> Iterator[Finding]:
 
 
 def memory(kernel: KernelView) -> Iterator[Finding]:
-    """RAM and swap in figures."""
+    """Yield the figures of RAM and swap."""
     info = meminfo(kernel)
     total, available, swap = (info.get(name, 0) for name in ("MemTotal", "MemAvailable", "SwapTotal"))
     if not total:
@@ -151,5 +154,5 @@ FIGURES: Final = ("MemTotal", "MemAvailable", "Hugetlb", "SwapTotal", "Committed
 
 
 def gib(size: int) -> str:
-    """Bytes as people say them."""
+    """Return bytes as people say them."""
     return f"{size / (1 << 30):.1f} GiB"

@@ -1,4 +1,4 @@
-"""The simple commands of a shell script, and what each stands in: conditions, functions, subshells; it runs none."""
+"""The simple commands of a shell script, and the conditions, functions and subshells around each; it runs none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOSERS: Final = {
     ")": frozenset({"("}),
 }
 OPENERS: Final = frozenset({"if", "for", "while", "until", "case", "select", "{"})
-# What follows them is no command, but a name and words.
+# A name and words follow these, not a command.
 HEADS: Final = frozenset({"for", "case", "select"})
 LOOPS: Final = CLOSERS["done"]
 SUBSHELL: Final = CLOSERS[")"]
@@ -30,10 +30,10 @@ NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What decides whether a command is run: commands that have to succeed.
+    """The condition under which a script runs a command: the commands in `tests` have to succeed.
 
-    `plain` says that this is all of it; else it is more than they say: an else, a case, a loop. With `negated` they
-    have to fail.
+    `plain` says that these commands are the whole condition; otherwise an else, a case or a loop adds to it. With
+    `negated` the commands have to fail.
     """
 
     what: str
@@ -44,7 +44,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A simple command as it is written, redirections included; `then` is the operator behind it."""
+    """A simple command as the script has it, with its redirections; `then` is the operator after it."""
 
     line: Line
     words: tuple[str, ...]
@@ -56,10 +56,10 @@ class Command:
 
 @dataclass(slots=True)
 class Block:
-    """Something that is open; `chain` is what stood before it with && and ||.
+    """An open block; `chain` has the conditions that stood before it with && and ||.
 
-    Of an if and a while, `testing` is true in the condition, which is gathered in `tests`; `otherwise` says that
-    another condition has failed before.
+    In the condition of an if or a while, `testing` is true, and `tests` gathers the commands of the condition.
+    `otherwise` says that another condition has failed before.
     """
 
     opener: str
@@ -73,7 +73,7 @@ class Block:
 
     @property
     def conditions(self) -> Iterator[Condition]:
-        """What has to be so for the commands in it."""
+        """The conditions that the commands in the block depend on."""
         yield from self.chain
         what = f"{'else' if self.otherwise else self.opener} in line {self.line}"
         if self.opener == "if" and (self.otherwise or not self.testing):
@@ -85,13 +85,13 @@ class Block:
 
 @dataclass(slots=True)
 class Nesting:
-    """What is open at one place of a script, on the way from its first line to its last."""
+    """The blocks that are open at one place of a script, on the way from its first line to its last."""
 
     stack: list[Block] = field(default_factory=list)
     chain: list[Condition] = field(default_factory=list)
 
     def commands(self, line: Line, tokens: Sequence[str]) -> Iterator[Command]:
-        """The simple commands of a line."""
+        """Yield the simple commands of a line."""
         words: list[str] = []
         negated = False
         for token in (*tokens, ";"):
@@ -118,14 +118,14 @@ class Nesting:
                 body = []
 
     def _defines(self, body: Sequence[str], line: Line) -> bool:
-        """Whether `()` behind these words makes a function; one may be open for its keyword already."""
+        """Return whether `()` after these words makes a function; its keyword may have opened one already."""
         if len(body) == 1 and NAME.fullmatch(body[0]):
             self._open(FUNCTION, line)
             return True
         return not body and bool(self.stack) and self.stack[-1].opener == FUNCTION
 
     def inherit(self, command: Command) -> None:
-        """Stand where a command stands: for a script that it runs."""
+        """Take the position of a command, to read a script that the command runs."""
         if command.in_function:
             self._open(FUNCTION, command.line)
         if command.in_function or command.conditions:
@@ -133,7 +133,7 @@ class Nesting:
             self._open("{", command.line)
 
     def skip(self, condition: Condition, openers: frozenset[str] = LOOPS) -> None:
-        """The rest of the innermost loop (or other block) is run only where this is so."""
+        """Make the rest of the innermost loop (or other block) depend on this condition."""
         for block in reversed(self.stack):
             if block.opener in openers:
                 block.skips.append(condition)
@@ -141,17 +141,17 @@ class Nesting:
 
     def _command(self, line: Line, words: Sequence[str], then: str) -> Command:
         if self.stack and self.stack[-1].opener == FUNCTION:
-            self.chain = self.stack.pop().chain  # no body follows, so it was none
+            self.chain = self.stack.pop().chain  # no body follows, so it was no function
         openers = {block.opener for block in self.stack}
         inherited = [condition for block in self.stack for condition in block.conditions]
         conditions = (*inherited, *self.chain)
         return Command(line, tuple(words), then, conditions, FUNCTION in openers, "(" in openers)
 
     def _note(self, words: tuple[str, ...], then: str, line: Line, *, negated: bool) -> None:
-        """What a command that has ended means for the next ones; without words it was a block."""
+        """Note what a command that has ended means for the next ones; without words it was a block."""
         top = self.stack[-1] if self.stack else None
         if top and top.testing and (words or then in ("&&", "||")):
-            # Behind || it is one of several ways.
+            # With || the command is one of several ways to meet the condition.
             top.plain &= not negated and then != "||" and bool(words)
             top.tests.append(words)
         if then == "&&":
@@ -162,7 +162,10 @@ class Nesting:
             self.chain.clear()
 
     def _enter(self, words: Sequence[str], line: Line) -> tuple[list[str], bool]:
-        """The words without those of the grammar in front of a command, which open and close; whether ! was there."""
+        """Open and close blocks by the grammar words in front of a command.
+
+        Return the words after them, and whether a ! was there.
+        """
         rest, negated = list(words), False
         while rest:
             word = rest[0]
@@ -191,7 +194,7 @@ class Nesting:
         self.chain = []
 
     def _turn(self, word: str) -> None:
-        """From the condition of an if or a loop to what depends on it, or to the next condition."""
+        """Go from the condition of an if or a loop to the commands that depend on it, or to the next condition."""
         for block in reversed(self.stack):
             if block.opener in ("if", "while", "until"):
                 block.testing = word == "elif"
@@ -202,11 +205,11 @@ class Nesting:
                 return
 
     def _close(self, closer: str) -> None:
-        """The innermost that this word closes, with what was left open in it."""
+        """Close the innermost block that this word ends, and the blocks left open in it."""
         at = next((n for n in reversed(range(len(self.stack))) if self.stack[n].opener in CLOSERS[closer]), None)
         if at is None:
             return
-        # A parenthesis behind the pattern of a case closes nothing.
+        # A parenthesis after the pattern of a case closes nothing.
         if closer == ")" and any(block.opener == "case" for block in self.stack[at:]):
             return
         self.chain = self.stack[at].chain
@@ -223,5 +226,5 @@ class Nesting:
 
 
 def pieces_of(operator: str) -> list[str]:
-    """Operators that stand together one by one; `()` is one."""
+    """Return one by one the operators that stand together; `()` is one."""
     return PIECE.findall(operator)

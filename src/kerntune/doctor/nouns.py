@@ -1,4 +1,4 @@
-"""What the doctor finds, as frozen values: places, the values set there, proposals and findings; decides nothing."""
+"""The doctor's frozen values: places, the values that lines set there, proposals and findings; it decides nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kerntune.model import Setting
 
 
 class Severity(StrEnum):
-    """How much a finding matters; only a problem makes the doctor's exit code 1."""
+    """The weight of a finding; only a problem makes the doctor's exit code 1."""
 
     OK = "ok"
     NOTE = "note"
@@ -19,7 +19,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing about the host: what is so, the evidence (what was read, and where), and what to do about it."""
+    """One fact about the host, its evidence (what the doctor read, and where), and what to do about it."""
 
     severity: Severity
     topic: str
@@ -29,7 +29,7 @@ class Finding:
 
 
 class Stage(IntEnum):
-    """When in a boot a place has its say; of two that set the same, the later one wins."""
+    """The time in a boot at which a place sets its values; of two places that set the same, the later one wins."""
 
     KERNEL = 0
     UDEV = 1
@@ -40,7 +40,7 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A line of a file, as it stands there; files are named as on the host, whatever the root."""
+    """A line of a file, word for word; `file` has the name that it has on the host, whatever the root."""
 
     file: str
     line: int
@@ -56,7 +56,7 @@ class Place:
 
     @property
     def shipped(self) -> bool:
-        """Whether it came with a package, and not from a person."""
+        """True if the line came with a package, and not from a person."""
         return self.file.startswith(("/usr/lib/", "/lib/"))
 
 
@@ -64,7 +64,7 @@ class Place:
 class Assignment:
     """A line that sets a file of the kernel: its path below the root (it may be a glob), and the value.
 
-    `remark` is what a reader should know of it; `idle` is why the line has no effect.
+    `remark` tells readers what they should know of it; `idle` tells them why the line has no effect.
     """
 
     place: Place
@@ -76,7 +76,7 @@ class Assignment:
 
 
 class Cause(StrEnum):
-    """Why a line is not proposed as a claim."""
+    """The reason for which the doctor does not propose a line as a claim."""
 
     NOT_UNDERSTOOD = "not-understood"
     NO_EFFECT = "no-effect"
@@ -88,7 +88,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A line about such values that is not translated, and why."""
+    """A line about such values that the doctor does not translate, and the reason."""
 
     place: Place
     why: str
@@ -100,9 +100,9 @@ Line = Assignment | Left
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A setting that would replace the lines at `places`, what to know of it, and the earlier lines that they beat.
+    """A setting that would replace the lines at `places`, a remark, and the earlier lines that these lines override.
 
-    `assignments` are what the lines write, `shipped` says that all of them came with packages.
+    `assignments` has the values that the lines write; `shipped` says that all of the lines came with packages.
     """
 
     setting: Setting
@@ -121,7 +121,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All that the files of a host set: what can be claimed in their place, and what is left."""
+    """All that the files of a host set: proposals of claims in their place, and the lines left over."""
 
     proposals: tuple[Proposal, ...]
     left: tuple[Left, ...]
@@ -143,7 +143,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """What the running daemon says: everybody's claims, the strongest first, and the state of its memory guard."""
+    """The answers of the running daemon: all users' claims, the strongest first, and the state of its memory guard."""
 
     claims: tuple[Wanted, ...] = ()
     guard: str = ""

@@ -1,4 +1,4 @@
-"""What the programs set that boot scripts call to set kernel values: paths below the root, and values. Pure."""
+"""The effects of programs that boot scripts call to set kernel values: paths below the root, and values. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kerntune.doctor.files import whole
 from kerntune.doctor.sysctl import CLASSIC, path_of
 from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
-# Short options of sysctl(8), of which -p and -f may have the file behind them.
+# Short options of sysctl(8); the file may follow -p and -f in the same word.
 LOADS: Final = re.compile(r"-[A-Za-z]*?[pf](.*)", re.DOTALL)
 
 
 def effects(name: str, argv: Sequence[str]) -> list[tuple[str, str]] | None:
-    """What a program sets, by its name and its arguments; None where it is no such program."""
+    """Return what a program sets, by its name and its arguments, or None if it is no such program."""
     if any("$" in word or "`" in word for word in argv):
         return None
     match name:
@@ -31,14 +31,17 @@ def effects(name: str, argv: Sequence[str]) -> list[tuple[str, str]] | None:
 
 
 def sysctls(argv: Sequence[str]) -> list[tuple[str, str]] | None:
-    """`sysctl -w key=value ...`; the files that --system reads are looked at in their own place."""
+    """Return what `sysctl -w key=value ...` sets; another module reads the files of --system in their own place."""
     pairs = (word.partition("=") for word in argv if not word.startswith("-"))
     found = [(f"proc/sys/{path_of(key)}", " ".join(value.split())) for key, equals, value in pairs if key and equals]
     return found or ([] if "--system" in argv else None)
 
 
 def loaded(argv: Sequence[str]) -> list[str]:
-    """The files that `sysctl -p FILE ...` reads, /etc/sysctl.conf without one; none where it reads no file."""
+    """Return the files that `sysctl -p FILE ...` reads, which is /etc/sysctl.conf if it names none.
+
+    The list is empty if the command reads no file.
+    """
     files = [word for word in argv if not word.startswith("-")]
     for word in argv:
         if word.startswith("--load"):
@@ -50,7 +53,7 @@ def loaded(argv: Sequence[str]) -> list[str]:
 
 
 def option(argv: Sequence[str], *names: str) -> str:
-    """The value of an option, however it is spelt; "" without it."""
+    """Return the value of an option in any spelling, or "" without it."""
     for index, word in enumerate(argv):
         for name in names:
             if word == name and index + 1 < len(argv):
@@ -61,14 +64,17 @@ def option(argv: Sequence[str], *names: str) -> str:
 
 
 def governors(argv: Sequence[str], *names: str, everywhere: str | None) -> list[tuple[str, str]] | None:
-    """cpupower sets all CPUs unless -c names some, cpufreq-set (`everywhere` is None) only CPU 0."""
+    """Return the governor that a command sets, with the path for its CPUs.
+
+    cpupower sets all CPUs unless -c names some; cpufreq-set (`everywhere` is None) sets only CPU 0.
+    """
     governor = option(argv, *names)
     cpus = option(argv, "-c", "--cpu") or everywhere or "0"
     return [(CPU_GOVERNOR.scope.of_device(f"cpu{'*' if cpus == 'all' else cpus}"), governor)] if governor else None
 
 
 def read_ahead(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`blockdev --setra N /dev/X`: N counts sectors of 512 bytes, read_ahead_kb counts KiB."""
+    """Yield what `blockdev --setra N /dev/X` sets: N counts sectors of 512 bytes, read_ahead_kb counts KiB."""
     sectors = whole(option(argv, "--setra", "--setfra"))
     for word in argv:
         if word.startswith("/dev/") and sectors is not None:

@@ -1,4 +1,4 @@
-"""Turns what the files of a host set into settings of kerntune, the last line winning; it changes nothing."""
+"""Proposals of kerntune settings for what the files of a host set, where the last line wins; it changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAYS: Final = "Leave the line as it is: without it, or one in /etc/sysctl.d, th
 
 
 def gather(files: Files, page_size: int) -> list[Line]:
-    """Every line there is about values of the kernel, in the order in which a boot comes by."""
+    """Return all lines about values of the kernel, in the order in which a boot reads them."""
     return [
         *cmdline.read(files, page_size),
         *rules.read(files),
@@ -36,7 +36,7 @@ def gather(files: Files, page_size: int) -> list[Line]:
 
 
 def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGISTRY) -> Survey:
-    """What the lines of a host amount to: one proposal for each setting, made from the last line that says it."""
+    """Return the survey of a host's lines: one proposal for each setting, made from the last line that says it."""
     known = {tunable.name: tunable for tunable in tunables}
     page_size = default_page_size(kernel)
     left: list[Left] = []
@@ -47,7 +47,7 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
         if isinstance(line, Left):
             left.append(line)
         elif line.idle and line.place in read:
-            continue  # nothing reads the file at boot, but for a script
+            continue  # nothing but a script reads the file at boot
         elif named := knob(line, page_size, known):
             if line.idle:
                 left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
@@ -70,7 +70,7 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
 
 
 def unique(left: Iterable[Left]) -> list[Left]:
-    """One reason a line is enough: a loop over CPUs would give one for each."""
+    """Return one reason for each line: a loop over CPUs would give one for each CPU."""
     first: dict[Place, Left] = {}
     for one in left:
         first.setdefault(one.place, one)
@@ -78,13 +78,13 @@ def unique(left: Iterable[Left]) -> list[Left]:
 
 
 def latest(proposal: Proposal) -> tuple[Stage, int]:
-    """Where in a boot a proposal's last line stands; the order of proposals is that of the lines."""
+    """Return where in a boot a proposal's last line stands; proposals have the order of the lines."""
     last = max(proposal.assignments, key=lambda assignment: assignment.stage)
     return last.stage, last.place.line if last.stage is Stage.RC_LOCAL else 0
 
 
 def knob(line: Assignment, page_size: int, known: dict[str, Tunable]) -> Knob | None:
-    """What a line sets, as kerntune calls it; None for a sysctl that is none of ours."""
+    """Return what a line sets, as kerntune calls it, or None for a sysctl that kerntune does not set."""
     found = translate.knob(line.path, page_size)
     if found is None or found.tunable != "sysctl":
         return found
@@ -95,7 +95,7 @@ def knob(line: Assignment, page_size: int, known: dict[str, Tunable]) -> Knob | 
 
 
 def single(lines: Iterable[tuple[Knob, Assignment]]) -> list[Proposal]:
-    """A draft for each setting that one line says in full; of several lines the last."""
+    """Return a draft for each setting that one line says in full; of several lines, the last one counts."""
     drafts: dict[tuple[str, str], Proposal] = {}
     for named, line in lines:
         if named.part:
@@ -110,7 +110,7 @@ def single(lines: Iterable[tuple[Knob, Assignment]]) -> list[Proposal]:
 
 
 def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left: list[Left]) -> list[Proposal]:
-    """The draft for overcommit, whose mode and ratio stand in lines of their own."""
+    """Return the draft for overcommit, whose mode and ratio stand in lines of their own."""
     parts: dict[str, list[Assignment]] = {}
     for named, line in lines:
         if named.part:
@@ -132,7 +132,7 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
 
 
 def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Proposal]:
-    """The same value for CPU 0, 1, 2 and 3 is one setting for 0-3."""
+    """Merge the drafts for single CPUs: the same value for CPU 0, 1, 2 and 3 is one setting for 0-3."""
     found: list[Proposal] = []
     of_cpus: dict[tuple[str, str], list[Proposal]] = {}
     for draft in drafts:
@@ -151,7 +151,7 @@ def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Propos
 
 
 def checked(draft: Proposal, kernel: KernelView, known: dict[str, Tunable]) -> Proposal:
-    """The draft in normal form; InvalidValue says why it cannot be claimed on this host."""
+    """Return the draft in normal form; raise InvalidValue, with the reason, if this host cannot have the claim."""
     name, instances, value = draft.setting
     tunable = known.get(name)
     if tunable is None:

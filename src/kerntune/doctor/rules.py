@@ -1,4 +1,4 @@
-"""What udev rules set on drives and CPUs, as far as a rule's conditions can be said in a pattern (udev(7))."""
+"""The values that udev rules set on drives and CPUs, as far as a pattern can say a rule's conditions (udev(7))."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FOLDERS: Final = (
     "etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d",
 )  # fmt: skip
 PAIR: Final = re.compile(r'\s*([A-Za-z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*[ei]?"((?:[^"\\]|\\.)*)"\s*,?')
-# The attributes of a device that are tuned here, below the folder of the device.
+# The attributes of a device that kerntune tunes, below the folder of the device.
 ATTRIBUTES: Final = {attribute: knob.scope for knob in KNOBS for attribute in knob.scope.attributes}
-# What every drive that can be tuned meets anyway.
+# Every drive that kerntune can tune meets conditions on these anyway.
 HARMLESS: Final = frozenset({"ACTION", "SUBSYSTEM", "TEST", "KERNEL"})
 NAME: Final = re.compile(r"\$kernel|\$name|%k|\$env\{DEVNAME\}")
 
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
 
 def read(files: Files) -> list[Line]:
-    """What all the rules set, in the order in which udev reads them."""
+    """Return what all the rules set, in the order in which udev reads them."""
     found: list[Line] = []
     for path, masked_by in drop_ins(files, FOLDERS, ".rules"):
         idle = f"/{masked_by} has the same name and is read in its place" if masked_by else ""
@@ -50,7 +50,7 @@ def read(files: Files) -> list[Line]:
 
 
 def rules(rows: Sequence[Row], file: str, *, idle: str = "") -> list[Line]:
-    """What the rules of one file set; behind a GOTO whose condition matters nothing is sure."""
+    """Return what the rules of one file set; after a GOTO whose condition matters, nothing is certain."""
     found: list[Line] = []
     jump = ""
     for row in logical(rows):
@@ -66,7 +66,7 @@ def rules(rows: Sequence[Row], file: str, *, idle: str = "") -> list[Line]:
 
 
 def logical(rows: Sequence[Row]) -> Iterator[Row]:
-    """Rules, one a line: a backslash at the end continues one, a line that starts with # is a comment."""
+    """Yield each rule as one line; a backslash at the end continues a rule, a line that starts with # is a comment."""
     first, text = 0, ""
     for number, part in rows:
         if not text and part.lstrip().startswith("#"):
@@ -84,7 +84,7 @@ def logical(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def rule(pairs: Sequence[Pair], place: Place, *, behind: str, idle: str) -> Iterator[Line]:
-    """What one rule sets."""
+    """Yield what one rule sets."""
     names = [pair.value for pair in pairs if pair.key == "KERNEL" and pair.operator == "=="]
     patterns = names[0].split("|") if names else ["*"]
     conditions = [str(pair) for pair in pairs if pair.tests and not harmless(pair, patterns)]
@@ -100,19 +100,19 @@ def rule(pairs: Sequence[Pair], place: Place, *, behind: str, idle: str) -> Iter
 
 
 def harmless(pair: Pair, patterns: Sequence[str]) -> bool:
-    """Whether a condition says nothing that the patterns and the tunable do not say as well."""
+    """Return whether a condition says no more than the patterns and the tunable say."""
     if pair.key in HARMLESS:
         return pair.operator == "==" or pair.key == "ACTION"
     if pair.key == "ENV" and pair.attribute == "DEVTYPE":
         return (pair.operator, pair.value) == ("==", "disk")
     if pair.key == "ATTR" and pair.attribute == "queue/rotational":
         return (pair.operator, pair.value) == ("==", "0") and all(name.startswith("nvme") for name in patterns)
-    # Some ask whether the attribute is there, or has the value already.
+    # Some rules ask whether the attribute exists, or has the value already.
     return pair.key == "ATTR" and pair.attribute in ATTRIBUTES and pair.operator == "!="
 
 
 def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Iterator[tuple[str, str]]:
-    """The paths and values of a rule, those in the commands it runs included."""
+    """Yield the paths and values that a rule sets, with those in the commands that it runs."""
     for pair in pairs:
         if pair.tests:
             continue

@@ -1,4 +1,4 @@
-"""Other programs that set the same values: which are running or start at boot, and what they are told to set."""
+"""Other programs that set the same values: those that run or start at boot, and what their files tell them to set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Rival:
 
     @property
     def comm(self) -> str:
-        """As /proc/PID/comm has it."""
+        """The name of the program as /proc/PID/comm has it."""
         return self.process[:COMM]
 
 
@@ -54,20 +54,20 @@ RIVALS: Final = (
     Rival("cpupower", "cpupower", "cpupower.service", CPU, "sudo systemctl disable --now cpupower"),
     Rival("ondemand", "ondemand", "ondemand.service", CPU, "sudo systemctl disable --now ondemand"),
 )
-# They end programs before memory runs out, which is what `always` leaves to be done.
+# These end programs before memory runs out: overcommit `always` leaves that to them.
 GUARDS: Final = {"earlyoom": "earlyoom", "systemd-oomd": "systemd-oomd", "nohang": "nohang", "oomd": "oomd"}
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A rival that is there, and how that was found."""
+    """A rival that runs or starts at boot, and the evidence for it."""
 
     rival: Rival
     evidence: tuple[str, ...]
 
 
 def processes(kernel: KernelView) -> dict[str, str]:
-    """The names of the programs that run -> the file that says so (the first of each)."""
+    """Return the names of the programs that run -> the file that says so (the first of each)."""
     found: dict[str, str] = {}
     for path in kernel.glob("proc/[0-9]*/comm"):
         if name := find(kernel, path):
@@ -76,7 +76,7 @@ def processes(kernel: KernelView) -> dict[str, str]:
 
 
 def rivals(files: Files, running: dict[str, str]) -> Iterator[Seen]:
-    """Those that run, or are started at boot."""
+    """Yield the rivals that run, or start at boot."""
     for rival in RIVALS:
         evidence = []
         if path := running.get(rival.comm):
@@ -90,7 +90,7 @@ def rivals(files: Files, running: dict[str, str]) -> Iterator[Seen]:
 
 
 def enabled(files: Files, unit: str) -> str:
-    """The link that starts a unit at boot, or ""; a unit that is masked starts never."""
+    """Return the link that starts a unit at boot, or "" without one; a masked unit never starts."""
     if files.leads_to(f"etc/systemd/system/{unit}") == "dev/null":
         return ""
     links = (where.format(target, unit) for where in WANTS for target in TARGETS)
@@ -98,12 +98,12 @@ def enabled(files: Files, unit: str) -> str:
 
 
 def guards(running: dict[str, str]) -> Sequence[str]:
-    """The programs that watch memory."""
+    """Return the running programs that watch memory."""
     return [name for comm, name in GUARDS.items() if comm in running]
 
 
 def read(files: Files) -> list[Line]:
-    """What cpufrequtils sets at boot, from the file that its init script reads."""
+    """Return what cpufrequtils sets at boot, from the file that its init script reads."""
     settings: dict[str, tuple[str, Place]] = {}
     for number, text in files.lines(CPUFREQUTILS):
         try:

@@ -1,4 +1,4 @@
-"""Reads the lines that people paste into boot scripts (rc.local) as assignments; it never runs any of them."""
+"""A reader that turns the lines people paste into boot scripts (rc.local) into assignments; it never runs any."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kerntune.doctor.nesting import SUBSHELL, Command, Condition, Nesting
 from kerntune.doctor.nouns import Assignment, Left, Line, Place, Stage
 
 SCRIPTS: Final = ("etc/rc.local", "etc/rc.d/rc.local")
-# What a line has to mention to be of interest when it is not understood.
+# A line that the reader does not understand is of interest only if it mentions one of these.
 RELEVANT: Final = re.compile(
     r"/proc/sys/vm|/sys/(class/)?block|cpufreq|transparent_hugepage|hugepages|hugeadm|cpupower|tuned-adm|--setra"
     r"|powerprofilesctl|x86_energy_perf_policy|\bvm\.|numa_balancing"
 )
-# They read, test or wait; what they mention they do not set.
+# These read, test or wait; they do not set what they mention.
 QUIET: Final = frozenset(
     {"[", "[[", "test", "cat", "grep", "ls", "exit", "return", "modprobe", "sleep", "for", "case", "logger", "export"}
     | {"chmod", "chown", "chgrp", "true", "false", ":", "set", "mkdir", "mount", "udevadm", "systemctl"}
@@ -34,11 +34,11 @@ MAY_END: Final = "{} may end the script before it, by a condition that a claim d
 ENDS: Final = frozenset({"exit", "return"})
 SKIPS: Final = frozenset({"continue", "break"})
 GLOB: Final = re.compile(r"[*?\[]")
-NESTED: Final = 3  # sh -c in sh -c
+NESTED: Final = 3  # levels of sh -c in sh -c
 
 
 def read(files: Files) -> list[Line]:
-    """What rc.local sets; where there are two names for it, it is one file."""
+    """Return what rc.local sets; if both names exist, they are one file."""
     for path in SCRIPTS:
         if files.text(path) is not None:
             idle = "" if files.runs(path) else NOT_RUN.format(path)
@@ -47,7 +47,7 @@ def read(files: Files) -> list[Line]:
 
 
 def script(rows: Sequence[Row], file: str, files: Files | None = None, *, idle: str = "") -> list[Line]:
-    """What the lines of a script set, in their order; `files` are those that it may have read in turn."""
+    """Return what the lines of a script set, in their order; `files` are those that the script may read in turn."""
     reader = Script(file, files, idle)
     for row, tokens in words.logical(rows):
         if tokens is None:
@@ -60,9 +60,10 @@ def script(rows: Sequence[Row], file: str, files: Files | None = None, *, idle: 
 
 @dataclass(slots=True)
 class Script:
-    """A script on its way from the first line to the last: variables that are known, and what is still open.
+    """A script on the way from its first line to its last: its known variables, and the blocks still open.
 
-    `perhaps` are variables whose value depends on what is not known; `doubts` are the exits that may have ended it.
+    `perhaps` has variables whose value depends on unknown things. `doubts` has the exits that may have ended the
+    script.
     """
 
     file: str
@@ -77,7 +78,7 @@ class Script:
     nested: int = 0
 
     def line(self, row: Row, tokens: Sequence[str]) -> None:
-        """One line: pipelines are kept together."""
+        """Read one line; commands of a pipeline stay together."""
         pipeline: list[Command] = []
         for command in self.nesting.commands(row, tokens):
             pipeline.append(command)
@@ -89,13 +90,13 @@ class Script:
         self.found.append(Left(Place(self.file, row.number, row.text), why))
 
     def pipeline(self, commands: Sequence[Command]) -> None:
-        """Commands that feed one another; only what an echo says is known."""
+        """Read commands that feed one another; the reader knows only what an echo says."""
         said: str | None = None
         for command in commands:
             said = self.command(command, said)
 
     def command(self, command: Command, piped: str | None) -> str | None:
-        """One command; what it prints, where that is known."""
+        """Read one command; return what it prints, or None if that is not known."""
         argv, targets = redirected(command.words)
         argv = bare(argv)
         if argv and all(words.ASSIGNED.fullmatch(word) for word in argv):
@@ -116,7 +117,7 @@ class Script:
     def sets(
         self, command: Command, name: str, argv: Sequence[str], targets: Sequence[str], piped: str | None
     ) -> str | None:
-        """A command that may set something; what it prints, where that is known."""
+        """Read a command that may set something; return what it prints, or None if that is not known."""
         plain = [one for word in argv[1:] for one in words.expand(word, self.known) or [word]]
         if name == "sysctl" and (files := programs.loaded(plain)):
             self.load(command, files)
@@ -136,27 +137,27 @@ class Script:
             doubt = guards.unmet(self.doubts, [path], self.known)
             remark = MAY_END.format(doubt) if doubt else ""
             self.found.append(Assignment(place, Stage.RC_LOCAL, path, value, remark, self.idle))
-        # What only reads is of interest for where its output goes.
+        # A command that only reads is of interest only for the files that its output goes to.
         if pairs is None and self.concerns(targets if name in QUIET else [*argv, *targets]):
             self.leave(command.line, "it is not one of the lines that kerntune can read; translate it by hand")
         return said
 
     def unsure(self, command: Command, paths: Sequence[str]) -> str:
-        """Why it is not sure that a command that sets these files is run, or ""."""
+        """Return why the script may not run a command that sets these files, or "" if it certainly does."""
         if command.in_function:
             return IN_A_FUNCTION
         condition = guards.unmet(command.conditions, paths, self.known)
         return CONDITIONAL.format(condition) if condition else ""
 
     def ended(self, command: Command, name: str) -> None:
-        """The end of the script, of a subshell or of one turn of a loop; under a condition the rest is in doubt."""
+        """Note the end of the script, of a subshell or of a turn of a loop; under a condition the rest is in doubt."""
         if command.in_function or any(map(guards.never, command.conditions)):
             return
         number = command.line.number
         if name in ENDS and not command.conditions and not command.in_subshell:
             self.idle = self.idle or f"it stands behind the {name} in line {number}, so it is never reached"
             return
-        # What stands behind `test || exit` is run where the test succeeds.
+        # The script runs the lines after `test || exit` where the test succeeds.
         one = command.conditions[0] if len(command.conditions) == 1 else None
         tests = one.tests if one and one.negated else ()
         doubt = Condition(f"the {name} in line {number}", tests, plain=bool(tests))
@@ -168,7 +169,7 @@ class Script:
             self.doubts.append(doubt)
 
     def load(self, command: Command, files: Sequence[str]) -> None:
-        """`sysctl -p FILE`: what the file sets is set here; a second time it is not read."""
+        """Read the files of `sysctl -p FILE`: they set their values here; the reader reads no file a second time."""
         for file in files:
             path = file.lstrip("/")
             why = self.unsure(command, [path]) or self.unreadable(file)
@@ -180,7 +181,7 @@ class Script:
                 self.found += sysctl.settings(self.files, real, idle=self.idle, stage=Stage.RC_LOCAL)
 
     def unreadable(self, file: str) -> str:
-        """Why a file cannot be read in place of the script, or ""."""
+        """Return why the reader cannot read a file in place of the script, or "" if it can."""
         if not file.startswith("/") or words.expand(file, self.known) != [file] or GLOB.search(file):
             return f"which file {file!r} is, is not known here"
         path = file.lstrip("/")
@@ -190,12 +191,12 @@ class Script:
         return f"{file} cannot be read" if there else f"it reads {file}, and there is no such file here"
 
     def concerns(self, argv: Sequence[str]) -> bool:
-        """Whether words are about values that are tuned here, variables filled in."""
+        """Return whether words are about values that kerntune tunes, with variables filled in."""
         known = {**self.perhaps, **self.known}
         return any(RELEVANT.search(one) for word in argv for one in words.expand(word, known) or [word])
 
     def written(self, targets: Sequence[str], said: str | None) -> list[tuple[str, str]] | None:
-        """What goes to files of the kernel; None where it is not known what, or to which."""
+        """Return what goes to files of the kernel, or None if the values or the files are not known."""
         found: list[tuple[str, str]] = []
         for target in targets:
             paths = words.expand(target, self.known)
@@ -208,7 +209,7 @@ class Script:
         return found
 
     def bind(self, word: str, *, sure: bool) -> None:
-        """A variable; where it is not sure that it is set here, its value is not known from here on."""
+        """Set a variable; if the script may not set it here (not `sure`), its value is not known from here on."""
         name, _, value = word.partition("=")
         values = words.expand(value, self.known)
         self.known.pop(name, None)
@@ -216,7 +217,7 @@ class Script:
             (self.known if sure else self.perhaps)[name] = values
 
     def loop(self, argv: Sequence[str]) -> None:
-        """`for NAME in WORDS`: inside, the name stands for each of them."""
+        """Read `for NAME in WORDS`: inside the loop, the name stands for each of the words."""
         if len(argv) < 3 or argv[2] != "in":
             return
         values: list[str] = []
@@ -229,7 +230,7 @@ class Script:
         self.known[argv[1]] = values
 
     def inner(self, command: Command, text: str) -> None:
-        """A script in a script, on the same line and under the same conditions."""
+        """Read a script in a script, on the same line and under the same conditions."""
         inside = Script(self.file, self.files, self.idle, self.found, dict(self.known), dict(self.perhaps))
         inside.doubts, inside.loaded, inside.nested = list(self.doubts), self.loaded, self.nested + 1
         inside.nesting.inherit(command)
@@ -238,7 +239,7 @@ class Script:
 
 
 def redirected(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command without its redirections, and the files its output goes to."""
+    """Return a command without its redirections, and the files that its output goes to."""
     rest: list[str] = []
     targets: list[str] = []
     ahead = iter(argv)
@@ -247,17 +248,17 @@ def redirected(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.append(word)
             continue
         target = next(ahead, "")
-        # `2>/dev/null`: cut as it is, the number looks like one more argument.
+        # After the cut, the number of `2>/dev/null` looks like one more argument.
         if rest and rest[-1] in ("1", "2") and (target.startswith("/dev/") or word.endswith("&")):
             rest.pop()
-        # `(...) > file` is cut as one operator.
+        # The `)>` of `(...)>file` comes as one operator.
         if word.strip("()") in (">", ">>", ">|"):
             targets.append(target)
     return rest, targets
 
 
 def bare(argv: Sequence[str]) -> list[str]:
-    """A command without sudo and the like, and without variables that are set for it alone."""
+    """Return a command without sudo and the like, and without variables that the script sets for it alone."""
     rest = list(argv)
     while rest and rest[0].rsplit("/", 1)[-1] in PREFIXES:
         rest.pop(0)
@@ -269,7 +270,7 @@ def bare(argv: Sequence[str]) -> list[str]:
 
 
 def printed(argv: Sequence[str], known: Mapping[str, Sequence[str]]) -> str | None:
-    """What echo or printf says; None where a variable in it is not known, or stands for several values."""
+    """Return what echo or printf says, or None if a variable in it is not known or stands for several values."""
     said = [word for word in argv[1:] if not re.fullmatch(r"-[neE]+", word)]
     if argv[0].endswith("printf") and len(said) > 1 and said[0].rstrip("\\n") in ("%s", "%d"):
         said = said[1:]

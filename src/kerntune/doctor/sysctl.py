@@ -17,7 +17,7 @@ NOT_READ: Final = (
 
 
 class Sysctl(NamedTuple):
-    """A key and a value as they are written, with the line's number and text."""
+    """A key and a value as the file has them, with the line's number and text."""
 
     number: int
     text: str
@@ -26,7 +26,7 @@ class Sysctl(NamedTuple):
 
 
 def read(files: Files) -> list[Line]:
-    """What all the files set, in the order in which systemd-sysctl reads them."""
+    """Return what all the files set, in the order in which systemd-sysctl reads them."""
     found: list[Line] = []
     classic = False
     for path, masked_by in drop_ins(files, FOLDERS, ".conf"):
@@ -40,14 +40,14 @@ def read(files: Files) -> list[Line]:
 
 
 def settings(files: Files, path: str, *, idle: str, stage: Stage = Stage.SYSCTL) -> Iterator[Assignment]:
-    """What one file sets, when it is read at that stage."""
+    """Yield what one file sets if a boot reads it at that stage."""
     for number, text, key, value in parse(files, path):
         place = Place(f"/{path}", number, text)
         yield Assignment(place, stage, f"proc/sys/{path_of(key)}", value, idle=idle)
 
 
 def parse(files: Files, path: str) -> Iterator[Sysctl]:
-    """The lines that set something; a `-` in front only says that errors do not matter."""
+    """Yield the lines that set something; a `-` in front only says that errors do not matter."""
     for number, text in files.lines(path):
         line = text.strip()
         if line.startswith(("#", ";")):
@@ -58,6 +58,9 @@ def parse(files: Files, path: str) -> Iterator[Sysctl]:
 
 
 def path_of(key: str) -> str:
-    """The path below /proc/sys: of dots and slashes the one that comes first separates the parts (sysctl.d(5))."""
+    """Return the path below /proc/sys.
+
+    Dots or slashes separate the parts of a key: the kind that comes first (sysctl.d(5)).
+    """
     first = next((char for char in key if char in "./"), "/")
     return key if first == "/" else key.translate(str.maketrans("./", "/."))

@@ -1,4 +1,4 @@
-"""Says a file of the kernel and its value as a setting of kerntune, where there is a tunable for it. Pure."""
+"""Translation of a file of the kernel and its value to a setting of kerntune, where a tunable exists for it. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ OVERCOMMIT: Final = "overcommit"
 MODES: Final = {"0": "heuristic", "1": "always", "2": "never"}
 ANY_CPU: Final = frozenset({"*", "?", "[0-9]", "[0-9]*", "?*", "*[0-9]", "policy*", "policy[0-9]*", "policy?*"})
 KNOBS: Final = tuple((re.compile(pattern), tunable) for tunable in REGISTRY for pattern in tunable.by_hand)
-# Sysctls that are worth a word when kerntune has no tunable for them; others are none of its business.
+# The doctor mentions these sysctls if kerntune has no tunable for them; others do not concern kerntune.
 SYSCTLS: Final = re.compile(r"proc/sys/(vm/.+|kernel/numa_balancing)")
 
 
 class Knob(NamedTuple):
-    """A tunable and its instances; for `part` the value is only one of several that make the setting."""
+    """A tunable and its instances; with a `part`, the value is only one of several that make the setting."""
 
     tunable: str
     instances: str
@@ -28,9 +28,10 @@ class Knob(NamedTuple):
 
 
 def knob(path: str, default_page_size: int) -> Knob | None:
-    """What a path below the root is to kerntune; None when it is nothing. `default_page_size` is in bytes, 0 for none.
+    """Return what a path below the root is to kerntune, or None if it is nothing.
 
-    Symbolic links that everybody uses (/sys/class/block) are known; the path may be a glob.
+    `default_page_size` is in bytes, 0 for none. The function knows symbolic links that everybody uses
+    (/sys/class/block). The path may be a glob.
     """
     path = posixpath.normpath(path.strip("/"))
     for pattern, tunable in KNOBS:
@@ -40,7 +41,7 @@ def knob(path: str, default_page_size: int) -> Knob | None:
 
 
 def named(tunable: Tunable, found: dict[str, str], default_page_size: int) -> Knob | None:
-    """A tunable's instance by what a path says of it."""
+    """Return a tunable and its instance, from what a path says of the instance."""
     match tunable.kind:
         case Kind.POOLS:
             instances = pool(found, default_page_size)
@@ -57,7 +58,7 @@ def named(tunable: Tunable, found: dict[str, str], default_page_size: int) -> Kn
 
 
 def pool(found: dict[str, str], default: int) -> str:
-    """A pool of huge pages; without a size in the path that of the default size, "" where there is none."""
+    """Return a pool of huge pages: without a size in the path the pool of the default size, "" without a default."""
     size = int(found["kb"]) << 10 if "kb" in found else default
     node = found.get("node", "")
     node = "*" if node in ("node*", "node[0-9]*") else node
@@ -65,9 +66,9 @@ def pool(found: dict[str, str], default: int) -> str:
 
 
 def overcommit(mode: str, ratio: str, kbytes: str, *, current_ratio: int) -> tuple[str, str]:
-    """Mode and ratio as one value, and what to know of it; ("", why) when it cannot be said.
+    """Return mode and ratio as one value, and what to know of it; return ("", why) if no value can say them.
 
-    An empty text is a part that nobody sets. `current_ratio` is what the kernel has, for a mode that needs one.
+    An empty text is a part that nobody sets. `current_ratio` is the kernel's ratio now, for a mode that needs one.
     """
     word = MODES.get(mode)
     if word is None:

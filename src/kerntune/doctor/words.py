@@ -1,4 +1,4 @@
-"""Cuts a shell script into simple commands, and runs none; it knows the grammar that boot scripts use, no more."""
+"""The lexer of shell scripts: it cuts lines into tokens, runs none, and knows only the grammar of boot scripts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za
 BRACES: Final = re.compile(r"(?<!\$)\{([^{}]*,[^{}]*|[0-9]{1,4}\.\.[0-9]{1,4})\}")
 # A quotation may go on for some lines; a stray quote should not swallow the whole script.
 QUOTED_LINES: Final = 12
-MOST_WORDS: Final = 4096  # that one word is expanded to
+MOST_WORDS: Final = 4096  # words that one word may expand to
 MOST_BRACES: Final = 8
 
 
 def logical(lines: Sequence[Line]) -> Iterator[tuple[Line, list[str] | None]]:
-    """Lines with what continues them, and their tokens: None where the quotes do not match.
+    """Yield each line with its continuation lines, and its tokens, or None if the quotes do not match.
 
-    Here-documents are left out. `$(...)` is one word, or the beginning of one.
+    Leave out here-documents. `$(...)` is one word, or the beginning of one.
     """
     ahead = iter(range(len(lines)))
     for index in ahead:
@@ -49,12 +49,12 @@ def logical(lines: Sequence[Line]) -> Iterator[tuple[Line, list[str] | None]]:
 
 
 def continues(text: str) -> bool:
-    """Whether the next line belongs to this one."""
+    """Return whether the next line belongs to this one."""
     return text.endswith("\\") or (not text.lstrip().startswith("#") and text.rstrip().endswith(("|", "&&")))
 
 
 def cut(text: str) -> list[str] | None:
-    """The tokens of a line; None while a quotation is open."""
+    """Return the tokens of a line, or None while a quotation is open."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars="".join(OPERATORS))
     lexer.whitespace_split = True
     try:
@@ -64,7 +64,7 @@ def cut(text: str) -> list[str] | None:
 
 
 def substituted(tokens: Sequence[str]) -> list[str]:
-    """The tokens with each `$(...)` in one piece; one that is not closed goes on to the end."""
+    """Return the tokens with each `$(...)` in one piece; one that nothing closes goes on to the end."""
     found: list[str] = []
     depth = 0
     for token in tokens:
@@ -84,12 +84,12 @@ def substituted(tokens: Sequence[str]) -> list[str]:
 
 
 def is_operator(token: str, among: frozenset[str] = OPERATORS) -> bool:
-    """Whether a token is made of such characters only."""
+    """Return whether a token has no characters but those in `among`."""
     return bool(token) and set(token) <= among
 
 
 def expand(word: str, known: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The words that one stands for, by the variables that are known; None where it holds what is not known."""
+    """Return the words that one word stands for, by the known variables, or None if a part of it is not known."""
     found = [word]
     while any(VARIABLE.search(one) for one in found):
         longer: list[str] = []
@@ -110,7 +110,7 @@ def expand(word: str, known: Mapping[str, Sequence[str]]) -> list[str] | None:
 
 
 def unbraced(word: str) -> list[str]:
-    """`cpu{0,1}` and `cpu{0..3}` in full."""
+    """Return the words that `cpu{0,1}` or `cpu{0..3}` stands for."""
     brace = BRACES.search(word)
     if not brace or word.count("{") > MOST_BRACES:
         return [word]
