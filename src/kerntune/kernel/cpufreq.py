@@ -1,4 +1,4 @@
-"""Why this host has no CPU frequency policy: one cause, decided by what it says of itself; not asked where it has."""
+"""The one cause why a host has no CPU frequency policy, by what the host says of itself; callers ask no other host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OFF: Final = frozenset({"intel_pstate=disable", "amd_pstate=disable"})
 
 
 class Lacking(NamedTuple):
-    """The cause in a few words, what was read that says so (if anything), and what to do about it."""
+    """The cause in a few words, the texts on the host that say so (if any), and what to do about it."""
 
     why: str
     evidence: tuple[str, ...]
@@ -20,7 +20,7 @@ class Lacking(NamedTuple):
 
 
 def lacking(kernel: KernelView) -> Lacking:
-    """The cause, in the order in which one makes the next idle: in a virtual machine no driver would help."""
+    """Return the first cause that applies; it makes those after it idle: in a virtual machine no driver would help."""
     if support.settling(kernel):
         evidence = f"/{support.QUEUE} is there: udev is still looking at devices"
         return Lacking("no frequency driver is loaded yet", (evidence,), "The values are set when the driver comes")
@@ -35,7 +35,7 @@ def lacking(kernel: KernelView) -> Lacking:
     if word := turned_off(kernel):
         fix = f"To have it, take {word} out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot"
         return Lacking("the kernel command line turns it off", (f"/proc/cmdline has {word}",), fix)
-    # Documentation/admin-guide/pm/cpufreq.rst, acpi/cppc_sysfs.rst: the driver for firmware of x86, and of others.
+    # Documentation/admin-guide/pm/cpufreq.rst, acpi/cppc_sysfs.rst: the drivers for firmware of x86, and of others.
     driver = "acpi_cpufreq" if flags or not find(kernel, "proc/cpuinfo") else "cppc_cpufreq"
     return Lacking(
         "no frequency driver is loaded",
@@ -46,7 +46,7 @@ def lacking(kernel: KernelView) -> Lacking:
 
 
 def cpu_flags(kernel: KernelView) -> frozenset[str]:
-    """The flags of the first CPU; none where /proc/cpuinfo has no such line (only x86 has)."""
+    """Return the flags of the first CPU; none if /proc/cpuinfo has no such line (only x86 has one)."""
     for line in (find(kernel, "proc/cpuinfo") or "").splitlines():
         name, _, flags = line.partition(":")
         if name.strip() == "flags":
@@ -55,7 +55,7 @@ def cpu_flags(kernel: KernelView) -> frozenset[str]:
 
 
 def virtual(kernel: KernelView, flags: frozenset[str]) -> str:
-    """What says that this is a virtual machine, or ""."""
+    """Return the evidence that this is a virtual machine, or "" without any."""
     if "hypervisor" in flags:
         return "/proc/cpuinfo has the flag hypervisor"
     devices = kernel.glob(f"{VIRTIO}/*")
@@ -63,7 +63,7 @@ def virtual(kernel: KernelView, flags: frozenset[str]) -> str:
 
 
 def turned_off(kernel: KernelView) -> str:
-    """The word of the kernel command line that turns frequency scaling off, or ""."""
+    """Return the word of the kernel command line that turns frequency scaling off, or "" if none does."""
     for word in (find(kernel, "proc/cmdline") or "").split():
         name, _, value = word.replace("-", "_").partition("=")
         if word in OFF or (name == "cpufreq.off" and value != "0"):

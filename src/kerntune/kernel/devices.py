@@ -1,4 +1,4 @@
-"""What udev knows of devices, and the events of those that come and go; the only module that imports pyudev."""
+"""The links of devices as udev knows them, and the events of devices; the only module that imports pyudev."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 HOST = Path("/")
 UDEVD: Final = Path("/run/udev/control")  # systemd-udevd's socket
-DATABASE: Final = Path("/run/udev/data")  # a file a device, written anew at each of its events
-# Block devices; the controllers of NVMe drives, for the hidden paths of a multipath drive have no events; CPUs; and
-# modules, for the policies of a cpufreq driver have none either.
+DATABASE: Final = Path("/run/udev/data")  # udev writes one file for each device, anew at each event of the device
+# Block devices and CPUs. The controllers of NVMe drives, because the hidden paths of a multipath drive have no events.
+# Modules, because the policies of a cpufreq driver have no events either.
 SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu", "module")
-MOST: Final = 1024  # devices whose links are kept
+MOST: Final = 1024  # devices whose links `Links` keeps
 
 
 @cache
 def _context() -> Context:
-    import pyudev  # noqa: PLC0415  (libudev is loaded only where there is a host to ask)
+    import pyudev  # noqa: PLC0415  (load libudev only where there is a host to ask)
 
     return pyudev.Context()
 
 
 def _written(device: str) -> int:
-    """When udev wrote last what it knows of a block device (ns), 0 when it knows nothing of it."""
+    """Return when udev last wrote what it knows of a block device (ns), or 0 if it knows nothing of it."""
     try:
         with open(f"/sys/class/block/{device}/dev", "rb", buffering=0) as file:
             return os.stat(b"%s/b%s" % (os.fsencode(DATABASE), file.read().strip())).st_mtime_ns
@@ -39,7 +39,7 @@ def _written(device: str) -> int:
 
 
 def _links(device: str) -> Sequence[str]:
-    """What udev knows now."""
+    """Return the links that udev knows now."""
     context = _context()
     import pyudev  # noqa: PLC0415  (as above)
 
@@ -51,9 +51,9 @@ def _links(device: str) -> Sequence[str]:
 
 
 class Links:
-    """The links of each device as last asked; to ask costs as much as all the rest of a pass.
+    """The last answer of udev on the links of each device; a question costs as much as all the rest of a pass.
 
-    The answer stays the same until udev writes again. Only the last is kept, for events of drives have no end.
+    The answer stays the same until udev writes again. Only the last one stays here, for events of drives have no end.
     """
 
     def __init__(self, ask: Callable[[str], Sequence[str]], written: Callable[[str], int]) -> None:
@@ -68,8 +68,8 @@ class Links:
         if known and known[0] == written:
             return known[1]
         if len(self._known) >= MOST:
-            self._known.clear()  # most have gone
-        # Asked after the look: what udev writes in between is asked for again.
+            self._known.clear()  # most of the devices have gone
+        # Ask after the look: if udev writes in between, the next call asks again.
         found = self._ask(device)
         self._known[device] = written, found
         return found
@@ -79,10 +79,10 @@ _of_udev: Final = Links(_links, _written)
 
 
 def links(root: Path, device: str) -> Sequence[str]:
-    """The names a block device has below /dev/disk, without that prefix.
+    """Return the names of a block device below /dev/disk, without that prefix.
 
-    On the host udev's database is asked (the service's own /dev has no links: PrivateDevices=); in a tree the
-    symbolic links below dev/disk are read. A device that udev does not know has none.
+    On the host, ask udev's database: the service's own /dev has no links (PrivateDevices=). In a tree, read the
+    symbolic links below dev/disk. A device that udev does not know has none.
     """
     if root == HOST:
         return _of_udev.of(device) if DATABASE.is_dir() else _links(device)
@@ -102,14 +102,14 @@ class Event(NamedTuple):
 
 
 class Overrun(Exception):
-    """More events came than the socket could hold: what happened to which device is not known."""
+    """More events came than the socket could hold: nobody knows what happened to which device."""
 
 
 class Monitor:
     """Events of the host's devices: from the `kernel` at once, from `udev` when it has dealt with them.
 
-    `fileno` is readable when there are some (netlink(7), NETLINK_KOBJECT_UEVENT). libudev asks for the largest receive
-    buffer that it may have.
+    `fileno` is readable when events have come (netlink(7), NETLINK_KOBJECT_UEVENT). libudev asks for the largest
+    receive buffer that it may have.
     """
 
     def __init__(self, source: str) -> None:
@@ -126,12 +126,12 @@ class Monitor:
         return int(self._monitor.fileno())
 
     def events(self) -> Iterator[Event]:
-        """What has come, without waiting for more; raises Overrun."""
+        """Yield the events that have come, without waiting for more; raise Overrun if some are lost."""
         while True:
             try:
                 device = self._monitor.poll(0)
             except OSError as error:
-                # pyudev's poll tells no errno, and leaves the error on the socket; asking for it clears it.
+                # pyudev's poll gives no errno, and leaves the error on the socket; to read the error clears it.
                 if (error.errno or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) != errno.ENOBUFS:
                     raise
                 raise Overrun from error
@@ -143,8 +143,9 @@ class Monitor:
 
 
 def monitors() -> list[Monitor]:
-    """Those there can be here. The kernel's is as early as a udev rule; udev's knows by-id names, and is the last word.
+    """Return the monitors that this host can have.
 
-    Values in sysfs need nothing that udev makes, so the kernel's events can be used at once.
+    The kernel's monitor is as early as a udev rule. udev's monitor knows by-id names, and is the last word. Values in
+    sysfs need nothing that udev makes, so the caller can use the kernel's events at once.
     """
     return [Monitor("kernel"), *([Monitor("udev")] if UDEVD.exists() else [])]

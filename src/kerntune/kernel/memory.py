@@ -1,4 +1,4 @@
-"""The host's memory and who holds huge pages, read from /proc."""
+"""The host's memory and the processes that hold huge pages, read from /proc."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Holder(NamedTuple):
 
 
 class Watermarks(NamedTuple):
-    """What the kernel keeps free, and the sum of the low watermarks: bytes, over all zones of /proc/zoneinfo."""
+    """The memory the kernel keeps free, and the sum of the low watermarks: bytes, over all zones of /proc/zoneinfo."""
 
     reserve: int
     low: int
 
 
 def meminfo(kernel: KernelView) -> dict[str, int]:
-    """What /proc/meminfo says."""
+    """Return the figures of /proc/meminfo."""
     return parse_meminfo(find(kernel, "proc/meminfo") or "")
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
-    """The lines of /proc/meminfo as name -> bytes; those without a unit (HugePages_Total) stay counts."""
+    """Return the lines of /proc/meminfo as name -> bytes; lines without a unit (HugePages_Total) stay counts."""
     found = {}
     for line in text.splitlines():
         name, _, rest = line.partition(":")
@@ -46,7 +46,7 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 
 def read_memory(kernel: KernelView) -> Memory:
-    """One snapshot of the figures that the limits rest on."""
+    """Return one snapshot of the figures that the limits rest on."""
     mode = find(kernel, f"{VM}/overcommit_memory")
     swaps = find(kernel, "proc/swaps") or ""
     return memory_of(
@@ -62,18 +62,21 @@ def read_memory(kernel: KernelView) -> Memory:
 
 
 def zram_files(swaps: str) -> Sequence[str]:
-    """Return the paths of what the zram devices in /proc/swaps hold (Documentation/admin-guide/blockdev/zram.rst)."""
+    """Return the files that tell what the zram devices in /proc/swaps hold.
+
+    See Documentation/admin-guide/blockdev/zram.rst.
+    """
     names = (line.split()[0].rpartition("/")[2] for line in swaps.splitlines()[1:] if line.strip())
     return [f"sys/block/{name}/mm_stat" for name in names if name.startswith("zram")]
 
 
 def read_watermarks(kernel: KernelView) -> Watermarks:
-    """They change with vm.min_free_kbytes and memory that is plugged."""
+    """Return the watermarks of the host; they change with vm.min_free_kbytes and with plugged memory."""
     return watermarks_of(find(kernel, "proc/zoneinfo") or "")
 
 
 def watermarks_of(zoneinfo: str) -> Watermarks:
-    """As calculate_totalreserve_pages in mm/page_alloc.c sums them up."""
+    """Return the sums as calculate_totalreserve_pages in mm/page_alloc.c makes them."""
     reserve = low = 0
     for zone in zoneinfo.split("\nNode "):
         rows = dict(map(_row, zone.splitlines()))
@@ -90,7 +93,7 @@ def _row(line: str) -> tuple[str, str]:
 
 
 def shortage(info: Mapping[str, int], watermarks: Watermarks) -> int:
-    """Bytes by which MemAvailable would be below 0, by si_mem_available in mm/show_mem.c."""
+    """Return the bytes by which MemAvailable would be below 0, by si_mem_available in mm/show_mem.c."""
     if info.get("MemAvailable", 0):
         return 0
     cached = info.get("Active(file)", 0) + info.get("Inactive(file)", 0), info.get("KReclaimable", 0)
@@ -109,7 +112,10 @@ def memory_of(
     arcstats: str = "",
     zram: Sequence[str] = (),
 ) -> Memory:
-    """The figures in the texts of the kernel's files, with vm.overcommit_*; `zram` are those of zram_files()."""
+    """Return the figures in the texts of the kernel's files, with vm.overcommit_*.
+
+    `zram` has the texts of zram_files().
+    """
     info = parse_meminfo(meminfo)
     return Memory(
         total=info.get("MemTotal", 0),
@@ -129,10 +135,11 @@ def memory_of(
 
 
 def free_swap(info: Mapping[str, int], swaps: str, zram: Sequence[str] = ()) -> int:
-    """Bytes that can still be had by swapping out, with those of pages that were read back and keep their place there.
+    """Return the bytes that swapping out can still free.
 
-    A page in zram takes RAM again, only less: what is free there counts as much as zram would save with it, but for no
-    more than it has saved. With zram it cannot be told where the pages in SwapCached have theirs.
+    They include pages that the kernel has read back and that keep their place in swap. A page in zram takes RAM again,
+    only less. So the free space of zram counts as much as zram would save with it, but for no more than zram has saved.
+    With zram, nothing tells where the pages in SwapCached have their place.
     """
     rows = [line.split() for line in swaps.splitlines()[1:]]
     free = [int(row[2]) - int(row[3]) for row in rows if len(row) > 3 and "/zram" in row[0]]
@@ -145,26 +152,26 @@ def free_swap(info: Mapping[str, int], swaps: str, zram: Sequence[str] = ()) -> 
 
 
 def held_and_taken(stats: Iterable[str]) -> tuple[int, int]:
-    """Return the bytes that zram holds and those of RAM that this takes (orig_data_size, mem_used_total)."""
+    """Return the bytes that zram holds and the bytes of RAM that they take (orig_data_size, mem_used_total)."""
     rows = [text.split() for text in stats]
     held, taken = (sum(int(row[column]) for row in rows if len(row) > 2) for column in (0, 2))
     return held, taken
 
 
 def spare_arc(arcstats: str) -> int:
-    """Return the bytes that ZFS gives back when memory is short, which MemAvailable does not know: 0 without ZFS."""
+    """Return the bytes that ZFS gives back when memory is short, or 0 without ZFS; MemAvailable does not count them."""
     rows = (line.split() for line in arcstats.splitlines())
     found = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2].isdigit()}
     return max(0, found.get("size", 0) - found.get("c_min", 0))
 
 
 def default_page_size(kernel: KernelView) -> int:
-    """The default huge page size in bytes (Hugepagesize in /proc/meminfo), 0 without huge pages."""
+    """Return the default huge page size in bytes (Hugepagesize in /proc/meminfo), or 0 without huge pages."""
     return meminfo(kernel).get("Hugepagesize", 0)
 
 
 def holders(kernel: KernelView) -> Sequence[Holder]:
-    """The processes that have huge pages mapped, the largest first."""
+    """Return the processes that have huge pages mapped, the largest first."""
     found = []
     for path in kernel.glob("proc/[0-9]*/status"):
         lines = (find(kernel, path) or "").splitlines()

@@ -1,4 +1,4 @@
-"""What a process is called, how much memory each has, and their end; the only module that imports psutil."""
+"""The names, the memory and the end of processes; the only module that imports psutil."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kerntune.model import Consumer
 
 LEAST = 1.0  # seconds
 LONGEST = 200  # characters of a line that names a process
-UNIT, CONTAINED, USER = 48, 24, 32  # characters of a unit, of a container's name and of a user in it, at most
+UNIT, CONTAINED, USER = 48, 24, 32  # the most characters of a unit, of a container's name and of a user in that line
 SHORTEST = 12  # characters of a command line
-LITTLE = 64 << 20  # bytes: who has grown less has not made memory short
-MANY = 256  # processes that are looked at together
+LITTLE = 64 << 20  # bytes: a process that has grown less has not made memory short
+MANY = 256  # processes that `culprit` looks at together
 SHARED = "shared memory and /dev/shm"
 NOBODY = "nobody of late; the largest is "
 MIB = 1 << 20
@@ -28,26 +28,29 @@ if TYPE_CHECKING:
 
 
 def describe(pid: int, uid: int) -> str:
-    """`alice (busctl)`: the user's name and the program's, as far as they can be found. Never used to authorise."""
+    """Return the names of the user and the program (`alice (busctl)`), or `uid N` if it cannot find them.
+
+    Never authorise by this text.
+    """
     try:
-        import psutil  # noqa: PLC0415  (its import costs more than the start of the daemon may)
-    except ImportError:  # it is just being replaced by an upgrade
+        import psutil  # noqa: PLC0415  (its import costs more than the start of the daemon may cost)
+    except ImportError:  # an upgrade is just replacing it
         return f"uid {uid}"
     try:
         user = psutil.Process(pid).username()
         command = psutil.Process(pid).name()
-    except (psutil.Error, OSError):  # it is gone, or there is no memory or no descriptor to look
+    except (psutil.Error, OSError):  # it has ended, or no memory or no descriptor is left to look
         return f"uid {uid}"
     return f"{user} ({printable(command)})"
 
 
 def printable(name: str) -> str:
-    """A name that its process chose, without what would break a log line, a terminal or a file of text."""
+    """Return a name that its process chose, with ? for what would break a log line, a terminal or a text file."""
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
 def swapped(pid: int) -> int:
-    """Bytes of a process that are in swap; 0 when that cannot be read."""
+    """Return the bytes of a process that are in swap, or 0 if they cannot be read."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             return next((int(line.split()[1]) << 10 for line in file if line.startswith("VmSwap:")), 0)
@@ -56,7 +59,7 @@ def swapped(pid: int) -> int:
 
 
 def kill_descendants() -> None:
-    """Kill what this process has started, and what that has started; what may not be killed is passed over."""
+    """Kill all descendants of this process; pass over those that it may not kill."""
     import psutil  # noqa: PLC0415
 
     for process in psutil.Process().children(recursive=True):
@@ -65,8 +68,8 @@ def kill_descendants() -> None:
 
 
 def unit_of(cgroups: str) -> str:
-    """Return the systemd unit or the container that /proc/PID/cgroup names (cgroups(7)), "" for neither."""
-    # Whoever may make a cgroup names it.
+    """Return the systemd unit or the container that /proc/PID/cgroup names (cgroups(7)), or "" if it names neither."""
+    # Users that may make a cgroup choose its name.
     paths = [line.split(":", 2)[2] for line in map(printable, cgroups.split("\n")) if line.count(":") >= 2]
     for part in (part for path in paths for part in reversed(path.split("/"))):
         if found := CONTAINER.match(part):
@@ -77,7 +80,7 @@ def unit_of(cgroups: str) -> str:
 
 
 def user_name(uid: int) -> str:
-    """Return the name in /etc/passwd, else the number: other sources of names may not answer while memory is short."""
+    """Return the name in /etc/passwd, or the number: other sources of names may not answer while memory is short."""
     with contextlib.suppress(OSError), open("/etc/passwd", encoding="utf-8", errors="replace") as file:
         for fields in (line.split(":") for line in file):
             if len(fields) > 2 and fields[2] == str(uid):
@@ -86,15 +89,16 @@ def user_name(uid: int) -> str:
 
 
 class Consumers:
-    """Who holds memory, and who has taken more of it since the look before. Keeps no process alive.
+    """The processes that hold memory, and those that have taken more since the look before. It keeps no process alive.
 
-    Sizes are a process's own resident memory (in /proc/PID/statm the second figure less the third), and where the host
-    has swap, what is swapped out of it (VmSwap in /proc/PID/status). What processes share, /dev/shm with it, is counted
-    once and for none of them. Pages of hugetlbfs are not in it, and are not in what the guard counts either.
+    The size of a process is its own resident memory: in /proc/PID/statm the second figure less the third. Where the
+    host has swap, the swapped-out memory of the process (VmSwap in /proc/PID/status) is part of its size. Memory that
+    processes share, with /dev/shm, counts once and for none of them. Pages of hugetlbfs do not count; the guard does
+    not count them either.
     """
 
     def __init__(self) -> None:
-        """Raises ImportError while psutil is being replaced."""
+        """Raise ImportError while an upgrade replaces psutil."""
         import psutil  # noqa: PLC0415  (see describe)
 
         self._psutil = psutil
@@ -104,11 +108,12 @@ class Consumers:
         self._shared = self._shared_before = 0
 
     def look(self, now: float) -> None:
-        """Read every process, at so many seconds of a clock that never goes back; takes some 10 us each.
+        """Read every process; this takes some 10 us for each.
 
-        What cannot be read is left out. Raises OSError when nothing can be.
+        `now` is in seconds of a clock that never goes back. Leave out a process that cannot be read. Raise OSError if
+        nothing can be read.
         """
-        # Looks may follow each other at once: growth is that of LEAST seconds or more.
+        # Looks may follow each other at once: growth is the growth of LEAST seconds or more.
         if now - self._looked >= LEAST:
             self._before, self._shared_before, self._looked_before = self._now, self._shared, self._looked
         self._now, self._looked = {}, now
@@ -120,19 +125,20 @@ class Consumers:
                 self._now[process] = sizes.rss - sizes.shared + (swapped(process.pid) if swaps else 0)
 
     def largest(self, count: int) -> list[Consumer]:
-        """By what they have; reads their names."""
+        """Return the processes that have most memory; read their names."""
         return self._named(nlargest(count, self._now.items(), key=itemgetter(1)))
 
     def growing(self, count: int) -> list[Consumer]:
-        """By what they have got lately; nobody when there was only one look."""
+        """Return the processes that have grown most lately; none after only one look."""
         most = nlargest(count, self._growth().items(), key=itemgetter(1))
         return self._named([(process, size) for process, size in most if size > 0])
 
     def culprit(self) -> str:
-        """Return in a line who has grown most lately, or who is largest where nobody has; "" where none can be named.
+        """Return one line on the process that has grown most lately, or on the largest one if none has grown.
 
-        The processes of a unit or a container grow and shrink together. It has the unit, command line and user of the
-        one that has grown most, what it has, and what is new of it, or of all of them.
+        The line is "" if it can name none. The processes of a unit or a container grow and shrink together. The line
+        has the unit, the command line and the user of the process that has grown most. It also has the memory of that
+        process, and the growth of it or of all processes of the unit.
         """
         grown = self._growth()
         units: dict[str | Process, list[Process]] = {}
@@ -154,20 +160,20 @@ class Consumers:
         return self._described(who, f", {self._now[who] // MIB} MiB, {new}")
 
     def _growth(self) -> dict[Process, int]:
-        """Return by how much each has grown lately, below 0 shrunk; nobody when there was only one look."""
+        """Return by how much each process has grown lately (below 0: shrunk); none after only one look."""
         if not self._before:
             return {}
         return {who: more for who, size in self._now.items() if (more := size - self._before.get(who, 0))}
 
     def _largest(self) -> str:
-        """Return in a line who has most, where nobody has grown by much."""
+        """Return one line on the process that has most memory, for a time when none has grown by much."""
         sizes: dict[Process | None, int] = {None: self._shared, **self._now}
         who = max(sizes, key=sizes.__getitem__)
         figures = f", {sizes[who] // MIB} MiB"
         return self._described(who, figures, NOBODY) if who else f"{NOBODY}{SHARED}{figures}"
 
     def _unit(self, process: Process) -> str:
-        """Return the unit or the container of a process, "" for neither."""
+        """Return the unit or the container of a process, or "" if it is in neither."""
         with (
             contextlib.suppress(OSError),
             open(f"/proc/{process.pid}/cgroup", encoding="utf-8", errors="replace") as file,
@@ -176,7 +182,7 @@ class Consumers:
         return ""
 
     def _described(self, process: Process, figures: str, head: str = "") -> str:
-        """Return a process in a line; the command line is cut so that the rest of it fits."""
+        """Return one line on a process; cut the command line so that the rest of the line fits."""
         with contextlib.suppress(self._psutil.Error, OSError):
             words = printable(" ".join(process.cmdline()) or process.name())
             owner = f" (pid {process.pid}, {user_name(process.uids().real)})"

@@ -22,7 +22,7 @@ class Pool:
 
     @asked.setter
     def asked(self, count: int) -> None:
-        """Make the pool as if it had been asked for at its node alone."""
+        """Set the pool as if a user had asked for the pages at its node alone."""
         self.total = max(count, self._used)
         self.surplus = self.total - count
 
@@ -32,7 +32,10 @@ class Pool:
 
     @used.setter
     def used(self, count: int) -> None:
-        """Let programs have so many: a page that is given back is freed while there is surplus (free_huge_folio)."""
+        """Let programs have `count` pages.
+
+        While the pool has surplus, the kernel frees a page that programs give back (free_huge_folio).
+        """
         freed = min(max(0, self._used - count), self.surplus)
         borrowed = max(0, count - self.total)
         self.surplus += borrowed - freed
@@ -46,9 +49,9 @@ class Pool:
 
 @dataclass(slots=True)
 class Node:
-    """One NUMA node: its memory in bytes, less what programs use and what is page cache.
+    """One NUMA node: its memory in bytes, of which programs use a part and the page cache another.
 
-    Pages of a pool push the page cache out. `whole` caps what is unfragmented, in bytes.
+    Pages of a pool push the page cache out. `whole` caps the unfragmented memory, in bytes.
     """
 
     memory: int
@@ -66,7 +69,7 @@ class Node:
         return self.memory - self.programs - self.hugetlb - self.cache
 
     def give(self, size: int) -> bool:
-        """Take one page of that size out of the node's memory; False when there is none."""
+        """Take one page of that size out of the node's memory; return False if the node has none."""
         if self.free + self.cache < size or (self.whole is not None and self.whole < size):
             return False
         self.cache -= max(0, size - self.free)
@@ -75,7 +78,7 @@ class Node:
         return True
 
     def take_back(self, size: int) -> bool:
-        """Free one page of that size; False when none is free."""
+        """Free one page of that size; return False if none is free."""
         pool = self.pools[size]
         if not pool.free:
             return False
@@ -87,10 +90,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Resizing:
-    """Do what writing a number of pages of one size does to all nodes, or to one (set_max_huge_pages).
+    """The effect of writing a number of pages of one size on all nodes, or on one (set_max_huge_pages).
 
-    `turns` has the node whose turn it was last, by what was done and the page size. Up to Linux 6.13 a number for one
-    node is taken for more than it says by the surplus pages of the others.
+    `turns` has the node whose turn it was last, by action and page size. Up to Linux 6.13 the kernel adds the surplus
+    pages of the other nodes to a number for one node.
     """
 
     nodes: Sequence[Node]
@@ -100,7 +103,7 @@ class Resizing:
     reserved: int = 0
 
     def to(self, count: int, only: int | None = None) -> None:
-        """Grow as far as memory goes, without an error; or free what is free, and make surplus of the rest."""
+        """Grow the pools as far as memory goes, without an error; or free the free pages, and make the rest surplus."""
         pools = [node.pools[self.size] for node in self.nodes]
         numbers = range(len(pools)) if only is None else (only,)
         if only is not None:
@@ -120,7 +123,7 @@ class Resizing:
             asked -= 1
 
     def borrow(self) -> bool:
-        """Make one surplus page on any node, for who reserves it."""
+        """Make one surplus page on any node, for the program that reserves it; return False if no node has memory."""
         pool = self._turn("grow", range(len(self.nodes)), lambda n: self.nodes[n].give(self.size))
         if pool:
             pool.total += 1
@@ -128,7 +131,7 @@ class Resizing:
         return pool is not None
 
     def return_surplus(self) -> bool:
-        """Free one surplus page that nobody uses (return_unused_surplus_pages); False when there is none."""
+        """Free one surplus page that nobody uses (return_unused_surplus_pages); return False if none exists."""
         pools = [node.pools[self.size] for node in self.nodes]
         pool = self._turn(
             "shrink", range(len(pools)), lambda n: bool(pools[n].surplus and self.nodes[n].take_back(self.size))
@@ -138,7 +141,7 @@ class Resizing:
         return pool is not None
 
     def _turn(self, what: str, numbers: Sequence[int], able: Callable[[int], bool]) -> Pool | None:
-        """Return the pool of the next node in turn that is able to."""
+        """Return the pool of the next node in turn that is `able`, or None if no node is."""
         last = self.turns.get((what, self.size), -1)
         for number in sorted(numbers, key=lambda number: (number <= last, number)):
             if able(number):
@@ -148,7 +151,7 @@ class Resizing:
 
 
 def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
-    """The counters of one pool, or of all nodes' together."""
+    """Return the counters of one pool, or the sums over the pools of all nodes."""
     return {
         f"{folder}/nr_hugepages": str(sum(pool.total for pool in pools)),
         f"{folder}/free_hugepages": str(sum(pool.free for pool in pools)),
@@ -157,6 +160,6 @@ def pool_files(folder: str, pools: Sequence[Pool]) -> dict[str, str]:
 
 
 def node_meminfo(number: int, node: Node) -> str:
-    """The memory of one node (drivers/base/node.c)."""
+    """Return the memory of one node (drivers/base/node.c)."""
     figures = {"MemTotal": node.memory, "MemFree": node.free, "Inactive(file)": node.cache, "FilePages": node.cache}
     return "\n".join(f"Node {number} {name}: {value >> 10} kB" for name, value in figures.items())

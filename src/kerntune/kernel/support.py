@@ -1,4 +1,4 @@
-"""Why a file of the kernel is missing: what its build configuration says, and whether its driver may yet come."""
+"""The reasons for a missing file of the kernel: its build configuration, and a driver that may yet come."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from kerntune.kernel.files import KernelView, find
 
-QUEUE: Final = "run/udev/queue"  # there while udev has devices left to look at (udev_queue_get_queue_is_empty(3))
+QUEUE: Final = "run/udev/queue"  # it exists while udev has devices left to look at (udev_queue_get_queue_is_empty(3))
 
 
 def settling(kernel: KernelView) -> bool:
@@ -15,18 +15,18 @@ def settling(kernel: KernelView) -> bool:
 
 
 def kernel_release(kernel: KernelView) -> str:
-    """The running kernel's release, as `uname -r` prints it."""
+    """Return the running kernel's release, as `uname -r` prints it."""
     return find(kernel, "proc/sys/kernel/osrelease") or "unknown"
 
 
 def missing(kernel: KernelView, path: str, option: str) -> str:
-    """Prose: the file is missing, and what CONFIG_`option` says of it where that can be read."""
+    """Return a text for people: the file is missing, and what CONFIG_`option` says of it if that can be read."""
     said = configured(kernel, option)
     return f"/{path} is missing; " + (said or f"whether the kernel has CONFIG_{option} cannot be read here")
 
 
 def configured(kernel: KernelView, option: str) -> str:
-    """One sentence on CONFIG_`option` with its source, or "" where no configuration is readable."""
+    """Return one sentence on CONFIG_`option` with its source, or "" if no configuration is readable."""
     for place in (f"boot/config-{kernel_release(kernel)}", "proc/config.gz"):
         text = find(kernel, place)
         if text is None:
