@@ -1,1 +1,1 @@
-"""The command line `kerntune`: spells requests, shows answers, and decides nothing about the kernel."""
+"""The command line `kerntune`: it sends requests, shows answers, and decides nothing about the kernel."""

@@ -1,6 +1,6 @@
-"""The entry of `kerntune`: parses, runs one verb, prints its answer, and turns every error into an exit code.
+"""The entry of `kerntune`: it parses, runs one verb, prints its answer, and turns every error into an exit code.
 
-What help and completion can do without is imported where it is used.
+Modules that help and completion can do without are imported where they are used.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     Run = Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
 
 INTERRUPTED: Final = 130
-COMPLETE: Final = "complete"  # asked by the shells, and no verb
+COMPLETE: Final = "complete"  # the word that the shells send; it is no verb
 
 
 def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -> int:
-    """Run the command line and answer its exit code; `argv` is without the program's name."""
+    """Run the command line and return its exit code; `argv` is without the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [COMPLETE]:
         from kerntune.cli import complete  # noqa: PLC0415
 
         return complete.main(words[1:])
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed (`>&-`): what is asked for is done all the same
+        if getattr(sys, name) is None:  # the stream was closed (`>&-`): the verb runs all the same
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    # A locale that cannot write a mark shows something else in its place.
+    # A locale that cannot write a mark shows another character in its place.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -
 
 
 def run_of(name: str) -> Run:
-    """What a verb runs, by the name in its row."""
+    """Return the function that a verb runs, by the name in its row."""
     from importlib import import_module  # noqa: PLC0415
 
     module, _, function = name.partition(":")
@@ -97,7 +97,7 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
 
 
 def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
-    """Print answers as they come, one line of JSON each, until Ctrl-C: that is how it is meant to end.
+    """Print answers as they come, one line of JSON each, until Ctrl-C, which is the usual end.
 
     The exit code is that of the first answer that has one.
     """
@@ -107,7 +107,7 @@ def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
     codes: list[int] = []
 
     async def follow() -> None:
-        # Closed here when nobody reads on, and not by the collector: the connection ends in order.
+        # This closes the generator when nobody reads on, before the collector does: so the connection ends in order.
         async with aclosing(answers):
             async for answer in answers:
                 codes.append(answer.exit_code)
@@ -140,7 +140,7 @@ def _complain(what: str, hint: str) -> None:
 
 
 def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
-    """The answer, on stdout, at once; False when its reader has seen enough (`| head`), which is no error."""
+    """Print the answer and flush; return False when its reader has closed the pipe (`| head`), which is no error."""
     import json  # noqa: PLC0415
 
     from kerntune.cli import tables  # noqa: PLC0415
@@ -152,7 +152,7 @@ def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
             tables.write(answer, sys.stdout)
         sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes once more at exit, and would complain.
+        # The interpreter flushes once more at exit, and would report the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return False

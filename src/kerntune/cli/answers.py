@@ -1,4 +1,4 @@
-"""What the daemon answers, as types and look-ups; this module asks nothing and prints nothing."""
+"""The daemon's answers, as types and look-ups; this module asks nothing and prints nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kerntune.patterns import EVERY, GLOB, PATTERNS, Kind
 from kerntune.results import KEPT, is_lacking
 
 IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
-NAMED: Final = 16  # instances that a message lists before it only counts
+NAMED: Final = 16  # instances that a message lists; it counts the others
 
 
 class Outcome(NamedTuple):
@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
 
 class Change(NamedTuple):
-    """The answer of Set and Unset: whether anything changed, and what became of every target."""
+    """The answer of Set and Unset: `changed` is True if anything changed, `outcomes` has one for each target."""
 
     changed: bool
     outcomes: tuple[Outcome, ...]
@@ -48,7 +48,7 @@ class Pool(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A pass of the daemon that changed something, what it was for, and only the outcomes that changed."""
+    """A pass of the daemon that changed something: its cause, and only the outcomes that changed."""
 
     generation: int
     cause: str
@@ -56,13 +56,13 @@ class Pass(NamedTuple):
 
 
 class Health(NamedTuple):
-    """The daemon's Degraded, when it changes; empty is well."""
+    """The daemon's Degraded, when it changes; empty means all is well."""
 
     degraded: tuple[str, ...]
 
 
 class GuardChange(NamedTuple):
-    """The memory guard is in another state; bytes, and (pid, command, uid, bytes) of those who have most."""
+    """A change of the memory guard's state; bytes, and (pid, command, uid, bytes) of the largest processes."""
 
     state: str
     level: int
@@ -91,7 +91,7 @@ class MemoryRow(TypedDict):
 
 
 class HostRow(TypedDict):
-    """The host the daemon tunes; `default_page_size` is in bytes."""
+    """The host that the daemon tunes; `default_page_size` is in bytes."""
 
     kernel: str
     simulated: bool
@@ -101,7 +101,7 @@ class HostRow(TypedDict):
 
 
 class GuardRow(TypedDict):
-    """The memory guard; bytes. `room`: what a cap still grants."""
+    """The memory guard; sizes are in bytes. `room` is what a cap still grants."""
 
     state: str
     level: int
@@ -113,7 +113,7 @@ class GuardRow(TypedDict):
 
 
 class TunableRow(TypedDict):
-    """A tunable; `kind` is what its instances are, `detail` says why it is not supported."""
+    """A tunable; `kind` is the kind of its instances, `detail` says why it is not supported."""
 
     name: str
     summary: str
@@ -123,7 +123,7 @@ class TunableRow(TypedDict):
 
 
 class TargetRow(TypedDict):
-    """A target; `claim`, `beaten` and `parts` (that its number is the sum of) are claim ids.
+    """A target; `claim`, `beaten` and `parts` (the summands of its number) are claim ids.
 
     `value` is None when it cannot be read.
     """
@@ -145,7 +145,7 @@ class TargetRow(TypedDict):
 
 
 class ClaimRow(TypedDict):
-    """A claim; `matches` are the instances it matches now, `place` is the file and line that make it."""
+    """A claim; `matches` are the instances that it matches now, `place` is the file and line that make it."""
 
     id: str
     origin: str
@@ -162,7 +162,7 @@ class ClaimRow(TypedDict):
 
 
 class HoldRow(TypedDict):
-    """A hold; times in microseconds since 1970, 0 for never. A detached one does not end with its client."""
+    """A hold; times are in microseconds since 1970, 0 for never. A detached hold does not end with its client."""
 
     hold: int
     who: str
@@ -174,7 +174,7 @@ class HoldRow(TypedDict):
 
 
 class Document(TypedDict):
-    """What Manager.Describe answers, in JSON."""
+    """The answer of Manager.Describe, as JSON."""
 
     version: str
     generation: int
@@ -190,7 +190,7 @@ class Document(TypedDict):
 
 
 def named(tunable: str, instance: str) -> str:
-    """A target or a claim as people write it."""
+    """Return the name of a target or a claim as people write it."""
     return f"{tunable}@{instance}" if instance else tunable
 
 
@@ -208,9 +208,9 @@ def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
 
 
 def is_excused(outcome: Outcome, claim: ClaimRow | None) -> bool:
-    """Return whether what the host lacks is not the fault of a claim: files are for many hosts, and a pattern waits.
+    """Return True if a claim is not to blame for what the host lacks: files are for many hosts, and a pattern waits.
 
-    Who asked for one thing by its name, and has it no more, wants to hear of it.
+    A caller who asked for one thing by its name wants to know when it is gone.
     """
     if claim is None or not is_lacking(outcome):
         return False
@@ -220,13 +220,16 @@ def is_excused(outcome: Outcome, claim: ClaimRow | None) -> bool:
 
 
 def managed(document: Document) -> set[tuple[str, str]]:
-    """(tunable, instance) of every target that somebody claims, and of every pattern kept for targets to come."""
+    """Return (tunable, instance) of every target that has a claim, and of every pattern kept for later targets."""
     targets = {(row["tunable"], row["instance"]) for row in document["targets"] if row["claim"]}
     return targets | {(row["tunable"], row["instances"]) for row in document["claims"] if not row["matches"]}
 
 
 def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
-    """(tunable, instance) of outcomes -> the claim that won there, or the pattern itself that waits for a device."""
+    """Return the claim behind each (tunable, instance) of outcomes.
+
+    It is the claim that won there, or the pattern itself that waits for a device.
+    """
     claims = {claim["id"]: claim for claim in document["claims"]}
     waiting = {(row["tunable"], row["instances"]): row for row in document["claims"] if not row["matches"]}
     won = [(row, claims.get(row["claim"] or "")) for row in document["targets"]]
@@ -234,7 +237,7 @@ def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
 
 
 def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:
-    """Targets in the order of their tunables, then of their names, where 10 comes after 9."""
+    """Return targets in the order of their tunables, then of their names, where 10 comes after 9."""
     places = {row["name"]: place for place, row in enumerate(document["tunables"])}
 
     def place(row: TargetRow) -> tuple[object, ...]:
@@ -247,7 +250,7 @@ def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:
 
 
 def tunable(document: Document, name: str) -> TunableRow:
-    """The tunable of that name; raises UnknownTunable, naming those there are."""
+    """Return the tunable of that name. Raise UnknownTunable, which lists the names."""
     for row in document["tunables"]:
         if row["name"] == name:
             return row
@@ -258,8 +261,8 @@ def tunable(document: Document, name: str) -> TunableRow:
 def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     """Return the targets of a tunable that a pattern covers, at least one.
 
-    Raise UnknownTunable, InvalidValue for a text that is no pattern, NotSupported when this host has no such knob, and
-    NoSuchTarget, which names what there is.
+    Raise UnknownTunable, InvalidValue for a text that is no pattern, NotSupported when this host does not have the
+    tunable, and NoSuchTarget, which lists the instances.
     """
     if found := covered(document, name, pattern):
         return found

@@ -1,4 +1,4 @@
-"""`bench`: time the loading of a model before and after a change; holds switch the host between the runs."""
+"""`bench`: it times the loading of a model before and after a change; holds switch the host between the runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STOPPED: Final = "Nothing was found out, and the host is as it was"
 
 
 class Plan(NamedTuple):
-    """What was asked for on the command line, as far as it can be known without the daemon."""
+    """The request on the command line, as far as it can be known without the daemon."""
 
     change: Change
     looks: tuple[Look, ...]
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
 
 async def bench(connect: Connect, args: Namespace) -> Answer:
-    """Measure before and after, until there is a verdict for each leg."""
+    """Measure before and after, until each leg has a verdict."""
     plan = plan_of(args)
     for name, begins in ((args.html, page.BEGIN), (args.png, picture.BEGIN)):
         if name:
@@ -69,7 +69,7 @@ async def bench(connect: Connect, args: Namespace) -> Answer:
 
 
 def plan_of(args: Namespace) -> Plan:
-    """Return what is to be measured; raises Usage for what cannot be meant."""
+    """Return the plan of the measurement. Raise Usage for arguments without a meaning."""
     for name in ("file", "profile", "until", "size", "dir", "html", "png"):
         if getattr(args, name) == "":
             raise Usage(f"{name} is empty", "Leave it out, or give it a value: is a variable of the shell not set?")
@@ -95,7 +95,7 @@ def plan_of(args: Namespace) -> Plan:
 
 
 def where_of(cpu: int, change: Change) -> str:
-    """Say on which CPUs the cpu leg and its busy loops are; raises Usage where after is like before."""
+    """Return, as text, the CPUs of the cpu leg and its busy loops. Raise Usage where after would be like before."""
     allowed, cpus = os.sched_getaffinity(0), change.shield.cpus
     if cpus and cpus >= allowed and not change.shield.slice_us and not change.settings and not change.profile:
         raise Usage(f"on CPU {spell_cpus(cpus)} it may run already", "Name fewer CPUs: before is with all of them")
@@ -103,7 +103,7 @@ def where_of(cpu: int, change: Change) -> str:
 
 
 def slice_of(text: str | None) -> int:
-    """Return the microseconds of `100us`, `3ms` or `100`; raises Usage."""
+    """Return the microseconds of `100us`, `3ms` or `100`. Raise Usage."""
     if text is None:
         return 0
     found = SLICE.fullmatch(text)
@@ -116,7 +116,7 @@ def slice_of(text: str | None) -> int:
 
 
 def size_of(text: str) -> int:
-    """Return the bytes of `512M` or `1G`; raises Usage."""
+    """Return the bytes of `512M` or `1G`. Raise Usage."""
     size = parse_size(text)
     if size is None:
         raise Usage(f"{text!r} is no size", "Write 512M or 1G")
@@ -169,7 +169,7 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
 
 
 def _once(bar: Bar) -> Callable[[str], None]:
-    """Return what tells the first of its kind, in place of the bar: a command that is late once is late in each run."""
+    """Return a function that shows only the first warning, in place of the bar: a late command is late in each run."""
     told: list[str] = []
 
     def warn(note: str) -> None:
@@ -185,7 +185,7 @@ def _once(bar: Bar) -> Callable[[str], None]:
 async def _chosen(
     plan: Plan, args: Namespace, reach: Reach, stack: AsyncExitStack
 ) -> tuple[Sequence[str], ModelFile | None]:
-    """Return the names of the legs, and the file they load: that of the user, or one that is made where it fits."""
+    """Return the names of the legs, and the file they load: the user's, or one that is made up if it fits."""
     file = stack.enter_context(open_model(args.file)) if args.file else None
     names = legs.chosen(
         plan.legs,
@@ -205,7 +205,7 @@ async def _chosen(
 
 
 async def _made(folder: str, size: int) -> ModelFile:
-    """Make up a file with a bar, in a thread, so that whatever cancels this ends it too."""
+    """Make up a file with a bar, in a thread, so that a cancellation ends this work too."""
     began, stopped = time.monotonic(), Event()
     with Bar(sys.stderr) as bar:
 
@@ -224,7 +224,7 @@ async def _made(folder: str, size: int) -> ModelFile:
 def _told(
     before: Mapping[str, str], after: Mapping[str, str], values: Mapping[bool, Mapping[str, str]], touched: int
 ) -> Iterator[str]:
-    """Give what else is otherwise after, and what is done beside the change."""
+    """Yield the other differences after the change, and the work that the bench does beside it."""
     if after != before:
         yield f"After, programs run with {allocator.VARIABLE}={after[allocator.VARIABLE]}."
     elif values[True] and values[True] == values[False]:
@@ -236,7 +236,7 @@ def _told(
 async def _tried(
     switch: Switch, loads: Sequence[Workload], file: ModelFile | None, reach: Reach
 ) -> tuple[Mapping[bool, Mapping[str, str]], list[str]]:
-    """Change the host once: return what the kernel has without and with the change, and what can be told by then."""
+    """Change the host once; return the kernel's values without and with the change, and the remarks known by then."""
     notes = []
     async with switch.on():
         after = await switch.values()
@@ -248,17 +248,17 @@ async def _tried(
 
 
 def _where(file: ModelFile) -> Mapping[str, object]:
-    """Return what the report says of the file."""
+    """Return the report's facts about the file."""
     return {"file_bytes": file.size, "file_system": file.disk.file_system, "drives": list(file.disk.drives)}
 
 
 def _settings(values: Mapping[bool, Mapping[str, str]]) -> Mapping[str, Mapping[str, str]]:
-    """Return what each target had before and after."""
+    """Return each target's values before and after."""
     return {name: {"before": values[False].get(name, ""), "after": value} for name, value in values[True].items()}
 
 
 def _save(found: Report, args: Namespace) -> Iterator[KerntuneError]:
-    """Write the page and the picture, and give what went wrong: what was measured is shown all the same."""
+    """Write the page and the picture, and yield errors: the measurement is shown all the same."""
     if args.no_command:
         found = report.without_command(found)
     for name, content in ((args.html, page.page), (args.png, picture.drawn)):
@@ -271,12 +271,12 @@ def _save(found: Report, args: Namespace) -> Iterator[KerntuneError]:
 
 @contextmanager
 def _in_order() -> Iterator[None]:
-    """Have signals end the measurement in order: what was started is ended, and the hold is released."""
+    """Have signals end the measurement in order: started processes end, and the hold is released."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
     def end() -> None:
-        if not task.cancelling():  # whoever asks twice would stop what is being put in order
+        if not task.cancelling():  # a second signal would stop the cleanup
             task.cancel()
 
     ending = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""What `kerntune monitor` shows on a terminal: the host in a few lines, then what happened last; asks nothing."""
+"""The screen of `kerntune monitor` on a terminal: the host in a few lines, then the last events; it asks nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kerntune.units import gib, spell_size
 KEPT: Final = 200  # events
 LABEL: Final = 12  # columns
 BAR: Final = 20  # columns
-FULL: Final = 4  # floors
-ALARMING: Final = 100  # levels of the memory guard, as in Memory.WarningLevel
+FULL: Final = 4  # the end of the bar, in floors
+ALARMING: Final = 100  # level of the memory guard, as in Memory.WarningLevel
 SHORT: Final = 50
 
 Properties = Mapping[str, Any]
@@ -25,7 +25,7 @@ Properties = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Board:
-    """What is known of the host now: properties as the contract has them, and events with the time they came."""
+    """The known state of the host: properties as the contract has them, and events with the time they came."""
 
     document: Document
     manager: Properties = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Board:
     events: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def note(self, clock: str, event: Event) -> None:
-        """Something happened."""
+        """Add an event."""
         self.events.extend(part for part in show.happened(clock, event) if isinstance(part, str))
 
 
 def screen(board: Board, clock: str, *, width: int, height: int, coloured: bool) -> list[str]:
-    """The lines to show, none wider and no more than fit; the newest event is the last."""
+    """Return the lines to show, none too wide and not too many; the newest event is the last."""
     lines = [*_head(board, clock, width), *_values(board, width)]
-    # In a small window the newest event matters more than the last of the host.
+    # In a small window the newest event matters more than the last lines about the host.
     lines = lines[: height - (3 if board.events else 2)]
     room = max(1, height - len(lines) - 2)
     events = list(board.events)[-room:]
@@ -89,7 +89,7 @@ def _memory(known: Properties, width: int) -> Iterator[tuple[str, str]]:
 
 
 def _bar(headroom: int, floor: int) -> str:
-    """How far the headroom is above the floor: full at a multiple of it, with a mark at the floor."""
+    """Return a bar of the headroom against the floor: full at a multiple of it, with a mark at the floor."""
     filled = min(BAR, round(BAR * headroom / (FULL * floor)))
     cells = ["#" if cell < filled else "-" for cell in range(BAR)]
     cells[BAR // FULL] = "|"
@@ -97,7 +97,7 @@ def _bar(headroom: int, floor: int) -> str:
 
 
 def _pools(rows: Iterable[Any]) -> Iterator[str]:
-    """Pools that hold pages or should, each with its nodes."""
+    """Yield the pools that hold pages or should hold some, each with its nodes."""
     nodes: dict[int, list[str]] = defaultdict(list)
     whole = []
     for size, node, total, free, _, _, requested in rows:

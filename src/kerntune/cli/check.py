@@ -1,6 +1,6 @@
-"""`kerntune config check` and `kerntune profile show`: the daemon's own reading of its files; asks no daemon.
+"""`kerntune config check` and `kerntune profile show`: they read the files as the daemon does; they ask no daemon.
 
-It runs in this process, and imports the daemon's modules when it is run.
+The check runs in this process, and imports the daemon's modules when it runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def folder() -> Path:
-    """Return the folder that the daemon reads, by our environment."""
+    """Return the folder that the daemon reads, according to our environment."""
     return Path(os.environ.get("CONFIGURATION_DIRECTORY", CONFIG))
 
 

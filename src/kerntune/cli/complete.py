@@ -1,7 +1,7 @@
-"""`kerntune complete KIND WORD`: how a word may go on, for the shells; the verb is not meant for people.
+"""`kerntune complete KIND WORD`: the possible completions of a word, for the shells; people do not type this verb.
 
-It reads the kernel's files and those folders that everybody may, asks nobody, and says nothing when it fails: a shell
-waits for it at a key press.
+The verb reads files of the kernel and folders that everybody may read. It asks no daemon, and prints nothing when it
+fails: a shell waits for it at a key press.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from kerntune.kernel.files import KernelView
     from kerntune.tunables.base import Tunable
 
-# Names come from devices and folders: no other character gets onto somebody's command line.
+# Names come from devices and folders: no other character may get onto the user's command line.
 SAFE: Final = re.compile(r"[A-Za-z0-9_.:@=/+-]*", re.ASCII)
-OPEN: Final = "@=:"  # at the end of a word that goes on
-RATIO: Final = "50"  # any would do
+OPEN: Final = "@=:"  # at the end of a word that continues
+RATIO: Final = "50"  # an example: any ratio would do
 
 
 def main(words: Sequence[str], *, root: Path = Path("/")) -> int:
-    """Print what may stand in place of the word, one to a line."""
+    """Print the possible replacements of the word, one to a line."""
     kind, word = (*words, "", "")[:2]
     try:
         found = [text for text in KINDS[kind](word, root) if is_next(text, word)]
@@ -39,24 +39,24 @@ def main(words: Sequence[str], *, root: Path = Path("/")) -> int:
 
 
 def is_next(text: str, word: str) -> bool:
-    """Return whether the word may become that; what is complete stays, so that the shell goes on to the next word."""
+    """Return True if the word may become that; a complete text stays, so that the shell goes on to the next word."""
     rest = text.removeprefix(word)
     return text.startswith(word) and bool(SAFE.fullmatch(rest)) and (rest != "" or text[-1:] not in OPEN)
 
 
 def profiles(_word: str, _root: Path) -> Iterator[str]:
-    """Name the shipped profiles and the administrator's."""
+    """Yield the names of the shipped profiles and the administrator's."""
     config = Path(os.environ.get("CONFIGURATION_DIRECTORY", CONFIG))
     return iter(sorted(path.stem for folder in folders(config) for path in files_in(folder)))
 
 
 def tunables(_word: str, _root: Path) -> Iterator[str]:
-    """Name all tunables, also those that this host does not support."""
+    """Yield the names of all tunables, also of those that this host does not support."""
     return (tunable.name for tunable in registry())
 
 
 def targets(word: str, root: Path) -> Iterator[str]:
-    """Give `TUNABLE`, then `TUNABLE@INSTANCE`."""
+    """Yield `TUNABLE`, then `TUNABLE@INSTANCE`."""
     name, at, _ = word.partition("@")
     for tunable in registry():
         if at and tunable.name == name:
@@ -68,7 +68,7 @@ def targets(word: str, root: Path) -> Iterator[str]:
 
 
 def settings(word: str, root: Path) -> Iterator[str]:
-    """Give `TUNABLE@` or `TUNABLE=`, then `TUNABLE@INSTANCE=`, then its values; names by-id may have a `=` in them."""
+    """Yield `TUNABLE@` or `TUNABLE=`, then `TUNABLE@INSTANCE=`, then its values; names by-id may have a `=` in them."""
     tunable = next((one for one in registry() if one.name == re.split("[@=]", word)[0]), None)
     if tunable is None or not {"@", "="} & set(word):
         for one in registry():
@@ -84,7 +84,7 @@ def settings(word: str, root: Path) -> Iterator[str]:
 
 
 def registry() -> tuple[Tunable, ...]:
-    from kerntune.tunables import REGISTRY  # noqa: PLC0415  # profiles do without them
+    from kerntune.tunables import REGISTRY  # noqa: PLC0415  # completion of profiles does without them
 
     return REGISTRY
 
@@ -96,18 +96,18 @@ def host(root: Path) -> KernelView:
 
 
 def takes_no_instance(tunable: Tunable) -> bool:
-    """Return whether `TUNABLE=VALUE` means something."""
+    """Return True if `TUNABLE=VALUE` has a meaning."""
     return tunable.kind is Kind.POOLS or is_good(tunable.normal, EVERY)
 
 
 def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
-    """Name the targets there are now, also by their other names, as far as a pattern may be one."""
+    """Yield the names of the present targets, also their other names, as far as they may be patterns."""
     for target in tunable.targets(kernel):
         yield from (name for name in (target.instance, *target.aliases) if name and is_good(tunable.normal, name))
 
 
 def values(tunable: Tunable, kernel: KernelView, pattern: str) -> Iterator[str]:
-    """Give what the targets offer; a word that takes an argument ends in a colon."""
+    """Yield the values that the targets offer; a word that takes an argument ends in a colon."""
     targets = tunable.targets(kernel)
     matching = filter(tunable.matcher(tunable.normal(pattern)), targets) if pattern else targets
     readings = tunable.read_all(kernel, list(matching))
@@ -127,7 +127,7 @@ def is_good(normal: Callable[[str], str], text: str) -> bool:
 
 
 def texts(_word: str, _root: Path) -> Iterator[str]:
-    """Offer nothing: only who types such a text knows it."""
+    """Yield nothing: only the user knows such a text."""
     return iter(())
 
 

@@ -1,4 +1,4 @@
-"""`kerntune doctor`: what there is to say of this host; the looking is done by the package kerntune.doctor."""
+"""`kerntune doctor`: it shows the findings about this host; the package kerntune.doctor examines the host."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 HOST: Final = "/"
 MARKS: Final = {"problem": "✘", "warning": "!", "note": "·", "ok": "✔"}
-WIDEST: Final = 110  # a line of prose that people like to read
+WIDEST: Final = 110  # characters: longer lines of prose are hard to read
 
 
 async def doctor(connect: Connect, args: Namespace) -> Answer:
-    """What there is to say of this host, with evidence and a fix; nothing is changed, and no daemon is needed."""
+    """Show the findings about this host, with evidence and a fix; change nothing, and need no daemon."""
     from kerntune.doctor.examine import examine  # noqa: PLC0415  # only these two verbs need to know the kernel
     from kerntune.doctor.nouns import Severity  # noqa: PLC0415
 
@@ -40,7 +40,7 @@ async def doctor(connect: Connect, args: Namespace) -> Answer:
 
 
 def tree(args: Namespace) -> Path:
-    """The root to look below; Usage when there is no host there."""
+    """Return the root of the host to examine. Raise Usage when there is no host."""
     root = Path(args.root)
     if not (root / "proc").is_dir():
         raise Usage(f"{root} has no proc directory", "--root takes a tree with the proc, sys and etc of a host in it")
@@ -48,12 +48,12 @@ def tree(args: Namespace) -> Path:
 
 
 def is_tree(root: Path) -> bool:
-    """Whether it is another host than this one."""
+    """Return True if it is another host than this one."""
     return root.resolve() != Path(HOST)
 
 
 class Asked(NamedTuple):
-    """What the daemon says, or why it says nothing of this host; `elsewhere` tells of the host that it works on."""
+    """The daemon's document, or why it has none about this host; `elsewhere` describes the host that it works on."""
 
     document: Document | None = None
     why: str = ""
@@ -61,7 +61,7 @@ class Asked(NamedTuple):
 
 
 async def ask(connect: Connect) -> Asked:
-    """Ask the daemon; none is started for it."""
+    """Ask the daemon, but start none."""
     try:
         async with connect() as manager:
             if not await manager.running():
@@ -82,7 +82,7 @@ async def ask(connect: Connect) -> Asked:
 
 
 def daemon_of(document: Document) -> Daemon:
-    """The daemon's document as far as it matters here: claims that last, for a hold or the guard is soon gone."""
+    """Return the daemon's document for the checks: only claims that last, because a hold or the guard is soon gone."""
     from kerntune.doctor.nouns import Daemon, Wanted  # noqa: PLC0415  # as above
 
     origins = {origin.word: origin for origin in Origin}
@@ -96,7 +96,7 @@ def daemon_of(document: Document) -> Daemon:
 
 
 def row(finding: Finding) -> dict[str, Any]:
-    """A finding with the model's field names."""
+    """Return a finding with the model's field names."""
     return {
         "severity": finding.severity.value,
         "topic": finding.topic,
@@ -107,7 +107,7 @@ def row(finding: Finding) -> dict[str, Any]:
 
 
 def page(findings: Sequence[Finding], no_daemon: str) -> show.Page:
-    """What was found, one paragraph each, and the count of what needs somebody's attention."""
+    """Return the findings, one paragraph each, and the number of problems, warnings and notes."""
     lines: list[str] = []
     for finding in findings:
         lines += wrapped(f"{MARKS[finding.severity]} {finding.topic}: {finding.what}", "  ")
@@ -124,7 +124,7 @@ def page(findings: Sequence[Finding], no_daemon: str) -> show.Page:
 
 
 def wrapped(text: str, indent: str) -> list[str]:
-    """Lines that fit a terminal, where there is one; words stay whole, for they may be commands to copy."""
+    """Return lines that fit the terminal, if there is one; words stay whole, as they may be commands to copy."""
     clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     if not sys.stdout.isatty():
         return [clean]

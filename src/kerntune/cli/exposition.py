@@ -1,8 +1,8 @@
-"""Metrics as text, in the form that Prometheus' own parsers of both formats take; knows nothing of kerntune. Pure.
+"""Metrics as text, in the form that Prometheus' own parsers of both formats take; independent of kerntune. Pure.
 
-The two formats differ in how they name a counter's family: OpenMetrics leaves `_total` out, the text format does not
-know such a family then. With it, and with gauges in place of the types that only OpenMetrics has, one text is read by
-node_exporter's textfile collector, promtool and Prometheus alike.
+The two formats differ in how they name a counter's family: OpenMetrics leaves `_total` out, but the text format then
+does not know the family. So this module writes `_total`. It writes gauges in place of the types that only OpenMetrics
+has. node_exporter's textfile collector, promtool and Prometheus then read the same text.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -18,7 +18,7 @@ ESCAPES: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 
 
 class Kind(StrEnum):
-    """What a metric is: a value of now, or a count that only grows until its source starts anew."""
+    """The type of a metric: a current value, or a count that only grows until its source starts anew."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A number, and what tells it from the others of its metric."""
+    """A number, and the labels that distinguish it from the others of its metric."""
 
     value: int
     labels: Mapping[str, str]
@@ -49,7 +49,7 @@ class Metric:
 
 
 def text(metrics: Iterable[Metric]) -> str:
-    """The whole exposition, with a line end after its last line; a metric without samples is left out."""
+    """Return the whole exposition, with a line end after its last line; it leaves out a metric without samples."""
     lines = []
     for metric in metrics:
         if metric.samples:

@@ -1,7 +1,8 @@
-"""What can be typed: the verbs, their arguments, and the parser made of them.
+"""The syntax of the command line: the verbs, their arguments, and the parser made of them.
 
-It runs nothing, and imports nothing that a help text can do without: a verb names the coroutine it runs. A new verb is
-a coroutine in a module of this package, or a generator of answers as things happen, and a row in VERBS.
+This module runs nothing, and imports nothing that a help text can do without: a verb names the coroutine that it runs.
+A new verb is a row in VERBS, and a coroutine in a module of this package. It may also be a generator of answers as
+things happen.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not 
 class Argument(NamedTuple):
     """One call of argparse's add_argument; `completes` is a word of `kerntune complete`, where values are live.
 
-    `after` are the only words that it may follow, where not all choices of the argument before take one.
+    `after` lists the only words that it may follow, where not all choices of the argument before take one.
     """
 
     names: tuple[str, ...]
@@ -40,24 +41,24 @@ class Argument(NamedTuple):
 
 
 class Verb(NamedTuple):
-    """A row of the parser, and what it runs: `module:function` in this package."""
+    """A row of the parser, and the function that it runs: `module:function` in this package."""
 
     name: str
     summary: str
     run: str
     arguments: tuple[Argument, ...] = ()
-    takes_command: bool = False  # after --
+    takes_command: bool = False  # one after --
 
 
 def number(text: str) -> int:
-    """Return a number written with digits, and nothing else."""
+    """Return the number in a text of digits only."""
     if not re.fullmatch("[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number")
     return int(text)
 
 
 def flag(name: str, about: str) -> Argument:
-    """An option without a value."""
+    """Return an option without a value."""
     return Argument((name,), {"action": "store_true", "help": about})
 
 
@@ -236,18 +237,18 @@ VERBS: Final = (
 )
 
 
-HELP: Final = "help"  # in place of a verb, for who does not know of --help
+HELP: Final = "help"  # in place of a verb, for users who do not know --help
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises what argparse would exit with, so that every error leaves by the same door."""
+    """The parser: it raises where argparse would exit, so that every error leaves in the same way."""
 
     def error(self, message: str) -> NoReturn:
         raise Usage(message, f"See {self.prog} --help")
 
 
 def parser() -> Parser:
-    """The whole command line, made from the rows of VERBS."""
+    """Return the parser of the whole command line, made from the rows of VERBS."""
     about = "Tune the kernel by way of kerntuned."
     top = Parser(prog="kerntune", description=about, epilog=EPILOG, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"kerntune {kerntune.__version__}")
@@ -260,14 +261,14 @@ def parser() -> Parser:
             row.add_argument(*argument.names, **argument.how)
         if verb.takes_command:
             row.usage = f"{row.format_usage().removeprefix('usage: ').rstrip()} [-- CMD ...]"
-        # Absent here must not undo a --json in front of the verb.
+        # An absent option here must not undo a --json in front of the verb.
         row.add_argument(*JSON.names, default=argparse.SUPPRESS, **JSON.how)
         row.set_defaults(run=verb.run)
     return top
 
 
 def without_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words of kerntune, and those of a command after `--`, which are not for us to read."""
+    """Return the words of kerntune, and those of a command after `--`, which kerntune does not read."""
     verb = next((word for word in words if not word.startswith("-")), None)
     takes_one = any(row.takes_command and row.name == verb for row in VERBS)
     place = list(words).index("--") if takes_one and "--" in words else len(words)
@@ -286,7 +287,7 @@ def options_first(verb: str, words: Iterable[str]) -> list[str]:
             rest += [word, *words]
         elif word in taking:
             value = next(words, None)
-            # Without one it stays at the end, where argparse misses it.
+            # Without a value the option stays at the end, where argparse reports it as missing.
             first, rest = ([*first, word, value], rest) if value is not None else (first, [*rest, word])
         else:
             (first if word.startswith("--") else rest).append(word)

@@ -1,4 +1,4 @@
-"""What the slugs of the daemon's Degraded mean, where to look and what to try; in a line each."""
+"""The slugs of the daemon's Degraded: their meaning, the place to look and the remedy, in one line each."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ MEANINGS: Final[Mapping[str, str]] = {
 
 
 def explained(slugs: Iterable[str]) -> Iterator[Prose]:
-    """A line for each; the rows of a target tell what is not known here."""
+    """Yield a line for each slug; for a slug without a text here it points to the target's row."""
     for slug in slugs:
         yield Prose(f"! {clean(slug)}: {MEANINGS.get(slug, 'a value is not in the desired state; its row says more')}")
 
 
 def nothing_managed(slugs: Iterable[str]) -> Prose:
-    """Why nothing is in force."""
+    """Return the reason why nothing is in force."""
     return Prose(NOTHING_IN_FORCE if SUSPENDED in slugs else NOTHING_MANAGED)

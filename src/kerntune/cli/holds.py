@@ -1,4 +1,4 @@
-"""`hold`, `holds` and `release`: values for as long as somebody needs them, who has some, and how to end that."""
+"""`hold`, `holds` and `release`: they hold values while a program needs them, list the holds, and end them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ COLUMNS: Final = ("HOLD", "BY", "SINCE", "ENDS", "WHAT")
 DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)", re.ASCII)
 SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 MICRO: Final = 1_000_000
-RELEASE_SECONDS: Final = 5.0  # for which somebody waits who has pressed Ctrl-C
+RELEASE_SECONDS: Final = 5.0  # seconds to wait for the end of a hold after Ctrl-C
 
 
 async def hold(connect: Connect, args: Namespace) -> AsyncGenerator[Answer, None]:
-    """Hold values until a signal, or the end of a process; detached return at once, and leave them for their time."""
+    """Hold values until a signal, or the end of a process; with --detach return at once, and hold for their time."""
     ttl = 0 if args.ttl is None else duration(args.ttl)
     if args.profile == "":
         raise Usage("--profile is empty", "Name a profile: kerntune profile list shows those there are")
@@ -76,7 +76,7 @@ def _ended(number: int, *, by_now: bool) -> Answer:
 
 
 async def _end(held: Held, told: asyncio.Event) -> bool:
-    """Wait for the end of a hold, or end it when told; return whether the kernel has what is claimed without it."""
+    """Wait for the end of a hold, or end it when `told` is set; return True if the kernel has the values without it."""
     ended, telling = asyncio.ensure_future(held.ended()), asyncio.ensure_future(told.wait())
     try:
         await asyncio.wait([ended, telling], return_when=asyncio.FIRST_COMPLETED)
@@ -90,7 +90,7 @@ async def _end(held: Held, told: asyncio.Event) -> bool:
     except Unreachable:
         if not told.is_set():
             raise
-        return False  # it ends with the connection
+        return False  # the hold ends with the connection
     finally:
         ended.cancel()
         telling.cancel()
@@ -99,9 +99,9 @@ async def _end(held: Held, told: asyncio.Event) -> bool:
 
 @contextmanager
 def _told(process: int | None) -> Iterator[asyncio.Event]:
-    """Give what is set by SIGINT and SIGTERM, and at the end of a process (pidfd_open(2))."""
+    """Give an event that SIGINT, SIGTERM or the end of a process (pidfd_open(2)) sets."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
-    # What a script starts in the background ignores SIGINT.
+    # A command that a script starts in the background ignores SIGINT.
     ending = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     for number in ending:
         loop.add_signal_handler(number, told.set)
@@ -117,7 +117,7 @@ def _told(process: int | None) -> Iterator[asyncio.Event]:
 
 
 def process_of(pid: int) -> int:
-    """Return a descriptor that is readable when the process has ended; raises Usage."""
+    """Return a descriptor that is readable when the process has ended. Raise Usage."""
     try:
         return os.pidfd_open(pid)
     except (OSError, OverflowError) as error:
@@ -125,14 +125,14 @@ def process_of(pid: int) -> int:
 
 
 async def holds(connect: Connect, _args: Namespace) -> Answer:
-    """Show who holds what."""
+    """Show the holds and their owners."""
     async with connect() as manager:
         document = await manager.describe()
     return Answer({"holds": list(rows_of(document))}, listed(document))
 
 
 async def release(connect: Connect, args: Namespace) -> Answer:
-    """End holds, each for itself: the exit status is that of the first that could not be ended."""
+    """End holds one by one: the exit status is that of the first that could not be ended."""
     released: list[int] = []
     failed: dict[int, KerntuneError] = {}
     async with connect() as manager:
@@ -159,7 +159,7 @@ def _failure(failed: tuple[int, KerntuneError]) -> Advice:
 
 
 def duration(text: str) -> int:
-    """Return the seconds of `90`, `30s`, `15m`, `2h` or `1d`; raises Usage."""
+    """Return the seconds of `90`, `30s`, `15m`, `2h` or `1d`. Raise Usage."""
     found = DURATION.fullmatch(text)
     if not found or not int(found[1]):
         raise Usage(f"{text!r} is no time", "Write 90s, 15m, 2h or 1d")
@@ -170,13 +170,13 @@ def duration(text: str) -> int:
 
 
 def rows_of(document: Document) -> Iterator[dict[str, Any]]:
-    """Give the holds, each with its claims."""
+    """Yield the holds, each with its claims."""
     for each in document.get("holds", ()):
         yield {**each, "claims": [claim for claim in document["claims"] if claim.get("hold") == each["hold"]]}
 
 
 def listed(document: Document) -> Page:
-    """Write a line for each hold."""
+    """Return a table with a row for each hold."""
     found = document.get("holds", ())
     if not found:
         return ["Nobody holds anything."]
@@ -197,12 +197,12 @@ def _row(hold: HoldRow, document: Document) -> Row:
 
 
 def spelled(claim: ClaimRow) -> str:
-    """Write what a claim of a hold asks for."""
+    """Return the setting that a claim of a hold asks for."""
     added = "+" if claim["value"].isdecimal() and claim["tunable"].startswith("hugepages") else ""
     return f"{named(claim['tunable'], claim['instances'])}={added}{claim['value']}"
 
 
 def clock(usec: int) -> str:
-    """Write a time of day, with its date when it is another day."""
+    """Return a time of day, with its date when it is another day."""
     moment, now = time.localtime(usec / MICRO), time.localtime()
     return time.strftime("%H:%M:%S" if moment[:3] == now[:3] else "%Y-%m-%d %H:%M", moment)

@@ -1,4 +1,4 @@
-"""`kerntune import`: what people set by hand, as claims; the reading is done by the package kerntune.doctor."""
+"""`kerntune import`: it shows hand-made settings as claims; the package kerntune.doctor reads the files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING: Final = "# Nothing was found that kerntune could take over."
 
 
 async def import_(connect: Connect, args: Namespace) -> Answer:
-    """The claims that would replace what people set by hand; no file is changed, and with --apply they are made."""
+    """Show the claims that would replace hand-made settings; change no file, and with --apply make the claims."""
     from kerntune.doctor.examine import look  # noqa: PLC0415  # only these two verbs need to know the kernel
 
     root = tree(args)
@@ -46,7 +46,7 @@ async def import_(connect: Connect, args: Namespace) -> Answer:
 
 
 def packaged(proposal: Proposal) -> Left:
-    """What a package ships is no hand-made setting."""
+    """Return the remainder for a proposal that a package ships: it is no hand-made setting."""
     from kerntune.doctor.nouns import Cause, Left  # noqa: PLC0415  # as above
 
     why = f"a package ships it, nobody made it by hand; to keep it whatever the package says: {command(proposal)}"
@@ -54,14 +54,14 @@ def packaged(proposal: Proposal) -> Left:
 
 
 def command(proposal: Proposal) -> str:
-    """The line to type for a proposal."""
+    """Return the command line for a proposal."""
     tunable, instances, value = proposal.setting
     name = f"{tunable}@{instances}" if instances else tunable
     return f"kerntune set {shlex.quote(f'{name}={value}')} --persist"
 
 
 def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
-    """The lines were not touched, and go on setting what they set; some of them set more than was taken over."""
+    """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
     stays = {str(one.place) for one in left}
     places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.beaten))
     whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
@@ -74,7 +74,7 @@ def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
 
 
 def row(proposal: Proposal) -> dict[str, Any]:
-    """A proposal with the model's field names."""
+    """Return a proposal with the model's field names."""
     return {
         **proposal.setting._asdict(),
         "command": command(proposal),
@@ -93,7 +93,7 @@ def where(place: Place) -> dict[str, Any]:
 
 
 def page(proposals: Sequence[Proposal], left: Sequence[Left]) -> show.Page:
-    """A script that somebody can read and run: what it replaces is said in comments."""
+    """Return a script that users can read and run: comments say what it replaces."""
     lines = [*INTRODUCTION, ""] if proposals else [NOTHING]
     for proposal in proposals:
         lines += [comment(place.quoted) for place in proposal.places]
@@ -108,5 +108,5 @@ def page(proposals: Sequence[Proposal], left: Sequence[Left]) -> show.Page:
 
 
 def comment(text: str) -> str:
-    """One line that a shell passes over, whatever the text holds."""
+    """Return one line that a shell ignores, for any text."""
     return "# " + "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

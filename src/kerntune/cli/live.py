@@ -1,6 +1,6 @@
 """`kerntune monitor`: a screen that is kept up to date on a terminal, and a line for each event elsewhere.
 
-It owns the terminal while it shows, and gives it back however it ends.
+It owns the terminal while it shows the screen, and restores it at any end.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from kerntune.cli.manager import Connect, Manager
 from kerntune.cli.rows import Answer
 
 INTERVAL: Final = 0.5  # seconds between two looks
-# xterm's other screen, which everything else knows too, and the cursor.
+# xterm's other screen, which every other terminal knows too, and the cursor.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 def monitor(connect: Connect, args: Namespace) -> Awaitable[Answer] | AsyncGenerator[Answer, None]:
-    """Everything that changes, from here on; it ends with Unreachable when the daemon goes."""
+    """Show every change from now on. Raise Unreachable when the daemon goes."""
     on_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if args.json or args.events or not on_terminal:
         return verbs.monitor(connect, args)
@@ -38,7 +38,7 @@ def monitor(connect: Connect, args: Namespace) -> Awaitable[Answer] | AsyncGener
 
 
 async def show_live(connect: Connect, stream: TextIO) -> Answer:
-    """Keep the screen up to date until Ctrl-C, SIGTERM, or Unreachable when the daemon goes."""
+    """Keep the screen up to date until Ctrl-C or SIGTERM. Raise Unreachable when the daemon goes."""
     async with connect() as manager, manager.watch() as events:
         board = Board(await manager.describe())
         changed = asyncio.Event()
@@ -57,7 +57,7 @@ async def show_live(connect: Connect, stream: TextIO) -> Answer:
         finally:
             follower.cancel()
     if ended.result() is signal.SIGTERM:
-        # As without a handler: whoever sent it sees what it ended by.
+        # As without a handler: the sender sees that this signal ended the process.
         signal.raise_signal(signal.SIGTERM)
     return Answer(None, [])
 
@@ -69,7 +69,7 @@ async def _follow(board: Board, events: AsyncIterable[Event], changed: asyncio.E
 
 
 async def _look(board: Board, manager: Manager, *, everything: bool) -> None:
-    """Read what changes by itself, and the rest only when a signal has told of a change."""
+    """Read the values that change by themselves, and the others only when a signal has reported a change."""
     board.memory = await manager.properties(MEMORY)
     board.pools = await manager.properties(HUGE_PAGES)
     if everything:
@@ -88,7 +88,7 @@ def _draw(board: Board, stream: TextIO) -> None:
 
 @contextmanager
 def _screen(stream: TextIO) -> Iterator[None]:
-    """The other screen of the terminal, left however it ends, and while the process is stopped (Ctrl-Z)."""
+    """Show the other screen of the terminal; leave it at any end, and while the process is stopped (Ctrl-Z)."""
 
     def stop() -> None:
         put(LEAVE)
@@ -111,7 +111,7 @@ def _screen(stream: TextIO) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[asyncio.Future[signal.Signals]]:
-    """Done with the signal that is to end it."""
+    """Give a future that holds the signal that is to end the screen."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[signal.Signals] = loop.create_future()
 

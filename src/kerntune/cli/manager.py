@@ -1,4 +1,4 @@
-"""The daemon's Manager as the verbs see it; the one module of the command line that reaches the bus."""
+"""The daemon's Manager as the verbs see it; the only module of the command line that reaches the bus."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from kerntune.model import Setting
 
 READ_SECONDS: Final = 15.0
-# Somebody may have to type a password, and then the kernel may have to move a TiB of memory about: what takes longer
-# would be put back. The bus tells at once when the daemon is gone, and people can interrupt.
+# A user may have to type a password, and then the kernel may have to move a TiB of memory about. The daemon would take
+# back a longer edit. The bus reports at once when the daemon is gone, and users can interrupt.
 EDIT_SECONDS: Final = 3600.0
-# A user who interrupts a command wants nothing of it any more.
+# A user who interrupts a command does not want its result any more.
 LEAVING: Final = {"cancel-on-leave": True}
 
 
@@ -29,30 +29,30 @@ class Held(Protocol):
 
     @property
     def number(self) -> int:
-        """Return its number."""
+        """The number of the hold."""
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
-        """Return what became of its settings."""
+        """The outcomes of its settings."""
 
     async def ended(self) -> None:
-        """Return when it was released, or its time is over."""
+        """Return when the hold was released, or its time is over."""
 
     async def release(self) -> None:
-        """End it, and return when the kernel has what is claimed without it."""
+        """End the hold, and return when the kernel has the values without it."""
 
 
 class Manager(Protocol):
-    """What the verbs need of the daemon; its methods raise the classes of kerntune.errors."""
+    """The daemon as the verbs need it; its methods raise the classes of kerntune.errors."""
 
     async def running(self) -> bool:
-        """Return whether there is a daemon now; every other call starts one where the bus knows how to."""
+        """Return True if the daemon runs now; every other call starts it where the bus knows how to."""
 
     async def describe(self) -> Document:
         """Return the daemon's description of everything."""
 
     async def pools(self) -> list[Pool]:
-        """Return the pools of huge pages; the daemon reads the host's memory again for it."""
+        """Return the pools of huge pages; the daemon reads the host's memory again for this."""
 
     async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         """Claim values; `options` are those of Manager.Set."""
@@ -61,44 +61,44 @@ class Manager(Protocol):
         """Withdraw claims; `options` are those of Manager.Unset."""
 
     async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
-        """Foresee what `set` would do, or with the options `unset`, `profile` or `reset` that."""
+        """Return what `set` would do, or with the options `unset`, `profile` or `reset` what those would do."""
 
     async def profiles(self) -> list[tuple[str, str]]:
-        """Return name and summary of each profile."""
+        """Return the name and summary of each profile."""
 
     async def set_profile(self, name: str) -> Change:
         """Put a profile in force."""
 
     async def clear_profile(self) -> Change:
-        """Have no profile in force any more."""
+        """End the profile in force."""
 
     async def reset(self, options: Mapping[str, bool]) -> Change:
-        """Withdraw everybody's claims; `options` are those of Manager.Reset."""
+        """Withdraw the claims of all callers; `options` are those of Manager.Reset."""
 
     async def hold(self, settings: Sequence[str], who: str, why: str, options: Mapping[str, bool | int | str]) -> Held:
         """Hold values for as long as this connection lives; `options` are those of Manager.Hold."""
 
     async def release(self, number: int) -> None:
-        """End a hold; raises NoSuchHold where there is none."""
+        """End a hold. Raise NoSuchHold where there is none."""
 
     async def verify(self) -> tuple[Outcome, ...]:
-        """Return what is managed and not in the desired state."""
+        """Return the outcomes of managed targets that are not in the desired state."""
 
     async def reload(self) -> None:
-        """Have the configuration files read again, and wait for the pass."""
+        """Have the daemon read the configuration files again, and wait for the pass."""
 
     async def properties(self, interface: str) -> Mapping[str, Any]:
-        """Return all properties of one interface, as the contract has them; starts no daemon."""
+        """Return all properties of one interface, as the contract has them; start no daemon."""
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterable[Event]]:
-        """Give everything that changes from here on; it ends with Unreachable when the daemon goes."""
+        """Give every change from now on. Raise Unreachable when the daemon goes."""
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Manager]]
 
 
 class BusManager:
-    """A Manager on the other side of the bus."""
+    """The Manager that calls the daemon over the bus."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -161,7 +161,7 @@ class BusManager:
         await self._client.call(ROOT, MANAGER, "Reload", "a{sv}", {}, interactive=True, timeout=EDIT_SECONDS)
 
     async def properties(self, interface: str) -> Mapping[str, Any]:
-        # Who looks again and again must not start a daemon that was just stopped.
+        # A command that asks repeatedly must not start a daemon that was just stopped.
         (found,) = await self._client.call(
             ROOT, f"{FREEDESKTOP}.Properties", "GetAll", "s", interface, start=False, timeout=READ_SECONDS
         )
@@ -169,7 +169,7 @@ class BusManager:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
-        # To listen starts no daemon, a call does where the bus knows how to.
+        # To listen starts no daemon, but a call does, where the bus knows how to.
         await self._client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=READ_SECONDS)
         async with self._client.listen(ROOT, restarts=False) as signals:
             yield _events(signals)
@@ -200,7 +200,7 @@ def _outcomes(rows: Sequence[Sequence[str]]) -> tuple[Outcome, ...]:
 
 
 async def _events(signals: AsyncIterable[Signal]) -> AsyncIterator[Event]:
-    """Give the signals that say something of what is managed."""
+    """Yield the signals about managed targets as events."""
     async for signal in signals:
         match signal.member, signal.args:
             case "Changed", [generation, cause, rows] if signal.interface == MANAGER:
@@ -220,7 +220,7 @@ def _guard_change(state: str, level: int, details: Mapping[str, Any]) -> GuardCh
 
 @asynccontextmanager
 async def connect() -> AsyncIterator[Manager]:
-    """Connect to the daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set); raises Unreachable."""
+    """Connect to the daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set). Raise Unreachable."""
     from kerntune.bus import client  # noqa: PLC0415  # as above
 
     async with client.connect() as connection:

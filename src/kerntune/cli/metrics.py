@@ -1,4 +1,4 @@
-"""`kerntune metrics`: what the daemon knows as metrics for Prometheus, printed or put in a file in one go."""
+"""`kerntune metrics`: the daemon's knowledge as metrics for Prometheus, printed or put in a file in one step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kerntune.cli.rows import Answer
 from kerntune.errors import Unreachable
 from kerntune.model import Origin, State
 
-# As guard/policy.py has them; whoever asks for one that is not in force should get a 0.
+# The states of guard/policy.py; a query for a state that is not in force should get a 0.
 GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "observing")
 COUNTERS: Final = {
     "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
@@ -30,16 +30,16 @@ POOL_COUNTS: Final = {
     "surplus_pages": ("surplus", "Huge pages in use beyond those that were asked for"),
     "requested_pages": ("requested", "Huge pages requested, or those there are where nobody requests any"),
 }
-# Plans are not kept, and what nobody manages is not counted.
+# Plans are not kept, and targets without a claim are not counted.
 STATES: Final = tuple(state for state in State if state not in (State.PLANNED, State.UNMANAGED))
 
 
 async def metrics(connect: Connect, args: Namespace) -> Answer:
-    """Ask the daemon for what it knows; one that does not run is not started for it."""
+    """Ask the daemon for its knowledge; start none."""
     async with connect() as manager:
         if not await manager.running():
             raise Unreachable("kerntuned does not run, and is not started to be measured", "systemctl start kerntuned")
-        pools = await manager.pools()  # first: the memory that the document tells is then read anew
+        pools = await manager.pools()  # first: the daemon then reads the memory in the document anew
         found = [metric for metric in measured(await manager.describe(), pools) if metric.samples]
     if args.output is None:
         return Answer({"metrics": [asdict(metric) for metric in found]}, [text(found).rstrip("\n")])
@@ -48,7 +48,7 @@ async def metrics(connect: Connect, args: Namespace) -> Answer:
 
 
 def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
-    """Make every metric. Pure."""
+    """Yield every metric. Pure."""
     guard = document["guard"]
     yield gauge("build_info", "The version of kerntuned, as a label.", Sample(1, {"version": document["version"]}))
     yield number("generation", "Passes of kerntuned that changed an outcome or a claim.", document["generation"])
@@ -73,7 +73,7 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
 
 
 def of_targets(document: Document) -> Iterator[Metric]:
-    """Count what is managed, by what became of it."""
+    """Yield the number of managed targets, by their outcome."""
     managed = [row for row in document["targets"] if row["claim"]]
     waiting = [claim["tunable"] for claim in document["claims"] if not claim["matches"]]
     pairs = [(row["tunable"], row["state"]) for row in managed] + [(name, str(State.UNSUPPORTED)) for name in waiting]
@@ -95,7 +95,7 @@ def of_targets(document: Document) -> Iterator[Metric]:
 
 
 def of_holds(document: Document) -> Iterator[Metric]:
-    """Count the holds, and name whose they are."""
+    """Yield the number of holds, and their owners."""
     holds = document.get("holds", [])
     yield number("holds", "Holds: values that are claimed for as long as a client lives.", len(holds))
     rows = [Sample(1, {"hold": str(each["hold"]), "who": each["who"], "uid": str(each["uid"])}) for each in holds]
@@ -103,7 +103,7 @@ def of_holds(document: Document) -> Iterator[Metric]:
 
 
 def of_pools(pools: Sequence[Pool]) -> Iterator[Metric]:
-    """Count the whole host's pools, and the nodes' under names of their own: a sum then counts no page twice."""
+    """Yield the host's pools, and the nodes' pools under other names, so that a sum counts no page twice."""
     for suffix, (field, said) in POOL_COUNTS.items():
         whole = [pool_sample(pool, field) for pool in pools if not pool.node]
         yield gauge(f"hugepages_{suffix}", f"{said}; page_size in bytes.", *whole)
@@ -118,10 +118,10 @@ def pool_sample(pool: Pool, field: str, **labels: str) -> Sample:
 
 
 def gauge(name: str, said: str, *samples: Sample) -> Metric:
-    """Make a metric that goes up and down."""
+    """Return a metric that goes up and down."""
     return Metric(f"kerntune_{name}", Kind.GAUGE, said, samples)
 
 
 def number(name: str, said: str, value: int) -> Metric:
-    """Make a gauge of one number."""
+    """Return a gauge of one number."""
     return gauge(name, said, Sample(value, {}))

@@ -1,4 +1,4 @@
-"""Files that a verb writes for others, each in the place of the last in one step."""
+"""Files that a verb writes for others, each replacing the last one in one step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Final
 from kerntune.errors import Failed
 from kerntune.plain_files import FULL
 
-MODE: Final = 0o644  # who reads it may be another user, such as a collector of metrics
+MODE: Final = 0o644  # the reader may be another user, such as a collector of metrics
 FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Put a text or bytes in the place of a file, so that no reader finds half of it; raises Failed."""
+    """Replace a file by a text or bytes, so that no reader finds half of it. Raise Failed."""
     new = _beside(path)
     with _told(path):
         _check_plain(path)
@@ -30,9 +30,9 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def check_writable(path: Path, begins: bytes) -> None:
-    """Raise Failed where `replace_file` is going to, for those who first work for what they write.
+    """Raise Failed where `replace_file` would, so that a caller knows it before its long work.
 
-    Also for a file that does not begin so: it was written by somebody else, and may be dear to him.
+    Raise it also for a file that does not begin like this: somebody else wrote it, and may need it.
     """
     with _told(path):
         _check_plain(path)
@@ -56,7 +56,7 @@ def _check_plain(path: Path) -> None:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Turn what the system says of a path into Failed."""
+    """Turn an error of the system for a path into Failed."""
     try:
         yield
     except ValueError as error:

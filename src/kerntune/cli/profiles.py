@@ -1,4 +1,4 @@
-"""The verbs that concern all claims at once, profile and reset, and how their answers look."""
+"""The verbs for all claims at once, profile and reset, and the form of their answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def profile(connect: Connect, args: Namespace) -> Answer:
 
 
 def listed(profiles: Sequence[tuple[str, str]], active: str) -> show.Page:
-    """Those there are; the one in force is marked, and where there are no marks named so."""
+    """Return a table of the profiles; a mark, or a word where there are no marks, shows the one in force."""
     rows = []
     for name, summary in profiles:
         mark, word, style = ("→", "in force", tables.GOOD) if name == active else ("", "", "")
@@ -45,13 +45,13 @@ def listed(profiles: Sequence[tuple[str, str]], active: str) -> show.Page:
 
 
 async def reset(connect: Connect, args: Namespace) -> Answer:
-    """Back to the files, or with --baseline to the host's own values."""
+    """Put back the values of the files, or with --baseline the host's own values."""
     async with connect() as manager:
         return _done(await manager.reset(_options(args)))
 
 
 async def plan(connect: Connect, args: Namespace) -> Answer:
-    """What `profile set` or `reset` would do; nothing is changed."""
+    """Show what `profile set` or `reset` would do; change nothing."""
     one_thing = args.reset != (args.profile is not None)
     if not one_thing or args.settings or args.unset or args.persist or args.allow_partial:
         hint = "kerntune plan --profile NAME, or kerntune plan --reset [--baseline] [--holds], without anything else"
@@ -66,15 +66,15 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
 
 
 def _options(args: Namespace) -> dict[str, bool]:
-    """What of a reset goes beyond the claims of callers."""
+    """Return the options by which a reset goes beyond the claims of callers."""
     return {name: True for name in ("baseline", "holds") if getattr(args, name)}
 
 
 def _done(change: Change) -> Answer:
-    """What a profile's end or a reset came to; without outcomes it was about claims that had no target."""
+    """Return the answer to a profile's end or a reset; without outcomes its claims had no target."""
     return _chosen(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
 
 
 def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
-    """What of a profile this host lacks is no failure, whether it was chosen or is in force again."""
+    """Return the answer for a profile that was chosen or is in force again: what this host lacks is no failure."""
     return changed(change, code=profile_exit_code(change.outcomes), none=none, document=document)

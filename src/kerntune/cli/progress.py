@@ -25,11 +25,11 @@ ANSWER_SECONDS: Final = 15.0
 
 @asynccontextmanager
 async def shown(client: Client, stream: TextIO) -> AsyncIterator[None]:
-    """Draw what the daemon tells of the call that is made inside; nothing where `stream` is no terminal."""
+    """Draw the daemon's progress on the call that is made inside; draw nothing where `stream` is no terminal."""
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
-    # To listen starts no daemon, a call does where the bus knows how to.
+    # To listen starts no daemon, but a call does, where the bus knows how to.
     await client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=ANSWER_SECONDS)
     async with client.listen(ROOT, MANAGER, "Progress") as signals:
         drawing = asyncio.create_task(_draw(signals, stream))
@@ -42,10 +42,10 @@ async def shown(client: Client, stream: TextIO) -> AsyncIterator[None]:
 
 
 async def _draw(signals: Signals, stream: TextIO) -> None:
-    """Until cancelled; what was drawn is then erased."""
+    """Draw until cancelled, then erase the bar."""
     drawn = False
     try:
-        # Without the bus the call itself fails, and says so.
+        # Without the bus the call itself fails, and reports it.
         with suppress(Unreachable, OSError):
             async for signal in signals:
                 drawn = True
@@ -56,7 +56,7 @@ async def _draw(signals: Signals, stream: TextIO) -> None:
 
 
 def _columns(stream: TextIO) -> int:
-    """Return the width of a terminal; a serial console does not know its own, and one that has gone has none."""
+    """Return the width of a terminal; USUAL for a serial console that does not know it, or a terminal that has gone."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or USUAL
     except OSError:
@@ -64,19 +64,19 @@ def _columns(stream: TextIO) -> int:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """A terminal that has gone is no reason to fail."""
+    """Write to a terminal, but do not fail if it has gone."""
     with suppress(OSError):
         stream.write(text)
         stream.flush()
 
 
 def line(tunable: str, instance: str, done: int, wanted: int, *_: Any, columns: int) -> str:
-    """Return how far the daemon is, in one line."""
+    """Return the daemon's progress in one line."""
     return bar(f"{clean(named(tunable, instance))} ", done, wanted, " pages", columns=columns)
 
 
 def bar(before: str, done: int, wanted: int, after: str, *, columns: int) -> str:
-    """Return one line of less than `columns` characters, so that it can be erased; the bar is what gives way."""
+    """Return one line of less than `columns` characters, so that it can be erased; the bar shrinks if needed."""
     after = f" {done} of {wanted}{after}"
     width = min(WIDEST, columns - len(before) - len(after) - 3)
     if width < NARROWEST:
@@ -86,7 +86,7 @@ def bar(before: str, done: int, wanted: int, after: str, *, columns: int) -> str
 
 
 class Bar:
-    """A bar with the time that is left, for work that goes on here; nothing where `stream` is no terminal."""
+    """A bar with the remaining time, for work in this process; it draws nothing where `stream` is no terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -99,12 +99,12 @@ class Bar:
         self.erase()
 
     def erase(self) -> None:
-        """Make room for a line of another kind."""
+        """Erase the bar, so that a line of another kind can follow."""
         if self._draws:
             _write(self._stream, ERASE)
 
     def draw(self, name: str, done: int, planned: int, unit: str, left: str) -> None:
-        """Draw how far `name` is; `left` says how long it takes."""
+        """Draw the progress of `name`; `left` says how long it still takes."""
         if self._draws:
             _write(
                 self._stream,

@@ -1,4 +1,4 @@
-"""What a verb answers, for people and for programs."""
+"""The answer of a verb, for people and for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kerntune.results import exit_code
 
 
 class Advice(NamedTuple):
-    """A word to the caller beside the answer."""
+    """Advice to the caller beside the answer."""
 
     what: str
     hint: str
@@ -22,7 +22,7 @@ class Advice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`data` is what --json prints, `page` what people read."""
+    """The answer of a verb: `data` is for --json, `page` is for people."""
 
     data: Any
     page: show.Page
@@ -38,9 +38,9 @@ def changed(
     none: str = "Nothing changed.",
     document: Document | None = None,
 ) -> Answer:
-    """What became of an edit; without a `code` the exit status is that of a Set. `none`: what is said of no outcome.
+    """Return the answer to an edit; without a `code` the exit status is that of a Set.
 
-    With a document people are shown what a target would get back, too.
+    `none` is the text for an answer without outcomes. With a document people also see what a target would get back.
     """
     data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
     code = exit_code(change.outcomes) if code is None else code
@@ -49,12 +49,12 @@ def changed(
 
 
 def gives_back(change: Change) -> bool:
-    """Whether a plan has targets that nobody would claim any more, which get back what they had."""
+    """Return True if a plan has targets that would lose their last claim and so get back their own values."""
     return any(_gets_back(outcome) for outcome in change.outcomes)
 
 
 def returning(outcomes: Iterable[Outcome], document: Document) -> list[Outcome]:
-    """Return the outcomes of a plan, with the original value of each target that nobody would claim any more."""
+    """Return the outcomes of a plan, with the original value of each target that would have no claim any more."""
     own = {(row["tunable"], row["instance"]): row["baseline"] for row in document["targets"]}
     found = []
     for outcome in outcomes:

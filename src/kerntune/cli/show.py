@@ -1,4 +1,4 @@
-"""How answers look to people: rows and prose are made here; nothing is asked, decided or written."""
+"""The form of answers for people: this module makes rows and prose; it asks, decides and writes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kerntune.units import gib
 
 Page = tables.Page
 
-# State -> (mark, style). A state that a newer daemon made up gets UNHEARD_OF.
+# State -> (mark, style). A newer daemon's state that is not here gets UNHEARD_OF.
 MARKS: Final[Mapping[str, tuple[str, str]]] = {
     State.SATISFIED: ("✔", GOOD),
     State.PLANNED: ("→", GOOD),
@@ -32,7 +32,7 @@ UNHEARD_OF: Final = ("?", MIXED)
 
 
 def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page:
-    """What became of every target that was named; `none` is said when there is no row."""
+    """Return a table of the outcomes of the named targets; without a row return the text `none`."""
     table = [
         state_row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), why(*row[5:]))
         for row in rows
@@ -41,7 +41,7 @@ def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page
 
 
 def targets(document: Document, name: str | None = None) -> Page:
-    """Every target, or those of one tunable, with value and choices; at its place a tunable that is not supported."""
+    """Return a table of every target, or of one tunable's, with value and choices, and of unsupported tunables."""
     table: list[Row] = []
     for tunable in document["tunables"]:
         if name in (None, tunable["name"]):
@@ -60,7 +60,7 @@ def _target(row: TargetRow) -> Row:
 
 
 def values(rows: Sequence[TargetRow]) -> Page:
-    """One target's bare value, or a line for each of several."""
+    """Return one target's bare value, or a line for each of several."""
     if len(rows) == 1:
         return [rows[0]["value"] or ""]
     return [f"{named(row['tunable'], row['instance'])} {row['value'] or EMPTY}" for row in rows]
@@ -69,7 +69,7 @@ def values(rows: Sequence[TargetRow]) -> Page:
 def verified(
     wrong: Sequence[Outcome], lacking: Sequence[Outcome], *, managed: int, satisfied: int, degraded: Sequence[str]
 ) -> Page:
-    """Return the page of `verify`: what is not in the desired state, what this host lacks, and how much is."""
+    """Return the page of `verify`: targets not in the desired state, those that this host lacks, and the numbers."""
     health = explained(degraded)
     if not managed:
         return [nothing_managed(degraded), *health]
@@ -82,17 +82,17 @@ def verified(
 
 
 def reloaded(document: Document) -> Page:
-    """Render the result of `reload`."""
+    """Return the page of `reload`."""
     return [Prose(f"The configuration was read again: {head(document)}"), *explained(document["degraded"])]
 
 
 def watching(document: Document) -> Page:
-    """The first line of what is shown while it happens."""
+    """Return the first line of a running watch."""
     return [f"Watching {head(document)}; Ctrl-C ends it"]
 
 
 def happened(clock: str, event: Event) -> Page:
-    """A line for each thing that changed, with the time as it is to be shown."""
+    """Return a line for each change, with the time in front of it."""
     if isinstance(event, Health):
         health = f"degraded: {', '.join(event.degraded)}" if event.degraded else "all well again"
         return [f"{clock}  {clean(health)}"]
@@ -102,7 +102,7 @@ def happened(clock: str, event: Event) -> Page:
 
 
 def _guard_change(event: GuardChange) -> Iterable[str]:
-    """What it does now, and where memory is short who has it."""
+    """Yield the guard's state, and where memory is short the processes that have it."""
     limit = f", limit {gib(event.limit)}" if event.limit else ""
     yield _guarding(event.state, event.reason, event.headroom, event.floor) + limit
     if event.culprit:
@@ -121,7 +121,7 @@ def _step(row: Outcome) -> str:
 
 
 def head(document: Document) -> str:
-    """The daemon in a line."""
+    """Return the line about the daemon."""
     host = document["host"]
     where = "a simulated host" if host["simulated"] else f"Linux {host['kernel']}"
     if host["root"] != "/" and not host["simulated"]:
@@ -132,7 +132,7 @@ def head(document: Document) -> str:
 
 
 def guard(document: Document) -> Iterable[Prose]:
-    """The memory guard in a line, where it has something to do."""
+    """Yield the line about the memory guard, where it has something to do."""
     guard = document["guard"]
     if guard["floor"] or guard["reason"]:
         said = _guarding(guard["state"], guard["reason"], guard["headroom"], guard["floor"])
@@ -149,13 +149,13 @@ def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
 
 
 def why(state: str, reason: str, detail: str) -> str:
-    """Prose about a state: the detail, led by the reason where something is not as it should be."""
+    """Return prose about a state: the detail, after the reason where something is not as it should be."""
     if reason == Reason.OK or state in CONTENT:
         return detail
     return f"{reason}: {detail}" if detail else reason
 
 
 def state_row(state: str, cells: tuple[str, ...], *notes: str) -> Row:
-    """A line about a target in that state, with what there is to say of it."""
+    """Return the row of a target in that state, with notes."""
     mark, style = MARKS.get(state, UNHEARD_OF)
     return row(mark, cells, style, *notes)

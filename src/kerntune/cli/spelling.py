@@ -1,4 +1,4 @@
-"""How settings are written on the command line; splits text and asks nobody. The daemon judges each part."""
+"""The syntax of settings on the command line; it splits text and asks no daemon. The daemon judges each part."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io
 
 
 class What(NamedTuple):
-    """Targets by name; `instances` is empty when none were written."""
+    """Targets by name; `instances` is empty when the text has none."""
 
     tunable: str
     instances: str
 
 
 def what(text: str) -> What:
-    """Read `TUNABLE[@INSTANCES]`; raises Usage."""
+    """Read `TUNABLE[@INSTANCES]`. Raise Usage."""
     if "=" in _printable(text).partition("@")[0]:
         raise Usage(f"{text} has a value where only a name is expected", f"To set it: kerntune set {text}")
     return _what(text, text)
 
 
 def setting(text: str) -> Setting:
-    """Read `TUNABLE[@INSTANCES]=VALUE`; raises Usage.
+    """Read `TUNABLE[@INSTANCES]=VALUE`. Raise Usage.
 
     The value follows the last `=`: names below /dev/disk/by-id may contain one (and `@`), values do not.
     """

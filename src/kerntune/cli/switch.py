@@ -1,4 +1,4 @@
-"""How `bench` changes the host: by a hold of the daemon for each run; and what the change is about."""
+"""The switch of `bench`, which changes the host by a hold of the daemon for each run; and the reach of the change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
 
 
 class Reach(NamedTuple):
-    """What a change is about: its settings, one by one, and the bytes of huge pages it adds.
+    """The reach of a change: its settings, one by one, and the bytes of huge pages that it adds.
 
     `default` is the host's own size of huge pages, which glibc takes.
     """
@@ -32,28 +32,28 @@ class Reach(NamedTuple):
 
     @property
     def tunables(self) -> tuple[str, ...]:
-        """Return the names of the tunables."""
+        """The names of the tunables."""
         return tuple(dict.fromkeys(setting.tunable for setting in self.settings))
 
     @property
     def malloc(self) -> int:
-        """Return what malloc is told after the change: glibc.malloc.hugetlb, or 0 for nothing."""
+        """The value of glibc.malloc.hugetlb after the change, or 0 for none."""
         return allocator.hugetlb(self.spelled, self.default)
 
     @property
     def page_size(self) -> int:
-        """Return the bytes of a page of the pool that malloc takes from, 0 for none."""
+        """The bytes of a page of the pool that malloc takes from, 0 for none."""
         sizes = {allocator.TRANSPARENT: 0, allocator.DEFAULT_SIZE: self.default}
         return sizes.get(self.malloc, self.malloc)
 
     @property
     def spelled(self) -> Iterator[str]:
-        """Give the settings as on the command line."""
+        """The settings as on the command line."""
         return (f"{named(each.tunable, each.instances)}={each.value}" for each in self.settings)
 
 
 class Nothing:
-    """The switch of a change that the daemon has no part in."""
+    """The switch of a change in which the daemon has no part."""
 
     @asynccontextmanager
     async def on(self) -> AsyncIterator[None]:
@@ -87,7 +87,7 @@ class Holds:
 
 
 async def reach_of(manager: Manager, change: Change) -> Reach:
-    """Return what a change is about, before anything is changed; raises what a wrong setting or profile raises."""
+    """Return the reach of a change, before anything is changed. Raise the error of a wrong setting or profile."""
     described = (await manager.describe())["host"]
     if described["simulated"] or described["root"] != "/":
         raise Failed(
@@ -105,14 +105,14 @@ async def reach_of(manager: Manager, change: Change) -> Reach:
 
 
 def _bytes(pool: Setting, default_page_size: int) -> int:
-    """Return the bytes of huge pages that a setting asks for; the daemon judges one that asks for none."""
+    """Return the bytes of huge pages that a setting asks for; the daemon judges a setting that asks for none."""
     if pool.value.isdecimal():
         return int(pool.value) * (parse_size(pool.instances.partition("/")[0]) or default_page_size)
     return parse_size(pool.value) or 0
 
 
 def checked(outcomes: Sequence[Outcome], *, is_profile: bool) -> Iterator[tuple[str, str]]:
-    """Give the targets that a hold has changed; raises Failed where one is not as asked: nothing would be compared."""
+    """Yield the targets that a hold has changed. Raise Failed where one is not as asked: nothing would be compared."""
     for outcome in outcomes:
         if outcome.state == State.SATISFIED:
             yield outcome.tunable, outcome.instance

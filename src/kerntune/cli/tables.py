@@ -1,4 +1,4 @@
-"""How a page is written: fitted and coloured on a terminal, elsewhere one row one line; it decides nothing."""
+"""The form of a page: fitted and coloured on a terminal, elsewhere one row one line; it decides nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SGR: Final = {GOOD: "32", MIXED: "33", BAD: "1;31", QUIET: "2"}
 
 EMPTY: Final = "-"
 GAP: Final = "  "
-INDENT: Final = "   "  # of what stands below a row: as far as the mark reaches
+INDENT: Final = "   "  # of lines below a row: as far as the mark reaches
 SHORT: Final = 20  # characters of a name that its owner chose
-ALIKE: Final = 4  # rows with nothing to tell them apart share a line from so many on
+ALIKE: Final = 4  # from so many on, rows with nothing to tell them apart share a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Row:
 class Table:
     """Rows below a heading; `toned` are the columns that take a row's style. A column without a name holds marks.
 
-    `spare` is a column that a narrow terminal goes without: the mark says it, and a note where it is not good.
+    A narrow terminal leaves out the column `spare`: the mark says the same, and a note where it is not good.
     """
 
     columns: tuple[str, ...]
@@ -43,7 +43,7 @@ class Table:
     spare: str = ""
 
     def without_spare(self) -> Table:
-        """The same with one column less."""
+        """Return the same table without the column `spare`."""
         place = self.columns.index(self.spare)
         rows = []
         for row in self.rows:
@@ -62,12 +62,15 @@ Page = Sequence[str | Table]
 
 
 def row(mark: str, cells: tuple[str, ...], style: str = "", *notes: str) -> Row:
-    """A line of a table, fit to be printed."""
+    """Return a line of a table, safe to print."""
     return Row((mark, *(clean(cell) for cell in cells)), style, "\n".join(clean(note) for note in notes if note))
 
 
 def clean(text: str) -> str:
-    """Names of processes and devices come from elsewhere: none may move the cursor or start a line."""
+    """Return the text with a replacement for each unprintable character.
+
+    Names of processes and devices come from elsewhere: none may move the cursor or start a line.
+    """
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
@@ -77,7 +80,7 @@ def short(name: str) -> str:
 
 
 def together(rows: Iterable[Row]) -> list[Row]:
-    """Put rows that differ in the instance only into one, when they are many, where a pattern names just these."""
+    """Join many rows that differ only in the instance into one, where a pattern names just these."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for one in rows:
         mark, name, *cells = one.cells
@@ -108,19 +111,19 @@ def write(page: Page, stream: TextIO) -> None:
 
 
 def columns() -> int:
-    """How wide the terminal is."""
+    """Return the width of the terminal."""
     return shutil.get_terminal_size().columns
 
 
 def wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
-    """Lines that fit, indented; words stay whole, for they may be names to copy."""
+    """Return indented lines that fit; words stay whole, because they may be names to copy."""
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
 
 
 def _plain(table: Table) -> Iterator[str]:
-    """Without marks, for there is a word for what they say."""
+    """Yield the lines of a table without marks, because a word says the same."""
     shown = [number for number, name in enumerate(table.columns) if name]
     lines = [table.columns, *(row.cells for row in table.rows)]
     cells = [[line[number] or EMPTY for number in shown] for line in lines]
@@ -131,7 +134,7 @@ def _plain(table: Table) -> Iterator[str]:
 
 
 def _fitted(table: Table, width: int) -> Iterator[str]:
-    """The last column gives way: it is wrapped, or goes below where there is no room for its words."""
+    """Yield the lines of a table; its last column is wrapped, or goes below where its words have no room."""
     *widths, last = _widths([table.columns, *(row.cells for row in table.rows)])
     room = width - sum(widths) - len(GAP) * len(widths)
     words = [word for cells in (table.columns, *(row.cells for row in table.rows)) for word in cells[-1].split()]
@@ -158,7 +161,7 @@ def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], tones: Sequence[str] = ()) -> str:
-    """Cells side by side; the last one, for which there is no width, as it is."""
+    """Return cells side by side; the last one, which has no width, as it is."""
     padding = [max(0, width - len(cell)) for cell, width in zip(cells, widths, strict=False)]
     styles = [*tones, *([""] * len(cells))]
     texts = [_styled(cell, style) for cell, style in zip(cells, styles, strict=False)]
@@ -172,7 +175,7 @@ def _styled(text: str, style: str) -> str:
 
 
 def error(what: str, hint: str, stream: TextIO, *, width: int = 80) -> None:
-    """Write what happened, then the hint; wrapped on a terminal only."""
+    """Write what happened, then the hint; wrap them on a terminal only."""
     for text, first in ((what, "kerntune: "), (hint, "  ")):
         if text:
             lines = wrapped(clean(text), width, first, "  ") if stream.isatty() else [f"{first}{clean(text)}"]

@@ -1,4 +1,4 @@
-"""What each verb asks and answers; a verb neither parses nor prints."""
+"""The verbs: each asks the daemon and returns an answer; a verb neither parses nor prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_CHANGE: Final = "Nothing would change."
 
 
 async def status(connect: Connect, _args: Namespace) -> Answer:
-    """What is managed, and for whom."""
+    """Show what is managed, and for whom."""
     async with connect() as manager:
         document = await manager.describe()
     managed = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
@@ -29,7 +29,7 @@ async def status(connect: Connect, _args: Namespace) -> Answer:
 
 
 async def list_(connect: Connect, args: Namespace) -> Answer:
-    """Every target there is."""
+    """Show every target."""
     async with connect() as manager:
         document = await manager.describe()
     tunables, targets = document["tunables"], document["targets"]
@@ -40,7 +40,7 @@ async def list_(connect: Connect, args: Namespace) -> Answer:
 
 
 async def get(connect: Connect, args: Namespace) -> Answer:
-    """The values in force now."""
+    """Show the values in force now."""
     wanted = [spelling.what(text) for text in args.targets]
     async with connect() as manager:
         document = await manager.describe()
@@ -57,7 +57,7 @@ async def get(connect: Connect, args: Namespace) -> Answer:
 
 
 async def set_(connect: Connect, args: Namespace) -> Answer:
-    """Claim values; the answer is what the kernel then holds."""
+    """Claim values; the answer says what the kernel has afterwards."""
     settings = [spelling.setting(text) for text in args.settings]
     async with connect() as manager:
         change = await manager.set(settings, _options(args, "persist", "allow_partial"))
@@ -66,7 +66,7 @@ async def set_(connect: Connect, args: Namespace) -> Answer:
 
 
 async def plan(connect: Connect, args: Namespace) -> Answer:
-    """What set, unset, profile set or reset would do; nothing is changed."""
+    """Show what set, unset, profile set or reset would do; change nothing."""
     if args.profile is not None or args.reset or args.baseline or args.holds:
         return await profiles.plan(connect, args)
     if not args.settings:
@@ -91,7 +91,7 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
 
 
 async def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[str, bool]) -> KerntuneError | None:
-    """Return the error that set would end with, if it would."""
+    """Return the error with which set would end, or None."""
     try:
         await manager.plan(settings, {**options, "strict": True})
     except KerntuneError as error:
@@ -100,7 +100,7 @@ async def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapp
 
 
 async def verify(connect: Connect, _args: Namespace) -> Answer:
-    """Return what is not in the desired state; nothing is changed."""
+    """Show what is not in the desired state; change nothing."""
     async with connect() as manager:
         outcomes = await manager.verify()
         document = await manager.describe()
@@ -119,7 +119,7 @@ async def verify(connect: Connect, _args: Namespace) -> Answer:
 
 
 async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, None]:
-    """Everything that changes, from here on; it ends with Unreachable when the daemon goes."""
+    """Yield every change from now on. Raise Unreachable when the daemon goes."""
     async with connect() as manager, manager.watch() as events:
         document = await manager.describe()
         known = {key: document[key] for key in ("version", "generation", "degraded", "host")}
@@ -130,7 +130,7 @@ async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, 
 
 
 async def unset(connect: Connect, args: Namespace) -> Answer:
-    """Withdraw claims; the answer is what the kernel then holds."""
+    """Withdraw claims; the answer says what the kernel has afterwards."""
     what = [spelling.what(text) for text in args.targets]
     async with connect() as manager:
         change = await manager.unset(what, _options(args, "persist"))
@@ -139,7 +139,7 @@ async def unset(connect: Connect, args: Namespace) -> Answer:
 
 
 async def reload(connect: Connect, _args: Namespace) -> Answer:
-    """Have the configuration files read again; the answer is what is not in the desired state."""
+    """Have the daemon read the configuration files again; the answer says what is not in the desired state."""
     async with connect() as manager:
         await manager.reload()
         document = await manager.describe()
@@ -147,7 +147,7 @@ async def reload(connect: Connect, _args: Namespace) -> Answer:
 
 
 async def config(_connect: Connect, args: Namespace) -> Answer:
-    """What the configuration files say, and what is wrong with them; no daemon is asked."""
+    """Show the contents of the configuration files, and their problems; ask no daemon."""
     return check.configuration(args.path)
 
 
@@ -156,14 +156,14 @@ def _options(args: Namespace, *names: str) -> dict[str, bool]:
 
 
 async def _stable_names(manager: Manager, settings: Iterable[Setting]) -> list[Advice]:
-    """Return what is to be said of names by which a reboot may mean other drives."""
+    """Return advice about names that may mean other drives after a reboot."""
     unstable = [each for each in settings if UNSTABLE.fullmatch(each.instances)]
     document = await manager.describe() if unstable else None
     return [_stable_name(each, document) for each in unstable if document]
 
 
 def _stable_name(setting: Setting, document: Document) -> Advice:
-    """A persistent claim should follow the drive, not the slot it was found in."""
+    """Return the advice that a persistent claim should follow the drive, and not the slot where it was found."""
     tunable, instance, value = setting
     aliases = [
         alias
@@ -187,7 +187,7 @@ def _now() -> dict[str, str]:
 
 
 def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
-    """One answer for each thing that changed, so that each is a line of its own."""
+    """Yield one answer for each change, so that each is a line of its own."""
     if isinstance(event, Health):
         yield {"event": "degraded", "degraded": list(event.degraded)}, event
         return

@@ -1,4 +1,4 @@
-"""How the result of a measurement looks on a terminal: a row for each leg, with what it rests on below it."""
+"""The form of a measurement's result on a terminal: a row for each leg, with its grounds below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kerntune.cli.tables import BAD, GOOD, MIXED, QUIET, Page, Row, Table, clean
 
 COLUMNS: Final = ("LEG", "BEFORE", "AFTER", "RATIO", "INTERVAL", "VERDICT")
 STYLES: Final = {Verdict.FASTER: GOOD, Verdict.SLOWER: BAD, Verdict.SAME: QUIET, Verdict.INVALID: MIXED}
-# What is the same question as the time, or is only told on the page.
+# Figures that answer the same question as the time, or that only the page has.
 LEFT_OUT: Final = frozenset(
     {figures.SPEED, "user_seconds", "system_seconds", "loaded_bytes", "others_cpus", "throttled"}
 )
@@ -19,7 +19,7 @@ LABELS: Final = frozenset(figures.figure(name).label for name in LEFT_OUT)
 
 
 def written(report: Report) -> Page:
-    """Write a table with a row for each leg."""
+    """Return a table with a row for each leg."""
     return [Table(COLUMNS, tuple(map(_row, report.legs)), frozenset({"VERDICT"}))]
 
 
@@ -54,12 +54,12 @@ def _control(leg: Leg) -> str:
 
 
 def _plain(text: str) -> str:
-    """Write without the spaces that keep a page together: a terminal may have none."""
+    """Return the text without the spaces that keep a page together: a terminal may not have them."""
     return clean(text.replace(figures.THIN, " ").replace(figures.GAP, " "))
 
 
 def left(seconds: float) -> str:
-    """Write the time that is left, as far as it is known."""
+    """Return the remaining time as text, as far as it is known."""
     if not seconds:
         return ""
     return f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"

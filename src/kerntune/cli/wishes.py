@@ -1,4 +1,4 @@
-"""The page of `status`: what is desired, what is there, why it is not, and which claim overrides which."""
+"""The page of `status`: the desired and the actual values, the reasons for a difference, and overridden claims."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Claims = Mapping[str, ClaimRow]
 
 
 def status(document: Document, managed: Sequence[TargetRow]) -> Page:
-    """The daemon in a line, then what is managed: what is not in the desired state comes first."""
+    """Return the line about the daemon, then the managed targets: those not in the desired state come first."""
     above = [Prose(show.head(document)), *explained(document["degraded"]), *show.guard(document)]
     waiting = [claim for claim in document["claims"] if not claim["matches"]]
     if not managed and not waiting:
@@ -37,7 +37,7 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
 
 
 def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
-    """Return how much is in the desired state, and what the rest is."""
+    """Return how many targets are in the desired state, and the states of the others."""
     counts = Counter(row["state"] for row in managed if row["state"] not in CONTENT)
     others = [f"{count} {clean(state)}" for state, count in counts.most_common()]
     others += [f"{waiting} waiting for a device"] if waiting else []
@@ -46,7 +46,7 @@ def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
 
 
 def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
-    # A target that nobody claims and that has a requested value is owed to the host.
+    # A target that has a requested value but no claim still has to get the host's value back.
     owed = row["claim"] is None and row["requested"]
     wanted_by = THE_HOST if owed else _wanted_by(row["claim"], claims, profile)
     cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
@@ -60,7 +60,7 @@ def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
 
 
 def _waiting(claim: ClaimRow, profile: str) -> Row:
-    """A claim that is kept for targets to come."""
+    """Return the row of a claim that is kept for later targets."""
     wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
     cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
     why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; the claim waits for a device"
@@ -68,36 +68,36 @@ def _waiting(claim: ClaimRow, profile: str) -> Row:
 
 
 def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
-    """The origin and whose it is, in a few words: `profile show` has the reasons of a profile."""
+    """Return the origin and the owner of a claim in a few words: `profile show` has the reasons of a profile."""
     if claim_id is None:
         return ""
     if (claim := claims.get(claim_id)) is None:
         return claim_id
     if claim["origin"] == Origin.PROFILE.word:
         return f"{claim['origin']} {profile or claim['who']}"
-    # A claim of the configuration is by nobody else.
+    # In a claim of the configuration the owner is the origin's own word, so equal words stand once.
     return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), claim.get("place", "")) if part))
 
 
 def _reason(row: TargetRow, claims: Claims) -> Iterator[str]:
-    """Say the reason that the file gives for the claim that won."""
+    """Yield the reason that the file gives for the claim that won."""
     if claim := claims.get(row["claim"] or ""):
         yield from _said(claim)
 
 
 def _said(claim: ClaimRow) -> Iterator[str]:
-    """Say what a claim of the configuration says of itself, beside its place; `profile show` does so for a profile."""
+    """Yield the reason of a claim of the configuration, without its place; `profile show` has those of a profile."""
     if claim["origin"] == Origin.CONFIG.word and (said := _without_place(claim)):
         yield f"{claim['origin']}: {said}"
 
 
 def _without_place(claim: ClaimRow) -> str:
-    """Return the reason of a claim; without one of its own it begins with the place, which stands elsewhere."""
+    """Return the reason of a claim without the place; a claim without a reason of its own has only the place there."""
     return claim["why"].removeprefix(claim.get("place", "")).removeprefix(", ")
 
 
 def _origin(claim: ClaimRow) -> str:
-    """Name where a claim is from, and of a hold which one."""
+    """Return the origin of a claim, and for a hold its number."""
     return f"{claim['origin']} {number}" if (number := claim.get("hold")) else claim["origin"]
 
 
@@ -106,14 +106,14 @@ def _who(claim: ClaimRow) -> str:
 
 
 def _parts(row: TargetRow, claims: Claims, profile: str) -> Iterator[str]:
-    """Of a number that holds add up to: whose each part of it is."""
+    """Yield the owner of each part of a number to which holds add up."""
     parts = [claims[name] for name in row.get("parts", ()) if name in claims]
     if len(parts) > 1:
         yield ", and ".join(f"{claim['value']} for {_wanted_by(claim['id'], claims, profile)}" for claim in parts)
 
 
 def _overridden(row: TargetRow, claims: Claims) -> Iterator[str]:
-    """Name the claims that another one overrides, and the rule by which it does."""
+    """Yield the claims that another one overrides, and the rule by which it does."""
     losers = [claims[name] for name in row["beaten"] if name in claims]
     unknown = [name for name in row["beaten"] if name not in claims]
     if not losers and not unknown:
@@ -125,7 +125,7 @@ def _overridden(row: TargetRow, claims: Claims) -> Iterator[str]:
 
 
 def _loser(claim: ClaimRow, instance: str) -> str:
-    """Write a claim: its value, whose it is, and its pattern where that is not the target's own name."""
+    """Return a claim as text: its value, its owner, and its pattern if that is not the target's own name."""
     said = f"{claim['value']} of {_origin(claim)}"
     # `profile show` has the reasons and places of a profile.
     is_profile = claim["origin"] == Origin.PROFILE.word
@@ -142,7 +142,7 @@ def _loser(claim: ClaimRow, instance: str) -> str:
 
 
 def _rules(winner: ClaimRow, losers: Sequence[ClaimRow]) -> str:
-    """Say why it wins."""
+    """Return the rules by which the winner wins."""
     ours = winner["origin"]
     weaker = list(dict.fromkeys(claim["origin"] for claim in losers if claim["origin"] != ours))
     rules = [f"{ours} wins over {_listed(weaker)}"] if weaker else []
@@ -152,7 +152,7 @@ def _rules(winner: ClaimRow, losers: Sequence[ClaimRow]) -> str:
 
 
 def _same(winner: ClaimRow) -> str:
-    """Say which of several claims of one origin wins."""
+    """Return which of several claims of one origin wins."""
     ours = winner["origin"]
     if ours == Origin.HOLD.word:
         return "holds the fastest" if winner["tunable"] == "cpu-governor" else "holds the newest"

@@ -1,4 +1,4 @@
-"""What to say to somebody who withdrew nothing: the claims in force, and how those are withdrawn; asks nobody."""
+"""The advice for a caller who withdrew nothing: the claims in force, and how to withdraw them; it asks no daemon."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kerntune.cli.rows import Advice
 from kerntune.model import Origin
 from kerntune.patterns import EVERY
 
-NAMED: Final = 3  # claims that are named before they are only counted
+NAMED: Final = 3  # claims that the advice names; it counts the others
 
 
 def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:
-    """There was no such claim; what is in force instead, and how that is withdrawn."""
+    """Return the advice that there is no such claim, with the claims in force and how to withdraw them."""
     kind = Origin.PERSISTENT if persist else Origin.RUNTIME
     names = ", ".join(named(tunable, instances) for tunable, instances in what)
     said = f"there is no {kind.word} claim {names} to withdraw"
@@ -28,7 +28,7 @@ def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, pe
 
 
 def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[ClaimRow]:
-    """The claims that won the targets of these names, and those that wait for some."""
+    """Yield the claims that won the targets of these names, and those that wait for such targets."""
     names = list(what)
     winners = {row["claim"] for tunable, instances in names for row in covered(document, tunable, instances)}
     for claim in document["claims"]:
@@ -40,7 +40,7 @@ def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[Cl
 
 
 def how(claim: ClaimRow) -> str:
-    """What ends a claim."""
+    """Return the way to end a claim."""
     name = shlex.quote(_target(claim))
     place = claim.get("place") or "the files in /etc/kerntune"
     ways = {
