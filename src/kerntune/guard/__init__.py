@@ -1,1 +1,1 @@
-"""The memory guard: what makes the ratio of `overcommit=always:RATIO` real."""
+"""The memory guard: it enforces the ratio of `overcommit=always:RATIO`."""

@@ -1,4 +1,4 @@
-"""Tells the journal, the bus and the engine what the guard does, one verdict after the other."""
+"""Alerts: the guard's verdicts as reports to the journal, the bus and the engine, one after the other."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from kerntune.model import Consumer, Lane, Memory
 
 log = logging.getLogger(__name__)
 TOP: Final = 5
-RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with room and without
+RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with enough memory and without
 CAUSE: Final = "memory guard"
 PATIENCE: Final = 5.0  # seconds that the first look may take
 MIB: Final = 1 << 20
-MESSAGE_ID: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"  # of the journal's entries
+MESSAGE_ID: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"  # of the guard's entries in the journal
 
 
 class Told(NamedTuple):
-    """What the guard's thread says."""
+    """A report of the guard's thread."""
 
     verdict: GuardVerdict
     memory: Memory | None = None
@@ -48,7 +48,7 @@ NOBODY: Final = Named()
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One change of the guard, in bytes; no processes where nothing is short."""
+    """One change of the guard; sizes are in bytes. It names no processes when memory is not short."""
 
     verdict: GuardVerdict
     headroom: int
@@ -56,47 +56,47 @@ class Alert:
     limit: int
     largest: Sequence[Consumer] = ()
     growing: Sequence[Consumer] = ()
-    culprit: str = ""  # who has made memory short, in a line
+    culprit: str = ""  # the process that has made memory short, in one line
 
 
 class Alerts:
-    """Takes verdicts from any thread; `work` tells them one after the other."""
+    """The receiver of verdicts from any thread; `work` publishes them one after the other."""
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[Alert], None]] = []
         self._loop = asyncio.get_running_loop()
         self._untold, self._arrived = deque[Told](), asyncio.Event()
-        # A thread of its own: who holds memory is told while the lanes are busy.
+        # The look has a thread of its own, so that an alert can name the processes while the lanes are busy.
         self._threads = ThreadPoolExecutor(1, "consumers")
         self._consumers: Consumers | None = None
         self._last = Told(GuardVerdict())
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
-        """A verdict that is news, with what it was made of; neither of them when the guard has ended."""
+        """Queue a changed verdict, with its memory and limits; both are None when the guard has ended."""
         self._untold.append(Told(verdict, memory, limits))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
     def prepare(self) -> None:
-        """Make thread, modules and a first look now: in mode never there may be no room for them.
+        """Start the thread, import the modules and look once now: in mode never there may be no memory for that.
 
-        It is called in a thread, before anything is capped.
+        The guard calls this in a thread, before it caps anything.
         """
         if self._consumers is None:
             with seeing("who holds memory"):
                 self._threads.submit(self._look_now).result(PATIENCE)
 
     async def work(self, engine: Reconciler) -> None:
-        """Until cancelled: whatever telling meets, the guard goes on, and so does the daemon."""
+        """Publish verdicts until cancelled; a failure here stops neither the guard nor the daemon."""
         while True:
             try:
                 await self._turn(engine)
-            except Exception as error:  # noqa: BLE001  # of no memory above all, which is when there is something to tell
+            except Exception as error:  # noqa: BLE001  # above all MemoryError: an alert comes when memory is short
                 with contextlib.suppress(Exception):
                     log.error("what the memory guard did cannot be told: %s", str(error) or type(error).__name__)
                     await asyncio.sleep(OFTEN)
 
     async def _turn(self, engine: Reconciler) -> None:
-        """Tell what comes next, or look at who holds memory when nothing has come for a while."""
+        """Publish the next verdict, or look at the processes when none has come for a while."""
         last = self._last
         often = OFTEN if last.verdict.level else RARELY
         try:
@@ -120,7 +120,7 @@ class Alerts:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _next(self) -> Told:
-        """What has not been told yet: each state, and of a state that came with many words the last ones."""
+        """Return the oldest unpublished verdict; of several with the same state in a row, return the last."""
         while not self._untold:
             self._arrived.clear()
             await self._arrived.wait()
@@ -130,7 +130,7 @@ class Alerts:
         return told
 
     async def _look(self, *, named: bool = False) -> Named:
-        """See who holds memory now, and `named` who they are; where that fails for want of it, nobody is named."""
+        """Look which processes hold memory, and return them if `named`. Return NOBODY where the look fails."""
         with seeing("who holds memory"):
             return await self._loop.run_in_executor(self._threads, partial(self._look_now, named=named))
         return NOBODY
@@ -145,7 +145,7 @@ class Alerts:
 
 
 def alert_of(told: Told, named: Named) -> Alert:
-    """Return the alert that a verdict makes."""
+    """Return the alert for a verdict."""
     verdict, memory, limits = told
     if memory is None or limits is None:
         return Alert(verdict, 0, 0, 0)
@@ -155,9 +155,10 @@ def alert_of(told: Told, named: Named) -> Alert:
 
 @contextlib.contextmanager
 def seeing(what: str) -> Iterator[None]:
-    """Log a failure for want of memory, of a thread or of time, and go on: the rest is told all the same.
+    """Log a failure for lack of memory, a thread or time, and go on: the alert is published without it.
 
-    So is what a package does that is just being replaced: psutil is imported when it is wanted first.
+    An ImportError counts too: psutil is imported at the first look, and a package upgrade may be replacing it just
+    then.
     """
     try:
         yield
@@ -191,7 +192,7 @@ def record(alert: Alert, words: str) -> None:
 
 
 def sentence(alert: Alert, words: str) -> str:
-    """Return an alert for people who read the journal."""
+    """Return an alert as a sentence for readers of the journal."""
     words += f" ({alert.verdict.reason})" if alert.verdict.reason else ""
     if not alert.floor:
         return words

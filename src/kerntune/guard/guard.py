@@ -1,7 +1,7 @@
-"""The memory guard as the engine's companion: it watches while `always` is in force, and claims what it caps.
+"""The memory guard as the engine's companion: it watches while `always` is in force, and claims the cap it sets.
 
-The thread, its files and its room on disk are there before they are needed, so that capping waits neither for the event
-loop nor for an allocation, and for a pass only while that is over overcommit itself.
+The guard creates its thread, opens its files and reserves its disk space before it needs them. So a cap waits for
+neither the event loop nor an allocation. It waits for a pass only while that pass works on overcommit itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kerntune.model import Claim, ClaimId, Memory, Origin
 from kerntune.tunables.overcommit import Overcommit, least_left, split
 
 log = logging.getLogger(__name__)
-HANGS: Final = 0.5  # seconds that a pass may still have the files for when the guard stops
+HANGS: Final = 0.5  # seconds to wait at the guard's stop for a pass that has the files
 DISABLED: Final = "disabled in the configuration ([guard] enabled)"
 OBSERVES: Final = "guard-observing"  # the slug in Degraded: `always` is in force, and nothing makes it safe
 
@@ -34,23 +34,23 @@ Tell = Callable[[GuardVerdict, Memory | None, GuardLimits | None], None]
 
 
 class MemoryGuard(Companion):
-    """Begins and ends the thread as claims of overcommit come and go. Thread-safe."""
+    """The guard: it starts and ends its thread as claims on overcommit come and go. Thread-safe."""
 
     tunable = Overcommit.name
 
     def __init__(self, kernel: Kernel, runtime: Path, tell: Tell, clock: Callable[[], float] = time.monotonic) -> None:
-        """`tell` is called from the guard's thread or a pass's, each time a verdict is news."""
+        """Store the arguments; the guard's thread or a pass's calls `tell` for each changed verdict."""
         super().__init__()
         self._kernel, self._runtime, self._tell, self._clock = kernel, runtime, tell, clock
         self.settings = GuardLimits()
-        # Before it begins to watch: whoever works while memory is short makes ready.
+        # The guard calls these before it starts to watch: other parts that work while memory is short prepare for that.
         self.preparations: list[Callable[[], None]] = []
-        self.culprit = ""  # who has made memory short, in a line, as it was told last
+        self.culprit = ""  # the process that has made memory short, in one line, from the last alert
         self._times_capped, self._was_capping = 0, False
-        self._idle = GuardVerdict()  # while there is no thread
+        self._idle = GuardVerdict()  # the verdict while there is no thread
         self._told = self._idle.news
         self._thread: GuardThread | None = None
-        self._asked: ClaimId | None = None  # the claim of `always` that it watches for
+        self._asked: ClaimId | None = None  # the claim of `always` for which the guard watches
         self._stopped = False
 
     @property
@@ -61,13 +61,13 @@ class MemoryGuard(Companion):
 
     @property
     def limits(self) -> GuardLimits | None:
-        """The limits in force, None while it does not watch."""
+        """The limits in force, None while the guard does not watch."""
         thread = self._thread
         return thread.limits if thread else None
 
     @property
     def alive(self) -> bool:
-        """Return whether it looks as often as it should; also while there is nothing to look at."""
+        """True if the guard looks as often as it should, and also while it has nothing to watch."""
         thread = self._thread
         return thread is None or thread.alive
 
@@ -88,7 +88,7 @@ class MemoryGuard(Companion):
         return {"guard_caps": self._times_capped}
 
     def floor(self, memory: Memory | None) -> int:
-        """Return what it keeps free, in bytes; 0 while it does not watch."""
+        """Return the bytes that the guard keeps free; 0 while it does not watch."""
         limits = self.limits
         return limits.floor(memory) if limits and memory else 0
 
@@ -111,20 +111,20 @@ class MemoryGuard(Companion):
         return f"{said}; as things are it could not: {reason}" if reason else said
 
     def note(self, alert: Alert) -> None:
-        """Remember whom an alert names."""
+        """Remember the process that an alert names."""
         self.culprit = alert.culprit
 
     def configure(self, settings: GuardLimits) -> None:
-        """Take other settings; they are in force from the next pass over overcommit on."""
+        """Store other settings; they are in force from the next pass over overcommit."""
         self.settings = settings
 
     def sync_with_claims(
         self, claims: Sequence[Claim], released: Collection[ClaimId], *, dry: bool
     ) -> tuple[Claim, ...]:
-        """Return the claims with the guard's own, which lasts while it caps; begin and end to watch.
+        """Return the claims with the guard's own, which lasts while it caps; start or end the watch.
 
-        A value that is set while the guard caps waits until the cap has ended; who withdraws the `always` that it
-        watches for ends it at once.
+        A value that is set while the guard caps waits until the cap has ended. To withdraw the `always` for which the
+        guard watches ends the cap at once.
         """
         others = tuple(claim for claim in claims if claim.origin is not Origin.GUARD)
         asking = [claim for claim in others if claim.tunable == self.tunable]
@@ -139,7 +139,7 @@ class MemoryGuard(Companion):
         return (*others, *self.claims)
 
     def stop(self) -> None:
-        """End for good, and put back what was capped; a pass may still run, and one that hangs is not waited for."""
+        """End for good, and restore what was capped; a pass may still run, and a pass that hangs is not waited for."""
         if not self.lock.acquire(timeout=HANGS):
             log.error("a pass hangs with the memory guard's files: `kerntuned --uncap` takes a cap back")
             return
@@ -172,7 +172,10 @@ class MemoryGuard(Companion):
             self._start(limits)
 
     def _too_little_left(self, limits: GuardLimits) -> str:
-        """Return why a cap by another ratio would let nobody start anything, "" where it would not, or is in force."""
+        """Return why a cap by another ratio would let nobody start anything.
+
+        Return "" where it would not, or where that ratio is in force.
+        """
         if self.limits and self.limits.ratio == limits.ratio:
             return ""
         memory = read_memory(self._kernel)
@@ -189,7 +192,7 @@ class MemoryGuard(Companion):
         prepare_for_low_memory()
         what = "what an earlier cap has left cannot be put back"
         try:
-            # The daemon may have failed to do this at its start, and the file for it is wanted now.
+            # The daemon may have failed to do this at its start, and the guard needs the file now.
             undo_cap(self._kernel, self._runtime)
             what = "the host's own values could not be saved before a cap"
             saved = SavedOriginals(self._runtime)
@@ -208,7 +211,7 @@ class MemoryGuard(Companion):
         self._publish(verdict, None)
 
     def _publish(self, verdict: GuardVerdict, memory: Memory | None) -> None:
-        """Count a cap, and tell a verdict that is news; again where telling has failed."""
+        """Count a cap, and report a verdict that differs from the last one reported; a failed report is repeated."""
         self._times_capped += verdict.caps and not self._was_capping
         self._was_capping = verdict.caps
         if verdict.news != self._told:

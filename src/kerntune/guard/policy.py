@@ -1,8 +1,8 @@
-"""What the memory guard is to do: a sample, limits and the verdict before in, the next verdict out. Pure.
+"""The decisions of the memory guard: the next verdict from a sample, the limits and the verdict before. Pure.
 
-It reads no clock and no kernel, and writes nothing. A cap is mode never of vm.overcommit_memory with a limit on commits
-(the kernel's promises of memory) that follows headroom; what the kernel counts and refuses is in
-Documentation/mm/overcommit-accounting.rst and mm/util.c (vm_commit_limit, __vm_enough_memory).
+The module reads no clock and no kernel file, and writes nothing. A cap is mode never of vm.overcommit_memory with a
+limit on commits (the kernel's promises of memory) that follows headroom. Documentation/mm/overcommit-accounting.rst and
+mm/util.c (vm_commit_limit, __vm_enough_memory) say what the kernel counts and refuses.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from kerntune.model import Memory
 from kerntune.tunables.overcommit import ALWAYS_RATIO, kept_free
 
 MIB, GIB = 1 << 20, 1 << 30
-MODE_ALWAYS, MODE_NEVER = 1, 2  # vm.overcommit_memory
+MODE_ALWAYS, MODE_NEVER = 1, 2  # values of vm.overcommit_memory
 SHORTEST, LONGEST = 0.02, 1.0  # seconds between two looks
-PER_CPU, FASTEST = 12 * GIB, 64 * GIB  # bytes a second that one CPU and that all of them use at most
+PER_CPU, FASTEST = 12 * GIB, 64 * GIB  # bytes a second that one CPU uses at most, and that all CPUs use at most
 BAND_PERCENT, LEAST_BAND, BAND_PART = 7, 2 * GIB, 128
-QUIET: Final = 0.5  # seconds in which nobody has taken much, before large programs get more than what is left
+QUIET: Final = 0.5  # seconds in which no program has taken much; after them large programs get more than what is left
 MUCH, MUCH_PART = 4 * MIB, 1 << 14  # bytes, or a part of RAM
 RECOUNT: Final = 1.0  # seconds; writing mode never has the kernel count exactly (overcommit_policy_handler, Linux 5.9)
-RECOUNT_PART: Final = 128  # of RAM above the floor, from which on it does so: twice the largest error, and more
-ASKED: Final = 96 * MIB  # what a large bystander may ask at once, and some more
-DEEPEST_PART: Final = 50  # large programs take no more than this part of RAM below the floor
+RECOUNT_PART: Final = 128  # part of RAM above the floor, below which it does so: twice the largest error, and more
+ASKED: Final = 96 * MIB  # bytes that a large bystander may ask for at once, and some more
+DEEPEST_PART: Final = 50  # large programs take at most this part of RAM below the floor
 
 
 class GuardState(StrEnum):
-    """What the guard does; the values are the strings on the wire. OFF: nobody wants `always`, or it is disabled."""
+    """The guard's state; the values are the strings on the wire. OFF: no claim asks for `always`, or it is disabled."""
 
     OFF = "off"
     RELAXED = "relaxed"
@@ -39,7 +39,7 @@ class GuardState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GuardLimits:
-    """When the guard acts: `ratio` in percent, `band` in MiB (0: reckoned from RAM), `calm` in seconds."""
+    """The guard's thresholds: `ratio` in percent, `band` in MiB (0: computed from RAM), `calm` in seconds."""
 
     enabled: bool = True
     ratio: int = ALWAYS_RATIO
@@ -47,13 +47,14 @@ class GuardLimits:
     calm: float = 3.0
 
     def floor(self, memory: Memory) -> int:
-        """Return what is to stay free, in bytes."""
+        """Return the bytes that stay free."""
         return kept_free(memory, self.ratio)
 
     def width(self, memory: Memory) -> int:
-        """Return how far above the floor the guard caps, in bytes.
+        """Return how many bytes above the floor the guard caps.
 
-        Not less than RAM / 128 where that is much, for the kernel counts commits with an error of half of that.
+        The width is at least RAM / 128 where that is much, because the kernel counts commits with an error of half of
+        that.
         """
         if self.band:
             return self.band * MIB
@@ -64,17 +65,17 @@ class GuardLimits:
         return self.floor(memory) + self.width(memory)
 
     def ends_at(self, memory: Memory) -> int:
-        """Return the headroom in bytes above which a cap may end, and at which the guard begins to warn."""
+        """Return the headroom in bytes above which a cap may end; at or below it the guard begins to warn."""
         return self.floor(memory) + 2 * self.width(memory)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a look found, at `now` seconds of a clock that never goes back.
+    """The findings of one look, at `now` seconds of a clock that never goes back.
 
     `reserves` are the bytes that the kernel keeps for root and from large programs (admin_reserve_kbytes and
-    user_reserve_kbytes); by `error` bytes its count of commits may be off. `hindrance` says why nothing can be written,
-    "" when it can be.
+    user_reserve_kbytes). The kernel's count of commits may be wrong by `error` bytes. `hindrance` says why the guard
+    can write nothing, "" when it can.
     """
 
     memory: Memory
@@ -87,13 +88,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """A cap in force: `kbytes` is what the guard wrote, the other sizes are bytes.
+    """A cap in force: `kbytes` is the limit that the guard wrote, the other sizes are in bytes.
 
-    `commits` and `headroom` are those at its start, `most` is the largest headroom since. `bucket` is what may be
-    committed beyond what is left above the floor, less than 0 where more was: the kernel's count has an error. `seen`
-    are the commits at the last look, at the time `at`; None while the cap was not in force. `lowest` is the least that
-    was left above the floor, `quiet_since` when that was. `counted_at` is when the mode is to be written, first and
-    again. `calm_since` says since when there has been enough, None while there is not.
+    `commits` and `headroom` are the figures at the cap's start, `most` is the largest headroom since then. `bucket` is
+    what programs may commit beyond what is left above the floor. It is below 0 where they have committed more, because
+    the kernel's count has an error. `seen` are the commits at the last look, at the time `at`; None while the cap was
+    not in force. `lowest` is the least that was left above the floor, and `quiet_since` is the time of that.
+    `counted_at` is the time to write the mode, for the first time and again. `calm_since` is the time since which there
+    has been enough, None while there is not.
     """
 
     kbytes: int
@@ -111,9 +113,9 @@ class Cap:
 
 @dataclass(frozen=True, slots=True)
 class GuardVerdict:
-    """What the guard is to be; without a `cap` the mode is the one that was asked for.
+    """The state that the guard is to have; without a `cap` the mode is the one that the claim asks for.
 
-    `eased_at` is when a lower level was called for first, None while none is: a level stays for a moment.
+    `eased_at` is when the figures first called for a lower level, None while they do not: a level stays for a moment.
     """
 
     state: GuardState = GuardState.OFF
@@ -128,12 +130,12 @@ class GuardVerdict:
 
     @property
     def kbytes(self) -> int:
-        """The limit that is written, 0 without a cap."""
+        """The limit to write in KiB, 0 without a cap."""
         return self.cap.kbytes if self.cap else 0
 
     @property
     def news(self) -> tuple[GuardState, int, str]:
-        """What makes a verdict worth telling."""
+        """The parts of a verdict that make it worth a report when they change."""
         return self.state, self.level, self.reason
 
 
@@ -167,9 +169,9 @@ def interval(sample: Sample, limits: GuardLimits) -> float:
 
 
 def commit_limit(sample: Sample, limits: GuardLimits, cap: Cap) -> int:
-    """Return what all commits together may come to, in bytes.
+    """Return the bytes that all commits together may reach.
 
-    Programs get what is left above the floor, and then what is in the bucket; of both the kernel keeps its reserves for
+    Programs get what is left above the floor, and then what is in the bucket. Of both the kernel keeps its reserves for
     small programs and root.
     """
     memory = sample.memory
@@ -178,31 +180,31 @@ def commit_limit(sample: Sample, limits: GuardLimits, cap: Cap) -> int:
     room = min(max(left + sample.reserves, cap.bucket), left + limits.floor(memory) - _end(sample, limits))
     if headroom >= limits.ends_at(memory):  # the cap is about to end
         return memory.committed + room
-    # Where memory has come back that nobody had committed, commits could grow that nobody uses.
+    # Where memory has come back that no program had committed, commits without use could grow.
     most = cap.commits + 2 * limits.width(memory) + max(0, cap.headroom - headroom)
     return min(memory.committed + room, most)
 
 
 def expected_limit(memory: Memory, limits: GuardLimits) -> int:
-    """Return the limit with which a cap would begin, in bytes: on the way to it commits grow as headroom goes."""
+    """Return the limit in bytes with which a cap would begin: until then commits grow as headroom shrinks."""
     return memory.committed + max(0, memory.headroom - limits.floor(memory))
 
 
 def inexpressible(memory: Memory, limit: int) -> str:
-    """Return why the kernel cannot have this limit, "" when it can: it adds all swap to whatever is written."""
+    """Return why the kernel cannot have this limit, "" when it can: it adds all swap to the written value."""
     if limit > memory.swap_total or not memory.swap_total:
         return ""
-    # Without the limit that is needed, which is another at each look.
+    # The sentence leaves out the limit that is needed, which differs at each look.
     return f"the kernel's limit is never below the swap of {memory.swap_total // MIB} MiB, and less than that is needed"
 
 
 def kbytes_for(limit: int, memory: Memory) -> int:
-    """Return what to write for a limit in bytes: never 0, which would be a limit of no RAM at all."""
+    """Return the KiB to write for a limit in bytes: never 0, which would be a limit of no RAM at all."""
     return max(1, (limit - memory.swap_total) // 1024)
 
 
 def counting_error(total: int, cpus: int, page: int) -> int:
-    """Return by how many bytes the kernel's count of commits may be off in mode never.
+    """Return by how many bytes the kernel's count of commits may be wrong in mode never.
 
     Each CPU counts for itself up to a batch (mm_compute_batch in mm/mm_init.c).
     """
@@ -216,19 +218,19 @@ def _begun(sample: Sample, limits: GuardLimits) -> Cap:
 
 
 def _left(memory: Memory, limits: GuardLimits, cap: Cap) -> int:
-    """Return what may be committed until only the floor is left, in bytes; below 0 where less is.
+    """Return the bytes that programs may commit until only the floor is left; below 0 where less is left.
 
-    What was committed and is not used yet is not to be had again.
+    Memory that was committed and is not used yet cannot be committed again.
     """
     return min(memory.headroom, cap.commits + cap.most - memory.committed) - limits.floor(memory)
 
 
 def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
-    """Return the cap with what the look tells: the most and the least that was left, the bucket, and calm."""
+    """Return the cap with the findings of a look: the most and the least that was left, the bucket, and calm."""
     memory, now = sample.memory, sample.now
     cap = replace(cap, most=max(cap.most, memory.headroom))
     left = _left(memory, limits, cap)
-    if left > cap.lowest + limits.width(memory) // 4:  # who takes that is seen again
+    if left > cap.lowest + limits.width(memory) // 4:  # so that the guard sees the next program that takes much
         cap = replace(cap, lowest=left)
     elif left < cap.lowest - max(MUCH, memory.total // MUCH_PART):
         cap = replace(cap, lowest=left, quiet_since=now)
@@ -245,19 +247,19 @@ def _moved(sample: Sample, limits: GuardLimits, cap: Cap) -> Cap:
 
 
 def _filled(sample: Sample, limits: GuardLimits, cap: Cap, left: int) -> int:
-    """Return what is in the bucket now: so much a second more, less what was committed below the floor.
+    """Return the bytes in the bucket now: a fixed rate a second, less what was committed below the floor.
 
-    As much as the kernel's reserves is for small programs and root, and always comes. More, for large programs, is
-    there only after a quiet moment, so that who takes all it gets is refused at the floor first; above the floor it
-    goes when somebody takes much. What is given back may be committed again. The bucket keeps account of what the
-    kernel has granted by its error.
+    As much as the kernel's reserves is for small programs and root, and always comes. More, for large programs, comes
+    only after a quiet moment. So a program that takes all it gets is refused at the floor first. Above the floor this
+    part goes away when a program takes much. Programs may commit again what they give back. The bucket counts also what
+    the kernel has granted by its error.
     """
     memory, reserves = sample.memory, sample.reserves
     floor = limits.floor(memory)
     filled = cap.bucket + int(max(64 * MIB, floor // 32) * (sample.now - cap.at))
     if sample.now - cap.quiet_since < QUIET:
         filled = min(filled, reserves if left >= 0 else max(cap.bucket, reserves))
-    elif cap.at - cap.quiet_since < QUIET:  # at the last look it was not so quiet yet
+    elif cap.at - cap.quiet_since < QUIET:  # at the last look it was not quiet for so long yet
         filled = max(filled, reserves + ASKED)
     deepest = max(floor // 2, floor - memory.total // DEEPEST_PART) + sample.error
     full = reserves + min(max(256 * MIB, floor // 8), max(0, left + floor - deepest))
@@ -269,8 +271,8 @@ def _filled(sample: Sample, limits: GuardLimits, cap: Cap, left: int) -> int:
 def _end(sample: Sample, limits: GuardLimits) -> int:
     """Return the headroom in bytes at which nobody gets anything: a quarter of the floor, with the kernel's error.
 
-    Of that there is less on a small host, so that at the floor a large bystander still gets what it asks; by no more
-    than a third of that quarter.
+    On a small host it is lower, so that at the floor a large bystander still gets what it asks for. It is lower by at
+    most a third of that quarter.
     """
     quarter = limits.floor(sample.memory) // 4
     return quarter + max(sample.error - quarter // 3, min(sample.error, 3 * quarter - sample.reserves - ASKED))
@@ -291,7 +293,7 @@ def _changed(memory: Memory, cap: Cap) -> str:
 def _warned(
     sample: Sample, limits: GuardLimits, verdict: GuardVerdict, state: GuardState, reason: str = ""
 ) -> GuardVerdict:
-    """Return the verdict with its state and its level: a higher one at once, a lower one after a calm moment."""
+    """Return the verdict with its state and level: a higher level at once, a lower one after a calm moment."""
     memory = sample.memory
     level, eased_at = _level(memory, limits), None
     if level < verdict.level:
@@ -307,7 +309,7 @@ def _warned(
 
 
 def _level(memory: Memory, limits: GuardLimits) -> int:
-    """Return what the figures alone call for."""
+    """Return the level that the figures alone call for."""
     if memory.headroom <= limits.floor(memory):
         return 255
     if memory.headroom <= limits.caps_at(memory):

@@ -1,4 +1,4 @@
-"""The settings before a cap, saved in the runtime directory, so that they can be put back after a crash."""
+"""The settings before a cap, saved in the runtime directory, so that the guard can restore them after a crash."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from kerntune.plain_files import NoPlainFile, patiently, put_aside
 
 log = logging.getLogger(__name__)
 NAME: Final = "cap.json"
-SIZE: Final = 256  # bytes; no number in it is longer than 20
+SIZE: Final = 256  # bytes; no number in it has more than 20 digits
 NOTHING: Final = b" " * SIZE
 
 
 class Undone(IntEnum):
-    """What became of a cap that was left behind; also the exit status of `kerntuned --uncap`."""
+    """The result for a cap that was left behind; also the exit status of `kerntuned --uncap`."""
 
     WELL = 0
-    FAILED = 1  # it may be left in force, and its file is kept for another try
-    SET_ASIDE = 3  # there is a file, and what it says cannot be known
+    FAILED = 1  # the cap may still be in force, and its file is kept for another try
+    SET_ASIDE = 3  # there is a file, but its contents cannot be used
 
 
 class Unreadable(ValueError):
-    """What is in the file is not what was written to it."""
+    """The file does not hold what the guard wrote to it."""
 
 
 class SavedOriginals:
-    """The file, open and as large as it gets from the start: in mode never tmpfs gives no new page.
+    """The file, open and at its full size from the start: in mode never tmpfs gives no new page.
 
-    What an earlier daemon has left in it is to be put back before: it is gone.
+    Restore what an earlier daemon has left in the file before you create this object: it overwrites the file.
     """
 
     def __init__(self, runtime: Path) -> None:
-        """Raise OSError where there is no room."""
+        """Open and clear the file. Raise OSError where there is no room."""
         self.originals: Originals | None = None
         self._fd = os.open(runtime / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.clear()
 
     def save(self, originals: Originals) -> None:
-        """Save what is to be put back."""
+        """Save the values to restore."""
         os.pwrite(self._fd, json.dumps(originals).encode().ljust(SIZE), 0)
         self.originals = originals
 
     def clear(self) -> None:
-        """Save that there is nothing to put back."""
+        """Save that there is nothing to restore."""
         os.pwrite(self._fd, NOTHING, 0)
         self.originals = None
 
@@ -60,9 +60,9 @@ class SavedOriginals:
 
 
 def undo_cap(kernel: Kernel, runtime: Path) -> bool:
-    """Put back what a guard that was killed has left, and tell whether there was anything. Raise OSError or Unreadable.
+    """Restore what a killed guard has left, and return whether there was anything. Raise OSError or Unreadable.
 
-    Where the mode is neither the guard's nor the host's own, somebody else has set it since, and all is left alone.
+    Where the mode is neither the guard's nor the host's own, something else has set it since, and nothing is written.
     """
     originals = left_behind(runtime)
     if originals is None:
@@ -79,7 +79,7 @@ def undo_cap(kernel: Kernel, runtime: Path) -> bool:
 
 
 def left_behind(runtime: Path) -> Originals | None:
-    """Return the values to put back, None for none. Raise Unreadable, or OSError when they cannot be read now."""
+    """Return the values to restore, None for none. Raise Unreadable, or OSError when they cannot be read now."""
     try:
         text = patiently(runtime / NAME, SIZE)
     except FileNotFoundError:
@@ -92,14 +92,14 @@ def left_behind(runtime: Path) -> Originals | None:
         found = Originals(*json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise Unreadable(NAME) from error
-    # A ratio below 0 is nothing that we would set, but the kernel takes it from others.
+    # We would never set a ratio below 0, but the kernel accepts one from others.
     if not all(type(value) is int for value in found) or min(found._replace(ratio=0)) < 0 or found.mode > MODE_NEVER:
         raise Unreadable(NAME)
     return found
 
 
 def undo_cap_alone(kernel: Kernel, runtime: Path) -> Undone:
-    """Do the same at a start, and in ExecStopPost=, where no daemon runs; log what failed."""
+    """Call undo_cap at a start, and in ExecStopPost=, where no daemon runs; log a failure."""
     try:
         undo_cap(kernel, runtime)
     except OSError as error:

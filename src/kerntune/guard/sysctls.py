@@ -1,4 +1,4 @@
-"""The kernel's files that the guard reads and writes, kept open: no path is looked up while memory is short."""
+"""The kernel's files that the guard reads and writes, kept open: it looks up no path while memory is short."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RATIO: Final = f"{VM}/overcommit_ratio"
 KBYTES: Final = f"{VM}/overcommit_kbytes"
 SETTINGS: Final = (MODE, RATIO, KBYTES)
 MEMINFO, SWAPS = "proc/meminfo", "proc/swaps"
-# What the kernel keeps for root, and from large programs.
+# The reserves that the kernel keeps for root, and from large programs.
 RESERVES: Final = (f"{VM}/admin_reserve_kbytes", f"{VM}/user_reserve_kbytes")
 # malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
-SPARE: Final = 2 << 20  # bytes of heap in hand
-# mman.h: what is mapped now and later, but only the pages that are used.
+SPARE: Final = 2 << 20  # bytes of heap in reserve
+# mman.h: lock what is mapped now and later, but only the pages that are used.
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
 
@@ -37,14 +37,14 @@ class Originals(NamedTuple):
 
 
 class TakenByOthers(Exception):
-    """Something else has written a value since the look."""
+    """Another program has written a value since the look."""
 
 
 class Sysctls:
-    """The open files; one thread at a time."""
+    """The open files; only one thread at a time may use them."""
 
     def __init__(self, kernel: Kernel) -> None:
-        """`hindrance` says why nothing can be written here, "" when it can be."""
+        """Open the files; `hindrance` says why the guard can write nothing here, "" when it can."""
         self.hindrance = ""
         self._kernel = kernel
         self._files: dict[str, Kept] = {}
@@ -70,7 +70,7 @@ class Sysctls:
         return int(self._read(MEMINFO).partition("MemAvailable:")[2].partition("kB")[0] or 0) << 10
 
     def sample(self, now: float, hindrance: str) -> Sample:
-        """Return the figures now. Raise OSError, or ValueError when they cannot be made out."""
+        """Return the figures now. Raise OSError, or ValueError when the figures make no sense."""
         mode, swaps = self._read(MODE), self._read(SWAPS)
         memory = memory_of(
             self._read(MEMINFO),
@@ -89,7 +89,7 @@ class Sysctls:
         return Sample(memory, now, reserves, error, self._cpus, hindrance)
 
     def originals(self) -> Originals:
-        """Return the settings as they are."""
+        """Return the current settings."""
         return Originals(*(int(self._read(path) or 0) for path in SETTINGS))
 
     def cap(self, kbytes: int) -> None:
@@ -98,22 +98,22 @@ class Sysctls:
         self._files[MODE].write(str(MODE_NEVER))
 
     def move_limit(self, kbytes: int, before: int) -> None:
-        """Set another limit, in KiB, unless somebody else has just set one: the next look is to find that."""
+        """Set another limit, in KiB, unless another program has just set one: the next look finds that."""
         if self._read(KBYTES) != str(before):
             raise TakenByOthers
         self._files[KBYTES].write(str(kbytes))
 
     def count_again(self) -> None:
-        """Write mode never again, unless somebody else has just set another: the kernel then counts commits exactly."""
+        """Write mode never again, unless another program has just set one: the kernel then counts commits exactly."""
         if self._read(MODE) != str(MODE_NEVER):
             raise TakenByOthers
         self._files[MODE].write(str(MODE_NEVER))
 
     def restore(self, originals: Originals, *, mode: bool = True, limit: bool = True) -> None:
-        """Set what was before: the mode first, so that no limit is in force that nobody asked for.
+        """Restore the settings before the cap: the mode first, so that no limit is in force that nobody asked for.
 
-        What somebody else has set since, mode or limit, is not to be written. Kilobytes and ratio set each other to 0,
-        so only the one that counted is.
+        Pass False for the `mode` or `limit` that another program has set since. Kilobytes and ratio set each other to
+        0, so this writes only the one that counted.
         """
         if mode:
             self._files[MODE].write(str(originals.mode))
@@ -125,7 +125,7 @@ class Sysctls:
             file.close()
 
     def _read_new(self, path: str) -> str:
-        """Return the text of a file of a device that may have come just now."""
+        """Return the text of a file of a device that may be new."""
         if path not in self._files:
             self._keep(path)
         return self._read(path)
@@ -135,10 +135,10 @@ class Sysctls:
 
 
 def prepare_for_low_memory() -> None:
-    """Keep room in the heap, and the pages that are used in RAM (mlockall(2)).
+    """Reserve room in the heap, and lock the used pages in RAM (mlockall(2)).
 
-    In mode never our allocations may be refused like anybody's. Where locked memory is limited nothing is locked, for
-    later allocations would fail at the limit.
+    In mode never the kernel may refuse our allocations like those of other programs. Where locked memory is limited
+    this locks nothing, because later allocations would fail at the limit.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mallopt(M_TOP_PAD, SPARE)

@@ -1,4 +1,4 @@
-"""The guard's thread: it looks, does what the policy decides, and goes on whatever it meets."""
+"""The guard's thread: it looks, does what the policy decides, and continues after any failure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ HANGS: Final = 30.0  # seconds without a look
 
 
 class GuardThread:
-    """The thread and what it needs, from the first claim of `always` to the last one's end.
+    """The thread and its files, from the first claim of `always` to the end of the last one.
 
-    `verdict` is the last one; `publish` is called with each and what it was made of.
+    `verdict` is the last one. The thread calls `publish` with each verdict and the memory from which it was made.
     """
 
     def __init__(
@@ -43,32 +43,32 @@ class GuardThread:
         publish: Callable[[GuardVerdict, Memory], None],
         clock: Callable[[], float],
     ) -> None:
-        """`lock` is held while it looks and writes."""
+        """Prepare the thread; it holds `lock` while it looks and writes."""
         self.limits = limits
         self.verdict = GuardVerdict()
         self._sysctls, self._saved, self._lock, self._publish, self._clock = sysctls, saved, lock, publish, clock
         self._hindrance = sysctls.hindrance
         self._trouble = ""
-        self._whole: Sample | None = None  # the last whole look's
+        self._whole: Sample | None = None  # from the last whole look
         self._turned = clock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and has tried to look lately."""
+        """True if the thread runs and has tried to look lately."""
         return self._thread.is_alive() and self._clock() - self._turned < HANGS
 
     def start(self) -> None:
         self._thread.start()
 
     def end(self) -> None:
-        """Put back what is capped, and let the thread go; call it with the lock held."""
+        """Restore what is capped, and let the thread end; the caller holds the lock."""
         self._ended.set()
         try:
             self._release()
         except (OSError, MemoryError) as error:
-            # The file for it stays: the next claim of `always` tries again, and so does every start.
+            # The saved file stays: the next claim of `always` tries again, and so does every start.
             log.error("a cap cannot be undone, `kerntuned --uncap` tries again: %s", why(error))
         finally:
             self._sysctls.close()
@@ -84,11 +84,11 @@ class GuardThread:
                 wait = self._look_safely()
 
     def _look_safely(self) -> float:
-        """Look, and return the seconds to the next look, which follows whatever this one meets."""
+        """Look, and return the seconds to the next look, which follows after any failure of this one."""
         try:
             wait = self.look()
             self._trouble = ""
-        except MemoryError:  # the next look needs no more than this one
+        except MemoryError:  # the next look needs no more memory than this one
             return SHORTEST
         except (OSError, ValueError) as error:
             if str(error) != self._trouble:
@@ -98,14 +98,15 @@ class GuardThread:
         return wait
 
     def look(self) -> float:
-        """Look once and do what that amounts to; return the seconds to the next look."""
+        """Look once and do what the policy decides; return the seconds to the next look."""
         now = self._clock()
         return self._glance(now) or self._look(now)
 
     def _glance(self, now: float) -> float | None:
-        """Return the seconds to the next look where one figure says that there is enough, None for a whole look.
+        """Return the seconds to the next look if one figure shows enough memory, None if a whole look is needed.
 
-        There is one each second at least. Just above where it caps it looks often, and nothing else happens.
+        A whole look follows each second at least. Just above the cap's threshold the thread looks often, and does
+        nothing else.
         """
         last = self._whole
         if last is None or self.verdict.state is not GuardState.RELAXED or now - last.now >= LONGEST:
@@ -113,14 +114,14 @@ class GuardThread:
         available = self._sysctls.available()
         if available <= self.limits.caps_at(last.memory):
             return None
-        # What there was of swap and ARC a while ago may be gone.
+        # The swap and ARC of the last whole look may be gone.
         now_there = replace(last.memory, available=available, swap_free=0, arc=0)
         return interval(replace(last, memory=now_there), self.limits)
 
     def _look(self, now: float) -> float:
         before = self.verdict
         if not before.caps:
-            self._release()  # what a cap that failed half way could not
+            self._release()  # restore what a cap that failed half way could not
         self._whole = sample = self._sysctls.sample(now, self._hindrance)
         after = decide(sample, self.limits, before)
         try:
@@ -132,11 +133,11 @@ class GuardThread:
         self.verdict = after  # before anything that may fail
         self._publish(after, sample.memory)
         if before.state is after.state is GuardState.OBSERVING:
-            return LONGEST  # there is nothing that it could do in time
+            return LONGEST  # the guard could do nothing in time
         return interval(sample, self.limits)
 
     def _not_obeyed(self, before: GuardVerdict, after: GuardVerdict, error: OSError) -> GuardVerdict:
-        """Return the verdict after a write that failed: a cap is not tried again, all else is at each look."""
+        """Return the verdict after a write that failed: a failed cap is not tried again, all else is at each look."""
         if before.caps:
             return replace(before, reason=f"the cap cannot be changed: {why(error)}")
         self._hindrance = f"a cap failed: {why(error)}"
@@ -146,19 +147,19 @@ class GuardThread:
         if after.cap and not before.cap:
             self._cap(after.cap.kbytes)
         elif after.cap and before.cap:
-            # The limit comes last: where this fails, what is in force is what the verdict before says.
+            # The limit comes last: if this fails, the settings in force are those of the verdict before.
             if after.cap.counted_at != before.cap.counted_at:
                 self._sysctls.count_again()
             if after.cap.kbytes != before.cap.kbytes:
                 self._sysctls.move_limit(after.cap.kbytes, before.cap.kbytes)
         elif before.cap:
-            # What somebody else has written since is theirs.
+            # Values that another program has written since belong to that program.
             self._release(
                 mode=memory.overcommit_mode == MODE_NEVER, limit=memory.overcommit_kbytes == before.cap.kbytes
             )
 
     def _cap(self, kbytes: int) -> None:
-        """Do all of it or nothing; what is to be put back is saved before the first write."""
+        """Set the whole cap or nothing; the values to restore are saved before the first write."""
         self._saved.save(self._sysctls.originals())
         try:
             self._sysctls.cap(kbytes)
@@ -173,7 +174,7 @@ class GuardThread:
 
 
 def why(error: OSError | MemoryError) -> str:
-    """Return what failed, for people."""
+    """Return what failed, as text for people."""
     if isinstance(error, MemoryError):
         return "no memory"
     return (
