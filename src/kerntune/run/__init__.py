@@ -1,1 +1,1 @@
-"""What a command is started with: its CPUs, its slice of them, its memory allocator."""
+"""The attributes with which a command starts: its CPUs, its slice of them, its memory allocator."""

@@ -1,4 +1,4 @@
-"""What malloc(3) of glibc is told, so that it uses the huge pages that settings provide; it reads no host."""
+"""The setting that tells glibc's malloc(3) to use the huge pages of some settings; the module reads no host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from kerntune.units import parse_size
 
 VARIABLE: Final = "GLIBC_TUNABLES"
-# 1: ask for transparent huge pages; 2: take huge pages of the default size; more: of that size in bytes
+# 1: ask for transparent huge pages. 2: take huge pages of the default size. More: take huge pages of that size in bytes
 # (glibc's manual, "Memory Allocation Tunables"; from 2.35).
 TUNABLE: Final = "glibc.malloc.hugetlb"
 TRANSPARENT: Final = 1
@@ -23,7 +23,7 @@ def environment(
 ) -> dict[str, str]:
     """Return the environment in which a program uses the pages of `settings`, written as on the command line.
 
-    A value of the user's own for the tunable wins. With pools of several sizes it is the default one, else the first.
+    If the user has set the tunable, that value wins. With pools of several sizes the default size wins, else the first.
     """
     given = environ.get(VARIABLE, "")
     value = hugetlb(settings, default_page_size)
@@ -33,7 +33,7 @@ def environment(
 
 
 def hugetlb(settings: Iterable[str], default_page_size: int) -> int:
-    """Return the value of glibc.malloc.hugetlb that goes with settings, 0 where malloc needs to be told nothing."""
+    """Return the value of glibc.malloc.hugetlb for these settings, 0 where malloc needs none."""
     sizes, transparent = [], False
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -47,5 +47,5 @@ def hugetlb(settings: Iterable[str], default_page_size: int) -> int:
 
 
 def _page_size(instance: str, default: int) -> int:
-    """Return the size of the pages of a pool such as `1G` or `2M/node0`; the default where none is named."""
+    """Return the page size of a pool such as `1G` or `2M/node0`; the default where the pool names none."""
     return parse_size(instance.partition("/")[0]) or default

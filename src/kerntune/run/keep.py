@@ -1,12 +1,15 @@
-"""`python3 -P -m kerntune.run.keep JSON CMD...`: run CMD as a child, and leave nothing of what it has started.
+"""`python3 -P -m kerntune.run.keep JSON CMD...`: run CMD as a child, and leave no process that it has started.
 
-JSON: what kerntune.run.launch takes, but `parent`; and two descriptors of pipes. A byte from `leash` asks CMD to end,
-and it is killed when it has not after `patience` seconds. When nobody has the other end of `leash` any more, because it
-was closed or its owner was killed, CMD is killed at once. To `report` a JSON object is written at the end. It has the
-moments at which CMD was executed and at which it ended (`began`, 0 where it was refused before, and `ended`, in
-nanoseconds of CLOCK_MONOTONIC), its `status` as in subprocess, and the `usage` of it and of what it has started, as in
-resource.struct_rusage: without what children used that CMD did not want to know of (getrusage(2), SIGCHLD). `least` is
-the memory in KiB below which `usage` tells none: CMD had as much before it was executed.
+JSON: what kerntune.run.launch takes, without `parent`; and the descriptors of two pipes, `leash` and `report`.
+
+A byte from `leash` asks CMD to end. This process kills CMD if it has not ended after `patience` seconds. When no
+process has the other end of `leash` any more, because it was closed or its owner was killed, CMD is killed at once.
+
+To `report` this process writes a JSON object at the end. `began` and `ended` are the moments of CMD's execution and
+end, in nanoseconds of CLOCK_MONOTONIC; `began` is 0 where CMD was refused before. `status` is as in subprocess. `usage`
+is that of CMD and of what it has started, as in resource.struct_rusage. It leaves out what children used for which CMD
+did not wait (getrusage(2), SIGCHLD). Below `least`, in KiB, `usage` says nothing about memory: CMD had as much before
+it was executed.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from typing import Any, Final, NoReturn
 from kerntune.kernel.processes import kill_descendants
 from kerntune.run import launch
 
-KILLED_SECONDS: Final = 5.0  # for what is killed: a process that waits for a disk or runs as another user stays
-REAP_SECONDS: Final = 1.0  # between two looks at what else has ended
+KILLED_SECONDS: Final = 5.0  # after SIGKILL: a process that waits for a disk or runs as another user stays
+REAP_SECONDS: Final = 1.0  # between two looks for other processes that have ended
 UNSEEN: Final = 16 << 10  # KiB: the kernel counts in steps, a CPU at a time, and CMD takes some on its way to execve(2)
 PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -37,10 +40,10 @@ def main(words: list[str]) -> None:
     """Run the command to its end, and report."""
     text, *argv = words or [""]
     asked = launch.asked_for(text)
-    # What a daemon forks off becomes a child of this process, and not of init (prctl(2)).
+    # A process that a daemon forks off becomes a child of this process, and not of init (prctl(2)).
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it waits in vain
-    kill_descendants()  # there are none: what it imports is here when memory is short
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a process that ignores it waits in vain
+    kill_descendants()  # there are none: this imports what is needed later, when memory may be short
     clock, executed = os.pipe()
     parent, child = os.getpid(), os.fork()
     if not child:
@@ -63,7 +66,7 @@ def _become(asked: Mapping[str, Any], argv: list[str]) -> NoReturn:
 
 
 def _attend(child: int, leash: int, patience: float) -> int:
-    """Wait for the child, and pass on what it is asked; return its status, -SIGKILL where it has not ended."""
+    """Wait for the child, and pass on a request to end; return its status, -SIGKILL where it has not ended."""
     poll, deadline = select.poll(), math.inf
     poll.register(leash, select.POLLIN)
     poll.register(os.pidfd_open(child), select.POLLIN)
@@ -81,19 +84,19 @@ def _attend(child: int, leash: int, patience: float) -> int:
 
 
 def _ask(child: int) -> None:
-    """Ask the command to end, and with it those of its process group; it may have gone to another one."""
+    """Ask the command to end, and with it its process group; the command may have gone to another group."""
     with suppress(ProcessLookupError, PermissionError):
         (os.killpg if os.getpgid(child) == child else os.kill)(child, signal.SIGTERM)
 
 
 def _reaped() -> Iterator[tuple[int, int]]:
-    """Reap what has ended, and give each with its status; raises ChildProcessError when there is no child any more."""
+    """Reap ended processes, and yield each with its status. Raise ChildProcessError when no child is left."""
     while (found := os.waitpid(-1, os.WNOHANG))[0]:
         yield found
 
 
 def _end_all() -> None:
-    """Kill what the command has left, and what that starts meanwhile, until there is no child any more."""
+    """Kill what the command has left, and what that starts meanwhile, until no child is left."""
     deadline = time.monotonic() + KILLED_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -102,7 +105,7 @@ def _end_all() -> None:
         except ChildProcessError:
             return
         kill_descendants()
-        time.sleep(0.005)  # who is killed takes a moment to end, and then its children come here
+        time.sleep(0.005)  # a killed process takes a moment to end, and then its children come here
 
 
 if __name__ == "__main__":

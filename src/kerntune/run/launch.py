@@ -1,8 +1,10 @@
 """`python3 -P -m kerntune.run.launch JSON CMD...`: become CMD, behind a shield, and die with the process that asked.
 
-JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, `group` to lead a new process group,
-`environment` with the variables that CMD gets beside those that there are. To the descriptor `clock` the moment of
-execve(2) is written, in nanoseconds of CLOCK_MONOTONIC, and the most memory that the process had by then, in KiB.
+JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, and `group` to lead a new process group.
+`environment` has variables that CMD gets in addition. This process writes two numbers to the descriptor `clock`. They
+are the moment of execve(2), in nanoseconds of CLOCK_MONOTONIC, and the most memory that the process had by then, in
+KiB.
+
 The exit status is 127 when CMD is not found, 126 when it cannot be run, and 125 when something was refused before.
 """
 
@@ -30,12 +32,12 @@ LONGEST: Final = 200  # characters of a name in a message
 
 
 def command(shield: Shield, words: Sequence[str], *, by: str = "launch", **more: Any) -> list[str]:
-    """Return the words that start a command behind a shield; `more` is of the JSON that the module `by` takes."""
+    """Return the words that start a command behind a shield; `more` goes into the JSON for the module `by`."""
     return [sys.executable, "-P", "-m", f"kerntune.run.{by}", json.dumps({**behind(shield), **more}), *words]
 
 
 def behind(shield: Shield) -> dict[str, Any]:
-    """Return the JSON of a process behind a shield, to die with the thread that starts it (prctl(2))."""
+    """Return the JSON for a process behind a shield that dies with the thread that starts it (prctl(2))."""
     return {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid()}
 
 
@@ -55,7 +57,7 @@ def main(words: Sequence[str]) -> NoReturn:
 
 
 def asked_for(text: str) -> dict[str, Any]:
-    """Return what is asked in JSON; end the process where it is no object."""
+    """Return the request in a JSON text; end the process where it is not an object."""
     try:
         asked = json.loads(text)
     except ValueError as error:
@@ -78,14 +80,14 @@ def prepare(asked: Mapping[str, Any]) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Be killed when the parent ends, which the kernel does not do for one that has ended already."""
+    """Have the kernel kill this process when the parent ends; end it here if the parent has ended already."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         _fail(REFUSED, f"process {parent}, which started this one, has ended")
 
 
 def _become(argv: list[str]) -> NoReturn:
-    # Python ignores these two, and what is ignored stays so over execve(2).
+    # Python ignores these two signals, and an ignored signal stays ignored over execve(2).
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -1,4 +1,4 @@
-"""The CPUs and the slice of the scheduler that a process gives itself, kept over fork(2) and exec(2): no privilege."""
+"""The CPUs and the scheduler slice that a process gives itself: kept over fork(2) and exec(2), without privilege."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Final
 from kerntune.errors import AccessDenied, InvalidValue, KernelRejected, NoSuchTarget, NotSupported
 from kerntune.units import parse_cpus, spell_cpus
 
-# The kernel sets a slice outside of these to the nearer one (kernel/sched/syscalls.c, __setparam_fair).
+# The kernel sets a slice outside of this range to the nearer bound (kernel/sched/syscalls.c, __setparam_fair).
 LEAST_US: Final = 100
 MOST_US: Final = 100_000
-# The numbers of sched_setattr(2) and sched_getattr(2); the C library has them from glibc 2.41 only.
+# The numbers of sched_setattr(2) and sched_getattr(2); the C library has the functions from glibc 2.41 only.
 CALLS: Final = {"x86_64": (314, 315), "aarch64": (274, 275), "riscv64": (274, 275)}
 POLICIES: Final = {
     os.SCHED_OTHER: "SCHED_OTHER",
@@ -30,7 +30,7 @@ CPUS: Final = "/sys/devices/system/cpu"
 
 @dataclass(frozen=True, slots=True)
 class Shield:
-    """CPUs to stay on (none: all that are allowed now), and the slice in microseconds (0: the kernel's own)."""
+    """The CPUs to stay on (none: all that are allowed now), and the slice in microseconds (0: the kernel's own)."""
 
     cpus: frozenset[int] = frozenset()
     slice_us: int = 0
@@ -39,11 +39,11 @@ class Shield:
         return bool(self.cpus or self.slice_us)
 
     def apply(self) -> None:
-        """Put the calling thread, and what it starts from now on, behind the shield, and read back that it is.
+        """Put the calling thread, and what it starts from now on, behind the shield, and check that by reading it back.
 
-        Raise InvalidValue for a slice out of range, NotSupported where the kernel keeps none, NoSuchTarget for CPUs
-        that are not there or offline, and AccessDenied for those that the process may not use. The CPUs stay as they
-        were when the slice is refused.
+        Raise InvalidValue for a slice out of range, and NotSupported where the kernel keeps none. Raise NoSuchTarget
+        for CPUs that are not there or offline, and AccessDenied for CPUs that the process may not use. The CPUs stay as
+        they were when the slice is refused.
         """
         if self.slice_us:
             _set_slice(self.slice_us)
@@ -92,7 +92,7 @@ def _set_slice(slice_us: int) -> None:
         raise InvalidValue(
             f"a slice of {slice_us} us is out of range", f"The kernel takes {LEAST_US} us to {MOST_US // 1000} ms"
         )
-    # Nice and flags go with it as they are: the call sets all of them.
+    # The call sets nice and flags too, so they are read first and written back unchanged.
     attributes = _attributes()
     if attributes.policy not in SLICED:
         policy = POLICIES.get(attributes.policy, f"policy {attributes.policy}")
@@ -131,7 +131,7 @@ def _call(which: int, attributes: Attributes, *size: int) -> None:
 
 
 def _default_slice() -> int:
-    """Return the kernel's own slice in ns, which a thread has that asks for 0: 0 where that cannot be found."""
+    """Return the kernel's own slice in ns, which a thread gets if it asks for 0; 0 where it cannot be read."""
     found = []
 
     def ask() -> None:
@@ -143,7 +143,7 @@ def _default_slice() -> int:
         except (NotSupported, KernelRejected):
             return
 
-    # The calls are for one thread, so that the others keep their slice.
+    # The calls are for one thread, so the other threads keep their slice.
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
@@ -159,14 +159,14 @@ def _set_cpus(cpus: frozenset[int]) -> None:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
         raise AccessDenied(f"the process may not run on CPU {spell_cpus(cpus)} ({error.strerror})", hint) from error
-    # The kernel leaves out what is not allowed, and says so only when nothing remains.
+    # The kernel leaves out CPUs that are not allowed, and says so only when none remains.
     if lost := cpus - os.sched_getaffinity(0):
         os.sched_setaffinity(0, before)
         raise AccessDenied(f"the process may not run on CPU {spell_cpus(lost)}", hint)
 
 
 def unusable(cpus: frozenset[int], present: frozenset[int], online: frozenset[int]) -> str:
-    """Say which CPUs are not there, or offline; "" when all are usable."""
+    """Return the words for CPUs that are not there, or offline; "" when all are usable."""
     if absent := cpus - present:
         return f"there is no CPU {spell_cpus(absent)}"
     return f"CPU {spell_cpus(offline)} is offline" if (offline := cpus - online) else ""
