@@ -1,1 +1,1 @@
-"""`kerntune bench`: what a change of settings does to the loading of a model, measured in pairs."""
+"""`kerntune bench`: it measures in pairs what a change of settings does to the loading of a model."""

@@ -1,4 +1,4 @@
-"""Drops a file from memory, and tells whether it was in memory before a read."""
+"""The page cache of one file: it drops a file from memory, and finds out if it was there before a read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ABSENT: Final = "not in the page cache"
 
 
 class Range(ctypes.Structure):
-    """struct cachestat_range."""
+    """The C structure cachestat_range."""
 
     _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
 
 
 class Cached(ctypes.Structure):
-    """struct cachestat."""
+    """The C structure cachestat."""
 
     pages: int
     _fields_ = (
@@ -34,15 +34,15 @@ class Cached(ctypes.Structure):
 
 
 def drop(fd: int) -> None:
-    """Have the kernel forget what it has of the file in memory; what is mapped or dirty stays (posix_fadvise(2))."""
-    with contextlib.suppress(OSError):  # on a file system that is read-only there is nothing to write
+    """Drop the file's pages from the page cache; mapped and dirty pages stay (posix_fadvise(2))."""
+    with contextlib.suppress(OSError):  # a read-only file system has nothing to write
         os.fsync(fd)
     with contextlib.suppress(OSError):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def in_memory(fd: int, size: int) -> int | None:
-    """Return how many bytes of the file are in memory, None where the kernel does not say: it tells the owner only."""
+    """Return how many bytes of the file are in memory, None if the kernel does not say: it answers the owner only."""
     which, found = Range(0, size), Cached()
     libc = ctypes.CDLL(None, use_errno=True)
     refused = libc.syscall(
@@ -52,7 +52,7 @@ def in_memory(fd: int, size: int) -> int | None:
 
 
 def judge(size: int, before: int | None, read: int, *, on_disk: bool = False) -> tuple[str, str]:
-    """Return how it is known that a file was not in memory, and what is wrong when it was.
+    """Return the proof that a file was not in memory, and what is wrong when it was.
 
     `before` are the bytes that were in memory before the read, `read` those that came from a block device. `on_disk`
     says that all of the file lies on one.
@@ -69,5 +69,5 @@ def judge(size: int, before: int | None, read: int, *, on_disk: bool = False) ->
 
 
 def mib(size: int) -> str:
-    """Write bytes in whole MiB, rounded up: `1 024`."""
+    """Return bytes as text in whole MiB, rounded up: `1 024`."""
     return f"{-(-size // MIB):,}".replace(",", " ")

@@ -1,4 +1,4 @@
-"""Which file system a file lies on, and which drives carry that: from /proc and sysfs below one root."""
+"""The file system of a file and the drives below it, read from /proc and sysfs below one root."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Final
 
 from kerntune.kernel.files import natural
 
-ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # of white space in /proc/self/mountinfo
+ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # escapes for white space in /proc/self/mountinfo
 HOST: Final = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The file system's type as in mount(8), and the drives by their names in /sys/block; none where there is none."""
+    """The file system's type as in mount(8), and the names of its drives in /sys/block, if it has any."""
 
     file_system: str = ""
     drives: tuple[str, ...] = ()
 
 
 def disk_of(fd: int, root: Path = HOST) -> Disk:
-    """Return what carries an open file."""
+    """Return the file system and the drives of an open file."""
     return disk_at(os.fstat(fd).st_dev, _mount_id(fd), root)
 
 
 def disk_at(device: int, mount: str, root: Path = HOST) -> Disk:
-    """Return what carries the files of a device number, reached through a mount of this id."""
+    """Return the file system and the drives of a device number, reached through the mount with this id."""
     file_system, source = _mounted(mount, root)
     found = drives_of(device, root)
     if not found and source.startswith("/dev/"):
-        # Subvolumes of btrfs have numbers that no device has.
+        # Subvolumes of btrfs have numbers that belong to no device.
         try:
             found = drives_of((root / source.lstrip("/")).stat().st_rdev, root)
         except OSError:
@@ -41,7 +41,7 @@ def disk_at(device: int, mount: str, root: Path = HOST) -> Disk:
 
 
 def drives_of(device: int, root: Path = HOST) -> tuple[str, ...]:
-    """Return the drives below a block device, through partitions and what dm and md make of them; none if it is none.
+    """Return the drives below a block device, through partitions, dm and md; none if it is no block device.
 
     Documentation/ABI/stable/sysfs-block: a device that is made of others has them in `slaves`.
     """

@@ -23,26 +23,26 @@ from kerntune.run.shield import Shield
 LOST: Final = "the process beside the command was killed: memory may have been short (see the kernel's log)"
 ENDED_EARLY: Final = "the command ended before it printed what was waited for"
 CPUS: Final = os.cpu_count() or 1
-LATE_SECONDS: Final = 60.0  # after which it is told that a text has not come
-LINE: Final = 200  # characters of what a command printed last
-# Between two looks at the pool beside a command: a tenth of the time that it has run, and between these two.
+LATE_SECONDS: Final = 60.0  # before the user is told that the text has not come
+LINE: Final = 200  # characters of the last line that a command printed
+# A tenth of the time that the command has run passes between two looks at the pool, within these two bounds.
 SHORTEST_SECONDS: Final = 0.002
 POLL_SECONDS: Final = 0.05
 
 
 class Switch(Protocol):
-    """Changes the host for the runs "after", and reads what the kernel has."""
+    """The switch that changes the host for the runs "after", and reads the kernel's values."""
 
     def on(self) -> AbstractAsyncContextManager[None]:
         """Change the host for the length of a block."""
 
     async def values(self) -> Mapping[str, str]:
-        """Return what the kernel has now for each target of the change, by its name."""
+        """Return the kernel's current value for each target of the change, by the target's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of the user's: timed to its end, or to the moment when it prints `until`.
+    """A user's command: it is timed to its end, or to the moment when it prints `until`.
 
     `is_told` says that a report may have its words and its output.
     """
@@ -56,10 +56,10 @@ class Command:
 class Bench:
     """The conditions that all legs have in common.
 
-    `values` are those of `switch` without and with the change. `cpu` is the one of the cpu leg. `page_size` is that of
-    the pool that is used after the change in bytes, 0 for none.
-    `touched` bytes of memory are touched before each run, where the host of a virtual machine takes back what is free.
-    `warn` is told what cannot wait for the end.
+    `values` are those of `switch` without and with the change. `cpu` is the CPU of the cpu leg. `page_size` is the page
+    size in bytes of the pool that is used after the change, 0 for none. The bench touches `touched` bytes of memory
+    before each run, where the host of a virtual machine takes back free memory. `warn` receives what cannot wait for
+    the end.
     """
 
     before: Arm
@@ -78,13 +78,13 @@ class Bench:
 
 
 class Progress(Protocol):
-    """Takes how far a leg is before each run: runs done, runs at the next look, and the seconds of one."""
+    """The callback for a leg's progress before each run: runs done, runs at the next look, and the seconds of one."""
 
     def __call__(self, leg: Workload, done: int, planned: int, seconds: float) -> None: ...
 
 
 async def measure(leg: Workload, bench: Bench, progress: Progress) -> Leg:
-    """Measure a leg until it has a verdict; raises what the switch raises."""
+    """Measure a leg until it has a verdict. Raise what the switch raises."""
     async with _hogs(leg, bench) as spinning:
         return await _Experiment(leg, bench, progress, spinning).run()
 
@@ -102,7 +102,7 @@ class _Experiment:
 
     async def run(self) -> Leg:
         self._tell(0)
-        for after in (True, False):  # a warm-up each, which is not counted
+        for after in (True, False):  # one warm-up for each side, which is not counted
             warm = await self._sample(after=after)
             if why := warm.trouble or (traps.unused_at_once(warm, self._leg.on_pages) if after else ""):
                 return self._leg_of(Verdict.INVALID, why)
@@ -155,7 +155,7 @@ class _Experiment:
         return sample
 
     async def _drift(self, *, after: bool) -> str:
-        """Return what is no more as it was at the beginning, or ""."""
+        """Return what differs from the beginning, or ""."""
         now = await self._bench.switch.values()
         for name, was in self._bench.values[after].items():
             if now.get(name) != was:
@@ -165,7 +165,7 @@ class _Experiment:
 
 
 def cold_notes(rounds: Sequence[Round]) -> Iterator[str]:
-    """Give what is to be said of reads from a disk."""
+    """Yield the remarks about reads from a disk."""
     unproven = sum(1 for run in traps.runs_of(rounds) if not run.cold)
     if unproven:
         yield f"not proven cold in {unproven} runs: the kernel says neither what it read nor what it had of the file"
@@ -174,18 +174,18 @@ def cold_notes(rounds: Sequence[Round]) -> Iterator[str]:
 
 
 async def _watched(leg: Workload, bench: Bench, *, after: bool) -> Sample:
-    """Run once, and add what others did meanwhile: the CPUs they used, and whether the CPUs were throttled."""
+    """Run once, and add the CPUs that others used meanwhile, and whether the CPUs were throttled."""
     began, busy, own, hot = time.monotonic(), host.cpu_seconds(), _own_seconds(), host.throttled()
     sample = await _once(leg, bench, after=after)
     seconds = time.monotonic() - began
-    used = _own_seconds() - own + (seconds if leg.name == "cpu" else 0.0)  # the busy loops have a whole CPU
+    used = _own_seconds() - own + (seconds if leg.name == "cpu" else 0.0)  # the busy loops use a whole CPU
     others = round(max(0.0, host.cpu_seconds() - busy - used) / max(seconds, 1e-3), 3)
     figures = {traps.THROTTLED: float(host.throttled() - hot), traps.OTHERS: others}
     return replace(sample, figures={**sample.figures, **figures})
 
 
 def _own_seconds() -> float:
-    """Return the CPU time of this process and of those that it has waited for."""
+    """Return the CPU time of this process and of the processes that it has waited for."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -193,7 +193,7 @@ def _own_seconds() -> float:
 async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
     arm = bench.after if after else bench.before
     if leg.name == "cpu":
-        # Today the process may be on all CPUs: where the change is about CPUs, the runs before keep them all.
+        # Today the process may run on all CPUs: where the change is about CPUs, the runs before keep them all.
         cpus = frozenset() if bench.after.shield.cpus else frozenset({bench.cpu})
         arm = replace(arm, shield=replace(arm.shield, cpus=arm.shield.cpus or cpus))
         return await runs.worker(arm, "cpu", {"wakes": WAKES})
@@ -206,7 +206,7 @@ async def _once(leg: Workload, bench: Bench, *, after: bool) -> Sample:
         return await _command(bench.command, arm, bench)
     assert bench.file
     file = bench.file
-    # The files of an overlay have their pages below it: cachestat(2) finds none.
+    # An overlay's files have their pages in the file system below it: cachestat(2) finds none.
     tells = file.disk.file_system != "overlay"
     how = {"fd": file.fd, "bytes": file.size, "on_disk": file.is_on_disk, "tells": tells}
     return await runs.worker(arm, leg.name, how, fds=[file.fd])
@@ -229,13 +229,13 @@ async def _command(command: Command, arm: Arm, bench: Bench) -> Sample:
     if bench.page_size:
         had, free = looks[0]
         figures[traps.TAKEN] = taken = max(used for used, _ in looks) - had
-        if 0 < free >= taken:  # else there was none, or some were borrowed
+        if 0 < free >= taken:  # else the pool had no page, or some pages were borrowed
             figures[traps.LEFT] = min(left for _, left in looks)
     return Sample(ended.seconds, figures, trouble=_trouble(command, ended))
 
 
 async def _look_on(looks: list[tuple[int, int]], page_size: int) -> None:
-    """Look at the pool again and again, where there is one: often at first, for the command may be a short one."""
+    """Look at the pool again and again if there is one: often at first, because the command may be short."""
     began = time.monotonic()
     while page_size:
         looks.append(_pool(page_size))
@@ -250,7 +250,7 @@ def _pool(page_size: int) -> tuple[int, int]:
 
 
 async def _tell_late(command: Command, said: Callable[[], str], warn: Callable[[str], object]) -> None:
-    """Tell it when a text that is waited for has not come after a while."""
+    """Warn when the text that is waited for has not come after a while."""
     if command.until:
         await asyncio.sleep(LATE_SECONDS)
         waited = f"{command.until!r}{_last_line(said())}" if command.is_told else "what is waited for"
@@ -275,7 +275,7 @@ def _last_line(output: str) -> str:
 
 @asynccontextmanager
 async def _hogs(leg: Workload, bench: Bench) -> AsyncIterator[Sequence[asyncio.Future[Sample]]]:
-    """Keep the CPU of the cpu leg busy, from before its first run to the end of its last."""
+    """Keep the CPU of the cpu leg busy, from before the leg's first run to the end of its last."""
     if leg.name != "cpu":
         yield ()
         return

@@ -1,4 +1,4 @@
-"""How figures and verdicts are written for people, on the page and on the terminal; it decides nothing."""
+"""The form of figures and verdicts as text for people, on the page and on the terminal; it decides nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THIN: Final = "\N{NARROW NO-BREAK SPACE}"  # between groups of three digits
 GAP: Final = "\N{NO-BREAK SPACE}"  # between a number and its unit
 SECONDS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
-APART: Final = 20  # values of one row that differ more have units of their own
+APART: Final = 20  # factor: values of one row that differ by more get units of their own
 
 WORDS: Final = {
     Verdict.FASTER: "faster",
@@ -27,7 +27,7 @@ WORDS: Final = {
 
 
 def three(value: float) -> str:
-    """Write a number with three significant digits at least: 0.284, 1.20, 1 234."""
+    """Return a number with at least three significant digits: 0.284, 1.20, 1 234."""
     rounded = float(f"{value:.3g}")
     if rounded == 0 or abs(rounded) >= 1e7 or abs(rounded) < 1e-3:
         return f"{rounded:g}"
@@ -37,7 +37,7 @@ def three(value: float) -> str:
 
 
 def seconds(value: float, like: float | None = None) -> str:
-    """Write a time in s, ms or µs, in the unit that fits `like`."""
+    """Return a time in s, ms or µs, in the unit that fits `like`."""
     if not math.isfinite(value):
         return NOTHING
     factor, unit = _unit(value if like is None else like)
@@ -45,13 +45,13 @@ def seconds(value: float, like: float | None = None) -> str:
 
 
 def tick(value: float, like: float) -> str:
-    """Write a round time beside an axis, without the zeros that `seconds` has."""
+    """Return a round time for an axis, without the zeros that `seconds` has."""
     factor, unit = _unit(like)
     return f"{value / factor:.4g}{GAP}{unit}"
 
 
 def percent(part: float) -> str:
-    """Write a part of 1: 2.5 %."""
+    """Return a part of 1 in percent: 2.5 %."""
     return f"{100 * part:.3g}{GAP}%"
 
 
@@ -61,7 +61,7 @@ def _unit(value: float) -> tuple[float, str]:
 
 
 def size(value: float) -> str:
-    """Write bytes in MiB; in GiB or TiB from ten of them, in KiB where it would be less than a tenth of a MiB."""
+    """Return bytes in MiB; in GiB or TiB from ten of them, in KiB below a tenth of a MiB."""
     for factor, unit in ((TIB, "TiB"), (GIB, "GiB")):
         if abs(value) >= 10 * factor:
             return f"{value / factor:.1f}{GAP}{unit}"
@@ -71,23 +71,23 @@ def size(value: float) -> str:
 
 
 def speed(value: float) -> str:
-    """Write bytes a second in decimal units, as makers of drives and networks do."""
+    """Return bytes a second in decimal units, as makers of drives and networks write them."""
     factor, unit = (1e9, "GB/s") if value >= 1e9 else (1e6, "MB/s")
     return f"{three(value / factor)}{GAP}{unit}"
 
 
 def count(value: float) -> str:
-    """Write a number of things: 262 237."""
+    """Return a number of things as text: 262 237."""
     return f"{value:,.0f}".replace(",", THIN)
 
 
 def decimal(value: float) -> str:
-    """Write a small number of things of which there are parts: 0.25."""
+    """Return a small number that need not be whole as text: 0.25."""
     return f"{value:.2f}"
 
 
 def ratio(value: float, *, fine: bool = False) -> str:
-    """Write after / before: 0.52, 0.0023, 12.4; `fine` is with three decimals."""
+    """Return after / before as text: 0.52, 0.0023, 12.4; `fine` gives three decimals."""
     if math.isnan(value):
         return NOTHING
     if math.isinf(value):
@@ -100,11 +100,11 @@ def ratio(value: float, *, fine: bool = False) -> str:
 
 
 def estimated(estimate: Estimate | None) -> tuple[str, str]:
-    """Write a ratio and its interval: `0.52` and `[0.47, 0.58]`. Too few pairs have no interval."""
+    """Return a ratio and its interval: `0.52` and `[0.47, 0.58]`. Too few pairs have no interval."""
     if estimate is None:
         return NOTHING, ""
     numbers = (estimate.ratio, estimate.low, estimate.high)
-    # Else an interval that leaves out 1 could be written as if it ended there.
+    # Without this an interval that leaves out 1 could be written as if it ended there.
     fine = any(number != 1 and ratio(number) == "1.00" for number in numbers[1:])
     middle, low, high = (ratio(number, fine=fine) for number in numbers)
     has_bounds = math.isfinite(estimate.high) and math.isfinite(estimate.low)
@@ -113,13 +113,13 @@ def estimated(estimate: Estimate | None) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure's name for people, and how its value is written."""
+    """The name of a figure for people, and the form of its value."""
 
     label: str
     written: Callable[[float], str]
 
 
-SPEED: Final = "loaded_bytes_per_second"  # not measured, but what follows from two others
+SPEED: Final = "loaded_bytes_per_second"  # not measured, but computed from two other figures
 
 FIGURES: Final[Mapping[str, Figure]] = {
     SPEED: Figure("loaded a second", speed),
@@ -144,7 +144,7 @@ FIGURES: Final[Mapping[str, Figure]] = {
 
 
 def figure(name: str) -> Figure:
-    """Return how to write a figure; one that is not known goes by the unit its name ends in."""
+    """Return the form of a figure; an unknown figure has the form of the unit at the end of its name."""
     if found := FIGURES.get(name):
         return found
     words, _, unit = name.rpartition("_")
@@ -153,17 +153,17 @@ def figure(name: str) -> Figure:
 
 
 def quantity(leg: Leg) -> str:
-    """Return what of a leg is compared."""
+    """Return the name of the quantity that is compared in a leg."""
     return "mean wake-up latency" if leg.name == "cpu" else "time"
 
 
 def effect(leg: Leg) -> Estimate | None:
-    """Return what the last look found."""
+    """Return the estimate of the last look."""
     return leg.looks[-1].effect if leg.looks else None
 
 
 def answer(leg: Leg) -> str:
-    """Say in one line what was found: `0.52 of the time [0.47, 0.58]`, or why it is invalid."""
+    """Return the result in one line: `0.52 of the time [0.47, 0.58]`, or why it is invalid."""
     found = effect(leg)
     if leg.verdict is Verdict.INVALID or found is None:
         return leg.reason or "nothing was compared"
@@ -175,7 +175,7 @@ def answer(leg: Leg) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Medians of one figure, as text, and after / before; `interval` is that of what was compared."""
+    """The medians of one figure, as text, and after / before; `interval` belongs to the compared quantity."""
 
     label: str
     before: str
@@ -185,7 +185,7 @@ class Line:
 
 
 def lines(leg: Leg) -> list[Line]:
-    """Return the table of a leg: what was compared, then every figure that was measured."""
+    """Return the table of a leg: the compared quantity, then every measured figure."""
     before, after = ([getattr(each, side) for each in leg.rounds] for side in ("before", "after"))
     was, now = _alike(*(median(sample.seconds for sample in side) for side in (before, after)))
     middle, interval = estimated(effect(leg))
@@ -193,7 +193,7 @@ def lines(leg: Leg) -> list[Line]:
     measured = {name for sample in (*before, *after) for name in _figures(sample)}
     for name in (*(name for name in FIGURES if name in measured), *sorted(measured - FIGURES.keys())):
         middles = [median(_figures(sample).get(name, math.nan) for sample in side) for side in (before, after)]
-        if any(middle and not math.isnan(middle) for middle in middles):  # what is 0 on both sides says nothing
+        if any(middle and not math.isnan(middle) for middle in middles):  # a 0 on both sides says nothing
             table.append(_line(figure(name), *middles))
     return table
 
@@ -208,7 +208,7 @@ def _line(known: Figure, before: float, after: float) -> Line:
 
 
 def _alike(before: float, after: float) -> tuple[str, str]:
-    """Write two times in one unit, unless they are far apart."""
+    """Return two times in one unit, unless they are far apart."""
     low, high = sorted((before, after))
     like = high if low > 0 and high / low < APART else None
     return seconds(before, like), seconds(after, like)
@@ -222,5 +222,5 @@ def _figures(sample: Sample) -> dict[str, float]:
 
 
 def median(values: Iterable[float]) -> float:
-    """Return the median of those that are numbers, or NaN when there is none."""
+    """Return the median of the values that are numbers, or NaN when none is."""
     return statistics.median(found) if (found := [value for value in values if math.isfinite(value)]) else math.nan

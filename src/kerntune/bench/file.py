@@ -1,4 +1,4 @@
-"""The model's file: opened so that nothing else is taken for one, or made up where there is none."""
+"""The model's file: opened so that nothing but a file is accepted, or made up where the user names none."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kerntune.errors import Failed, Usage
 from kerntune.kernel.processes import printable
 from kerntune.plain_files import FULL
 
-WHOLE: Final = 0.99  # of the bytes
+WHOLE: Final = 0.99  # part of the bytes
 TENSORS: Final = 32
 PIECE: Final = 16 << 20
 SEED: Final = 1
 ALIGNMENT: Final = 8  # of the header's length, as in safetensors
-LEAST: Final = 1 << 16  # bytes of a made-up file, in which the header is the smaller part
+LEAST: Final = 1 << 16  # bytes of a made-up file, of which the header is the smaller part
 SYNTHETIC: Final = "synthetic"
 LONGEST: Final = 100  # characters of a path in a message
 KINDS: Final = (
@@ -38,10 +38,10 @@ KINDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """An open file of `size` bytes; `allocated` are those that lie on the disk: fewer where it has holes.
+    """An open file of `size` bytes; `allocated` are the bytes on the disk: fewer if the file has holes.
 
-    `name` is its path for people, cut where that is long.
-    Workers inherit `fd` (`pass_fds`), and need no path. `close` ends it, and a made-up file with it.
+    `name` is its path for people, cut if it is long. Workers inherit `fd` (`pass_fds`), and need no path. `close`
+    closes the file; a made-up file is gone then.
     """
 
     fd: int
@@ -53,12 +53,12 @@ class ModelFile:
 
     @property
     def is_on_disk(self) -> bool:
-        """Return whether all of it lies on a drive: not so with holes, or compressed."""
+        """True if all of the file lies on a drive: not with holes, and not compressed."""
         return bool(self.disk.drives) and self.is_whole
 
     @property
     def is_whole(self) -> bool:
-        """Return whether as many bytes are allocated as it has."""
+        """True if the file has as many allocated bytes as its size."""
         return self.allocated >= WHOLE * self.size
 
     def close(self) -> None:
@@ -72,10 +72,10 @@ class ModelFile:
 
 
 def open_model(path: str) -> ModelFile:
-    """Open a model's file for reading; raises Usage for what is no file, and Failed for what cannot be read."""
+    """Open a model's file for reading. Raise Usage if it is no file, and Failed if it cannot be read."""
     name = _short(path)
     try:
-        # To open a device can do something (watchdog, tape), so it is looked at first, and again when it is open.
+        # To open a device can have an effect (watchdog, tape), so the path is checked first, and again when it is open.
         _check(name, os.stat(path))
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -114,10 +114,10 @@ def _not_opened(name: str, error: OSError | ValueError) -> Usage | Failed:
 
 
 def synthetic(folder: str, size: int, tell: Callable[[int], object] = lambda _: None) -> ModelFile:
-    """Make a safetensors file of `size` bytes, 32 tensors of random data, which has no name and so leaves nothing.
+    """Make a safetensors file of `size` bytes: 32 tensors of random data. It has no name, so it leaves nothing behind.
 
-    `tell` is told again and again how many bytes are on the disk, and may end it by raising. Raise Usage when it is
-    too small for its header, and Failed when it cannot be written.
+    The function calls `tell` repeatedly with the number of bytes on the disk; `tell` may stop it by raising. Raise
+    Usage when `size` is too small for the header, and Failed when the file cannot be written.
     """
     if size < LEAST:
         raise Usage(f"a model of {size} bytes is too small", f"Take {LEAST >> 10} KiB or more")
@@ -133,7 +133,7 @@ def synthetic(folder: str, size: int, tell: Callable[[int], object] = lambda _: 
 
 
 def _fill(fd: int, size: int, tell: Callable[[int], object]) -> None:
-    # A file system that is too full is told before the long work; some do not say how large they are.
+    # Report a full file system before the long work; some file systems do not give their size.
     room = os.fstatvfs(fd)
     free = room.f_bavail if os.geteuid() else room.f_bfree
     if room.f_blocks and free * room.f_frsize < size:
@@ -144,7 +144,7 @@ def _fill(fd: int, size: int, tell: Callable[[int], object]) -> None:
     for start in range(len(head), size, PIECE):
         tell(start)
         _write(fd, chance.randbytes(min(PIECE, size - start)), start)
-        os.fdatasync(fd)  # else the last of it would take minutes, in which nothing can be told
+        os.fdatasync(fd)  # else the last sync would take minutes, without any progress to report
     os.fsync(fd)
 
 
@@ -156,8 +156,8 @@ def _write(fd: int, data: bytes, offset: int) -> None:
 
 
 def header(size: int) -> bytes:
-    """Return the header of a safetensors file of `size` bytes with 32 equal tensors; the last has what is over."""
-    room = 4096  # for the header, whatever the digits of the offsets
+    """Return the header of a safetensors file of `size` bytes with 32 equal tensors; the last takes the remainder."""
+    room = 4096  # bytes for the header, whatever the digits of the offsets
     each = (size - room) // TENSORS
     ends = [*(each * (number + 1) for number in range(TENSORS - 1)), size - room]
     tensors = {

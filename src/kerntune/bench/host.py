@@ -1,4 +1,4 @@
-"""Reads what a report says of the host, and what on it makes figures doubtful; below one root, and writes nothing."""
+"""The facts about the host for a report, and those that make its figures doubtful; read only, below one root."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from kerntune.kernel.memory import meminfo
 from kerntune.units import parse_cpus
 
 HOST: Final = Path("/")
-BALLOON: Final = "0x0005"  # the virtio device with this id
+BALLOON: Final = "0x0005"  # the id of this virtio device
 REPORTING: Final = 5  # the bit of VIRTIO_BALLOON_F_REPORTING (include/uapi/linux/virtio_balloon.h)
 CPU: Final = "sys/devices/system/cpu"
-# How makers of virtual machines name themselves in DMI, where the processor has no flag for it (arm64).
+# Makers of virtual machines have these names in DMI, where the processor has no flag for it (arm64).
 HYPERVISORS: Final = re.compile(r"QEMU|KVM|VMware|Xen|innotek|Parallels|OpenStack|Virtual Machine|Compute Engine|BHYVE")
-# Columns of the first line of /proc/stat (Documentation/filesystems/proc.rst); the first two have the guests in them.
+# Columns of the first line of /proc/stat (Documentation/filesystems/proc.rst); the first two include the guests.
 BUSY: Final = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq
 STOLEN: Final = 7
 
 
 def environment(root: Path = HOST) -> dict[str, object]:
-    """Return where it is measured, by a fixed list of names; "" and 0 stand for what is not known."""
+    """Return where the measurement runs, by a fixed list of names; "" and 0 stand for unknown values."""
     kernel = HostKernel(root)
     cpuinfo = find(kernel, "proc/cpuinfo") or ""
     return {
@@ -44,7 +44,7 @@ def environment(root: Path = HOST) -> dict[str, object]:
 
 
 def virtualisation(kernel: KernelView, cpuinfo: str) -> str:
-    """Return the maker of the virtual machine, "unknown" where it does not say, and "" on real hardware."""
+    """Return the maker of the virtual machine, "unknown" where it gives no name, and "" on real hardware."""
     maker, product = (find(kernel, f"sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name"))
     named = " ".join(filter(None, (maker, product)))
     if "hypervisor" in _field(cpuinfo, "flags").split():
@@ -53,7 +53,7 @@ def virtualisation(kernel: KernelView, cpuinfo: str) -> str:
 
 
 def glibc() -> str:
-    """Return the version of glibc that runs, "" with another C library."""
+    """Return the version of the running glibc, "" with another C library."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (ValueError, OSError):
@@ -62,7 +62,7 @@ def glibc() -> str:
 
 
 def free_page_reporting(root: Path = HOST) -> bool:
-    """Return whether the host of this virtual machine takes free memory away, so that it is slow when used again."""
+    """Return True if the host of this virtual machine takes back free memory, so that its next use is slow."""
     kernel = HostKernel(root)
     devices = kernel.glob("sys/bus/virtio/devices/*")
     balloons = (device for device in devices if find(kernel, f"{device}/device") == BALLOON)
@@ -70,18 +70,18 @@ def free_page_reporting(root: Path = HOST) -> bool:
 
 
 def throttled(root: Path = HOST) -> int:
-    """Return how often CPUs were slowed down for heat since boot: for differences, as each CPU counts its package."""
+    """Return how often heat slowed CPUs down since boot: for differences only, as each CPU counts its package."""
     kernel = HostKernel(root)
     return sum(number(kernel, path) for path in kernel.glob(f"{CPU}/cpu[0-9]*/thermal_throttle/*_throttle_count"))
 
 
 def cpu_seconds(root: Path = HOST) -> float:
-    """Return the time for which CPUs have worked since boot, guests' work counted once."""
+    """Return the seconds that CPUs have worked since boot; guests' work is counted once."""
     return _ticks(root, BUSY)
 
 
 def stolen_seconds(root: Path = HOST) -> float:
-    """Return the time for which the CPUs of this virtual machine had to wait for others of its host."""
+    """Return the seconds that the CPUs of this virtual machine had to wait for others on its host."""
     return _ticks(root, (STOLEN,))
 
 
@@ -91,17 +91,17 @@ def _ticks(root: Path, columns: tuple[int, ...]) -> float:
 
 
 def available_memory(root: Path = HOST) -> int:
-    """Return the bytes that programs can still have, as the kernel estimates it."""
+    """Return the bytes that programs can still get, as the kernel estimates them."""
     return meminfo(HostKernel(root)).get("MemAvailable", 0)
 
 
 def free_pages(page_size: int, root: Path = HOST) -> int:
-    """Return how many huge pages of a size can still be had; 0 where the kernel has no such size."""
+    """Return how many huge pages of a size are still available; 0 where the kernel has no such size."""
     return free_pages_in(page_size, f"{root}/sys/kernel/mm/hugepages")
 
 
 def used_pages(page_size: int, root: Path = HOST) -> int:
-    """Return how many huge pages of a size are in use, those that were borrowed included."""
+    """Return how many huge pages of a size are in use, including borrowed ones."""
     kernel, folder = HostKernel(root), f"sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB"
     total, surplus, free = (number(kernel, f"{folder}/{name}_hugepages") for name in ("nr", "surplus", "free"))
     return total + surplus - free

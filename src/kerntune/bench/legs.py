@@ -1,4 +1,4 @@
-"""The workloads there are, which of them a change bears on, and what each needs of the host."""
+"""The workloads: their names, the legs that a change affects, and what each leg needs of the host."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kerntune.errors import NotSupported, OverLimit, Usage
 from kerntune.run import allocator
 
 MEMORY: Final = ("copy", "mmap", "torch")
-NAMES: Final = (*MEMORY, "io", "cpu")  # beside "cmd", which is alone
+NAMES: Final = (*MEMORY, "io", "cpu")  # without "cmd", which is measured alone
 READ_A_FILE: Final = frozenset({*MEMORY, "io"})
 HOGS: Final = 3  # busy loops on the CPU of the cpu leg
 WAKES: Final = 400
-PERCENT: Final = 60  # of what is available, which file, copy and pool may take
+PERCENT: Final = 60  # of the available memory, which file, copy and pool may take
 
-# Which legs are measured when nobody names some, by what is set.
+# The legs that are measured when the user names none, by the tunable that is set.
 BEARS_ON: Final = {
     "hugepages": ("copy", "mmap"),
     "hugepages-overcommit": ("copy", "mmap"),
@@ -38,7 +38,7 @@ ANY: Final = ("copy", "mmap", "io")  # for a tunable that has no row
 
 # glibc maps an allocation with its own header, and rounds it up to pages (malloc/malloc.c, sysmalloc_mmap).
 MALLOC_HEADER: Final = 4096 + 80
-ZIP: Final = b"PK\3\4"  # how a file of torch.save begins
+ZIP: Final = b"PK\3\4"  # the first bytes of a file of torch.save
 MAPPED_FROM: Final = 128 << 10  # bytes; smaller allocations share the heap (M_MMAP_THRESHOLD in mallopt(3))
 FOR_THE_INTERPRETER: Final = 96
 IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
@@ -46,10 +46,10 @@ IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A leg: its name, and what it does in words.
+    """A leg: its name, and a description of its work.
 
-    `on_pages` is the figure that shows the use of huge pages, "" where these are not what is compared. `note` says why
-    the change does not reach it, or "".
+    `on_pages` is the figure that shows the use of huge pages, "" where these are not compared. `note` says why the
+    change does not affect the leg, or "".
     """
 
     name: str
@@ -61,9 +61,9 @@ class Workload:
 def chosen(
     named: Iterable[str], tunables: Iterable[str], *, has_shield: bool, has_command: bool, for_torch: bool = False
 ) -> list[str]:
-    """Return the names of the legs: those that were named, else those that the change bears on; raises Usage.
+    """Return the names of the legs: those that were named, else those that the change affects. Raise Usage.
 
-    `for_torch` says that the file can be loaded with PyTorch, here and now.
+    `for_torch` says that PyTorch can load the file, here and now.
     """
     memory = MEMORY if for_torch else MEMORY[:2]
     asked = [leg for name in named for leg in (memory if name == "memory" else (name,))]
@@ -79,9 +79,9 @@ def chosen(
 
 
 def pages_figure(leg: str, malloc: int) -> str:
-    """Return the figure that has to show huge pages in a leg after the change, or "" for none.
+    """Return the figure that must show huge pages in a leg after the change, or "" for none.
 
-    `malloc` is what allocator.hugetlb makes of the change.
+    `malloc` is the value of allocator.hugetlb for the change.
     """
     if malloc == allocator.TRANSPARENT:
         return {"copy": "anon_huge_bytes", "torch": "anon_huge_bytes"}.get(leg, "")
@@ -91,7 +91,7 @@ def pages_figure(leg: str, malloc: int) -> str:
 def workload(
     name: str, file: ModelFile | None, tunables: Iterable[str], *, malloc: int, command: str, cpus: str
 ) -> Workload:
-    """Return a leg by its name; `cpus` says where the cpu leg and its busy loops are, `malloc` is as above."""
+    """Return a leg by its name; `cpus` names the CPUs of the cpu leg and its busy loops, `malloc` is as above."""
     if name == "cmd":
         return Workload(name, f"run {command}", pages_figure(name, malloc))
     if name == "cpu":
@@ -110,24 +110,24 @@ def workload(
 
 
 def holes(file: ModelFile) -> str:
-    """Return that not all of a file lies on the disk, or ""."""
+    """Return the sentence that not all of a file lies on the disk, or ""."""
     if file.is_whole:
         return ""
     return f"{mib(file.allocated)} of {mib(file.size)} MiB lie on the disk: the file has holes, or is compressed"
 
 
 def described(file: ModelFile) -> str:
-    """Name a file and its size."""
+    """Return a file's name and size as text."""
     return f"{mib(file.size)} MiB of random data" if file.made_up else f"{file.name} ({mib(file.size)} MiB)"
 
 
 def loads_with_torch(file: ModelFile) -> bool:
-    """Return whether PyTorch is here, and the file is an archive as torch.save writes it."""
+    """Return True if PyTorch is installed, and the file is an archive as torch.save writes it."""
     return find_spec("torch") is not None and os.pread(file.fd, len(ZIP), 0) == ZIP
 
 
 def check_torch(names: Iterable[str], file: ModelFile) -> None:
-    """Raise NotSupported for a leg that needs PyTorch where it is not, Usage for a file that is not of its making."""
+    """Raise NotSupported for a leg that needs PyTorch without it, Usage for a file that PyTorch did not write."""
     if "torch" not in names or loads_with_torch(file):
         return
     if find_spec("torch") is None:
@@ -150,9 +150,9 @@ def check_room(names: Iterable[str], size: int, *, pool: int, available: int) ->
 
 
 def pages_for(buffers: Iterable[int], page_size: int) -> int:
-    """Return the huge pages that hold buffers of these sizes in bytes, and the interpreter's own memory.
+    """Return how many huge pages hold buffers of these sizes in bytes, and the interpreter's own memory.
 
-    glibc takes huge pages for what is as large as one, and for the heap with all that is small (malloc/malloc.c).
+    glibc takes huge pages for allocations as large as one, and for the heap with all small ones (malloc/malloc.c).
     """
     sizes = list(buffers)
     mapped = sum(-(-(size + MALLOC_HEADER) // page_size) for size in sizes if size >= page_size)
@@ -161,7 +161,7 @@ def pages_for(buffers: Iterable[int], page_size: int) -> int:
 
 
 def foreseen(leg: Workload, file: ModelFile, *, page_size: int, free: int) -> str:
-    """Return why huge pages will hold little of a load where `free` of them are free, and what would; "" for much."""
+    """Return why `free` huge pages will hold little of a load, and how many would hold it; "" if they hold much."""
     if leg.on_pages != "hugetlb_bytes" or not page_size:
         return ""
     sizes = [part.size for part in tensors.parts_of(file.fd, file.size)]
@@ -180,7 +180,7 @@ def foreseen(leg: Workload, file: ModelFile, *, page_size: int, free: int) -> st
 
 
 def check_disk(names: Iterable[str], file: ModelFile) -> None:
-    """Raise NotSupported for a read from disk of a file that lies on none."""
+    """Raise NotSupported for a read from disk of a file that does not lie on a disk."""
     where = file.disk.file_system
     if "io" in names and where in IN_MEMORY:
         raise NotSupported(

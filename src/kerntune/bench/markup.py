@@ -1,4 +1,4 @@
-"""HTML and SVG as values: the one place where text from elsewhere is made fit for a page."""
+"""HTML and SVG as values: the only place that makes foreign text safe for a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 LONGEST: Final = 1000  # characters of any text on a page
 SHORT: Final = 60  # characters of a name in a heading
 MARKS: Final = 4  # combining marks in a row; Hebrew and Tibetan have as many
-# str.isprintable knows of no space but the common one; figures are written with these two.
+# str.isprintable accepts only the common space; figures are written with these two.
 SPACES: Final = frozenset("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}")
 LINE_ENDS: Final = frozenset("\n\r\t")
 VOID: Final = frozenset({"meta", "br"})
@@ -23,7 +23,7 @@ class Markup(str):
 
 
 def visible(text: str, longest: int = LONGEST) -> str:
-    """Return text that stays on its line, cut; what would act unseen (colours, text direction) shows as `[U+202E]`."""
+    """Return text on one line, cut; characters that act unseen (colours, text direction) show as `[U+202E]`."""
     shown = "".join(_visible(text[:longest]))
     return shown if max(len(text), len(shown)) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -49,7 +49,7 @@ def element(name: str, /, *children: str, **attributes: str | float) -> Markup:
 
 
 def joined(*children: str) -> Markup:
-    """Return markup and text one after the other."""
+    """Return the children, markup or text, one after the other."""
     return Markup("".join(child if isinstance(child, Markup) else _escaped(child) for child in children))
 
 

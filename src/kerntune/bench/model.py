@@ -20,7 +20,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Says what is otherwise in the runs "after": settings as typed, a profile, and what the process gets."""
+    """The difference of the runs "after": settings as typed, a profile, and what the process gets."""
 
     settings: tuple[str, ...] = ()
     profile: str = ""
@@ -29,10 +29,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run in a fresh process: the seconds that are compared, and figures by name, whose names end in their units.
+    """One run in a fresh process: the compared seconds, and figures by name, whose names end in their units.
 
-    `cold` says of a read from disk how it is known that nothing of the file was in memory: "blocks read", "not in the
-    page cache", or "" where it is not known. `trouble` says what makes the run of no use.
+    For a read from disk `cold` is the proof that nothing of the file was in memory. It is "blocks read", "not in the
+    page cache", or "" where there is none. `trouble` says what makes the run useless.
     """
 
     seconds: float
@@ -52,7 +52,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A moment at which the pairs may be judged: how many there are, and the chance of a false verdict (`alpha`)."""
+    """A moment at which the pairs may be judged: the number of pairs, and the chance of a false verdict (`alpha`)."""
 
     pairs: int
     alpha: float
@@ -69,7 +69,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A look that was taken: of the pairs, and of the control at the same confidence."""
+    """A look that was taken: the estimate of the pairs, and of the control at the same confidence."""
 
     look: Look
     effect: Estimate
@@ -78,10 +78,10 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """Says what was measured of one workload; `reason` says why it is invalid, or why it is not another verdict.
+    """The measurement of one workload; `reason` says why it is invalid, or why it is not another verdict.
 
-    `detectable` is the smallest gain that this run would have found in 80 of 100 cases (0.1 is 10 % less time), or None
-    where it cannot be told.
+    `detectable` is the smallest gain that this run would have found in 80 of 100 cases; 0.1 is 10 % less time. It is
+    None where it cannot be computed.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of a `kerntune bench`: what was changed, each leg, and where it was measured."""
+    """The whole result of a `kerntune bench`: the change, each leg, and the place of the measurement."""
 
     change: Change
     legs: tuple[Leg, ...]

@@ -1,4 +1,4 @@
-"""A report as one HTML page for people: it holds all that it needs, runs no script and asks nobody for anything."""
+"""The report as one HTML page for people: it contains all that it needs, runs no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kerntune.units import spell_cpus
 
 BEGIN: Final = b"<!DOCTYPE html>"
 BYTES: Final = "_bytes"
-SETTINGS: Final = "settings"  # of the environment: {target: {"before", "after"}}
-LONG_ANSWER: Final = 200  # characters; all of a reason stands with its leg
+SETTINGS: Final = "settings"  # name in the environment: {target: {"before", "after"}}
+LONG_ANSWER: Final = 200  # characters; the whole reason stands with its leg
 LONG: Final = 80  # characters of settings that still fit into the question
 
 TO_READ: Final = (
@@ -51,7 +51,7 @@ def page(report: Report) -> str:
 
 
 def question(change: Change) -> list[tuple[str, bool]]:
-    """Return what was asked, in pieces; with each whether it is a name, to be set apart."""
+    """Return the question of the report in pieces; the flag of each says whether it is a name, to be set apart."""
     names = changed(change)
     if not names:
         return [("Do two runs of the same take the same time?", False)]
@@ -70,7 +70,7 @@ def _fits(names: list[str]) -> bool:
 
 
 def changed(change: Change) -> list[str]:
-    """Return what was changed, each as it is written on the command line or nearly so."""
+    """Return the changes, each as it is written on the command line or nearly so."""
     names = [*change.settings, *([f"profile {change.profile}"] if change.profile else [])]
     names += [f"slice {change.shield.slice_us} µs"] if change.shield.slice_us else []
     return names + ([f"CPUs {spell_cpus(change.shield.cpus)}"] if change.shield.cpus else [])
@@ -162,7 +162,7 @@ def _tabulated(caption: str, names: Iterable[str], rows: Iterable[Markup]) -> Ma
 
 
 def _remarks(leg: Leg) -> list[str]:
-    """Return what else is to be said of a leg: why, what it could have seen, and what was wrong with runs."""
+    """Return the remarks about a leg: the reason, the gain it could have found, and what was wrong with runs."""
     runs = runs_of(leg.rounds)
     said = [f"Why: {leg.reason}."] if leg.reason else []
     if leg.verdict is not Verdict.INVALID and leg.detectable is not None:
@@ -195,7 +195,7 @@ def _compared(report: Report) -> Markup:
 
 
 def _settings(environment: Mapping[str, object]) -> dict[str, str]:
-    """Return what each target had before and after, where the report knows."""
+    """Return each target's values before and after, where the report has them."""
     known = environment.get(SETTINGS)
     if not isinstance(known, Mapping):
         return {}
@@ -219,7 +219,7 @@ def _listed(rows: Mapping[str, str]) -> Markup:
 
 
 def _spelt(name: str, value: object) -> str:
-    """Write what is known of the host; "" and 0 stand for what is not known, or not there."""
+    """Return a fact about the host as text; "" and 0 stand for what is not known, or not there."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_spelt(str(key), one)}" for key, one in value.items())
     if isinstance(value, (list, tuple)):

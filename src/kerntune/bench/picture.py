@@ -1,4 +1,4 @@
-"""A report as a PNG: the picture of the page, by matplotlib, which is there only where somebody installed it."""
+"""The report as a PNG: the picture of the page, drawn by matplotlib, which only some users install."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 BEGIN: Final = b"\x89PNG\r\n\x1a\n"
 ACROSS: Final = 3  # legs side by side
-INCHES: Final = 4.6  # the sides of a leg's picture
+INCHES: Final = 4.6  # each side of a leg's picture
 PAD: Final = 0.12  # inches
 DPI: Final = 150
-MANY: Final = 60  # pairs, from which lines are thin
+MANY: Final = 60  # pairs; from so many on, lines are thin
 LINE: Final = 44  # characters of a line above a picture
 INK, QUIET, RULE, STRONG, BAD = "#1c1f22", "#5a6168", "#dfe1dd", "#00626f", "#a33b00"
 SHAPES: Final = {AGAIN: ("^", "white", QUIET), BEFORE: ("o", "white", QUIET), AFTER: ("s", STRONG, "white")}
 
 
 def check() -> None:
-    """Raise NotSupported when there is no matplotlib, before anything is measured."""
+    """Raise NotSupported without matplotlib, before anything is measured."""
     try:
-        import matplotlib.backends.backend_agg  # noqa: F401, PLC0415  # takes a second, and most do without
+        import matplotlib.backends.backend_agg  # noqa: F401, PLC0415  # takes a second, and most users do without it
     except ImportError:
         raise NotSupported("--png needs matplotlib", "apt install python3-matplotlib") from None
 
 
 def save(report: Report, path: str | Path) -> None:
-    """Write the picture of a report; raises NotSupported when there is no matplotlib, and OSError as open(2) does."""
+    """Write the picture of a report. Raise NotSupported without matplotlib, and OSError as open(2) does."""
     Path(path).write_bytes(drawn(report))
 
 
 def drawn(report: Report) -> bytes:
-    """Return the picture of a report as PNG; raises NotSupported when there is no matplotlib."""
+    """Return the picture of a report as PNG. Raise NotSupported without matplotlib."""
     check()
     import matplotlib  # noqa: PLC0415
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
@@ -51,7 +51,7 @@ def drawn(report: Report) -> bytes:
     from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
 
     with matplotlib.rc_context():
-        # A user may have TeX set for pictures of his own; and a name with two $ is no formula.
+        # A user may have set TeX for pictures of his own; and a name with two $ is no formula.
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
         across = min(ACROSS, max(1, len(report.legs)))
@@ -87,7 +87,7 @@ def _draw(place: Axes, leg: Leg) -> None:
         lines = [pair for pair in found if pair.column == column]
         ends = [[scale.place(run.seconds) for run in (pair.before, pair.other)] for pair in lines]
         if ends:
-            # A column of this list is a line.
+            # Each column of this list is a line.
             across = [[x_of[BEFORE]] * len(ends), [x_of[column]] * len(ends)]
             place.plot(across, list(zip(*ends, strict=True)), dashes, color=colour, **thin)
     medians = {column: figures.median(run.seconds for run in side) for column, side in sides.items()}

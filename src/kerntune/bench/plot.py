@@ -11,19 +11,19 @@ from kerntune.bench.markup import Markup, element, visible
 from kerntune.bench.model import Estimate, Leg, Sample, Verdict
 from kerntune.bench.points import AFTER, AGAIN, BEFORE, Axis, axis, pairs, ratio_axis, samples
 
-WIDTH: Final = 360  # of all pictures: that of a small telephone, so that their text is never made smaller
+WIDTH: Final = 360  # of all pictures: that of a small telephone, which then never has to shrink their text
 HEIGHT: Final = 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 348, 12, 250
-NAMES: Final = 92  # where ratios begin, at the right of the names of the legs
+NAMES: Final = 92  # where ratios begin, to the right of the names of the legs
 NAME: Final = 10  # characters of a name
 ROW: Final = 30
-MANY: Final = 60  # pairs, from which lines are thin
+MANY: Final = 60  # pairs; from so many on, lines are thin
 
 Place = tuple[float, float]
 
 
 def runs(leg: Leg, name: str) -> Markup:
-    """Draw the runs of a leg, joined in their pairs; `name` is one that no other picture on the page has."""
+    """Draw the runs of a leg, joined in their pairs; no other picture on the page may have the same `name`."""
     sides = samples(leg)
     scale = axis(sample.seconds for side in sides.values() for sample in side)
     room = (RIGHT - LEFT) / len(sides)
@@ -66,7 +66,7 @@ def _grid(scale: Axis) -> list[Markup]:
 
 
 def _point(at: Place, column: str, sample: Sample) -> Markup:
-    """Draw a run: a circle before, a square after, a triangle for the control, a cross for one that is of no use."""
+    """Draw a run: a circle before, a square after, a triangle for the control, a cross for a useless one."""
     x, y = at
     if sample.trouble:
         return _path((x - 5, y - 5), "l10 10m0 -10l-10 10", "trouble")
@@ -82,7 +82,7 @@ def _labels(x: float, column: str, middle: float) -> list[Markup]:
 
 
 def ratios(legs: Sequence[Leg], name: str) -> Markup:
-    """Draw the ratio and the interval of each leg on one logarithmic axis, and below it those of the control."""
+    """Draw each leg's ratio and interval on one logarithmic axis, and below it those of the control."""
     looked = [leg.looks[-1] if leg.looks else None for leg in legs]
     estimates = [one for look in looked if look for one in (look.effect, look.control) if one]
     scale = ratio_axis(number for one in estimates for number in (one.ratio, one.low, one.high))
@@ -125,7 +125,7 @@ def _interval(estimate: Estimate, scale: Axis, y: float, kind: str) -> list[Mark
 
 
 def _middle(verdict: Verdict, estimate: Estimate, scale: Axis, y: float) -> list[Markup]:
-    """Draw the ratio: a diamond is full where there is a difference, else hollow; a cross stands for invalid."""
+    """Draw the ratio: the diamond is full where there is a difference, else hollow; a cross stands for invalid."""
     if math.isnan(estimate.ratio):
         return []
     x = _along(scale, estimate.ratio)

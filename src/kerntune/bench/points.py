@@ -1,4 +1,4 @@
-"""Computes what a picture of a leg shows, whatever draws it: its columns, its pairs and its axis."""
+"""The contents of a leg's picture, for any drawing program: its columns, its pairs and its axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 from kerntune.bench.model import Leg, Round, Sample
 
-FACTOR: Final = 4  # times the least: from there on an axis is logarithmic
+FACTOR: Final = 4  # times the least value; from so much on, an axis is logarithmic
 MOST_TICKS: Final = 9
 LEAST, MOST = 1e-9, 1e9  # seconds that a picture can show
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e3
@@ -19,13 +19,13 @@ AGAIN, BEFORE, AFTER = "before again", "before", "after"
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From the first of the ticks to the last; a linear one begins with 0. What lies outside stands at an end."""
+    """An axis from its first tick to its last; a linear one begins with 0. Values outside stand at an end."""
 
     ticks: tuple[float, ...]
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """Return where a value lies, from 0 to 1."""
+        """Return the place of a value, from 0 to 1."""
         low, high = self.ticks[0], self.ticks[-1]
         kept = min(max(value, low), high)
         return math.log(kept / low) / math.log(high / low) if self.is_log else (kept - low) / (high - low)
@@ -33,7 +33,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A run before and another of its round, which stands in `column`."""
+    """A run before and another run of its round, which stands in `column`."""
 
     before: Sample
     other: Sample
@@ -41,7 +41,7 @@ class Pair:
 
 
 def samples(leg: Leg) -> dict[str, list[Sample]]:
-    """Return the runs that have a time, by column; the control stands at the left, where there was one."""
+    """Return the runs that have a time, by column; the control, if there is one, stands at the left."""
     sides: dict[str, list[Sample]] = {}
     if any(each.control for each in leg.rounds):
         sides[AGAIN] = [each.control for each in leg.rounds if each.control]
@@ -76,7 +76,7 @@ def axis(values: Iterable[float]) -> Axis:
 
 
 def ratio_axis(numbers: Iterable[float]) -> Axis:
-    """Return a logarithmic axis of ratios, with 1 on it and room for a word on either side of that."""
+    """Return a logarithmic axis of ratios, with 1 on it and room for a word on either side of 1."""
     shown = [number for number in numbers if LEAST_RATIO <= number <= MOST_RATIO]
     low, high = min([*shown, 0.6]), max([*shown, 1.7])
     return Axis(_log_ticks(min(low, high ** (-1 / 3)), max(high, low ** (-1 / 3))), is_log=True)
@@ -92,9 +92,9 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def _round_numbers(low: float, high: float, digits: Sequence[int] = (1, 2, 5)) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten, from one that is not above `low` to one that is not below `high`."""
+    """Return 1, 2 and 5 times the powers of ten, from one at or below `low` to one at or above `high`."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     numbers = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
-    # The computation may miss a round number by the last of its bits.
+    # The computation may miss a round number by its last bit.
     first, last = bisect.bisect_right(numbers, low * (1 + 1e-9)), bisect.bisect_left(numbers, high * (1 - 1e-9))
     return numbers[first - 1 : last + 1]

@@ -1,4 +1,4 @@
-"""A report as JSON, format 1: only what was measured and where, never the environment of the process."""
+"""The report as JSON, format 1: only the measurements and the place, never the environment of the process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kerntune.bench.model import Change, Estimate, Leg, Looked, Report, Round, S
 
 FORMAT: Final = 1
 HIDDEN: Final = "a command"
-TELLING: Final = 4  # characters from which a word of a command may give something away
+TELLING: Final = 4  # characters; a word of a command that is so long may reveal something
 
 
 def document(report: Report, *, command: bool = True) -> dict[str, Any]:
-    """Return a report as strict JSON: what is no finite number is null. Without `command` the user's is left out."""
+    """Return a report as strict JSON: null for numbers that are not finite. `command` False leaves the command out."""
     if not command:
         report = without_command(report)
     found = {
@@ -35,7 +35,7 @@ def document(report: Report, *, command: bool = True) -> dict[str, Any]:
 
 
 def without_command(report: Report) -> Report:
-    """Return a report that can be given away: the command is left out wherever it stands, words of it as well.
+    """Return a report that the user can give away: without the command everywhere, also without its words.
 
     Words of less than four characters stay in prose: it would not be readable without them.
     """
@@ -112,7 +112,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def _each_text(value: object, change: Callable[[str], str]) -> object:
-    """Return the same value with every text in it changed; names of a mapping stay."""
+    """Return the same value with every text in it changed; the names of a mapping stay."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def _each_text(value: object, change: Callable[[str], str]) -> object:
 
 
 def _strict(value: object) -> Any:
-    """Return what every reader of JSON takes: no NaN, no infinity, no half of a surrogate pair, no other types."""
+    """Return a value that every reader of JSON takes: no NaN or infinity, no half surrogate pair, no other type."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int)):

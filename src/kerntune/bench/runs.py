@@ -1,4 +1,4 @@
-"""One process of a measurement: how it is started, ended and read; nothing that it started here outlives it."""
+"""One process of a measurement: the module starts, ends and reads it; nothing that it started here outlives it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from kerntune.errors import Failed
 from kerntune.run import launch
 from kerntune.run.shield import Shield
 
-RUN_SECONDS: Final = 3600.0  # the longest that one run may take
-END_SECONDS: Final = 10.0  # for a command that is asked to end
-KEEPER_SECONDS: Final = 10.0  # for its keeper to end what it has started: twice what that takes at most
+RUN_SECONDS: Final = 3600.0  # the longest time for one run
+END_SECONDS: Final = 10.0  # for a command to end when it is asked
+KEEPER_SECONDS: Final = 10.0  # for its keeper to end what it has started: twice the longest time for that
 PIPE: Final = 1 << 16  # bytes (pipe(7))
-TAIL: Final = 2000  # bytes of a command's output that are kept
+TAIL: Final = 2000  # bytes of a command's output to keep
 
-# Goes on beside a command; it is given what tells the last that the command has printed.
+# A coroutine that runs beside a command; its argument is a function that returns the command's last output.
 Meanwhile = Callable[[Callable[[], str]], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """How the processes of one side are started: their CPUs and slice, and their environment."""
+    """One side's way to start processes: their CPUs and slice, and their environment."""
 
     shield: Shield
     environment: Mapping[str, str]
@@ -43,9 +43,9 @@ class Arm:
 class Ended:
     """A process that has ended: its status as in subprocess, its last output, and the moment (ns, CLOCK_MONOTONIC).
 
-    `found` tells whether the text that was waited for has come; the moment is then that of its coming. `seconds` are
-    those since a command was executed, and `usage` is its own and that of what it has started, None where it is not
-    known; below `least` KiB that tells no memory.
+    `found` says whether the text that was waited for has come; the moment is then when it came. `seconds` count from
+    the execution of a command. `usage` is its own and that of what it has started, None where it is not known. Below
+    `least` KiB `usage` says nothing about memory.
     """
 
     status: int
@@ -60,7 +60,7 @@ class Ended:
 async def worker(
     arm: Arm, leg: str, how: Mapping[str, Any], *, fds: Sequence[int] = (), is_endless: bool = False
 ) -> Sample:
-    """Run a leg of the worker in a fresh process and return what it measured; raises Failed for what it cannot be."""
+    """Run a leg of the worker in a fresh process and return its measurement. Raise Failed if it printed no result."""
     asked = json.dumps({**launch.behind(arm.shield), **how})
     argv = [sys.executable, "-P", "-m", "kerntune.bench.worker", leg, asked]
     ended = await _run(argv, arm.environment, fds, is_endless=is_endless)
@@ -78,13 +78,13 @@ async def worker(
 
 
 async def command(arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: Meanwhile | None = None) -> Ended:
-    """Run a command to its end, or until it prints `until`: then it is asked to end.
+    """Run a command to its end, or until it prints `until`; then ask it to end.
 
-    `meanwhile` goes on beside it until then. Nothing that the command has started outlives it, also when this is
-    cancelled, or this process killed: a keeper stays beside it (kerntune.run.keep). When that is killed there is no
-    `usage`, and nothing is known of the command.
+    `meanwhile` runs beside it until then. Nothing that the command has started outlives it, even when this is
+    cancelled, or this process killed: a keeper stays beside the command (kerntune.run.keep). When the keeper is killed
+    there is no `usage`, and nothing is known of the command.
     """
-    # The keeper takes nothing of what is compared: what its command alone is told stands in JSON.
+    # The keeper gets nothing of what is compared: variables for its command alone stand in JSON.
     told = {name: value for name, value in arm.environment.items() if os.environ.get(name) != value}
     with _pipe() as (reports, report), _pipe() as (end, leash):
         pipes = {"report": report.fileno(), "leash": end.fileno()}
@@ -95,7 +95,7 @@ async def command(arm: Arm, argv: Sequence[str], *, until: str = "", meanwhile: 
         said = json.loads(reports.read() or "{}")
     if not said:
         return ended
-    found = ended.found and said["began"] > 0  # what refuses a command could print it too
+    found = ended.found and said["began"] > 0  # the process that refuses a command could print the text too
     moment = ended.moment if found else said["ended"]
     seconds = (moment - (said["began"] or moment)) / 1e9
     usage = resource.struct_rusage(said["usage"])
@@ -127,7 +127,7 @@ async def _run(
             stdout=output.sink,
             stderr=output.sink,
             pass_fds=fds,
-            start_new_session=True,  # a command that asks its terminal must not be stopped by it for ever
+            start_new_session=True,  # else a command that reads its terminal could be stopped for ever
         )
         output.begin()
         ends = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(output.found.wait())]
@@ -143,7 +143,7 @@ async def _run(
                 with suppress(BrokenPipeError):
                     leash.write(b"\n")
                 await _wait(process, END_SECONDS + KEEPER_SECONDS)
-            output.read()  # what was written before the end
+            output.read()  # what the process wrote before its end
             return Ended(process.returncode or 0, output.text, moment, output.found.is_set())
         finally:
             for task in (*beside, *ends):
@@ -153,21 +153,21 @@ async def _run(
                 await _wait(process, KEEPER_SECONDS)
             if process.returncode is None:
                 with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)  # Process.kill could wait for it, and its status be lost
+                    os.kill(process.pid, signal.SIGKILL)  # Process.kill could wait for the process, and lose its status
                 await process.wait()
 
 
 async def _wait(process: asyncio.subprocess.Process, seconds: float) -> None:
-    """Wait for the end of a process for so long; a cancellation that came before does not matter."""
+    """Wait at most so long for the end of a process; a cancellation that came before does not matter."""
     waiting = asyncio.ensure_future(process.wait())
     await asyncio.wait([waiting], timeout=seconds)
     waiting.cancel()
 
 
 class _Output:
-    """Reads what a command prints, keeps the last of it, and sets `found` when a text has come.
+    """The reader of a command's output: it keeps the end, and sets `found` when a text has come.
 
-    It is a pipe of our own, which a child that the command leaves behind may keep open.
+    It reads a pipe of our own, which a child that the command leaves behind may keep open.
     """
 
     def __init__(self, until: bytes) -> None:
@@ -186,13 +186,13 @@ class _Output:
             os.close(self.sink)
 
     def begin(self) -> None:
-        """Read from now on, so that a full pipe stops nobody."""
+        """Read from now on, so that a full pipe stops no process."""
         os.close(self.sink)
         self.sink = -1
         asyncio.get_running_loop().add_reader(self._source, self.read)
 
     def read(self) -> None:
-        """Read what there is: a pipe holds no more than this."""
+        """Read the available output: a pipe holds no more than this."""
         with suppress(BlockingIOError):
             piece = os.read(self._source, PIPE)
             if not piece:
@@ -204,5 +204,5 @@ class _Output:
 
     @property
     def text(self) -> str:
-        """Return the last of it."""
+        """The end of the output."""
         return self._kept.decode(errors="replace")

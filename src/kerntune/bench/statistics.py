@@ -1,7 +1,7 @@
-"""Decides what pairs of runs prove: an exact interval, a rule when to look, the least gain to be found. It is pure.
+"""The proof in pairs of runs: an exact interval, a rule when to look, the least gain to be found. Pure.
 
-The interval of a median rests on order statistics alone, so the shape of the noise does not matter (H. A. David and
-H. N. Nagaraja, Order Statistics, 3rd edition, 7.1). Several looks share the chance of a false verdict (Bonferroni).
+The interval of a median rests on order statistics alone, so the shape of the noise does not matter (H. A. David and H.
+N. Nagaraja, Order Statistics, 3rd edition, 7.1). Several looks share the chance of a false verdict (Bonferroni).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from kerntune.errors import Usage
 ALPHA: Final = 0.05  # chance of "faster" or "slower" where there is no difference
 LOOKS: Final = (10, 20, 30)
 FEWEST, MOST = 6, 1000  # pairs; with 5 of one sign the chance of that is 6.25 %
-LEAST: Final = 0.03  # a difference that is smaller is of no interest to anybody
+LEAST: Final = 0.03  # a smaller difference interests no user
 POWER: Final = 0.8
 GAINS: Final = tuple(percent / 100 for percent in range(1, 61))
-SIMULATIONS: Final = 500  # 80 % are then known to 2 %
+SIMULATIONS: Final = 500  # so 80 % are known to 2 %
 
 Pair = tuple[float, float]
 
 
 class Conclusion(NamedTuple):
-    """A verdict, and why it is no other one."""
+    """A verdict, and why it is not another one."""
 
     verdict: Verdict
     reason: str
 
 
 def planned(pairs: int | None) -> tuple[Look, ...]:
-    """Return the looks that are taken: one at so many pairs, or without a number three; raises Usage."""
+    """Return the looks to take: one at this number of pairs, or three without a number. Raise Usage."""
     if pairs is None:
         return tuple(Look(count, ALPHA / len(LOOKS)) for count in LOOKS)
     if pairs < FEWEST:
@@ -49,9 +49,9 @@ def planned(pairs: int | None) -> tuple[Look, ...]:
 
 
 def estimate(pairs: Sequence[Pair], alpha: float) -> Estimate:
-    """Return the median of after / before, and an interval that misses the true one with a chance of `alpha` at most.
+    """Return the median of after / before, and an interval that misses the true one with a chance of at most `alpha`.
 
-    Raises ValueError for times that are not positive and finite.
+    Raise ValueError for times that are not positive and finite.
     """
     return _estimate(sorted(_logs(pairs)), alpha)
 
@@ -76,9 +76,9 @@ def _estimate(logs: Sequence[float], alpha: float) -> Estimate:
 def rank_of(count: int, alpha: float) -> int:
     """Return the rank from either end of `count` sorted values that bounds the median; 0 where there is none.
 
-    So many or more of fair coins would fall on one side with a chance of `alpha` at most (both sides together).
+    The chance that fewer than `rank` of `count` fair coins fall on one side is at most `alpha` (both sides together).
     """
-    ways, rank = 1, 0  # to have fewer than `rank` + 1 of `count` coins on one side
+    ways, rank = 1, 0  # ways to have fewer than `rank` + 1 of `count` coins on one side
     while rank < count // 2 and 2 * ways <= alpha * 2**count:
         rank += 1
         ways += math.comb(count, rank)
@@ -86,7 +86,7 @@ def rank_of(count: int, alpha: float) -> int:
 
 
 def look_at(look: Look, rounds: Sequence[Round]) -> Looked:
-    """Return what the first pairs say, as many as belong to the look; raises ValueError where there are fewer."""
+    """Return the result of the look's pairs, the first of the rounds. Raise ValueError where there are fewer."""
     if len(rounds) < look.pairs:
         raise ValueError(f"a look at {look.pairs} pairs, of which there are {len(rounds)}")
     taken = rounds[: look.pairs]
@@ -96,20 +96,20 @@ def look_at(look: Look, rounds: Sequence[Round]) -> Looked:
 
 
 def verdict(effect: Estimate, control: Estimate | None) -> Conclusion:
-    """Return what an estimate allows to say, beside that of the control."""
+    """Return the verdict that an estimate allows beside the estimate of the control."""
     if effect.low <= 1 <= effect.high:
         return Conclusion(Verdict.SAME, "the interval reaches 1")
     if 1 - LEAST < effect.ratio < 1 / (1 - LEAST):
         return Conclusion(Verdict.SAME, f"the difference is less than {LEAST:.0%}")
     is_faster = effect.ratio < 1
-    # On its own side: 0.96 is no gain where the control went to [0.85, 0.94].
+    # On the effect's own side: 0.96 is no gain where the control went to [0.85, 0.94].
     if control and not (effect.ratio < control.low if is_faster else effect.ratio > control.high):
         return Conclusion(Verdict.SAME, "before differs as much from itself")
     return Conclusion(Verdict.FASTER if is_faster else Verdict.SLOWER, "")
 
 
 def conclude(looks: Sequence[Look], rounds: Sequence[Round]) -> Conclusion | None:
-    """Return the verdict when a look that was planned has one, or was the last; None while more rounds are needed."""
+    """Return the verdict if a planned look has one, or was the last; None while more rounds are needed."""
     look = next((look for look in looks if look.pairs == len(rounds)), None)
     if look is None:
         return None
@@ -119,15 +119,15 @@ def conclude(looks: Sequence[Look], rounds: Sequence[Round]) -> Conclusion | Non
 
 
 def taken(looks: Sequence[Look], rounds: Sequence[Round]) -> tuple[Looked, ...]:
-    """Return the looks for which there are rounds enough."""
+    """Return the looks for which there are enough rounds."""
     return tuple(look_at(look, rounds) for look in looks if look.pairs <= len(rounds))
 
 
 def detectable(rounds: Sequence[Round], looks: Sequence[Look], random: Random) -> float | None:
     """Return the smallest gain that these looks find in 80 of 100 experiments with the noise of the control.
 
-    The noise is drawn anew from the control's pairs, with either sign. Return None without a control, and where no
-    gain up to 60 % is found so often.
+    The noise is drawn anew from the control's pairs, with either sign. Return None without a control, and where no gain
+    up to 60 % is found so often.
     """
     if not rounds or not all(each.control for each in rounds):
         return None
@@ -158,7 +158,7 @@ def _simulated(noise: Sequence[float], looks: Sequence[Look], random: Random) ->
 
 
 def _finds(looked: Iterable[Looked], ratio: float) -> bool:
-    """Say whether an experiment would have ended in "faster", had each run after the change taken `ratio` times."""
+    """Return True if the experiment would have ended in "faster", had each run after taken `ratio` times as long."""
     found = (verdict(_times(each.effect, ratio), each.control).verdict for each in looked)
     return next((word for word in found if word != Verdict.SAME), Verdict.SAME) == Verdict.FASTER
 

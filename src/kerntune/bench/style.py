@@ -1,4 +1,4 @@
-"""How a page looks: light or dark as the reader has it, narrow or wide, and on paper."""
+"""The look of a page: light or dark as the reader has it, narrow or wide, and on paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import hashlib
 from typing import Final
 
-# Of light and of dark the same contrasts. Shapes and words say all that colours say.
+# Light and dark have the same contrasts. Shapes and words say all that colours say.
 STYLE: Final = """
 :root { --paper: #fcfcfa; --card: #fff; --ink: #1c1f22; --quiet: #5a6168; --rule: #dfe1dd; --before: #5a6168;
   --after: #00626f; --bad: #a33b00; color-scheme: light dark; }
@@ -121,7 +121,7 @@ svg .effect.invalid { stroke: var(--quiet); }
 }
 """
 
-# CSP level 3: an inline style is allowed by the hash of its text.
+# CSP level 3: a policy allows an inline style by the hash of its text.
 POLICY: Final = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; "
     f"style-src 'sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Which parts of a model's file a loader copies into buffers of their own; it imports next to nothing."""
+"""The parts of a model's file that a loader copies into buffers of their own; it imports next to nothing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ METADATA: Final = "__metadata__"
 
 
 class Part(NamedTuple):
-    """Bytes of a file that go into one buffer."""
+    """The bytes of a file that go into one buffer."""
 
     offset: int
     size: int
 
 
 def parts_of(fd: int, size: int) -> list[Part]:
-    """Return the tensors of a safetensors file in the order of its header; of any other file all that it holds.
+    """Return the tensors of a safetensors file in the order of its header; of any other file one part with all of it.
 
     A header that is broken, or that names more bytes than the file has, is no header.
     """

@@ -1,4 +1,4 @@
-"""Decides purely from its runs what makes a measurement of no use; each reason is told with its figures."""
+"""The reasons why a measurement is useless, decided from its runs alone, each with its figures. Pure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Final
 from kerntune.bench.model import Round, Sample
 
 MIB: Final = 1 << 20
-USED: Final = 0.5  # of what was loaded has to lie on the pages that were asked for
-HOT: Final = 0.1  # of the runs
-BUSY: Final = 0.5  # of the CPUs, taken by other programs in most of the runs
-READ: Final = 0.01  # of what was loaded may come from the disk where the file is said to be in memory
+USED: Final = 0.5  # of the loaded bytes must lie on the pages that were asked for
+HOT: Final = 0.1  # part of the runs
+BUSY: Final = 0.5  # of the CPUs, used by other programs in most of the runs
+READ: Final = 0.01  # of the loaded bytes may come from the disk where the file should be in memory
 LITTLE: Final = 0.01  # of a command's memory: so few huge pages change nothing
-SEEN: Final = 0.5  # seconds: who runs so long takes no huge page unseen
+SEEN: Final = 0.5  # seconds: a command that runs so long takes no huge page unseen
 COMMAND: Final = "cmd"
 
-# Names of figures. What a command took of the pool, what the pool had left at the least, and the most memory without
-# huge pages that one of its processes had.
+# Names of figures. TAKEN is the memory that a command took of the pool, LEFT the least that the pool had left. RESIDENT
+# is the most memory without huge pages that one of its processes had.
 OTHERS: Final = "others_cpus"
 THROTTLED: Final = "throttled"
 TAKEN: Final = "pool_taken_bytes"
 LEFT: Final = "pool_left_bytes"
 RESIDENT: Final = "resident_bytes"
 
-# Legs and what does not reach them: (leg, tunable) -> why. Measured and read in the sources of the loaders.
+# Tunables that do not affect a leg: (leg, tunable) -> why. Measured, and read in the sources of the loaders.
 OUT_OF_REACH: Final = {
     ("mmap", "hugepages"): "a file that is mapped lies in the page cache: no huge pages of a pool reach it",
     ("mmap", "hugepages-overcommit"): "a file that is mapped lies in the page cache: no huge pages of a pool reach it",
@@ -46,14 +46,14 @@ def runs_of(rounds: Iterable[Round]) -> list[Sample]:
 
 
 def at_once(one: Round) -> str:
-    """Return why nothing can be gained by going on after this round, or ""."""
+    """Return why it is useless to go on after this round, or ""."""
     return next((run.trouble for run in runs_of([one]) if run.trouble), "")
 
 
 def found(rounds: Sequence[Round], leg: str, *, on_pages: str, cpus: int) -> str:
     """Return why the rounds of a leg are invalid, or "".
 
-    `on_pages` names the figure that shows the use of huge pages, where these are what is compared: "hugetlb_bytes",
+    `on_pages` names the figure that shows the use of huge pages, where these are compared: "hugetlb_bytes",
     "anon_huge_bytes", "pool_taken_bytes", or "".
     """
     runs = runs_of(rounds)
@@ -64,15 +64,15 @@ def found(rounds: Sequence[Round], leg: str, *, on_pages: str, cpus: int) -> str
 
 
 def unused_at_once(after: Sample, figure: str) -> str:
-    """Return that one run has not used huge pages, as all others will not, or "".
+    """Return the sentence that one run has not used huge pages, and that the others will not, or "".
 
-    What a command takes is seen from outside, so a short one could have taken some unseen.
+    A command's pages are counted from outside, so a short command could have taken some unseen.
     """
     return "" if figure == TAKEN and after.seconds < SEEN else unused([after], figure)
 
 
 def unused(after: Sequence[Sample], figure: str) -> str:
-    """Return that huge pages were not used in the runs after the change, or ""."""
+    """Return the sentence that the runs after the change did not use huge pages, or ""."""
     if not figure:
         return ""
     used, loaded = on_pages_of(after, figure)
@@ -82,7 +82,7 @@ def unused(after: Sequence[Sample], figure: str) -> str:
 
 
 def on_pages_of(after: Sequence[Sample], figure: str) -> tuple[float, float]:
-    """Return the bytes that lay on huge pages, and all that could have: of a command, the memory that it had."""
+    """Return the bytes that lay on huge pages, and all that could have: for a command, its memory."""
 
     def middle(name: str) -> float:
         return median(run.figures.get(name, 0.0) for run in after)
@@ -91,10 +91,10 @@ def on_pages_of(after: Sequence[Sample], figure: str) -> tuple[float, float]:
 
 
 def notes(rounds: Sequence[Round], leg: str, *, on_pages: str, cpus: int) -> Iterator[str]:
-    """Give what is to be said of runs that are valid: how few huge pages were used, and what came from the disk."""
+    """Yield the remarks about valid runs: how few huge pages they used, and how much came from the disk."""
     runs, after = runs_of(rounds), [each.after for each in rounds]
     if leg == COMMAND and (others := busy(runs, cpus)):
-        # Not all that a command starts can be counted as its own.
+        # Not all processes that a command starts can be counted as its own.
         yield f"{others}, or the command itself with what it does not wait for"
     if on_pages == TAKEN and after:
         used, memory = on_pages_of(after, on_pages)
@@ -108,13 +108,13 @@ def notes(rounds: Sequence[Round], leg: str, *, on_pages: str, cpus: int) -> Ite
 
 
 def throttled(runs: Sequence[Sample]) -> str:
-    """Return that the CPUs were throttled meanwhile, or ""."""
+    """Return the sentence that the CPUs were throttled meanwhile, or ""."""
     hot = sum(1 for run in runs if run.figures.get(THROTTLED))
     return f"clocks throttled: the CPUs were too hot in {hot} of {len(runs)} runs" if hot > HOT * len(runs) else ""
 
 
 def busy(runs: Sequence[Sample], cpus: int) -> str:
-    """Return what others used where that is much, or ""."""
+    """Return what other programs used if that is much, or ""."""
     taken = [run.figures[OTHERS] for run in runs if OTHERS in run.figures]
     if not taken or median(taken) <= BUSY * cpus:
         return ""
@@ -122,12 +122,12 @@ def busy(runs: Sequence[Sample], cpus: int) -> str:
 
 
 def out_of_reach(leg: str, tunables: Iterable[str]) -> str:
-    """Return why none of these tunables reaches a leg, or "" where one may."""
+    """Return why none of these tunables affects a leg, or "" where one may."""
     named = list(dict.fromkeys(tunables))
     whys = [OUT_OF_REACH.get((leg, name), "") for name in named]
     return "; ".join(dict.fromkeys(whys)) if whys and all(whys) else ""
 
 
 def mib(size: float) -> str:
-    """Write bytes as MiB, by thousands: `1 024`."""
+    """Return bytes as text in MiB, by thousands: `1 024`."""
     return f"{round(size / MIB):,}".replace(",", " ")

@@ -1,7 +1,8 @@
-"""`python3 -P -m kerntune.bench.worker LEG JSON`: one measured run in a fresh process; a JSON object says what it took.
+"""`python3 -P -m kerntune.bench.worker LEG JSON`: one measured run in a fresh process, with its result as JSON.
 
-JSON: what kerntune.run.launch takes, `fd` and `bytes` of the model's file, `wakes` of the CPU leg, `bytes` and
-`hugetlb` of what is touched. It imports little, for it starts a hundred times, and only the work itself is timed.
+JSON: what kerntune.run.launch takes, `fd` and `bytes` of the model's file, `wakes` of the CPU leg, and `bytes` and
+`hugetlb` of the memory to touch. The module imports little, because it starts a hundred times. It times only the work
+itself.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ Figures = dict[str, float]
 
 
 class Trouble(Exception):
-    """Tells people what makes a run of no use."""
+    """The reason, as text for people, why a run is useless."""
 
 
 class Time(ctypes.Structure):
-    """struct timespec."""
+    """The C structure timespec."""
 
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
 def library() -> ctypes.CDLL:
-    """Return the C library with what the legs call."""
+    """Return the C library with the functions that the legs call."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = (ctypes.c_size_t,)
@@ -67,7 +68,7 @@ LIBC: Final = library()
 
 
 def timed(work: Callable[[], object]) -> tuple[float, Figures]:
-    """Return the seconds of some work, and its figures; what the work returns stays until its memory was looked at."""
+    """Return the seconds of some work, and its figures; the result of the work lives until its memory was measured."""
     was, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     loaded = work()
     seconds, now = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
@@ -94,7 +95,7 @@ def mapped() -> Figures:
 
 
 def copy(asked: Asked) -> dict[str, Any]:
-    """Read each tensor into memory of its own, as loaders that copy do."""
+    """Read each tensor into memory of its own, like loaders that copy."""
     fd, size = whole_file(asked)
     parts = tensors.parts_of(fd, size)
     seconds, figures = timed(lambda: [_read(fd, part) for part in parts])
@@ -102,7 +103,7 @@ def copy(asked: Asked) -> dict[str, Any]:
 
 
 def _read(fd: int, part: tensors.Part) -> int:
-    """Return where in memory a part of the file is now."""
+    """Return the address in memory of a part of the file."""
     place: int | None = LIBC.malloc(part.size)
     if place is None:
         raise Trouble(f"there was no memory for a buffer of {cold.mib(part.size)} MiB")
@@ -127,7 +128,7 @@ def mapping(asked: Asked) -> dict[str, Any]:
 def _map(fd: int, size: int) -> mmap.mmap:
     try:
         memory = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    except ValueError as error:  # it has been looked at again
+    except ValueError as error:  # mmap checks the size of the file again
         raise Trouble(SHORTER) from error
     except OSError as error:
         raise Trouble(f"the file cannot be mapped ({error.strerror})") from error
@@ -148,14 +149,14 @@ def reading(asked: Asked) -> dict[str, Any]:
 
 
 def torch(asked: Asked) -> dict[str, Any]:
-    """Load the file with PyTorch, whose import is not timed; of what is pickled in it nothing but weights is loaded."""
+    """Load the file with PyTorch, without the time of its import; of its pickle only weights are loaded."""
     fd, size = whole_file(asked)
     try:
         module: Any = __import__("torch")
         load = module.load
     except (ImportError, AttributeError, OSError) as error:
         raise Trouble(f"PyTorch cannot be imported ({error})") from error
-    pickle = sys.modules.get("pickle")  # of what PyTorch has imported
+    pickle = sys.modules.get("pickle")  # the module that PyTorch has imported
     broken = (pickle.PickleError,) if pickle else ()
     try:
         path = f"/proc/self/fd/{fd}"
@@ -166,7 +167,7 @@ def torch(asked: Asked) -> dict[str, Any]:
 
 
 def waking(asked: Asked) -> dict[str, Any]:
-    """Wake again and again to work a little, and measure how late each time."""
+    """Wake up again and again to work a little, and measure how late each wake-up is."""
     period, work = (int(asked.get(*each)) * 1000 for each in (("period_us", PERIOD_US), ("work_us", WORK_US)))
     late: list[int] = []
     _, figures = timed(lambda: late.extend(_wakes(int(asked.get("wakes", WAKES)), period, work)))
@@ -192,7 +193,7 @@ def _wakes(count: int, period: int, work: int) -> list[int]:
 
 
 def following(deadline: int, now: int, period: int) -> int:
-    """Return the next deadline: a period on, or a period from now when that has passed, so that nothing piles up."""
+    """Return the deadline a period later, or a period from now when that has passed, so that delays do not pile up."""
     return deadline + period if deadline + period > now else now + period
 
 
@@ -202,12 +203,12 @@ def percentile(values: Sequence[int], rank: int) -> int:
 
 
 def hog(_asked: Asked) -> dict[str, Any]:
-    """Say that the CPU is used from now on; `main` uses it."""
+    """Return the answer that the CPU is used from now on; `main` uses it."""
     return sample(0.0, {})
 
 
 def touch(asked: Asked) -> dict[str, Any]:
-    """Have memory for a moment, so that the host of a virtual machine has backed it."""
+    """Use memory for a moment, so that the host of a virtual machine backs it."""
     size, page = int(asked["bytes"]), int(asked.get("hugetlb", 0))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     if page:
@@ -223,7 +224,7 @@ def touch(asked: Asked) -> dict[str, Any]:
 
 
 def _touched(size: int, flags: int) -> mmap.mmap:
-    """Map memory and write to each page: in large pages where it may be, for a load may come to lie in such blocks."""
+    """Map memory and write to each page: in large pages if possible, because a load may get such blocks later."""
     memory = mmap.mmap(-1, size, flags=flags)
     if not flags & MAP_HUGETLB:
         with contextlib.suppress(OSError):  # a kernel without transparent huge pages
@@ -236,7 +237,7 @@ def _touched(size: int, flags: int) -> mmap.mmap:
 
 
 def free_pages(page_size: int, folder: str = "/sys/kernel/mm/hugepages") -> int:
-    """Return how many huge pages of a size can still be had; 0 where the kernel has no such size."""
+    """Return how many huge pages of a size are still available; 0 where the kernel has no such size."""
     found = []
     for name in ("free", "resv"):
         try:
@@ -248,7 +249,7 @@ def free_pages(page_size: int, folder: str = "/sys/kernel/mm/hugepages") -> int:
 
 
 def whole_file(asked: Asked) -> tuple[int, int]:
-    """Open the file anew, and return its descriptor and how many bytes of it to load; Trouble when it has fewer.
+    """Open the file anew, and return its descriptor and the bytes to load. Raise Trouble when it has fewer.
 
     An open file keeps the read-ahead that its device had when it was opened (file_ra_state_init, mm/readahead.c).
     """
@@ -263,17 +264,17 @@ def whole_file(asked: Asked) -> tuple[int, int]:
 
 
 def sample(seconds: float, figures: Figures, cold: str = "", trouble: str = "") -> dict[str, Any]:
-    """Return what is printed."""
+    """Return the JSON object that the worker prints."""
     return {"seconds": seconds, "figures": figures, "cold": cold, "trouble": trouble}
 
 
 def first_line(error: BaseException) -> str:
-    """Return the beginning of what an error says, or its class."""
+    """Return the beginning of an error's text, or its class."""
     return next(iter(str(error).splitlines()), "")[:LONGEST] or type(error).__name__
 
 
 def ended(status: int, leg: str = "") -> str:
-    """Say why a worker gave no answer, from its exit status (below 0: the signal); "" for 0."""
+    """Return why a worker gave no answer, from its exit status (below 0: the signal); "" for 0."""
     if status == -signal.SIGBUS:
         return SHORTER if leg in ("mmap", "io") else "it was killed by SIGBUS: huge pages were not to be had"
     if status == -signal.SIGKILL:
@@ -295,14 +296,14 @@ LEGS: Final[Mapping[str, Callable[[Asked], dict[str, Any]]]] = {
 
 
 def main(words: Sequence[str]) -> None:
-    """Run one leg, and print what it took."""
+    """Run one leg, and print its result."""
     leg, asked = LEGS[words[0]], launch.asked_for(words[1])
     launch.prepare(asked)
-    # When memory runs out, it is this process that goes, and it leaves no gigabytes of a core dump.
+    # When memory runs out, the kernel kills this process first, and it leaves no core dump of gigabytes.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    # What a library prints is no answer, so it goes where errors go.
+    # A library's output is not the answer, so it goes where errors go.
     answers = os.dup(1)
     os.dup2(2, 1)
     try:
