@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is for programs when it is used: the daemon and the command line do without."""
+    """Import the names for programs when they are used: the daemon and the command line do without them."""
     if name in __all__:
         from kerntune import holding  # noqa: PLC0415
 
@@ -22,5 +22,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Name what is for programs before it is imported, too."""
+    """Return the names, also those for programs that are not imported yet."""
     return sorted({*globals(), *__all__})

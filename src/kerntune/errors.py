@@ -22,7 +22,7 @@ class Exit(IntEnum):
 
 
 class KerntuneError(Exception):
-    """What happened, then the likely cause and what to try (`hint`); both reach the client."""
+    """An error: what happened, then the likely cause and what to try (`hint`); both reach the client."""
 
     dbus_name: ClassVar[str] = FREEDESKTOP + "Failed"
     exit_code: ClassVar[Exit] = Exit.FAILED
@@ -127,7 +127,7 @@ class NotOffered(InvalidValue):
 
 
 class NoSuchName(InvalidValue):
-    """A name that is not on the list of those there are; callers are told that there is no such target."""
+    """The name is not on the list of names; callers get the error NoSuchTarget."""
 
     dbus_name = NoSuchTarget.dbus_name
     exit_code = NoSuchTarget.exit_code
@@ -194,7 +194,7 @@ class Usage(KerntuneError):
 
 
 def by_name() -> dict[str, type[KerntuneError]]:
-    """D-Bus error name -> class, for clients that turn a reply into an exception again."""
+    """Return the class of each D-Bus error name, for clients that turn a reply into an exception again."""
     ours = [cls for cls in KerntuneError.__subclasses__() if cls.__module__ == __name__]
-    # Classes that only clients raise share a name with one that the daemon sends: the first stands for it.
+    # Classes that only clients raise share a name with a class that the daemon sends: the first one stands for it.
     return {cls.dbus_name: cls for cls in reversed(ours)}

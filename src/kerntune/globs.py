@@ -1,4 +1,4 @@
-"""Matches names with globs, without regular expressions: these cache what callers send, and are slow to compile."""
+"""Names and globs: the matching, without regular expressions, which cache what callers send and compile slowly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Holds what `[...]` or `?` stands for: one of these characters or ranges, or none of them."""
+    """The characters for which `[...]` or `?` stands: one of these characters or ranges, or none of them."""
 
     ranges: tuple[tuple[str, str], ...] = ()
     negated: bool = False
@@ -22,11 +22,11 @@ Part = str | Set  # one character of a name
 
 @dataclass(frozen=True, slots=True)
 class Glob:
-    """A glob that was parsed: `*`, `?`, `[...]` and `[!...]` as fnmatch(7) has them.
+    """A parsed glob: `*`, `?`, `[...]` and `[!...]` as fnmatch(7) has them.
 
-    A comparison takes a step for each character of the name at most, whatever the pattern is: a number has a bit for
+    A comparison takes at most one step for each character of the name, whatever the pattern is. A number has a bit for
     each part up to which the name so far may have come (S. Wu and U. Manber, "Fast Text Searching", 1992). `stars` has
-    a bit for each part before which a star stands, `known` those of the parts that a character may be.
+    a bit for each part that follows a star. `known` has, for a character, the bits of the parts that it may be.
     """
 
     parts: tuple[Part, ...]
@@ -35,7 +35,7 @@ class Glob:
 
     @classmethod
     def parse(cls, pattern: str) -> Glob:
-        """Return the glob; every text is one."""
+        """Return the glob of a text; every text is a glob."""
         parts: list[Part] = []
         at = stars = 0
         while at < len(pattern):
@@ -52,7 +52,7 @@ class Glob:
         return cls(tuple(parts), stars)
 
     def matches(self, name: str) -> bool:
-        """Return whether the glob covers the whole name."""
+        """Return True if the glob covers the whole name."""
         if len(name) < len(self.parts):
             return False
         stars, known, every = self.stars, self.known, 1 << len(self.parts)
@@ -68,7 +68,7 @@ class Glob:
         return bool(bits & every)
 
     def _fitting(self, char: str) -> int:
-        """Return a bit for each part that this character may be, and know it from then on."""
+        """Return a bit for each part that this character may be, and remember them."""
         fit = (part == char if isinstance(part, str) else part.has(char) for part in self.parts)
         found = sum(1 << number for number, fits in enumerate(fit) if fits)
         self.known[char] = found
@@ -76,14 +76,14 @@ class Glob:
 
 
 def end_of_set(pattern: str, at: int) -> int:
-    """Return where the bracket ends whose inside begins here, or 0: then it stands for itself."""
+    """Return the end of the bracket whose inside begins at `at`, or 0: then the bracket stands for itself."""
     begin = at + pattern.startswith("!", at)
     # A bracket that closes at once belongs to the set.
     return max(0, pattern.find("]", begin + 1))
 
 
 def parse_set(inside: str) -> Set:
-    """Return what stands between the brackets; a range that runs backwards is empty."""
+    """Return the set between the brackets; a range that runs backwards is empty."""
     negated = inside.startswith("!")
     ranges, at = [], int(negated)
     while at < len(inside):

@@ -1,7 +1,7 @@
 """Kernel settings for as long as a program needs them: `kerntune.hold`, for programs, plain or with asyncio.
 
 It needs no privilege but membership in the group kerntune, and of other packages dbus-next alone. The daemon ends a
-hold with the connection of its client, so nothing is left behind by a crash (org.kerntune.Tuner1.Hold(5)).
+hold with the connection of its client, so a crash leaves nothing behind (org.kerntune.Tuner1.Hold(5)).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from kerntune.bus.client import Client
 
 GRANT_SECONDS: Final = 3600.0  # the kernel may have to move a TiB of memory about
-BACK_SECONDS: Final = 60.0  # in which a daemon that is restarted has to be back
+BACK_SECONDS: Final = 60.0  # seconds in which a restarted daemon has to be back
 LOOK_SECONDS: Final = 0.2
-LONGEST_TTL: Final = 10 * 366 * 86_400  # seconds; the daemon takes no longer ones
+LONGEST_TTL: Final = 10 * 366 * 86_400  # seconds; the daemon accepts no longer time
 
 T = TypeVar("T")
 
 
 class AsyncHold:
-    """A hold that was granted to `async with`; it lives until its block ends, or the process."""
+    """A hold granted to `async with`; it lives until its block or the process ends."""
 
     def __init__(self, client: Client, path: str, outcomes: Iterable[Iterable[str]]) -> None:
         self._client, self.path = client, path
@@ -42,18 +42,18 @@ class AsyncHold:
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Return what became of each target, in the words of kerntuned(8). Of huge pages `requested` is +N."""
+        """The outcome of each target, in the words of kerntuned(8). For huge pages `requested` is +N."""
         return self._outcomes
 
     @property
     def number(self) -> int:
-        """Return its number, as `kerntune holds` shows it."""
+        """The number of the hold, as `kerntune holds` shows it."""
         return int(self.path.rpartition("/")[2])
 
     async def release(self) -> None:
-        """End it, unless it has ended, and return when the kernel has what is claimed without it.
+        """End the hold if it has not ended, and return when the kernel has the values without it.
 
-        Raises Usage in a forked child.
+        Raise Usage in a forked child.
         """
         self.check_process()
         if not self._is_over:
@@ -61,10 +61,10 @@ class AsyncHold:
                 await self._client.call(self.path, names.HOLD, "Release", "a{sv}", {}, timeout=GRANT_SECONDS)
 
     async def ended(self) -> None:
-        """Return when it has ended: somebody released it, its time was over, or its block has ended.
+        """Return when the hold has ended: somebody released it, its time was over, or its block has ended.
 
-        It survives a restart of the daemon. Raises Unreachable when the bus is lost, or the daemon does not come back;
-        Usage in a forked child.
+        The call survives a restart of the daemon. Raise Unreachable when the bus is lost, or the daemon does not come
+        back; Usage in a forked child.
         """
         self.check_process()
         while not self._is_over:
@@ -79,12 +79,12 @@ class AsyncHold:
                 await self._daemon_is_back()
 
     async def has_ended(self) -> bool:
-        """Return whether the daemon knows it no more; raises Unreachable."""
+        """Return True if the daemon does not know the hold any more. Raise Unreachable."""
         self.check_process()
         return self._is_over or self.path not in await self._client.get(names.ROOT, names.MANAGER, "Holds")
 
     async def leave(self) -> None:
-        """Release it at the end of its block: where bus or daemon have gone it goes by itself."""
+        """Release the hold at the end of its block; without bus or daemon it ends by itself."""
         try:
             with suppress(errors.Unreachable):
                 await self.release()
@@ -97,43 +97,43 @@ class AsyncHold:
             raise errors.Usage("this hold is of another process", "Call kerntune.hold(...) in the child for its own")
 
     async def _daemon_is_back(self) -> None:
-        """Wait for the next daemon; raises Unreachable when the bus is gone, or none comes."""
+        """Wait for the next daemon. Raise Unreachable when the bus is gone, or none comes."""
         try:
             async with asyncio.timeout(BACK_SECONDS):
-                while not await self._client.running():  # noqa: ASYNC110  # no event tells that it does not come
+                while not await self._client.running():  # noqa: ASYNC110  # no event says that the daemon does not come
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError:
             raise errors.Unreachable("kerntuned has left the bus", "systemctl status kerntuned") from None
 
 
 class Hold:
-    """A hold that was granted to a plain `with`; its methods block, and any thread may call them."""
+    """A hold granted to a plain `with`; its methods block, and any thread may call them."""
 
     def __init__(self, held: AsyncHold, thread: _Thread) -> None:
         self._held, self._thread = held, thread
 
     @property
     def path(self) -> str:
-        """Return the path of its object on the bus."""
+        """The path of its object on the bus."""
         return self._held.path
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Return what became of each target, in the words of kerntuned(8). Of huge pages `requested` is +N."""
+        """The outcome of each target, in the words of kerntuned(8). For huge pages `requested` is +N."""
         return self._held.outcomes
 
     @property
     def number(self) -> int:
-        """Return its number, as `kerntune holds` shows it."""
+        """The number of the hold, as `kerntune holds` shows it."""
         return self._held.number
 
     def release(self) -> None:
-        """End it as AsyncHold.release does."""
+        """End the hold as AsyncHold.release does."""
         self._held.check_process()
         self._thread.call(self._held.release(), otherwise=None)
 
     def ended(self, timeout: float | None = None) -> bool:
-        """Wait for its end as AsyncHold.ended does, and return True, or after so many seconds False.
+        """Wait for the hold's end as AsyncHold.ended does, and return True, or False after `timeout` seconds.
 
         A timeout of 0 looks once.
         """
@@ -141,7 +141,7 @@ class Hold:
         return self._thread.call(self._ended(timeout), otherwise=True)
 
     async def _ended(self, timeout: float | None) -> bool:
-        with suppress(errors.Unreachable):  # a daemon that is restarted
+        with suppress(errors.Unreachable):  # the daemon may be restarting
             if await self._held.has_ended():
                 return True
         try:
@@ -153,9 +153,9 @@ class Hold:
 
 
 class Holding:
-    """What `hold` returns: enter it with `with` or `async with`, once at a time.
+    """The result of `hold`: enter it with `with` or `async with`, once at a time.
 
-    Raises Usage when it is entered while it is entered. After its end it may be entered again, for another hold.
+    Entering it again before its end raises Usage. After its end a program may enter it again, for another hold.
     """
 
     def __init__(self, settings: tuple[str, ...], body: tuple[str, str], options: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ class Holding:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if os.getpid() != self._pid:  # a forked child: it is its parent's
+        if os.getpid() != self._pid:  # a forked child: the hold belongs to its parent
             return
         stack, self._stack = self._stack, None
         if stack:
@@ -207,7 +207,7 @@ class Holding:
 
     @contextmanager
     def _leaving(self, error: BaseException | None) -> Iterator[None]:
-        """Let an error of the end not hide `error`, that of the block."""
+        """Keep an error at the end from hiding `error`, the error of the block."""
         try:
             yield
         except errors.KerntuneError as other:
@@ -218,7 +218,7 @@ class Holding:
             self._entered.release()
 
     async def _begin(self) -> tuple[AsyncExitStack, AsyncHold]:
-        """Connect and ask for the hold; closing the stack ends both."""
+        """Connect and ask for the hold; to close the stack ends both."""
         from kerntune.bus.client import connect  # noqa: PLC0415  # importing kerntune alone should cost nothing
 
         async with AsyncExitStack() as stack:
@@ -226,7 +226,7 @@ class Holding:
             held = await begin(client, self._settings, *self._body, **self._options)
             stack.push_async_callback(held.leave)
             return stack.pop_all(), held
-        raise AssertionError  # an exit stack passes errors on
+        raise AssertionError  # an exit stack does not suppress errors
 
 
 class _Thread:
@@ -243,7 +243,7 @@ class _Thread:
         self._thread.start()
 
     def entered(self) -> Hold:
-        """Wait for the daemon's answer; raises what went wrong."""
+        """Wait for the daemon's answer. Raise the error of the attempt."""
         try:
             self._ready.wait()
         except BaseException:
@@ -255,7 +255,7 @@ class _Thread:
         return Hold(self._held, self)
 
     def call(self, work: Coroutine[Any, Any, T], *, otherwise: T) -> T:
-        """Run it in the thread and wait for its answer; `otherwise` is that of a block that has ended."""
+        """Run the coroutine in the thread and wait for its answer; return `otherwise` if the block has ended."""
         with self._calls:
             if self._closing:
                 work.close()
@@ -270,7 +270,7 @@ class _Thread:
             raise
 
     def end(self) -> None:
-        """Release it, and raise what went wrong then."""
+        """Release the hold, and raise an error of the release."""
         with self._calls:
             self._closing = True
         with suppress(RuntimeError):  # the loop has ended by itself
@@ -283,7 +283,7 @@ class _Thread:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             try:
                 runner.run(self._hold())
-            except BaseException as error:  # noqa: BLE001  # it is raised where the block is
+            except BaseException as error:  # noqa: BLE001  # the thread of the block raises it
                 self._error = error
             finally:
                 self._ready.set()
@@ -303,7 +303,7 @@ class _Thread:
 
 
 async def begin(client: Client, settings: Iterable[str], who: str, why: str, **options: Any) -> AsyncHold:
-    """Ask the daemon for a hold over a connection that lives as long as it; settings as on the command line."""
+    """Ask the daemon for a hold over a connection that lives as long as the hold; settings as on the command line."""
     from kerntune.bus.client import Variant  # noqa: PLC0415  # as above
 
     rows = [list(spelling.setting(text)) for text in settings]
@@ -322,15 +322,16 @@ def hold(
     """Hold kernel settings while a block runs: `with kerntune.hold("hugepages=64G"): ...`, or `async with`.
 
     Settings are written as on the command line: "hugepages=64G", "cpu-governor=performance". Huge pages are added to
-    what the host has. Of the governors of several holds the fastest is in force, of other values the newest.
-    `who` and `why` are what others are shown, 256 bytes each at most. `profile` adds what a profile asks for. With
-    `allow_partial` fewer huge pages than asked are kept. `ttl`: seconds after which it ends by itself, 0 for never.
+    what the host has. Of the governors of several holds the fastest is in force, of other values the newest. Other
+    users see `who` and `why`, at most 256 bytes each. `profile` adds what a profile asks for. With `allow_partial` the
+    hold keeps fewer huge pages than asked. `ttl`: seconds after which the hold ends by itself, 0 for never.
 
-    Entering blocks until the kernel has the values. It returns a Hold, or with `async with` an AsyncHold, with their
-    outcomes. A Holding is entered once at a time; a forked child has no part in it.
+    Entering blocks until the kernel has the values. It returns a Hold, or with `async with` an AsyncHold, with the
+    outcomes. A program enters a Holding once at a time; a forked child has no part in it.
 
-    Raises Usage, here or at entering, for what cannot be meant. Entering raises other KerntuneErrors (kerntune.errors):
-    OverLimit and PartiallyAllocated without enough memory, AccessDenied, NotSupported, Unreachable without a daemon.
+    Raise Usage, here or at entering, for arguments without a meaning. Entering raises other KerntuneErrors
+    (kerntune.errors): OverLimit and PartiallyAllocated without enough memory, AccessDenied, NotSupported, Unreachable
+    without a daemon.
     """
     asked = tuple(fit_for_the_bus("a setting", each) for each in settings)
     body = fit_for_the_bus("who", who), fit_for_the_bus("why", why)
@@ -342,7 +343,7 @@ def hold(
 
 
 def fit_for_the_bus(name: str, text: object) -> str:
-    """Return a text as the bus takes it; raises Usage for what is none, or is not UTF-8."""
+    """Return a text as the bus takes it. Raise Usage for a value that is no text, or is not UTF-8."""
     if not isinstance(text, str):
         raise errors.Usage(f"{name} is {text!r:.60}", "Give a text, a str")
     try:

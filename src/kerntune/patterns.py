@@ -1,6 +1,6 @@
-"""How people name the instances of a tunable: by page size, CPU, drive or fixed name. Texts only, no look at the host.
+"""Patterns of a tunable's instances: by page size, CPU, drive or fixed name. Text only, without a look at the host.
 
-Everybody who compares a pattern with a target does it here: the daemon, the files, and the command line.
+The daemon, the files and the command line compare patterns with targets here.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ EVERY: Final = "*"
 POOL: Final = re.compile(rf"([0-9]{{1,9}}[KMGT](?:i?B)?)(?:/(node({CPU_LIST.pattern})|\*))?", re.IGNORECASE | re.ASCII)
 POLICY: Final = "policy"
 CPU: Final = "cpu"
-# `policy0`, `policy0-3,8`: as `kerntune status` writes several in one row.
+# `policy0`, `policy0-3,8`: the form in which `kerntune status` writes several in one row.
 POLICIES: Final = re.compile(rf"{POLICY}({CPU_LIST.pattern})", re.ASCII)
 CPUS: Final = re.compile(rf"(?:{CPU})?({CPU_LIST.pattern})", re.ASCII)
-# Instances that a number tells apart, where a pattern may list the numbers.
+# Instances that differ in a number, where a pattern may list the numbers.
 NUMBERED: Final = re.compile(rf"({POLICY}|.+/node)[0-9]+", re.ASCII)
 CPU_GLOB: Final = re.compile(r"[a-z0-9*?!\[\]-]{1,64}", re.ASCII)
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 DRIVE: Final = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
 GLOB: Final = re.compile(r"[*?\[]")
-# Names that the kernel gives in the order in which it finds the drives.
+# The kernel gives these names in the order in which it finds the drives.
 UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|(?:sd|vd|xvd|hd)[a-z]+|mmcblk[0-9]+|pmem[0-9]+", re.ASCII)
 
 
 class Kind(StrEnum):
-    """What the instances of a tunable are."""
+    """The kind of a tunable's instances."""
 
     POOLS = "pools"
     CPUS = "cpus"
@@ -52,10 +52,10 @@ class Patterns(Protocol):
         """Return a pattern in normal form. Raise InvalidValue for a text that cannot be one."""
 
     def exact(self, pattern: str) -> bool:
-        """Return whether a pattern (in normal form) names what is there, and waits for nothing that comes later."""
+        """Return True if a pattern (in normal form) names present targets, and waits for nothing that comes later."""
 
     def matcher(self, pattern: str) -> Matcher:
-        """Return what says whether a pattern (in normal form) covers a target; it is parsed once for all of them."""
+        """Return a function that checks if a pattern (in normal form) covers a target; it parses it once."""
 
 
 class Pool(NamedTuple):
@@ -69,7 +69,7 @@ class Pool(NamedTuple):
 
 
 def parse_pool(instance: str) -> Pool:
-    """Return the pool that an instance means. Raise InvalidValue where it means none."""
+    """Return the pool that an instance names. Raise InvalidValue if it names none."""
     found = POOL.fullmatch(instance)
     size = parse_size(found[1]) if found else None
     if not found or not size:
@@ -83,7 +83,7 @@ def parse_pool(instance: str) -> Pool:
 
 
 class PoolPatterns:
-    """`2M`, `2M/node0`, `2M/node0-3`, `2M/*`."""
+    """Pools: `2M`, `2M/node0`, `2M/node0-3`, `2M/*`."""
 
     def normal(self, text: str) -> str:
         return str(parse_pool(text))
@@ -101,7 +101,7 @@ class PoolPatterns:
 
 
 class CpuPatterns:
-    """`policy0`, `policy0-3,8`, `policy*`; `cpu3` or a CPU list for the policies that move these CPUs; `*`."""
+    """CPUs: `policy0`, `policy0-3,8`, `policy*`; `cpu3` or a CPU list for the policies that move these CPUs; `*`."""
 
     def normal(self, text: str) -> str:
         if found := POLICIES.fullmatch(text):
@@ -127,7 +127,7 @@ class CpuPatterns:
 
 
 class DrivePatterns:
-    """`nvme0n1`, `nvme*`, `by-id/...`."""
+    """Drives: `nvme0n1`, `nvme*`, `by-id/...`."""
 
     def normal(self, text: str) -> str:
         if not DRIVE.fullmatch(text) or text.removeprefix("by-id/") in (".", ".."):
@@ -186,7 +186,7 @@ PATTERNS: Final[Mapping[Kind, Patterns]] = {
 
 
 def glob_matcher(pattern: str) -> Matcher:
-    """Return what compares a glob with the names of a target; it does not cross the slash of by-id/."""
+    """Return a function that compares a glob with the names of a target; it does not cross the slash of by-id/."""
     glob, slashes = Glob.parse(pattern), pattern.count("/")
 
     def matches(target: Target) -> bool:
@@ -197,7 +197,7 @@ def glob_matcher(pattern: str) -> Matcher:
 
 
 def numbered(pattern: str, stem: str) -> Matcher:
-    """Return what compares a pattern such as `policy0-3,8`, a stem and numbers, with the instance of a target."""
+    """Return a function that compares a pattern such as `policy0-3,8`, a stem and numbers, with a target's instance."""
     bits = CpuList.parse(pattern.removeprefix(stem)).bits
 
     def matches(target: Target) -> bool:
@@ -208,9 +208,9 @@ def numbered(pattern: str, stem: str) -> Matcher:
 
 
 def joined(names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Return patterns that cover these instances and no others, each with those that it covers: `policy0-7`, `sd[a-c]`.
+    """Return patterns that cover these instances and no others, each with its instances: `policy0-7`, `sd[a-c]`.
 
-    So a name that stands for several on a page can be typed. An instance that goes with no other stays as it is.
+    So users can type a name that stands for several on a page. An instance that goes with no other stays as it is.
     """
     alike: dict[tuple[str, str | None], list[str]] = {}
     for name in names:
@@ -233,7 +233,7 @@ def joined(names: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def keys_of(name: str) -> Iterator[tuple[str, str | None]]:
-    """Give what an instance may have in common with others: all but its number, or all but one of its characters."""
+    """Yield the common parts that an instance may share with others: all but its number, or all but one character."""
     if found := NUMBERED.fullmatch(name):
         yield found[1], None
     elif not POOL.fullmatch(name):
@@ -252,7 +252,7 @@ def spell_set(chars: Iterable[str]) -> str:
 
 
 def also_moved(pattern: str, target: Target) -> str:
-    """Return the CPUs that a policy moves beside those that a CPU list names, as prose; "" where there are none."""
+    """Return, as prose, the CPUs that a policy moves besides those in a CPU list; "" where there are none."""
     if not CPU_LIST.fullmatch(pattern):
         return ""
     listed = CpuList.parse(pattern).bits
@@ -261,12 +261,12 @@ def also_moved(pattern: str, target: Target) -> str:
 
 
 def cpus_in(aliases: tuple[str, ...]) -> list[int]:
-    """Return the CPUs that the other names of a policy are."""
+    """Return the CPUs that are a policy's other names."""
     return [int(alias.removeprefix(CPU)) for alias in aliases]
 
 
-# The names are those of this host's policies, which no caller can add to.
+# The names belong to this host's policies, and no caller can add to them.
 @lru_cache(maxsize=1024)
 def cpu_bits(aliases: tuple[str, ...]) -> int:
-    """Return the same as a number that has a bit for each CPU."""
+    """Return the CPUs that are a policy's other names, as a number that has a bit for each CPU."""
     return sum(1 << cpu for cpu in cpus_in(aliases))

@@ -1,4 +1,4 @@
-"""Reads, writes and sets aside files that may be anything: nothing is waited for, no descriptor is left open."""
+"""Reads, writes and renames of files that may be anything: none waits, and none leaves a descriptor open."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 LONGEST: Final = 1 << 20  # bytes of a file of the configuration
-NULL: Final = os.makedev(1, 3)  # /dev/null, an empty file to those who mask one with it
+NULL: Final = os.makedev(1, 3)  # /dev/null: an empty file to users who mask a file with it
 # The errnos of open(2) for a socket, a loop of links, and a device that nothing drives.
 NEVER: Final = frozenset({errno.ENXIO, errno.ELOOP, errno.ENODEV, errno.EISDIR, errno.ENOTDIR})
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of write(2): there is no room for it
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of write(2): the file has no room
 PAUSES: Final = (0.02, 0.1, 0.5)  # seconds before another try
-ASIDE: Final = 10  # files of one name that are kept
+ASIDE: Final = 10  # files of one name to keep
 
 
 class NoPlainFile(OSError):
@@ -25,7 +25,7 @@ class NoPlainFile(OSError):
 
 
 def contents_of(path: Path, longest: int = LONGEST) -> bytes:
-    """Return the bytes of a regular file. Raises OSError; NoPlainFile for what is none, or is too long."""
+    """Return the bytes of a regular file. Raise OSError; NoPlainFile for anything else, or if it is too long."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
@@ -51,7 +51,10 @@ def contents_of(path: Path, longest: int = LONGEST) -> bytes:
 
 
 def patiently(path: Path, longest: int) -> bytes:
-    """The same, tried again where it may have failed for a moment only; blocks for less than a second."""
+    """Return the bytes of a regular file as contents_of does, but try again after an error that may pass.
+
+    The call blocks for less than a second.
+    """
     for pause in PAUSES:
         try:
             return contents_of(path, longest)
@@ -63,9 +66,10 @@ def patiently(path: Path, longest: int) -> bytes:
 
 
 def put_aside(path: Path, ending: str, *, keep_oldest: bool = False) -> Path:
-    """Give it another name, which has this ending, and return that.
+    """Rename a file to a name with this ending, and return the new path.
 
-    It replaces no other while there are less than ASIDE, then the oldest, or the newest where the oldest says most.
+    While there are fewer than ASIDE such files, it replaces none of them; then the oldest. With `keep_oldest` it
+    replaces the newest, because the oldest says most.
     """
     names = [f"{path.name}.{ending}", *(f"{path.name}.{number}.{ending}" for number in range(1, ASIDE))]
     places = [path.with_name(name) for name in names]
@@ -75,7 +79,7 @@ def put_aside(path: Path, ending: str, *, keep_oldest: bool = False) -> Path:
 
 
 def replace_file(path: Path, document: Any, *, durable: bool) -> None:
-    """Write JSON beside the file and rename it over that; `durable` also waits for the disk."""
+    """Write JSON to a new file and rename it over the old one; `durable` also waits for the disk."""
     fd, beside = new_file(path)
     try:
         # json reads half a surrogate pair, so it has to be able to write one.
@@ -87,7 +91,7 @@ def replace_file(path: Path, document: Any, *, durable: bool) -> None:
         beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()  # on a full disk it would be in the way
+            beside.unlink()  # on a full disk the file would take space
         raise
     if durable:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -98,7 +102,7 @@ def replace_file(path: Path, document: Any, *, durable: bool) -> None:
 
 
 def new_file(path: Path) -> tuple[int, Path]:
-    """A descriptor of an empty file beside this one, and its name, whatever lies about there."""
+    """Return the descriptor and the path of an empty file beside this one, whatever else is in the folder."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     beside = path.with_name(f".{path.name}.new")
     with contextlib.suppress(OSError):

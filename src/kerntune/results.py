@@ -1,4 +1,4 @@
-"""Which outcomes are errors, which error, and which exit code: decided here for the daemon and the command line."""
+"""The rules for daemon and command line: which outcomes are errors, of which class, and with which exit code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kerntune.errors import Exit
 from kerntune.model import Reason, State
 
 CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
-# With these a claim stays, and comes into force later.
+# For these reasons a claim stays, and comes into force later.
 KEPT: Final[frozenset[str]] = frozenset(
     {Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT}
 )
-# What this host has not, or not now.
+# The reasons for which this host does not have something, or not now.
 LACKING: Final[frozenset[str]] = frozenset(
     {
         Reason.NO_SUCH_TARGET,
@@ -60,7 +60,7 @@ KERNEL_REJECTED: Final = (
 
 
 class Outcome(Protocol):
-    """What is judged: an outcome of the engine, or one that came over the bus with a newer daemon's words."""
+    """An outcome to judge: one of the engine, or one that came over the bus with a newer daemon's words."""
 
     @property
     def state(self) -> str: ...
@@ -73,11 +73,11 @@ class Outcome(Protocol):
 def failure(
     name: str, outcomes: Sequence[Outcome], *, exact: bool, partial: bool, must_win: bool
 ) -> errors.KerntuneError | None:
-    """Return the error that the outcomes of one claim, on `name`, amount to; None where the claim stays.
+    """Return the error for the outcomes of one claim, on `name`; None where the claim stays.
 
     A shortfall that was not allowed (`partial`) and a refusal are errors, and so is a claim that no target took. An
-    overridden claim counts as taken, for it is kept, except for a caller who `must_win`; so does a pattern that waits
-    for targets to come, if it does not name one `exact` target.
+    overridden claim counts as taken, because it is kept, except for a caller who `must_win`. A pattern that waits for
+    later targets counts as taken too, if it does not name one `exact` target.
     """
     kept = KEPT - {Reason.NO_SUCH_TARGET} if exact else KEPT
     for outcome in outcomes:
@@ -91,7 +91,7 @@ def failure(
 
 
 def is_taken(outcome: Outcome, kept: Collection[str], *, must_win: bool) -> bool:
-    """Return whether a claim with this outcome stays; `kept` are the reasons for which it waits."""
+    """Return True if a claim with this outcome stays; `kept` are the reasons for which it waits."""
     if outcome.state in (State.SATISFIED, State.PLANNED, State.PARTIAL):
         return True
     return outcome.reason in kept or (outcome.state == State.OVERRIDDEN and not must_win)
@@ -104,7 +104,7 @@ def as_error(name: str, outcome: Outcome) -> errors.KerntuneError:
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> Exit:
-    """Return 0 when all is as asked; 6 when only some is, or a part of it; else 3 when nothing is supported, or 1."""
+    """Return 0 if all is as asked, 6 if only a part is; else 3 if nothing is supported, or 1."""
     states = [outcome.state for outcome in outcomes]
     if all(state in CONTENT for state in states):
         return Exit.OK
@@ -118,19 +118,19 @@ def exit_code(outcomes: Sequence[Outcome]) -> Exit:
 def profile_exit_code(outcomes: Sequence[Outcome]) -> Exit:
     """Return the exit code of a profile.
 
-    What this host lacks is none of its faults, and what the configuration overrides is the administrator's wish.
+    A profile is not to blame for what this host lacks. And the administrator wants what the configuration overrides.
     """
     wins = Reason.CONFIG_WINS
     return exit_code([outcome for outcome in outcomes if not is_lacking(outcome) and outcome.reason != wins])
 
 
 def is_lacking(outcome: Outcome) -> bool:
-    """Return whether the host has not what an outcome is about, or not now."""
+    """Return True if the host does not have the target or value of an outcome, or not now."""
     return outcome.state == State.UNSUPPORTED and outcome.reason in LACKING
 
 
 def verify_exit_code(*, wrong: int, satisfied: int) -> Exit:
-    """Return 0 when nothing is wrong that is here; else 6 when so many others are satisfied, or 1 for none."""
+    """Return 0 if nothing that is here is wrong; else 6 if other targets are satisfied, or 1 if none is."""
     if not wrong:
         return Exit.OK
     return Exit.PARTLY if satisfied else Exit.FAILED

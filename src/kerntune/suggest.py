@@ -1,4 +1,4 @@
-"""Which name may be meant by a word that is none, for the daemon's messages and those of the command line."""
+"""Suggestions for an unknown name, for the daemon's messages and those of the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def closest(word: str, names: Iterable[str]) -> str:
 
 
 def there_are(names: Iterable[str], word: str) -> str:
-    """Return the hint for a word that is no name: the one that may be meant, and those there are."""
+    """Return the hint for an unknown name: the most similar name, and the list of names."""
     known = sorted(names)
     meant = closest(word, known)
     return (f"Did you mean '{meant}'? " if meant else "") + f"There are {', '.join(known) or 'none'}"

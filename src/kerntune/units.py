@@ -11,7 +11,7 @@ from kerntune.errors import InvalidValue
 
 FACTORS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:i?B)?", re.IGNORECASE | re.ASCII)
-# Up to CPU 9999: the kernel can be built for 8192.
+# The limit is CPU 9999: the kernel can be built for 8192.
 CPU_LIST: Final = re.compile(r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*", re.ASCII)
 
 
@@ -30,7 +30,7 @@ def spell_size(count: int) -> str:
 
 
 def gib(count: int) -> str:
-    """Return bytes as people compare them: `12.3 GiB`, or in MiB where that would be 0.0."""
+    """Return bytes in the form that people compare: `12.3 GiB`, or in MiB where that would be 0.0."""
     tenth = FACTORS["G"] // 10
     return f"{count / FACTORS['G']:.1f} GiB" if count == 0 or abs(count) >= tenth else f"{count // FACTORS['M']} MiB"
 
@@ -66,7 +66,7 @@ class CpuList:
 
     @classmethod
     def parse(cls, text: str) -> CpuList:
-        """Return the list that a text of the form CPU_LIST is. Raise InvalidValue for a range that runs backwards."""
+        """Return the list in a text of the form CPU_LIST. Raise InvalidValue for a range that runs backwards."""
         found = []
         for part in text.split(","):
             first, _, last = part.partition("-")
@@ -77,7 +77,7 @@ class CpuList:
 
     @classmethod
     def of(cls, spans: Iterable[tuple[int, int]]) -> CpuList:
-        """Return the list that has all of these."""
+        """Return the list that has all of these ranges."""
         joined: list[tuple[int, int]] = []
         for first, last in sorted(spans):
             if joined and first <= joined[-1][1] + 1:
@@ -96,7 +96,7 @@ class CpuList:
 
 
 def parse_cpus(text: str) -> frozenset[int]:
-    """Return the CPUs of a list; none for a blank text, as the kernel writes an empty list.
+    """Return the CPUs of a list; none for a blank text, because the kernel writes an empty list so.
 
     Raise InvalidValue for a text that is no CPU list, and for a range that runs backwards.
     """
