@@ -236,8 +236,8 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a target should be now: the claim that won, and those it beat (strongest first).
+class DesiredState:
+    """The value that a target should hold now: the claim that won, and those it overrides (the strongest first).
 
     `strict`: a caller waits for exactly this, so less than asked is an error, not a partial success.
     `sum`: where holds add to the number; the winner is the newest hold.
@@ -246,7 +246,7 @@ class Wish:
     target: Target
     value: str
     winner: Claim
-    beaten: tuple[Claim, ...] = ()
+    overridden: tuple[Claim, ...] = ()
     strict: bool = False
     sum: Sum | None = None
 
@@ -266,15 +266,15 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A wish, the reading before, and the writes that get there; with a `verdict` nothing is written.
+    """A desired state, the reading before, and the writes that get there; with a `verdict` nothing is written.
 
-    `capped`: the writes stop short of the wish on purpose, and this is what to say of it.
-    `touches`: the targets whose value the writes settle, where that is not the wish's own (a pool's nodes).
-    `grows`: the bytes of memory that the wish takes (below 0: gives back), by which step ever they are written.
+    `capped`: the writes stop short of the desired value on purpose, and the verdict says why.
+    `touches`: the targets whose value the writes settle, where it is not the step's own target (a pool's nodes).
+    `grows`: the bytes of memory that the desired value takes (below 0: gives back), whichever step writes them.
     `comes_to`: the number that there should be after the writes.
     """
 
-    wish: Wish
+    desired: DesiredState
     before: Reading
     writes: tuple[Write, ...] = ()
     verdict: Verdict | None = None
@@ -285,7 +285,7 @@ class Step:
 
     @property
     def touched(self) -> tuple[Target, ...]:
-        return self.touches or (self.wish.target,)
+        return self.touches or (self.desired.target,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,11 @@ def test_status_says_who_wins_and_who_is_beaten_and_why(shell: Shell) -> None:
         words = line.split()
         assert words[:4] == [DRIVE, value, value, "satisfied"]
         assert words[4].rstrip(",") == layer
-        beaten = [(name, other) for name, other, _ in LAYERS[place + 1 :]]
-        for name, other in beaten:
+        overridden = [(name, other) for name, other, _ in LAYERS[place + 1 :]]
+        for name, other in overridden:
             assert f"{other} of {name}" in line
-        if beaten:
-            *most, last = [name for name, _ in beaten]
+        if overridden:
+            *most, last = [name for name, _ in overridden]
             others = f"{', '.join(most)} and {last}" if most else last
             assert f"({layer} wins over {others})" in line
             shell.check(withdraw)

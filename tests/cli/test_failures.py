@@ -18,7 +18,7 @@ from kerntune.cli.answers import Outcome
 from kerntune.errors import KerntuneError
 from kerntune.kernel.files import KernelView
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Origin, Target, Wish
+from kerntune.model import DesiredState, Origin, Target
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.knobs import CPU_GOVERNOR
 from tests.bus import lab as buses
@@ -60,8 +60,8 @@ class TestCannotAllocateMemory:
         server = lay_out("two-sockets", tmp_path)
         pool = Target("hugepages", "2M")
         (tmp_path / POOL).with_name("surplus_hugepages").write_text("422\n")
-        wish = Wish(pool, "100", claim(Origin.RUNTIME, "hugepages", "2M", 100))
-        verdict = HugePages().judge(wish, HugePages().read_all(server, [pool])[pool], {})
+        desired = DesiredState(pool, "100", claim(Origin.RUNTIME, "hugepages", "2M", 100))
+        verdict = HugePages().judge(desired, HugePages().read_all(server, [pool])[pool], {})
         row = Outcome("hugepages", "2M", "100", "522", "522", *verdict)
         code, text = said(Script(outcomes=[row]), capsys, "set", "hugepages@2M=100")
         assert code == 6

@@ -55,7 +55,7 @@ def test_the_proposal_is_a_script_and_changes_nothing(tmp_path: Path, capsys: Ca
     commands = [shlex.split(line) for line in lines if line and not line.startswith("#")]
     assert [command for command in COMMANDS if command not in commands] == []
     assert "# /etc/rc.local:3: echo 512 > /proc/sys/vm/nr_hugepages" in lines
-    assert "# (it beats /etc/sysctl.d/10-llm.conf:2: vm.nr_hugepages = 64)" in lines
+    assert "# (it overrides /etc/sysctl.d/10-llm.conf:2: vm.nr_hugepages = 64)" in lines
     left = lines[lines.index("# Not taken over:") :]
     assert "# /etc/rc.local:9: hugeadm --thp-always" in left
     assert (snapshot(root), script.calls) == (before, [])

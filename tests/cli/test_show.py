@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kerntune.cli import show, tables, wishes
+from kerntune.cli import show, status_page, tables
 from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
 from tests.cli.scripted import DRIVES, claim, document, outcome, target
@@ -147,7 +147,7 @@ def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
 def test_however_narrow_nothing_is_lost(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     rows = [target("overcommit", "always", requested="never", state="failed", reason="kernel-rejected", claim="hold:o")]
-    text = on_terminal(wishes.status(document(rows), rows))
+    text = on_terminal(status_page.status(document(rows), rows))
     assert all(word in text for word in ("overcommit", "always", "never", "failed", "kernel-rejected", "hold:o"))
 
 
@@ -163,7 +163,7 @@ def test_the_last_column_gives_way() -> None:
 def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
     row = target("overcommit", "always", state="satisfied", claim="runtime:overcommit")
     host = document([row], [claim("runtime:overcommit", "always", who="\x1b[2Jmallory\nroot\udcff")])
-    page = wishes.status(host, [row])
+    page = status_page.status(host, [row])
     text = on_terminal(page) if watched else "\n".join(plain(page))
     assert "\x1b[2J" not in text
     assert "mallory�root�" in text

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kerntune.bus.neighbours import RIVALS
-from kerntune.cli import show, tables, wishes
+from kerntune.cli import show, status_page, tables
 from kerntune.cli.answers import TargetRow
 from kerntune.cli.health import MEANINGS
 from kerntune.daemon.reloading import CONFIG_INVALID
@@ -58,16 +58,16 @@ def from_line(number: int, why: str = "") -> dict[str, str]:
 
 def test_what_is_owed_to_the_host_is_listed_as_wanted_by_it() -> None:
     owed = target("io-scheduler@sda", "bfq", requested="mq-deadline", state="failed", reason="kernel-rejected")
-    (row,) = (line for line in plain(wishes.status(document([owed]), [owed])) if "io-scheduler" in line)
+    (row,) = (line for line in plain(status_page.status(document([owed]), [owed])) if "io-scheduler" in line)
     assert row.split() == ["io-scheduler@sda", "mq-deadline", "bfq", "failed", "the", "host", "kernel-rejected"]
 
 
 def test_while_memory_is_short_it_says_who_has_most_to_do_with_it() -> None:
     host = document([])
-    assert not any("most to do with it" in line for line in plain(wishes.status(host, [])))
+    assert not any("most to do with it" in line for line in plain(status_page.status(host, [])))
     short = {"state": "capped", "floor": 1 << 30, "room": 3 << 29, "culprit": "hog.service: hog\x1b (pid 7, alice)"}
     host["guard"] |= short  # type: ignore[typeddict-item]  # some of its fields
-    lines = plain(wishes.status(host, []))
+    lines = plain(status_page.status(host, []))
     guard = next(number for number, line in enumerate(lines) if line.startswith("memory guard: capped"))
     assert lines[guard].endswith(", floor 1.0 GiB, more than 1.5 GiB is refused")
     assert lines[guard + 1] == "most to do with it: hog.service: hog\N{REPLACEMENT CHARACTER} (pid 7, alice)"
@@ -94,7 +94,7 @@ def test_it_leads_with_what_is_not_in_the_desired_state() -> None:
         claim("persistent:io-scheduler@vd*", "none", who="root", matches=[]),
     ]
     host = document(managed, claims, degraded=["over-limit"])
-    assert plain(wishes.status(host, managed)) == [
+    assert plain(status_page.status(host, managed)) == [
         "kerntuned 0.1.0 on Linux 6.1.0, generation 3, degraded: over-limit",
         "! over-limit: a value would endanger the host and was not set, or in part; its row has the figures",
         "1 of 3 in the desired state; 1 contested; 1 waiting for a device",
@@ -123,7 +123,7 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
                detail="the kernel says " + "no " * 30, claim="config:io-scheduler@*"),
     ]  # fmt: skip
     host = document(rows, claims, profile="ai-inference")
-    lines = on_terminal(wishes.status(host, rows))
+    lines = on_terminal(status_page.status(host, rows))
     assert lines[2:] == [
         "   TARGET                REQUESTED  ACTUAL  STATE      WANTED BY",
         "✘  io-scheduler@sdb      bfq        none    failed     config, /etc/kerntune/kerntune.toml:3",
@@ -134,20 +134,20 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
         "   overrides bfq of config for *: /etc/kerntune/kerntune.toml:3 (runtime wins over config)",
     ]
     monkeypatch.setenv("COLUMNS", "80")
-    lines = on_terminal(wishes.status(host, rows))
+    lines = on_terminal(status_page.status(host, rows))
     assert lines[2] == "   TARGET                REQUESTED  ACTUAL  WANTED BY", "a mark says that a row is satisfied"
     assert "✔  io-scheduler@nvme0n1  none       none    profile ai-inference" in lines
     assert "✘  io-scheduler@sdb      bfq        none    config," in lines
     assert "   failed, kernel-rejected: the kernel says no no no no no no no no no no no no" in lines
     monkeypatch.setenv("COLUMNS", "60")
-    lines = on_terminal(wishes.status(host, rows))
+    lines = on_terminal(status_page.status(host, rows))
     assert "✘  io-scheduler@sdb      bfq        none" in lines
     assert "   wanted by: config, /etc/kerntune/kerntune.toml:3" in lines, "there is no room beside it"
 
 
 def test_each_slug_of_degraded_says_what_to_do() -> None:
     slugs = [CONFIG_INVALID, STATE_SET_ASIDE, SUSPENDED, *dict.fromkeys(RIVALS.values()), OBSERVES, "mood"]
-    lines = plain(wishes.status(document(degraded=slugs), []))
+    lines = plain(status_page.status(document(degraded=slugs), []))
     assert [line.split(":")[0] for line in lines[1:8]] == [f"! {slug}" for slug in slugs]
     for line, hint in zip(
         lines[1:], ("kerntune config check", "journalctl -u kerntuned", "kerntune reload"), strict=False
@@ -160,7 +160,7 @@ def test_each_slug_of_degraded_says_what_to_do() -> None:
 def test_rows_are_in_the_order_of_the_tunables_and_of_their_numbers() -> None:
     names = ["overcommit", "io-scheduler@sda", *(f"io-scheduler@nvme{number}n1" for number in (10, 9))]
     rows = [satisfied(name, "none", detail=name) for name in names]
-    lines = plain(wishes.status(document(rows), rows))
+    lines = plain(status_page.status(document(rows), rows))
     order = ["io-scheduler@nvme9n1", "io-scheduler@nvme10n1", "io-scheduler@sda", "overcommit"]
     assert [line.split()[0] for line in lines[3:]] == order
     assert [line.split()[0] for line in plain(show.targets(document(rows)))[2:]] == order
@@ -169,11 +169,11 @@ def test_rows_are_in_the_order_of_the_tunables_and_of_their_numbers() -> None:
 def test_of_one_origin_the_newest_or_the_later_line_wins() -> None:
     row = satisfied("io-scheduler@sda", "none", claim="config:io-scheduler@sda", beaten=["config:io-scheduler@*"])
     claims = [claim("config:io-scheduler@sda", "none"), claim("config:io-scheduler@*", "bfq")]
-    line = plain(wishes.status(document([row], claims), [row]))[-1]
+    line = plain(status_page.status(document([row], claims), [row]))[-1]
     assert line.endswith("  overrides bfq of config for * (of config the later line wins)")
     row = satisfied("io-scheduler@sda", "none", claim="runtime:io-scheduler@sda", beaten=["runtime:io-scheduler@*"])
     claims = [claim("runtime:io-scheduler@sda", "none"), claim("runtime:io-scheduler@*", "bfq")]
-    line = plain(wishes.status(document([row], claims), [row]))[-1]
+    line = plain(status_page.status(document([row], claims), [row]))[-1]
     assert line.endswith("(of runtime the newest wins)")
 
 
@@ -191,14 +191,16 @@ def test_a_claim_of_the_configuration_has_its_line_and_its_reason(why: str, said
     waiting = claim("config:io-scheduler@vd*", "none", who="config", matches=[], **from_line(3, why))
     beaten = claim("profile:io-scheduler@sd*", "bfq", who="balanced", why="documentation: long", place="/b.toml:9")
     row = satisfied("io-scheduler@sda", "none", claim=wanted["id"], beaten=[beaten["id"]])
-    *_, waits, line = plain(wishes.status(document([row], [wanted, waiting, beaten], profile="ai-inference"), [row]))
+    *_, waits, line = plain(
+        status_page.status(document([row], [wanted, waiting, beaten], profile="ai-inference"), [row])
+    )
     place = "config, /etc/kerntune/kerntune.toml:3"
     assert line.endswith(f"  {place}{said}  overrides bfq of profile balanced for sd* (config wins over profile)")
     assert place in waits
     assert waits.endswith(f"  no-such-target: nothing matches now; the claim waits for a device{said}")
     other = claim("runtime:io-scheduler@sda", "kyber", who="root")
     row = satisfied("io-scheduler@sda", "kyber", claim=other["id"], beaten=[wanted["id"]])
-    line = plain(wishes.status(document([row], [wanted, other]), [row]))[-1]
+    line = plain(status_page.status(document([row], [wanted, other]), [row]))[-1]
     reason = said.replace("  config: ", ", ")
     assert line.endswith(f"overrides none of config: /etc/kerntune/kerntune.toml:3{reason} (runtime wins over config)")
 
@@ -206,13 +208,13 @@ def test_a_claim_of_the_configuration_has_its_line_and_its_reason(why: str, said
 def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
     rows = [satisfied(f"cpu-governor@policy{number}", "performance", claim="config:g") for number in range(8)]
     rows[4]["detail"] = "moves CPU 9 too"
-    lines = plain(wishes.status(document(rows, [claim("config:g", "performance")]), rows))
+    lines = plain(status_page.status(document(rows, [claim("config:g", "performance")]), rows))
     assert lines[1] == "8 of 8 in the desired state"
     assert [line.split("  ")[0] for line in lines[3:]] == ["cpu-governor@policy0-3,5-7 (7)", "cpu-governor@policy4"]
 
 
 def test_a_host_where_nothing_is_managed() -> None:
-    head, rest = plain(wishes.status(document(), []))
+    head, rest = plain(status_page.status(document(), []))
     assert head == "kerntuned 0.1.0 on Linux 6.1.0, generation 3, all well"
     assert "Nothing is managed" in rest
 
@@ -224,12 +226,14 @@ def test_a_host_where_nothing_is_managed() -> None:
 def test_it_says_which_host_is_tuned(simulated: bool, root: str, where: str) -> None:
     host = document()
     host["host"]["simulated"], host["host"]["root"] = simulated, root
-    assert f" on {where}, " in plain(wishes.status(host, []))[0]
+    assert f" on {where}, " in plain(status_page.status(host, []))[0]
 
 
 def test_a_claim_that_is_not_described_is_shown_by_its_id() -> None:
     row = satisfied("overcommit", "always", claim="hold:overcommit", beaten=["runtime:overcommit"])
-    assert plain(wishes.status(document([row]), [row]))[-1].endswith("hold:overcommit  overrides runtime:overcommit")
+    assert plain(status_page.status(document([row]), [row]))[-1].endswith(
+        "hold:overcommit  overrides runtime:overcommit"
+    )
 
 
 # A real daemon, and four that disagree about one drive

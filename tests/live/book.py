@@ -61,7 +61,7 @@ class Book:
     def covered(self, tunable: str, instances: str) -> set[Key]:
         return {(name, it) for name, it in self.targets if name == tunable and fnmatchcase(it, instances)}
 
-    def wish(self, target: Key) -> str | None:
+    def desired(self, target: Key) -> str | None:
         """The value of the strongest and newest claim on the target."""
         for origin in ORIGINS:
             for (of, tunable, instances), value in reversed(list(self.claims.items())):

@@ -79,7 +79,7 @@ def is_true(call: Call, reply: Reply, values: Mapping[Key, set[str]]) -> None:
     if reply.error:
         assert reply.error == Overridden.dbus_name, f"{call}: {reply}"
         assert member.startswith("Set"), call
-        assert member != "Set", "there being beaten is an outcome"
+        assert member != "Set", "there being overridden is an outcome"
         return
     if member == "SetCount":
         assert reply.value == [call[4]], f"{call}: {reply}"
@@ -99,11 +99,11 @@ def is_true(call: Call, reply: Reply, values: Mapping[Key, set[str]]) -> None:
 def in_force(document: Mapping[str, Any]) -> dict[Key, str]:
     """What the claims say, worked out anew: for each target the value of the strongest and newest that covers it."""
     ranks = {"persistent": 30, "runtime": 40}
-    wishes = {}
+    desired_states = {}
     for claim in sorted(document["claims"], key=lambda claim: (ranks[claim["origin"]], claim["seq"])):
         for instance in claim["matches"]:
-            wishes[claim["tunable"], instance] = claim["value"]
-    return wishes
+            desired_states[claim["tunable"], instance] = claim["value"]
+    return desired_states
 
 
 def test_200_calls_that_contradict_each_other(
@@ -133,17 +133,17 @@ def several_nodes() -> bool:
     return Path("/sys/devices/system/node/node1").exists()
 
 
-def kernel_is_as_claimed(wishes: Mapping[Key, str]) -> None:
+def kernel_is_as_claimed(desired_states: Mapping[Key, str]) -> None:
     """Look into the files. A claim on node0 beats one on the whole where node0 is all there is."""
     for device in LOOPS:
-        assert host.scheduler(device) == wishes.get(("io-scheduler", device), "none")
-    whole, node = (wishes.get(("hugepages", f"{host.pool()}{part}")) for part in ("", "/node0"))
+        assert host.scheduler(device) == desired_states.get(("io-scheduler", device), "none")
+    whole, node = (desired_states.get(("hugepages", f"{host.pool()}{part}")) for part in ("", "/node0"))
     if node is not None:
         assert host.pages(node=0) == int(node)
     expected = max(int(whole or 0), int(node or 0)) if several_nodes() else int(node or whole or 0)
     assert host.pages() == expected
     mode, ratio = host.overcommit()
-    word, _, percent = wishes.get(("overcommit", ""), "heuristic").partition(":")
+    word, _, percent = desired_states.get(("overcommit", ""), "heuristic").partition(":")
     assert mode == word
     assert not percent or ratio == int(percent)
 

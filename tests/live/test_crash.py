@@ -123,8 +123,8 @@ def what_is_there(document: Mapping[str, Any], book: Book, unanswered: Sequence[
 def in_force(ground: Ground, book: Book, own: Mapping[Key, str]) -> None:
     """The files hold what the claims say, and where there is no claim the host's own value."""
     for target, value in ground.values().items():
-        wish = book.wish(target)
-        if wish is None:
+        desired = book.desired(target)
+        if desired is None:
             assert value == own[target], f"{target} has no claim, and is not put back: {book.ids()}"
         else:
-            assert value == wish or value.startswith(f"{wish}:"), f"{target} is not {wish}: {book.ids()}"
+            assert value == desired or value.startswith(f"{desired}:"), f"{target} is not {desired}: {book.ids()}"

@@ -227,7 +227,7 @@ def test_unset_refuses(
 
 
 def test_a_refusal_leaves_the_claims_there_were(daemon: Daemon, member: User, loops: Sequence[str]) -> None:
-    """What the refused call would have beaten or replaced is still in force."""
+    """What the refused call would have overridden or replaced is still in force."""
     member.set(("io-scheduler", "loop0", "mq-deadline"), ("overcommit", "", "always:60"))
     before, claims = host.snapshot(), member.claims()
     for bad in (["hugepages", "2M", "9" * 20], ["io-scheduler", "loop1", "nonesuch"], ["overcommit", "", "never:1"]):

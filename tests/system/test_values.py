@@ -11,13 +11,14 @@ from tests.system.host import Host, Setting
 from tests.system.machine import Machine
 
 # What is desired, the file, and what it then reads.
-WISHES: Final[tuple[tuple[Setting, str, str], ...]] = (
+VALUES: Final[tuple[tuple[Setting, str, str], ...]] = (
     (("thp", "enabled", "never"), "/sys/kernel/mm/transparent_hugepage/enabled", "[never]"),
     (("thp", "defrag", "defer+madvise"), "/sys/kernel/mm/transparent_hugepage/defrag", "[defer+madvise]"),
     (("read-ahead", "nvme0n1", "4096"), "/sys/block/nvme0n1/queue/read_ahead_kb", "4096"),
     (("hugepages-overcommit", "2M", "24"), "/proc/sys/vm/nr_overcommit_hugepages", "24"),
     (("sysctl", "vm.swappiness", "11"), "/proc/sys/vm/swappiness", "11"),
     (("sysctl", "vm.zone_reclaim_mode", "1"), "/proc/sys/vm/zone_reclaim_mode", "1"),
+    (("sysctl", "vm.watermark_scale_factor", "125"), "/proc/sys/vm/watermark_scale_factor", "125"),
 )
 
 
@@ -31,14 +32,16 @@ def drive(vm: Machine) -> Iterator[None]:
 
 @pytest.mark.every_system
 @pytest.mark.usefixtures("drive")
-@pytest.mark.parametrize(("wish", "file", "reads"), WISHES, ids=[f"{wish[0]}@{wish[1]}" for wish, _, _ in WISHES])
-def test_the_service_sets_it_and_lets_go_again(host: Host, wish: Setting, file: str, reads: str) -> None:
+@pytest.mark.parametrize(
+    ("desired", "file", "reads"), VALUES, ids=[f"{desired[0]}@{desired[1]}" for desired, _, _ in VALUES]
+)
+def test_the_service_sets_it_and_lets_go_again(host: Host, desired: Setting, file: str, reads: str) -> None:
     own = host.vm.read(file)
     assert reads not in own.split(), "it is not so by itself"
-    answer = host.set(wish, user="bob")
-    assert answer.short == [(wish[1], "satisfied", "ok")], answer.refusal
+    answer = host.set(desired, user="bob")
+    assert answer.short == [(desired[1], "satisfied", "ok")], answer.refusal
     assert reads in host.vm.read(file).split()
-    assert not host.unset(wish[:2], user="bob").refusal
+    assert not host.unset(desired[:2], user="bob").refusal
     assert host.vm.read(file) == own
 
 

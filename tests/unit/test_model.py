@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from kerntune import model
-from kerntune.model import Claim, ClaimId, Memory, Origin, Reason, State, Target, Wish
+from kerntune.model import Claim, ClaimId, DesiredState, Memory, Origin, Reason, State, Target
 
 
 def test_the_origins_are_in_the_order_of_the_design() -> None:
@@ -100,8 +100,8 @@ def test_in_prose(noun: object, text: str) -> None:
 
 def test_only_a_baseline_wins_where_nobody_claims() -> None:
     target = Target("overcommit")
-    assert Wish(target, "never:50", Claim(Origin.BASELINE, "overcommit", "", "never:50")).is_baseline
-    assert not Wish(target, "never:50", Claim(Origin.CONFIG, "overcommit", "", "never:50")).is_baseline
+    assert DesiredState(target, "never:50", Claim(Origin.BASELINE, "overcommit", "", "never:50")).is_baseline
+    assert not DesiredState(target, "never:50", Claim(Origin.CONFIG, "overcommit", "", "never:50")).is_baseline
 
 
 @pytest.mark.parametrize(("total", "reserve"), [(2 << 30, 512 << 20), (10 << 30, 512 << 20), (100 << 30, 5 << 30)])

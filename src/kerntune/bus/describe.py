@@ -12,7 +12,7 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import World
 from kerntune.engine.resolve import resolve
 from kerntune.guard.guard import MemoryGuard
-from kerntune.model import Claim, Hold, Memory, Outcome, Reading, State, Target, Wish
+from kerntune.model import Claim, DesiredState, Hold, Memory, Outcome, Reading, State, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ def rows_of(
     world: World, claims: Sequence[Claim], baselines: Mapping[Target, str], outcomes: Mapping[Target, Outcome]
 ) -> dict[str, Any]:
     """The targets and the claims."""
-    wishes: dict[Target, Wish] = {}
+    desired_states: dict[Target, DesiredState] = {}
     for tunable in world.tunables.values():
-        wishes |= resolve(tunable, claims, baselines, world.of(tunable), readings=world.readings)
+        desired_states |= resolve(tunable, claims, baselines, world.of(tunable), readings=world.readings)
     return {
         "targets": [
-            target_row(target, reading, wishes.get(target), outcomes.get(target), baselines.get(target))
+            target_row(target, reading, desired_states.get(target), outcomes.get(target), baselines.get(target))
             for target, reading in world.readings.items()
         ],
         "claims": [claim_row(claim, world) for claim in claims],
@@ -110,10 +110,10 @@ def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
 
 
 def target_row(
-    target: Target, reading: Reading, wish: Wish | None, outcome: Outcome | None, baseline: str | None
+    target: Target, reading: Reading, desired: DesiredState | None, outcome: Outcome | None, baseline: str | None
 ) -> dict[str, Any]:
     """One knob: what it holds, its desired state and who wants it; without a claim, what is owed to the host."""
-    claimed = wish if wish and not wish.is_baseline else None
+    claimed = desired if desired and not desired.is_baseline else None
     owed = outcome.requested if outcome and outcome.is_owed else ""
     return {
         "tunable": target.tunable,
@@ -127,7 +127,7 @@ def target_row(
         "reason": outcome.reason if outcome else reading.reason,
         "detail": outcome.detail if outcome else reading.detail,
         "claim": str(claimed.winner.id) if claimed else None,
-        "beaten": [str(claim.id) for claim in claimed.beaten] if claimed else [],
+        "beaten": [str(claim.id) for claim in claimed.overridden] if claimed else [],
         "parts": [str(claim.id) for claim in claimed.sum.parts] if claimed and claimed.sum else [],
         "baseline": baseline,
     }

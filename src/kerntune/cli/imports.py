@@ -63,7 +63,7 @@ def command(proposal: Proposal) -> str:
 def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
     """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
     stays = {str(one.place) for one in left}
-    places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.beaten))
+    places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.overridden))
     whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
     hints = []
     if whole:
@@ -79,7 +79,7 @@ def row(proposal: Proposal) -> dict[str, Any]:
         **proposal.setting._asdict(),
         "command": command(proposal),
         "places": [where(place) for place in proposal.places],
-        "beaten": [where(place) for place in proposal.beaten],
+        "beaten": [where(place) for place in proposal.overridden],
         "remark": proposal.remark,
     }
 
@@ -97,7 +97,7 @@ def page(proposals: Sequence[Proposal], left: Sequence[Left]) -> show.Page:
     lines = [*INTRODUCTION, ""] if proposals else [NOTHING]
     for proposal in proposals:
         lines += [comment(place.quoted) for place in proposal.places]
-        lines += [comment(f"(it beats {place.quoted})") for place in proposal.beaten]
+        lines += [comment(f"(it overrides {place.quoted})") for place in proposal.overridden]
         lines += [comment(proposal.remark)] if proposal.remark else []
         lines += [command(proposal), ""]
     if left:

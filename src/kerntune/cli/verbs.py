@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, profiles, show, spelling, wishes
+from kerntune.cli import answers, check, profiles, show, spelling, status_page
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.cli.rows import Advice, Answer, changed, gives_back
@@ -25,7 +25,7 @@ async def status(connect: Connect, _args: Namespace) -> Answer:
     async with connect() as manager:
         document = await manager.describe()
     managed = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
-    return Answer({**document, "targets": managed}, wishes.status(document, managed))
+    return Answer({**document, "targets": managed}, status_page.status(document, managed))
 
 
 async def list_(connect: Connect, args: Namespace) -> Answer:

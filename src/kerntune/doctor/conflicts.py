@@ -65,26 +65,26 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
     """Return the finding on the lines behind one proposal."""
     setting, place = proposal.setting, proposal.assignments[-1].place
     evidence = [line.quoted for line in proposal.places] + now(proposal.assignments, kernel)
-    beaten = [f"{earlier.quoted} (an earlier line, which loses)" for earlier in proposal.beaten]
+    overridden = [f"{earlier.quoted} (an earlier line, which loses)" for earlier in proposal.overridden]
     stage = max(line.stage for line in proposal.assignments)
     against = claims[0] if claims else None
     if against and against.value != setting.value:
         what = f"{place.file} sets {named(setting)} to {setting.value}, but kerntune keeps {against} at {against.value}"
         evidence.append(f"kerntune status: {against.origin} claim {against}={against.value}")
         severity = Severity.PROBLEM if stage in LATER else Severity.WARNING
-        return Finding(severity, setting.tunable, what, (*evidence, *beaten), undone(proposal, stage, against))
+        return Finding(severity, setting.tunable, what, (*evidence, *overridden), undone(proposal, stage, against))
     if against:
         what = f"{place.file} sets {named(setting)} to {setting.value}, as kerntune does: the line is not needed"
-        return Finding(Severity.NOTE, setting.tunable, what, (*evidence, *beaten), f"{HOW[stage]} ({place})")
+        return Finding(Severity.NOTE, setting.tunable, what, (*evidence, *overridden), f"{HOW[stage]} ({place})")
     differs = len(evidence) > len(proposal.places)
     what = f"{place.file} sets {named(setting)} to {setting.value}"
-    if beaten:
+    if overridden:
         what += ", and other lines set it before: the last one wins"
     if differs:
         what += "; that is not what the kernel has now"
-    severity = Severity.WARNING if beaten or differs else Severity.NOTE
+    severity = Severity.WARNING if overridden or differs else Severity.NOTE
     fix = LEAVE if proposal.shipped else TAKE_OVER
-    return Finding(severity, setting.tunable, what, (*evidence, *beaten), fix)
+    return Finding(severity, setting.tunable, what, (*evidence, *overridden), fix)
 
 
 def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:

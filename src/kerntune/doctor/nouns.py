@@ -108,7 +108,7 @@ class Proposal:
     setting: Setting
     assignments: tuple[Assignment, ...]
     remark: str = ""
-    beaten: tuple[Place, ...] = ()
+    overridden: tuple[Place, ...] = ()
 
     @property
     def places(self) -> tuple[Place, ...]:

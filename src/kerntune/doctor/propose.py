@@ -102,10 +102,10 @@ def single(lines: Iterable[tuple[Knob, Assignment]]) -> list[Proposal]:
             continue
         key = (named.tunable, named.instances)
         before = drafts.pop(key, None)
-        places = (*before.beaten, *before.places) if before else ()
-        beaten = tuple(place for place in dict.fromkeys(places) if place != line.place)
+        places = (*before.overridden, *before.places) if before else ()
+        overridden = tuple(place for place in dict.fromkeys(places) if place != line.place)
         setting = Setting(named.tunable, named.instances, line.value.strip())
-        drafts[key] = Proposal(setting, (line,), line.remark, beaten)
+        drafts[key] = Proposal(setting, (line,), line.remark, overridden)
     return list(drafts.values())
 
 
@@ -126,9 +126,9 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
         return []
     used = tuple(sorted(last.values(), key=lambda line: line.stage))
     earlier = dict.fromkeys(line.place for found in parts.values() for line in found[:-1])
-    beaten = tuple(place for place in earlier if all(place != line.place for line in used))
+    overridden = tuple(place for place in earlier if all(place != line.place for line in used))
     remarks = "; ".join(filter(None, (remark, *dict.fromkeys(line.remark for line in used))))
-    return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, beaten)]
+    return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, overridden)]
 
 
 def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Proposal]:
@@ -144,9 +144,9 @@ def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Propos
     for group in of_cpus.values():
         cpus = spell_cpus(int(draft.setting.instances) for draft in group)
         assignments = tuple(line for draft in group for line in draft.assignments)
-        beaten = tuple(dict.fromkeys(place for draft in group for place in draft.beaten))
+        overridden = tuple(dict.fromkeys(place for draft in group for place in draft.overridden))
         setting = group[0].setting._replace(instances=cpus)
-        found.append(Proposal(setting, assignments, group[0].remark, beaten))
+        found.append(Proposal(setting, assignments, group[0].remark, overridden))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a caller is told of a pass: the outcomes of its own claims, or the error that they amount to. Pure."""
+"""The answers to callers of a pass: the outcomes of its own claims, or the error that they amount to. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kerntune.engine.passes import Result, nothing_matches
 from kerntune.engine.requests import World
 from kerntune.engine.resolve import rank, resolve
 from kerntune.errors import KerntuneError
-from kerntune.model import Claim, ClaimId, Origin, Outcome, Reading, Reason, State, Sum, Target, Wish
+from kerntune.model import Claim, ClaimId, DesiredState, Origin, Outcome, Reading, Reason, State, Sum, Target
 from kerntune.results import failure
 from kerntune.tunables.base import Tunable
 
@@ -21,7 +21,7 @@ Readings = Mapping[Target, Reading]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller is told: whether anything changed, and the outcomes of its own targets."""
+    """The answer to a caller: whether anything changed, and the outcomes of its own targets."""
 
     changed: bool
     outcomes: tuple[Outcome, ...]
@@ -76,7 +76,7 @@ def outcomes_known(
     every = tuple(in_force)
     for name in {claim.tunable for claim in claims}:
         tunable = world.tunables[name]
-        result.wishes |= resolve(tunable, every, baselines, world.of(tunable), readings=world.readings)
+        result.desired_states |= resolve(tunable, every, baselines, world.of(tunable), readings=world.readings)
     return judge(Edit(put=tuple(claims)), world.tunables, result).outcomes
 
 
@@ -104,24 +104,24 @@ def own_outcome(
 
     `readings` are those of its tunable.
     """
-    reading, wish = readings[target], result.wishes.get(target)
+    reading, desired = readings[target], result.desired_states.get(target)
     actual = reading.value or ""
     outcome = result.outcomes.get(target, Outcome(target, "", actual, actual, State.UNMANAGED))
     if why_not := result.refused.get((claim.id, claim.seq)):
         state, reason, detail = why_not
         return replace(outcome, requested=spelled(claim), state=state, reason=reason, detail=detail)
-    if wish is None or wish.is_baseline:
+    if desired is None or desired.is_baseline:
         return overridden(claim, outcome, "another call withdrew this claim at the same moment")
-    if wish.sum:
-        if any(is_same(part, claim) for part in wish.sum.parts):
-            return part_outcome(claim, wish, wish.sum, outcome)
-        if wish.sum.base:  # holds beat nobody here
-            wish = replace(wish, value=wish.sum.base.value, winner=wish.sum.base)
-    winner = wish.winner
+    if desired.sum:
+        if any(is_same(part, claim) for part in desired.sum.parts):
+            return part_outcome(claim, desired, desired.sum, outcome)
+        if desired.sum.base:  # holds override nobody here
+            desired = replace(desired, value=desired.sum.base.value, winner=desired.sum.base)
+    winner = desired.winner
     if is_same(winner, claim):
         return outcome
-    own = replace(wish, value=claim.value)
-    alike = own == wish or (wish.sum is None and tunable.judge(own, reading, readings).state is State.SATISFIED)
+    own = replace(desired, value=claim.value)
+    alike = own == desired or (desired.sum is None and tunable.judge(own, reading, readings).state is State.SATISFIED)
     if alike and not hangs(reading):
         detail = f"the value is that of {described(winner)}"
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
@@ -135,7 +135,7 @@ def own_outcome(
 
 
 def overridden(claim: Claim, outcome: Outcome, why: str, reason: Reason = Reason.OVERRIDDEN) -> Outcome:
-    """Return the outcome for a claim that was beaten."""
+    """Return the outcome for a claim that was overridden."""
     return replace(outcome, requested=claim.value, state=State.OVERRIDDEN, reason=reason, detail=why)
 
 
@@ -144,12 +144,12 @@ def is_same(claim: Claim, other: Claim) -> bool:
     return (claim.id, claim.seq) == (other.id, other.seq)
 
 
-def part_outcome(claim: Claim, wish: Wish, of: Sum, outcome: Outcome) -> Outcome:
+def part_outcome(claim: Claim, desired: DesiredState, of: Sum, outcome: Outcome) -> Outcome:
     """Return the outcome of one of the claims that make a number together.
 
     Of a hold it tells what it adds (+N), and the number that there is in all.
     """
-    is_hold, base = claim.origin is Origin.HOLD, int(wish.value) - of.held
+    is_hold, base = claim.origin is Origin.HOLD, int(desired.value) - of.held
     told = replace(outcome, requested=spelled(claim))
     if not is_hold and not of.at_least and base != int(claim.value):
         why = f"the claims on single nodes make {base} pages in all"
@@ -160,19 +160,19 @@ def part_outcome(claim: Claim, wish: Wish, of: Sum, outcome: Outcome) -> Outcome
     if outcome.state is not State.PARTIAL or outcome.reason is Reason.PAGES_IN_USE or not outcome.actual:
         return told
     number = int(outcome.actual) if of.foreseen is None else of.foreseen
-    share = shares(wish, of, int(outcome.before or 0), number)[claim.id]
+    share = shares(desired, of, int(outcome.before or 0), number)[claim.id]
     if share == int(claim.value):
         return replace(told, state=State.SATISFIED, reason=Reason.OK, detail="")
     return replace(told, detail=f"{share} of {claim.value} pages had: {outcome.detail}")
 
 
-def shares(wish: Wish, of: Sum, before: int, number: int) -> Mapping[ClaimId, int]:
+def shares(desired: DesiredState, of: Sum, before: int, number: int) -> Mapping[ClaimId, int]:
     """Return what each part has of a number that is too small; `before` is what there was when the pass began.
 
     Those that the pass is for share what is new, so nobody loses what he had. The others are served in their order.
     """
     others = [part for part in of.parts if part not in of.asked]
-    base = of.base if of.base and int(wish.value) - of.held == int(of.base.value) else None
+    base = of.base if of.base and int(desired.value) - of.held == int(of.base.value) else None
     left, found = max(0, number - before), dict[ClaimId, int]()
     for part in sorted(of.asked, key=rank):
         value = int(part.value)
@@ -180,7 +180,7 @@ def shares(wish: Wish, of: Sum, before: int, number: int) -> Mapping[ClaimId, in
         had = max(0, min(value, of.before - sum(int(each.value) for each in others))) if part == of.base else 0
         more = min(left, value - had)
         found[part.id], left = had + more, left - more
-    left = number - sum(found.values()) - (0 if base else int(wish.value) - of.held)
+    left = number - sum(found.values()) - (0 if base else int(desired.value) - of.held)
     for part in others:
         if part != of.base or base:
             found[part.id] = max(0, min(left, int(part.value)))

@@ -1,4 +1,4 @@
-"""One worker a lane: callers queue for passes, and those who come while a pass runs share the next."""
+"""The queue of a lane: callers queue for passes, and those who come while a pass runs share the next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class PassRequest:
-    """One caller's wish for a pass."""
+    """One caller's request for a pass."""
 
     cause: str
     released: Collection[ClaimId] = ()
@@ -146,7 +146,7 @@ def merge(results: Iterable[Result]) -> Result:
     for result in results:
         whole.before |= result.before
         whole.readings |= result.readings
-        whole.wishes |= result.wishes
+        whole.desired_states |= result.desired_states
         whole.outcomes |= result.outcomes
         whole.wrote |= result.wrote
         whole.restored |= result.restored

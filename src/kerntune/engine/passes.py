@@ -1,4 +1,4 @@
-"""One pass of one lane, in a worker thread: observe, resolve, plan, write, read back, judge. Knows no asyncio."""
+"""One pass of one lane, in a thread: observe, resolve, plan, write, read back, judge. Knows no asyncio."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from kerntune.model import (
     Baseline,
     Claim,
     ClaimId,
+    DesiredState,
     Lane,
     Limits,
     Memory,
@@ -36,7 +37,6 @@ from kerntune.model import (
     Step,
     Target,
     Verdict,
-    Wish,
 )
 from kerntune.tunables.base import Tunable, unreadable
 
@@ -90,7 +90,7 @@ class Result:
     began: float = 0.0
     before: dict[Target, Reading] = field(default_factory=dict)
     readings: dict[Target, Reading] = field(default_factory=dict)
-    wishes: dict[Target, Wish] = field(default_factory=dict)
+    desired_states: dict[Target, DesiredState] = field(default_factory=dict)
     outcomes: dict[Target, Outcome] = field(default_factory=dict)
     wrote: set[Target] = field(default_factory=set)
     restored: set[Target] = field(default_factory=set)
@@ -142,9 +142,11 @@ class PassRunner:
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
         if not given.dry:
-            # What the companion has written comes and goes: what is remembered is the wish before.
+            # What the companion has written comes and goes: what is remembered is the desired state before.
             caps = {
-                t: self.last[t] for t, w in result.wishes.items() if w.winner.origin is Origin.GUARD and t in self.last
+                t: self.last[t]
+                for t, w in result.desired_states.items()
+                if w.winner.origin is Origin.GUARD and t in self.last
             }
             self.last.clear()
             self.last.update(result.outcomes | caps)
@@ -175,7 +177,7 @@ class _Pass:
     named: frozenset[Target] = frozenset()  # what the claims cover that are put or dropped just now
     claims: list[Claim] = field(default_factory=list)  # on this tunable, less those that the host cannot bear
     before: dict[Target, Reading] = field(default_factory=dict)  # what the pass began with
-    wishes: dict[Target, Wish] = field(default_factory=dict)
+    desired_states: dict[Target, DesiredState] = field(default_factory=dict)
     left_alone: set[Target] = field(default_factory=set)
 
     def run(self) -> None:
@@ -200,100 +202,106 @@ class _Pass:
         targets, before, missing = self.lane.reader.all(self.tunable)
         self.claims, self.before = [each for each in claims if each.tunable == self.tunable.name], before
         covered = cover(self.tunable, self.claims, targets)
-        self.wishes = self._wishes(covered)
+        self.desired_states = self._wishes(covered)
         self.named = self._covered_by_name(targets)
-        not_owed = self._taken_by_others(before, self.wishes)
-        contested = self._contested(before, self.wishes)
+        not_owed = self._taken_by_others(before, self.desired_states)
+        contested = self._contested(before, self.desired_states)
         # What the companion claims it has written itself.
         self.left_alone = {
             target
-            for target, wish in self.wishes.items()
-            if self.tunable.group(target) in contested or wish.winner.origin is Origin.GUARD or target in not_owed
+            for target, desired in self.desired_states.items()
+            if self.tunable.group(target) in contested or desired.winner.origin is Origin.GUARD or target in not_owed
         }
         steps, after = self._reach(before)
-        wishes = self.wishes
+        desired_states = self.desired_states
         if self.given.dry:
-            wishes |= {step.wish.target: foreseen(step) for step in steps if step.wish.sum}
+            desired_states |= {step.desired.target: foreseen(step) for step in steps if step.desired.sum}
         self.result.before |= before
         self.result.readings |= after
-        self.result.wishes |= wishes
-        self._report(before, after, steps, {t: w for t, w in wishes.items() if t not in not_owed})
-        for target, wish in not_owed.items():
-            self.result.outcomes[target] = outcome_of(wish, before[target], after[target], taken_by_others(wish, after))
+        self.result.desired_states |= desired_states
+        self._report(before, after, steps, {t: w for t, w in desired_states.items() if t not in not_owed})
+        for target, desired in not_owed.items():
+            self.result.outcomes[target] = outcome_of(
+                desired, before[target], after[target], taken_by_others(desired, after)
+            )
             self.result.restored.add(target)
         if not self.given.dry:
             self._note_shortfalls(steps, after)
-            self._note_tries(steps, after, wishes)
+            self._note_tries(steps, after, desired_states)
         if not targets:
             self.result.missing[self.tunable.name] = missing
         for claim in unmatched(covered):
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
 
-    def _wishes(self, covered: Covered) -> dict[Target, Wish]:
+    def _wishes(self, covered: Covered) -> dict[Target, DesiredState]:
         """Return what each target should be, by these claims and what was there before the pass."""
         own = {t: value for t, value in self.given.baselines.items() if t not in self.given.spent}
         named, reserved = self.given.named, self.given.reserved
         found = wishes_of(self.tunable, covered, own, list(self.before), named, readings=self.before, reserved=reserved)
-        for target, wish in found.items():
+        for target, desired in found.items():
             last = self.lane.last.get(target)
-            found[target] = asked_now(wish, self.given.asking, last.requested if last else "", self.before[target])
+            found[target] = asked_now(desired, self.given.asking, last.requested if last else "", self.before[target])
         return found
 
     def _refuse(self, claim: Claim, why: Verdict) -> None:
         """Go on without a claim that the host cannot bear: what it was to change stays as it is."""
         self.result.refused[claim.id, claim.seq] = why
         mine = self.tunable.matcher(claim.instances)
-        others = stand_in(claim, {t: wish for t, wish in self.wishes.items() if mine(t)}, self.before)
+        others = stand_in(claim, {t: desired for t, desired in self.desired_states.items() if mine(t)}, self.before)
         self.claims = [*(each for each in self.claims if each != claim), *others]
-        self.wishes = self._wishes(cover(self.tunable, self.claims, list(self.before)))
+        self.desired_states = self._wishes(cover(self.tunable, self.claims, list(self.before)))
 
     def _taken_by_others(
-        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]
-    ) -> Mapping[Target, Wish]:
+        self, readings: Mapping[Target, Reading], desired_states: Mapping[Target, DesiredState]
+    ) -> Mapping[Target, DesiredState]:
         """Return what is owed no more: since the last pass somebody else wrote another value, and that one stays."""
-        owed = ((target, wish, self.lane.left.get(target)) for target, wish in wishes.items() if wish.is_baseline)
+        owed = (
+            (target, desired, self.lane.left.get(target))
+            for target, desired in desired_states.items()
+            if desired.is_baseline
+        )
         return {
-            target: wish
-            for target, wish, left in owed
+            target: desired
+            for target, desired, left in owed
             if left is not None
             and readings[target].value is not None
             and not hangs(readings[target])
-            and held(readings[target]) not in (left, wish.value)
+            and held(readings[target]) not in (left, desired.value)
             and target.instance not in self.moved
         }
 
-    def _contested(self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> set[str]:
+    def _contested(self, readings: Mapping[Target, Reading], desired_states: Mapping[Target, DesiredState]) -> set[str]:
         """Return the groups that the pass leaves alone, because others keep changing one of their targets."""
         held = set()
         # Pools of a page size are one plan: who names one of them names the plan.
-        named = {self.tunable.group(target) for target, wish in wishes.items() if self._named(target)}
-        for target, wish in wishes.items():
+        named = {self.tunable.group(target) for target, desired in desired_states.items() if self._named(target)}
+        for target, desired in desired_states.items():
             if self.tunable.group(target) in named:
                 if not self.given.dry:
                     self.lane.drift.forgive([target])
                 continue
             last = self.lane.last.get(target)
-            if last is None or last.requested != wish.value or last.state not in (State.SATISFIED, State.CONTESTED):
+            if last is None or last.requested != desired.value or last.state not in (State.SATISFIED, State.CONTESTED):
                 continue
-            if wish.is_baseline:
+            if desired.is_baseline:
                 continue  # nobody claims it: it is owed, whoever fights over another of the group
             # Nobody changed a target that is away or hangs, and no other changed one that kerntuned moved itself.
             if readings[target].value is None or hangs(readings[target]) or target.instance in self.moved:
                 continue
-            verdict = self.tunable.judge(wish, readings[target], readings)
+            verdict = self.tunable.judge(desired, readings[target], readings)
             if verdict.state is State.SATISFIED or verdict.reason in OURS:
                 continue
             fought_over = last.state is State.CONTESTED or self.lane.drift.contested(target, self.lane.clock())
-            if fought_over or self.tunable.drifted(wish, readings[target]):
+            if fought_over or self.tunable.drifted(desired, readings[target]):
                 held.add(self.tunable.group(target))
             else:
                 self.repaired.add(target)
         return held
 
-    def _insists(self, target: Target, wish: Wish) -> bool:
+    def _insists(self, target: Target, desired: DesiredState) -> bool:
         """Return whether the kernel is to be asked as often as it helps: for who waits, and once for a baseline."""
-        return self._named(target) or (wish.is_baseline and not self.lane.retries.tried(target))
+        return self._named(target) or (desired.is_baseline and not self.lane.retries.tried(target))
 
     def _named(self, target: Target) -> bool:
         """Return whether a caller named the target just now, or the pass enforces every value."""
@@ -315,13 +323,13 @@ class _Pass:
         if self.given.dry or not any(step.writes for step in steps):
             return steps, readings
         if self.writer.halt.asked:
-            self.writer.cut |= {step.wish.target for step in steps if step.writes}
+            self.writer.cut |= {step.desired.target for step in steps if step.writes}
             return steps, readings
         self._save_baselines(readings, steps)
         first, remedied = steps, False
         seen: Mapping[Target, Reading] = readings
         while True:
-            groups = ((self.tunable.name, self.tunable.group(step.wish.target)) for step in steps if step.writes)
+            groups = ((self.tunable.name, self.tunable.group(step.desired.target)) for step in steps if step.writes)
             self.lane.writing.update(groups)
             self._write(steps)
             now = self._read_back(readings, steps)
@@ -343,7 +351,7 @@ class _Pass:
         """Write, and write again at once what the kernel refused because it was busy for a moment."""
         self.writer.write(steps)
         for pause in LATE:
-            refused = ((step, self.writer.errors.get(step.wish.target)) for step in steps if step.writes)
+            refused = ((step, self.writer.errors.get(step.desired.target)) for step in steps if step.writes)
             busy = [step for step, code in refused if code in self.tunable.transient]
             if not busy:
                 return
@@ -351,7 +359,7 @@ class _Pass:
             self.writer.write(busy)
 
     def _plan(self, readings: Mapping[Target, Reading]) -> Sequence[Step]:
-        """Return the steps to what is wished, without the newest of those who ask for more than the host can bear."""
+        """Return the steps to the desired state, without the newest claims that ask for more than the host can bear."""
         # The other lanes have no use for it, and a plugged drive waits.
         memory = NO_MEMORY
         if self.tunable.lane is Lane.MEMORY:
@@ -367,51 +375,59 @@ class _Pass:
         return steps
 
     def _planned(self, readings: Mapping[Target, Reading], memory: Memory) -> Sequence[Step]:
-        wishes = {target: wish for target, wish in self.wishes.items() if target not in self.left_alone}
-        hanging = {target: wish for target, wish in wishes.items() if hangs(readings[target])}
-        free = {target: wish for target, wish in wishes.items() if target not in hanging} if hanging else wishes
+        desired_states = {
+            target: desired for target, desired in self.desired_states.items() if target not in self.left_alone
+        }
+        hanging = {target: desired for target, desired in desired_states.items() if hangs(readings[target])}
+        free = (
+            {target: desired for target, desired in desired_states.items() if target not in hanging}
+            if hanging
+            else desired_states
+        )
         planned = [
             *self.tunable.plan(readings, free, memory, self.lane.limits),
-            *(Step(wish, readings[t], verdict=not_answering(readings[t])) for t, wish in hanging.items()),
+            *(Step(desired, readings[t], verdict=not_answering(readings[t])) for t, desired in hanging.items()),
         ]
         return [self._later(step, memory) or step for step in planned]
 
     def _later(self, step: Step, memory: Memory) -> Step | None:
         """Return the step without its writes when they were in vain a while ago and nothing has changed since."""
-        wish, now = step.wish, self.lane.clock()
-        if not step.writes or self._named(wish.target):
+        desired, now = step.desired, self.lane.clock()
+        if not step.writes or self._named(desired.target):
             return None
-        tried = self.lane.retries.waiting(wish.target, wish.value, step.before, now)
+        tried = self.lane.retries.waiting(desired.target, desired.value, step.before, now)
         if tried and tried.writes == step.writes:
-            refusal = self.tunable.rejected(step.before, wish.value, tried.code) if tried.code else None
+            refusal = self.tunable.rejected(step.before, desired.value, tried.code) if tried.code else None
             return replace(step, writes=(), verdict=refusal)
-        lacking = self.tunable.lacking(wish, step.before)
-        if not lacking or wish.is_baseline:
+        lacking = self.tunable.lacking(desired, step.before)
+        if not lacking or desired.is_baseline:
             return None
-        early = self.lane.backoff.is_blocked(wish.target, wish.value, lacking, now, memory.free)
+        early = self.lane.backoff.is_blocked(desired.target, desired.value, lacking, now, memory.free)
         return replace(step, writes=()) if early else None
 
     def _note_shortfalls(self, steps: Sequence[Step], now: Mapping[Target, Reading]) -> None:
         backoff = self.lane.backoff
         for step in steps:
-            target, lacking = step.wish.target, self.tunable.lacking(step.wish, now[step.wish.target])
-            if not lacking or step.wish.is_baseline or self._named(target):
+            target, lacking = step.desired.target, self.tunable.lacking(step.desired, now[step.desired.target])
+            if not lacking or step.desired.is_baseline or self._named(target):
                 backoff.drop(target)
-            if step.wish.is_baseline:
+            if step.desired.is_baseline:
                 continue  # what is owed has waits of its own
             if lacking and step.writes:
                 free = read_memory(self.lane.kernel).free
-                backoff.fell_short(target, step.wish.value, lacking, self.lane.clock(), free)
+                backoff.fell_short(target, step.desired.value, lacking, self.lane.clock(), free)
             elif lacking:
                 backoff.looked(target, read_memory(self.lane.kernel).free)
 
-    def _note_tries(self, steps: Sequence[Step], now: Mapping[Target, Reading], wishes: Mapping[Target, Wish]) -> None:
+    def _note_tries(
+        self, steps: Sequence[Step], now: Mapping[Target, Reading], desired_states: Mapping[Target, DesiredState]
+    ) -> None:
         """Remember what was in vain, and what is left where a baseline is owed."""
         retries, clock = self.lane.retries, self.lane.clock()
-        planned = {step.wish.target: step for step in steps}
+        planned = {step.desired.target: step for step in steps}
         tries: dict[Target, Try] = {}
         left: dict[Target, str] = {}
-        for target, wish in wishes.items():
+        for target, desired in desired_states.items():
             outcome, reading = self.result.outcomes.get(target), now[target]
             # A device that hangs is tried when the kernel returns, and may then hold what we wrote.
             if outcome is None or hangs(reading):
@@ -420,12 +436,12 @@ class _Pass:
                 left[target] = held(reading)
             step, code = planned.get(target), self.writer.errors.get(target, 0)
             writes = step.writes if step else ()
-            waiting = None if writes else retries.waiting(target, wish.value, reading, clock)
+            waiting = None if writes else retries.waiting(target, desired.value, reading, clock)
             if not (waiting or code or outcome.is_owed or outcome.reason is Reason.READ_BACK_DIFFERS):
                 continue
             soon = outcome.is_owed or outcome.reason in WAITS or code in self.tunable.transient
             vain = Vain(writes, code, clock, SOON if soon else LATER, anew=self._named(target))
-            tries[target] = waiting or retries.after(target, wish.value, reading, vain)
+            tries[target] = waiting or retries.after(target, desired.value, reading, vain)
         retries.replace(self.tunable.name, tries)
         self.lane.left.update(left)
         for target in [t for t in self.lane.left if t.tunable == self.tunable.name and t not in left]:
@@ -452,7 +468,7 @@ class _Pass:
 
     def _read_back(self, readings: Mapping[Target, Reading], steps: Sequence[Step]) -> dict[Target, Reading]:
         """Read all targets of the written groups back, and once more a little later where the kernel is late."""
-        groups = {self.tunable.group(step.wish.target) for step in steps if step.writes}
+        groups = {self.tunable.group(step.desired.target) for step in steps if step.writes}
         written = [target for target in readings if self.tunable.group(target) in groups]
         for pause in (*LATE, 0.0):
             now = {**readings, **self.lane.reader.some(self.tunable, written)}
@@ -474,22 +490,22 @@ class _Pass:
         short = [
             step for step in steps if not step.capped and self._judge(step, now).reason is Reason.PARTIALLY_ALLOCATED
         ]
-        if not any(self._insists(step.wish.target, step.wish) for step in short):
+        if not any(self._insists(step.desired.target, step.desired) for step in short):
             return False
         return not remedied or any(now[t].value != old[t].value for step in short for t in step.touched)
 
     def _judge(self, step: Step, now: Mapping[Target, Reading]) -> Verdict:
         """Return what became of a step, by the reading after it."""
-        target = step.wish.target
+        target = step.desired.target
         if step.verdict is not None:
             return step.verdict
         if hangs(now[target]):
             return not_answering(now[target])
         if target in self.writer.errors:
-            return self.tunable.rejected(now[target], step.wish.value, self.writer.errors[target])
-        verdict = self.tunable.judge(step.wish, now[target], now)
+            return self.tunable.rejected(now[target], step.desired.value, self.writer.errors[target])
+        verdict = self.tunable.judge(step.desired, now[target], now)
         if target in self.writer.cut and verdict.state is not State.SATISFIED:
-            return interrupted(step.wish, now[target], verdict, self.writer.halt.why)
+            return interrupted(step.desired, now[target], verdict, self.writer.halt.why)
         return step.capped if step.capped and verdict.state is not State.SATISFIED else verdict
 
     def _report(
@@ -497,17 +513,17 @@ class _Pass:
         before: Mapping[Target, Reading],
         after: Mapping[Target, Reading],
         steps: Sequence[Step],
-        wishes: Mapping[Target, Wish],
+        desired_states: Mapping[Target, DesiredState],
     ) -> None:
-        planned = {step.wish.target: step for step in steps}
+        planned = {step.desired.target: step for step in steps}
         written = written_by(steps)
-        for target, wish in wishes.items():
+        for target, desired in desired_states.items():
             step = planned.get(target)
             last = self.lane.last.get(target)
-            if step is None and wish.is_baseline and not (last and last.is_owed):
+            if step is None and desired.is_baseline and not (last and last.is_owed):
                 continue  # not its turn: a claim on the pool as a whole settles this node
             if step is None:
-                verdict = self._left_alone(wish, after)
+                verdict = self._left_alone(desired, after)
             elif self.given.dry and target in written and step.verdict is None:
                 verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
             else:
@@ -517,9 +533,9 @@ class _Pass:
                 verdict = verdict._replace(detail=detail)
                 if not self.given.dry:
                     self.lane.drift.repaired(target, self.lane.clock())
-            if wish.is_baseline:
+            if desired.is_baseline:
                 verdict = self._paid_or_owed(target, verdict)
-            self.result.outcomes[target] = outcome_of(wish, before[target], after[target], verdict)
+            self.result.outcomes[target] = outcome_of(desired, before[target], after[target], verdict)
 
     def _paid_or_owed(self, target: Target, verdict: Verdict) -> Verdict:
         """Return what is told of a value that nobody claims: its own is back, or owed until it reads so.
@@ -533,31 +549,33 @@ class _Pass:
             return verdict._replace(state=State.FAILED)
         return verdict
 
-    def _left_alone(self, wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
+    def _left_alone(self, desired: DesiredState, now: Mapping[Target, Reading]) -> Verdict:
         """Return the outcome of a target whose group is contested, or whose value is the companion's."""
-        value = now[wish.target].value
+        value = now[desired.target].value
         if value is None:
-            return unreadable(now[wish.target])
-        if wish.winner.origin is Origin.GUARD:
-            wish = replace(wish, value=value)  # it may have written another since it was asked, and looks to it itself
-        verdict = self.tunable.judge(wish, now[wish.target], now)
+            return unreadable(now[desired.target])
+        if desired.winner.origin is Origin.GUARD:
+            desired = replace(
+                desired, value=value
+            )  # it may have written another since it was asked, and looks to it itself
+        verdict = self.tunable.judge(desired, now[desired.target], now)
         if verdict.state is State.SATISFIED:
             return verdict
-        if wish.is_baseline:
+        if desired.is_baseline:
             detail = "something else keeps changing another value that belongs to it"
             return Verdict(State.CONTESTED, Reason.CHANGED_BY_OTHERS, detail)
         return Verdict(
             State.CONTESTED,
             Reason.CHANGED_BY_OTHERS,
-            f"something else set {wish.target} to {now[wish.target].value}; it is left so until somebody sets it "
+            f"something else set {desired.target} to {now[desired.target].value}; it is left so until somebody sets it "
             "again. Likely: another tuning service, a udev rule or a script",
         )
 
 
-def foreseen(step: Step) -> Wish:
-    """Return the wish of a sum with the number that a dry run comes to."""
-    assert step.wish.sum
-    return replace(step.wish, sum=replace(step.wish.sum, foreseen=step.comes_to))
+def foreseen(step: Step) -> DesiredState:
+    """Return the desired state of a sum with the number that a dry run comes to."""
+    assert step.desired.sum
+    return replace(step.desired, sum=replace(step.desired.sum, foreseen=step.comes_to))
 
 
 def changed(before: Reading, now: Reading) -> bool:
@@ -565,34 +583,34 @@ def changed(before: Reading, now: Reading) -> bool:
     return (before.value, before.restore) != (now.value, now.restore)
 
 
-def taken_by_others(wish: Wish, now: Mapping[Target, Reading]) -> Verdict:
+def taken_by_others(desired: DesiredState, now: Mapping[Target, Reading]) -> Verdict:
     """Return what is told once when a debt ends without having been paid."""
     detail = (
-        f"something else set {wish.target} to {now[wish.target].value}, and that stays; the host's own value was "
-        f"{wish.value}"
+        f"something else set {desired.target} to {now[desired.target].value}, and that stays; the host's own value was "
+        f"{desired.value}"
     )
     return Verdict(State.UNMANAGED, Reason.CHANGED_BY_OTHERS, detail)
 
 
 def written_by(steps: Iterable[Step]) -> set[Target]:
     """Return the targets that the writes of these steps settle."""
-    return {target for step in steps if step.writes for target in (step.wish.target, *step.touches)}
+    return {target for step in steps if step.writes for target in (step.desired.target, *step.touches)}
 
 
-def outcome_of(wish: Wish, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
+def outcome_of(desired: DesiredState, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
     """Return an outcome; a value that cannot be read is empty. A baseline is `requested` until it is back."""
-    owed = wish.is_baseline and verdict.state not in (State.UNMANAGED, State.SATISFIED, State.PLANNED)
+    owed = desired.is_baseline and verdict.state not in (State.UNMANAGED, State.SATISFIED, State.PLANNED)
     if owed:
         again = "the host's own value is owed, and tried again until it is back"
         verdict = verdict._replace(detail="; ".join(filter(None, (verdict.detail, again))))
-    requested = wish.value if owed or not wish.is_baseline else ""
-    return Outcome(wish.target, requested, before.value or "", after.value or "", *verdict, is_owed=owed)
+    requested = desired.value if owed or not desired.is_baseline else ""
+    return Outcome(desired.target, requested, before.value or "", after.value or "", *verdict, is_owed=owed)
 
 
-def interrupted(wish: Wish, reading: Reading, verdict: Verdict, why: str) -> Verdict:
+def interrupted(desired: DesiredState, reading: Reading, verdict: Verdict, why: str) -> Verdict:
     """Return the verdict on writes that were not all made: the value that was reached, and why it is no other."""
     state = State.PARTIAL if verdict.state is State.PARTIAL else State.FAILED
-    detail = f"{why} when {wish.target} was {reading.value or 'unknown'}, not yet {wish.value}"
+    detail = f"{why} when {desired.target} was {reading.value or 'unknown'}, not yet {desired.value}"
     return Verdict(state, Reason.INTERRUPTED, detail)
 
 

@@ -711,7 +711,7 @@ class Reconciler:
     async def _forget(self, result: Result) -> None:
         """Drop the baselines that are of no use any more; where that fails they are passed over, and dropped later."""
         # A target that is claimed again goes back to the same value.
-        self._unforgotten -= {target for target, wish in result.wishes.items() if not wish.is_baseline}
+        self._unforgotten -= {target for target, desired in result.desired_states.items() if not desired.is_baseline}
         self._unforgotten = (self._unforgotten | self._gone(result) | result.restored) & self.store.baselines.keys()
         if not self._unforgotten:
             return

@@ -99,7 +99,7 @@ class Writer:
             if job.step is None or time.monotonic() - job.since < self.hung.bounds.write:
                 return False
             job.left = True
-            target = job.step.wish.target
+            target = job.step.desired.target
             self.hung.mark(target.instance, job.path, write=True)
             self.errors.pop(target, None)
             return True
@@ -124,7 +124,7 @@ class Writer:
                 return
             self._writing = step
             if self.halt.asked:
-                self.cut.add(step.wish.target)
+                self.cut.add(step.desired.target)
                 continue
             with self._lock:
                 job.step, job.since = step, time.monotonic()
@@ -135,7 +135,7 @@ class Writer:
                 code = next(filter(None, map(self.attempt, goes_on)), 0)
             finally:
                 if self._returned(job, step, code):
-                    self.hung.end(step.wish.target.instance, step.writes[0].path, write=True)
+                    self.hung.end(step.desired.target.instance, step.writes[0].path, write=True)
                     todo = deque()
 
     def _returned(self, job: _Job, step: Step, code: int) -> bool:
@@ -145,19 +145,19 @@ class Writer:
             if job.left:
                 return True
             if code:
-                self.errors[step.wish.target] = code
+                self.errors[step.desired.target] = code
             else:
-                self.errors.pop(step.wish.target, None)
+                self.errors.pop(step.desired.target, None)
             if self.halt.asked:
                 # The last write may have been cut short as well: what is read back tells.
-                self.cut.add(step.wish.target)
+                self.cut.add(step.desired.target)
         return False
 
     def _tell_progress(self) -> None:
         """Return the progress of a count that grows, never less than the one reported before."""
         if not (self.progress and self.tunable.counted and self._writing):
             return
-        target, wanted = self._writing.wish.target, int(self._writing.wish.value)
+        target, wanted = self._writing.desired.target, int(self._writing.desired.value)
         value = self.tunable.read(self.kernel, target).value
         if value is not None and int(value) <= wanted:
             done = self._told[target] = max(int(value), self._told.get(target, 0))

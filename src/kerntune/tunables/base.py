@@ -12,6 +12,7 @@ from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView
 from kerntune.model import (
     SATISFIED,
+    DesiredState,
     Lane,
     Limits,
     Memory,
@@ -21,7 +22,6 @@ from kerntune.model import (
     Step,
     Target,
     Verdict,
-    Wish,
     Write,
 )
 from kerntune.patterns import PATTERNS, Kind, Matcher, parse_pool
@@ -155,9 +155,13 @@ class Tunable(ABC):
 
     @abstractmethod
     def plan(
-        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+        self,
+        readings: Mapping[Target, Reading],
+        desired_states: Mapping[Target, DesiredState],
+        memory: Memory,
+        limits: Limits,
     ) -> Sequence[Step]:
-        """Return a step for each wish: the writes that get there, or the verdict that forbids them."""
+        """Return a step for each desired state: the writes that get there, or the verdict that forbids them."""
 
     def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:  # noqa: ARG002
         """Return the host's memory as it will be after these steps: a plan goes by it for the next tunable."""
@@ -179,22 +183,22 @@ class Tunable(ABC):
         """Return the writes that a planned one is carried out by, each done before the next is asked for."""
         return (write,)
 
-    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
-        """Return what a reading means for a wish, after the writes (or without any)."""
-        return SATISFIED if reading.value == wish.value else unlike(reading)
+    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+        """Return what a reading means for a desired state, after the writes (or without any)."""
+        return SATISFIED if reading.value == desired.value else unlike(reading)
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         """Return what it means that the kernel refused a write with this errno."""
         return refused_write(reading.target, value, code)
 
-    def lacking(self, wish: Wish, reading: Reading) -> int:  # noqa: ARG002
-        """Return the bytes of memory that the kernel did not have for a wish.
+    def lacking(self, desired: DesiredState, reading: Reading) -> int:  # noqa: ARG002
+        """Return the bytes of memory that the kernel did not have for a desired value.
 
-        Such a wish is not written again at each look.
+        Such a value is not written again at each look.
         """
         return 0
 
-    def drifted(self, wish: Wish, reading: Reading) -> bool:  # noqa: ARG002
+    def drifted(self, desired: DesiredState, reading: Reading) -> bool:  # noqa: ARG002
         """Return whether a value that others changed is to be reported only, not put back."""
         return False
 

@@ -19,6 +19,7 @@ from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, natural, number
 from kerntune.model import (
     SATISFIED,
+    DesiredState,
     Lane,
     Limits,
     Memory,
@@ -28,7 +29,6 @@ from kerntune.model import (
     Step,
     Target,
     Verdict,
-    Wish,
     Write,
     reserve_of,
 )
@@ -132,9 +132,13 @@ class HugePages(Tunable):
         return count_of(value)
 
     def plan(
-        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+        self,
+        readings: Mapping[Target, Reading],
+        desired_states: Mapping[Target, DesiredState],
+        memory: Memory,
+        limits: Limits,
     ) -> Sequence[Step]:
-        return plan_pools(readings, wishes, memory, limits, path_of=path_of)
+        return plan_pools(readings, desired_states, memory, limits, path_of=path_of)
 
     def foreseen(self, steps: Sequence[Step], memory: Memory) -> Memory:
         taken = sum(step.grows for step in steps)
@@ -176,13 +180,15 @@ class HugePages(Tunable):
             had = now
         yield write
 
-    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
+    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
         if reading.value is None:
             return unreadable(reading)
-        asked, wanted, figures = reading.figures["asked"], int(wish.value), reading.figures
-        if wish.sum and wish.sum.at_least:
+        asked, wanted, figures = reading.figures["asked"], int(desired.value), reading.figures
+        if desired.sum and desired.sum.at_least:
             wanted = max(wanted, asked)
-        of_size = {t: r for t, r in group.items() if self.group(t) == self.group(wish.target) and r.value is not None}
+        of_size = {
+            t: r for t, r in group.items() if self.group(t) == self.group(desired.target) and r.value is not None
+        }
         if asked == wanted and stuck(reading, of_size) > 0:
             return Verdict(
                 State.PARTIAL,
@@ -191,12 +197,12 @@ class HugePages(Tunable):
                 f"{figures['total'] - figures['free']} in use, {figures['free']} free, {figures['surplus']} surplus"
                 f"{reading.detail and '; '}{reading.detail}",
             )
-        if asked == wanted > int(wish.value):
-            said = f"at least {wish.value}, and pages of the whole host are there too"
+        if asked == wanted > int(desired.value):
+            said = f"at least {desired.value}, and pages of the whole host are there too"
             return Verdict(State.SATISFIED, Reason.OK, said)
         if asked == wanted:
             return SATISFIED
-        if entangled(wish, reading, of_size):
+        if entangled(desired, reading, of_size):
             return Verdict(
                 State.PARTIAL,
                 Reason.PAGES_IN_USE,
@@ -233,14 +239,14 @@ class HugePages(Tunable):
         error = f"{os.strerror(code)} ({errno.errorcode[code]})"
         return Verdict(state, reason, f"the kernel refused {value} pages for {reading.target.instance}: {error}: {why}")
 
-    def lacking(self, wish: Wish, reading: Reading) -> int:
+    def lacking(self, desired: DesiredState, reading: Reading) -> int:
         if reading.value is None:
             return 0
-        return max(0, int(wish.value) - reading.figures["total"]) * reading.figures["size"]
+        return max(0, int(desired.value) - reading.figures["total"]) * reading.figures["size"]
 
-    def drifted(self, wish: Wish, reading: Reading) -> bool:
-        is_shared = wish.sum is not None and wish.sum.at_least
-        return reading.value is not None and reading.figures["asked"] > int(wish.value) and not is_shared
+    def drifted(self, desired: DesiredState, reading: Reading) -> bool:
+        is_shared = desired.sum is not None and desired.sum.at_least
+        return reading.value is not None and reading.figures["asked"] > int(desired.value) and not is_shared
 
 
 def count_of(value: str) -> str:
@@ -298,15 +304,15 @@ def stuck(reading: Reading, of_size: Mapping[Target, Reading]) -> int:
     return max(reading.figures["surplus"] - reading.figures["borrow"], idle(pools, reserved))
 
 
-def entangled(wish: Wish, reading: Reading, of_size: Mapping[Target, Reading]) -> bool:
+def entangled(desired: DesiredState, reading: Reading, of_size: Mapping[Target, Reading]) -> bool:
     """Tell whether a node's number is off only as pages in use on other nodes were counted with it.
 
     It has more and none of them to give, or has the pages and they are surplus.
     """
-    others = [of_size[target] for target in nodes_of(of_size) if target != wish.target]
-    if "/" not in wish.target.instance or not any(pool.figures["surplus"] for pool in others):
+    others = [of_size[target] for target in nodes_of(of_size) if target != desired.target]
+    if "/" not in desired.target.instance or not any(pool.figures["surplus"] for pool in others):
         return False
-    wanted, figures = int(wish.value), reading.figures
+    wanted, figures = int(desired.value), reading.figures
     promised = max(pool.figures["reserved"] for pool in of_size.values())
     return (figures["asked"] > wanted and figures["free"] <= promised) or figures["asked"] < wanted <= figures["total"]
 

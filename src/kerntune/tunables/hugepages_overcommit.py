@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from kerntune.errors import InvalidValue
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, natural, number
-from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind, parse_pool
 from kerntune.tunables.base import Tunable, unreadable
 from kerntune.tunables.hugepages import IN_PATH, POOLS, count_of
@@ -75,27 +75,35 @@ class HugePagesOvercommit(Tunable):
         return parse_pool(target.instance).size * int(value)
 
     def plan(
-        self, readings: Mapping[Target, Reading], wishes: Mapping[Target, Wish], memory: Memory, limits: Limits
+        self,
+        readings: Mapping[Target, Reading],
+        desired_states: Mapping[Target, DesiredState],
+        memory: Memory,
+        limits: Limits,
     ) -> Sequence[Step]:
         """Sizes that give back come first, for all of them share one limit."""
         now = {target: int(reading.value) for target, reading in readings.items() if reading.value is not None}
         steps = []
-        for target, wish in sorted(wishes.items(), key=lambda pair: int(pair[1].value) - now.get(pair[0], 0)):
+        for target, desired in sorted(
+            desired_states.items(), key=lambda pair: int(pair[1].value) - now.get(pair[0], 0)
+        ):
             before = readings[target]
             if target not in now:
-                steps.append(Step(wish, before, verdict=unreadable(before)))
+                steps.append(Step(desired, before, verdict=unreadable(before)))
                 continue
-            wanted = int(wish.value)
+            wanted = int(desired.value)
             lent = sum(to_lend(readings[t], n) for t, n in now.items() if t != target)
             possible = most(before, lent, memory, limits) // before.figures["size"]
-            if wanted > now[target] and wanted > possible and not wish.is_baseline:
+            if wanted > now[target] and wanted > possible and not desired.is_baseline:
                 # Of these nobody is given a part.
-                newest = max(wish.sum.asked if wish.sum else (), key=lambda claim: claim.seq, default=None)
-                refused = refusal(wish, newest, now[target], possible, too_many(limits))
-                steps.append(Step(wish, before, verdict=refused or over_limit(wish, now[target], possible, limits)))
+                newest = max(desired.sum.asked if desired.sum else (), key=lambda claim: claim.seq, default=None)
+                refused = refusal(desired, newest, now[target], possible, too_many(limits))
+                steps.append(
+                    Step(desired, before, verdict=refused or over_limit(desired, now[target], possible, limits))
+                )
                 continue
-            writes = (Write(f"{folder_of(target)}/{FILE}", wish.value),) if wanted != now[target] else ()
-            steps.append(Step(wish, before, writes))
+            writes = (Write(f"{folder_of(target)}/{FILE}", desired.value),) if wanted != now[target] else ()
+            steps.append(Step(desired, before, writes))
             now[target] = wanted
         return steps
 
@@ -123,12 +131,12 @@ def most(reading: Reading, lent: int, memory: Memory, limits: Limits) -> int:
     return max(0, memory.total * limits.hugepages_percent // 100 - kept - lent)
 
 
-def over_limit(wish: Wish, now: int, possible: int, limits: Limits) -> Verdict:
+def over_limit(desired: DesiredState, now: int, possible: int, limits: Limits) -> Verdict:
     """The refusal, with what was asked, what is possible and what there is."""
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,
-        f"{wish.value} pages to borrow asked for {wish.target.instance}, {possible} possible, {now} there now: "
+        f"{desired.value} pages to borrow asked for {desired.target.instance}, {possible} possible, {now} there now: "
         f"{too_many(limits)}",
     )
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kerntune.errors import InvalidValue, NotOffered
 from kerntune.kernel.files import KernelError, KernelView
-from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind
 from kerntune.tunables.base import Action, Sizes, Tunable, unlike, unreadable
 from kerntune.tunables.scopes import Scope, first, offline
@@ -208,9 +208,9 @@ class Knob(Tunable):
     # What a write means that the kernel refused with this errno; None: what it means everywhere.
     refusals: Mapping[int, Callable[[Reading, str], Verdict | None]] = field(default_factory=dict)
     # Why a value is not even tried on a target; None: it is.
-    forbidden: Callable[[Wish, Reading], Verdict | None] = nothing
+    forbidden: Callable[[DesiredState, Reading], Verdict | None] = nothing
     # What it means that a target holds another value, after the writes; None: that a write was ignored.
-    otherwise: Callable[[Wish, Reading], Verdict | None] = nothing
+    otherwise: Callable[[DesiredState, Reading], Verdict | None] = nothing
     # What else a rule goes by, from the file's text or from other files.
     figures: Callable[[KernelView, Target, str], Mapping[str, int]] = no_figures
     transient: frozenset[int] = frozenset()
@@ -289,27 +289,27 @@ class Knob(Tunable):
     def plan(
         self,
         readings: Mapping[Target, Reading],
-        wishes: Mapping[Target, Wish],
+        desired_states: Mapping[Target, DesiredState],
         memory: Memory,  # noqa: ARG002
         limits: Limits,  # noqa: ARG002
     ) -> Sequence[Step]:
-        return [self._step(wish, readings[target]) for target, wish in wishes.items()]
+        return [self._step(desired, readings[target]) for target, desired in desired_states.items()]
 
-    def _step(self, wish: Wish, before: Reading) -> Step:
+    def _step(self, desired: DesiredState, before: Reading) -> Step:
         """Plan no write where the value is in place, or where a rule knows what would come of it."""
         if before.value is None:
-            return Step(wish, before, verdict=unreadable(before))
-        if self.value.is_in_place(wish.value, before):
-            return Step(wish, before)
-        if verdict := self.forbidden(wish, before):
-            return Step(wish, before, verdict=verdict)
-        return Step(wish, before, (Write(self.path(wish.target), wish.value),))
+            return Step(desired, before, verdict=unreadable(before))
+        if self.value.is_in_place(desired.value, before):
+            return Step(desired, before)
+        if verdict := self.forbidden(desired, before):
+            return Step(desired, before, verdict=verdict)
+        return Step(desired, before, (Write(self.path(desired.target), desired.value),))
 
-    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
-        if self.value.is_in_place(wish.value, reading):
-            also = self.scope.also_set(wish.winner.instances, wish.target)
-            return Verdict(State.SATISFIED, Reason.OK, also or self.value.remark(wish.value, reading))
-        return self.otherwise(wish, reading) or unlike(reading)
+    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+        if self.value.is_in_place(desired.value, reading):
+            also = self.scope.also_set(desired.winner.instances, desired.target)
+            return Verdict(State.SATISFIED, Reason.OK, also or self.value.remark(desired.value, reading))
+        return self.otherwise(desired, reading) or unlike(reading)
 
     def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
         refusal = self.refusals.get(code, nothing)

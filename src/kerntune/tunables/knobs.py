@@ -15,7 +15,7 @@ from typing import Final
 from kerntune.errors import InvalidValue
 from kerntune.kernel.cpufreq import lacking
 from kerntune.kernel.files import KernelView, find
-from kerntune.model import Reading, Reason, State, Target, Verdict, Wish
+from kerntune.model import DesiredState, Reading, Reason, State, Target, Verdict
 from kerntune.tunables.knob import Knob, Number, Range, Word, cpus_offline, no_module, not_offered, offers
 from kerntune.tunables.scopes import POLICIES, Drives, Names, Policies, first
 
@@ -28,9 +28,9 @@ def no_such_word(reading: Reading, value: str) -> Verdict | None:
     return Verdict(State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED, offers(str(reading.target), reading, value))
 
 
-def not_among_words(wish: Wish, before: Reading) -> Verdict | None:
+def not_among_words(desired: DesiredState, before: Reading) -> Verdict | None:
     """Return the verdict on a word that the file does not have, as defer+madvise before Linux 4.11."""
-    return None if wish.value in before.choices else no_such_word(before, wish.value)
+    return None if desired.value in before.choices else no_such_word(before, desired.value)
 
 
 THP = Knob(
@@ -74,17 +74,17 @@ SYSCTLS: Mapping[str, Range] = {
     # Bits: 0 moves no pages after threads, which is felt as pauses (vendors).
     "kernel.numa_balancing": Range(0, 3, default=1),
 }
-# These are only compared with what is wished. To own the file is not enough: sysctl_numa_balancing of
+# These are only compared with the desired value. To own the file is not enough: sysctl_numa_balancing of
 # kernel/sched/core.c asks for CAP_SYS_ADMIN, and the service has no capability.
 REPORTED = frozenset({"kernel.numa_balancing"})
 
 
-def not_for_us(wish: Wish, _before: Reading) -> Verdict | None:
+def not_for_us(desired: DesiredState, _before: Reading) -> Verdict | None:
     """Return the verdict on a sysctl that is only reported."""
-    name = wish.target.instance
+    name = desired.target.instance
     if name not in REPORTED:
         return None
-    return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, f"{only_reported(name)}. {how_to_set(name, wish.value)}")
+    return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, f"{only_reported(name)}. {how_to_set(name, desired.value)}")
 
 
 def only_reported(name: str) -> str:
@@ -158,7 +158,7 @@ CPU_GOVERNOR = Knob(
 # cpu-epp: what CPUs that choose their own frequency prefer, speed or power (Documentation/admin-guide/pm/
 # intel_pstate.rst and amd-pstate.rst). While such a driver is active and the governor is performance, the preference is
 # performance and the kernel takes no other (EBUSY); the one before comes back with the governor. So the governor comes
-# first in a pass, and a preference that it forbids stays wished.
+# first in a pass, and a preference that it forbids stays desired.
 #
 # The firmware may have set a preference that amd-pstate-epp has no name for: a read gives EINVAL
 # (show_energy_performance_preference of drivers/cpufreq/amd-pstate.c). It reads `unknown` here, may be written, and
@@ -221,10 +221,10 @@ def no_preferences(kernel: KernelView) -> str:
     )
 
 
-def governor_decides(wish: Wish, reading: Reading) -> Verdict | None:
+def governor_decides(desired: DesiredState, reading: Reading) -> Verdict | None:
     """Return the verdict on any other preference where the governor lets the kernel take none but performance."""
     if reading.value == PERFORMANCE and reading.figures.get("fastest") and reading.figures.get("active"):
-        return decided(wish.value)
+        return decided(desired.value)
     return None
 
 
@@ -238,10 +238,10 @@ def decided(value: str) -> Verdict:
     )
 
 
-def other_preference(wish: Wish, reading: Reading) -> Verdict | None:
-    if verdict := governor_decides(wish, reading):
+def other_preference(desired: DesiredState, reading: Reading) -> Verdict | None:
+    if verdict := governor_decides(desired, reading):
         return verdict
-    return no_way_back(reading) if wish.value == DEFAULT and reading.value is not None else None
+    return no_way_back(reading) if desired.value == DEFAULT and reading.value is not None else None
 
 
 def preference_busy(reading: Reading, value: str) -> Verdict:
@@ -314,11 +314,11 @@ NO_QUEUE = NONE
 RESETS = "the controller resets, or changes the number of its queues"
 
 
-def no_queue(wish: Wish, before: Reading) -> Verdict | None:
+def no_queue(desired: DesiredState, before: Reading) -> Verdict | None:
     """Return the verdict on a device without a choice, which is not even asked."""
     if before.figures["schedulable"]:
         return None
-    return not_offered(before, wish.value, "because it has no queue to schedule")
+    return not_offered(before, desired.value, "because it has no queue to schedule")
 
 
 def no_scheduler(reading: Reading, value: str) -> Verdict | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from kerntune.errors import InvalidValue
 from kerntune.kernel import support
 from kerntune.kernel.files import KernelView, find, number
-from kerntune.model import Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Wish, Write
+from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind
 from kerntune.tunables.base import Tunable, unlike
 
@@ -81,19 +81,19 @@ class Overcommit(Tunable):
     def plan(
         self,
         readings: Mapping[Target, Reading],
-        wishes: Mapping[Target, Wish],
+        desired_states: Mapping[Target, DesiredState],
         memory: Memory,
         limits: Limits,  # noqa: ARG002
     ) -> Sequence[Step]:
-        return [plan_one(wish, readings[target], memory) for target, wish in wishes.items()]
+        return [plan_one(desired, readings[target], memory) for target, desired in desired_states.items()]
 
-    def judge(self, wish: Wish, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
-        if reading.value is None or writes_for(wish.value, reading):
+    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+        if reading.value is None or writes_for(desired.value, reading):
             return unlike(reading)
         return Verdict(State.SATISFIED, Reason.OK, meaning(reading))
 
-    def drifted(self, wish: Wish, reading: Reading) -> bool:
-        return bool(writes_for(wish.value, reading))
+    def drifted(self, desired: DesiredState, reading: Reading) -> bool:
+        return bool(writes_for(desired.value, reading))
 
 
 def split(value: str) -> tuple[str, int | None, int | None]:
@@ -137,23 +137,25 @@ def needed_limit(memory: Memory) -> int:
     return memory.committed + memory.reserve
 
 
-def plan_one(wish: Wish, before: Reading, memory: Memory) -> Step:
+def plan_one(desired: DesiredState, before: Reading, memory: Memory) -> Step:
     """The writes, unless they would leave nobody any memory to start a program with."""
     if before.value is None:
-        return Step(wish, before, verdict=unlike(before))
-    writes = writes_for(wish.value, before)
-    mode, ratio, kbytes = split(wish.value)
+        return Step(desired, before, verdict=unlike(before))
+    writes = writes_for(desired.value, before)
+    mode, ratio, kbytes = split(desired.value)
     if writes and mode == "always" and ratio and memory.headroom <= least_left(memory, ratio):
-        return Step(wish, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, too_little_left(memory, ratio)))
+        return Step(desired, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, too_little_left(memory, ratio)))
     if writes and mode == NEVER:
         if ratio is kbytes is None:
             ratio, kbytes = memory.overcommit_ratio, memory.overcommit_kbytes
         limit = predicted_limit(memory, ratio=ratio or 0, kbytes=kbytes or 0)
         if limit < needed_limit(memory):
             return Step(
-                wish, before, verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, lock_out(memory, limit, wish.value))
+                desired,
+                before,
+                verdict=Verdict(State.REFUSED, Reason.OVER_LIMIT, lock_out(memory, limit, desired.value)),
             )
-    return Step(wish, before, writes)
+    return Step(desired, before, writes)
 
 
 def kept_free(memory: Memory, ratio: int) -> int:

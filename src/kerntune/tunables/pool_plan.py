@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kerntune.model import (
     SATISFIED,
+    DesiredState,
     Limits,
     Memory,
     Origin,
@@ -16,7 +17,6 @@ from kerntune.model import (
     Step,
     Target,
     Verdict,
-    Wish,
     Write,
 )
 from kerntune.tunables.base import unreadable
@@ -27,35 +27,37 @@ from kerntune.tunables.sums import refusal
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A wish, the pages that it wants in each pool, and the pools it settles.
+    """A desired state, the pages that it wants in each pool, and the pools it settles.
 
-    `beaten` is what to say when the pools' number is not the wish's; with a `verdict` there is nothing to do. `takes`
-    are the pages that another part wants in a pool, for this wish too.
+    `overridden` is the verdict where the pools' number is not the desired one; with a `verdict` there is nothing to
+    do. `takes` are the pages that another part wants in a pool, for this one too.
     """
 
-    wish: Wish
+    desired: DesiredState
     wants: Mapping[Target, int]
     settles: tuple[Target, ...]
-    beaten: Verdict | None = None
+    overridden: Verdict | None = None
     verdict: Verdict | None = None
     takes: int | None = None
 
 
 def plan_pools(
     pools: Pools,
-    wishes: Mapping[Target, Wish],
+    desired_states: Mapping[Target, DesiredState],
     memory: Memory,
     limits: Limits,
     *,
     path_of: Callable[[Target], str],
 ) -> Sequence[Step]:
-    """Return a step for every wish whose turn it is; who shrinks comes first, for all sizes share one memory."""
+    """Return a step for every desired state that is due; pools that shrink come first, for all share one memory."""
     known = {target: reading for target, reading in pools.items() if reading.value is not None}
-    steps = [Step(wish, pools[t], verdict=unreadable(pools[t])) for t, wish in wishes.items() if t not in known]
+    steps = [
+        Step(desired, pools[t], verdict=unreadable(pools[t])) for t, desired in desired_states.items() if t not in known
+    ]
     groups = by_size(known)
     parts: list[Part] = []
     for own in groups.values():
-        parts += divide(own, {target: wish for target, wish in wishes.items() if target in own})
+        parts += divide(own, {target: desired for target, desired in desired_states.items() if target in own})
     room = Room.on(memory, limits, known)
     parts.sort(key=lambda part: growth(part.wants, known) * page_bytes(part, known))
     fitted = []
@@ -64,8 +66,10 @@ def plan_pools(
         fitted.append(done)
     work: dict[Target, Work] = {}
     for own in groups.values():
-        work |= carry_out({done.part.wish.target: done.wants for done in fitted if done.part.wish.target in own}, own)
-    return steps + [done.step(known, work.get(done.part.wish.target, Work()), path_of) for done in fitted]
+        work |= carry_out(
+            {done.part.desired.target: done.wants for done in fitted if done.part.desired.target in own}, own
+        )
+    return steps + [done.step(known, work.get(done.part.desired.target, Work()), path_of) for done in fitted]
 
 
 def by_size(pools: Pools) -> dict[str, dict[Target, Reading]]:
@@ -76,10 +80,10 @@ def by_size(pools: Pools) -> dict[str, dict[Target, Reading]]:
 
 def page_bytes(part: Part, pools: Pools) -> int:
     """Return the page size of a part, in bytes."""
-    return pools[part.wish.target].figures["size"]
+    return pools[part.desired.target].figures["size"]
 
 
-def divide(group: Pools, wishes: Mapping[Target, Wish]) -> list[Part]:
+def divide(group: Pools, desired_states: Mapping[Target, DesiredState]) -> list[Part]:
     """Say who settles which pool: nodes with claims get exactly theirs, the rest of a total goes to the other nodes.
 
     A total alone is the kernel's to spread: it tries the nodes in turn, and goes on where one has no memory. A node's
@@ -87,24 +91,25 @@ def divide(group: Pools, wishes: Mapping[Target, Wish]) -> list[Part]:
     """
     nodes = nodes_of(group)
     alias = () if nodes else tuple(group)
-    whole = next((wish for target, wish in wishes.items() if "/" not in target.instance), None)
-    claimed = {t: wish for t, wish in wishes.items() if "/" in t.instance and not wish.is_baseline}
+    whole = next((desired for target, desired in desired_states.items() if "/" not in target.instance), None)
+    claimed = {t: desired for t, desired in desired_states.items() if "/" in t.instance and not desired.is_baseline}
     also = (whole.target,) if whole else ()
-    parts = [Part(wish, {t: int(wish.value)}, alias or (t, *also)) for t, wish in claimed.items()]
+    parts = [Part(desired, {t: int(desired.value)}, alias or (t, *also)) for t, desired in claimed.items()]
     if whole is None or whole.is_baseline:
-        return parts + put_back([wish for wish in wishes.values() if wish.is_baseline], group, claimed)
+        return parts + put_back([desired for desired in desired_states.values() if desired.is_baseline], group, claimed)
     total = int(whole.value)
     if not claimed:
         return [Part(whole, {whole.target: total}, alias or (whole.target, *nodes))]
-    least = {t: int(wish.value) for t, wish in claimed.items() if wish.sum and wish.sum.at_least}
-    fixed = sum(int(wish.value) for target, wish in claimed.items() if target not in least)
+    least = {t: int(desired.value) for t, desired in claimed.items() if desired.sum and desired.sum.at_least}
+    fixed = sum(int(desired.value) for target, desired in claimed.items() if target not in least)
     others = {target: group[target] for target in nodes if target not in claimed or target in least}
-    beaten = beaten_by_nodes(fixed) if total < fixed or (not others and total != fixed) else None
+    overridden = overridden_by_nodes(fixed) if total < fixed or (not others and total != fixed) else None
     wants = at_least(spread(max(0, total - fixed), others), least)
     parts = [
-        Part(part.wish, {}, (), takes=wants[part.wish.target]) if part.wish.target in least else part for part in parts
+        Part(part.desired, {}, (), takes=wants[part.desired.target]) if part.desired.target in least else part
+        for part in parts
     ]
-    return [*parts, Part(whole, wants, (whole.target, *wants) if nodes else (), beaten)]
+    return [*parts, Part(whole, wants, (whole.target, *wants) if nodes else (), overridden)]
 
 
 def at_least(wants: Mapping[Target, int], least: Mapping[Target, int]) -> dict[Target, int]:
@@ -119,7 +124,7 @@ def at_least(wants: Mapping[Target, int], least: Mapping[Target, int]) -> dict[T
     return found
 
 
-def put_back(own: Sequence[Wish], group: Pools, claimed: Mapping[Target, Wish]) -> list[Part]:
+def put_back(own: Sequence[DesiredState], group: Pools, claimed: Mapping[Target, DesiredState]) -> list[Part]:
     """Give pools that nobody claims their own numbers back.
 
     With several nodes the total's own number was saved while nodes had claims: what goes back is the sum of theirs.
@@ -128,9 +133,13 @@ def put_back(own: Sequence[Wish], group: Pools, claimed: Mapping[Target, Wish]) 
     if not nodes:
         # The one pool has two names, and the first of them is written.
         return [] if claimed else [Part(w, {w.target: int(w.value)} if w is own[0] else {}, tuple(group)) for w in own]
-    whole = next((wish for wish in own if wish.target not in nodes), None)
+    whole = next((desired for desired in own if desired.target not in nodes), None)
     also = (whole.target,) if whole else ()
-    parts = [Part(wish, {wish.target: int(wish.value)}, (wish.target, *also)) for wish in own if wish.target in nodes]
+    parts = [
+        Part(desired, {desired.target: int(desired.value)}, (desired.target, *also))
+        for desired in own
+        if desired.target in nodes
+    ]
     if whole is None:
         return parts
     if claimed:
@@ -141,7 +150,7 @@ def put_back(own: Sequence[Wish], group: Pools, claimed: Mapping[Target, Wish]) 
     return [*parts, Part(replace(whole, value=str(sum(goals.values()))), {}, ())]
 
 
-def beaten_by_nodes(fixed: int) -> Verdict:
+def overridden_by_nodes(fixed: int) -> Verdict:
     """The nodes' own claims make another total."""
     return Verdict(State.OVERRIDDEN, Reason.OVERRIDDEN, f"the claims on single nodes make {fixed} pages in all")
 
@@ -203,44 +212,44 @@ class Fitted:
 
     def step(self, pools: Pools, work: Work, path_of: Callable[[Target], str]) -> Step:
         """Return what the engine carries out."""
-        wish = self.part.wish
+        desired = self.part.desired
         writes = tuple(Write(path_of(target), str(count)) for target, count in work.writes)
         touches = tuple(dict.fromkeys((*self.part.settles, *work.touches)))
         comes_to = sum(self.wants.values()) if self.wants else None
-        return Step(wish, pools[wish.target], writes, self.verdict, self.capped, touches, self.grows, comes_to)
+        return Step(desired, pools[desired.target], writes, self.verdict, self.capped, touches, self.grows, comes_to)
 
 
 def fit(part: Part, group: Pools, room: Room) -> tuple[Fitted, Room]:
     """Refuse a part, cap it to what there is room for, or leave it as asked; return the room left too."""
     if part.verdict:
         return Fitted(part, {}, part.verdict), room
-    wish, before, size = part.wish, group[part.wish.target], page_bytes(part, group)
+    desired, before, size = part.desired, group[part.desired.target], page_bytes(part, group)
     now = before.figures
     # Pages in use beyond what is asked and may be borrowed are counted with the pools already.
     stuck = max(0, now["surplus"] - now["borrow"])
-    if verdict := among_those_in_use(wish, before, stuck):
+    if verdict := among_those_in_use(desired, before, stuck):
         return Fitted(part, {}, verdict), room
     grows, more = growth(part.wants, group), rise(part.wants, group)
     if part.takes is not None:
-        grows, more = growth({wish.target: part.takes}, group), part.takes - now["asked"]
-    if part.beaten:
-        # Beaten by the nodes' claims or not, a number that the host could never bear is refused.
-        grows = more = max(grows, int(wish.value) - now["total"])
-    bounds = [(room.for_memory(node_of(wish.target)), grows)]
-    if not wish.is_baseline:
+        grows, more = growth({desired.target: part.takes}, group), part.takes - now["asked"]
+    if part.overridden:
+        # Overridden by the nodes' claims or not, a number that the host could never bear is refused.
+        grows = more = max(grows, int(desired.value) - now["total"])
+    bounds = [(room.for_memory(node_of(desired.target)), grows)]
+    if not desired.is_baseline:
         bounds.append((room.for_pools, max(grows, more - stuck)))
     over = [(more - pages + bound.pages(size), bound.why) for bound, pages in bounds if pages > bound.pages(size)]
-    wants, capped = part.wants, part.beaten
+    wants, capped = part.wants, part.overridden
     if over and more > 0:
         possible, why = min(over)
         most = now["asked"] + max(0, possible)
-        verdict = over_limit(wish, now["total"], most, why)
-        if wish.sum is None and wish.strict:
+        verdict = over_limit(desired, now["total"], most, why)
+        if desired.sum is None and desired.strict:
             return Fitted(part, {}, verdict), room
-        if refused := refusal(wish, wish.sum.newest if wish.sum else None, now["asked"], most, why):
+        if refused := refusal(desired, desired.sum.newest if desired.sum else None, now["asked"], most, why):
             return Fitted(part, {}, refused), room
         if part.takes is None:
-            capped = part.beaten or verdict._replace(state=State.PARTIAL)
+            capped = part.overridden or verdict._replace(state=State.PARTIAL)
         wants = reduce(part.wants, group, max(0, possible))
     grows = growth(wants, group)
     counted = max(grows, rise(wants, group) - stuck)
@@ -248,31 +257,31 @@ def fit(part: Part, group: Pools, room: Room) -> tuple[Fitted, Room]:
     return Fitted(part, wants, None, capped, grows * size), room.less(grows * size, counted * size, nodes)
 
 
-def among_those_in_use(wish: Wish, pool: Reading, stuck: int) -> Verdict | None:
+def among_those_in_use(desired: DesiredState, pool: Reading, stuck: int) -> Verdict | None:
     """Refuse who asks to hold pages while pages that nobody claims are in use: some of his would be among them."""
-    if not stuck or not wish.sum or not any(claim.origin is Origin.HOLD for claim in wish.sum.asked):
+    if not stuck or not desired.sum or not any(claim.origin is Origin.HOLD for claim in desired.sum.asked):
         return None
     return Verdict(
         State.REFUSED,
         Reason.PAGES_IN_USE,
-        f"{stuck} pages of {wish.target} that nobody claims any more are still in use, and those asked for would be "
+        f"{stuck} pages of {desired.target} that nobody claims any more are still in use, and those asked for would be "
         f"among them{pool.detail and '; '}{pool.detail}",
     )
 
 
-def over_limit(wish: Wish, now: int, possible: int, why: str) -> Verdict:
+def over_limit(desired: DesiredState, now: int, possible: int, why: str) -> Verdict:
     """The refusal, with what was asked, what is possible and what there is."""
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,
-        f"{wish.value} pages asked for {wish.target.instance}{of_holds(wish)}, {possible} possible, {now} there now: "
-        f"{why}",
+        f"{desired.value} pages asked for {desired.target.instance}{of_holds(desired)}, {possible} possible, "
+        f"{now} there now: {why}",
     )
 
 
-def of_holds(wish: Wish) -> str:
+def of_holds(desired: DesiredState) -> str:
     """Prose: what of a number is held."""
-    return f" ({wish.sum.held} of them held)" if wish.sum else ""
+    return f" ({desired.sum.held} of them held)" if desired.sum else ""
 
 
 def reduce(wants: Mapping[Target, int], group: Pools, pages: int) -> dict[Target, int]:

@@ -57,9 +57,9 @@ def idle(pools: Iterable[Reading], reserved: int) -> int:
 
 
 def carry_out(wants: Mapping[Target, Mapping[Target, int]], group: Pools) -> dict[Target, Work]:
-    """Return the writes for each wish, by the pages that it wants in each pool of one page size.
+    """Return the writes for each desired state, by the pages that it wants in each pool of one page size.
 
-    Where nodes have surplus, the writes of one wish carry out those of all.
+    Where nodes have surplus, the writes of one carry out those of all.
     """
     pools = {node: group[node] for node in nodes_of(group)}
     whole = next(reading for target, reading in group.items() if "/" not in target.instance)
@@ -68,18 +68,18 @@ def carry_out(wants: Mapping[Target, Mapping[Target, int]], group: Pools) -> dic
     if not goals.keys() <= pools.keys():
         left = idle(pools.values() or [whole], reserved)
         return {
-            wish: Work(to_total(group[target], count, left))
-            for wish, own in wants.items()
+            desired: Work(to_total(group[target], count, left))
+            for desired, own in wants.items()
             for target, count in own.items()
         }
-    wished = [pools[target] for target in goals]
+    settled = [pools[target] for target in goals]
     goals = {node: persistent(pool) for node, pool in pools.items()} | goals
     changed = {target for target, goal in goals.items() if goal != persistent(pools[target])}
     calm = not any(pool.figures["surplus"] or used(pool) > goals[target] for target, pool in pools.items())
     if calm and not promised(goals, pools, reserved):
-        return {wish: Work(in_order(own, pools)) for wish, own in wants.items()}
-    left = idle(wished, reserved)
-    carrier = next((wish for wish, own in wants.items() if own and (left or changed & own.keys())), None)
+        return {desired: Work(in_order(own, pools)) for desired, own in wants.items()}
+    left = idle(settled, reserved)
+    carrier = next((desired for desired, own in wants.items() if own and (left or changed & own.keys())), None)
     if carrier is None:
         return {}
     touches = tuple(target for target, pool in pools.items() if pool.figures["surplus"] or target in changed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from kerntune.model import Claim, Origin, Reason, State, Sum, Target, Verdict, Wish
+from kerntune.model import Claim, DesiredState, Origin, Reason, State, Sum, Target, Verdict
 from kerntune.patterns import parse_pool
 
 Asking = Mapping[Target, Sequence[Claim]]  # the claims on each target, the strongest first
@@ -86,11 +86,11 @@ def other(claims: Iterable[Claim]) -> Claim | None:
     return next((claim for claim in claims if claim.origin is not Origin.HOLD), None)
 
 
-def refusal(wish: Wish, claim: Claim | None, number: int, most: int, why: str) -> Verdict | None:
+def refusal(desired: DesiredState, claim: Claim | None, number: int, most: int, why: str) -> Verdict | None:
     """Return what is told of the claim that is refused where `most` is not enough for a sum; None where it is."""
-    if wish.sum is None or claim is None or int(wish.value) - wish.sum.lacks <= most:
+    if desired.sum is None or claim is None or int(desired.value) - desired.sum.lacks <= most:
         return None
-    possible = max(0, most + wish.sum.lacks - int(wish.value) + int(claim.value))
+    possible = max(0, most + desired.sum.lacks - int(desired.value) + int(claim.value))
     more = "+" if claim.origin is Origin.HOLD else ""
     name = Target(claim.tunable, claim.instances)
     said = f"{more}{claim.value} asked for {name}, {more}{possible} possible, {number} there now: {why}"

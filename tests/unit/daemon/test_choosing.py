@@ -116,8 +116,8 @@ async def test_it_is_below_the_configuration_and_the_callers(folder: Path, monke
             assert disk.detail.startswith(f"config:io-scheduler@sda = kyber ({folder}/kerntune.toml:2) wins; ")
             assert (memory.requested, memory.actual, memory.state) == ("always:95", "heuristic", State.OVERRIDDEN)
         assert (bench.disk, pages(bench.lab.kernel)) == ("kyber", [5, 5])
-        (wish,) = [claim for claim in bench.lab.engine.claims.by_id.values() if claim.origin is Origin.CONFIG]
-        assert wish.value == "kyber"
+        (desired,) = [claim for claim in bench.lab.engine.claims.by_id.values() if claim.origin is Origin.CONFIG]
+        assert desired.value == "kyber"
         # Without the line the profile has its way, and with it again the line.
         for text, value in (("", "none"), (DISK.format("bfq"), "bfq")):
             (folder / "kerntune.toml").write_text(text)

@@ -103,7 +103,7 @@ def test_a_host_with_years_of_advice(tmp_path: Path) -> None:
     ]
     pool = found.proposals[3]
     assert [str(place) for place in pool.places] == ["/etc/rc.local:3"]
-    assert [str(place) for place in pool.beaten] == ["/etc/sysctl.d/10-llm.conf:2"]
+    assert [str(place) for place in pool.overridden] == ["/etc/sysctl.d/10-llm.conf:2"]
     assert [str(place) for place in found.proposals[2].places] == ["/etc/sysctl.conf:1", "/etc/sysctl.conf:2"]
     assert {(str(one.place), one.cause) for one in found.left} == {
         ("/etc/rc.local:4", Cause.NOT_POSSIBLE),
@@ -170,7 +170,7 @@ def test_the_last_stage_of_a_boot_wins(tmp_path: Path) -> None:
     )
     (proposal,) = survey(tmp_path).proposals
     assert proposal.setting == ("hugepages", "2M", "3")
-    assert [place.text for place in proposal.beaten] == ["hugepages=1", "vm.nr_hugepages=2"]
+    assert [place.text for place in proposal.overridden] == ["hugepages=1", "vm.nr_hugepages=2"]
 
 
 def test_a_file_that_only_a_script_reads_is_in_force(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_a_file_that_is_read_twice_does_not_beat_itself(tmp_path: Path) -> None:
     found = pasted(tmp_path, "sysctl -w vm.nr_hugepages=4", "sysctl -p /etc/sysctl.d/a.conf")
     assert said(found) == ["hugepages@2M=8", "overcommit=always:95"]
     pool, mode = found.proposals
-    assert [str(place) for place in pool.beaten] == ["/etc/rc.local:1"]
-    assert mode.beaten == ()
+    assert [str(place) for place in pool.overridden] == ["/etc/rc.local:1"]
+    assert mode.overridden == ()
 
 
 def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Path) -> None:

@@ -400,8 +400,8 @@ async def test_one_that_another_claim_beats_is_told_which(count: int, state: Sta
     async with running(small_host(), claims=[claim(Origin.PERSISTENT, *POOL, count)]) as lab:
         await lab.set((*POOL, 70))
         await hold(lab, (*POOL, 10))
-        (beaten,) = lab.engine.claims.by_origin(Origin.PERSISTENT)
-        (outcome,) = lab.engine.looking_up([beaten])()
+        (overridden,) = lab.engine.claims.by_origin(Origin.PERSISTENT)
+        (outcome,) = lab.engine.looking_up([overridden])()
         assert (outcome.requested, outcome.actual, outcome.state) == (str(count), "80", state)
         assert "runtime:hugepages@2M = 70, by alice" in outcome.detail
 

@@ -93,10 +93,10 @@ async def test_of_two_for_the_same_drive_the_later_wins_and_the_earlier_is_told(
             lab.set(("io-scheduler", "sda", "none")),
         )
         gate.free.set()
-        (beaten,), (winner,) = [answer.outcomes for answer in await asyncio.gather(*pair)]
+        (overridden,), (winner,) = [answer.outcomes for answer in await asyncio.gather(*pair)]
         await first
-        assert (beaten.state, beaten.actual, beaten.requested) == (State.OVERRIDDEN, "none", "bfq")
-        assert "a later call replaced this claim: runtime:io-scheduler@sda = none, by alice" in beaten.detail
+        assert (overridden.state, overridden.actual, overridden.requested) == (State.OVERRIDDEN, "none", "bfq")
+        assert "a later call replaced this claim: runtime:io-scheduler@sda = none, by alice" in overridden.detail
         assert (winner.state, winner.actual) == (State.SATISFIED, "none")
         assert [text for path, text in lab.writes() if path == queue("sda")] == ["none"]
         assert "runtime:io-scheduler@sda=none" in lab.claims
@@ -109,10 +109,10 @@ async def test_of_two_patterns_the_later_wins_and_both_are_kept() -> None:
         await gate.reached.wait()
         pair = await begun(lab.set(("io-scheduler", "sda", "bfq")), lab.set(("io-scheduler", "sd?", "none")))
         gate.free.set()
-        (beaten,), (winner,) = [answer.outcomes for answer in await asyncio.gather(*pair)]
+        (overridden,), (winner,) = [answer.outcomes for answer in await asyncio.gather(*pair)]
         await first
-        assert (beaten.state, beaten.reason, beaten.actual) == (State.OVERRIDDEN, Reason.OVERRIDDEN, "none")
-        assert "runtime:io-scheduler@sd? = none, by alice wins" in beaten.detail
+        assert (overridden.state, overridden.reason, overridden.actual) == (State.OVERRIDDEN, Reason.OVERRIDDEN, "none")
+        assert "runtime:io-scheduler@sd? = none, by alice wins" in overridden.detail
         assert winner.state is State.SATISFIED
         assert {"runtime:io-scheduler@sda=bfq", "runtime:io-scheduler@sd?=none"} < set(lab.claims)
 
@@ -135,13 +135,13 @@ async def test_of_two_for_the_same_value_both_have_it() -> None:
 
 async def test_who_must_win_and_is_replaced_at_once_takes_nothing_from_the_other() -> None:
     async with running(large_host()) as lab:
-        beaten, winner = await ends(
+        overridden, winner = await ends(
             *await begun(
                 lab.set(("io-scheduler", "sda", "bfq"), must_win=True),
                 lab.set(("io-scheduler", "sda", "none"), must_win=True),
             )
         )
-        assert isinstance(beaten, Overridden)
+        assert isinstance(overridden, Overridden)
         assert isinstance(winner, Answer)
         assert lab.claims == ["runtime:io-scheduler@sda=none"]
         assert lab.kernel.disks["sda"].scheduler == "none"

@@ -42,25 +42,25 @@ def test_any_order_of_the_same_claims_gives_the_same_wishes(
 
 @given(many_claims(), baselines)
 def test_the_winner_is_the_highest_origin_and_then_the_newest(claims: list[Claim], own: dict[Target, str]) -> None:
-    wishes = resolve(SCHEDULERS, claims, own, DRIVES)
+    desired_states = resolve(SCHEDULERS, claims, own, DRIVES)
     for target in DRIVES:
         asking = [claim for claim in claims if SCHEDULERS.matches(claim.instances, target)]
         if not asking:
-            assert (target in wishes) is (target in own)
+            assert (target in desired_states) is (target in own)
             continue
-        wish = wishes[target]
+        desired = desired_states[target]
         highest = max(claim.origin for claim in asking)
         newest = max(claim.seq for claim in asking if claim.origin is highest)
-        assert (wish.winner.origin, wish.winner.seq, wish.value) == (highest, newest, wish.winner.value)
-        assert {wish.winner, *wish.beaten} == set(asking)
-        assert list(wish.beaten) == sorted(wish.beaten, key=lambda c: (-c.origin, -c.seq))
+        assert (desired.winner.origin, desired.winner.seq, desired.value) == (highest, newest, desired.winner.value)
+        assert {desired.winner, *desired.overridden} == set(asking)
+        assert list(desired.overridden) == sorted(desired.overridden, key=lambda c: (-c.origin, -c.seq))
 
 
 @given(many_claims(), st.sampled_from(DRIVES))
 def test_a_target_that_appears_changes_nothing_for_the_others(claims: list[Claim], late: Target) -> None:
     before = resolve(SCHEDULERS, claims, {}, [target for target in DRIVES if target != late])
     after = resolve(SCHEDULERS, claims, {}, DRIVES)
-    assert {target: wish for target, wish in after.items() if target != late} == before
+    assert {target: desired for target, desired in after.items() if target != late} == before
 
 
 def test_a_claim_of_another_tunable_says_nothing() -> None:
@@ -68,8 +68,8 @@ def test_a_claim_of_another_tunable_says_nothing() -> None:
 
 
 def test_where_nobody_claims_the_baseline_is_desired() -> None:
-    (wish,) = resolve(SCHEDULERS, [], {FIRST: "none"}, DRIVES).values()
-    assert (wish.target, wish.value, wish.is_baseline, wish.strict) == (FIRST, "none", True, False)
+    (desired,) = resolve(SCHEDULERS, [], {FIRST: "none"}, DRIVES).values()
+    assert (desired.target, desired.value, desired.is_baseline, desired.strict) == (FIRST, "none", True, False)
 
 
 def test_a_baseline_of_another_drive_of_that_name_is_not_desired() -> None:
@@ -81,14 +81,14 @@ def test_strict_is_who_waits_and_allows_no_less() -> None:
     exact = claim(Origin.RUNTIME, "io-scheduler", "nvme0n1", "none")
     lenient = Claim(Origin.RUNTIME, "io-scheduler", "nvme1n1", "none", partial=True)
     unheard = claim(Origin.RUNTIME, "io-scheduler", "sda", "none")
-    wishes = resolve(SCHEDULERS, [exact, lenient, unheard], {}, DRIVES, strict={exact.id, lenient.id})
-    assert [wishes[target].strict for target in DRIVES] == [True, False, False]
+    desired_states = resolve(SCHEDULERS, [exact, lenient, unheard], {}, DRIVES, strict={exact.id, lenient.id})
+    assert [desired_states[target].strict for target in DRIVES] == [True, False, False]
 
 
 @given(many_claims())
 def test_a_claim_is_either_in_a_wish_or_unmatched(claims: list[Claim]) -> None:
-    wishes = resolve(SCHEDULERS, claims, {}, DRIVES).values()
-    heard = {claim for wish in wishes for claim in (wish.winner, *wish.beaten)}
+    desired_states = resolve(SCHEDULERS, claims, {}, DRIVES).values()
+    heard = {claim for desired in desired_states for claim in (desired.winner, *desired.overridden)}
     left = set(unmatched(cover(SCHEDULERS, claims, DRIVES)))
     assert heard | left == set(claims)
     assert not heard & left

@@ -13,7 +13,7 @@ import pytest
 from kerntune.engine.hung import Bounds, Crew, Hung
 from kerntune.engine.writing import WRITERS, Writer
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
-from kerntune.model import Claim, Origin, Reading, Step, Target, Wish, Write
+from kerntune.model import Claim, DesiredState, Origin, Reading, Step, Target, Write
 from kerntune.tunables.knobs import CPU_GOVERNOR
 from tests.unit.lab import BOUND, GIB
 
@@ -28,9 +28,9 @@ def host() -> SimulatedKernel:
 
 def step(number: int) -> Step:
     target = Target("cpu-governor", f"policy{number}")
-    wish = Wish(target, "performance", Claim(Origin.RUNTIME, "cpu-governor", "*", "performance"))
+    desired = DesiredState(target, "performance", Claim(Origin.RUNTIME, "cpu-governor", "*", "performance"))
     path = f"sys/devices/system/cpu/cpufreq/policy{number}/scaling_governor"
-    return Step(wish, Reading(target, "schedutil"), (Write(path, "performance"),))
+    return Step(desired, Reading(target, "schedutil"), (Write(path, "performance"),))
 
 
 def used(kernel: SimulatedKernel, *, threads: bool = True, slow: Callable[[int], float] = lambda _number: 0.0) -> int:

@@ -38,8 +38,8 @@ def test_a_cpu_list_is_parsed_once_for_all_policies(monkeypatch: pytest.MonkeyPa
     claims = [claim(Origin.RUNTIME, "cpu-governor", each, "performance", seq) for seq, each in enumerate(lists)]
     counted = Counted(CpuList)
     monkeypatch.setattr(patterns, "CpuList", counted)
-    wishes = resolve(GOVERNORS, claims, {}, POLICIES)
-    assert len(wishes) == len(POLICIES)
+    desired_states = resolve(GOVERNORS, claims, {}, POLICIES)
+    assert len(desired_states) == len(POLICIES)
     assert counted.times == len(claims)
 
 

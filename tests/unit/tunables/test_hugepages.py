@@ -9,7 +9,7 @@ import pytest
 from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
 from kerntune.kernel.files import HostKernel
 from kerntune.kernel.simulated import SimulatedKernel
-from kerntune.model import Claim, Origin, Reason, State, Target, Verdict, Wish, Write
+from kerntune.model import Claim, DesiredState, Origin, Reason, State, Target, Verdict, Write
 from kerntune.tunables.hugepages import HugePages
 from tests.hosts import lay_out
 from tests.unit.lab import (
@@ -32,9 +32,9 @@ WHOLE = Target("hugepages", "2M")
 
 
 def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
-    wish = Wish(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
+    desired = DesiredState(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
     readings = HUGE.read_all(kernel, [target])
-    return HUGE.judge(wish, readings[target], readings)
+    return HUGE.judge(desired, readings[target], readings)
 
 
 # How it is written

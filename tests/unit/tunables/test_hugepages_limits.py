@@ -9,7 +9,7 @@ import pytest
 from kerntune.errors import OverLimit
 from kerntune.kernel.memory import read_memory
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Limits, Origin, Reason, State, Target, Wish
+from kerntune.model import DesiredState, Limits, Origin, Reason, State, Target
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
 from tests.hosts import lay_out
@@ -275,7 +275,7 @@ def test_the_memory_that_a_plan_leaves(wanted: int, used: int, grows: int) -> No
     readings = HUGE.read_all(kernel, HUGE.targets(kernel))
     asked = claim(Origin.RUNTIME, "hugepages", "2M", wanted)
     memory = read_memory(kernel)
-    steps = HUGE.plan(readings, {WHOLE: Wish(WHOLE, asked.value, asked)}, memory, Limits())
+    steps = HUGE.plan(readings, {WHOLE: DesiredState(WHOLE, asked.value, asked)}, memory, Limits())
     ahead = HUGE.foreseen(steps, memory)
     assert ahead.hugetlb - memory.hugetlb == memory.available - ahead.available == memory.free - ahead.free
     assert ahead.hugetlb - memory.hugetlb == grows * PAGE
@@ -286,7 +286,7 @@ def test_a_plan_that_is_refused_or_capped_leaves_what_it_does_not_take() -> None
     readings, memory = HUGE.read_all(kernel, HUGE.targets(kernel)), read_memory(kernel)
     asked = claim(Origin.RUNTIME, "hugepages", "2M", 9000)
     for strict, pages_taken in ((True, 0), (False, 6144)):
-        steps = HUGE.plan(readings, {WHOLE: Wish(WHOLE, "9000", asked, strict=strict)}, memory, Limits())
+        steps = HUGE.plan(readings, {WHOLE: DesiredState(WHOLE, "9000", asked, strict=strict)}, memory, Limits())
         assert HUGE.foreseen(steps, memory).hugetlb == pages_taken * PAGE
 
 
@@ -297,11 +297,11 @@ def test_the_memory_that_all_parts_of_a_plan_leave() -> None:
     kernel.borrow[PAGE] = 30
     kernel.take(1, 25, PAGE)
     readings, memory = HUGE.read_all(kernel, HUGE.targets(kernel)), read_memory(kernel)
-    wishes = {}
+    desired_states = {}
     for instance, value in (("2M/node0", 80), ("2M", 200), ("1G", 3)):
         asked = claim(Origin.RUNTIME, "hugepages", instance, value)
-        wishes[Target("hugepages", instance)] = Wish(Target("hugepages", instance), str(value), asked)
-    ahead = HUGE.foreseen(HUGE.plan(readings, wishes, memory, Limits()), memory)
+        desired_states[Target("hugepages", instance)] = DesiredState(Target("hugepages", instance), str(value), asked)
+    ahead = HUGE.foreseen(HUGE.plan(readings, desired_states, memory, Limits()), memory)
     assert ahead.hugetlb - memory.hugetlb == (80 + 120 - 25) * PAGE + 3 * GIB
 
 
@@ -342,7 +342,7 @@ def test_a_node_that_does_not_tell_its_memory_has_no_bound_of_its_own(tmp_path: 
     node = Target("hugepages", "2M/node0")
     asked = claim(Origin.RUNTIME, "hugepages", "2M/node0", 300)
     readings = HUGE.read_all(kernel, HUGE.targets(kernel))
-    steps = HUGE.plan(readings, {node: Wish(node, "300", asked, strict=True)}, read_memory(kernel), Limits())
+    steps = HUGE.plan(readings, {node: DesiredState(node, "300", asked, strict=True)}, read_memory(kernel), Limits())
     assert [step.verdict for step in steps] == [None]
 
 

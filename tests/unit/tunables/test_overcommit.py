@@ -139,7 +139,7 @@ def reading(restore: str) -> Reading:
 
 
 @pytest.mark.parametrize(
-    ("now", "wish", "writes"),
+    ("now", "desired", "writes"),
     [
         # The limit comes before the mode that enforces it, and after the mode that stops enforcing it.
         ("heuristic:50", "never:80", [(RATIO, "80"), (MEMORY, "2")]),
@@ -172,8 +172,8 @@ def reading(restore: str) -> Reading:
         ("heuristic:5", "heuristic", []),
     ],
 )
-def test_the_writes_and_their_order(now: str, wish: str, writes: list[tuple[str, str]]) -> None:
-    assert writes_for(wish, reading(now)) == tuple(Write(*write) for write in writes)
+def test_the_writes_and_their_order(now: str, desired: str, writes: list[tuple[str, str]]) -> None:
+    assert writes_for(desired, reading(now)) == tuple(Write(*write) for write in writes)
 
 
 @pytest.mark.parametrize("changes", [{"ratio": 150}, {"ratio": 0, "kbytes": 8 * MIB}])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kerntune.model import Claim, Limits, Memory, Origin, Reading, State, Target, Wish
+from kerntune.model import Claim, DesiredState, Limits, Memory, Origin, Reading, State, Target
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
 from kerntune.tunables.pool_plan import plan_pools, share, spread
 from kerntune.tunables.pool_room import Room
@@ -137,9 +137,9 @@ def memory(
     return Memory(total, available, available, hugetlb, 0, committed, 0, mode, ratio, kbytes)
 
 
-def wish(target: Target, value: int, *, strict: bool = True, origin: Origin = Origin.RUNTIME) -> Wish:
+def desired(target: Target, value: int, *, strict: bool = True, origin: Origin = Origin.RUNTIME) -> DesiredState:
     claim = Claim(origin, "hugepages", target.instance, str(value))
-    return Wish(target, claim.value, claim, strict=strict)
+    return DesiredState(target, claim.value, claim, strict=strict)
 
 
 hosts = st.builds(
@@ -194,11 +194,13 @@ def test_kilobytes_are_no_matter_of_huge_pages() -> None:
     assert possible(bound, Limits()) < possible(free, Limits()) == 6144
 
 
-def plan(group: dict[Target, Reading], *wishes: Wish, host: Memory | None = None) -> dict[Target, list[str]]:
-    """What would be written: pool -> texts; a refused wish writes nothing."""
+def plan(
+    group: dict[Target, Reading], *desired_states: DesiredState, host: Memory | None = None
+) -> dict[Target, list[str]]:
+    """What would be written: pool -> texts; a refused one writes nothing."""
     steps = plan_pools(
         group,
-        {wish.target: wish for wish in wishes},
+        {desired.target: desired for desired in desired_states},
         host or memory(64 * GIB, 60 * GIB),
         Limits(),
         path_of=lambda target: target.instance,
@@ -224,11 +226,11 @@ def busy_nodes(*counts: tuple[int, int]) -> dict[Target, Reading]:
     return group | {WHOLE: whole}
 
 
-def in_turn(group: dict[Target, Reading], *wishes: Wish) -> list[tuple[str, str]]:
+def in_turn(group: dict[Target, Reading], *desired_states: DesiredState) -> list[tuple[str, str]]:
     """What would be written, one after the other."""
     steps = plan_pools(
         group,
-        {wish.target: wish for wish in wishes},
+        {desired.target: desired for desired in desired_states},
         memory(64 * GIB, 60 * GIB),
         Limits(),
         path_of=lambda target: target.instance,
@@ -236,8 +238,8 @@ def in_turn(group: dict[Target, Reading], *wishes: Wish) -> list[tuple[str, str]
     return [(write.path, write.text) for step in steps for write in step.writes]
 
 
-def host_own(target: Target, value: int) -> Wish:
-    return wish(target, value, strict=False, origin=Origin.BASELINE)
+def host_own(target: Target, value: int) -> DesiredState:
+    return desired(target, value, strict=False, origin=Origin.BASELINE)
 
 
 @pytest.mark.parametrize(
@@ -252,15 +254,15 @@ def host_own(target: Target, value: int) -> Wish:
     ids=["growth", "below what is in use", "as it is", "free pages are enough", "growth while pages are in use"],
 )
 def test_a_total_is_written_as_a_total(total: int, used: int, written: list[str]) -> None:
-    assert in_turn(busy_nodes((8, used), (8, used)), wish(WHOLE, total)) == [("2M", text) for text in written]
+    assert in_turn(busy_nodes((8, used), (8, used)), desired(WHOLE, total)) == [("2M", text) for text in written]
 
 
 def test_a_total_with_surplus_is_made_whole_before_it_shrinks() -> None:
     """Else the kernel keeps free pages for those in use, and makes surplus of them."""
     group = busy_nodes((2, 8), (20, 0))
-    assert in_turn(group, wish(WHOLE, 6)) == [("2M", "28"), ("2M", "6")]
-    assert in_turn(group, wish(WHOLE, 24)) == [("2M", "24")]
-    assert in_turn(group, wish(WHOLE, 22)) == []
+    assert in_turn(group, desired(WHOLE, 6)) == [("2M", "28"), ("2M", "6")]
+    assert in_turn(group, desired(WHOLE, 24)) == [("2M", "24")]
+    assert in_turn(group, desired(WHOLE, 22)) == []
 
 
 def test_surplus_that_nobody_will_give_back_is_made_whole_and_freed() -> None:
@@ -269,11 +271,11 @@ def test_surplus_that_nobody_will_give_back_is_made_whole_and_freed() -> None:
     for target in (node(0), WHOLE):
         figures = group[target].figures
         group[target] = replace(group[target], figures={**figures, "free": figures["free"] + 10})
-    assert in_turn(group, wish(WHOLE, 5)) == [("2M", "15"), ("2M", "5")]
+    assert in_turn(group, desired(WHOLE, 5)) == [("2M", "15"), ("2M", "5")]
     assert in_turn(group, host_own(node(0), 0), host_own(node(1), 5)) == [("2M", "15"), ("2M/node0", "0")]
-    assert in_turn(group, wish(node(1), 5)) == []
+    assert in_turn(group, desired(node(1), 5)) == []
     group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 10})
-    assert in_turn(group, wish(WHOLE, 5)) == []
+    assert in_turn(group, desired(WHOLE, 5)) == []
 
 
 def test_nodes_shrink_while_a_program_has_pages_of_one() -> None:
@@ -329,25 +331,31 @@ def test_pages_that_are_promised_count_as_surplus_to_come() -> None:
 def test_growth_comes_first_where_pages_are_promised() -> None:
     group = busy_nodes((20, 0), (5, 0))
     group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 12})
-    assert in_turn(group, wish(node(0), 0), wish(node(1), 8)) == [("2M/node1", "8"), ("2M/node0", "0"), ("2M", "8")]
+    assert in_turn(group, desired(node(0), 0), desired(node(1), 8)) == [
+        ("2M/node1", "8"),
+        ("2M/node0", "0"),
+        ("2M", "8"),
+    ]
     group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 8})
-    assert in_turn(group, wish(node(0), 0), wish(node(1), 8)) == [("2M/node0", "0"), ("2M/node1", "8")]
+    assert in_turn(group, desired(node(0), 0), desired(node(1), 8)) == [("2M/node0", "0"), ("2M/node1", "8")]
 
 
 def test_a_node_grows_while_another_has_borrowed_pages() -> None:
     """The other's surplus is in its number on kernels up to 6.13: it is made whole first, and surplus again at last."""
     group = busy_nodes((0, 0), (5, 20))
-    written = in_turn(group, wish(node(0), 80))
+    written = in_turn(group, desired(node(0), 80))
     assert written == [("2M", "20"), ("2M/node0", "80"), ("2M/node1", "5")]
 
 
 def test_the_steps_that_another_carries_out_are_touched_by_it() -> None:
     group = busy_nodes((0, 0), (5, 20), (7, 0))
-    wishes = {node(0): wish(node(0), 80), node(2): wish(node(2), 3)}
-    steps = plan_pools(group, wishes, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance)
+    desired_states = {node(0): desired(node(0), 80), node(2): desired(node(2), 3)}
+    steps = plan_pools(
+        group, desired_states, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance
+    )
     (carrier,) = [step for step in steps if step.writes]
     assert set(carrier.touched) == {node(0), node(1), node(2)}
-    assert {step.wish.target for step in steps} == {node(0), node(2)}
+    assert {step.desired.target for step in steps} == {node(0), node(2)}
 
 
 def test_the_total_goes_back_to_what_its_nodes_go_back_to() -> None:
@@ -356,28 +364,28 @@ def test_the_total_goes_back_to_what_its_nodes_go_back_to() -> None:
     steps = plan_pools(
         two_nodes(9, 9, 5), own, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance
     )
-    assert {step.wish.target: bool(step.writes) for step in steps} == {WHOLE: False, node(0): True, node(1): True}
-    assert {step.wish.value for step in steps if step.wish.target == WHOLE} == {"13"}
+    assert {step.desired.target: bool(step.writes) for step in steps} == {WHOLE: False, node(0): True, node(1): True}
+    assert {step.desired.value for step in steps if step.desired.target == WHOLE} == {"13"}
     assert in_turn(two_nodes(9, 9), own[WHOLE]) == [("2M", "90")]
 
 
 def test_nodes_get_theirs_and_the_others_the_rest() -> None:
-    assert plan(two_nodes(0, 0), wish(WHOLE, 200), wish(node(0), 80)) == {node(0): ["80"], node(1): ["120"]}
+    assert plan(two_nodes(0, 0), desired(WHOLE, 200), desired(node(0), 80)) == {node(0): ["80"], node(1): ["120"]}
 
 
 def test_a_total_below_the_nodes_is_beaten_by_them() -> None:
     group = two_nodes(80, 5)
     steps = plan_pools(
         group,
-        {WHOLE: wish(WHOLE, 40), node(0): wish(node(0), 80)},
+        {WHOLE: desired(WHOLE, 40), node(0): desired(node(0), 80)},
         memory(64 * GIB, 60 * GIB),
         Limits(),
         path_of=lambda target: target.instance,
     )
-    beaten = next(step for step in steps if step.wish.target == WHOLE)
-    assert beaten.capped is not None
-    assert beaten.capped.state is State.OVERRIDDEN
-    assert "80 pages in all" in beaten.capped.detail
+    overridden = next(step for step in steps if step.desired.target == WHOLE)
+    assert overridden.capped is not None
+    assert overridden.capped.state is State.OVERRIDDEN
+    assert "80 pages in all" in overridden.capped.detail
     assert [(write.path, write.text) for step in steps for write in step.writes] == [("2M/node1", "0")]
 
 
@@ -385,7 +393,7 @@ def test_shrinking_comes_before_growing() -> None:
     group = two_nodes(100, 0)
     steps = plan_pools(
         group,
-        {node(1): wish(node(1), 100), node(0): wish(node(0), 0)},
+        {node(1): desired(node(1), 100), node(0): desired(node(0), 0)},
         memory(64 * GIB, 60 * GIB),
         Limits(),
         path_of=lambda target: target.instance,
@@ -393,7 +401,7 @@ def test_shrinking_comes_before_growing() -> None:
     assert [write.path for step in steps for write in step.writes] == ["2M/node0", "2M/node1"]
     within = plan_pools(
         two_nodes(100, 0) | {node(2): pool(node(2), 0)},
-        {WHOLE: wish(WHOLE, 20), node(2): wish(node(2), 10)},
+        {WHOLE: desired(WHOLE, 20), node(2): desired(node(2), 10)},
         memory(64 * GIB, 60 * GIB),
         Limits(),
         path_of=lambda target: target.instance,
@@ -415,10 +423,10 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
     taken = sum(asked) * PAGE
     host = memory(64 * GIB, 60 * GIB - taken, taken)
     limits = Limits(hugepages_percent=percent)
-    wishes = {node(n): wish(node(n), count, strict=strict) for n, count in own.items()}
-    wishes |= {WHOLE: wish(WHOLE, total, strict=strict)} if total is not None else {}
-    steps = plan_pools(group, wishes, host, limits, path_of=lambda target: target.instance)
-    assert {step.wish.target for step in steps} == set(wishes)
+    desired_states = {node(n): desired(node(n), count, strict=strict) for n, count in own.items()}
+    desired_states |= {WHOLE: desired(WHOLE, total, strict=strict)} if total is not None else {}
+    steps = plan_pools(group, desired_states, host, limits, path_of=lambda target: target.instance)
+    assert {step.desired.target for step in steps} == set(desired_states)
     after = {node(n): count for n, count in enumerate(asked)}
     for step in steps:
         assert not (step.verdict and step.writes)
@@ -433,7 +441,7 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
     taken = sum(after.values()) * PAGE
     again = plan_pools(
         two_nodes(*after.values()),
-        wishes,
+        desired_states,
         memory(64 * GIB, 60 * GIB - taken, taken),
         limits,
         path_of=lambda target: target.instance,
@@ -445,9 +453,9 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
 def test_a_pool_may_shrink_on_a_host_that_is_full(used: int) -> None:
     group = {WHOLE: pool(WHOLE, 100, used=used)}
     full = memory(GIB, 0, GIB)
-    assert plan(group, wish(WHOLE, 20), host=full) == {WHOLE: ["20"]}
-    assert plan(group, wish(WHOLE, 100), host=full) == {}
-    assert plan(group, wish(WHOLE, 101), host=full) == {}
+    assert plan(group, desired(WHOLE, 20), host=full) == {WHOLE: ["20"]}
+    assert plan(group, desired(WHOLE, 100), host=full) == {}
+    assert plan(group, desired(WHOLE, 101), host=full) == {}
 
 
 def test_nodes_that_shrink_are_written_before_those_that_grow() -> None:
