@@ -1,4 +1,4 @@
-"""Calls the daemon: for the command line and the tests; needs nothing of the daemon's side but the connection."""
+"""The client that calls the daemon, for command line and tests; of the daemon's side it needs only the connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kerntune.bus.messages import Message, MessageType, Variant
 __all__ = ["Client", "Signal", "Signals", "Variant", "connect"]
 
 MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
-MAX_SIGNALS: Final = 4096  # that wait to be read; the oldest go first
+MAX_SIGNALS: Final = 4096  # signals that wait to be read; when full, the oldest are dropped
 HINT: Final = "is kerntuned running? systemctl status kerntuned"
 
 
@@ -32,7 +32,7 @@ class Signal:
 
 @asynccontextmanager
 async def connect(address: str | None = None, *, service: str = names.BUS_NAME) -> AsyncIterator[Client]:
-    """A client of `service`; the system bus (or DBUS_SYSTEM_BUS_ADDRESS) without an address. Raises Unreachable."""
+    """Give a client of `service`; the default is the system bus (or DBUS_SYSTEM_BUS_ADDRESS). Raise Unreachable."""
     client = Client(address, service)
     try:
         await client._link.connect()
@@ -42,7 +42,7 @@ async def connect(address: str | None = None, *, service: str = names.BUS_NAME) 
 
 
 class Client:
-    """Calls one service; every error is a class of kerntune.errors, with the text the service sent."""
+    """A client of one service. Every error is a class of kerntune.errors, with the text that the service sent."""
 
     def __init__(self, address: str | None, service: str) -> None:
         self.service = service
@@ -65,12 +65,12 @@ class Client:
         start: bool = True,
         timeout: float | None = 60.0,
     ) -> list[Any]:
-        """Call a method; what its reply carries, variants unwrapped.
+        """Call a method, and return what its reply carries, with variants unwrapped.
 
         `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds). Without `start` a
         service that does not run is left alone.
-        Raises Unreachable without a bus, a daemon or an answer, Usage for a text that is not UTF-8; a name that is not
-        ours becomes Failed.
+        Raise Unreachable without a bus, a daemon or an answer, and Usage for a text that is not UTF-8. An error name
+        that is not ours becomes Failed.
         """
         how: dict[str, Any] = {"timeout": timeout, "interactive": interactive, "start": start}
         call = self._link.call(self.service, path, interface, member, signature, *args, **how)
@@ -84,36 +84,37 @@ class Client:
             raise errors.Unreachable(f"{self.service} cannot be reached: {error.what}", HINT) from error
 
     async def running(self) -> bool:
-        """Whether the service is on the bus; to ask does not start it."""
+        """Return whether the service is on the bus; the question does not start it."""
         (owned,) = await self._link.bus("NameHasOwner", "s", self.service)
         return bool(owned)
 
     async def get(self, path: str, interface: str, name: str) -> Any:
-        """A property, variants unwrapped."""
+        """Return a property, with variants unwrapped."""
         (value,) = await self.call(path, f"{names.FREEDESKTOP}.Properties", "Get", "ss", interface, name)
         return value
 
     def listen(
         self, path: str, interface: str | None = None, member: str | None = None, *, restarts: bool = True
     ) -> Signals:
-        """The signals of an object in their order: all, or those of one interface, or one member of it.
+        """Return the signals of an object in their order: all, or those of one interface, or of one member of it.
 
         `async with client.listen(...) as signals` hears everything from there on; `async for signal in
-        client.listen(...)` does so from its first step. Without `restarts` they end when the service leaves the bus.
+        client.listen(...)` does so from its first step. Without `restarts` the signals end when the service leaves
+        the bus.
         """
         return Signals(self, path, interface, member, restarts=restarts)
 
     def _incoming(self, message: Message) -> None:
-        """Nobody calls a client: only signals matter."""
+        """Give signals to the listeners. Nobody calls a client, so no other message matters."""
         if message.message_type is MessageType.SIGNAL:
             for listener in self._listeners:
                 listener._hear(message)
 
 
 class Signals:
-    """Signals as they arrive; ends with Unreachable when the bus is lost.
+    """Signals as they arrive; the iteration ends with Unreachable when the bus is lost.
 
-    When only the daemon goes it waits for the next one, or without `restarts` ends with Unreachable too.
+    When only the daemon goes, it waits for the next daemon; without `restarts` it ends with Unreachable too.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Signals:
         self._member = member
         self._restarts = restarts
         self._owner = ""
-        # None: the service has gone.
+        # None means that the service has gone.
         self._heard: asyncio.Queue[Signal | None] = asyncio.Queue(MAX_SIGNALS)
         self._listening = False
 
@@ -186,7 +187,7 @@ class Signals:
         )
 
     def _hear(self, message: Message) -> None:
-        """Keep what is wanted; a signal sent to us alone needs no match, so anybody could send one: look who did."""
+        """Keep a wanted signal. Check its sender: anybody can send one to us alone, which needs no match rule."""
         if message.sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
             name, old, new = message.body
             if name == self._client.service:
@@ -210,7 +211,7 @@ class Signals:
 
 
 def unwrap(value: Any) -> Any:
-    """Plain Python for a D-Bus value: every Variant in it becomes what it carries."""
+    """Return a D-Bus value as plain Python: the content of each Variant replaces the Variant."""
     if isinstance(value, Variant):
         return unwrap(value.value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Everything the daemon knows as one JSON document, for Describe and the command line."""
+"""The JSON document with everything that the daemon knows, for Describe and the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kerntune.model import Claim, DesiredState, Hold, Memory, Outcome, Reading, 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What does not change while the daemon runs; page size in bytes."""
+    """The facts that do not change while the daemon runs; the page size is in bytes."""
 
     kernel: str
     root: str
@@ -28,9 +28,9 @@ class Host:
 def prepare(
     engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str
 ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-    """Return the beginning of the document, and what makes the rest of a copy of what is known: in any thread.
+    """Return the beginning of the document, and a function that makes the rest from a copy of what is known.
 
-    The names of its fields are the model's, and only ever grow.
+    The function may run in any thread. The fields have the model's names; later versions only ever add fields.
     """
     world = replace(engine.world, readings=dict(engine.readings))
     rows = partial(
@@ -74,7 +74,7 @@ def head_of(
 def rows_of(
     world: World, claims: Sequence[Claim], baselines: Mapping[Target, str], outcomes: Mapping[Target, Outcome]
 ) -> dict[str, Any]:
-    """The targets and the claims."""
+    """Return the rows of the targets and of the claims."""
     desired_states: dict[Target, DesiredState] = {}
     for tunable in world.tunables.values():
         desired_states |= resolve(tunable, claims, baselines, world.of(tunable), readings=world.readings)
@@ -88,14 +88,16 @@ def rows_of(
 
 
 def figures(memory: Memory | None) -> dict[str, int]:
-    """The memory of the host in bytes."""
+    """Return the memory of the host in bytes."""
     names = ("total", "available", "hugetlb", "swap_total", "swap_free", "committed", "commit_limit")
     return {name: getattr(memory, name) for name in names} if memory else {}
 
 
 def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
-    """The memory guard: its state, in bytes what is left, what it keeps free and what a cap still grants, and
-    who has made memory short.
+    """Return the row of the memory guard.
+
+    It has the guard's state, and the culprit that has made memory short. In bytes it has what is left, what the guard
+    keeps free, and what a cap still grants.
     """
     verdict = guard.verdict
     return {
@@ -112,7 +114,7 @@ def guard_row(guard: MemoryGuard, memory: Memory | None) -> dict[str, Any]:
 def target_row(
     target: Target, reading: Reading, desired: DesiredState | None, outcome: Outcome | None, baseline: str | None
 ) -> dict[str, Any]:
-    """One knob: what it holds, its desired state and who wants it; without a claim, what is owed to the host."""
+    """Return the row of a knob: its value, desired state and claims; without a claim, what is owed to the host."""
     claimed = desired if desired and not desired.is_baseline else None
     owed = outcome.requested if outcome and outcome.is_owed else ""
     return {
@@ -134,7 +136,7 @@ def target_row(
 
 
 def hold_row(hold: Hold) -> dict[str, Any]:
-    """One hold; its claims have its number."""
+    """Return the row of one hold; its claims have its number."""
     return {
         "hold": hold.number,
         "who": hold.who,
@@ -147,7 +149,7 @@ def hold_row(hold: Hold) -> dict[str, Any]:
 
 
 def claim_row(claim: Claim, world: World) -> dict[str, Any]:
-    """One claim, and the instances it covers now."""
+    """Return the row of one claim, with the instances that it covers now."""
     return {
         "id": str(claim.id),
         "origin": claim.origin.word,

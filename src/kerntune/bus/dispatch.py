@@ -1,6 +1,6 @@
-"""Serves the contract: turns calls into handlers, their results and errors into replies, and changes into signals.
+"""The service of the contract: it turns calls into handlers, results and errors into replies, changes into signals.
 
-Every call runs in a task of its own; nothing here ever waits for a message to be sent.
+Every call runs in a task of its own; no code here ever waits for a message to be sent.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ OWNER: Final = frozenset({1, 4})  # its answers: primary owner, already owner
 MAX_PLACES: Final = 1000
 LAST_WORDS: Final = 0.05  # seconds that calls have to end by themselves when the service ends
 STATS: Final = f"{names.FREEDESKTOP}.Debug.Stats"
-OF_USER: Final = 8  # places of one user for calls in service that nobody has authorised yet
-OF_A_PLACE: Final = 2 << 10  # bytes; a longer call takes several places, for it costs as much as several
-OF_A_CALL: Final = OF_USER // 2  # places of one call at most
+OF_USER: Final = 8  # places of one user for calls in service that are not authorised yet
+OF_A_PLACE: Final = 2 << 10  # bytes; a longer call takes several places, because it costs as much as several
+OF_A_CALL: Final = OF_USER // 2  # the most places of one call
 PLACE: Final[ContextVar[Place]] = ContextVar("PLACE")  # of the call that runs
 
 
 class NameTaken(errors.KerntuneError):
-    """Somebody else owns the bus name."""
+    """Another connection owns the bus name."""
 
 
 class CallerGone(errors.KerntuneError):
@@ -54,9 +54,9 @@ class CallerGone(errors.KerntuneError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One call: authorise by `name` (unique on the bus); `pid` is for the log only (0: the bus does not know it).
+    """The caller of a method: authorise it by `name` (unique on the bus). `pid` is for the log only (0: not known).
 
-    `action` is what the contract says that callers of `member` need; "" where it says nothing.
+    `action` is the action that callers of `member` need by the contract; "" where the contract names none.
     """
 
     name: str
@@ -68,15 +68,15 @@ class Caller:
 
 
 class Service:
-    """The daemon on the bus: its objects below `root`, at most `in_flight` calls of one client at a time.
+    """The daemon on the bus: its objects below `root`, and at most `in_flight` calls of one client at a time.
 
-    Of one user OF_USER calls are in service at a time, or fewer long ones, and others wait for their turn; see `aside`
-    and `authorised`.
+    At most OF_USER calls of one user are in service at a time, or fewer long ones; others wait for their turn. See
+    `aside` and `authorised`.
 
-    A handler is `async def set_count(self, caller, page_size, count, options)`; it returns None, the value, or a tuple
-    when there are several out arguments (D-Bus structs and arrays are lists, variants stay Variants both ways), and
-    raises a KerntuneError to refuse. Properties are attributes without I/O; `def refresh(self)`, where there is one,
-    is called before a property is read that others may change, and what it returns is awaited, if anything.
+    A handler is `async def set_count(self, caller, page_size, count, options)`. It returns None, the value, or a tuple
+    for several out arguments. D-Bus structs and arrays are lists; variants stay Variants both ways. A handler raises a
+    KerntuneError to refuse. Properties are attributes without I/O. If an object has `def refresh(self)`, the service
+    calls it before it reads a property that others may change. It awaits what `refresh` returns, if anything.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Service:
     # life
 
     async def connect(self, bus_name: str) -> None:
-        """Connect and own `bus_name`; calls wait for `open`. Raises Unreachable, NameTaken or AccessDenied."""
+        """Connect and own `bus_name`; calls wait for `open`. Raise Unreachable, NameTaken or AccessDenied."""
         await self._link.connect()
         try:
             (answer,) = await self._link.bus("RequestName", "su", bus_name, DO_NOT_QUEUE)
@@ -124,7 +124,7 @@ class Service:
             raise
 
     def open(self) -> None:
-        """Answer calls from now on, those that have come before included."""
+        """Answer calls from now on, and those that have come before."""
         self._opened.set()
 
     async def closed(self) -> None:
@@ -132,9 +132,9 @@ class Service:
         await self._link.closed()
 
     async def close(self) -> None:
-        """Give up the calls that still run, send what is queued, leave the bus."""
+        """Cancel the calls that still run, send the queued messages, and leave the bus."""
         if self._tasks:
-            # A call may have done its work, and have only its reply to send.
+            # A call may have finished its work, and have only its reply to send.
             await asyncio.wait(self._tasks, timeout=LAST_WORDS)
         for task in self._tasks:
             task.cancel()
@@ -144,7 +144,7 @@ class Service:
     # objects and signals
 
     def publish(self, path: str, impls: Mapping[str, object]) -> None:
-        """Put an object (interface name -> implementation) on the bus; raises TypeError naming what is missing."""
+        """Put an object (interface name -> implementation) on the bus. Raise TypeError that names what is missing."""
         self._tree.add(path, impls)
         if path != self._tree.root:
             added = {name: self._tree.values(path, name) for name in impls}
@@ -161,7 +161,7 @@ class Service:
         self._signal(path, interface, signal, *args, to=to)
 
     def changed(self, path: str, interface: str, *properties: str) -> None:
-        """Announce new values in one PropertiesChanged, as the annotations in the contract say."""
+        """Publish new values in one PropertiesChanged, as the annotations in the contract say."""
         values, invalidated = self._tree.changes(path, interface, properties)
         if values or invalidated:
             self._signal(path, PROPERTIES, "PropertiesChanged", interface, values, invalidated)
@@ -172,7 +172,7 @@ class Service:
         message.destination = to  # type: ignore[assignment]  # dbus_next says str, and takes None for everybody
         try:
             self._unread.sent(self._link.send(message), to)
-        except errors.LimitsExceeded as error:  # nobody is there to tell, and no pass may fail for it
+        except errors.LimitsExceeded as error:  # no caller waits, and no pass may fail for it
             self._link.complain("signal", f"did not send {interface}.{member}: {error}")
 
     # calls out
@@ -187,23 +187,23 @@ class Service:
         *args: Any,
         timeout: float | None,
     ) -> list[Any]:
-        """Call somebody else's method, for `timeout` seconds at most; raises as Link.call does."""
+        """Call a method of another service, for `timeout` seconds at most. Raise as Link.call does."""
         return await self._link.call(destination, path, interface, member, signature, *args, timeout=timeout)
 
     async def match(self, rule: str) -> None:
-        """Have the bus send us the signals that a rule matches."""
+        """Ask the bus for the signals that a rule matches."""
         await self._link.bus("AddMatch", "s", rule)
 
     def on_signal(self, interface: str, member: str, signature: str, listener: Callable[..., None]) -> None:
-        """Call `listener(sender, *body)` with such signals. Anybody may send us one: it looks at the sender."""
+        """Call `listener(sender, *body)` with such signals. It checks the sender: anybody may send us one."""
         self._listeners.setdefault((interface, member, signature), []).append(listener)
 
     def tell(self, destination: str, path: str, interface: str, member: str, signature: str, *args: Any) -> None:
-        """Call somebody else's method without waiting for a reply."""
+        """Call a method of another service without waiting for a reply."""
         self._link.tell(destination, path, interface, member, signature, *args)
 
     async def caller(self, message: Message, action: str = "") -> Caller:
-        """Return who sent `message`, as the bus knows it, and the `action` that this caller needs."""
+        """Return the sender of `message`, as the bus knows it, with the `action` that this caller needs."""
         uid, pid = await self._users.of(message.sender)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         return Caller(message.sender, uid, pid, interactive, message.member, action)
@@ -216,7 +216,7 @@ class Service:
         return (await self._users.of(name)).uid
 
     async def _kept(self, name: str) -> tuple[int, int]:
-        """What the bus keeps that a connection has sent, and what it keeps for it to read, in bytes."""
+        """Return the bytes that the bus keeps from a connection, and the bytes it keeps for the connection to read."""
         (found,) = await self._link.call(
             names.FREEDESKTOP, names.FREEDESKTOP_PATH, STATS, "GetConnectionStats", "s", name, timeout=5.0
         )
@@ -230,16 +230,16 @@ class Service:
         return bool(there)
 
     async def while_present(self, caller: Caller, awaitable: Awaitable[T]) -> T:
-        """Await, but cancel it when the client leaves the bus, and raise CallerGone where that ends it."""
+        """Await the work, but cancel it when the client leaves the bus. Raise CallerGone if that ends the work."""
         begun: asyncio.Future[T] | None = None
         try:
-            # The work begins after the watch: whoever is told that the bus is slow has nothing done for him.
+            # The work begins after the watch: a caller who is told that the bus is slow has nothing done for him.
             async with self._presence.watching(caller.name) as gone:
                 begun = asyncio.ensure_future(awaitable)
                 either: set[asyncio.Future[Any]] = {begun, gone}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            task = begun or asyncio.ensure_future(awaitable)  # what is cancelled at once never begins
+            task = begun or asyncio.ensure_future(awaitable)  # a task that is cancelled at once never begins
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
@@ -248,24 +248,25 @@ class Service:
         return task.result()
 
     def watching(self, name: str) -> AbstractAsyncContextManager[asyncio.Future[None]]:
-        """Give a future that is done once a client has left the bus, also when it had left before."""
+        """Give a future that is done once a client has left the bus, even if it had left before."""
         return self._presence.watching(name)
 
     async def uid_of(self, name: str) -> int | None:
-        """Ask the bus whose connection this is: None when it has ended, UNKNOWN when the bus does not say."""
+        """Ask the bus for the user of a connection. Return None if it has ended, UNKNOWN if the bus does not say."""
         return await self._users.still(name)
 
     async def bus_id(self) -> str:
-        """Return what tells this bus from others, and from the same one after a restart (GetId)."""
+        """Return the id of this bus (GetId). Other buses, and this bus after a restart, have another id."""
         (found,) = await self._link.bus("GetId")
         return cast("str", found)
 
     # calls in
 
     def authorised(self) -> None:
-        """Let the call that runs keep nobody of its user waiting from now on: it may do what it takes long for.
+        """Give back the place of the running call: it may take long now, and other calls of its user need not wait.
 
-        A long call of others than root keeps its places to its end: an administrator would wait for hundreds of them.
+        Except for root's, a long call keeps its places to its end: an administrator would wait for hundreds
+        of such calls.
         """
         place = PLACE.get(None)
         if place and (place.is_root or not place.is_long):
@@ -273,9 +274,9 @@ class Service:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Let the call that runs keep nobody of its user waiting meanwhile: it waits for somebody else.
+        """Give back the place of the running call while it waits for another program, so that others of its user go on.
 
-        A long call keeps its places, for it keeps its settings in memory.
+        A long call keeps its places, because it keeps its settings in memory.
         """
         place = PLACE.get(None)
         if place is None or not place.taken or place.is_long:
@@ -288,7 +289,7 @@ class Service:
             place.take()
 
     def _takes(self, message: Message) -> bool:
-        """Return whether there is a method, or a listener, for a message with this signature."""
+        """Return whether a method, or a listener, takes a message with this signature."""
         if message.message_type is MessageType.SIGNAL:
             return (message.interface, message.member, message.signature) in self._listeners
         try:
@@ -338,7 +339,7 @@ class Service:
                 del self._busy[message.sender]
 
     async def _dispatch(self, message: Message) -> tuple[str, list[Any]]:
-        """Run the handler; its out signature and the body of the reply."""
+        """Run the handler, and return its out signature and the body of the reply."""
         interface, impl = self._tree.resolve(message.path, message.interface, message.member)
         takes, gives = interface.methods[message.member]
         if message.signature != takes:
@@ -352,7 +353,7 @@ class Service:
         return gives, list(result) if isinstance(result, tuple) else [result]
 
     async def _answer(self, call: Message, reply: Message) -> None:
-        """Send a reply; but no long one to who does not read, nor an error instead: the call was carried out."""
+        """Send a reply. A client that does not read gets no long one, and no error: the call was carried out."""
         data = self._link.pack(reply)
         if len(data) > SMALL:
             try:
@@ -368,7 +369,7 @@ class Service:
             self._unread.sent(self._link.send(error_reply(message, error.dbus_name, str(error))), message.sender)
 
     def _log_once(self, message: Message, error: Exception) -> None:
-        """Log the traceback, but only the first from each place: a client can cause any number."""
+        """Log the traceback, but only the first from each place, because a client can cause any number."""
         place = (type(error), *_innermost(error.__traceback__))
         if place in self._seen:
             return
@@ -379,6 +380,6 @@ class Service:
 
 
 def _innermost(trace: TracebackType | None) -> tuple[str, int]:
-    """File and line where an exception was raised."""
+    """Return the file and line where an exception was raised."""
     *_, (frame, line) = traceback.walk_tb(trace)
     return frame.f_code.co_filename, line

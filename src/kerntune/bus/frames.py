@@ -1,6 +1,6 @@
-"""Cuts the byte stream of a D-Bus connection into messages; parses nothing and touches no socket.
+"""The cutting of a D-Bus byte stream into messages; this module parses nothing and touches no socket.
 
-Rests on "Message Format" in the D-Bus Specification: 16 fixed bytes, the header fields padded to 8, the body.
+It follows "Message Format" in the D-Bus Specification: 16 fixed bytes, the header fields padded to 8, the body.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ METHOD_CALL: Final = 1
 SIGNAL: Final = 4
 NO_REPLY_EXPECTED: Final = 0x1
 SENDER: Final = 7  # code of the header field
-LONG_HEADER: Final = 4096  # bytes; the longest that a message keeps which is cut
+LONG_HEADER: Final = 4096  # bytes; the longest header that a cut message keeps
 
 
 class StreamError(ValueError):
-    """The bytes are not D-Bus: where the next message starts is not known any more."""
+    """The bytes are not D-Bus: the start of the next message is not known any more."""
 
 
 class Frame(NamedTuple):
     """One message.
 
-    When it is not `whole` its body was above the limit and was left out: `data` is the header with a body length
-    of 0, or nothing at all when the header alone was above the limit.
+    If it is not `whole`, its body was above the limit and was left out. `data` is then the header with a body length
+    of 0, or nothing at all if the header alone was above the limit.
     """
 
     data: bytes
@@ -34,18 +34,18 @@ class Frame(NamedTuple):
 
     @property
     def unanswered(self) -> bool:
-        """Neither a reply nor a method call that its sender waits for."""
+        """Return True if this is neither a reply nor a method call that its sender waits for."""
         kind = self.data[1:2]
         return kind == bytes([SIGNAL]) or (kind == bytes([METHOD_CALL]) and bool(self.data[2] & NO_REPLY_EXPECTED))
 
     @property
     def unasked(self) -> bool:
-        """A method call or a signal: not a reply to us."""
+        """Return True for a method call or a signal, which is not a reply to us."""
         return self.data[1:2] in (bytes([METHOD_CALL]), bytes([SIGNAL]))
 
     @property
     def sender(self) -> bytes:
-        """The header field that the bus has filled in; nothing when it cannot be told without parsing."""
+        """The header field that the bus has filled in; nothing if only a parser could find it."""
         try:
             return _sender(self.data)
         except (IndexError, struct.error):
@@ -53,29 +53,29 @@ class Frame(NamedTuple):
 
     @property
     def body(self) -> int:
-        """How many bytes of body it has."""
+        """The number of bytes in the body."""
         return _sizes(self.data)[1] if self.data else 0
 
     def header(self) -> Frame:
-        """Return the same without its body; what has none is whole."""
+        """Return the frame without its body; a frame without a body stays whole."""
         if not self.body:
             return self
         head, _ = _sizes(self.data)
         return Frame(self.data[:4] + bytes(4) + self.data[8:head], whole=False)
 
     def cut(self) -> Frame:
-        """Return what is kept of it where it is too much: its header, or nothing of a long one."""
+        """Return the part of a too large frame that is kept: its header, or nothing if the header is long."""
         if not self.body or _sizes(self.data)[0] <= LONG_HEADER:
             return self.header()
         return Frame(b"", whole=False)
 
     def bodyless(self) -> Frame:
-        """Return what suffices to refuse it: as `cut`, and not whole though it may never have had a body."""
+        """Return what a refusal needs: the same as `cut`, but not whole, even if the frame never had a body."""
         return Frame(self.cut().data, whole=False)
 
 
 class Cutter:
-    """Holds what has come of the next message; at most `limit` bytes of header and `limit` of body are kept."""
+    """The part of the next message that has come; at most `limit` bytes of header and `limit` of body are kept."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -83,7 +83,7 @@ class Cutter:
         self._skip = 0
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
-        """Yield the messages that `chunk` completes; raises StreamError."""
+        """Yield the messages that `chunk` completes. Raise StreamError."""
         skipped = min(self._skip, len(chunk))
         self._skip -= skipped
         self._held += chunk[skipped:]
@@ -108,7 +108,7 @@ class Cutter:
 
 
 def _sender(data: bytes) -> bytes:
-    """Walk the header fields, a(yv) from byte 16 on, of which all that the specification knows are s, o, u or g."""
+    """Return the sender from the header fields, a(yv) from byte 16 on. The specification knows only s, o, u or g."""
     number = struct.Struct("<I" if data[0] == ord("l") else ">I").unpack_from
     at, end = FIXED, FIXED + number(data, 12)[0]
     while at < end:
@@ -130,7 +130,7 @@ def _sender(data: bytes) -> bytes:
 
 
 def _sizes(held: bytes | bytearray) -> tuple[int, int]:
-    """The header's size, its padding included, and the body's."""
+    """Return the size of the header, with its padding, and the size of the body."""
     order = {ord("l"): "<", ord("B"): ">"}.get(held[0])
     if order is None or held[3] != 1:
         raise StreamError(f"a message starts with {bytes(held[:4])!r}")

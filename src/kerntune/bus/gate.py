@@ -1,4 +1,4 @@
-"""Decides who may do what, from the annotation org.kerntune.Action of each method in dbus/interfaces."""
+"""The authorisation of calls, by the annotation org.kerntune.Action of each method in dbus/interfaces."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from kerntune.tunables.base import Tunable
 log = logging.getLogger(__name__)
 
 CALL_REFUSED: Final = "e1d6a0c94b7f4e0f9a25c3d871b6f054"  # MESSAGE_ID
-LOGGED: Final = 5  # refusals of one user in a MINUTE; of those after them the number is logged
+LOGGED: Final = 5  # refusals of one user in a MINUTE that are logged; of further ones only the number is
 MINUTE: Final = 60.0  # seconds
-USERS: Final = 64  # whose refusals are counted at a time
+USERS: Final = 64  # users whose refusals are counted at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Says that `caller` may do what it asks for. Only the gate makes one, and nothing is changed without one."""
+    """The permission for `caller` to do what it asks for. Only the gate makes one. Nothing is changed without one."""
 
     caller: Caller
 
 
 class Gate:
-    """Has polkit asked for each call that changes something, and logs whom it refuses."""
+    """The check of each call that changes something: it asks polkit, and logs the refusals."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._polkit = service, Polkit(service)
-        self._refused: dict[int, int] = {}  # uid -> its calls in the minute that runs
+        self._refused: dict[int, int] = {}  # uid -> its refused calls in the current minute
 
     async def let_pass(self, caller: Caller, tunables: Iterable[Tunable] = (), *, manage: bool = False) -> Permit:
-        """Return when the caller may do this with these tunables, and with `manage` also what it takes that for.
+        """Return a permit if the caller may do this with these tunables; with `manage` it needs that action too.
 
-        Raise AccessDenied or InteractiveAuthorizationRequired otherwise. What needs no action of polkit is root's
-        alone, and that of whoever runs the daemon: nothing that comes here is open to everybody.
+        Raise AccessDenied or InteractiveAuthorizationRequired otherwise. A call that needs no polkit action is only
+        for root and for the user that runs the daemon. No call that comes here is open to everybody.
         """
         try:
             actions = needed(caller.action, tunables) | ({names.ACTION_MANAGE} if manage else set())
@@ -57,7 +57,7 @@ class Gate:
         return Permit(caller)
 
     async def let_owner_pass(self, caller: Caller, owner: int, what: str) -> Permit:
-        """Return when the caller is the user with the uid `owner`, or may do this; NotOwner otherwise."""
+        """Return a permit if the caller has the uid `owner`, or may do this. Raise NotOwner otherwise."""
         if caller.uid == owner:
             self._service.authorised()
             return Permit(caller)
@@ -68,7 +68,7 @@ class Gate:
             raise NotOwner(f"permission denied: {what} is not yours, uid {caller.uid}", hint) from error
 
     def _note(self, caller: Caller, error: AccessDenied | InteractiveAuthorizationRequired) -> None:
-        """Log the first refusals of a user, for anybody can cause any number."""
+        """Log only the first refusals of a user, because anybody can cause any number."""
         uid = caller.uid
         if uid not in self._refused:
             if len(self._refused) >= USERS:
@@ -85,7 +85,7 @@ class Gate:
 
 
 def fields(uid: int) -> dict[str, str]:
-    """Return the fields of the journal's entry."""
+    """Return the fields of the journal entry."""
     return {"MESSAGE_ID": CALL_REFUSED, "KERNTUNE_UID": str(uid)}
 
 

@@ -1,4 +1,4 @@
-"""Holds on the bus: an object for each, which ends with its client, at its time, or when it is released."""
+"""Holds on the bus: each has an object, and ends with its client, at its time, or by a release."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ T = TypeVar("T")
 
 LONGEST: Final = 256  # bytes of `who` and of `why`
 LONGEST_TTL: Final = 10 * 366 * 86_400 * 1_000_000  # microseconds
-AGAIN: Final = 1.0  # seconds until something is tried again that must not fail, doubled each time
+AGAIN: Final = 1.0  # seconds until work that must not fail is tried again, doubled each time
 AGAIN_MOST: Final = 60.0
-LOOK: Final = 60.0  # seconds; the clock of timers stands while the host sleeps, that of holds does not
+LOOK: Final = 60.0  # seconds; while the host sleeps, the clock of timers stands still, but the clock of holds runs
 HOLD_ENDED: Final = "3f8a6d52c1b94e7f9d0e5b27a48c6f13"  # MESSAGE_ID
 LEFT: Final = "client gone"
 EXPIRED: Final = "expired"
 MARKS: Final = 4  # combining marks in a row; Hebrew and Tibetan have as many
-# Of the code points that are Default_Ignorable (DerivedCoreProperties.txt of Unicode 15), and blank U+2800, those that
-# str.isprintable takes for letters, marks or signs.
+# The code points that str.isprintable takes for letters, marks or signs, among blank U+2800 and those that are
+# Default_Ignorable (DerivedCoreProperties.txt of Unicode 15).
 UNSEEN: Final = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 class HeldObject:
-    """org.kerntune.Tuner1.Hold, one hold."""
+    """One hold, as the interface org.kerntune.Tuner1.Hold."""
 
     def __init__(self, core: Core, hold: Hold, outcomes: list[Row]) -> None:
-        """`outcomes` are those last known."""
+        """Take the hold, with its claims; `outcomes` are those last known."""
         self._core, self.hold, self._outcomes = core, hold, outcomes
         claims = (claim for claim in core.engine.committed.by_id.values() if claim.hold == hold.number)
         self.claims: tuple[Claim, ...] = tuple(sorted(claims, key=lambda claim: claim.seq))
@@ -80,13 +80,13 @@ class HeldObject:
         return self.hold.expires
 
     async def refresh(self) -> None:
-        """Read again what became of it."""
+        """Read the outcomes of the hold again."""
         if waiting := self._core.engine.refresh():
             await waiting
         await self.look_up()
 
     async def look_up(self) -> None:
-        """Take over what is known of it."""
+        """Update the outcomes with those that the engine knows."""
         engine = self._core.engine
         self._outcomes = outcome_rows(await engine.threads.open(engine.looking_up(self.claims)))
 
@@ -97,7 +97,7 @@ class HeldObject:
 
 @dataclass(slots=True)
 class Holds:
-    """Keeps an object for each hold that is claimed, and ends what has no client any more."""
+    """The holds of the daemon: each committed hold has an object, and ends when it has no client any more."""
 
     core: Core
     _objects: dict[int, HeldObject] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Holds:
         return [names.hold_path(number) for number in self._objects]
 
     async def inherit(self) -> None:
-        """Drop what a former daemon has left whose client has gone meanwhile; before the boot pass."""
+        """Drop the holds of a former daemon whose clients have gone meanwhile, before the boot pass."""
         engine = self.core.engine
         over = [(hold, why) for hold in engine.committed.holds.values() if (why := await self._why_over(hold))]
         for hold, why in over:
@@ -118,7 +118,7 @@ class Holds:
             await engine.drop_holds([hold.number for hold, _ in over])
 
     async def _why_over(self, hold: Hold) -> str:
-        """Return why a hold that a former daemon has left is over; "" for one that goes on."""
+        """Return the reason why a hold of a former daemon is over; "" for one that goes on."""
         if 0 < hold.ends_boottime <= boottime():
             return EXPIRED
         if not hold.client:
@@ -128,14 +128,14 @@ class Holds:
         return "" if same else LEFT
 
     async def look_up(self) -> None:
-        """Have each object tell what is known of it now."""
+        """Update the outcomes of each object."""
         for each in [*self._objects.values()]:
             await each.look_up()
 
     async def begin(
         self, caller: Caller, settings: Sequence[Setting], who: str, why: str, options: Mapping[str, Any]
     ) -> tuple[str, Answer]:
-        """Begin a hold of the caller's."""
+        """Begin a hold of the caller, and return its object path with the answer."""
         ttl, detached = options.get("ttl-usec", 0), options.get("detached", False)
         who, why = shown(who=who), shown(why=why)
         if ttl > LONGEST_TTL or ("ttl-usec" in options and not ttl):
@@ -157,7 +157,7 @@ class Holds:
             if hold.number in engine.committed.holds:
                 self._add(hold.number, outcome_rows(answer.outcomes))
         finally:
-            # What is committed has an object and an end, whatever has become of the call.
+            # A committed hold gets an object and an end, even if the call has failed.
             self._beginning.discard(hold.number)
             self.sync(caller.member)
         if hold.number not in self._objects:
@@ -167,9 +167,9 @@ class Holds:
         return names.hold_path(hold.number), answer
 
     def sync(self, cause: str = "") -> None:
-        """Have an object for each hold that is committed, and wait for its end; for no other.
+        """Keep an object for each committed hold and for no other, and wait for the end of each.
 
-        `cause` is what has ended those that are committed no more.
+        `cause` is the reason for the end of holds that are not committed any more.
         """
         holds = self.core.engine.committed.holds
         for number in [number for number in self._objects if number not in holds]:
@@ -182,13 +182,13 @@ class Holds:
 
     def _add(self, number: int, outcomes: list[Row]) -> None:
         hold = self.core.engine.committed.holds[number]
-        # Its end comes first: without an object it would only not be seen.
+        # The task of its end comes first: without an object a hold would only not be seen.
         self._ends[number] = asyncio.get_running_loop().create_task(self._end(hold), name=f"end of hold {number}")
         self._objects[number] = HeldObject(self.core, hold, outcomes)
         self.core.service.publish(names.hold_path(number), {names.HOLD: self._objects[number]})
 
     async def _end(self, hold: Hold) -> None:
-        """Wait until a hold is over, and end it, however often that fails."""
+        """Wait until a hold is over, and end it; try again as often as that fails."""
         waiting: dict[asyncio.Future[None], str] = {}
         if hold.client:
             left = again(partial(self._leave, hold.client), f"whether the client of hold {hold.number} is there")
@@ -202,7 +202,7 @@ class Holds:
         finally:
             for each in waiting:
                 each.cancel()
-        del self._ends[hold.number]  # from now on it is not cancelled
+        del self._ends[hold.number]  # from now on this task is not cancelled
         cause = waiting[over.pop()]
         release = partial(self.core.engine.release, [hold.number], cause, is_fact=True)
         while hold.number in self.core.engine.committed.holds:
@@ -211,16 +211,16 @@ class Holds:
     async def _leave(self, client: str) -> None:
         """Wait until a client leaves the bus."""
         async with self.core.service.watching(client) as gone:
-            await asyncio.wait([gone])  # others wait for it too: it is not to be cancelled
+            await asyncio.wait([gone])  # others wait for it too, so it must not be cancelled
 
 
 async def again(work: Callable[[], Awaitable[T]], what: str) -> T:
-    """Return what `work` returns, once it does; after each time that it fails wait longer."""
+    """Try `work` until it succeeds, and return its result; wait longer after each failure."""
     wait = AGAIN
     while True:
         try:
             return await work()
-        except Exception as error:  # noqa: BLE001  # pages would stay for ever, whatever it is
+        except Exception as error:  # noqa: BLE001  # after any error the pages would stay for ever
             log.warning("%s: %s; it is tried again in %.0f s", what, error or type(error).__name__, wait)
         await asyncio.sleep(wait)
         wait = min(2 * wait, AGAIN_MOST)
@@ -233,9 +233,9 @@ def tell_end(hold: Hold, cause: str) -> None:
 
 
 def there(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> list[Setting]:
-    """Return what a profile asks for and this host has, but for what the caller's `own` settings name.
+    """Return the settings of a profile that this host has, except those that the caller's `own` settings name.
 
-    What would be held is added to what there is: a number of 0 adds nothing.
+    Some tunables add the held number to the others: a number of 0 adds nothing.
     """
     named = {(each.tunable, instances_of(world.tunable(each.tunable), each.instances, world)) for each in own}
     found = []
@@ -252,9 +252,9 @@ def there(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> lis
 
 
 def shown(**text: str) -> str:
-    """Return a text as others are shown it, without blanks around it.
+    """Return a text as others will see it, without blanks around it.
 
-    Raise InvalidArgs for one that is too long, or that a terminal would not show as text.
+    Raise InvalidArgs for a text that is too long, or that a terminal would not show as text.
     """
     ((name, given),) = ((name, given.strip()) for name, given in text.items())
     if len(given.encode()) > LONGEST:
@@ -266,6 +266,6 @@ def shown(**text: str) -> str:
 
 
 async def until(moment: int) -> None:
-    """Wait for a time of CLOCK_BOOTTIME, in microseconds."""
-    while (left := (moment - boottime()) / 1e6) > 0:  # noqa: ASYNC110  # no event tells of a clock
+    """Wait until a time of CLOCK_BOOTTIME, in microseconds."""
+    while (left := (moment - boottime()) / 1e6) > 0:  # noqa: ASYNC110  # a clock sends no event
         await asyncio.sleep(min(left, LOOK))

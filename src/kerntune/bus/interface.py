@@ -1,4 +1,4 @@
-"""The contract as data: what the interface files (dbus/interfaces/*.xml) say of each interface; serves nothing."""
+"""The contract as data: each interface as the files dbus/interfaces/*.xml define it. This module serves nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACTION: Final = "org.kerntune.Action"
 
 
 class Emits(StrEnum):
-    """What PropertiesChanged says of a property ("Introspection Data Format" in the D-Bus Specification)."""
+    """The content of PropertiesChanged for a property ("Introspection Data Format" in the D-Bus Specification)."""
 
     TRUE = "true"
     INVALIDATES = "invalidates"
@@ -27,7 +27,7 @@ class Emits(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A property: its signature, `read` or `readwrite`, and how a change of it is announced."""
+    """A property: its signature, `read` or `readwrite`, and the way in which its changes are published."""
 
     type: str
     access: str
@@ -36,10 +36,10 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface by member name: of a method the signatures in and out, and the names of what it takes.
+    """One interface by member name: for a method the signatures in and out, and the names of its in arguments.
 
-    `xml` is the element as it stands in the file. `actions` says of a method what its caller needs (bus/gate.py); a
-    method without the annotation is not in it.
+    `xml` is the element as it stands in the file. `actions` has the action that callers of a method need (bus/gate.py);
+    a method without the annotation is not in it.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Interface:
     xml: str
 
     def missing(self, impl: object) -> list[str]:
-        """What `impl` lacks to serve this interface: handlers `async def member(self, caller, *args)`, attributes."""
+        """Return what `impl` lacks for this interface: handlers `async def member(self, caller, *args)`, attributes."""
         lacking = [snake(name) for name in self.properties if not _has(impl, snake(name))]
         for member, takes in self.takes.items():
             name = snake(member)
@@ -61,17 +61,17 @@ class Interface:
 
 
 def load(paths: Iterable[Path]) -> dict[str, Interface]:
-    """Return interfaces by name; raises OSError or xml.parsers.expat.ExpatError."""
+    """Return the interfaces by name. Raise OSError or xml.parsers.expat.ExpatError."""
     return {found.name: found for path in paths for found in parse(path.read_text("utf-8"))}
 
 
 def parse(text: str) -> list[Interface]:
-    """Return the interfaces in an XML document; raises xml.parsers.expat.ExpatError."""
+    """Return the interfaces in an XML document. Raise xml.parsers.expat.ExpatError."""
     return [_interface(element) for element in _elements(text, "interface")]
 
 
 def snake(member: str) -> str:
-    """The Python name of a D-Bus member: SetCount -> set_count, SinceUSec -> since_usec."""
+    """Return the Python name of a D-Bus member: SetCount -> set_count, SinceUSec -> since_usec."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", member).lower()
 
 
@@ -109,7 +109,7 @@ def _elements(text: str, tag: str) -> list[_Element]:
     def end(name: str) -> None:
         element, began = above.pop()
         if name == tag:
-            # The parser is at the end tag, or where there is none behind the element.
+            # The parser is at the end tag, or behind an element that has none.
             at = parser.CurrentByteIndex
             ended = source.index(b">", at) + 1 if source.startswith(b"</", at) else at
             element.xml = source[began:ended].decode()
@@ -138,12 +138,12 @@ def _interface(element: _Element) -> Interface:
 
 
 def _arguments(member: _Element, direction: str) -> list[_Element]:
-    """Return the arguments of one direction; a method's go in when they do not say, a signal's have none."""
+    """Return the arguments of one direction. A method's arguments go in by default; a signal's have no direction."""
     return [arg for arg in member.all("arg") if not direction or arg.get("direction", "in") == direction]
 
 
 def _signature(member: _Element, direction: str) -> str:
-    """Return the types of the arguments of one direction together."""
+    """Return the types of all arguments of one direction as one signature."""
     return "".join(arg.get("type") for arg in _arguments(member, direction))
 
 
@@ -159,7 +159,7 @@ def _annotation(element: _Element, name: str) -> str | None:
 
 
 def _has(impl: object, name: str) -> bool:
-    """Whether there is such an attribute, without running the property behind it."""
+    """Return whether `impl` has the attribute, without running the property behind it."""
     try:
         inspect.getattr_static(impl, name)
     except AttributeError:
@@ -168,7 +168,7 @@ def _has(impl: object, name: str) -> bool:
 
 
 def _takes(handler: object, count: int) -> bool:
-    """Whether `handler` is a coroutine function that can be called with `count` positional arguments."""
+    """Return whether `handler` is a coroutine function that can be called with `count` positional arguments."""
     if not inspect.iscoroutinefunction(handler):
         return False
     try:

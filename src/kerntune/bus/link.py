@@ -1,7 +1,7 @@
-"""The connection to the bus: who waits for which reply, and what goes to whom; knows no object of ours.
+"""The connection to the bus: the calls that wait for replies, and the way of each message. It knows no object of ours.
 
 The socket is asyncio's: dbus_next's own loops end the connection on EAGAIN, spin on EOF during authentication and never
-yield while data keeps coming. No descriptor passing is negotiated, so no client can fill our table of them.
+yield while data keeps coming. No descriptor passing is negotiated, so no client can fill our table of descriptors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
 MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for 0.3 to 1 us a byte
 SHORT: Final = 4 << 10  # bytes; of longer messages the header is looked at first
-MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects whoever sends more than 32 MiB
+MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects a client that sends more than 32 MiB
 CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
 LAST_SERIAL: Final = (1 << 32) - 1  # a serial is a UINT32, and not 0 ("Message Format" in the D-Bus Specification)
@@ -51,7 +51,7 @@ GONE: Final = frozenset(
 
 
 class BusError(errors.Failed):
-    """An error reply with a name that is not one of ours; `name` is it, and the text starts with it."""
+    """An error reply with a name that is not one of ours; `name` has it, and the text starts with it."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(f"{name}: {text}" if text else name)
@@ -59,19 +59,20 @@ class BusError(errors.Failed):
 
 
 class TimedOut(errors.Failed):
-    """No reply came in time; the other side may still be at it."""
+    """No reply came in time; the other side may still be at work."""
 
 
 class Waiting(NamedTuple):
-    """A call that waits for its reply, and whom it went to."""
+    """A call that waits for its reply, and its destination."""
 
     destination: str
     reply: asyncio.Future[Message]
 
     def is_from(self, sender: str) -> bool:
-        """Return whether a reply of `sender` may be the one: the bus answers for those that are not there.
+        """Return whether a reply of `sender` may be the expected one: the bus answers for names that are not there.
 
-        Who owns a well-known name is not known here. The bus lets nobody reply who was not asked; this comes on top.
+        The owner of a well-known name is not known here. The bus lets no client reply that was not asked; this check
+        comes on top.
         """
         known = self.destination.startswith(":") or self.destination == names.FREEDESKTOP
         return not known or sender in (self.destination, names.FREEDESKTOP)
@@ -80,11 +81,11 @@ class Waiting(NamedTuple):
 class Link(asyncio.BufferedProtocol):
     """One connection to the bus; calls and signals go to `on_message`, which must neither block nor raise.
 
-    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded. With `users`, they have their
-    turns, and what one of them sends far too much of is dropped; without, everything is kept in its order.
+    A body above `max_body` bytes is not parsed: such a call is answered LimitsExceeded. With `users`, the users have
+    their turns, and messages are dropped if one user sends far too many. Without, everything is kept in its order.
 
-    Of the message that `on_message` looks at now, `size` is its bytes, and `uid` its user, where users have turns.
-    `takes` tells from the header whether the body will be looked at: a long one is not parsed where it is not.
+    `size` has the bytes of the message that `on_message` looks at now, and `uid` its user, if users have turns.
+    `takes` decides from the header whether the body will be looked at. If not, a long body is not parsed.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Link(asyncio.BufferedProtocol):
         self._said: dict[str, float] = {}
 
     async def connect(self, *, timeout: float = 5.0) -> None:
-        """Connect, authenticate, say Hello; `timeout` in seconds. Raises Unreachable."""
+        """Connect, authenticate and say Hello; `timeout` in seconds. Raise Unreachable."""
         self._authenticated = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
@@ -133,18 +134,18 @@ class Link(asyncio.BufferedProtocol):
                 self._outbox.abort()
 
     def send(self, message: Message) -> int:
-        """Queue `message` and return its size in bytes, at once; it is dropped when the connection is lost.
+        """Queue `message` and return its size in bytes, at once. It is dropped if the connection is lost.
 
-        Raises as `pack` does.
+        Raise as `pack` does.
         """
         data = self.pack(message)
         self.post(data)
         return len(data)
 
     def pack(self, message: Message) -> bytes:
-        """`message` as `post` takes it.
+        """Return `message` as `post` takes it.
 
-        Raises LimitsExceeded above MAX_SENT bytes, ValueError or TypeError when the body does not fit its signature.
+        Raise LimitsExceeded above MAX_SENT bytes, ValueError or TypeError if the body does not fit its signature.
         """
         if not message.serial:
             message.serial = self._next_serial()
@@ -154,14 +155,14 @@ class Link(asyncio.BufferedProtocol):
         return data
 
     def _next_serial(self) -> int:
-        """Return the next serial that no call waits for; after the last one they begin again."""
+        """Return the next serial that no call waits for; after the last one the serials begin again."""
         while True:
             self._serial = self._serial % LAST_SERIAL + 1
             if self._serial not in self._replies:
                 return self._serial
 
     def post(self, data: bytes) -> None:
-        """Queue a message that is packed."""
+        """Queue a packed message."""
         if self._outbox:
             self._outbox.send(data)
 
@@ -177,10 +178,10 @@ class Link(asyncio.BufferedProtocol):
         interactive: bool = False,
         start: bool = True,
     ) -> list[Any]:
-        """Call a method and return the body of its reply; `timeout` in seconds; without `start` nobody is started.
+        """Call a method and return the body of its reply; `timeout` in seconds. Without `start` no service is started.
 
-        Raises the class of kerntune.errors whose name the error reply carries, Unreachable when the other side or the
-        bus is gone, TimedOut when no reply came in time, BusError for any other name.
+        Raise the class of kerntune.errors whose name the error reply carries, or BusError for any other name. Raise
+        Unreachable if the other side or the bus is gone, TimedOut if no reply came in time.
         """
         if not (self._outbox and self._outbox.open):
             raise self._unreachable("is not connected")
@@ -207,17 +208,17 @@ class Link(asyncio.BufferedProtocol):
         return await self.call(*THE_BUS, member, signature, *args, timeout=timeout)
 
     def tell(self, destination: str, path: str, interface: str, member: str, signature: str, *args: Any) -> None:
-        """Call a method without waiting for, or being sent, a reply."""
+        """Call a method without a reply: none is sent, and none is waited for."""
         flags = MessageFlag.NO_REPLY_EXPECTED
         self.send(Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args)))
 
     def hold(self, uid: int) -> None:
-        """Look at nothing that this user sends until `go_on`; what may wait does."""
+        """Look at no message of this user until `go_on`; messages within the limits wait."""
         if self._intake:
             self._intake.hold(uid)
 
     def go_on(self, uid: int) -> None:
-        """Look again at what this user sends."""
+        """Look at the messages of this user again."""
         if self._intake:
             self._intake.go_on(uid)
 
@@ -227,11 +228,11 @@ class Link(asyncio.BufferedProtocol):
             self._outbox.give_up(why)
 
     async def closed(self) -> None:
-        """Return when the connection has ended, whoever ended it."""
+        """Return when the connection has ended, from either side."""
         await self._lost.wait()
 
     async def close(self, *, timeout: float = 1.0) -> None:
-        """Send what is queued, for `timeout` seconds at most, and end the connection."""
+        """Send the queued messages, for `timeout` seconds at most, and end the connection."""
         if self._outbox is None or self._lost.is_set():
             return
         self._outbox.finish()
@@ -243,21 +244,21 @@ class Link(asyncio.BufferedProtocol):
             await self._lost.wait()
 
     def complain(self, kind: str, text: str) -> None:
-        """Log `text`, but only one line a minute of each `kind`: clients can cause any number."""
+        """Log `text`, but only one line a minute of each `kind`, because clients can cause any number."""
         now = asyncio.get_running_loop().time()
         if now - self._said.get(kind, -COMPLAINT) >= COMPLAINT:
             self._said[kind] = now
             log.warning("%s (further ones of this kind are not logged for a minute)", text)
 
     async def _open(self) -> None:
-        """Connect to the first socket of the address that answers, and start to authenticate."""
+        """Connect to the first socket of the address that answers, and start the authentication."""
         loop = asyncio.get_running_loop()
         failure: OSError | None = None
         for where in sockets(self.address):
             found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             _sockets.add(found)
             try:
-                found.setblocking(False)  # noqa: FBT003  # it has no name
+                found.setblocking(False)  # noqa: FBT003  # the parameter has no name
                 await loop.sock_connect(found, where)
             except BaseException as error:
                 found.close()
@@ -271,7 +272,7 @@ class Link(asyncio.BufferedProtocol):
             return
         raise failure or self._unreachable("names no unix socket")
 
-    # asyncio calls the rest
+    # asyncio calls the following methods
 
     def get_buffer(self, _sizehint: int) -> bytearray:
         return self._chunk
@@ -308,7 +309,7 @@ class Link(asyncio.BufferedProtocol):
                 waiting.set_exception(self._unreachable("closed the connection"))
 
     def _authenticate(self, chunk: bytes) -> None:
-        """One line comes back: OK and the bus's id, or REJECTED ("Authentication Protocol" in the specification)."""
+        """Read the answer line: OK and the bus's id, or REJECTED ("Authentication Protocol" in the specification)."""
         if self._auth is None or self._authenticated is None or self._authenticated.done():
             return
         self._auth += chunk
@@ -324,7 +325,7 @@ class Link(asyncio.BufferedProtocol):
             self._authenticated.set_exception(self._unreachable(f"refused to authenticate us: {answer}"))
 
     def _sort(self, frame: Frame) -> None:
-        """Look at it now, or when it is its sender's turn; what the bus says and replies to us cannot wait."""
+        """Look at a frame now, or at its sender's turn. Messages of the bus itself and replies to us cannot wait."""
         sender = frame.sender
         if self._intake is None or sender == BUS_ITSELF or (frame.data and not frame.unasked):
             self._receive(frame)
@@ -348,7 +349,7 @@ class Link(asyncio.BufferedProtocol):
             waiting.set_result(message)
 
     def _parse(self, frame: Frame) -> Message:
-        """Return the message; that of a long call or signal that nobody takes has no body."""
+        """Return the message; a long call or signal that no object takes is returned without its body."""
         if len(frame.data) > SHORT and frame.whole and frame.unasked:
             head = parse(frame.header().data)
             if not self._takes(head):
@@ -356,7 +357,7 @@ class Link(asyncio.BufferedProtocol):
         return self._memo.parse(frame.data)
 
     def _receive_cut(self, message: Message, waiting: asyncio.Future[Message] | None) -> None:
-        """Answer for a message whose body was too long to look at."""
+        """Answer a message whose body was too long to look at."""
         too_long = errors.LimitsExceeded("the message is too long, or too many of yours wait", "ask for less at once")
         if waiting and not waiting.done():
             waiting.set_exception(too_long)
@@ -373,9 +374,10 @@ _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _close_copies() -> None:
-    """Close the copies of our sockets in a forked child, which would keep the connections of a dead parent alive.
+    """Close the copies of our sockets in a forked child: they would keep the connections of a dead parent alive.
 
-    Their numbers then are of a socket that leads nowhere: nobody else gets them while the parent's objects have them.
+    Their numbers then belong to a socket that leads nowhere. No other file gets them while the parent's objects have
+    them.
     """
     with socket.socket(socket.AF_UNIX) as nowhere:
         for copy in _sockets:
@@ -387,10 +389,10 @@ os.register_at_fork(after_in_child=_close_copies)
 
 
 def _exception(reply: Message) -> errors.KerntuneError:
-    """The exception for an error reply, with or without a text in its body."""
+    """Return the exception for an error reply, with or without a text in its body."""
     name = reply.error_name
     text = str(reply.body[0]) if reply.body else ""
-    # systemd's, when it cannot start the service: it is masked, or fails.
+    # systemd sends this error when it cannot start the service: the service is masked, or fails.
     if name in GONE or name.startswith((errors.FREEDESKTOP + "Spawn.", "org.freedesktop.systemd1.")):
         return errors.Unreachable(text or name)
     cls = errors.by_name().get(name)

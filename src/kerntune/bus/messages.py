@@ -1,4 +1,4 @@
-"""What is used of dbus_next, and the only module that imports it: messages, their marshalling, addresses."""
+"""The used parts of dbus_next: messages, their marshalling, addresses. No other module imports dbus_next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.util import find_spec, module_from_spec
 from typing import Final
 
 if package := find_spec("dbus_next"):
-    # Without its __init__, which imports loops, services and GLib: half a MiB and some milliseconds nothing here uses.
+    # Skip its __init__, which imports loops, services and GLib: half a MiB and some milliseconds for nothing used here.
     sys.modules.setdefault("dbus_next", module_from_spec(package))
 
 from dbus_next._private.address import parse_address
@@ -23,15 +23,15 @@ from dbus_next.signature import SignatureTree, Variant
 __all__ = ["InvalidAddressError", "Message", "MessageFlag", "MessageType", "Variant"]
 
 UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
-MAX_TEXT: Final = 4096  # characters of an error; what a client said is quoted in some
-MAX_SIGNATURES: Final = 8192  # characters of those that are kept, each of which costs about 160 bytes
+MAX_TEXT: Final = 4096  # characters of an error; some quote what a client has sent
+MAX_SIGNATURES: Final = 8192  # characters of the signatures that are kept; each character costs about 160 bytes
 REMEMBERED: Final = 64  # calls
-SHORT: Final = 512  # bytes of one that is remembered
+SHORT: Final = 512  # bytes of a call that is remembered
 TEXTS: Final = frozenset({"", "s", "ss"})  # signatures of bodies that nobody can change
 
 
 class _Signatures(dict[str, SignatureTree]):
-    """dbus_next keeps every signature it has ever seen, and clients choose them: this forgets all when full."""
+    """A limited cache of signatures. dbus_next keeps every one that clients send; this cache forgets all when full."""
 
     size = 0
 
@@ -47,37 +47,37 @@ SignatureTree._cache = _Signatures(SignatureTree._cache)
 
 
 def error_reply(call: Message, name: str, text: str) -> Message:
-    """The error reply to `call`; the text is made fit for the bus, which disconnects whoever sends a NUL."""
+    """Return the error reply to `call`. The text is made fit for the bus, which disconnects the sender of a NUL."""
     if len(text) > MAX_TEXT:
         text = f"{text[: MAX_TEXT // 2]} ... {text[-MAX_TEXT // 2 :]}"
     return Message.new_error(call, name, text.replace("\0", "").encode(errors="replace").decode())
 
 
 def marshalled(message: Message) -> bytes:
-    """The message as bytes; raises ValueError or TypeError when the body does not fit its signature."""
+    """Return the message as bytes. Raise ValueError or TypeError if the body does not fit its signature."""
     return bytes(message._marshall())  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
 
 
 def parse(data: bytes) -> Message:
-    """Raises one of UNPARSEABLE; the bus has validated the message, so this is where dbus_next is stricter than it."""
+    """Return the message. Raise one of UNPARSEABLE where dbus_next is stricter than the bus, which has validated it."""
     unmarshaller = Unmarshaller(io.BytesIO(data))  # type: ignore[no-untyped-call]  # as above
     try:
         message: Message | None = unmarshaller.unmarshall()  # type: ignore[no-untyped-call]  # as above
     finally:
-        unmarshaller.readers.clear()  # a cycle: it would keep the message until the garbage is collected
+        unmarshaller.readers.clear()  # a cycle, which would keep the message until the garbage is collected
     if message is None:
         raise ValueError(f"{len(data)} bytes are not enough")
     return message
 
 
 class Memo:
-    """Parses, and remembers the last short calls: who polls us sends the same one again, with another serial."""
+    """A parser that remembers the last short calls: a client that polls sends one again with another serial."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Message] = {}
 
     def parse(self, data: bytes) -> Message:
-        """As `parse`; parsing costs more than all the rest of a read."""
+        """Return the same as `parse`, which costs more than all the rest of a read."""
         key = data[:8] + data[12:]
         known = self._known.get(key)
         if known is None:
@@ -94,7 +94,7 @@ class Memo:
 
 
 def sockets(address: str) -> Iterator[str]:
-    """The unix sockets a bus address names ("Server Addresses" in the specification); raises InvalidAddressError."""
+    """Yield the unix sockets in a bus address ("Server Addresses" in the specification). Raise InvalidAddressError."""
     for transport, options in parse_address(address):  # type: ignore[no-untyped-call]  # as above
         if transport == "unix" and "path" in options:
             yield options["path"]

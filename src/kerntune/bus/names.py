@@ -30,12 +30,12 @@ OUTCOME: Final = "(ssssssss)"
 
 
 def hold_path(number: int) -> str:
-    """The object of a hold."""
+    """Return the object path of a hold."""
     return f"{ROOT}/hold/{number}"
 
 
 def owner_rule(name: str) -> str:
-    """The match rule for who owns a name."""
+    """Return the match rule for changes of the owner of a name."""
     return (
         f"type='signal',sender='{FREEDESKTOP}',path='{FREEDESKTOP_PATH}',"
         f"interface='{FREEDESKTOP}',member='NameOwnerChanged',arg0='{name}'"
@@ -43,7 +43,7 @@ def owner_rule(name: str) -> str:
 
 
 def interface_files() -> list[Path]:
-    """The XML files of the contract: beside the sources in a checkout, else where the package installs them."""
+    """Return the XML files of the contract: from the checkout if there is one, else from where the package has them."""
     checkout = Path(__file__).parents[3] / "dbus" / "interfaces"
     installed = (Path(sys.prefix) / "share/dbus-1/interfaces", Path("/usr/share/dbus-1/interfaces"))
     for folder in (checkout, *installed):

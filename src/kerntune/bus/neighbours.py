@@ -1,4 +1,4 @@
-"""Other services on the bus that concern us: those that tune the same knobs, and logind, which tells of resume."""
+"""Other services on the bus that concern us: those that tune the same knobs, and logind, which reports a resume."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RESUME: Final = (
 
 
 class Neighbours:
-    """Keeps the slugs of rivals that run in `troubles`, and calls `look` with a cause when something happened."""
+    """A watch that keeps the slugs of running rivals in `troubles`, and calls `look` with a cause after a change."""
 
     def __init__(self, service: Service, troubles: set[str], look: Callable[[str], None]) -> None:
         self._service, self._troubles, self._look = service, troubles, look
         self._owners: dict[str, str] = {}
 
     async def watch(self) -> None:
-        """From now on; raises nothing, for all this is only good to know."""
+        """Watch from now on. Raise nothing, because all this is only good to know."""
         self._service.on_signal(names.FREEDESKTOP, "NameOwnerChanged", "sss", self._owner_changed)
         self._service.on_signal(f"{LOGIND}.Manager", "PrepareForSleep", "b", self._sleep)
         try:
@@ -49,7 +49,7 @@ class Neighbours:
         try:
             (owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", name, timeout=5.0)
         except errors.KerntuneError:
-            return  # nobody has it
+            return  # the name has no owner
         self._owner_changed(names.FREEDESKTOP, name, "", owner)
 
     def _owner_changed(self, sender: str, name: str, _old: str, new: str) -> None:
@@ -65,6 +65,6 @@ class Neighbours:
             self._look("rival")
 
     def _sleep(self, sender: str, *starts: bool) -> None:
-        """Before sleep it is true, after it false; anybody may send us such a signal, so its sender is checked."""
+        """Ask for a pass after sleep: `starts` is true before it, false after. Check who sent it: anybody may."""
         if sender == self._owners.get(LOGIND) and not any(starts):
             self._look("resume")

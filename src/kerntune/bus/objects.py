@@ -1,4 +1,4 @@
-"""Manager, and the one way of every call: read arguments, validate, authorise, act through the engine, reply."""
+"""Manager, and the one path of every call: read arguments, validate, authorise, act through the engine, reply."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHANGE_ASKED: Final = "7b0e5a2f93c84d1e8f6d2a51c4e9b370"  # MESSAGE_ID
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
 HOLD: Final = {"profile": "s", "allow-partial": "b", "ttl-usec": "t", "detached": "b"}
 MOMENT: Final = 0.05  # seconds after which a call may have lost its caller before it began
-SMALL: Final = 1000  # targets, and comparisons with claims: what has less is made on the event loop, in milliseconds
+SMALL: Final = 1000  # targets, and comparisons with claims; with less the event loop makes a document, in milliseconds
 
 
 class Files(Protocol):
@@ -52,19 +52,19 @@ class Files(Protocol):
         """The profile in force, "" for none."""
 
     async def reload(self) -> None:
-        """Read them again, and return after the pass."""
+        """Read the files again, and return after the pass."""
 
     async def listing(self) -> list[tuple[str, str]]:
-        """Name and summary of each profile."""
+        """Return the name and summary of each profile."""
 
     async def settings_of(self, profile: str) -> Sequence[Setting]:
-        """What a profile asks for; raises as `check` does."""
+        """Return the settings that a profile asks for. Raise as `check` does."""
 
     async def check(self, selection: Selection) -> None:
-        """Raise what would refuse it."""
+        """Raise the error that would refuse the selection."""
 
     async def plan(self, selection: Selection) -> Answer:
-        """What `choose` would do."""
+        """Return what `choose` would do."""
 
     async def choose(
         self,
@@ -75,7 +75,7 @@ class Files(Protocol):
         begins: Callable[[], Awaitable[None]] | None = None,
         endable: bool = False,
     ) -> Answer:
-        """Make it so, in one pass, after what `begins` has to say; with `endable` a cancellation puts it back."""
+        """Put the selection in force in one pass, once `begins` permits it. `endable`: a cancellation puts it back."""
 
 
 class HoldKeeper(Protocol):
@@ -83,17 +83,17 @@ class HoldKeeper(Protocol):
 
     @property
     def paths(self) -> list[str]:
-        """The objects of all holds."""
+        """The object paths of all holds."""
 
     async def begin(
         self, caller: Caller, settings: Sequence[Setting], who: str, why: str, options: Mapping[str, Any]
     ) -> tuple[str, Answer]:
-        """Begin one, and return its object with the answer."""
+        """Begin a hold, and return its object path with the answer."""
 
 
 @dataclass(slots=True)
 class Record:
-    """Holds what the journal says of a call: who asked, and whether it has changed anything or failed."""
+    """The journal's record of a call: the caller, and whether the call has changed anything or failed."""
 
     caller: Caller
     who: str
@@ -101,7 +101,7 @@ class Record:
 
 
 class Core:
-    """What the interfaces share: the engine, the bus, and the one way from a request to an answer."""
+    """The shared part of all interfaces: the engine, the bus, and the one path from a request to an answer."""
 
     def __init__(
         self,
@@ -113,16 +113,16 @@ class Core:
         *,
         guard: MemoryGuard,
     ) -> None:
-        """`troubles` are slugs of what is wrong with the daemon itself, and change."""
+        """Take the parts; `troubles` are slugs of the daemon's own problems, and the set changes."""
         self.service, self.engine, self.host = service, engine, host
         self.troubles, self.files, self.guard = troubles, files, guard
         self._gate = Gate(service)
 
     async def change(self, caller: Caller, request: Request, *, endable: bool = False) -> Answer:
-        """Validate, authorise, and carry out; a refused call writes nothing. `endable`: it ends with its caller.
+        """Validate, authorise, and carry out; a refused call writes nothing. `endable`: the call ends with its caller.
 
-        What takes long to validate is authorised before: whoever may not do it makes no work, and an administrator
-        does not wait in one line with strangers.
+        A request that takes long to validate is authorised before. So a caller without permission makes no work, and
+        an administrator does not wait in one line with strangers.
         """
         came, world = self._now(), self.engine.world
         tunables = {world.tunable(setting.tunable) for setting in request.settings}
@@ -136,9 +136,9 @@ class Core:
             return await self._answered(record, changing, endable=endable)
 
     async def hold(self, caller: Caller, request: Request, hold: Hold) -> Answer:
-        """Begin a hold; to the name that its client gives itself is added what the client is.
+        """Begin a hold; add a description of the client to the name that the client gives itself.
 
-        What its client leaves halfway is ended and put back, unless it is detached.
+        If the client leaves halfway, the hold is ended and put back, unless it is detached.
         """
         came, world = self._now(), self.engine.world
         tunables = {world.tunable(setting.tunable) for setting in request.settings}
@@ -154,7 +154,7 @@ class Core:
             return await self._answered(record, changing, endable=endable)
 
     async def release(self, caller: Caller, hold: Hold) -> None:
-        """End a hold: its owner may, and who may manage."""
+        """End a hold: its owner may do that, and callers that may manage."""
         came = self._now()
         permit = await self._gate.let_owner_pass(caller, hold.uid, f"hold {hold.number}")
         async with self._recorded(permit, f"{hold.number} of {hold.who}") as record:
@@ -163,7 +163,7 @@ class Core:
             record.changed = answer.changed
 
     async def choose(self, caller: Caller, selection: Selection, *, endable: bool = False) -> Answer:
-        """The same for the files as a whole."""
+        """Validate, authorise, and carry out a selection for the files as a whole."""
         came = self._now()
         await self.files.check(selection)
         permit = await self._gate.let_pass(caller)
@@ -175,13 +175,13 @@ class Core:
             return await self._answered(record, choosing, endable=endable)
 
     async def _answered(self, record: Record, work: Awaitable[Answer], *, endable: bool) -> Answer:
-        """Await a change, until its caller leaves where it is `endable`, and record whether anything was changed."""
+        """Await a change, if `endable` only until its caller leaves, and record whether anything was changed."""
         answer = await (self.service.while_present(record.caller, work) if endable else work)
         record.changed = answer.changed
         return answer
 
     async def reload(self, caller: Caller) -> None:
-        """Read the files again."""
+        """Authorise the call, and read the files again."""
         came = self._now()
         permit = await self._gate.let_pass(caller)
         async with self._recorded(permit, "") as record:
@@ -190,7 +190,7 @@ class Core:
 
     @asynccontextmanager
     async def _recorded(self, permit: Permit, what: str) -> AsyncIterator[Record]:
-        """Give who may do it; the journal says who asked for what and how it ended, unless nothing was changed."""
+        """Give the record of a permitted call; at the end log caller, request and result, unless nothing changed."""
         caller = permit.caller
         record = Record(caller, await self.engine.threads.read(processes.describe, caller.pid, caller.uid))
         ended = "done"
@@ -204,7 +204,7 @@ class Core:
                 self._log(record, what, ended)
 
     def _log(self, record: Record, what: str, ended: str) -> None:
-        """Log one change, with names and texts that callers chose made fit for a line."""
+        """Log one change; names and texts that callers chose are made fit for a line."""
         caller, who = record.caller, record.who
         asked = f"{caller.member} {processes.printable(what)}".strip()
         extra = {
@@ -220,16 +220,16 @@ class Core:
         return asyncio.get_running_loop().time()
 
     async def _begin(self, record: Record, came: float) -> None:
-        """Raise CallerGone, and have nothing logged, when the caller left while the call waited to begin.
+        """Raise CallerGone, and log nothing, if the caller left while the call waited to begin.
 
-        The bus is not asked when the call has only just come.
+        The bus is not asked about a call that has only just come.
         """
         if self._now() - came > MOMENT and not await self.service.present(record.caller):
             record.changed = False
             raise CallerGone(f"{record.caller.name} left the bus before its call had begun")
 
     def _progress(self, caller: Caller) -> Progress:
-        """Tells the caller how far the kernel has come."""
+        """Return a callback that tells the caller how far the kernel has come."""
 
         def progress(target: Target, done: int, wanted: int) -> None:
             what = (target.tunable, target.instance, done, wanted)
@@ -238,7 +238,7 @@ class Core:
         return progress
 
     async def set_one(self, caller: Caller, setting: Setting, options: Mapping[str, Any]) -> Answer:
-        """What a typed setter does: one setting that must win somewhere."""
+        """Carry out a typed setter: one setting that must win somewhere."""
         request = Request(
             (setting,),
             persist=options.get("persist", False),
@@ -249,12 +249,12 @@ class Core:
 
 
 def spelled(settings: Iterable[Setting]) -> str:
-    """Return settings, or what is withdrawn, as people write them."""
+    """Return settings, or patterns to withdraw, as people write them."""
     return " ".join(f"{tunable}@{instances}{value and '='}{value}" for tunable, instances, value in settings)
 
 
 class Manager:
-    """org.kerntune.Tuner1.Manager."""
+    """The interface org.kerntune.Tuner1.Manager."""
 
     def __init__(self, core: Core, holds: HoldKeeper) -> None:
         self._core, self._engine, self._holds = core, core.engine, holds
@@ -354,7 +354,7 @@ class Manager:
 
 
 def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> str:
-    """Return the document as JSON. An encoder lets no other thread run, so it is given one row at a time."""
+    """Return the document as JSON. An encoder lets no other thread run, so it gets one row at a time."""
     begin = json.dumps(head, ensure_ascii=False)[:-1]
     parts = (
         f"{json.dumps(name)}: [{', '.join(json.dumps(row, ensure_ascii=False) for row in found)}]"
@@ -364,7 +364,7 @@ def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> 
 
 
 def whole(chosen: Mapping[str, Any]) -> Selection | None:
-    """What a plan asks of the files as a whole, if it does."""
+    """Return the selection in a plan's options for the files as a whole, or None."""
     profile, reset, baseline, holds = (chosen.get(name) for name in WHOLE)
     if (baseline or holds) and not reset:
         raise InvalidArgs(f"the option {'baseline' if baseline else 'holds'} belongs to reset", "Give both, or neither")
@@ -374,14 +374,14 @@ def whole(chosen: Mapping[str, Any]) -> Selection | None:
 
 
 def reply(answer: Answer) -> tuple[bool, list[Row]]:
-    """(changed, outcomes)"""
+    """Return (changed, outcomes)."""
     return answer.changed, outcome_rows(answer.outcomes)
 
 
 def announcer(service: Service, watched: Mapping[str, tuple[object, Iterable[str]]]) -> Callable[[Report], None]:
-    """A listener that announces each pass: Changed, and one PropertiesChanged for an interface whose values differ.
+    """Return a listener that publishes each pass: Changed, and one PropertiesChanged for an interface with new values.
 
-    `watched`: interface -> its object and the names of the properties that announce themselves, as in the contract.
+    `watched`: interface -> its object and the names of the properties that publish changes, as in the contract.
     """
     last = {name: values(impl, properties) for name, (impl, properties) in watched.items()}
 
@@ -399,5 +399,5 @@ def announcer(service: Service, watched: Mapping[str, tuple[object, Iterable[str
 
 
 def values(impl: object, properties: Iterable[str]) -> dict[str, Any]:
-    """Property names of the contract -> their values now."""
+    """Return the property names of the contract with their current values."""
     return {name: getattr(impl, snake(name)) for name in properties}

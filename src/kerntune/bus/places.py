@@ -1,4 +1,4 @@
-"""How much of one user is in service; who is over the limit is held, and goes on when a place is free."""
+"""The places for calls in service, by user. A user at the limit is held, and goes on when a place is free."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kerntune.bus.users import is_root
 
 
 class Places:
-    """`most` places for each user; `hold` and `go_on` are told the uid when the last is taken, and when one is free."""
+    """At most `most` places for each user. `hold` gets the uid when the last is taken, `go_on` when one is free."""
 
     def __init__(self, most: int, hold: Callable[[int], None], go_on: Callable[[int], None]) -> None:
         self._most, self._hold, self._go_on = most, hold, go_on
         self.taken: Counter[int] = Counter()
 
     def take(self, uid: int, places: int = 1) -> Place:
-        """Take places for a call of this user, also above the limit: who waited aside comes back to it."""
+        """Take places for a call of this user, even above the limit: a call that waited aside comes back to them."""
         place = Place(self, uid, places)
         place.take()
         return place
@@ -36,7 +36,7 @@ class Places:
 
 
 class Place:
-    """One call's place, or the places of a long one."""
+    """The place of one call, or the places of a long one."""
 
     __slots__ = ("_count", "_places", "_uid", "taken")
 
@@ -54,13 +54,13 @@ class Place:
         return is_root(self._uid)
 
     def take(self) -> None:
-        """Take it, if the call has none."""
+        """Take the place, if the call does not have it."""
         if not self.taken:
             self.taken = True
             self._places.change(self._uid, self._count)
 
     def give_back(self) -> None:
-        """Give it back, if the call has one."""
+        """Give the place back, if the call has it."""
         if self.taken:
             self.taken = False
             self._places.change(self._uid, -self._count)

@@ -1,6 +1,6 @@
-"""Asks polkit whether a client may do something; decides nothing itself, but that root may and silence means no.
+"""Questions to polkit: may a client do something? The module itself decides only that root may, and silence means no.
 
-Rests on the D-Bus reference of org.freedesktop.PolicyKit1.Authority.
+It follows the D-Bus reference of org.freedesktop.PolicyKit1.Authority.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ POLKIT: Final = "org.freedesktop.PolicyKit1"
 PATH: Final = "/org/freedesktop/PolicyKit1/Authority"
 ALLOW_INTERACTION: Final = 1
 # polkitd runs its rules in a thread, and gives that 15 s (RUNAWAY_KILLER_TIMEOUT in its sources). Version 122 can miss
-# the thread's signal: then it answers nobody for these 15 s, and after them as if nothing had been. busctl waits 25 s.
+# the thread's signal. Then it answers nobody for these 15 s, and answers as usual after them. busctl waits 25 s.
 ANSWER: Final = 20.0  # seconds
 # The bus lets us have 128 calls without a reply (max_replies_per_connection in dbus-daemon(1)). Quick questions, and
-# those that wait for a person, have places of their own, so that neither waits for the other.
+# those that wait for a person, have separate places, so that neither kind waits for the other.
 QUESTIONS: Final = 64
 PROMPTS: Final = 32
-# So many of those are one user's at most; and so many of a user's calls may wait in all.
+# One user has at most so many of these places; and so many calls of one user may wait in all.
 QUESTIONS_OF_USER: Final = 16
 PROMPTS_OF_USER: Final = 4
 WAITING: Final = 200
@@ -48,7 +48,7 @@ class _Answer(NamedTuple):
 
 @dataclass(slots=True)
 class _User:
-    """The calls of one user that wait for polkit, and the places of those that polkit has been asked about."""
+    """The number of one user's calls that wait for polkit, and the places of those that polkit was asked about."""
 
     waiting: int = 0
     questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(QUESTIONS_OF_USER))
@@ -56,7 +56,7 @@ class _User:
 
 
 class Polkit:
-    """Asks over `service`, and keeps one user's questions from taking the places of all others."""
+    """A client of polkit over `service`. One user's questions cannot take the places of all others."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -67,12 +67,12 @@ class Polkit:
     async def authorise(
         self, caller: Caller, action: str, *, timeout: float = ANSWER, interactive_timeout: float = 300.0
     ) -> None:
-        """Return when `caller` may do `action`; timeouts in seconds.
+        """Return only if `caller` may do `action`; timeouts in seconds.
 
-        polkit is asked without interaction first, so that a silent one is found out in `timeout` and not only after
-        the time a person may take for a password. Root, and whoever runs the daemon, may do everything without being
-        asked about. Raises AccessDenied, InteractiveAuthorizationRequired or CallerGone; and LimitsExceeded when
-        WAITING calls of the caller's user wait for polkit already.
+        The first question to polkit is without interaction. So a silent polkit is noticed after `timeout`, and not
+        only after the time that a person may take for a password. Root, and the user that runs the daemon, may do
+        everything without a question. Raise AccessDenied, InteractiveAuthorizationRequired or CallerGone; and
+        LimitsExceeded if WAITING calls of the caller's user wait for polkit already.
         """
         if is_root(caller.uid):
             return
@@ -92,7 +92,7 @@ class Polkit:
     async def _decide(
         self, user: _User, caller: Caller, action: str, timeout: float, interactive_timeout: float
     ) -> None:
-        """Ask without interaction, then with it where that may help; raises as `authorise` does."""
+        """Ask without interaction, then with it where that may help. Raise as `authorise` does."""
         answer = await self._check(user, caller, action, 0, timeout)
         if answer.challenge and not answer.authorised:
             if not caller.interactive:
@@ -108,7 +108,7 @@ class Polkit:
             )
 
     async def _check(self, user: _User, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
-        """One CheckAuthorization, when its turn comes; `timeout` counts from now. AccessDenied without an answer."""
+        """Call CheckAuthorization at its turn; `timeout` counts from now. Raise AccessDenied without an answer."""
         prompts = bool(flags & ALLOW_INTERACTION)
         own, all_of_them = (user.prompts, self._prompts) if prompts else (user.questions, self._questions)
         try:
@@ -126,7 +126,7 @@ class Polkit:
             raise errors.AccessDenied(f"polkit could not say whether {action} is allowed: {error}", hint) from error
 
     async def _ask(self, caller: Caller, action: str, flags: int) -> _Answer:
-        """The call itself, withdrawn when it is cancelled; to another polkit where the one before has gone."""
+        """Make the call itself, and withdraw it when cancelled. If the known polkit has gone, ask the next one."""
         try:
             return await self._ask_once(caller, action, flags)
         except errors.Unreachable:
@@ -139,7 +139,7 @@ class Polkit:
         subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
         cancellation = os.urandom(16).hex()
         args: tuple[object, ...] = (subject, action, {}, flags, cancellation)
-        # By its unique name: so no reply is taken but its own.
+        # The call goes to its unique name, so that no reply is taken but its own.
         where = (self._owner or await self._find(), PATH, f"{POLKIT}.Authority")
         try:
             ((authorised, challenge, _details),) = await self._service.call(
@@ -151,7 +151,7 @@ class Polkit:
         return _Answer(authorised, challenge)
 
     async def _find(self) -> str:
-        """Return the unique name of polkit, which the bus starts where it does not run."""
+        """Return the unique name of polkit. The bus starts polkit if it does not run."""
         try:
             (self._owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", POLKIT, timeout=None)
         except errors.Unreachable:

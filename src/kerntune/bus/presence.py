@@ -1,4 +1,4 @@
-"""Knows when a client leaves the bus; listens only for the clients that somebody waits for."""
+"""The presence of clients: it knows when one leaves the bus, and listens only for clients that a caller waits for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Watch:
 
 
 class Presence:
-    """Watches unique names; the owner of the connection feeds it the bus's signals through `owner_changed`."""
+    """A watch on unique names; the owner of the connection gives it the bus's signals through `owner_changed`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -27,7 +27,7 @@ class Presence:
 
     @asynccontextmanager
     async def watching(self, name: str) -> AsyncIterator[asyncio.Future[None]]:
-        """Give a future that is done once `name` has left the bus, also when it had left before."""
+        """Give a future that is done once `name` has left the bus, even if it had left before."""
         watch = self._watches.get(name)
         if watch is None:
             gone = asyncio.get_running_loop().create_future()
@@ -44,7 +44,7 @@ class Presence:
                 self._link.tell(*THE_BUS, "RemoveMatch", "s", names.owner_rule(name))
 
     def owner_changed(self, sender: str, name: str, _old: str, owner: str) -> None:
-        """NameOwnerChanged: the new owner of a name, "" when it has none any more."""
+        """Handle NameOwnerChanged: `owner` is the new owner of a name, "" if it has none any more."""
         watch = self._watches.get(name) if sender == names.FREEDESKTOP else None
         if watch and not owner and not watch.gone.done():
             watch.gone.set_result(None)

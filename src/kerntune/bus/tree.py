@@ -1,4 +1,4 @@
-"""The published objects, and what the org.freedesktop.DBus interfaces answer about them; sends nothing."""
+"""The published objects, and the answers of the org.freedesktop.DBus interfaces about them. It sends nothing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ Values = dict[str, Variant]
 
 
 class Tree:
-    """Which object implements which interface.
+    """The objects, with the implementation of each of their interfaces.
 
     Its methods `ping`, `get` and so on are the handlers of the standard interfaces; they take the object path first.
     """
@@ -84,20 +84,20 @@ class Tree:
         self._objects: dict[str, dict[str, object]] = {}
 
     def add(self, path: str, impls: Mapping[str, object]) -> None:
-        """Raises TypeError naming what an implementation lacks of its interface."""
+        """Add an object. Raise TypeError that names what an implementation lacks of its interface."""
         for name, impl in impls.items():
             if lacking := self.interfaces[name].missing(impl):
                 raise TypeError(f"{type(impl).__name__} lacks {', '.join(lacking)} to be {name}")
         self._objects.setdefault(path, {}).update(impls)
 
     def remove(self, path: str) -> list[str]:
-        """The names of the interfaces that were there."""
+        """Remove an object, and return the names of its interfaces."""
         return list(self._objects.pop(path, {}))
 
     def resolve(self, path: str, interface: str | None, member: str) -> tuple[Interface, object]:
-        """The interface that has `member` at `path` and what implements it; without an interface the first that fits.
+        """Return the interface that has `member` at `path`, and its implementation.
 
-        Raises UnknownObject, UnknownInterface or UnknownMethod.
+        Without an interface, return the first that fits. Raise UnknownObject, UnknownInterface or UnknownMethod.
         """
         offered = self._offered(path)
         if interface is not None and interface not in offered:
@@ -113,14 +113,14 @@ class Tree:
         )
 
     def values(self, path: str, interface: str) -> Values:
-        """Every property of one interface of an object."""
+        """Return every property of one interface of an object."""
         model, impl = self.interfaces[interface], self._objects[path][interface]
         return {name: _variant(impl, name, prop) for name, prop in model.properties.items()}
 
     def changes(self, path: str, interface: str, changed: tuple[str, ...]) -> tuple[Values, list[str]]:
-        """What PropertiesChanged says when these have changed: new values, and names without one.
+        """Return the content of PropertiesChanged for these properties: new values, and names without a value.
 
-        Nothing for an object that is not there: nobody can know its old values.
+        Return nothing for an object that is not there: nobody can know its old values.
         """
         impl = self._objects.get(path, {}).get(interface)
         if impl is None:
@@ -130,26 +130,26 @@ class Tree:
         return values, [name for name, prop in properties.items() if prop.emits is Emits.INVALIDATES]
 
     async def ping(self, _path: str) -> None:
-        """Peer.Ping: answered for any path."""
+        """Answer Peer.Ping, for any path."""
 
     async def get_machine_id(self, _path: str) -> str:
-        """Peer.GetMachineId: machine-id(5)."""
+        """Answer Peer.GetMachineId with machine-id(5)."""
         try:
             return (await asyncio.to_thread(Path("/etc/machine-id").read_text, "ascii")).strip()
         except OSError as error:
             raise errors.Failed(f"/etc/machine-id cannot be read: {error.strerror}") from error
 
     async def introspect(self, path: str) -> str:
-        """Introspectable.Introspect: also for the paths above the objects, else `busctl tree` finds nothing."""
+        """Answer Introspectable.Introspect, also for paths above the objects: else `busctl tree` finds nothing."""
         below = path.rstrip("/") + "/"
         children = sorted({other[len(below) :].split("/")[0] for other in self._objects if other.startswith(below)})
-        # The name of an object has letters, digits and "_" only: nothing that XML would have to escape.
+        # The name of an object has letters, digits and "_" only: XML need not escape any of them.
         inside = [self.interfaces[name].xml for name in self._offered(path)]
         inside += [f'<node name="{child}"/>' for child in children]
         return f"{DOCTYPE}<node>\n" + "".join(f"  {each}\n" for each in inside) + "</node>\n"
 
     async def get(self, path: str, interface: str, name: str) -> Variant:
-        """Properties.Get; raises UnknownProperty."""
+        """Answer Properties.Get. Raise UnknownProperty."""
         for found in self._with_properties(path, interface):
             if prop := self.interfaces[found].properties.get(name):
                 impl = self._objects[path][found]
@@ -159,7 +159,7 @@ class Tree:
         raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
 
     async def get_all(self, path: str, interface: str) -> Values:
-        """Properties.GetAll."""
+        """Answer Properties.GetAll."""
         wanted = self._with_properties(path, interface)
         if waiting := [waits for name in wanted if (waits := _refresh(self._objects[path][name]))]:
             await asyncio.gather(*waiting)
@@ -169,18 +169,18 @@ class Tree:
         return values
 
     async def set(self, path: str, interface: str, name: str, _value: Variant) -> None:
-        """Properties.Set: every property of the contract is read-only."""
+        """Refuse Properties.Set: every property of the contract is read-only."""
         if any(name in self.interfaces[found].properties for found in self._with_properties(path, interface)):
             raise errors.PropertyReadOnly(f"{name} cannot be set", "use the method that goes with it")
         raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
 
     async def get_managed_objects(self, _path: str) -> dict[str, dict[str, Values]]:
-        """ObjectManager.GetManagedObjects: the objects below the root."""
+        """Answer ObjectManager.GetManagedObjects with the objects below the root."""
         below = [other for other in self._objects if other != self.root]
         return {other: {name: self.values(other, name) for name in self._objects[other]} for other in below}
 
     def _offered(self, path: str) -> dict[str, object]:
-        """What there is to call at `path`, by interface; ours come first, so that a call without one means ours."""
+        """Return the implementations at `path`, by interface; ours come first, so a call without one means ours."""
         ours = self._objects.get(path)
         below = path.rstrip("/") + "/"
         offered = dict(ours or {})
@@ -194,7 +194,7 @@ class Tree:
         return offered
 
     def _with_properties(self, path: str, interface: str) -> list[str]:
-        """The interface named, or all of the object's when the name is empty, as the specification allows."""
+        """Return the named interface, or all of the object if the name is empty, as the specification allows."""
         ours = self._objects.get(path, {})
         if interface and interface not in ours:
             if interface in self._offered(path):
@@ -211,6 +211,6 @@ def _variant(impl: object, name: str, prop: Property) -> Variant:
 
 
 def _refresh(impl: object) -> Awaitable[None] | None:
-    """Let an implementation read again what others may have changed, if it can; what to await, if anything."""
+    """Let an implementation read again what others may have changed, if it can. Return what to await, or None."""
     refresh: Callable[[], Awaitable[None] | None] | None = getattr(impl, "refresh", None)
     return refresh() if refresh else None

@@ -1,8 +1,8 @@
-"""Decides whose message is looked at next, and when; whatever one user sends, others come between. Parses nothing.
+"""The order of messages: the daemon looks at users in turn, however much one user sends. This module parses nothing.
 
-Self-clocked fair queueing, twice: users have equal shares, and the connections of a user have equal shares of it. What
-waits is tagged with the amount of work that its user, or connection, will have caused once it is done, and the lowest
-tag is next. Who was idle starts where the others are.
+It is self-clocked fair queueing, twice: users have equal shares, and the connections of a user have equal shares of
+its share. A waiting message is tagged with the amount of work that its user, or connection, will have caused once it
+is done. The lowest tag is next. A user, or connection, that was idle starts where the others are.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from typing import Final, NamedTuple
 from kerntune.bus.frames import Frame
 from kerntune.bus.users import UNKNOWN, Users, is_root
 
-# Work is counted in bytes to parse; a message without any costs about as much as this many.
+# Work is counted in bytes to parse; a message without any bytes costs about as much as this many bytes.
 OVERHEAD: Final = 512
-# What may wait. dbus-daemon lets a client of the system bus wait for 128 replies (max_replies_per_connection).
+# The limits of the queue. dbus-daemon lets a client of the system bus wait for 128 replies
+# (max_replies_per_connection).
 UNANSWERED: Final = 32  # messages of one sender, above which those that nobody waits for are dropped
 WAITING: Final = 256  # messages of one sender
 OF_USER: Final = 4096  # messages of one user, above which a sender may have FEW
 FEW: Final = 16
 REFUSED: Final = 256  # messages of one user that wait to be refused
-LONG: Final = 512 << 10  # bytes of one sender, above which only the headers are kept, and answered LimitsExceeded
-LONGEST: Final = 64 << 10  # bytes of a body of others than root; parsing holds the loop for up to 1 us a byte
+LONG: Final = 512 << 10  # bytes of one sender, above which only headers are kept, and answered LimitsExceeded
+LONGEST: Final = 64 << 10  # bytes of a body, except root's; parsing holds the loop for up to 1 us a byte
 USER: Final = 2 << 20  # bytes of one user, likewise
 TOTAL: Final = 8 << 20  # bytes of all users, likewise
-SPARE: Final = 4 << 10  # bytes that a sender may have, whatever others of its user or of any have
+SPARE: Final = 4 << 10  # bytes that a sender may have, however much others of its user, or all others, have
 MOST: Final = 2 * TOTAL  # bytes of all users
 
-SLICE: Final = 0.001  # seconds of looking at messages before other tasks have their turn
-BATCH: Final = 16  # messages in a slice: what they begin costs more than they do, and the socket fills meanwhile
-HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more comes, for others' may be behind it
-QUIET: Final = 0.005  # seconds without a read, after which no more comes
-PATIENCE: Final = 0.5  # seconds between two long messages when more comes all the time
+SLICE: Final = 0.001  # seconds to look at messages before other tasks have their turn
+BATCH: Final = 16  # messages in a slice: the calls that they begin cost more, and the socket fills meanwhile
+HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more data comes: messages of others may be behind it
+QUIET: Final = 0.005  # seconds without a read, after which no more data is expected
+PATIENCE: Final = 0.5  # seconds between two long messages while more data comes all the time
 
 ASKING: Final = 16  # questions to the bus at once, of the 128 calls that it lets a connection wait for
 ASIDE: Final = 4096  # senders that the bus is asked about; it has 2048 connections (max_completed_connections)
@@ -45,7 +46,7 @@ STALE: Final = 0.05  # seconds that a message has waited, after which its sender
 
 
 class Turn(NamedTuple):
-    """A message whose turn it is, and whose it is; `since` is when it came, or when the bus last knew its sender."""
+    """A message whose turn it is, its user and sender; `since` is when it came, or the bus last knew the sender."""
 
     uid: int
     sender: bytes
@@ -54,7 +55,7 @@ class Turn(NamedTuple):
 
 
 class _Sender:
-    """Holds the messages of one connection that wait, each with the time that it came; the tag is of the first."""
+    """The waiting messages of one connection, each with the time at which it came; `tag` belongs to the first."""
 
     __slots__ = ("bytes", "frames", "name", "seen", "tag")
 
@@ -66,7 +67,7 @@ class _Sender:
 
 
 class _User:
-    """The connections of one user; in `line` are those that wait for nothing but their turn."""
+    """The connections of one user; `line` has those that wait only for their turn."""
 
     __slots__ = ("bytes", "held", "line", "messages", "now", "order", "refused", "senders", "tag", "uid")
 
@@ -87,7 +88,7 @@ class _User:
         return self.refused[0][1] if self.refused else self.line[0][-1].frames[0][1]
 
     def key(self) -> tuple[int, int]:
-        """The tag of the message that is first, and what decides between equal ones."""
+        """Return the tag of the first message, and a number that decides between equal tags."""
         return self.tag + _work(self.first), self.order
 
 
@@ -96,10 +97,10 @@ def _work(frame: Frame) -> int:
 
 
 class Turns:
-    """Messages that wait, at most `MOST` bytes of them.
+    """The waiting messages, at most `MOST` bytes of them.
 
-    A user that is held has no turn, but that of its calls is refused what makes more than `most` of one connection,
-    with those that are `busy` already.
+    A user that is held has no turn, but its surplus calls are refused. Those are the calls above `most` of one
+    connection, counted with those that are `busy` already.
     """
 
     def __init__(self, busy: Callable[[str], int] = lambda _: 0, most: int = WAITING) -> None:
@@ -112,13 +113,13 @@ class Turns:
         self._bytes = 0
 
     def __len__(self) -> int:
-        """Return how many messages wait, those that have no turn now included."""
+        """Return the number of waiting messages, with those that have no turn now."""
         return sum(user.messages for user in self._users.values())
 
     def put(self, uid: int | None, sender: bytes, frame: Frame, now: float = 0.0) -> bool:
-        """Queue a message; False when it is dropped, because too much waits already.
+        """Queue a message. Return False if it is dropped, because too much waits already.
 
-        Without a uid the sender is set aside, until `found` tells it.
+        Without a uid the sender is set aside, until `found` gives the uid.
         """
         user = self._aside.get(sender) or self._users.get(uid) or _User(uid)
         found = user.senders.get(sender) or _Sender(sender)
@@ -160,7 +161,7 @@ class Turns:
 
     @property
     def idle(self) -> bool:
-        """Return whether nothing waits, and nobody is held."""
+        """Return whether no message waits, and no user is held."""
         return not self._users and not self._aside
 
     @property
@@ -178,7 +179,7 @@ class Turns:
         return Turn(uid, found.name, frame, max(came, found.seen))
 
     def take(self) -> Turn:
-        """Return the message whose turn it is, and end its turn; IndexError when there is none."""
+        """Return the message whose turn it is, and end its turn. Raise IndexError if there is none."""
         user = self._first()
         if user is None:
             raise IndexError("no message has its turn")
@@ -200,7 +201,7 @@ class Turns:
         return turn
 
     def set_aside(self) -> None:
-        """Let the sender whose turn it is have none until `found` tells whether it is still there."""
+        """Set aside the sender whose turn it is, until `found` tells whether it is still there."""
         if user := self._first():
             _, _, found = heapq.heappop(user.line)
             self._aside[found.name] = user
@@ -208,15 +209,15 @@ class Turns:
 
     @property
     def aside(self) -> int:
-        """How many senders are set aside."""
+        """The number of senders that are set aside."""
         return len(self._aside)
 
     def is_aside(self, sender: bytes) -> bool:
-        """Return whether `found` has to tell about this sender."""
+        """Return whether this sender is set aside, until `found` tells about it."""
         return sender in self._aside
 
     def found(self, sender: bytes, uid: int | None, now: float = 0.0) -> None:
-        """A sender that was set aside is of this user, or has left the bus: then all is dropped that it sent."""
+        """Give a sender that was set aside to its user. Without a uid it has left the bus: drop all that it sent."""
         was = self._aside.pop(sender, None)
         if was is None:
             return
@@ -247,7 +248,7 @@ class Turns:
         self._settle(user)
 
     def _trim(self, user: _User, found: _Sender) -> None:
-        """Refuse what makes too many calls of a connection whose user is held."""
+        """Refuse the surplus calls of a connection whose user is held."""
         allowed = max(1, self._most - self._busy(found.name.decode()))
         while len(found.frames) > allowed:
             _, frame = found.frames.pop()
@@ -268,7 +269,7 @@ class Turns:
             self._settle(user)
 
     def _first(self) -> _User | None:
-        # They are few: of one user the bus takes 256 connections.
+        # There are few of them: the bus takes 256 connections of one user.
         return min(self._ready.values(), key=_User.key, default=None)
 
     def _line_up(self, user: _User, found: _Sender) -> None:
@@ -282,7 +283,7 @@ class Turns:
         self._bytes += size
 
     def _settle(self, user: _User) -> None:
-        """After a change: the user has turns from now on, or none, or there is nothing to know of it."""
+        """Update the lists after a change: the user has turns from now on, or none, or is forgotten."""
         if user.messages or user.held:
             self._users[user.uid] = user
         else:
@@ -295,7 +296,7 @@ class Turns:
 
 
 class Intake:
-    """Hands what waits in `turns` to `receive`, in the loop's own time, with the uid of who sent it."""
+    """The part that hands the messages in `turns` to `receive`, in the loop's own time, with the uid of the sender."""
 
     def __init__(self, receive: Callable[[Frame, int], None], users: Users, turns: Turns | None = None) -> None:
         self.turns = Turns() if turns is None else turns
@@ -310,9 +311,9 @@ class Intake:
         self._asking: set[asyncio.Task[None]] = set()
 
     def put(self, sender: bytes, frame: Frame) -> bool:
-        """Queue a message, and have the bus asked for its sender's user; False when too much waits already.
+        """Queue a message, and ask the bus for its sender's user. Return False if too much waits already.
 
-        Where nothing waits, the first short ones of a read have their turn at once.
+        If nothing waits, the first short messages of a read have their turn at once.
         """
         uid = self._users.known(sender.decode()) if sender else UNKNOWN
         if uid is not None and self._at_once and len(frame.data) <= SPARE and self.turns.idle and not self._stopped:
@@ -328,7 +329,7 @@ class Intake:
         return kept
 
     def run(self, *, more: bool) -> None:
-        """The socket was read, and the messages are queued; with `more` it holds others still."""
+        """Look at the messages that were queued by a read; with `more` the socket still holds others."""
         self._at_once = BATCH
         if self.turns.next and not self._stopped:
             self._read_at = asyncio.get_running_loop().time()
@@ -346,7 +347,7 @@ class Intake:
         self._soon()
 
     def stop(self) -> None:
-        """What waits is of no use any more."""
+        """Look at no more messages: those that wait are of no use any more."""
         self._stopped = True
         if self._next:
             self._next.cancel()
@@ -356,9 +357,10 @@ class Intake:
             self._next = asyncio.get_running_loop().call_soon(self._take)
 
     def _take(self) -> None:
-        """Look at messages for a while; then the calls that this began, and the socket, have their turn.
+        """Look at messages for a while; then the calls that they began, and the socket, have their turn.
 
-        While the socket holds more it is one message at a time: what is behind has to be sorted before it is too much.
+        While the socket holds more, look at one message at a time: others behind it must be sorted before they are too
+        many.
         """
         if self._next:
             self._next.cancel()
@@ -376,7 +378,7 @@ class Intake:
                     self._next = loop.call_later(QUIET, self._take)
                     return
                 self._heavy_at = now
-            # A sender that was forgotten meanwhile, and has sent more, is asked about already.
+            # The bus is already asked about a sender that was forgotten meanwhile and has sent more.
             doubted = now - turn.since > STALE and not self.turns.is_aside(turn.sender)
             if turn.sender and doubted and self.turns.aside < ASIDE:
                 self.turns.set_aside()
@@ -391,7 +393,7 @@ class Intake:
         self._soon()
 
     def _ask(self, sender: bytes) -> None:
-        """Have the bus say who a sender is that was set aside, when the questions before it are answered."""
+        """Ask the bus about a sender that was set aside, when the questions before it are answered."""
         self._doubted.append(sender)
         if len(self._asking) < ASKING:
             task = asyncio.get_running_loop().create_task(self._settle())
@@ -399,7 +401,7 @@ class Intake:
             task.add_done_callback(self._asking.discard)
 
     async def _settle(self) -> None:
-        """Ask the bus about one sender after the other, until there is none left."""
+        """Ask the bus about one sender after the other, until none is left."""
         while self._doubted and not self._stopped:
             sender = self._doubted.popleft()
             uid = await self._users.still(sender.decode())

@@ -1,4 +1,4 @@
-"""The typed interfaces, for people and shell scripts: each makes one setting and takes the way of Manager.Set."""
+"""The typed interfaces, for people and shell scripts: each makes one setting and takes the path of Manager.Set."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kerntune.tunables.overcommit import MODES
 from kerntune.units import spell_cpus, spell_size
 
 Options = Mapping[str, Variant]
-LARGEST = (1 << 64) - 1  # of the type t
+LARGEST = (1 << 64) - 1  # the largest value of the type t
 
 
 class HugePages:
-    """org.kerntune.Tuner1.HugePages."""
+    """The interface org.kerntune.Tuner1.HugePages."""
 
     def __init__(self, core: Core) -> None:
         self._core, self._engine = core, core.engine
@@ -55,7 +55,7 @@ class HugePages:
 
 
 class CpuGovernor:
-    """org.kerntune.Tuner1.CpuGovernor."""
+    """The interface org.kerntune.Tuner1.CpuGovernor."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -83,7 +83,7 @@ class CpuGovernor:
 
 
 class IoScheduler:
-    """org.kerntune.Tuner1.IoScheduler."""
+    """The interface org.kerntune.Tuner1.IoScheduler."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -106,7 +106,7 @@ class IoScheduler:
 
 
 class Memory:
-    """org.kerntune.Tuner1.Memory."""
+    """The interface org.kerntune.Tuner1.Memory."""
 
     def __init__(self, core: Core) -> None:
         self._core, self._engine = core, core.engine
@@ -122,12 +122,12 @@ class Memory:
     @property
     def overcommit_ratio(self) -> int:
         reading = self._engine.readings.get(Target("overcommit"))
-        # The kernel takes a ratio below 0 from others, and the type has none.
+        # The kernel takes a ratio below 0 from other programs, and the type has no such value.
         return max(0, reading.figures.get("ratio", 0)) if reading else 0
 
     @property
     def commit_limit(self) -> int:
-        # With a ratio below 0, or as many kilobytes as there can be, the kernel tells more than the type has.
+        # With a ratio below 0, or as many kilobytes as possible, the kernel reports more than the type can have.
         return min(self._engine.memory.commit_limit, LARGEST) if self._engine.memory else 0
 
     @property
@@ -151,7 +151,7 @@ class Memory:
         return self._core.guard.floor(self._engine.memory)
 
     def announce(self, alert: Alert) -> None:
-        """GuardChanged."""
+        """Send GuardChanged."""
         verdict = alert.verdict
         details = {"reason": Variant("s", verdict.reason)}
         details |= {name: Variant("t", getattr(alert, name)) for name in ("headroom", "floor", "limit")}

@@ -1,8 +1,8 @@
-"""How much of our replies the bus still keeps for clients that do not read; who has too much of it gets no more.
+"""Unread replies, which the bus still keeps for clients that do not read: a client with too many gets no more.
 
-dbus-daemon stops reading from a connection of which it keeps more than max_incoming_bytes (127 MiB, dbus-daemon(1)), so
-one client that asks and never reads would cut off everybody. The bus itself tells what it keeps for whom
-(org.freedesktop.DBus.Debug.Stats, for root). Where it does not, nobody is refused: dbus-broker charges the reader.
+dbus-daemon stops reading from a connection of which it keeps more than max_incoming_bytes (127 MiB, dbus-daemon(1)). So
+one client that asks and never reads would cut off everybody. The bus itself reports what it keeps for each client
+(org.freedesktop.DBus.Debug.Stats, for root). If it does not, no client is refused: dbus-broker charges the reader.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Final
 
 from kerntune import errors
 
-SMALL: Final = 64 << 10  # bytes; who was sent less is not looked at, and the bus limits how many they can be
+SMALL: Final = 64 << 10  # bytes; a client that was sent less is not looked at, and the bus limits their number
 CLIENT: Final = 4 << 20  # bytes that one client may leave unread
 SILENCE: Final = CLIENT + (256 << 10)  # bytes, above which a client is not even refused: it would not read that either
 USER: Final = 16 << 20  # bytes that all clients of a user may leave unread
-ALL: Final = 96 << 20  # bytes that anybody may leave unread
+ALL: Final = 96 << 20  # bytes that all clients together may leave unread
 INTERVAL: Final = 0.05  # seconds between two questions about a client that has much to read
-OURSELVES: Final = 8 << 20  # bytes sent between two questions about all of it
-CLIENTS: Final = 4096  # clients that were sent little and are kept account of: a client that comes once is one
+OURSELVES: Final = 8 << 20  # bytes sent between two questions about all that we sent
+CLIENTS: Final = 4096  # accounts of clients that were sent little; a client that comes once has one too
 LARGE: Final = 256  # clients that were sent much, above which the bus is asked whether the oldest are still there
 
 Ask = Callable[[str], Awaitable[tuple[int, int]]]
 
 
 class _Client:
-    """One client's account: `sent` is an upper bound of what it has not read, `kept` what the bus said last."""
+    """The account of one client: `sent` is an upper bound of its unread bytes, `kept` the last answer of the bus."""
 
     __slots__ = ("asked", "kept", "looking", "sent", "uid")
 
@@ -39,22 +39,22 @@ class _Client:
 
 
 class Unread:
-    """Keeps account of what is sent, by client.
+    """The accounts of what is sent, by client.
 
-    `ask`: unique name -> bytes the bus keeps that the connection has sent, and bytes it keeps for it to read; raises
-    Unreachable for a client that has left, and another KerntuneError when the bus does not tell.
+    `ask`: unique name -> bytes that the bus keeps from the connection, and bytes that it keeps for it to read. It
+    raises Unreachable for a client that has left, and another KerntuneError if the bus does not tell.
     `uid_of`: unique name -> uid.
     """
 
     def __init__(self, ask: Ask, uid_of: Callable[[str], Awaitable[int]]) -> None:
         self._ask, self._uid_of = ask, uid_of
-        self._small: dict[str, _Client] = {}  # those with SMALL at most, the oldest first
-        self._large: dict[str, _Client] = {}  # those with more
+        self._small: dict[str, _Client] = {}  # clients with SMALL at most, the oldest first
+        self._large: dict[str, _Client] = {}  # clients with more
         self._since = 0
         self._blind = False
 
     def sent(self, size: int, to: str | None) -> None:
-        """So many bytes were sent to a client, or to everybody who listens."""
+        """Count bytes that were sent to a client, or to all listeners."""
         if self._blind:
             return
         self._since += size
@@ -70,11 +70,11 @@ class Unread:
             self._large[to] = self._small.pop(to)
 
     def silent(self, name: str) -> bool:
-        """Whether the client leaves so much unread that a refusal would only add to it."""
+        """Return whether the client leaves so much unread that a refusal would only add to it."""
         return name in self._large and self._large[name].sent > SILENCE
 
     async def room(self, name: str) -> None:
-        """Return when more may be sent to this client; LimitsExceeded when it, or its user, has to read first."""
+        """Return when more may be sent to this client. Raise LimitsExceeded if it, or its user, has to read first."""
         client = self._large.get(name)
         if client is None:
             return
@@ -96,11 +96,11 @@ class Unread:
             )
 
     async def too_much(self, ourselves: str) -> int:
-        """The bytes the bus keeps of all we have sent, when they are more than is safe, else 0; seldom asks."""
+        """Return the bytes that the bus keeps of all we have sent, if more than is safe, else 0. Ask it seldom."""
         if self._since < OURSELVES or self._blind:
             return 0
         self._since = 0
-        # At most OURSELVES / SMALL clients were sent much since the last time: of those who left, none stays for good.
+        # At most OURSELVES / SMALL clients were sent much since the last time, so no client that left stays for good.
         await self._look(*list(self._large)[: max(0, min(len(self._large) - LARGE, LARGE))])
         kept = await self._stats(ourselves)
         return kept[0] if kept and kept[0] > ALL else 0
@@ -109,7 +109,7 @@ class Unread:
         return sum(client.sent for client in self._large.values() if client.uid == uid)
 
     async def _look(self, *names: str, above: int = 0) -> None:
-        """Have the bus say what those clients have not read that were sent more than `above`; not twice at once."""
+        """Ask the bus about unread bytes of clients that were sent more than `above`, about each not twice at once."""
         for name in names:
             client = self._large.get(name)
             if client is None or self._blind:
@@ -125,14 +125,14 @@ class Unread:
         client.asked = self._now()
         if kept is None:
             return
-        # The bus has dealt with all that was sent before the question.
+        # The bus has handled all that was sent before the question.
         client.kept = kept[1]
         client.sent += client.kept - before
         if client.sent <= SMALL:
             self._large.pop(name, None)
 
     async def _stats(self, name: str) -> tuple[int, int] | None:
-        """What the bus keeps of and for a connection; None when it does not say."""
+        """Return the bytes that the bus keeps from and for a connection; None if it does not say."""
         try:
             return await self._ask(name)
         except errors.Unreachable:

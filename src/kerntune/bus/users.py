@@ -1,4 +1,4 @@
-"""Which user a connection is of, as the bus knows it; the only place that asks for it and remembers it."""
+"""The users of connections, as the bus knows them; only this module asks for them and remembers them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Final, NamedTuple
 from kerntune import errors
 
 REMEMBERED: Final = 1024  # connections
-UNKNOWN: Final = -1  # stands for the uid of what no user has sent, and of who is there and the bus does not say
+UNKNOWN: Final = -1  # the uid of a message that no user has sent, and of a client whose user the bus does not say
 
 
 class User(NamedTuple):
-    """Names who is at the other end; `pid` is 0 when the bus does not know it."""
+    """The user at the other end; `pid` is 0 if the bus does not know it."""
 
     uid: int
     pid: int
 
 
 class Users:
-    """The users of connections. `ask`: unique name -> what GetConnectionCredentials answers; raises as Link.call."""
+    """The users of connections. `ask`: unique name -> answer of GetConnectionCredentials; raises as Link.call."""
 
     def __init__(self, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         self._ask = ask
@@ -32,13 +32,13 @@ class Users:
         return found.uid if found else None
 
     async def of(self, name: str) -> User:
-        """Return whose connection it is; AccessDenied when the bus does not say, Unreachable when it has ended."""
+        """Return the user of a connection. Raise AccessDenied if the bus does not say, Unreachable if it has ended."""
         return self._known.get(name) or await self._look(name)
 
     async def still(self, name: str) -> int | None:
-        """Ask the bus anew, and return the uid: None when the connection has ended.
+        """Ask the bus again, and return the uid; None if the connection has ended.
 
-        When the bus does not say, or is slow, it is the uid that was known, or UNKNOWN.
+        If the bus does not say, or is slow, return the uid that was known, or UNKNOWN.
         """
         try:
             return (await self._look(name)).uid
@@ -60,5 +60,5 @@ class Users:
 
 
 def is_root(uid: int) -> bool:
-    """Return whether this is root, or whoever runs the daemon, who may do everything."""
+    """Return True for root, and for the user that runs the daemon: both may do everything."""
     return uid in (0, os.geteuid())

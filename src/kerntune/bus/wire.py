@@ -1,4 +1,4 @@
-"""Between the model and D-Bus values: outcomes as rows of strings, options with checked types."""
+"""The conversion between the model and D-Bus values: outcomes as rows of strings, options with checked types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = list[str]
 
 
 def outcome_row(outcome: Outcome) -> Row:
-    """(ssssssss)"""
+    """Return an outcome as (ssssssss)."""
     return [
         outcome.target.tunable,
         outcome.target.instance,
@@ -27,17 +27,17 @@ def outcome_row(outcome: Outcome) -> Row:
 
 
 def outcome_rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    """a(ssssssss)"""
+    """Return outcomes as a(ssssssss)."""
     return [outcome_row(outcome) for outcome in outcomes]
 
 
 def settings_from(rows: Sequence[Sequence[str]]) -> tuple[Setting, ...]:
-    """a(sss), or a(ss) without values."""
+    """Return the settings in a(sss), or in a(ss) without values."""
     return tuple(Setting(*row, *[""] * (3 - len(row))) for row in rows)
 
 
 def options_from(options: Mapping[str, Variant], allowed: Mapping[str, str]) -> dict[str, Any]:
-    """The options as plain values; InvalidArgs for a key or a type that the method does not take."""
+    """Return the options as plain values. Raise InvalidArgs for a key or a type that the method does not take."""
     for key, value in options.items():
         if key not in allowed:
             known = ", ".join(sorted(allowed)) or "none"
