@@ -1,1 +1,1 @@
-"""The composition root: what is kept where, and how everything is put together."""
+"""The composition root: it puts the parts together, and knows where the daemon keeps its files."""

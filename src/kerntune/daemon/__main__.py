@@ -1,4 +1,4 @@
-"""The entry of kerntuned: arguments, logging, and which host it works on."""
+"""The entry point of kerntuned: the arguments, the logging, and the host that the daemon works on."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
 MOMENT: Final = 0.2  # seconds
-SWITCH: Final = 0.0005  # seconds for which one thread keeps the interpreter from the others
-STACK = 1 << 20  # bytes a thread; the usual 8 MiB count as promised in overcommit mode never
+SWITCH: Final = 0.0005  # seconds that one thread may hold the interpreter while others wait
+STACK = 1 << 20  # bytes per thread; in overcommit mode never the usual 8 MiB would count as committed
 
 
 def unwritable(root: Path) -> Path | None:
-    """A file of the tree that we tune and may not write, if there is one."""
+    """Return a file of the tree that the daemon tunes and may not write, or None."""
     files = (path for pattern in WRITABLE for path in root.glob(pattern))
     return next((path for path in files if not os.access(path, os.W_OK)), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon; its exit status."""
+    """Run the daemon, and return its exit status."""
     status: int = Status.FAILED
     try:
         status = start(argv)
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start(argv: Sequence[str] | None) -> int:
-    """Do what the arguments say."""
-    # Several threads may compute at once: with the 5 ms of the interpreter the event loop waits for each of them.
+    """Carry out what the arguments say, and return the exit status."""
+    # Several threads may compute at once: with the interpreter's own 5 ms the event loop would wait for each of them.
     sys.setswitchinterval(SWITCH)
     directories = Directories.from_environment()
     options = parse(sys.argv[1:] if argv is None else argv, directories.config)
     if options.check:
-        from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks)
+        from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks files)
 
         return check(options.check, directories.config)
     threading.stack_size(STACK)
@@ -63,7 +63,7 @@ def start(argv: Sequence[str] | None) -> int:
     if options.root != HOST and not (options.root / "proc").is_dir():
         log.error("%s has no proc directory: --root takes a tree with proc and sys in it", options.root)
         return Status.USAGE
-    # On the host itself a read-only file is an outcome of its own (a container); without root nothing can be done.
+    # On the host itself a read-only file has an outcome of its own (a container). Without root nothing can be done.
     checked = options.root != HOST or os.geteuid() != 0
     if not options.demo and checked and (path := unwritable(options.root)):
         log.error("%s may not be written: run kerntuned as root, or try it with --demo", path)
@@ -76,7 +76,7 @@ def start(argv: Sequence[str] | None) -> int:
 
 
 def uncap(kernel: HostKernel, runtime: Path) -> int:
-    """Undo what a killed daemon has left; one that runs looks after its cap itself."""
+    """Undo the cap that a killed daemon has left. A running daemon looks after its cap itself."""
     with contextlib.ExitStack() as stack:
         if runtime.is_dir() and not lock(runtime, stack):
             log.error("a kerntuned runs with %s: `kerntune unset overcommit` or stopping it ends its cap", runtime)
@@ -85,8 +85,8 @@ def uncap(kernel: HostKernel, runtime: Path) -> int:
 
 
 def simulate(directories: Directories) -> int:
-    """Run on a host in memory; what is kept goes with it, unless the environment names directories."""
-    import tempfile  # noqa: PLC0415  (only the demonstration pays for these)
+    """Run on a simulated host in memory. Its files end with it, unless the environment names directories."""
+    import tempfile  # noqa: PLC0415  (only the demonstration needs these)
 
     from kerntune.daemon import demo  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def simulate(directories: Directories) -> int:
 
 
 def live(daemon: Coroutine[Any, Any, Status]) -> Status:
-    """As asyncio.run does it; but what still hangs in a thread is not waited for."""
+    """Run the daemon as asyncio.run does, but do not wait for threads that hang."""
     runner = asyncio.Runner()
     try:
         return runner.run(daemon)
@@ -111,7 +111,7 @@ def live(daemon: Coroutine[Any, Any, Status]) -> Status:
 
 
 def hanging() -> list[str]:
-    """The threads that have not ended after a moment, of those that the interpreter waits for at its end."""
+    """Return the names of the threads that still run after a moment, and that the interpreter waits for at its end."""
     deadline = time.monotonic() + MOMENT
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in others:
@@ -120,7 +120,7 @@ def hanging() -> list[str]:
 
 
 def leave(status: int) -> None:
-    """End for good where a thread hangs: only the kernel, or who it waits for, can let go of it."""
+    """End the process at once if a thread hangs: only the kernel, or the program it waits for, can free the thread."""
     if threads := hanging():
         log.error("kerntuned ends without its threads %s, which hang", ", ".join(threads), exc_info=sys.exc_info()[1])
         logging.shutdown()

@@ -1,4 +1,4 @@
-"""The composition root: puts kernel, engine and bus together and runs them in the order that the design prescribes."""
+"""The composition root: it connects kernel, engine and bus, and runs them in the order that the design prescribes."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ DRIVERS_LOOK = 0.1
 ASIDE = 8  # threads that wait for files and for other programs
 POLICY_RETRY = 1.0
 LOCK_WAIT = 2.0
-SETTLE = 2.0  # seconds that all of a stop may take
-LEAVE = 0.4  # seconds of them for the bus, the threads and the journal
-RESTORE = 30.0  # seconds more that the host's own values may take then; TimeoutStopSec= of the unit allows for both
+SETTLE = 2.0  # seconds that a stop may take in all
+LEAVE = 0.4  # seconds of SETTLE for the bus, the threads and the journal
+RESTORE = 30.0  # seconds more to put back the host's own values; TimeoutStopSec= of the unit allows for both
 
 
 Events = Callable[[Look], contextlib.AbstractContextManager[None]]
 
 
 class Status(IntEnum):
-    """Exit status of kerntuned."""
+    """The exit status of kerntuned."""
 
     OK = 0
     FAILED = 1
@@ -65,7 +65,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where things are kept; systemd names them (systemd.exec(5), RuntimeDirectory= and the like)."""
+    """The directories of the daemon; systemd names them (systemd.exec(5), RuntimeDirectory= and the like)."""
 
     runtime: Path
     state: Path
@@ -80,17 +80,17 @@ class Directories:
         )
 
     def make(self) -> None:
-        """The configuration's is the administrator's: it is not made."""
+        """Make the directories, but not the configuration's: it belongs to the administrator."""
         for folder in (self.runtime, self.state):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 async def run(kernel: Kernel, root: str, directories: Directories, events: Events) -> Status:
-    """The daemon, until it is told to stop or the bus is gone; `events` calls back when something comes or goes."""
+    """Run the daemon until it is told to stop or loses the bus. `events` calls back when a device comes or goes."""
     stop = stop_event()
     make_endable()
     with contextlib.ExitStack() as stack:
-        # A thread of it may hang, as in a look into the users' database: the end does not wait for it.
+        # One of its threads may hang, for example in the user database: the daemon does not wait for it at the end.
         aside = ThreadPoolExecutor(ASIDE, "aside")
         asyncio.get_running_loop().set_default_executor(aside)
         stack.callback(aside.shutdown, wait=False, cancel_futures=True)
@@ -126,7 +126,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         engine.listeners += [logs.recorder(), drift.noted]
         stack.enter_context(events(engine.look_again))
         host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
-        # Whichever of them fails ends the daemon, and systemd starts it again.
+        # If one of these tasks fails, the daemon ends, and systemd starts it again.
         async with asyncio.TaskGroup() as group:
             working = [
                 group.create_task(engine.work(), name="lanes"),
@@ -146,7 +146,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
 class Daemon:
     """The parts of the daemon, from the connection to the bus until the end; `service` is on the bus.
 
-    `settling` says whether udev is still looking at devices.
+    `settling` returns True while udev is still examining devices.
     """
 
     host: Host
@@ -161,7 +161,7 @@ class Daemon:
     stopping: bool = False
 
     async def live(self, stop: asyncio.Event) -> Status:
-        """Serve until told to stop, whatever is done meanwhile; Status.OK then, and else why it ended by itself."""
+        """Serve until `stop` is set, whatever work is under way. Return Status.OK, or why serving ended by itself."""
         serving, told = asyncio.create_task(self.serve(), name="serve"), asyncio.create_task(stop.wait(), name="stop")
         try:
             await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
@@ -173,7 +173,10 @@ class Daemon:
         return status
 
     async def serve(self) -> Status:
-        """Connect, own the name, observe, boot pass, READY; then answer until the bus is gone: never Status.OK."""
+        """Connect, own the name, observe, make the boot pass, say READY, answer calls. Return when the bus is gone.
+
+        It never returns Status.OK.
+        """
         extending = asyncio.create_task(notify.extend())
         try:
             service = self.service = await connect()
@@ -208,7 +211,7 @@ class Daemon:
         return Status.FAILED
 
     async def _inherit(self, service: Service | None) -> None:
-        """Drop the holds of a former daemon whose clients have gone; without a bus they all have."""
+        """Drop the holds of a former daemon whose clients have gone. Without a bus all clients have gone."""
         if service is None:
             of_clients = [hold for hold in self.engine.committed.holds.values() if hold.client]
             for hold in of_clients:
@@ -221,7 +224,7 @@ class Daemon:
         await self.holds.inherit()
 
     async def _drivers_come(self) -> None:
-        """Wait while udev loads drivers, where a claim has no target yet, and make the boot pass again."""
+        """Wait while udev loads drivers and a claim has no target yet, then make the boot pass again."""
         loop, waited = asyncio.get_running_loop(), False
         deadline = loop.time() + DRIVERS
         while self.settling() and is_absent(self.engine) and loop.time() < deadline:
@@ -243,13 +246,13 @@ class Daemon:
             return f"STATUS={summary(self.engine, self.troubles)}"
 
         notify.tell(f"READY=1\n{status()}")
-        # What passes end with that are told to stop is no status of the service.
+        # A pass that is told to stop ends with a result that is not the status of the service.
         self.engine.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
         self.reloading.booted()
         await Neighbours(service, self.troubles, self.engine.look_again).watch()
 
     async def stop(self, *, told: bool) -> None:
-        """Come to rest within SETTLE seconds, RESTORE more where the host's own values are wanted; leave the bus."""
+        """Stop all work within SETTLE seconds, and leave the bus. The host's own values may take RESTORE more."""
         notify.tell("STOPPING=1")
         self.stopping = True
         self.reloading.stop()
@@ -267,7 +270,7 @@ class Daemon:
 
 
 async def booted(booting: asyncio.Future[None]) -> None:
-    """Wait for the boot pass. Where it fails in a lane, others are in force, and the engine tries that one again."""
+    """Wait for the boot pass. If it fails in a lane, the others are in force, and the engine tries that lane again."""
     try:
         await booting
     except errors.KerntuneError as error:
@@ -275,14 +278,14 @@ async def booted(booting: asyncio.Future[None]) -> None:
 
 
 def is_absent(engine: Reconciler) -> bool:
-    """Return whether a claim on CPUs or drives has found nothing, which a driver may bring."""
+    """Return whether a claim on CPUs or drives has found no target. A driver may still bring it."""
     absent = (target for target, outcome in engine.outcomes.items()
               if outcome.reason in (Reason.NO_SUCH_TARGET, Reason.NO_KERNEL_SUPPORT))  # fmt: skip
     return any(engine.tunables[target.tunable].lane is not Lane.MEMORY for target in absent)
 
 
 async def connect() -> Service | None:
-    """The service with its name owned, or None when no bus lets us own it for BUS_WAIT seconds. Raises NameTaken."""
+    """Return the service with its name owned, or None if no bus lets us own it in BUS_WAIT seconds. Raise NameTaken."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BUS_WAIT
     while True:
@@ -292,7 +295,7 @@ async def connect() -> Service | None:
         except NameTaken:
             raise
         except errors.KerntuneError as error:
-            # No bus, one that does not answer, or one whose policy (not yet there, or damaged) is against us.
+            # There is no bus, or it does not answer, or its policy (not yet there, or damaged) refuses us.
             if loop.time() > deadline:
                 log.error("%s", error)
                 return None
@@ -302,7 +305,7 @@ async def connect() -> Service | None:
 
 
 def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
-    """Put the interfaces on the bus and let each pass announce what it changed; what announces the guard's alerts."""
+    """Put the interfaces on the bus, and publish the changes of each pass. Return what publishes the guard's alerts."""
     core = holds.core
     memory = typed.Memory(core)
     impls: dict[str, object] = {
@@ -323,12 +326,12 @@ def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
 
 
 def restorable(target: Target, value: str) -> bool:
-    """Whether a saved baseline belongs to a tunable there is, and could be written back."""
+    """Return whether a saved baseline belongs to an existing tunable, and could be written back."""
     return any(tunable.name == target.tunable and tunable.restorable(value) for tunable in REGISTRY)
 
 
 def stop_event() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT."""
+    """Return an event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -336,7 +339,7 @@ def stop_event() -> asyncio.Event:
 
 
 async def locked(runtime: Path, stack: contextlib.ExitStack) -> bool:
-    """The same as `lock`, for LOCK_WAIT seconds: `kerntuned --uncap` has it for a moment."""
+    """Try `lock` for LOCK_WAIT seconds, and return whether it succeeds: `kerntuned --uncap` has it for a moment."""
     deadline = asyncio.get_running_loop().time() + LOCK_WAIT
     while not lock(runtime, stack):
         if asyncio.get_running_loop().time() > deadline:
@@ -346,7 +349,7 @@ async def locked(runtime: Path, stack: contextlib.ExitStack) -> bool:
 
 
 def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
-    """Return whether this is the only daemon with the runtime directory: its lock goes with the process."""
+    """Lock the runtime directory. Return whether this is its only daemon; the lock ends with the process."""
     with contextlib.ExitStack() as trying:
         folder = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         trying.callback(os.close, folder)
@@ -359,7 +362,7 @@ def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
 
 
 def summary(engine: Reconciler, troubles: Set[str]) -> str:
-    """One line for `systemctl status`."""
+    """Return one line for `systemctl status`."""
     said = [f"{len(engine.outcomes)} targets managed"]
     if engine.troubles:
         said.append(f"not as asked: {', '.join(sorted(engine.troubles))}")

@@ -1,6 +1,6 @@
-"""What configuration files and profiles say and what is wrong with them, as the daemon reads them.
+"""The check of configuration files and profiles: what they say and what is wrong in them, as the daemon reads them.
 
-For `kerntuned --check`, `kerntune config check` and `kerntune profile show`; changes nothing, needs no bus.
+`kerntuned --check`, `kerntune config check` and `kerntune profile show` use it. It changes nothing and needs no bus.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OF_PROFILES: Final = frozenset({"summary", "include"})
 
 
 class Report(NamedTuple):
-    """What was read, what it says together, and what is wrong with it."""
+    """The files that were read, all their claims together, and the problems in them."""
 
     files: Sequence[Path]
     claims: Sequence[Claim]
@@ -32,21 +32,21 @@ class Report(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Return whether a daemon that reads this would not take all of it."""
+        """Return True if a daemon that reads these files would not take all of them."""
         return any(problem.is_error for problem in self.problems)
 
 
 def check(place: Path, config: Path) -> int:
-    """Print a report on a place, and return 0 when there is no error in it."""
+    """Print the report on a file or folder, and return 0 if it has no error."""
     report = look(place, config)
     sys.stdout.writelines(f"{line}\n" for line in (*report.problems, summary(report)))
     return 1 if report.failed else 0
 
 
 def look(place: Path, config: Path) -> Report:
-    """Return the report on a folder of configuration files, or on one file, a profile too.
+    """Return the report on a folder of configuration files, or on one file, which may be a profile.
 
-    `config` is the folder of the daemon's own files, with the profiles that a file from elsewhere may name.
+    `config` is the folder of the daemon's own files. A file from elsewhere may name the profiles in it.
     """
     if not place.exists():
         return Report((), (), [Problem(str(place), 0, Kind.FILE, "there is no such file or folder")])
@@ -59,7 +59,7 @@ def look(place: Path, config: Path) -> Report:
 
 
 def home(place: Path, config: Path) -> Path:
-    """The folder whose profiles count for a place: its own, if it has some."""
+    """Return the folder whose profiles count for a place: its own folder, if that has profiles."""
     if place.is_dir() and place.name != FOLDER:
         return place
     of_file = place.parent.parent if place.parent.name in (DROP_INS, FOLDER) else place.parent
@@ -68,14 +68,14 @@ def home(place: Path, config: Path) -> Path:
 
 
 def is_profile(place: Path) -> bool:
-    """Whether a file is a profile: by its folder, or by what only profiles have."""
+    """Return whether a file is a profile: it lies in their folder, or has keys that only profiles have."""
     if not place.is_file() or place.name == MAIN or place.parent.name == DROP_INS:
         return False
     return place.parent.name == FOLDER or bool(OF_PROFILES & top_level(place).keys())
 
 
 def top_level(file: Path) -> dict[str, tuple[Any, int]]:
-    """The keys of a file, their values and lines; none where it cannot be read as TOML."""
+    """Return the keys of a file with their values and lines; nothing if it cannot be read as TOML."""
     try:
         parsed = parse(str(file), contents_of(file))
     except OSError:
@@ -87,21 +87,21 @@ def top_level(file: Path) -> dict[str, tuple[Any, int]]:
 
 
 def of_profiles(profiles: Profiles, files: Sequence[Path]) -> Report:
-    """Files as profiles, with all that they include; each mistake once."""
+    """Return the report on files as profiles, with all that they include; each mistake appears once."""
     found = [profiles.at(file) for file in files]
     problems = [problem for profile in found for problem in (*misnamed(profile.file), *profile.problems)]
     return Report(files, [claim for profile in found for claim in profile.claims], list(dict.fromkeys(problems)))
 
 
 def misnamed(file: Path) -> Iterator[Problem]:
-    """A warning where the file would not be found as a profile."""
+    """Yield a warning if the file would not be found as a profile."""
     if file.suffix != ".toml" or not NAME.fullmatch(file.stem):
         allowed = "A profile is NAME.toml, with letters, digits, dots, - and _ in its name"
         yield Problem(str(file), 0, Kind.WARNING, "no profile is found under this name", allowed)
 
 
 def of_config(place: Path, profiles: Profiles) -> Report:
-    """Configuration files, the administrator's profiles beside them, and the profile that they put in force."""
+    """Return the report on configuration files, the administrator's profiles beside them, and the profile in force."""
     config = Configuration(place, None, REGISTRY).read()
     beside = [name for name, path in profiles.files().items() if path.is_relative_to(place)]
     wrong = [problem for file in misnamed_in(place / FOLDER) for problem in misnamed(file)]
@@ -115,7 +115,7 @@ def of_config(place: Path, profiles: Profiles) -> Report:
 
 
 def in_force(config: Config, profiles: Profiles) -> Iterator[Problem]:
-    """What is wrong with the profile that the files name, and that there is none of that name."""
+    """Yield the problems of the profile that the files name, or one problem if no profile has that name."""
     try:
         yield from profiles.read(config.profile).problems
     except NoSuchProfile as error:
@@ -126,7 +126,7 @@ def in_force(config: Config, profiles: Profiles) -> Iterator[Problem]:
 
 
 def document(report: Report) -> dict[str, Any]:
-    """The report with the model's field names, which only ever grow."""
+    """Return the report with the model's field names. Later versions only ever add fields."""
     return {
         "files": [str(path) for path in report.files],
         "claims": [claim_row(claim) for claim in report.claims],
@@ -135,12 +135,12 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def profile_called(name: str, config: Path) -> Profile:
-    """Return the profile of that name, also one that is not in order. Raise NoSuchProfile."""
+    """Return the profile of that name, even if it has errors. Raise NoSuchProfile."""
     return Profiles(folders(config), REGISTRY).read(name)
 
 
 def page_of(profile: Profile) -> dict[str, Any]:
-    """Return what a profile says with all it includes; `who` is the profile that a claim stands in."""
+    """Return the content of a profile with all it includes; `who` is the profile that contains the claim."""
     return {
         "name": profile.name,
         "summary": profile.summary,
@@ -165,7 +165,7 @@ def problem_row(problem: Problem) -> dict[str, Any]:
 
 
 def summary(report: Report) -> str:
-    """All of it in a line."""
+    """Return a summary of the report in one line."""
     errors = sum(problem.is_error for problem in report.problems)
     counts = [
         (len(report.files), "file"),

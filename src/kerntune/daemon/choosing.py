@@ -1,4 +1,4 @@
-"""What callers choose of the files as a whole: a profile, none, or to be back at the files or the host's own values."""
+"""Selections of callers for all files together: a profile, none, or a return to the files or the host's own values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = Callable[[Callable[[str], Chosen], str], Awaitable[Chosen]]  # reads a pro
 
 
 class Choosing:
-    """The Files of the bus (bus/objects.py): each choice is one edit and one pass, in turn with the reloads."""
+    """The Files of the bus (bus/objects.py): each selection is one edit and one pass, and takes turns with reloads."""
 
     def __init__(self, reloading: Reloading, engine: Reconciler) -> None:
         self._reloading, self._engine = reloading, engine
@@ -29,24 +29,24 @@ class Choosing:
         return "" if choice.suspended else choice.profile or self._reloading.config.profile
 
     async def reload(self) -> None:
-        """Read the files again, and return after the pass; InvalidValue when one is not in order."""
+        """Read the files again, and return after the pass. Raise InvalidValue if a file has errors."""
         await self._reloading.ask()
 
     async def listing(self) -> list[tuple[str, str]]:
-        """Name and summary of each profile there is."""
+        """Return the name and summary of each profile."""
         return await self._engine.threads.open(self._listing)
 
     async def settings_of(self, profile: str) -> Sequence[Setting]:
-        """What a profile asks for. Raises NoSuchProfile, and InvalidValue for one that is not in order."""
+        """Return the settings that a profile asks for. Raise NoSuchProfile, or InvalidValue if it has errors."""
         chosen = await self._engine.threads.open(self._checked, profile)
         return [Setting(claim.tunable, claim.instances, claim.value) for claim in chosen.claims]
 
     async def check(self, selection: Selection) -> None:
-        """Raises NoSuchProfile, and InvalidValue for a profile that is not in order."""
+        """Raise NoSuchProfile, or InvalidValue for a profile with errors."""
         await self._chosen(selection, self._engine.threads.open)
 
     async def plan(self, selection: Selection) -> Answer:
-        """What `choose` would do; nothing is changed."""
+        """Return what `choose` would do; change nothing."""
         edit, _ = await self._edit(selection, self._engine.threads.open)
         return await self._engine.foresee(edit)
 
@@ -59,10 +59,10 @@ class Choosing:
         begins: Callable[[], Awaitable[None]] | None = None,
         endable: bool = False,
     ) -> Answer:
-        """Make it so. Of a profile nothing is an error that this host lacks: its claims wait for a device.
+        """Put a selection in force. Claims of a profile for what this host lacks wait for a device, and are no error.
 
-        `begins` is awaited when the turn has come, and may raise. With `endable` a cancellation puts all back; once the
-        choice is saved it is finished.
+        `begins` is awaited when the turn has come, and may raise. With `endable` a cancellation puts everything back;
+        once the selection is saved, it is finished.
         """
         reloading = self._reloading
         async with reloading.turn:
@@ -79,18 +79,18 @@ class Choosing:
         return answer
 
     async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Chosen]:
-        """The edit, and what the profile after it says."""
+        """Return the edit, and the content of the profile after it."""
         chosen, before = await self._chosen(selection, run), self._engine.claims.choice
         after = selection.chosen(before)
         claims = () if after.suspended else (*self._reloading.config.claims, *chosen.claims)
-        # To be told of what was in force all along is nothing to a reset.
+        # A reset does not answer with the outcomes of claims that were in force all along.
         named = chosen.claims if selection.profile is not None else claims if before.suspended else ()
         told = () if after.suspended else named
         files = FilesEdit(claims, after, told)
         return self._engine.choosing(files, reset=selection.reset, holds=selection.holds), chosen
 
     async def _chosen(self, selection: Selection, run: Run) -> Chosen:
-        """Return what the profile says that will be in force: as read last, unless `run` has to read another."""
+        """Return the content of the profile that will be in force, as last read; `run` reads it if it is another."""
         reloading = self._reloading
         if selection.profile is None:
             return reloading.chosen
@@ -98,7 +98,7 @@ class Choosing:
             return await run(self._checked, selection.profile)
         return await run(self._default, reloading.config.profile)
 
-    # These block.
+    # The following methods block.
 
     def _listing(self) -> list[tuple[str, str]]:
         return self._reloading.profile.profiles.listing()
@@ -115,7 +115,7 @@ class Choosing:
 
 
 async def to_its_end(work: Awaitable[None]) -> None:
-    """Await what must not be left half done: who is cancelled meanwhile still waits for it."""
+    """Await work that must not be left half done: a caller that is cancelled still waits for its end."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)

@@ -1,6 +1,6 @@
-"""The configuration files on disk, and the last good claims of those that went wrong; every method blocks.
+"""The configuration files on disk, and the last good claims of files with errors; every method blocks.
 
-What a file meant when it was last in order stays in force when it goes wrong (last_good.py).
+When errors appear in a file, its last good content stays in force (last_good.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STALE: Final = ", as last read without an error"
 
 
 class Configuration:
-    """The files of one directory, and what of each was in force last, by its path."""
+    """The files of one directory, and by path the content of each that was last in force."""
 
     def __init__(self, folder: Path, runtime: Path | None, tunables: Iterable[Tunable]) -> None:
-        """Without a runtime directory nothing is kept: for a look at files that are not in force."""
+        """Keep nothing without a runtime directory: this is for a look at files that are not in force."""
         self._folder, self._tunables = folder, {tunable.name: tunable for tunable in tunables}
         self._last = LastGood(runtime / COPY if runtime else None, self._tunables, Origin.CONFIG)
 
@@ -36,16 +36,16 @@ class Configuration:
 
     @property
     def set_aside(self) -> Path | None:
-        """The copy of a former start, when it could not be used."""
+        """The path of the copy from a former start, if that copy could not be used."""
         return self._last.set_aside
 
     def read(self) -> Config:
-        """All that the files say now; what is wrong with them is a problem, never an exception."""
+        """Return all that the files say now. A mistake in them is a problem, never an exception."""
         paths, unlisted = listed(self._folder)
         contents = {str(path): self._content(path) for path in paths}
         problems = [problem for content in contents.values() for problem in content.problems]
         if unlisted:
-            # Its files may still be there.
+            # The files in this folder may still be there.
             drop_ins = self._folder / DROP_INS
             why = f"this folder cannot be listed: {unlisted.strerror}"
             problems.append(Problem(str(drop_ins), 0, Kind.FILE, why))
@@ -65,7 +65,7 @@ class Configuration:
         return Config(claims, limits, interval, guard, profile, tuple(problems), tuple(paths), restore)
 
     def _content(self, path: Path) -> Content:
-        """What a file says; where that is not in order, its last good claims and what is wrong."""
+        """Return the content of a file; if it has errors, its last good claims and its problems."""
         name = str(path)
         try:
             now = config_text.read(name, contents_of(path), self._tunables)
@@ -82,14 +82,14 @@ class Configuration:
 
 
 def stale(claims: Iterable[Claim]) -> tuple[Claim, ...]:
-    """The same, marked as those of a file that went wrong since."""
+    """Return the same claims, marked as those of a file that has had errors since."""
     return tuple(replace(claim, why=f"{claim.why.removesuffix(STALE)}{STALE}") for claim in claims)
 
 
 def with_lost(now: Content, last: Content) -> Content:
-    """Return what a file says and, while a name in it is unknown, what it does not say any more.
+    """Return the content of a file; while it has an unknown name, add the earlier content that it no longer has.
 
-    The name may be meant for just that, and a typo must not free pages in use.
+    The unknown name may be a typo for just that content, and a typo must not free pages in use.
     """
     typo = next((problem for problem in now.problems if problem.kind is Kind.UNKNOWN), None)
     if typo is None:
@@ -117,7 +117,7 @@ def with_lost(now: Content, last: Content) -> Content:
 
 
 def in_order(claims: Iterable[Claim]) -> tuple[Claim, ...]:
-    """Numbered, so that the later wins; of claims with one identity only the last is left."""
+    """Return the claims numbered, so that the later wins. Of claims with one identity only the last is left."""
     last: dict[ClaimId, Claim] = {}
     for number, claim in enumerate(claims, 1):
         last[claim.id] = replace(claim, seq=number)

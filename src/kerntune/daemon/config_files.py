@@ -1,4 +1,4 @@
-"""Which configuration files there are, and whether they say anything: on most hosts they do not."""
+"""The list of configuration files, and a test whether they say anything: on most hosts they do not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADER: Final = re.compile(rb"\[([a-z0-9-]+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What all files say together; the later file and line wins."""
+    """The content of all files together; the later file and line wins."""
 
     claims: tuple[Claim, ...] = ()
     limits: Limits = DEFAULT
@@ -46,14 +46,14 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What the profile in force says."""
+    """The content of the profile in force."""
 
     claims: tuple[Claim, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
 def silent(folder: Path, runtime: Path, tables: Collection[str]) -> bool:
-    """Return whether no file says anything, and none did before: then there is nothing to parse and nothing to keep."""
+    """Return True if no file says anything and none did before: then the daemon need not parse or keep anything."""
     paths, unlisted = listed(folder)
     if unlisted or (runtime / COPY).exists():
         return False
@@ -64,16 +64,16 @@ def silent(folder: Path, runtime: Path, tables: Collection[str]) -> bool:
 
 
 def says_nothing(data: bytes, tables: Collection[str]) -> bool:
-    """Return whether there are only comments, blank lines and headers of known tables, as in the shipped file."""
+    """Return True if `data` has only comments, blank lines and headers of known tables, as in the shipped file."""
     left = [line for line in (line.partition(b"#")[0].strip() for line in data.split(b"\n")) if line]
     headers = [header for header in map(HEADER.fullmatch, left) if header and header[1].decode() in tables]
     return len(set(left)) == len(left) == len(headers)
 
 
 def listed(folder: Path) -> tuple[list[Path], OSError | None]:
-    """The files there are, in the order in which they count, and why the folder of drop-ins cannot be listed.
+    """Return the files in the order in which they count, and the error if the drop-in folder cannot be listed.
 
-    A file may stand in place of the folder: then it is the only one.
+    `folder` may also be a file: then it is the only one.
     """
     if folder.is_file():
         return [folder], None
@@ -84,12 +84,12 @@ def listed(folder: Path) -> tuple[list[Path], OSError | None]:
         return paths, None
     except OSError as error:
         return paths, error
-    # A leading dot is an editor's mark of a file in work.
+    # Editors mark a file that they work on with a leading dot.
     return paths + [folder / DROP_INS / name for name in names if name.endswith(".toml") and name[0] != "."], None
 
 
 def absent(path: Path) -> bool:
-    """Whether there is surely no such file; one that we may not see could be there."""
+    """Return True if the file surely does not exist. A file that we may not see could exist."""
     try:
         path.lstat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One configuration file as text: its claims, its options, and what is wrong with it, line by line; reads no disk."""
+"""One configuration file as text: its claims, its options and its mistakes, line by line. It reads no disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASONED: Final = ("value", "why")
 WITH_REASON: Final = 'Write { value = "none", why = "..." }'
 Path = tuple[str, ...]
 
-# A key as it stands before `=` or between brackets; strings may hold any of the signs that end it.
+# A key as it stands before `=` or between brackets; a quoted key may contain the characters that end other keys.
 _KEY: Final = r"""((?:"(?:[^"\\]|\\.)*"|'[^']*'|[^"'=\[\]#])+)"""
 _ENTRY: Final = re.compile(rf"\s*{_KEY}=")
 _HEADER: Final = re.compile(rf"\s*\[\[?{_KEY}\]")
@@ -34,11 +34,11 @@ _AT_LINE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\
 
 
 class Kind(StrEnum):
-    """What a problem means.
+    """The kind of a problem, which decides what stays in force.
 
-    With an `unknown` name, of a table or a setting, what the file does not say any more stays in force. A bad option
-    has its default; with a bad claim the file's claims stay as they were, and with a bad file its options too. A
-    `warning` is told by a check alone.
+    With an `unknown` name of a table or a setting, earlier content that the file no longer has stays in force. A bad
+    option gets its default. With a bad claim the file's claims stay as they were; with a bad file its options do too.
+    Only a check reports a `warning`.
     """
 
     WARNING = "warning"
@@ -50,7 +50,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong in a file, where (line 0: the file as a whole), and what is allowed there."""
+    """A mistake in a file, its line (0: the file as a whole), and what is allowed there."""
 
     file: str
     line: int
@@ -70,9 +70,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file says. The claims are in the order of the file; `why` of each is the reason given, or its place.
+    """The content of a file. The claims are in the order of the file; `why` of each is the given reason, or its place.
 
-    `profile` is the one that the configuration names, `lines` say where the options stand.
+    `profile` is the one that the configuration names; `lines` has the line of each option.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -87,17 +87,17 @@ class Content:
 
     @property
     def sound(self) -> bool:
-        """Whether these claims may take the place of those that the file had before."""
+        """Return whether these claims may replace those that the file had before."""
         return all(problem.kind not in (Kind.CLAIM, Kind.FILE) for problem in self.problems)
 
     @property
     def parsed(self) -> bool:
-        """Whether anything could be read."""
+        """Return whether anything could be read."""
         return all(problem.kind is not Kind.FILE for problem in self.problems)
 
 
 def read(file: str, data: bytes, tunables: Mapping[str, Tunable]) -> Content:
-    """What a file says; whatever it holds is a report, never an exception."""
+    """Return the content of a file. Its mistakes are problems in a report, never an exception."""
     parsed = parse(file, data)
     if isinstance(parsed, Problem):
         return Content(problems=(parsed,))
@@ -112,7 +112,7 @@ def read(file: str, data: bytes, tunables: Mapping[str, Tunable]) -> Content:
 
 
 def parse(file: str, data: bytes) -> tuple[dict[str, Any], dict[Path, int]] | Problem:
-    """The document with the lines of its keys, or what makes it unreadable."""
+    """Return the document with the lines of its keys, or the problem that makes it unreadable."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -125,7 +125,7 @@ def parse(file: str, data: bytes) -> tuple[dict[str, Any], dict[Path, int]] | Pr
 
 
 def unparseable(file: str, text: str, error: Exception) -> Problem:
-    """What the parser complains of; it gives the place in words."""
+    """Return the parser's error as a problem; the parser gives the place in words."""
     found = _AT_LINE.search(str(error))
     what = str(error)[: found.start()] if found else "this is nested too deeply, or holds too long a number"
     line = 0 if not found else int(found[1] or text.count("\n") + (not text.endswith("\n")))
@@ -134,10 +134,10 @@ def unparseable(file: str, text: str, error: Exception) -> Problem:
 
 
 def lines(text: str) -> dict[Path, int]:
-    """Where each key and each table stands, counted from 1.
+    """Return the line of each key and each table, counted from 1.
 
-    A look at each line by itself: inside a string of several lines, which nothing here takes, it sees keys that are
-    none.
+    The function looks at each line by itself. Inside a string of several lines, which no setting takes, it sees keys
+    that are none.
     """
     found: dict[Path, int] = {}
     table: Path = ()
@@ -148,14 +148,14 @@ def lines(text: str) -> dict[Path, int]:
             path = (*table, *parts(entry[1]))
         else:
             continue
-        # Tables, the keys in them, and what a key with a dot looks like.
+        # Tables, the keys in them, and keys with a dot, which look one level deeper.
         for depth in (1, 2, 3):
             found.setdefault(path[:depth], number)
     return found
 
 
 def parts(key: str) -> Path:
-    """A key with its dots and quotes as the names it is made of; () for what is no key."""
+    """Return the names that make up a key with dots and quotes; () for a text that is no key."""
     if simple := _SIMPLE.fullmatch(key.strip()):
         return (simple[simple.lastindex or 0],)
     try:
@@ -171,9 +171,9 @@ def parts(key: str) -> Path:
 
 @dataclass(slots=True)
 class Reader:
-    """One file that was parsed, and what was found wrong with it so far.
+    """The reader of one parsed file, with the problems found in it so far.
 
-    `who` is the author of its claims; `keys` are those that it may have beside tables.
+    `who` is the author of the file's claims; `keys` are those that the file may have beside tables.
     """
 
     file: str
@@ -187,11 +187,11 @@ class Reader:
 
     @property
     def found(self) -> tuple[Problem, ...]:
-        """What is wrong, in the order of the lines."""
+        """The problems, in the order of the lines."""
         return tuple(sorted(self.problems, key=lambda problem: problem.line))
 
     def read(self, document: Mapping[str, Any]) -> Content:
-        """The claims and options in the tables."""
+        """Return the claims and options in the tables."""
         tables = tables_of(self.tunables, self.options)
         claims: list[Claim] = []
         chosen: dict[Path, int] = {}
@@ -207,7 +207,7 @@ class Reader:
         return Content(tuple(claims), chosen, self.found, lines={path: self._line(path) for path in chosen})
 
     def _options(self, table: str, entries: Any) -> Iterator[tuple[Path, int]]:
-        """The options of one table that are as they should be."""
+        """Yield the valid options of one table."""
         if not isinstance(entries, dict):
             self.complain((table,), Kind.OPTION, f"{table} is a table", f"Write [{table}], and its settings below it")
             return
@@ -223,7 +223,7 @@ class Reader:
                 self.complain(path, Kind.OPTION, error.what, error.hint)
 
     def _claims(self, tunable: Tunable, entries: Any) -> Iterator[Claim]:
-        """The claims of one tunable's table that could be ones."""
+        """Yield the valid claims of one tunable's table."""
         if not isinstance(entries, dict):
             how = f'Write [{tunable.name}], and below it a line for each pattern, such as "*" = "..."'
             self.complain((tunable.name,), Kind.CLAIM, f"{tunable.name} is a table", how)
@@ -238,25 +238,25 @@ class Reader:
                 self.complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
             else:
                 place = f"{self.file}:{self._line(path)}"
-                # Nobody waits for an answer: what memory has of the pages is better than none.
+                # No caller waits for an answer: the pages that memory has are better than none.
                 partial = tunable.counted
                 yield Claim(
                     self.origin, tunable.name, instances, text, self.who, reason or place, partial=partial, place=place
                 )
 
     def _line(self, path: Path) -> int:
-        """The line of a key, or else of the table it stands in."""
+        """Return the line of a key, or else of the table that contains it."""
         return self.lines.get(path) or self.lines.get(path[:1], 0)
 
     def complain(self, path: Path, kind: Kind, what: str, allowed: str) -> None:
-        """Keep in mind what is wrong with a key."""
+        """Record a problem with a key."""
         self.problems.append(Problem(self.file, self._line(path), kind, what, allowed))
 
 
 def reasoned(value: Any, *, dotted: bool) -> tuple[Any, str]:
-    """Return a value and the reason that is given for it: { value = "none", why = "..." }, or the bare value.
+    """Return a value and the reason given for it: from { value = "none", why = "..." }, or from the bare value.
 
-    A table may also be what TOML makes of a name with a dot; such a one is `dotted`.
+    TOML also makes a table from a name with a dot; such a table is `dotted`.
     """
     if not isinstance(value, dict):
         return value, ""
@@ -276,7 +276,7 @@ def reasoned(value: Any, *, dotted: bool) -> tuple[Any, str]:
 
 
 def plain(value: object) -> str:
-    """A value as text, a whole number too; InvalidValue for anything else."""
+    """Return a text or a whole number as text. Raise InvalidValue for anything else."""
     if type(value) not in (str, int) or (isinstance(value, int) and value.bit_length() > LONGEST_VALUE):
         raise InvalidValue(f"{shown(value)} is no value", 'Give a whole number, or a word in quotes: "none"')
     text = str(value)
@@ -286,7 +286,7 @@ def plain(value: object) -> str:
 
 
 def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
-    """Both sides of an entry in normal form, or InvalidValue that says what the files may have there."""
+    """Return both sides of an entry in normal form. Raise InvalidValue, which says what the files may have there."""
     try:
         instances = normal(tunable, pattern)
     except InvalidValue as error:

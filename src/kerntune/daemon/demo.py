@@ -1,6 +1,6 @@
-"""Owns the host of `kerntuned --demo`, and its events: a FIFO takes `add NAME` and `remove NAME` for drives.
+"""The host of `kerntuned --demo`, and its events: a FIFO takes `add NAME` and `remove NAME` for drives.
 
-With `slow MILLISECONDS` huge pages take their time, as on a host whose memory is in use.
+After `slow MILLISECONDS` huge pages take that time, as on a host whose memory is in use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLOWEST = 10_000  # milliseconds
 
 
 def demo_host() -> SimulatedKernel:
-    """Return what `kerntuned --demo` shows: two NUMA nodes of 64 GiB, 8 CPUs, two NVMe drives and a disk."""
+    """Return the host that `kerntuned --demo` shows: two NUMA nodes of 64 GiB, 8 CPUs, two NVMe drives and a disk."""
     nodes = [Node(64 << 30, programs=4 << 30), Node(64 << 30, programs=2 << 30)]
     kernel = SimulatedKernel(nodes, plain=plain_files())
     kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
@@ -45,11 +45,11 @@ def plain_files() -> dict[str, PlainFile]:
 
 @contextlib.contextmanager
 def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterator[None]:
-    """Carry out what is written to the FIFO and call `happened` with each event, for as long as the context lasts."""
+    """Carry out the lines written to the FIFO, and call `happened` with each event, while the context lasts."""
     path = runtime / FIFO
     with contextlib.suppress(FileExistsError):
         os.mkfifo(path, 0o600)
-    # Open for both, so that the end of one writer is not the end of the file.
+    # Open for reading and writing, so that the end of one writer is not the end of the file.
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     loop = asyncio.get_running_loop()
 
@@ -69,7 +69,7 @@ def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterato
 
 
 def carry_out(kernel: SimulatedKernel, line: str) -> str:
-    """What a line did, as the cause of a pass; "" when it did nothing."""
+    """Carry out a line, and return it as the cause of a pass, or "" if no pass is needed."""
     match line.split():
         case ["add", name] if name.isalnum() and name not in kernel.disks:
             kernel.plug(name, by_id=f"nvme-Simulated_{name}")

@@ -1,4 +1,4 @@
-"""The slow look at values that others may have changed: a timer that asks for passes while something is managed."""
+"""The drift timer: while something is managed, it asks for passes, which find values that others have changed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from kerntune.model import Report
 
 
 class DriftTimer:
-    """Asks for a pass every so many seconds, of the lanes that manage something.
+    """A timer that asks for a pass once in each interval, for the lanes that manage something.
 
-    It fires at whole multiples of the interval on the monotonic clock, so that others of its kind wake the CPU with it.
+    It fires at whole multiples of the interval on the monotonic clock, so that similar timers wake the CPU with it.
     """
 
     def __init__(self, engine: Reconciler) -> None:
@@ -20,20 +20,20 @@ class DriftTimer:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, interval: int) -> None:
-        """The interval from now on, in seconds; 0 is never."""
+        """Set the interval from now on, in seconds; 0 means never."""
         self.stop()
         self._interval = interval
         self._arm()
 
     def noted(self, _report: Report) -> None:
-        """A pass ended: there may be the first value to look after, or none any more."""
+        """Start or stop the timer after a pass: there may be a first value to look after, or none any more."""
         if not self._engine.outcomes:
             self.stop()
         elif self._timer is None:
             self._arm()
 
     def stop(self) -> None:
-        """No more passes."""
+        """Ask for no more passes."""
         if self._timer:
             self._timer.cancel()
             self._timer = None

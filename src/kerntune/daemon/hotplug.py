@@ -1,4 +1,4 @@
-"""Follows the host's devices: an event asks for a pass of the lane that it concerns, and writes nothing itself."""
+"""Device events of the host: each asks for a pass of the lane that it concerns, and writes nothing itself."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from kerntune.model import Lane
 log = logging.getLogger(__name__)
 
 LANES: Final = {"block": Lane.BLOCK, "cpu": Lane.CPU}
-# A module's event comes when it is ready (load_module of kernel/module/main.c), and it may be a cpufreq driver.
+# A module's event comes when the module is ready (load_module of kernel/module/main.c). It may be a cpufreq driver.
 DRIVERS: Final = {"module": Lane.CPU}
-# Of a controller nothing is known yet but that drives or paths may follow.
+# A controller's event says only that drives or paths may follow.
 LATER: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
 # Seconds after the last event. A drive may not be ready at its event; the hidden paths of a multipath drive, and the
-# policies of a cpufreq driver, have none.
+# policies of a cpufreq driver, have no event.
 FOLLOW_UPS: Final = (0.5, 2.0, 8.0)
 
 
 class Look(Protocol):
-    """Asks for passes: with a cause, their lanes, and how many events of devices it is for."""
+    """A function that asks for passes, with a cause, their lanes, and the number of device events behind it."""
 
     def __call__(self, cause: str, lanes: Iterable[Lane], *, events: int = 0) -> None: ...
 
 
 class Source(Protocol):
-    """Where events come from (kernel/devices.py)."""
+    """A source of events (kernel/devices.py)."""
 
     def fileno(self) -> int:
-        """Readable when there are events."""
+        """Return a descriptor that is readable when there are events."""
 
     def events(self) -> Iterator[Event]:
-        """Those that have come; raises Overrun."""
+        """Yield the events that have come. Raise Overrun."""
 
 
 class Hotplug:
-    """Asks `look` for passes, with a cause and their lanes."""
+    """A listener that asks `look` for passes, with a cause and their lanes."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
@@ -48,7 +48,7 @@ class Hotplug:
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
 
     def ready(self, source: Source) -> None:
-        """A source has events."""
+        """Read the events of a source, and ask for passes."""
         found: dict[Lane, list[Event]] = {}
         try:
             for event in source.events():
@@ -69,12 +69,12 @@ class Hotplug:
             self._follow_up(lane, FOLLOW_UPS)
 
     def stop(self) -> None:
-        """No more passes."""
+        """Ask for no more passes."""
         for timer in self._timers.values():
             timer.cancel()
 
     def _follow_up(self, lane: Lane, pauses: Sequence[float]) -> None:
-        """Look again after each pause; another event starts this anew."""
+        """Ask for a pass after each pause; another event starts the pauses again."""
         if lane in self._timers:
             self._timers.pop(lane).cancel()
         if pauses:
@@ -86,7 +86,7 @@ class Hotplug:
 
 
 def on_host(look: Look) -> contextlib.AbstractContextManager[None]:
-    """Follow the host's devices; without their events, as in some containers, drift is what finds them."""
+    """Follow the host's devices. Without their events, as in some containers, the drift timer finds new devices."""
     try:
         return following(monitors(), look)
     except OSError as error:
@@ -96,7 +96,7 @@ def on_host(look: Look) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def following(sources: Sequence[Source], look: Look) -> Iterator[None]:
-    """Ask for passes as events come, until the end of the context; needs a running loop."""
+    """Ask for passes when events come, until the context ends. This needs a running loop."""
     hotplug, loop = Hotplug(look), asyncio.get_running_loop()
     for source in sources:
         loop.add_reader(source.fileno(), hotplug.ready, source)
@@ -109,6 +109,6 @@ def following(sources: Sequence[Source], look: Look) -> Iterator[None]:
 
 
 def cause(events: Sequence[Event]) -> str:
-    """What happened, in few words."""
+    """Return in few words what happened."""
     first, others = events[0], len({event.device for event in events}) - 1
     return f"{first} and {others} more" if others else str(first)

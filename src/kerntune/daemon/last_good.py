@@ -1,4 +1,4 @@
-"""What files meant when they were last in order, in the runtime directory: neither a typo nor a restart loses that.
+"""The last good content of files, kept in the runtime directory, so that neither a typo nor a restart loses it.
 
 Every method blocks.
 """
@@ -24,16 +24,16 @@ FORMAT: Final = 1
 
 
 class LastGood:
-    """A copy of what each file said, by a name; `set_aside` is the copy of a former start that could not be used."""
+    """A copy of each file's content, by name; `set_aside` is the copy of a former start that could not be used."""
 
     def __init__(self, copy: Path | None, tunables: Mapping[str, Tunable], origin: Origin) -> None:
-        """Without a `copy` nothing outlives us."""
+        """Load the `copy` of a former start. Without one, no content outlives the process."""
         self._copy, self._tunables, self._origin = copy, tunables, origin
         self.set_aside: Path | None = None
         self.contents = self._load()
 
     def keep(self, contents: Mapping[str, Content]) -> None:
-        """These are in order. Without the copy all is well until a file goes wrong: not to save it is no failure."""
+        """Keep contents that have no errors. A copy not saved is no failure: only a later error needs it."""
         if contents == self.contents:
             return
         self.contents = dict(contents)
@@ -53,7 +53,7 @@ class LastGood:
             log.error("what was last in order cannot be saved in %s: %s", self._copy, error.strerror)
 
     def _load(self) -> dict[str, Content]:
-        """What is kept of a former start; nothing where that cannot be used."""
+        """Return the contents kept by a former start; nothing if they cannot be used."""
         if self._copy is None:
             return {}
         found: dict[str, Content] = {}
@@ -67,7 +67,7 @@ class LastGood:
         try:
             _, self.set_aside = load(self._copy, check)
         except OSError as error:
-            # It is written anew as soon as the files are in order.
+            # The copy is written again as soon as the files have no errors.
             log.error("%s cannot be read (%s)", self._copy, error)
             self.set_aside = self._copy
             with contextlib.suppress(OSError):

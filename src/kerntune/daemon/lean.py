@@ -1,9 +1,9 @@
-"""Import asyncio without TLS; the daemon imports this module before all others.
+"""The import of asyncio without TLS; the daemon imports this module before all others.
 
-asyncio imports ssl where there is one, and OpenSSL with it, for connections that the daemon never makes. asyncio works
+asyncio imports ssl where it exists, and OpenSSL with it, for connections that the daemon never makes. asyncio works
 without ssl, as on a Python that was built without OpenSSL.
 
-SIGHUP, which would end the daemon, is ignored first: a handler takes it as soon as there is an event loop.
+The module first ignores SIGHUP, which would end the daemon. A handler takes SIGHUP as soon as there is an event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # typeshed knows modules only
 
 # Functions that we never call use these: for TLS, for the text of subprocesses, for URLs with a host in brackets.
-# They are hidden only while asyncio and pathlib are imported.
+# The modules are hidden only while asyncio and pathlib are imported.
 UNUSED: Final = ("asyncio.sslproto", "locale", "ipaddress")
 _hidden: Final = [name for name in UNUSED if name not in sys.modules]
 for _name in _hidden:

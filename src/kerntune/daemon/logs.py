@@ -1,4 +1,4 @@
-"""Where the daemon's messages go, and the structured fields of the journal's entries (kerntuned(8) lists them)."""
+"""The destination of the daemon's messages, and the structured fields of journal entries (kerntuned(8) lists them)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger("kerntune")
 TARGET_SET: Final = "6f3c1f0e5f0a4a6f9c0e2c1d7f6a4b10"
 TARGET_NOT_SET: Final = "0b9a8f1c3f6d4f52b5d7b0a95d3f1c22"
 CONFIG_PROBLEM: Final = "4d1f0a7be2a94d0c8c1b6f5e93a7d208"
-MOST_RECORDS: Final = 2000  # that wait for the journal, about 2 MiB
+MOST_RECORDS: Final = 2000  # records that wait for the journal, about 2 MiB
 FLUSH: Final = 0.3  # seconds
 GOOD: Final = frozenset({State.SATISFIED, State.UNMANAGED})
 
 
 def set_up() -> None:
-    """To the journal when standard error is connected to it (JOURNAL_STREAM names it), else to standard error."""
+    """Log to the journal if standard error is connected to it (JOURNAL_STREAM names it), else to standard error."""
     handler: logging.Handler
     if to_journal():
         from systemd.journal import JournalHandler  # noqa: PLC0415  (only where there is a journal)
@@ -44,9 +44,9 @@ def set_up() -> None:
 
 
 class Aside(logging.Handler):
-    """Hands records to `target` in a thread of its own: sd_journal_send(3) waits while journald does not read.
+    """A handler with a thread that gives records to `target`: sd_journal_send(3) waits while journald does not read.
 
-    What does not fit any more is dropped, and told as a number when there is room again.
+    Records that do not fit any more are dropped, and their number is logged when there is room again.
     """
 
     def __init__(self, target: logging.Handler) -> None:
@@ -56,39 +56,39 @@ class Aside(logging.Handler):
         self._counting = threading.Lock()
         self._idle = threading.Event()
         self._idle.set()
-        # Made now: while memory is short there may be no room for it.
+        # The thread is made now: while memory is short there may be no room for it.
         threading.Thread(target=self._work, name="journal", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record; nothing waits and nothing is raised."""
+        """Queue a record, without waiting and without raising an exception."""
         if self._records.qsize() >= MOST_RECORDS:
             with self._counting:
                 self._lost += 1
             return
         try:
-            # Its words are made now: what it names may change until the journal has it.
+            # The text is made now: the objects that it names may change before the journal has it.
             record.msg, record.args = record.getMessage(), None
-        except Exception:  # noqa: BLE001  # as other handlers do: a message that does not fit its words ends nothing
+        except Exception:  # noqa: BLE001  # as other handlers do: a text that does not fit its arguments ends nothing
             self.handleError(record)
             return
         self._idle.clear()
         self._records.put(record)
 
     def flush(self) -> None:
-        """Wait until all is handed over, but not for long."""
+        """Wait until all records are handed over, but not for long."""
         self._idle.wait(FLUSH)
 
     def _work(self) -> None:
         while True:
             record = self._records.get()
-            # Whatever goes wrong with one record, the thread goes on: memory may be short.
+            # The thread goes on after any error with one record: memory may be short.
             with contextlib.suppress(Exception):
-                # Without its lock, which the end of the program would wait for.
+                # Do not take the lock of `target`: the end of the program would wait for it.
                 self._target.emit(record)
             if self._records.empty():
                 with contextlib.suppress(Exception):
                     self._tell_lost()
-                with self.lock or nullcontext():  # emit has it while it is called
+                with self.lock or nullcontext():  # logging holds this lock while it calls emit
                     if self._records.empty():
                         self._idle.set()
 
@@ -100,21 +100,21 @@ class Aside(logging.Handler):
 
 
 def lost(count: int) -> logging.LogRecord:
-    """Return a record that tells how many were dropped."""
+    """Return a record with the number of dropped messages."""
     words = "%d messages were dropped, for the journal did not take them"
     return logging.LogRecord(log.name, logging.WARNING, __file__, 0, words, (count,), None)
 
 
 def to_journal() -> bool:
-    """Whether JOURNAL_STREAM names the device and inode of our standard error (systemd.exec(5))."""
+    """Return whether JOURNAL_STREAM names the device and inode of our standard error (systemd.exec(5))."""
     stat = os.fstat(sys.stderr.fileno())
     return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
 
 
 def recorder() -> Callable[[Report], None]:
-    """A listener that logs what changed in a pass: what was set at info, what is not as asked as a warning.
+    """Return a listener that logs a pass's changes: set values as info, targets not in the desired state as warnings.
 
-    A claim that waits for a device to be plugged is as asked.
+    A claim that waits for a device to be plugged is in the desired state.
     """
 
     def record(report: Report) -> None:
@@ -136,14 +136,14 @@ def recorder() -> Callable[[Report], None]:
 
 
 def problems(found: Iterable[Problem]) -> None:
-    """What is wrong with the configuration, a line each: errors, and warnings for what is not known."""
+    """Log the problems of the configuration, a line each, as errors or warnings."""
     for problem in found:
         level = logging.ERROR if problem.is_error else logging.WARNING
         log.log(level, "%s", problem, extra={"MESSAGE_ID": CONFIG_PROBLEM})
 
 
 def sentence(outcome: Outcome, cause: str) -> str:
-    """An outcome for people who read the journal."""
+    """Return an outcome as a sentence for people who read the journal."""
     if outcome.state is State.UNMANAGED:
         return f"{outcome.target} is no longer managed and is {outcome.actual or 'unknown'} ({cause})"
     if outcome.state is State.SATISFIED:

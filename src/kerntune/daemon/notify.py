@@ -1,6 +1,6 @@
 """Messages to systemd (sd_notify(3)): ready, status, still alive, more time. They never wait, and never fail.
 
-libsystemd's sd_notify() waits while the socket is full, and the whole loop with it; so the datagrams are sent here.
+libsystemd's sd_notify() waits while the socket is full, and the whole loop with it. So this module sends datagrams.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Final
 
 EXTEND_EVERY = 5.0  # seconds between asking for more time
 EXTEND_BY = 20_000_000  # microseconds
-# systemd acts on these, and waits for them; a STATUS= or a request for more time has a successor.
+# systemd acts on these, and waits for them. After a STATUS= or a request for more time comes another one.
 WAITED_FOR: Final = frozenset({"READY=1", "RELOADING=1", "STOPPING=1", "WATCHDOG=1"})
 RETRY: Final = 0.25  # seconds
-TRIES: Final = 240  # a minute: systemd has given us up by then, or does not read at all
+TRIES: Final = 240  # a minute: by then systemd has given up the daemon, or does not read at all
 LONGEST: Final = 16  # messages that wait
-# The socket is full, or there is no room for another one at this moment.
+# The socket is full, or the system has no room for another socket at this moment.
 PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Outbox:
-    """Sends messages in their order; those that are waited for are sent again while the socket is full."""
+    """A queue that sends messages in order; while the socket is full, those that systemd waits for are sent again."""
 
     def __init__(self) -> None:
         self._waiting: list[str] = []
@@ -35,7 +35,7 @@ class Outbox:
         """Send one or more KEY=VALUE lines, now or as soon as there is room."""
         matters = not WAITED_FOR.isdisjoint(text.splitlines())
         if self._waiting:
-            # Of what is behind, only what matters is kept, and a beat only once.
+            # Behind a waiting message only those that matter are kept, and a watchdog beat only once.
             if matters and text not in self._waiting[-1:]:
                 self._waiting = [*self._waiting, text][-LONGEST:]
         elif not sent(text) and matters:
@@ -45,7 +45,7 @@ class Outbox:
     def _later(self) -> None:
         try:
             asyncio.get_running_loop().call_later(RETRY, self._again)
-        except RuntimeError:  # no loop runs: there is no later
+        except RuntimeError:  # no loop runs, so no later try is possible
             self._waiting.clear()
 
     def _again(self) -> None:
@@ -63,7 +63,7 @@ _outbox = Outbox()
 
 
 def sent(text: str) -> bool:
-    """Send, and return whether the message has gone out or never will; False while the socket is full."""
+    """Send a message. Return True if it has gone out or never will, False while the socket is full."""
     name = os.environ.get("NOTIFY_SOCKET", "")
     if name[:1] not in ("/", "@"):  # no service manager listens
         return True
@@ -73,25 +73,25 @@ def sent(text: str) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
             sender.sendto(text.encode(), address)
     except OSError as error:
-        return error.errno not in PASSING  # else it is gone, and there is nobody to tell
+        return error.errno not in PASSING  # with any other error the socket is gone, and nobody listens
     return True
 
 
 def tell(text: str) -> None:
-    """Send one or more KEY=VALUE lines; nothing happens where no service manager listens."""
+    """Send one or more KEY=VALUE lines; do nothing where no service manager listens."""
     _outbox.tell(text)
 
 
 def reloading() -> None:
-    """Say that the configuration is being read again; READY=1 ends it. systemd 253 and later want the time."""
+    """Say that the daemon reads the configuration again; READY=1 ends it. systemd 253 and later want the time."""
     tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
 async def extend(*, at_once: bool = True) -> None:
-    """Ask for more time, until cancelled: huge pages can take long. What is probably short need not ask at once.
+    """Ask for more time until cancelled: huge pages can take long. Work that is probably short need not ask at once.
 
-    systemd puts off whatever it waits for with the service: a start, and the command of ExecReload=, which has
-    TimeoutStartSec= like a start (systemd's src/core/service.c, service_enter_reload and service_extend_timeout).
+    systemd extends the time for the operation that it waits for: a start, or the command of ExecReload=. That command
+    has TimeoutStartSec= like a start (systemd's src/core/service.c, service_enter_reload and service_extend_timeout).
     """
     while True:
         if at_once:
@@ -101,7 +101,7 @@ async def extend(*, at_once: bool = True) -> None:
 
 
 async def watchdog(alive: Callable[[], bool]) -> None:
-    """Say that the loop still turns, twice as often as the unit's WatchdogSec= demands, while the rest is `alive`."""
+    """Say that the loop still runs, twice as often as the unit's WatchdogSec= demands, while `alive` returns True."""
     usec = int(os.environ.get("WATCHDOG_USEC", "0"))
     if not usec or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return

@@ -1,4 +1,4 @@
-"""The arguments of kerntuned; kerntuned(8) documents them. Imports the parser only when there is something to parse."""
+"""The arguments of kerntuned, which kerntuned(8) documents. The module imports a parser only if there are arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOST = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What kerntuned was told; without arguments it serves the host."""
+    """The options that kerntuned was given; without arguments it serves the host."""
 
     root: Path = HOST
     demo: bool = False
@@ -22,10 +22,10 @@ class Options:
 
 
 def parse(argv: Sequence[str], config: Path) -> Options:
-    """The options; `config` is the directory to check when none is named. Exits with 2 for what is no option."""
+    """Return the options; `config` is the directory to check if none is named. Exit with 2 for invalid arguments."""
     if not argv:
         return Options()
-    import argparse  # noqa: PLC0415  (nearly a MiB that the service, which has no arguments, does without)
+    import argparse  # noqa: PLC0415  (nearly a MiB, which the service saves: it has no arguments)
 
     parser = argparse.ArgumentParser(prog="kerntuned", description="Kernel tuning for AI hosts as a system service")
     host = parser.add_mutually_exclusive_group()

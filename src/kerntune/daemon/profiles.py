@@ -1,4 +1,4 @@
-"""Profiles on disk: which there are, and what each says with those it includes; puts none in force, and blocks."""
+"""The profiles on disk: their names, and the content of each with its includes. It blocks, and puts none in force."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS: Final = ("summary", "include")  # beside tables
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A profile with all that it includes. The later claim is the stronger; `who` of each is the profile it is from."""
+    """A profile with all that it includes. The later claim is stronger; `who` of each is the profile that has it."""
 
     name: str
     summary: str
@@ -43,7 +43,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One file by itself."""
+    """The content of one file by itself."""
 
     summary: str = ""
     include: tuple[str, ...] = ()
@@ -52,30 +52,30 @@ class Page:
 
 
 class Profiles:
-    """The profiles of some folders; one in a later folder takes the place of its namesake."""
+    """The profiles of some folders; one in a later folder replaces another of the same name."""
 
     def __init__(self, folders: Sequence[Path], tunables: Iterable[Tunable]) -> None:
         self._folders, self._tunables = folders, {tunable.name: tunable for tunable in tunables}
 
     def files(self) -> dict[str, Path]:
-        """Where each profile is, by its name and in the order of the names."""
+        """Return the path of each profile by its name, in the order of the names."""
         found = {path.stem: path for folder in self._folders for path in files_in(folder)}
         return dict(sorted(found.items()))
 
     def listing(self) -> list[tuple[str, str]]:
-        """Names and summaries; of one that is not in order, what is wrong."""
+        """Return names and summaries; for a profile with errors, the first error in place of the summary."""
         found = ((name, self.read(name)) for name in self.files())
         return [(name, str(page.errors[0]) if page.errors else page.summary) for name, page in found]
 
     def read(self, name: str) -> Profile:
-        """What a profile says; what is wrong with it is a problem. NoSuchProfile when there is none of that name."""
+        """Return the content of a profile, with its mistakes as problems. Raise NoSuchProfile if none has that name."""
         files = self.files()
         if name not in files:
             raise NoSuchProfile(f"there is no profile {shown(name)}", there_are(files, name))
         return self._walked(name, files)
 
     def at(self, file: Path) -> Profile:
-        """What a file would say as the profile of its name, wherever it lies."""
+        """Return the content of a file as the profile of its name, wherever the file lies."""
         return self._walked(file.stem, {**self.files(), file.stem: file})
 
     def _walked(self, name: str, files: Mapping[str, Path]) -> Profile:
@@ -86,20 +86,20 @@ class Profiles:
 
 
 class ProfileInForce:
-    """The reading of the profile in force: when it goes wrong, its last good claims stay."""
+    """The reader of the profile in force: when the profile has errors, its last good claims stay."""
 
     def __init__(self, profiles: Profiles, runtime: Path, tunables: Mapping[str, Tunable]) -> None:
         self.profiles, self._last = profiles, LastGood(runtime / COPY, tunables, Origin.PROFILE)
 
     @property
     def set_aside(self) -> Path | None:
-        """The copy of a former start, when it could not be used."""
+        """The path of the copy from a former start, if that copy could not be used."""
         return self._last.set_aside
 
     def read(self, name: str, *, keep: bool = True) -> Chosen:
-        """What it says now, or what it said last when it was in order; what is wrong is a problem.
+        """Return the content of a profile, or its last good content if it has errors; mistakes are problems.
 
-        Without `keep` it is only looked at, and what is kept of another stays.
+        Without `keep` the profile is only looked at, and the kept content of another one stays.
         """
         try:
             profile = self.profiles.read(name)
@@ -118,7 +118,7 @@ class ProfileInForce:
         return Chosen(now.claims, now.problems)
 
     def checked(self, name: str) -> Chosen:
-        """What it says now, for who is about to choose it. Raises NoSuchProfile, and InvalidValue for mistakes."""
+        """Return the content of a profile that a caller selects. Raise NoSuchProfile, or InvalidValue for mistakes."""
         profile = self.profiles.read(name)
         if profile.errors:
             named = "; ".join(map(str, profile.errors[:NAMED]))
@@ -126,13 +126,13 @@ class ProfileInForce:
         return Chosen(profile.claims, profile.problems)
 
     def keep(self, name: str, claims: tuple[Claim, ...]) -> None:
-        """These are in force and in order."""
+        """Keep the claims of a profile that is in force and has no errors."""
         self._last.keep({name: Content(claims)})
 
 
 @dataclass(slots=True)
 class _Walk:
-    """The files that belong to one profile, each once, the included before those that include them."""
+    """The files that belong to one profile, each once; included files come before those that include them."""
 
     files: Mapping[str, Path]
     tunables: Mapping[str, Tunable]
@@ -140,7 +140,7 @@ class _Walk:
     wrong: list[Problem] = field(default_factory=list)
 
     def visit(self, name: str, way: tuple[str, ...]) -> None:
-        """Read a profile that was reached by this way."""
+        """Read a profile and those it includes; `way` has the profiles that led to it."""
         way = (*way, name)
         page, line = read_page(name, self.files[name], self.tunables)
         for other in page.include:
@@ -156,7 +156,7 @@ class _Walk:
         self.pages[name] = page
 
     def problems(self) -> Iterator[Problem]:
-        """All that is wrong in them."""
+        """Yield all problems in the files."""
         for page in self.pages.values():
             yield from page.problems
         yield from self.wrong
@@ -166,7 +166,7 @@ class _Walk:
 
 
 def read_page(name: str, path: Path, tunables: Mapping[str, Tunable]) -> tuple[Page, int]:
-    """What one file says, and the line of its `include`."""
+    """Return the content of one file, and the line of its `include`."""
     try:
         parsed = parse(str(path), contents_of(path))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""From the configuration files and the profile to the engine: at start, on SIGHUP and on Reload, one at a time."""
+"""Reloads, which bring the files and the profile to the engine: at start, on SIGHUP and on Reload, one at a time."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ NAMED: Final = 3  # errors that a caller is told; the journal has all
 
 
 class Reloading:
-    """Owns the readings; who changes what is in force from them takes his `turn`.
+    """The owner of what was read last; each change of the part in force takes the lock `turn`.
 
-    `troubles` are the daemon's, and hold CONFIG_INVALID while a file is not in order.
+    `troubles` are the daemon's, and have CONFIG_INVALID while a file has errors.
     """
 
     def __init__(self, folder: Path, runtime: Path, engine: Reconciler, troubles: set[str]) -> None:
-        """`folder` has the files, `runtime` the copies of what they said when they were in order. Blocks.
+        """Use the files in `folder`, and the copies of their last good content in `runtime`. This blocks.
 
-        Nothing of ours is imported later than this: an upgrade may be replacing the package by then.
+        No module of kerntune is imported after this: an upgrade may be replacing the package by then.
         """
         self._folder, self._runtime, self._engine, self._troubles = folder, runtime, engine, troubles
         tunables = engine.tunables
@@ -53,36 +53,36 @@ class Reloading:
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """What all files claim, as last read."""
+        """The claims of all files, as last read."""
         return *self.config.claims, *self.chosen.claims
 
     def start(self) -> None:
-        """Read for the boot pass; blocks, and nothing waits for us yet."""
+        """Read the files for the boot pass. This blocks, but nothing waits for the daemon yet."""
         config, choice = self.read(), self._engine.claims.choice
         self.note(config, self.read_profile(choice.profile or config.profile))
         self._engine.configure(() if choice.suspended else self.claims, config.limits)
 
     def read(self) -> Config:
-        """What the configuration says now; blocks."""
+        """Return what the configuration says now. This blocks."""
         if not self._parsed and silent(self._folder, self._runtime, self._configuration.tables):
             return Config()
         self._parsed = True
         return self._configuration.read()
 
     def read_profile(self, name: str, *, keep: bool = True) -> Chosen:
-        """What the profile says now; "" is none, and without `keep` it is not to be in force. Blocks."""
+        """Return what a profile says now; "" is none. Without `keep` it does not come into force. This blocks."""
         return self.profile.read(name, keep=keep) if name else Chosen()
 
     def booted(self) -> None:
-        """READY was said: from now on a reload may begin."""
+        """Let reloads begin: the daemon has said READY."""
         self._booted.set()
 
     def stop(self) -> None:
-        """STOPPING was said: no reload begins any more, and the one that runs says nothing."""
+        """Let no reload begin any more, and the running one say nothing: the daemon has said STOPPING."""
         self._stopped = True
 
     def soon(self) -> asyncio.Task[None]:
-        """The first reload that begins after now; all who ask until then share it."""
+        """Return the first reload that begins after now; all callers until then share it."""
         if self._next is None:
             self._next = asyncio.create_task(self._reload(), name="reload")
             self._running.add(self._next)
@@ -92,7 +92,7 @@ class Reloading:
     async def ask(self) -> None:
         """Reload, and return after the pass.
 
-        Raises InvalidValue when a file is not in order: what is good in the files is in force all the same.
+        Raise InvalidValue if a file has errors: the good part of the files is in force all the same.
         """
         await asyncio.shield(self.soon())
 
@@ -114,12 +114,12 @@ class Reloading:
                 if not self._stopped:
                     notify.tell("READY=1")
         if self._stopped:
-            raise stopping()  # its pass may have been ended before it was through
+            raise stopping()  # the pass may have been stopped before it was complete
         if wrong := self.errors:
             raise not_in_order(wrong)
 
     async def _apply(self, choice: Choice) -> None:
-        """What was read is in force, also where it was suspended."""
+        """Put in force what was read, also if the files were suspended."""
         limits = self.config.limits
         if not choice.suspended:
             await self._engine.reload(self.claims, limits)
@@ -130,11 +130,11 @@ class Reloading:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """What is not in order in the files that were read last."""
+        """The errors in the files that were read last."""
         return tuple(problem for problem in (*self.config.problems, *self.chosen.problems) if problem.is_error)
 
     def note(self, config: Config, chosen: Chosen) -> None:
-        """Tell the journal and the listeners, and keep in mind whether all is well."""
+        """Record what was read: log its problems, set or clear CONFIG_INVALID, and tell the listeners."""
         logs.problems(config.problems)
         self.config = config
         self.note_profile(chosen)
@@ -142,7 +142,7 @@ class Reloading:
             listener(config)
 
     def note_profile(self, chosen: Chosen) -> None:
-        """The same of the profile alone."""
+        """Record the profile alone: log its problems, and set or clear CONFIG_INVALID."""
         logs.problems(chosen.problems)
         self.chosen = chosen
         if self.errors:
@@ -151,7 +151,7 @@ class Reloading:
             self._troubles.discard(CONFIG_INVALID)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Nobody may be waiting: after SIGHUP the journal is all there is."""
+        """Log a failed reload: after SIGHUP no caller waits for it, and only the journal can tell."""
         self._running.discard(task)
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, KerntuneError):
@@ -159,7 +159,7 @@ class Reloading:
 
 
 def not_in_order(wrong: Sequence[Problem]) -> InvalidValue:
-    """The answer to a Reload that could not take everything."""
+    """Return the error that answers a Reload which could not take everything."""
     named = "; ".join(map(str, wrong[:NAMED]))
     more = len(wrong) - NAMED
     kinds = {problem.kind for problem in wrong}

@@ -1,9 +1,10 @@
-"""Claims and baselines on disk, so that a crash at any moment loses nothing that was answered.
+"""Claims and baselines on disk: a crash at any moment loses nothing that was answered.
 
-Two files. What ends with the boot is in the runtime directory, with the boot id: runtime claims, holds, baselines, and
-whether the files are suspended. What outlives it is in the state directory: persistent claims and the profile that was
-chosen. A commit that changes the latter writes both into that file, so one atomic replace decides it; of the two
-records of what ends with the boot, the one with the higher serial counts.
+There are two files. The runtime file has the boot id and the data that end with the boot: runtime claims, holds,
+baselines, and whether the files are suspended. The persistent file, in the state directory, has the data that outlive
+the boot: persistent claims and the selected profile. A commit that changes these writes both kinds of data into the
+persistent file, so that one atomic replace decides it. Both files then have the data that end with the boot; those
+with the higher serial count.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ FORMAT = 1
 STATE_SET_ASIDE = "state-set-aside"
 STATE_UNREAD = "state-unread"
 UNREAD = "unread"
-PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # what of the claims ends with the boot
+PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # parts of the claims that end with the boot
 LONGEST = 16 << 20  # bytes of a file
-NOBODY, LARGEST = 2**32 - 1, 2**64 - 1  # the `u` and the `t` of D-Bus
+NOBODY, LARGEST = 2**32 - 1, 2**64 - 1  # the largest `u` and `t` of D-Bus
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
 
@@ -36,8 +37,8 @@ Document = dict[str, Any]
 class State:
     """A StateStore (engine/store.py) in two JSON files.
 
-    `set_aside` names the files that could not be used. Those that could not be read, which may pass, are `unread`: they
-    are kept under another name, and the start that can read them takes up what they hold.
+    `set_aside` names the files that could not be used, and `unread` those that could not be read, which may pass. An
+    unread file is kept under another name, and the start that can read it takes up its content.
     """
 
     def __init__(self, runtime: Path, persistent: Path, *, boot_id: str | None = None) -> None:
@@ -57,7 +58,7 @@ class State:
             committed = {}
         newer = committed.get("serial", 0)
         self._serial: int = max(newer, run.get("serial", 0) if run else 0)
-        # Without the file itself nobody knows what was withdrawn since the copy was made.
+        # Without the runtime file nobody knows which claims were withdrawn since the copy was made.
         if run is not None and newer > run.get("serial", 0):
             run = run | {key: committed[key] for key in PASSING if key in committed}
         runs = [*(old for old in old_run.values() if old.get("boot") == self._boot), run or {}]
@@ -74,10 +75,10 @@ class State:
             holds,
             max(each.get("last_hold", 0) for each in runs),
         )
-        # Of two the older one is what the host had by itself.
+        # Of two baselines the older one is the value that the host had by itself.
         rows = [row for each in reversed(runs) for row in each.get("baselines", ())]
         self._baselines = {Target(t, i, k): value for t, i, k, value in rows}
-        # The claims there are not known, so no target may count as claimed by nobody, and be put back.
+        # The claims in that file are not known. So no target may count as unclaimed, and be put back.
         claims_unread = any(path.parent == self._persistent.parent for path in self.unread)
         self._reserved = set(self._baselines) if claims_unread else set()
         if old_run or old_lib:
@@ -138,7 +139,7 @@ class State:
         self._serial, self._claims, self._baselines = serial, claims, baselines
 
     def _load(self, path: Path) -> Document | None:
-        """Return the document of a file, an empty one where there is no file, None when it cannot be known."""
+        """Return the document of a file: an empty one if there is no file, None if the content cannot be known."""
         try:
             document, aside = load(path, checked)
         except OSError as error:
@@ -163,14 +164,14 @@ class State:
         return aside
 
     def _kept(self, path: Path) -> dict[Path, Document]:
-        """Return the documents that former starts could not read, and this one can; the oldest first."""
+        """Return the documents that former starts could not read and this one can, the oldest first."""
         kept = [each for each in path.parent.glob(f"{path.name}*.{UNREAD}") if each not in self.unread]
         kept.sort(key=age)
         found = {each: self._load(each) for each in kept}
         return {each: document for each, document in found.items() if document is not None}
 
     def _write_anew(self, *saving: Callable[[Claims], None], taken_up: Iterable[Path] = ()) -> None:
-        """Save the state anew: without runtime.json the next start would go by the copy in the other file."""
+        """Save the state again: without runtime.json the next start would use the copy in the other file."""
         try:
             for save in saving:
                 save(self._claims)
@@ -187,12 +188,12 @@ class State:
                 log.info("%s can be read again, and what it holds is taken up", path)
 
     def _is_lost(self) -> bool:
-        """Return whether runtime.json was set aside in this boot, and could not be written anew since."""
+        """Return whether runtime.json was set aside in this boot, and could not be written again since."""
         return any(self._runtime.parent.glob(f"{self._runtime.name}*.bad"))
 
 
 def in_sequence(lists: Iterable[Sequence[Claim]]) -> list[Claim]:
-    """Return the claims of one origin in several lists, the oldest first: a claim of a newer one is newer too."""
+    """Return the claims of one origin from several lists, the oldest first: claims of a newer list are newer too."""
     found: list[Claim] = []
     for claims in lists:
         last = max((claim.seq for claim in found), default=0)
@@ -201,7 +202,7 @@ def in_sequence(lists: Iterable[Sequence[Claim]]) -> list[Claim]:
 
 
 def age(path: Path) -> float:
-    """Return when a file was written, 0 where that cannot be known."""
+    """Return the time at which a file was written, or 0 if that cannot be known."""
     try:
         return path.lstat().st_mtime
     except OSError:
@@ -209,9 +210,9 @@ def age(path: Path) -> float:
 
 
 def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path | None]:
-    """The document, or an empty one; what cannot be used is set aside under another name, which is told too.
+    """Return the document or an empty one, and the new name of a file that could not be used and was set aside.
 
-    `check` answers the document, or raises what json and wrong types raise. Raises OSError when it cannot be read now.
+    `check` returns the document, or raises what json and wrong types raise. Raise OSError if no read succeeds now.
     """
     why: Exception
     try:
@@ -230,12 +231,12 @@ def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path |
 
 
 def outlasting(claims: Claims) -> tuple[Any, ...]:
-    """Return what is for the boots to come."""
+    """Return the part of the claims that outlives the boot."""
     return claims.by_origin(Origin.PERSISTENT), claims.choice.profile
 
 
 def passing(claims: Claims) -> Document:
-    """Return what ends with the boot."""
+    """Return the part of the claims that ends with the boot."""
     found = (
         dump_claims(claims.by_origin(Origin.RUNTIME)),
         claims.choice.suspended,
@@ -247,9 +248,9 @@ def passing(claims: Claims) -> Document:
 
 
 def held_in(runs: Sequence[Document]) -> tuple[dict[int, Hold], list[Claim]]:
-    """Return the holds of several documents, the oldest first, and their claims; of one number the newest document's.
+    """Return the holds of several documents, the oldest first, and their claims. Of one number the newest hold counts.
 
-    A hold without claims has lost them, and claims whose hold is not known would have no end.
+    A hold without claims has lost them, and claims of an unknown hold would have no end: both are left out.
     """
     holds: dict[int, Hold] = {}
     claims: list[Sequence[Claim]] = []
@@ -262,7 +263,7 @@ def held_in(runs: Sequence[Document]) -> tuple[dict[int, Hold], list[Claim]]:
 
 
 def checked(document: Any) -> Document:
-    """The document when this version can read all of it; ValueError or TypeError otherwise."""
+    """Return the document if this version can read all of it. Raise ValueError or TypeError otherwise."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError("not a state file of this version")
     serials = [document.get("serial", 0)]
@@ -289,7 +290,7 @@ def checked(document: Any) -> Document:
 
 
 def dump_claims(claims: Iterable[Claim]) -> list[Document]:
-    """Claims of one origin as JSON objects."""
+    """Return claims of one origin as JSON objects."""
     return [
         {
             "tunable": claim.tunable,
@@ -307,7 +308,7 @@ def dump_claims(claims: Iterable[Claim]) -> list[Document]:
 
 
 def load_holds(rows: Iterable[Document]) -> list[Hold]:
-    """The holds again; ValueError for a field that no hold has, or that could not be told on the bus."""
+    """Return the holds from JSON objects. Raise ValueError for a value that no hold has, or that D-Bus cannot carry."""
     holds = [Hold(**row) for row in rows]
     for hold in holds:
         texts = (hold.who, hold.why, hold.client, hold.bus)
@@ -322,7 +323,7 @@ def load_holds(rows: Iterable[Document]) -> list[Hold]:
 
 
 def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
-    """The claims again; ValueError for a field of the wrong type."""
+    """Return the claims from JSON objects. Raise ValueError for a field of the wrong type."""
     claims = [Claim(origin, **row) for row in rows]
     for claim in claims:
         texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why, claim.place)
@@ -335,7 +336,7 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
 
 
 def tellable(*texts: str) -> bool:
-    """Return whether D-Bus has such strings: of whole characters, and none of them 0."""
+    """Return whether D-Bus can carry these strings: they have whole characters, and none of them is 0."""
     try:
         return b"\0" not in "".join(texts).encode()
     except UnicodeEncodeError:
