@@ -19,6 +19,8 @@ from kerntune.units import CPU_LIST, CpuList, parse_size, spell_cpus, spell_size
 Matcher = Callable[[Target], bool]
 
 EVERY: Final = "*"
+# The tunables whose instances are pools: without one, the default page size is meant.
+HUGE_PAGES: Final = frozenset({"hugepages", "hugepages-overcommit"})
 POOL: Final = re.compile(rf"([0-9]{{1,9}}[KMGT](?:i?B)?)(?:/(node({CPU_LIST.pattern})|\*))?", re.IGNORECASE | re.ASCII)
 POLICY: Final = "policy"
 CPU: Final = "cpu"

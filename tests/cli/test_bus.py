@@ -44,7 +44,7 @@ def test_set(bus: PrivateBus) -> None:
         done = cli(bus, "set", "hugepages=128M", "overcommit=always:95", "--persist", "--allow-partial", "--json")
     assert (done.returncode, done.stderr) == (6, "")
     assert [row["state"] for row in json.loads(done.stdout)["outcomes"]] == ["satisfied", "failed"]
-    asked = [("hugepages", "", "128M"), ("overcommit", "", "always:95")]
+    asked = [("hugepages", "", "128M"), ("overcommit", "*", "always:95")]
     assert script.calls == [("Set", asked, {"persist": True, "allow-partial": True} | LEAVING)]
     assert manager.interactive == [True]
 
@@ -55,7 +55,7 @@ def test_unset(bus: PrivateBus) -> None:
         done = cli(bus, "unset", "io-scheduler")
     assert (done.returncode, done.stderr) == (0, "")
     assert "io-scheduler@sda  -          none    unmanaged" in done.stdout
-    assert script.calls == [("Unset", [("io-scheduler", "")], LEAVING)]
+    assert script.calls == [("Unset", [("io-scheduler", "*")], LEAVING)]
     assert manager.interactive == [True]
 
 
@@ -66,8 +66,8 @@ def test_plan(bus: PrivateBus) -> None:
     assert (done.returncode, done.stderr) == (withdrawn.returncode, withdrawn.stderr) == (0, "")
     assert "overcommit  always     none    planned" in done.stdout
     assert script.calls == [
-        ("Plan", [("overcommit", "", "always")], {"allow-partial": True}),
-        ("Plan", [("overcommit", "", "")], {"unset": True}),
+        ("Plan", [("overcommit", "*", "always")], {"allow-partial": True}),
+        ("Plan", [("overcommit", "*", "")], {"unset": True}),
     ]
 
 

@@ -49,8 +49,8 @@ def test_set_and_unset_without_instances_mean_all() -> None:
     run(script, "set", "cpu-governor=performance", "cpu-governor@0-3,8=powersave")
     run(script, "unset", "cpu-governor", "cpu-governor@0-3")
     assert [call[1] for call in script.calls] == [
-        [("cpu-governor", "", "performance"), ("cpu-governor", "0-3,8", "powersave")],
-        [("cpu-governor", ""), ("cpu-governor", "0-3")],
+        [("cpu-governor", "*", "performance"), ("cpu-governor", "0-3,8", "powersave")],
+        [("cpu-governor", "*"), ("cpu-governor", "0-3")],
     ]
 
 

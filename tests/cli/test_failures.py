@@ -61,7 +61,7 @@ class TestCannotAllocateMemory:
         pool = Target("hugepages", "2M")
         (tmp_path / POOL).with_name("surplus_hugepages").write_text("422\n")
         desired = DesiredState(pool, "100", claim(Origin.RUNTIME, "hugepages", "2M", 100))
-        verdict = HugePages().judge(desired, HugePages().read_all(server, [pool])[pool], {})
+        verdict = HugePages().assess(desired, HugePages().read_all(server, [pool])[pool], {})
         row = Outcome("hugepages", "2M", "100", "522", "522", *verdict)
         code, text = said(Script(outcomes=[row]), capsys, "set", "hugepages@2M=100")
         assert code == 6

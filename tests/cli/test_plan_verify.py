@@ -36,12 +36,12 @@ class TestPlan:
     def test_options(self, words: list[str], options: dict[str, bool]) -> None:
         script = Script()
         run(script, "plan", *words)
-        assert script.calls == [("Plan", [("overcommit", "", "always")], options)]
+        assert script.calls == [("Plan", [("overcommit", "*", "always")], options)]
 
     def test_unset(self) -> None:
         script = Script(outcomes=[outcome("overcommit", "planned", requested="")])
         assert run(script, "plan", "--unset", "overcommit", "cpu-governor", "hugepages@2048K", "--persist") == 0
-        named = [("overcommit", "", ""), ("cpu-governor", "", ""), ("hugepages", "2048K", "")]
+        named = [("overcommit", "*", ""), ("cpu-governor", "*", ""), ("hugepages", "2048K", "")]
         assert script.calls == [("Plan", named, {"unset": True, "persist": True}), ("Describe",)]
 
     @pytest.mark.parametrize(

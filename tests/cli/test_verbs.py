@@ -39,7 +39,7 @@ class TestSet:
     def test_options(self, words: list[str], options: dict[str, bool]) -> None:
         script = Script()
         run(script, "set", *words, "overcommit=always")
-        assert script.calls == [("Set", [("overcommit", "", "always")], options)]
+        assert script.calls == [("Set", [("overcommit", "*", "always")], options)]
 
     def test_json(self, capsys: Captured) -> None:
         row = outcome("hugepages@2M", "partial", requested="128", actual="96", reason="partially-allocated", detail="x")
@@ -108,9 +108,9 @@ class TestUnset:
         words = ["overcommit", "hugepages", "io-scheduler", "hugepages@2048K", "io-scheduler@nvme*"]
         assert run(script, "unset", *words) == 0
         what = [
-            ("overcommit", ""),
-            ("hugepages", ""),
-            ("io-scheduler", ""),
+            ("overcommit", "*"),
+            ("hugepages", "*"),
+            ("io-scheduler", "*"),
             ("hugepages", "2048K"),
             ("io-scheduler", "nvme*"),
         ]
@@ -119,7 +119,7 @@ class TestUnset:
     def test_persist(self) -> None:
         script = Script()
         run(script, "unset", "overcommit", "--persist")
-        assert script.calls == [("Unset", [("overcommit", "")], {"persist": True})]
+        assert script.calls == [("Unset", [("overcommit", "*")], {"persist": True})]
 
     @pytest.mark.parametrize(("words", "kind"), [([], "runtime"), (["--persist"], "persistent")])
     def test_nothing_to_withdraw_is_no_error(self, words: list[str], kind: str, capsys: Captured) -> None:

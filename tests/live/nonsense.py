@@ -21,10 +21,26 @@ NO_NAMES: Final = (
     "loop0;", "loop0\r", "\x7f", "lööp0", "by-id/..", "by-id/.", "by-id/../../sys", "by-id/", "by-path/x", LONG,
 )  # fmt: skip
 NO_POOLS: Final = (
-    "", "*", "/", "2", "0M", "2X", "-2M", "2M/", "2M/node", "2M/node-1", "2M/node0/", "2M/node0\n", "2M\n", "2M/../..",
+    "*", "/", "2", "0M", "2X", "-2M", "2M/", "2M/node", "2M/node-1", "2M/node0/", "2M/node0\n", "2M\n", "2M/../..",
     "2M/**", "2M/node*", "../2M", "hugepages-2048kB", "99999999999T", LONG,
 )  # fmt: skip
-NO_COUNTS: Final = ("", " ", "-1", "+1", "1.5", "1e3", "0x10", "128\n", "128 ", "12 8", "many", "64G", "9" * 21, LONG)
+NO_COUNTS: Final = (
+    "",
+    " ",
+    "-1",
+    "+1",
+    "1.5",
+    "1e3",
+    "0x10",
+    "128\n",
+    "128 ",
+    "12 8",
+    "many",
+    "64X",
+    "3M",
+    "9" * 21,
+    LONG,
+)
 NO_SCHEDULERS: Final = ("", "nonesuch", "none\n", "../none", "none mq-deadline", "[none]", "NONE", LONG)
 NO_OVERCOMMITS: Final = (
     "", "sometimes", "never", "never:0", "never:101", "always:101", "always:0", "heuristic:50", "never:1k", "never:-1",

@@ -18,7 +18,7 @@ from kerntune.daemon.demo import demo_host
 from kerntune.doctor import translate
 from kerntune.explained import Grade, config_table, explanation
 from kerntune.kernel.files import WRITABLE
-from kerntune.patterns import EVERY, Kind
+from kerntune.patterns import EVERY, HUGE_PAGES, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.knobs import KNOBS, REPORTED, SYSCTL
@@ -43,6 +43,10 @@ def test_each_is_explained_and_nothing_else() -> None:
     for tunable in REGISTRY:
         names = said[tunable.name].get("names", {})
         assert not names or set(names) == set(tunable.names), f"[{tunable.name}.names] in explanations.toml"
+
+
+def test_the_tunables_with_a_default_page_size_are_those_of_huge_pages() -> None:
+    assert {tunable.name for tunable in REGISTRY if tunable.kind is Kind.POOLS} == HUGE_PAGES, "patterns.py"
 
 
 @each

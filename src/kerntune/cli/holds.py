@@ -21,6 +21,7 @@ from kerntune.cli.rows import Advice, Answer
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
 from kerntune.cli.telling import parts
 from kerntune.errors import Exit, KerntuneError, Unreachable, Usage
+from kerntune.patterns import HUGE_PAGES
 from kerntune.results import exit_code
 
 COLUMNS: Final = ("HOLD", "BY", "SINCE", "ENDS", "WHAT")
@@ -198,7 +199,7 @@ def _row(hold: HoldRow, document: Document) -> Row:
 
 def spelled(claim: ClaimRow) -> str:
     """Return the setting that a claim of a hold asks for."""
-    added = "+" if claim["value"].isdecimal() and claim["tunable"].startswith("hugepages") else ""
+    added = "+" if claim["value"].isdecimal() and claim["tunable"] in HUGE_PAGES else ""
     return f"{named(claim['tunable'], claim['instances'])}={added}{claim['value']}"
 
 

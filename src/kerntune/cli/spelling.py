@@ -6,12 +6,13 @@ from typing import Final, NamedTuple
 
 from kerntune.errors import Usage
 from kerntune.model import Setting
+from kerntune.patterns import EVERY, HUGE_PAGES
 
 SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io-scheduler@nvme*=none"
 
 
 class What(NamedTuple):
-    """Targets by name; `instances` is empty when the text has none."""
+    """Targets by name; `instances` is `*` when the text has none."""
 
     tunable: str
     instances: str
@@ -27,12 +28,15 @@ def what(text: str) -> What:
 def setting(text: str) -> Setting:
     """Read `TUNABLE[@INSTANCES]=VALUE`. Raise Usage.
 
-    The value follows the last `=`: names below /dev/disk/by-id may contain one (and `@`), values do not.
+    Without instances all of them are meant, and of huge pages the default size. The value follows the last `=`: names
+    below /dev/disk/by-id may contain one (and `@`), values do not.
     """
     name, equals, value = _printable(text).rpartition("=")
     if not equals or not value:
         raise Usage(f"{text} has no value", SHAPE)
-    return Setting(*_what(text, name), value)
+    tunable, instances = _what(text, name)
+    is_default = "@" not in name and tunable in HUGE_PAGES
+    return Setting(tunable, "" if is_default else instances, value)
 
 
 def _printable(text: str) -> str:
@@ -47,4 +51,4 @@ def _what(text: str, name: str) -> What:
         raise Usage(f"{text!r} names no tunable", "kerntune list shows those of this host")
     if at and not instances:
         raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write * for all of them")
-    return What(tunable, instances)
+    return What(tunable, instances if at else EVERY)

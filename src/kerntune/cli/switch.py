@@ -12,12 +12,12 @@ from kerntune.cli.answers import Outcome, named
 from kerntune.cli.manager import Manager
 from kerntune.errors import Failed
 from kerntune.model import Setting, State
+from kerntune.patterns import HUGE_PAGES
 from kerntune.run import allocator
 from kerntune.units import parse_size
 
 WHO: Final = "kerntune bench"
 WHY: Final = "compare before and after"
-POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
 
 
 class Reach(NamedTuple):
@@ -100,7 +100,7 @@ async def reach_of(manager: Manager, change: Change) -> Reach:
         planned = (await manager.plan([], {"profile": change.profile})).outcomes
         there = [row for row in planned if row.state != State.UNSUPPORTED]
         asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
-    pool = sum(_bytes(each, default) for each in asked if each.tunable in POOLS)
+    pool = sum(_bytes(each, default) for each in asked if each.tunable in HUGE_PAGES)
     return Reach(tuple(asked), pool, default)
 
 

@@ -17,7 +17,7 @@ NAMED: Final = 3  # claims that the advice names; it counts the others
 def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:
     """Return the advice that there is no such claim, with the claims in force and how to withdraw them."""
     kind = Origin.PERSISTENT if persist else Origin.RUNTIME
-    names = ", ".join(named(tunable, instances) for tunable, instances in what)
+    names = ", ".join(named(tunable, "" if at == EVERY else at) for tunable, at in what)
     said = f"there is no {kind.word} claim {names} to withdraw"
     found = list(in_force(document, what))
     if not found:

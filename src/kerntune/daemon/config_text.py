@@ -239,7 +239,7 @@ class Reader:
             else:
                 place = f"{self.file}:{self._line(path)}"
                 # No caller waits for an answer: the pages that memory has are better than none.
-                partial = tunable.counted
+                partial = tunable.has_progress
                 yield Claim(
                     self.origin, tunable.name, instances, text, self.who, reason or place, partial=partial, place=place
                 )

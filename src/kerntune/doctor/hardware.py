@@ -9,7 +9,7 @@ from typing import Final
 from kerntune.doctor import cmdline
 from kerntune.doctor.files import Files, whole
 from kerntune.doctor.nouns import Finding, Left, Severity
-from kerntune.kernel.cpufreq import lacking
+from kerntune.kernel.cpufreq import why_no_cpufreq
 from kerntune.kernel.files import KernelView, find, number
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
@@ -73,7 +73,7 @@ def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
     """Yield whether kerntune can set CPU frequencies, and which governors are at work."""
     parameters = tuple(place.quoted for name, _, place in cmdline.words(files) if name in CPU_PARAMETERS)
     if CPU_GOVERNOR.missing(kernel):
-        why, read, fix = lacking(kernel)
+        why, read, fix = why_no_cpufreq(kernel)
         what = f"CPU frequency scaling is not available: {why}"
         yield Finding(
             Severity.NOTE,

@@ -14,7 +14,7 @@ from kerntune.units import spell_size
 OVERCOMMIT: Final = "overcommit"
 MODES: Final = {"0": "heuristic", "1": "always", "2": "never"}
 ANY_CPU: Final = frozenset({"*", "?", "[0-9]", "[0-9]*", "?*", "*[0-9]", "policy*", "policy[0-9]*", "policy?*"})
-KNOBS: Final = tuple((re.compile(pattern), tunable) for tunable in REGISTRY for pattern in tunable.by_hand)
+KNOBS: Final = tuple((re.compile(pattern), tunable) for tunable in REGISTRY for pattern in tunable.import_patterns)
 # The doctor mentions these sysctls if kerntune has no tunable for them; others do not concern kerntune.
 SYSCTLS: Final = re.compile(r"proc/sys/(vm/.+|kernel/numa_balancing)")
 

@@ -121,7 +121,7 @@ def own_outcome(
     if is_same(winner, claim):
         return outcome
     own = replace(desired, value=claim.value)
-    alike = own == desired or (desired.sum is None and tunable.judge(own, reading, readings).state is State.SATISFIED)
+    alike = own == desired or (desired.sum is None and tunable.assess(own, reading, readings).state is State.SATISFIED)
     if alike and not hangs(reading):
         detail = f"the value is that of {described(winner)}"
         return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)

@@ -13,18 +13,18 @@ from kerntune.model import Target
 
 FIRST: Final = 60.0  # seconds
 LONGEST: Final = 3600.0
-PARTS: Final = 4  # a quarter of what is lacking has to have become free
+PARTS: Final = 4  # a quarter of the shortfall has to have become free
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The last attempt: the value, the bytes that were lacking after it, its time, and how long to wait since.
+    """The last attempt: the value, the bytes that were missing after it, its time, and how long to wait since.
 
     `free` is the least memory that was free since, in bytes.
     """
 
     value: str
-    lacking: int
+    shortfall: int
     at: float
     free: int
     wait: float = FIRST
@@ -32,14 +32,14 @@ class Attempt:
 
 def is_due(tried: Attempt, now: float, free: int) -> bool:
     """Return whether the wait is over and so much memory became free that the kernel may have more."""
-    return now - tried.at >= tried.wait and (free - tried.free) * PARTS >= tried.lacking
+    return now - tried.at >= tried.wait and (free - tried.free) * PARTS >= tried.shortfall
 
 
-def next_attempt(before: Attempt | None, value: str, lacking: int, now: float, free: int) -> Attempt:
+def next_attempt(before: Attempt | None, value: str, shortfall: int, now: float, free: int) -> Attempt:
     """Return the record of an attempt that fell short: the wait doubles where it brought nothing."""
-    if before is None or (before.value, before.lacking) != (value, lacking):
-        return Attempt(value, lacking, now, free)
-    return Attempt(value, lacking, now, free, min(before.wait * 2, LONGEST))
+    if before is None or (before.value, before.shortfall) != (value, shortfall):
+        return Attempt(value, shortfall, now, free)
+    return Attempt(value, shortfall, now, free, min(before.wait * 2, LONGEST))
 
 
 class Backoff:
@@ -48,16 +48,16 @@ class Backoff:
     def __init__(self) -> None:
         self._tried: dict[Target, Attempt] = {}
 
-    def is_blocked(self, target: Target, value: str, lacking: int, now: float, free: int) -> bool:
+    def is_blocked(self, target: Target, value: str, shortfall: int, now: float, free: int) -> bool:
         """Return whether it is too early to ask again for the same value and the same shortfall."""
         tried = self._tried.get(target)
-        if tried is None or (tried.value, tried.lacking) != (value, lacking):
+        if tried is None or (tried.value, tried.shortfall) != (value, shortfall):
             return False
         return not is_due(tried, now, free)
 
-    def fell_short(self, target: Target, value: str, lacking: int, now: float, free: int) -> None:
-        """Record that the kernel was asked, and that so many bytes are still lacking."""
-        self._tried[target] = next_attempt(self._tried.get(target), value, lacking, now, free)
+    def fell_short(self, target: Target, value: str, shortfall: int, now: float, free: int) -> None:
+        """Record that the kernel was asked, and that so many bytes are still missing."""
+        self._tried[target] = next_attempt(self._tried.get(target), value, shortfall, now, free)
 
     def looked(self, target: Target, free: int) -> None:
         """Record how much memory was free at a look that was too early to ask."""
@@ -65,5 +65,5 @@ class Backoff:
             self._tried[target] = replace(tried, free=min(tried.free, free))
 
     def drop(self, target: Target) -> None:
-        """Drop the record: nothing is lacking any more, or somebody asks anew."""
+        """Drop the record: nothing is missing any more, or somebody asks anew."""
         self._tried.pop(target, None)

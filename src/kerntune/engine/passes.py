@@ -289,11 +289,11 @@ class _Pass:
             # Nobody changed a target that is away or hangs, and no other changed one that kerntuned moved itself.
             if readings[target].value is None or hangs(readings[target]) or target.instance in self.moved:
                 continue
-            verdict = self.tunable.judge(desired, readings[target], readings)
+            verdict = self.tunable.assess(desired, readings[target], readings)
             if verdict.state is State.SATISFIED or verdict.reason in OURS:
                 continue
             fought_over = last.state is State.CONTESTED or self.lane.drift.contested(target, self.lane.clock())
-            if fought_over or self.tunable.drifted(desired, readings[target]):
+            if fought_over or self.tunable.report_only(desired, readings[target]):
                 held.add(self.tunable.group(target))
             else:
                 self.repaired.add(target)
@@ -342,7 +342,7 @@ class _Pass:
                 continue
             if not self._worth_another_try(readings, now, steps, remedied=remedied):
                 return first, now
-            for write in self.tunable.remedy:
+            for write in self.tunable.retry_action:
                 self.writer.attempt(write)
             remedied, readings, seen = True, now, now
             steps = self._plan(readings)
@@ -397,26 +397,26 @@ class _Pass:
             return None
         tried = self.lane.retries.waiting(desired.target, desired.value, step.before, now)
         if tried and tried.writes == step.writes:
-            refusal = self.tunable.rejected(step.before, desired.value, tried.code) if tried.code else None
+            refusal = self.tunable.explain_errno(step.before, desired.value, tried.code) if tried.code else None
             return replace(step, writes=(), verdict=refusal)
-        lacking = self.tunable.lacking(desired, step.before)
-        if not lacking or desired.is_baseline:
+        shortfall = self.tunable.shortfall(desired, step.before)
+        if not shortfall or desired.is_baseline:
             return None
-        early = self.lane.backoff.is_blocked(desired.target, desired.value, lacking, now, memory.free)
+        early = self.lane.backoff.is_blocked(desired.target, desired.value, shortfall, now, memory.free)
         return replace(step, writes=()) if early else None
 
     def _note_shortfalls(self, steps: Sequence[Step], now: Mapping[Target, Reading]) -> None:
         backoff = self.lane.backoff
         for step in steps:
-            target, lacking = step.desired.target, self.tunable.lacking(step.desired, now[step.desired.target])
-            if not lacking or step.desired.is_baseline or self._named(target):
+            target, shortfall = step.desired.target, self.tunable.shortfall(step.desired, now[step.desired.target])
+            if not shortfall or step.desired.is_baseline or self._named(target):
                 backoff.drop(target)
             if step.desired.is_baseline:
                 continue  # what is owed has waits of its own
-            if lacking and step.writes:
+            if shortfall and step.writes:
                 free = read_memory(self.lane.kernel).free
-                backoff.fell_short(target, step.desired.value, lacking, self.lane.clock(), free)
-            elif lacking:
+                backoff.fell_short(target, step.desired.value, shortfall, self.lane.clock(), free)
+            elif shortfall:
                 backoff.looked(target, read_memory(self.lane.kernel).free)
 
     def _note_tries(
@@ -485,7 +485,7 @@ class _Pass:
         The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
         helps and until the lane's time is used up.
         """
-        if not self.tunable.remedy or self.lane.clock() >= self.deadline or self.writer.halt.asked:
+        if not self.tunable.retry_action or self.lane.clock() >= self.deadline or self.writer.halt.asked:
             return False
         short = [
             step for step in steps if not step.capped and self._judge(step, now).reason is Reason.PARTIALLY_ALLOCATED
@@ -502,8 +502,8 @@ class _Pass:
         if hangs(now[target]):
             return not_answering(now[target])
         if target in self.writer.errors:
-            return self.tunable.rejected(now[target], step.desired.value, self.writer.errors[target])
-        verdict = self.tunable.judge(step.desired, now[target], now)
+            return self.tunable.explain_errno(now[target], step.desired.value, self.writer.errors[target])
+        verdict = self.tunable.assess(step.desired, now[target], now)
         if target in self.writer.cut and verdict.state is not State.SATISFIED:
             return interrupted(step.desired, now[target], verdict, self.writer.halt.why)
         return step.capped if step.capped and verdict.state is not State.SATISFIED else verdict
@@ -558,7 +558,7 @@ class _Pass:
             desired = replace(
                 desired, value=value
             )  # it may have written another since it was asked, and looks to it itself
-        verdict = self.tunable.judge(desired, now[desired.target], now)
+        verdict = self.tunable.assess(desired, now[desired.target], now)
         if verdict.state is State.SATISFIED:
             return verdict
         if desired.is_baseline:

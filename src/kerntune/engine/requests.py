@@ -156,12 +156,12 @@ def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
 
 
 def instances_of(tunable: Tunable, text: str, world: World) -> str:
-    """Return the pattern of a setting in normal form; an empty one is the default page size, or every instance.
+    """Return the pattern of a setting in normal form; an empty one of huge pages is the default page size.
 
     Raise InvalidValue for a text that is no pattern, and NotSupported where the host has no default page size.
     """
     if text or tunable.kind is not Kind.POOLS:
-        return normal(tunable, text or EVERY)
+        return normal(tunable, text)
     if not world.page_size:
         why = world.missing.get(tunable.name, "/proc/meminfo names no Hugepagesize")
         raise NotSupported(f"this host has no default size of huge pages: {why}", "Name a size: hugepages@2M=64G")
@@ -212,7 +212,7 @@ def withdraw(request: Request, world: World, known: Claims, seq: int) -> Edit:
     # Each once: what a name stands for may be all there is.
     for name, named in dict.fromkeys((setting.tunable, setting.instances) for setting in request.settings):
         tunable = world.tunable(name)
-        if named in ("", EVERY):
+        if named == EVERY:
             dropped += [claim.id for claim in known.by_origin(request.origin) if claim.tunable == tunable.name]
             # Values that are owed are tried again at once.
             owed = (target.instance for target in world.owed if target.tunable == tunable.name)

@@ -63,7 +63,7 @@ class Writer:
     def write(self, steps: Sequence[Step]) -> None:
         """Write each step in its order, and steps in parallel where the tunable allows it and writes are slow."""
         todo = deque(step for step in steps if step.writes)
-        if self.threads is None or not (self.tunable.parallel or (self.tunable.counted and self.progress)):
+        if self.threads is None or not (self.tunable.parallel or (self.tunable.has_progress and self.progress)):
             self._carry_out(todo, _Job())
             return
         all_of_them = len(todo)
@@ -130,7 +130,7 @@ class Writer:
                 job.step, job.since = step, time.monotonic()
             code = 0
             try:
-                pieces = (piece for write in step.writes for piece in self.tunable.pieces(self.kernel, write))
+                pieces = (piece for write in step.writes for piece in self.tunable.chunks(self.kernel, write))
                 goes_on = takewhile(lambda _: not (self.halt.asked or job.left), pieces)
                 code = next(filter(None, map(self.attempt, goes_on)), 0)
             finally:
@@ -155,7 +155,7 @@ class Writer:
 
     def _tell_progress(self) -> None:
         """Return the progress of a count that grows, never less than the one reported before."""
-        if not (self.progress and self.tunable.counted and self._writing):
+        if not (self.progress and self.tunable.has_progress and self._writing):
             return
         target, wanted = self._writing.desired.target, int(self._writing.desired.value)
         value = self.tunable.read(self.kernel, target).value

@@ -19,7 +19,7 @@ class Lacking(NamedTuple):
     fix: str
 
 
-def lacking(kernel: KernelView) -> Lacking:
+def why_no_cpufreq(kernel: KernelView) -> Lacking:
     """Return the first cause that applies; it makes those after it idle: in a virtual machine no driver would help."""
     if support.settling(kernel):
         evidence = f"/{support.QUEUE} is there: udev is still looking at devices"

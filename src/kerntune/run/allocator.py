@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from kerntune.patterns import HUGE_PAGES
 from kerntune.units import parse_size
 
 VARIABLE: Final = "GLIBC_TUNABLES"
@@ -14,7 +15,6 @@ VARIABLE: Final = "GLIBC_TUNABLES"
 TUNABLE: Final = "glibc.malloc.hugetlb"
 TRANSPARENT: Final = 1
 DEFAULT_SIZE: Final = 2
-POOLS: Final = frozenset({"hugepages", "hugepages-overcommit"})
 NOTHING: Final = re.compile(r"\+?0+[A-Za-z]*")
 
 
@@ -38,7 +38,7 @@ def hugetlb(settings: Iterable[str], default_page_size: int) -> int:
     for setting in settings:
         name, _, value = setting.partition("=")
         tunable, _, instance = name.partition("@")
-        if tunable in POOLS and value and not NOTHING.fullmatch(value):
+        if tunable in HUGE_PAGES and value and not NOTHING.fullmatch(value):
             sizes.append(_page_size(instance, default_page_size))
         transparent |= tunable == "thp" and instance in ("", "enabled") and value in ("madvise", "always")
     if not sizes:

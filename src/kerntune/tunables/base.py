@@ -41,11 +41,11 @@ class Tunable(ABC):
     action: Action
     sizes: Sizes = ""
     # Its values are counts that grow as the kernel goes about a write: whoever waits is told how far it is.
-    counted: bool = False
+    has_progress: bool = False
     # The numbers of holds add up: each client brings its own.
     adds: bool = False
     # Done once between two tries when the kernel gave less than asked, while that helps.
-    remedy: tuple[Write, ...] = ()
+    retry_action: tuple[Write, ...] = ()
     # The errnos with which the kernel says that it is busy for a moment: such a write is made again at once.
     transient: frozenset[int] = frozenset()
     # The tunable whose writes change this one's values too, at the same instance: that is nobody else's work.
@@ -71,7 +71,7 @@ class Tunable(ABC):
 
     @property
     @abstractmethod
-    def by_hand(self) -> tuple[str, ...]:
+    def import_patterns(self) -> tuple[str, ...]:
         """The files as people name them in lines of their own, as regular expressions.
 
         Groups tell the instance (doctor/translate.py): `kb` and `node` of pools, `cpus` or `policy`, `drive`, `name`,
@@ -179,26 +179,26 @@ class Tunable(ABC):
         """
         return {}
 
-    def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:  # noqa: ARG002
+    def chunks(self, kernel: KernelView, write: Write) -> Iterable[Write]:  # noqa: ARG002
         """Return the writes that a planned one is carried out by, each done before the next is asked for."""
         return (write,)
 
-    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+    def assess(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         """Return what a reading means for a desired state, after the writes (or without any)."""
         return SATISFIED if reading.value == desired.value else unlike(reading)
 
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+    def explain_errno(self, reading: Reading, value: str, code: int) -> Verdict:
         """Return what it means that the kernel refused a write with this errno."""
         return refused_write(reading.target, value, code)
 
-    def lacking(self, desired: DesiredState, reading: Reading) -> int:  # noqa: ARG002
+    def shortfall(self, desired: DesiredState, reading: Reading) -> int:  # noqa: ARG002
         """Return the bytes of memory that the kernel did not have for a desired value.
 
         Such a value is not written again at each look.
         """
         return 0
 
-    def drifted(self, desired: DesiredState, reading: Reading) -> bool:  # noqa: ARG002
+    def report_only(self, desired: DesiredState, reading: Reading) -> bool:  # noqa: ARG002
         """Return whether a value that others changed is to be reported only, not put back."""
         return False
 

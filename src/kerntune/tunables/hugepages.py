@@ -60,14 +60,14 @@ class HugePages(Tunable):
         f"{POOLS}/hugepages-*kB/nr_hugepages",
         "sys/devices/system/node/node*/hugepages/hugepages-*kB/nr_hugepages",
     )
-    by_hand = (
+    import_patterns = (
         r"proc/sys/vm/nr_hugepages(?:_mempolicy)?",
         rf"sys/kernel/mm/hugepages/{IN_PATH}/nr_hugepages(?:_mempolicy)?",
         rf"sys/devices/system/node/(?P<node>[^/]+)/hugepages/{IN_PATH}/nr_hugepages",
     )
-    counted = True
+    has_progress = True
     adds = True
-    remedy = (Write("proc/sys/vm/compact_memory", "1"),)
+    retry_action = (Write("proc/sys/vm/compact_memory", "1"),)
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         found = []
@@ -165,7 +165,7 @@ class HugePages(Tunable):
         marked = {target: replace(now[target], figures={**now[target].figures, **FULL}) for target in new | known}
         return {**now, **marked} if new else {}
 
-    def pieces(self, kernel: KernelView, write: Write) -> Iterable[Write]:
+    def chunks(self, kernel: KernelView, write: Write) -> Iterable[Write]:
         """A pool grows by PIECE at a time: since Linux 6.7 new pages show only when the write has ended that made them.
 
         After a piece that fell short the whole is asked for at once: more tries would only cost time.
@@ -180,7 +180,7 @@ class HugePages(Tunable):
             had = now
         yield write
 
-    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
+    def assess(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:
         if reading.value is None:
             return unreadable(reading)
         asked, wanted, figures = reading.figures["asked"], int(desired.value), reading.figures
@@ -219,7 +219,7 @@ class HugePages(Tunable):
             )
         return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
 
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+    def explain_errno(self, reading: Reading, value: str, code: int) -> Verdict:
         """The kernel gives fewer pages without an error; those it has are of other kinds.
 
         set_max_huge_pages of mm/hugetlb.c: without CONFIG_CONTIG_ALLOC it has of large pages (1G) what was reserved
@@ -235,16 +235,16 @@ class HugePages(Tunable):
             why = "it has no memory left even to try; stop programs that hold memory, and ask again"
             state, reason = State.FAILED, Reason.KERNEL_REJECTED
         else:
-            return super().rejected(reading, value, code)
+            return super().explain_errno(reading, value, code)
         error = f"{os.strerror(code)} ({errno.errorcode[code]})"
         return Verdict(state, reason, f"the kernel refused {value} pages for {reading.target.instance}: {error}: {why}")
 
-    def lacking(self, desired: DesiredState, reading: Reading) -> int:
+    def shortfall(self, desired: DesiredState, reading: Reading) -> int:
         if reading.value is None:
             return 0
         return max(0, int(desired.value) - reading.figures["total"]) * reading.figures["size"]
 
-    def drifted(self, desired: DesiredState, reading: Reading) -> bool:
+    def report_only(self, desired: DesiredState, reading: Reading) -> bool:
         is_shared = desired.sum is not None and desired.sum.at_least
         return reading.value is not None and reading.figures["asked"] > int(desired.value) and not is_shared
 

@@ -33,7 +33,7 @@ class HugePagesOvercommit(Tunable):
     sizes = "pages"
     adds = True
     files = (f"{POOLS}/hugepages-*kB/{FILE}",)
-    by_hand = (
+    import_patterns = (
         r"proc/sys/vm/nr_overcommit_hugepages",
         rf"sys/kernel/mm/hugepages/{IN_PATH}/nr_overcommit_hugepages",
     )
@@ -107,12 +107,12 @@ class HugePagesOvercommit(Tunable):
             now[target] = wanted
         return steps
 
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+    def explain_errno(self, reading: Reading, value: str, code: int) -> Verdict:
         if code == errno.EINVAL:
             size = reading.target.instance
             why = f"this kernel borrows no pages of {size}: they can only be kept, with hugepages@{size}={value}"
             return Verdict(State.UNSUPPORTED, Reason.NO_KERNEL_SUPPORT, why)
-        return super().rejected(reading, value, code)
+        return super().explain_errno(reading, value, code)
 
 
 def folder_of(target: Target) -> str:

@@ -229,8 +229,8 @@ class Knob(Tunable):
         return self.scope.files
 
     @property
-    def by_hand(self) -> tuple[str, ...]:
-        return (self.scope.by_hand,)
+    def import_patterns(self) -> tuple[str, ...]:
+        return (self.scope.import_patterns,)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -305,15 +305,15 @@ class Knob(Tunable):
             return Step(desired, before, verdict=verdict)
         return Step(desired, before, (Write(self.path(desired.target), desired.value),))
 
-    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+    def assess(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if self.value.is_in_place(desired.value, reading):
             also = self.scope.also_set(desired.winner.instances, desired.target)
             return Verdict(State.SATISFIED, Reason.OK, also or self.value.remark(desired.value, reading))
         return self.otherwise(desired, reading) or unlike(reading)
 
-    def rejected(self, reading: Reading, value: str, code: int) -> Verdict:
+    def explain_errno(self, reading: Reading, value: str, code: int) -> Verdict:
         refusal = self.refusals.get(code, nothing)
-        return refusal(reading, value) or super().rejected(reading, value, code)
+        return refusal(reading, value) or super().explain_errno(reading, value, code)
 
 
 def bracketed(text: str) -> tuple[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kerntune.errors import InvalidValue
-from kerntune.kernel.cpufreq import lacking
+from kerntune.kernel.cpufreq import why_no_cpufreq
 from kerntune.kernel.files import KernelView, find
 from kerntune.model import DesiredState, Reading, Reason, State, Target, Verdict
 from kerntune.tunables.knob import Knob, Number, Range, Word, cpus_offline, no_module, not_offered, offers
@@ -133,7 +133,7 @@ SYSCTL = Knob(
 def no_policies(kernel: KernelView) -> str:
     if kernel.glob(f"{POLICIES}/policy*"):
         return ""
-    cause = lacking(kernel)
+    cause = why_no_cpufreq(kernel)
     why = f"there is no scaling_governor, for /{POLICIES} has no policy: {cause.why}"
     return "".join((why, *(f" ({evidence})" for evidence in cause.evidence), f". {cause.fix}"))
 

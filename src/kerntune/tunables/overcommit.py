@@ -36,7 +36,7 @@ class Overcommit(Tunable):
     action = "set-memory"
     kind = Kind.SINGLE
     files = (f"{VM}/overcommit_memory", f"{VM}/overcommit_ratio")
-    by_hand = (r"proc/sys/vm/overcommit_(?P<part>memory|ratio|kbytes)",)
+    import_patterns = (r"proc/sys/vm/overcommit_(?P<part>memory|ratio|kbytes)",)
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
         return [TARGET] if find(kernel, f"{VM}/overcommit_memory") is not None else []
@@ -87,12 +87,12 @@ class Overcommit(Tunable):
     ) -> Sequence[Step]:
         return [plan_one(desired, readings[target], memory) for target, desired in desired_states.items()]
 
-    def judge(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
+    def assess(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value is None or writes_for(desired.value, reading):
             return unlike(reading)
         return Verdict(State.SATISFIED, Reason.OK, meaning(reading))
 
-    def drifted(self, desired: DesiredState, reading: Reading) -> bool:
+    def report_only(self, desired: DesiredState, reading: Reading) -> bool:
         return bool(writes_for(desired.value, reading))
 
 

@@ -35,8 +35,8 @@ class Scope(ABC):
 
     @property
     @abstractmethod
-    def by_hand(self) -> str:
-        """The files as people name them, as a regular expression; see Tunable.by_hand for its groups."""
+    def import_patterns(self) -> str:
+        """The files as people name them, as a regular expression; see Tunable.import_patterns for its groups."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class Drives(Scope):
         return tuple(f"{folder}/{self.file}" for folder in ("queue", *self.others))
 
     @property
-    def by_hand(self) -> str:
+    def import_patterns(self) -> str:
         # The classes hold links.
         return rf"sys/(?:class/)?block/(?P<drive>[^/]+)/(?:{'|'.join(('queue', *self.others))})/{self.file}"
 
@@ -161,7 +161,7 @@ class Policies(Scope):
         return (f"cpufreq/{self.file}",)
 
     @property
-    def by_hand(self) -> str:
+    def import_patterns(self) -> str:
         # A policy itself, or a CPU that it moves.
         folder = rf"{CPUS}/(?:cpu(?P<cpus>[^/]+)|\*|cpufreq/(?P<policy>[^/]+))(?:/cpufreq)?"
         return f"{folder}/{self.file}"
@@ -218,7 +218,7 @@ class Names(Scope):
         return tuple(map(self.path, self.names))
 
     @property
-    def by_hand(self) -> str:
+    def import_patterns(self) -> str:
         return rf"{self.folder}/(?P<name>{'|'.join(re.escape(name.replace('.', '/')) for name in self.names)})"
 
     def path(self, instance: str) -> str:

@@ -18,10 +18,9 @@ from tests.unit.lab import large_host, running
         (("hugepages", "2M/node1,0", "64m"), "runtime:hugepages@2M/node0-1=32"),
         (("hugepages", "1024M", "1G"), "runtime:hugepages@1G=1"),
         (("hugepages-overcommit", "", "64M"), "runtime:hugepages-overcommit@2M=32"),
-        (("read-ahead", "", "4M"), "runtime:read-ahead@*=4096"),
-        (("io-scheduler", "", "none"), "runtime:io-scheduler@*=none"),
+        (("read-ahead", "*", "4M"), "runtime:read-ahead@*=4096"),
+        (("overcommit", "", "heuristic"), "runtime:overcommit=heuristic"),
         (("overcommit", "*", "heuristic"), "runtime:overcommit=heuristic"),
-        (("cpu-governor", "", "performance"), "runtime:cpu-governor@*=performance"),
         (("cpu-governor", "cpu3", "performance"), "runtime:cpu-governor@3=performance"),
         (("cpu-governor", "policy?", "performance"), "runtime:cpu-governor@policy?=performance"),
         (("cpu-governor", "policy0,2", "performance"), "runtime:cpu-governor@policy0,2=performance"),
@@ -34,8 +33,7 @@ async def test_what_is_typed_is_claimed_in_normal_form(setting: tuple[str, str, 
     async with running(kernel) as lab:
         await lab.set(setting)
         assert lab.claims == [claim]
-        name, pattern, _ = setting
-        await lab.unset((name, pattern))
+        await lab.unset((setting[0], "*"))
         assert lab.claims == []
 
 
@@ -45,8 +43,11 @@ async def test_what_is_typed_is_claimed_in_normal_form(setting: tuple[str, str, 
         (("hugepages", "", "3M"), InvalidValue, r"not a whole number of 2M pages.*1 \(2M\) and 2 \(4M\)"),
         (("hugepages", "*", "64M"), InvalidValue, "not a pool of huge pages"),
         (("hugepages", "2M", "lots"), InvalidValue, "not a number of huge pages.*64G"),
-        (("read-ahead", "", "4X"), InvalidValue, "no read-ahead"),
-        (("thp", "", "always"), InvalidValue, "two files"),
+        (("read-ahead", "sda", "4X"), InvalidValue, "no read-ahead"),
+        # A variable of a script that is not set is not every drive.
+        (("io-scheduler", "", "none"), InvalidValue, "cannot name a block device"),
+        (("cpu-governor", "", "performance"), InvalidValue, "names no CPUs"),
+        (("thp", "*", "always"), InvalidValue, "two files"),
         (("sysctl", "", "10"), InvalidValue, "vm.swappiness"),
         (("cpu-governor", "policy0-9x", "performance"), InvalidValue, "names no CPUs"),
         (("cpu-governor", "0,7-4", "performance"), InvalidValue, "'7-4' runs backwards.*4-7"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.kernel.cpufreq import lacking
+from kerntune.kernel.cpufreq import why_no_cpufreq
 from tests.hosts import plant
 
 RELEASE = "proc/sys/kernel/osrelease\t6.1.0"
@@ -53,7 +53,7 @@ GUEST = "proc/cpuinfo\tprocessor : 0\nproc/cpuinfo\tflags\t\t: fpu vme hyperviso
     ],
 )
 def test_the_cause_is_decided(tmp_path: Path, listing: str, cause: str, evidence: str, fix: str) -> None:
-    found = lacking(plant(tmp_path, listing))
+    found = why_no_cpufreq(plant(tmp_path, listing))
     assert cause in found.why
     assert evidence in " ".join(found.evidence)
     assert fix in found.fix

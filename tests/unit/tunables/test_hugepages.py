@@ -34,7 +34,7 @@ WHOLE = Target("hugepages", "2M")
 def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
     desired = DesiredState(target, str(wanted), Claim(Origin.RUNTIME, "hugepages", target.instance, str(wanted)))
     readings = HUGE.read_all(kernel, [target])
-    return HUGE.judge(desired, readings[target], readings)
+    return HUGE.assess(desired, readings[target], readings)
 
 
 # How it is written
@@ -43,7 +43,7 @@ def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
 def carried_out(kernel: SimulatedKernel, path: str, wanted: int) -> list[int]:
     """What is written, one after the other, for a write that was planned."""
     texts = []
-    for piece in HUGE.pieces(kernel, Write(path, str(wanted))):
+    for piece in HUGE.chunks(kernel, Write(path, str(wanted))):
         kernel.write(piece.path, piece.text)
         texts.append(int(piece.text))
     return texts
@@ -64,7 +64,7 @@ def test_after_a_piece_that_fell_short_there_is_one_more_try() -> None:
 
 def test_a_pool_that_is_gone_is_written_once_and_fails_as_before() -> None:
     gone = Write(POOL.replace("2048kB", "64kB"), "4096")
-    assert list(HUGE.pieces(small_host(), gone)) == [gone]
+    assert list(HUGE.chunks(small_host(), gone)) == [gone]
 
 
 # What a host has

@@ -300,5 +300,5 @@ async def test_a_queue_that_is_busy_says_so_and_is_no_queue_without_the_module(c
 
 async def test_a_drive_that_went_away_is_not_called_busy() -> None:
     gone = Reading(DRIVE, None, reason=Reason.DEVICE_GONE)
-    verdict = SCHEDULERS.rejected(gone, "bfq", errno.ENOENT)
+    verdict = SCHEDULERS.explain_errno(gone, "bfq", errno.ENOENT)
     assert (verdict.state, verdict.reason) == (State.UNSUPPORTED, Reason.NO_SUCH_TARGET)
