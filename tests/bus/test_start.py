@@ -21,7 +21,7 @@ import pytest
 from kerntune.bus.client import Variant, connect
 from kerntune.bus.names import MANAGER, ROOT
 from kerntune.daemon.app import BUS_WAIT, LOCK_WAIT, Status
-from kerntune.kernel.support import QUEUE
+from kerntune.kernel.kconfig import QUEUE
 from kerntune.tunables.scopes import POLICIES
 from tests.harness.daemon import READY, Daemon
 from tests.harness.polkitd import CHECKOUT

@@ -40,7 +40,7 @@ from kerntune.daemon.reloading import Reloading
 from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
-from kerntune.kernel.files import allowed
+from kerntune.kernel.files import is_writable
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.tunables import REGISTRY
 from tests.hostile.conftest import FIGURES, Victim
@@ -374,7 +374,7 @@ def texts(value: Any) -> Iterator[str]:
 def check_writes(stage: Stage, paths: list[str]) -> None:
     """All on the list of what is tuned, and each of a kind that this caller may change."""
     for path in paths:
-        assert allowed(path), path
+        assert is_writable(path), path
         if stage.uid:
             actions = [action for action, prefixes in PERMITS.items() if path.startswith(prefixes)]
             assert len(actions) == 1, path

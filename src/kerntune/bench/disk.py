@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kerntune.kernel.files import natural
+from kerntune.kernel.files import natural_sort_key
 
 ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # escapes for white space in /proc/self/mountinfo
 HOST: Final = Path("/")
@@ -46,7 +46,7 @@ def drives_of(device: int, root: Path = HOST) -> tuple[str, ...]:
     Documentation/ABI/stable/sysfs-block: a device that is made of others has them in `slaves`.
     """
     folder = root / f"sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    return tuple(sorted(_drives(folder, frozenset()), key=natural))
+    return tuple(sorted(_drives(folder, frozenset()), key=natural_sort_key))
 
 
 def _drives(folder: Path, seen: frozenset[Path]) -> set[str]:

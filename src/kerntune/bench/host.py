@@ -10,7 +10,7 @@ from typing import Final
 
 import kerntune
 from kerntune.bench.worker import free_pages as free_pages_in
-from kerntune.kernel.files import HostKernel, KernelView, find, number
+from kerntune.kernel.files import HostKernel, KernelView, read_int, read_or_none
 from kerntune.kernel.memory import meminfo
 from kerntune.units import parse_cpus
 
@@ -28,12 +28,12 @@ STOLEN: Final = 7
 def environment(root: Path = HOST) -> dict[str, object]:
     """Return where the measurement runs, by a fixed list of names; "" and 0 stand for unknown values."""
     kernel = HostKernel(root)
-    cpuinfo = find(kernel, "proc/cpuinfo") or ""
+    cpuinfo = read_or_none(kernel, "proc/cpuinfo") or ""
     return {
-        "kernel": find(kernel, "proc/sys/kernel/osrelease") or "",
-        "architecture": find(kernel, "proc/sys/kernel/arch") or os.uname().machine,
+        "kernel": read_or_none(kernel, "proc/sys/kernel/osrelease") or "",
+        "architecture": read_or_none(kernel, "proc/sys/kernel/arch") or os.uname().machine,
         "cpu": _field(cpuinfo, "model name"),
-        "cpus": len(parse_cpus(find(kernel, f"{CPU}/online") or "")),
+        "cpus": len(parse_cpus(read_or_none(kernel, f"{CPU}/online") or "")),
         "numa_nodes": len(kernel.glob("sys/devices/system/node/node[0-9]*")),
         "memory_bytes": meminfo(kernel).get("MemTotal", 0),
         "virtualisation": virtualisation(kernel, cpuinfo),
@@ -45,11 +45,11 @@ def environment(root: Path = HOST) -> dict[str, object]:
 
 def virtualisation(kernel: KernelView, cpuinfo: str) -> str:
     """Return the maker of the virtual machine, "unknown" where it gives no name, and "" on real hardware."""
-    maker, product = (find(kernel, f"sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name"))
+    maker, product = (read_or_none(kernel, f"sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name"))
     named = " ".join(filter(None, (maker, product)))
     if "hypervisor" in _field(cpuinfo, "flags").split():
-        return named or find(kernel, "sys/hypervisor/type") or "unknown"
-    return named if HYPERVISORS.search(named) else find(kernel, "sys/hypervisor/type") or ""
+        return named or read_or_none(kernel, "sys/hypervisor/type") or "unknown"
+    return named if HYPERVISORS.search(named) else read_or_none(kernel, "sys/hypervisor/type") or ""
 
 
 def glibc() -> str:
@@ -65,14 +65,15 @@ def free_page_reporting(root: Path = HOST) -> bool:
     """Return True if the host of this virtual machine takes back free memory, so that its next use is slow."""
     kernel = HostKernel(root)
     devices = kernel.glob("sys/bus/virtio/devices/*")
-    balloons = (device for device in devices if find(kernel, f"{device}/device") == BALLOON)
-    return any((find(kernel, f"{device}/features") or "")[REPORTING : REPORTING + 1] == "1" for device in balloons)
+    balloons = (device for device in devices if read_or_none(kernel, f"{device}/device") == BALLOON)
+    features = (read_or_none(kernel, f"{device}/features") or "" for device in balloons)
+    return any(bits[REPORTING : REPORTING + 1] == "1" for bits in features)
 
 
 def throttled(root: Path = HOST) -> int:
     """Return how often heat slowed CPUs down since boot: for differences only, as each CPU counts its package."""
     kernel = HostKernel(root)
-    return sum(number(kernel, path) for path in kernel.glob(f"{CPU}/cpu[0-9]*/thermal_throttle/*_throttle_count"))
+    return sum(read_int(kernel, path) for path in kernel.glob(f"{CPU}/cpu[0-9]*/thermal_throttle/*_throttle_count"))
 
 
 def cpu_seconds(root: Path = HOST) -> float:
@@ -86,7 +87,7 @@ def stolen_seconds(root: Path = HOST) -> float:
 
 
 def _ticks(root: Path, columns: tuple[int, ...]) -> float:
-    words = (find(HostKernel(root), "proc/stat") or "").partition("\n")[0].split()[1:]
+    words = (read_or_none(HostKernel(root), "proc/stat") or "").partition("\n")[0].split()[1:]
     return sum(int(words[column]) for column in columns if column < len(words)) / os.sysconf("SC_CLK_TCK")
 
 
@@ -103,7 +104,7 @@ def free_pages(page_size: int, root: Path = HOST) -> int:
 def used_pages(page_size: int, root: Path = HOST) -> int:
     """Return how many huge pages of a size are in use, including borrowed ones."""
     kernel, folder = HostKernel(root), f"sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB"
-    total, surplus, free = (number(kernel, f"{folder}/{name}_hugepages") for name in ("nr", "surplus", "free"))
+    total, surplus, free = (read_int(kernel, f"{folder}/{name}_hugepages") for name in ("nr", "surplus", "free"))
     return total + surplus - free
 
 

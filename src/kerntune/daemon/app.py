@@ -32,9 +32,9 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.alerts import Alert, Alerts
 from kerntune.guard.guard import MemoryGuard
 from kerntune.guard.saved import Undone, undo_cap_alone
-from kerntune.kernel.files import Kernel, find
+from kerntune.kernel.files import Kernel, read_or_none
+from kerntune.kernel.kconfig import kernel_release, settling
 from kerntune.kernel.memory import default_page_size
-from kerntune.kernel.support import kernel_release, settling
 from kerntune.model import Lane, Reason, Target
 from kerntune.tunables import REGISTRY
 
@@ -97,7 +97,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         if not await locked(directories.runtime, stack):
             log.error("another kerntuned runs with %s", directories.runtime)
             return Status.TAKEN
-        boot = find(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
+        boot = read_or_none(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
         undone = undo_cap_alone(kernel, directories.runtime)
         state = State(directories.runtime, directories.state, boot_id=boot)
         try:

@@ -8,7 +8,7 @@ from typing import Final
 
 from kerntune.doctor.files import whole
 from kerntune.doctor.nouns import Finding, Severity
-from kerntune.kernel.files import KernelView, find
+from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.kernel.memory import ARC, read_memory
 from kerntune.tunables.overcommit import needed_limit
 
@@ -120,18 +120,18 @@ def beside_always(kernel: KernelView, guard: str) -> Iterator[Finding]:
 
 def largest_data(kernel: KernelView) -> int:
     """Return the most private writable memory, used or not, that one process has: bytes (VmData, proc(5))."""
-    texts = (find(kernel, path) or "" for path in kernel.glob("proc/[0-9]*/status"))
+    texts = (read_or_none(kernel, path) or "" for path in kernel.glob("proc/[0-9]*/status"))
     return max((int(found[1]) << 10 for text in texts if (found := VM_DATA.search(text))), default=0)
 
 
 def strict_kubelet(kernel: KernelView) -> str:
     """Return the place that tells kubelet to insist on the kernel's settings, or "" if no place does."""
     for path in kernel.glob("proc/[0-9]*/comm"):
-        if find(kernel, path) == "kubelet":
-            words = (find(kernel, path.replace("/comm", "/cmdline")) or "").split("\0")
+        if read_or_none(kernel, path) == "kubelet":
+            words = (read_or_none(kernel, path.replace("/comm", "/cmdline")) or "").split("\0")
             if any(re.fullmatch("--protect-kernel-defaults(=(true|True|TRUE|t|T|1))?", word) for word in words):
                 return f"/{path.replace('/comm', '/cmdline')} has --protect-kernel-defaults"
-            if re.search("^protectKernelDefaults: *true", find(kernel, KUBELET) or "", re.MULTILINE):
+            if re.search("^protectKernelDefaults: *true", read_or_none(kernel, KUBELET) or "", re.MULTILINE):
                 return f"/{KUBELET} has protectKernelDefaults"
     return ""
 
@@ -145,7 +145,7 @@ def session(kernel: KernelView) -> Iterator[Finding]:
         yield Finding(Severity.NOTE, "limits", what, tuple(limits), fix)
     else:
         yield Finding(Severity.OK, "limits", "no memory limit on this session was found", (groups(kernel),))
-    locked = LOCKED.search(find(kernel, "proc/self/limits") or "")
+    locked = LOCKED.search(read_or_none(kernel, "proc/self/limits") or "")
     size = whole(locked[1]) if locked else None
     if size is not None and size < read_memory(kernel).total:
         yield Finding(
@@ -160,7 +160,7 @@ def session(kernel: KernelView) -> Iterator[Finding]:
 
 def groups(kernel: KernelView) -> str:
     """Return what /proc/self/cgroup says of memory, in one line."""
-    found = [line for line in (find(kernel, "proc/self/cgroup") or "").splitlines() if is_memory(line)]
+    found = [line for line in (read_or_none(kernel, "proc/self/cgroup") or "").splitlines() if is_memory(line)]
     return f"/proc/self/cgroup: {' '.join(found) or 'nothing'}"
 
 
@@ -171,7 +171,7 @@ def is_memory(line: str) -> bool:
 
 def folders(kernel: KernelView, *, unified: bool) -> Iterator[str]:
     """Yield the cgroups of this session, the innermost first, as paths below the mount (cgroups(7))."""
-    for line in (find(kernel, "proc/self/cgroup") or "").splitlines():
+    for line in (read_or_none(kernel, "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if (controllers == "") is unified and path.startswith("/") and path.isprintable() and is_memory(line):
             parts = [part for part in path.split("/") if part and part != ".."]
@@ -184,7 +184,7 @@ def unified(kernel: KernelView) -> Iterator[str]:
         place = "/".join(filter(None, (CGROUPS, folder)))
         hugetlb = [path.rpartition("/")[2] for path in kernel.glob(f"{place}/hugetlb.*.max") if "rsvd" not in path]
         for name in (*LIMITS, *hugetlb):
-            value = find(kernel, f"{place}/{name}")
+            value = read_or_none(kernel, f"{place}/{name}")
             if value and value != "max":
                 yield f"/{place}/{name} reads {value}"
 
@@ -193,6 +193,6 @@ def legacy(kernel: KernelView) -> Iterator[str]:
     """Yield the memory limit of cgroup v1, as evidence."""
     for folder in folders(kernel, unified=False):
         path = "/".join(filter(None, (CGROUPS, "memory", folder, "memory.limit_in_bytes")))
-        value = find(kernel, path)
+        value = read_or_none(kernel, path)
         if (whole(value or "") or UNLIMITED) < UNLIMITED:
             yield f"/{path} reads {value}"

@@ -8,7 +8,7 @@ from typing import Final
 
 from kerntune.doctor.nouns import Assignment, Cause, Finding, Place, Proposal, Severity, Stage, Survey, Wanted
 from kerntune.doctor.services import Seen
-from kerntune.kernel.files import KernelView, find
+from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 
@@ -110,7 +110,7 @@ def now(lines: Sequence[Assignment], kernel: KernelView) -> list[str]:
     for line in (line for line in lines if line.stage is not Stage.KERNEL):
         paths = kernel.glob(line.path) if GLOB.search(line.path) else [line.path]
         for path in paths:
-            text = find(kernel, path)
+            text = read_or_none(kernel, path)
             if text is not None and value_in(text) != line.value.strip():
                 found.append(f"/{path} reads {value_in(text)}")
     more = len(found) - SHOWN

@@ -10,7 +10,7 @@ from kerntune.doctor import cmdline
 from kerntune.doctor.files import Files, whole
 from kerntune.doctor.nouns import Finding, Left, Severity
 from kerntune.kernel.cpufreq import why_no_cpufreq
-from kerntune.kernel.files import KernelView, find, number
+from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.kernel.memory import default_page_size, meminfo
 from kerntune.model import Target
 from kerntune.patterns import parse_pool
@@ -39,7 +39,7 @@ def huge_pages(files: Files, kernel: KernelView) -> Iterator[Finding]:
         what += f"; {spell_size(default)} is the default"
     yield Finding(Severity.OK, "hugepages", what, tuple(evidence))
     for pool in pools:
-        total, free = (number(kernel, f"{folder_of(pool)}/{name}_hugepages") for name in ("nr", "free"))
+        total, free = (read_int(kernel, f"{folder_of(pool)}/{name}_hugepages") for name in ("nr", "free"))
         size = parse_pool(pool.instance).size
         if total and free == total:
             what = f"{total} huge pages of {pool.instance} ({total * size >> 20} MiB) are reserved, and nobody uses one"
@@ -49,7 +49,7 @@ def huge_pages(files: Files, kernel: KernelView) -> Iterator[Finding]:
 
 
 def counts(kernel: KernelView, pool: Target) -> str:
-    total, free = (number(kernel, f"{folder_of(pool)}/{name}_hugepages") for name in ("nr", "free"))
+    total, free = (read_int(kernel, f"{folder_of(pool)}/{name}_hugepages") for name in ("nr", "free"))
     return f"nr_hugepages reads {total}, free_hugepages {free}"
 
 
@@ -61,7 +61,7 @@ def short_at_boot(files: Files, kernel: KernelView) -> Iterator[Finding]:
     for line in cmdline.read(files, default_page_size(kernel)):
         if isinstance(line, Left) or not line.path.startswith(f"{POOLS}/"):
             continue
-        asked, there = whole(line.value), number(kernel, line.path)
+        asked, there = whole(line.value), read_int(kernel, line.path)
         if asked is not None and there < asked:
             what = f"the kernel command line asks for {asked} huge pages, and there are {there}"
             evidence = (line.place.quoted, f"/{line.path} reads {there}")
@@ -85,7 +85,7 @@ def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
         return
     readings = CPU_GOVERNOR.read_all(kernel, CPU_GOVERNOR.targets(kernel))
     used = Counter(reading.value or "offline" for reading in readings.values())
-    driver = find(kernel, f"{POLICIES}/policy0/scaling_driver")
+    driver = read_or_none(kernel, f"{POLICIES}/policy0/scaling_driver")
     offered = next((reading.choices for reading in readings.values() if reading.value), ())
     policies = f"{len(readings)} polic{'y' if len(readings) == 1 else 'ies'}"
     what = f"CPU frequency scaling is available: {policies}, governor {', '.join(used)}"
@@ -113,7 +113,7 @@ def drives(kernel: KernelView) -> Iterator[Finding]:
     for target in fast:
         reading = IO_SCHEDULER.read(kernel, target)
         path = IO_SCHEDULER.path(target)
-        evidence = (f"/{path} reads {find(kernel, path)}",)
+        evidence = (f"/{path} reads {read_or_none(kernel, path)}",)
         name = next((alias for alias in target.aliases if not alias.startswith("by-id/")), "")
         drive = f"{target.instance}, a path of {name}," if name else target.instance
         if reading.value == FAST:

@@ -11,7 +11,7 @@ from kerntune.doctor.files import Files, whole
 from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Proposal, Stage, Survey
 from kerntune.doctor.translate import Knob
 from kerntune.errors import InvalidValue
-from kerntune.kernel.files import KernelView, number
+from kerntune.kernel.files import KernelView, read_int
 from kerntune.kernel.memory import default_page_size
 from kerntune.model import Setting
 from kerntune.patterns import UNSTABLE, Kind
@@ -119,7 +119,7 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
         return []
     last = {part: found[-1] for part, found in parts.items()}
     values = {part: last[part].value.strip() if part in last else "" for part in ("memory", "ratio", "kbytes")}
-    ratio = number(kernel, "proc/sys/vm/overcommit_ratio")
+    ratio = read_int(kernel, "proc/sys/vm/overcommit_ratio")
     value, remark = translate.overcommit(values["memory"], values["ratio"], values["kbytes"], current_ratio=ratio)
     if not value:
         left += [Left(line.place, remark, Cause.NOT_POSSIBLE) for line in last.values()]

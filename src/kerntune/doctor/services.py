@@ -9,7 +9,7 @@ from typing import Final
 
 from kerntune.doctor.files import Files
 from kerntune.doctor.nouns import Assignment, Line, Place, Stage
-from kerntune.kernel.files import KernelView, find
+from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.patterns import Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.knobs import CPU_GOVERNOR
@@ -70,7 +70,7 @@ def processes(kernel: KernelView) -> dict[str, str]:
     """Return the names of the programs that run -> the file that says so (the first of each)."""
     found: dict[str, str] = {}
     for path in kernel.glob("proc/[0-9]*/comm"):
-        if name := find(kernel, path):
+        if name := read_or_none(kernel, path):
             found.setdefault(name, f"/{path}")
     return found
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from kerntune.engine.passes import PassInput, PassRunner, Result
-from kerntune.kernel.files import Kept, Kernel, KernelError
+from kerntune.kernel.files import Kernel, KernelError, OpenFile
 from kerntune.model import Lane
 
 Found = TypeVar("Found")
@@ -99,10 +99,10 @@ class Snapshot:
     def write(self, path: str, text: str) -> None:  # noqa: ARG002
         raise KernelError(errno.EROFS, os.strerror(errno.EROFS), path)
 
-    def keep(self, path: str, *, writable: bool = False) -> Kept:
+    def open(self, path: str, *, writable: bool = False) -> OpenFile:
         if writable:
             raise KernelError(errno.EROFS, os.strerror(errno.EROFS), path)
-        return self.kernel.keep(path)
+        return self.kernel.open(path)
 
 
 class DryRuns:

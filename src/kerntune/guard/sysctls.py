@@ -10,7 +10,7 @@ import resource
 from typing import Final, NamedTuple
 
 from kerntune.guard.policy import MODE_NEVER, Sample, counting_error
-from kerntune.kernel.files import CHUNK, Kept, Kernel, KernelError
+from kerntune.kernel.files import CHUNK, Kernel, KernelError, OpenFile
 from kerntune.kernel.memory import ARC, VM, memory_of, read_watermarks, zram_files
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ class Sysctls:
         """Open the files; `hindrance` says why the guard can write nothing here, "" when it can."""
         self.hindrance = ""
         self._kernel = kernel
-        self._files: dict[str, Kept] = {}
+        self._files: dict[str, OpenFile] = {}
         for path in SETTINGS:
             try:
-                self._files[path] = kernel.keep(path, writable=True)
+                self._files[path] = kernel.open(path, writable=True)
             except KernelError as error:
                 self.hindrance = (
                     f"/{path} cannot be written here ({error.strerror}); in a container the host must do it"
@@ -63,7 +63,7 @@ class Sysctls:
 
     def _keep(self, path: str) -> None:
         with contextlib.suppress(KernelError):
-            self._files[path] = self._kernel.keep(path)
+            self._files[path] = self._kernel.open(path)
 
     def available(self) -> int:
         """Return MemAvailable in bytes, 0 where it cannot be read. Raise OSError, or ValueError for nonsense."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from kerntune.kernel import support
-from kerntune.kernel.files import KernelView, find
+from kerntune.kernel import kconfig
+from kerntune.kernel.files import KernelView, read_or_none
 
 VIRTIO: Final = "sys/bus/virtio/devices"
 OFF: Final = frozenset({"intel_pstate=disable", "amd_pstate=disable"})
@@ -21,14 +21,14 @@ class Lacking(NamedTuple):
 
 def why_no_cpufreq(kernel: KernelView) -> Lacking:
     """Return the first cause that applies; it makes those after it idle: in a virtual machine no driver would help."""
-    if support.settling(kernel):
-        evidence = f"/{support.QUEUE} is there: udev is still looking at devices"
+    if kconfig.settling(kernel):
+        evidence = f"/{kconfig.QUEUE} is there: udev is still looking at devices"
         return Lacking("no frequency driver is loaded yet", (evidence,), "The values are set when the driver comes")
     flags = cpu_flags(kernel)
     if guest := virtual(kernel, flags):
         fix = "Choose the governor on its host, where one is to be chosen; nothing is missing here"
         return Lacking("this is a virtual machine, so its host decides on CPU frequencies", (guest,), fix)
-    built = support.configured(kernel, "CPU_FREQ")
+    built = kconfig.configured(kernel, "CPU_FREQ")
     if "does not set" in built:
         why = "this kernel was built without frequency scaling"
         return Lacking(why, (built,), "Use a kernel with CONFIG_CPU_FREQ=y (every distribution's own has it)")
@@ -36,7 +36,7 @@ def why_no_cpufreq(kernel: KernelView) -> Lacking:
         fix = f"To have it, take {word} out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot"
         return Lacking("the kernel command line turns it off", (f"/proc/cmdline has {word}",), fix)
     # Documentation/admin-guide/pm/cpufreq.rst, acpi/cppc_sysfs.rst: the drivers for firmware of x86, and of others.
-    driver = "acpi_cpufreq" if flags or not find(kernel, "proc/cpuinfo") else "cppc_cpufreq"
+    driver = "acpi_cpufreq" if flags or not read_or_none(kernel, "proc/cpuinfo") else "cppc_cpufreq"
     return Lacking(
         "no frequency driver is loaded",
         (built,) if built else (),
@@ -47,7 +47,7 @@ def why_no_cpufreq(kernel: KernelView) -> Lacking:
 
 def cpu_flags(kernel: KernelView) -> frozenset[str]:
     """Return the flags of the first CPU; none if /proc/cpuinfo has no such line (only x86 has one)."""
-    for line in (find(kernel, "proc/cpuinfo") or "").splitlines():
+    for line in (read_or_none(kernel, "proc/cpuinfo") or "").splitlines():
         name, _, flags = line.partition(":")
         if name.strip() == "flags":
             return frozenset(flags.split())
@@ -64,7 +64,7 @@ def virtual(kernel: KernelView, flags: frozenset[str]) -> str:
 
 def turned_off(kernel: KernelView) -> str:
     """Return the word of the kernel command line that turns frequency scaling off, or "" if none does."""
-    for word in (find(kernel, "proc/cmdline") or "").split():
+    for word in (read_or_none(kernel, "proc/cmdline") or "").split():
         name, _, value = word.replace("-", "_").partition("=")
         if word in OFF or (name == "cpufreq.off" and value != "0"):
             return word

@@ -65,7 +65,7 @@ class KernelView(Protocol):
         """
 
 
-class Kept(Protocol):
+class OpenFile(Protocol):
     """A file that stays open: it is read and written again without a path being looked up. KernelError as elsewhere."""
 
     def read(self) -> str: ...
@@ -83,36 +83,36 @@ class Kernel(KernelView, Protocol):
     def write(self, path: str, text: str) -> None:
         """Write the text with one write(2); KernelError when the kernel refuses."""
 
-    def keep(self, path: str, *, writable: bool = False) -> Kept:
-        """Open the file to keep it; KernelError when it cannot be opened so."""
+    def open(self, path: str, *, writable: bool = False) -> OpenFile:
+        """Open a file that stays open. Raise KernelError when that is not possible."""
 
 
-def find(kernel: KernelView, path: str) -> str | None:
-    """The file's text, or None where it cannot be read (missing, busy, not permitted)."""
+def read_or_none(kernel: KernelView, path: str) -> str | None:
+    """Return the text of a file, or None where it cannot be read (missing, busy, not permitted)."""
     try:
         return kernel.read(path)
     except KernelError:
         return None
 
 
-def number(kernel: KernelView, path: str, default: int = 0) -> int:
-    """The file's whole number, or `default` where there is none."""
-    text = find(kernel, path)
+def read_int(kernel: KernelView, path: str, default: int = 0) -> int:
+    """Return the whole number of a file, or `default` where there is none."""
+    text = read_or_none(kernel, path)
     return int(text) if text is not None and text.lstrip("-").isdigit() else default
 
 
-def natural(path: str) -> list[str | int]:
-    """A sort key that takes digits as numbers."""
+def natural_sort_key(path: str) -> list[str | int]:
+    """Return a sort key that takes digits as numbers."""
     return [int(part) if index % 2 else part for index, part in enumerate(DIGITS.split(path))]
 
 
-def allowed(path: str) -> bool:
-    """Whether WRITABLE names the path."""
+def is_writable(path: str) -> bool:
+    """Return whether WRITABLE names the path."""
     return ".." not in path and WRITABLE_PATH.fullmatch(path) is not None
 
 
 def unpacked(data: bytes) -> bytes:
-    """/proc/config.gz is the one packed file we read; OSError when it is broken."""
+    """Return the text of /proc/config.gz, the one packed file. Raise OSError when it is broken."""
     try:
         return zlib.decompress(data, GZIP)
     except zlib.error as error:
@@ -144,7 +144,7 @@ class HostKernel:
     def glob(self, pattern: str) -> Sequence[str]:
         if ".." in pattern.split("/") or pattern.startswith("/"):
             return ()
-        return sorted(glob.glob(pattern, root_dir=self.root), key=natural)
+        return sorted(glob.glob(pattern, root_dir=self.root), key=natural_sort_key)
 
     def links(self, device: str) -> Sequence[str]:
         return devices.links(self.root, device)
@@ -166,7 +166,7 @@ class HostKernel:
             raise KernelError(error.errno, error.strerror, path) from error
 
     def write(self, path: str, text: str) -> None:
-        if not allowed(path):
+        if not is_writable(path):
             raise KernelError(errno.EPERM, "not a file that kerntune tunes", path)
         try:
             fd = self._open(path, os.O_WRONLY)
@@ -177,14 +177,14 @@ class HostKernel:
         except OSError as error:
             raise KernelError(error.errno, error.strerror, path) from error
 
-    def keep(self, path: str, *, writable: bool = False) -> KeptFile:
-        if writable and not allowed(path):
+    def open(self, path: str, *, writable: bool = False) -> HostFile:
+        if writable and not is_writable(path):
             raise KernelError(errno.EPERM, "not a file that kerntune tunes", path)
         try:
             fd = self._open(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError as error:
             raise KernelError(error.errno, error.strerror, path) from error
-        return KeptFile(path, fd, self._put)
+        return HostFile(path, fd, self._put)
 
     def _put(self, fd: int, text: str) -> None:
         data = f"{text}\n".encode()
@@ -208,7 +208,7 @@ class HostKernel:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptFile:
+class HostFile:
     """An open file of the kernel."""
 
     path: str

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from kerntune.kernel.files import KernelView, find, number
+from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.kernel.processes import printable
 from kerntune.model import Memory
 
@@ -31,7 +31,7 @@ class Watermarks(NamedTuple):
 
 def meminfo(kernel: KernelView) -> dict[str, int]:
     """Return the figures of /proc/meminfo."""
-    return parse_meminfo(find(kernel, "proc/meminfo") or "")
+    return parse_meminfo(read_or_none(kernel, "proc/meminfo") or "")
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
@@ -47,17 +47,17 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 def read_memory(kernel: KernelView) -> Memory:
     """Return one snapshot of the figures that the limits rest on."""
-    mode = find(kernel, f"{VM}/overcommit_memory")
-    swaps = find(kernel, "proc/swaps") or ""
+    mode = read_or_none(kernel, f"{VM}/overcommit_memory")
+    swaps = read_or_none(kernel, "proc/swaps") or ""
     return memory_of(
-        find(kernel, "proc/meminfo") or "",
+        read_or_none(kernel, "proc/meminfo") or "",
         swaps,
         mode=int(mode) if mode is not None and mode.isdigit() else None,
-        ratio=number(kernel, f"{VM}/overcommit_ratio"),
-        kbytes=number(kernel, f"{VM}/overcommit_kbytes"),
+        ratio=read_int(kernel, f"{VM}/overcommit_ratio"),
+        kbytes=read_int(kernel, f"{VM}/overcommit_kbytes"),
         watermarks=read_watermarks(kernel),
-        arcstats=find(kernel, ARC) or "",
-        zram=[find(kernel, path) or "" for path in zram_files(swaps)],
+        arcstats=read_or_none(kernel, ARC) or "",
+        zram=[read_or_none(kernel, path) or "" for path in zram_files(swaps)],
     )
 
 
@@ -72,7 +72,7 @@ def zram_files(swaps: str) -> Sequence[str]:
 
 def read_watermarks(kernel: KernelView) -> Watermarks:
     """Return the watermarks of the host; they change with vm.min_free_kbytes and with plugged memory."""
-    return watermarks_of(find(kernel, "proc/zoneinfo") or "")
+    return watermarks_of(read_or_none(kernel, "proc/zoneinfo") or "")
 
 
 def watermarks_of(zoneinfo: str) -> Watermarks:
@@ -174,7 +174,7 @@ def holders(kernel: KernelView) -> Sequence[Holder]:
     """Return the processes that have huge pages mapped, the largest first."""
     found = []
     for path in kernel.glob("proc/[0-9]*/status"):
-        lines = (find(kernel, path) or "").splitlines()
+        lines = (read_or_none(kernel, path) or "").splitlines()
         fields = {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
         size = fields.get("HugetlbPages", "0").split()[0]
         if size.isdigit() and int(size):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from kerntune.kernel.files import KernelError, allowed, natural
+from kerntune.kernel.files import KernelError, is_writable, natural_sort_key
 from kerntune.kernel.simulated_pools import Node, Pool, Resizing, node_meminfo, pool_files
 
 __all__ = ["Disk", "Node", "PlainFile", "Policy", "SimulatedKernel"]
@@ -153,7 +153,7 @@ class SimulatedKernel:
                 for parts in (path.split("/") for path in (*self._files(), *links))
                 if len(parts) >= len(wanted) and all(map(fnmatchcase, parts, wanted))
             }
-        return sorted(found, key=natural)
+        return sorted(found, key=natural_sort_key)
 
     def links(self, device: str) -> Sequence[str]:
         disk = self.disks.get(device)
@@ -177,7 +177,7 @@ class SimulatedKernel:
             time.sleep(self.pace)
         with self._lock:
             self.journal.append((path, text))
-            if code := self.refuse.get(path, 0 if allowed(path) else errno.EPERM):
+            if code := self.refuse.get(path, 0 if is_writable(path) else errno.EPERM):
                 raise KernelError(code, os.strerror(code), path)
             if path in self.ignore:
                 return
@@ -186,11 +186,11 @@ class SimulatedKernel:
                 return
             self._obey(path, text)
 
-    def keep(self, path: str, *, writable: bool = False) -> KeptPath:
-        if writable and (code := self.refuse.get(path, 0 if allowed(path) else errno.EPERM)):
+    def open(self, path: str, *, writable: bool = False) -> SimulatedFile:
+        if writable and (code := self.refuse.get(path, 0 if is_writable(path) else errno.EPERM)):
             raise KernelError(code, os.strerror(code), path)
         self.read(path)
-        return KeptPath(self, path)
+        return SimulatedFile(self, path)
 
     def _obey_late(self, path: str) -> None:
         """A value that was written takes effect after so many more reads of its file."""
@@ -419,7 +419,7 @@ class SimulatedKernel:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPath:
+class SimulatedFile:
     """A file of a simulated host that is kept open: nothing but its path."""
 
     kernel: SimulatedKernel

@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import cache, partial
 
 from kerntune.errors import InvalidValue
+from kerntune.kernel import kconfig
 from kerntune.kernel import memory as host_memory
-from kerntune.kernel import support
-from kerntune.kernel.files import KernelView, find, natural, number
+from kerntune.kernel.files import KernelView, natural_sort_key, read_int, read_or_none
 from kerntune.model import (
     SATISFIED,
     DesiredState,
@@ -77,10 +77,10 @@ class HugePages(Tunable):
         ):
             parts = folder.split("/")
             found.append(str(Pool(size_of(folder), parts[4] if parts[1] == "devices" else "")))
-        return [Target(self.name, instance) for instance in sorted(found, key=natural)]
+        return [Target(self.name, instance) for instance in sorted(found, key=natural_sort_key)]
 
     def missing(self, kernel: KernelView) -> str:
-        return "" if kernel.glob(f"{POOLS}/hugepages-*kB") else support.missing(kernel, POOLS, "HUGETLBFS")
+        return "" if kernel.glob(f"{POOLS}/hugepages-*kB") else kconfig.missing(kernel, POOLS, "HUGETLBFS")
 
     def group(self, target: Target) -> str:
         return target.instance.partition("/")[0]
@@ -108,8 +108,8 @@ class HugePages(Tunable):
             "free": free,
             "surplus": surplus,
             "asked": total - surplus,
-            "borrow": number(kernel, f"{whole}/nr_overcommit_hugepages"),
-            "reserved": 0 if node else number(kernel, f"{folder}/resv_hugepages"),
+            "borrow": read_int(kernel, f"{whole}/nr_overcommit_hugepages"),
+            "reserved": 0 if node else read_int(kernel, f"{folder}/resv_hugepages"),
             "room": 0,
         }
         memory, available = memory_of(node) if node else (0, 0)
@@ -171,10 +171,10 @@ class HugePages(Tunable):
         After a piece that fell short the whole is asked for at once: more tries would only cost time.
         """
         wanted, more = int(write.text), max(1, PIECE // size_of(write.path))
-        had = number(kernel, write.path, wanted)
+        had = read_int(kernel, write.path, wanted)
         while had + more < wanted:
             yield Write(write.path, str(had + more))
-            now = number(kernel, write.path)
+            now = read_int(kernel, write.path)
             if now < had + more:
                 break
             had = now
@@ -285,11 +285,11 @@ def counters(kernel: KernelView, folder: str) -> tuple[int, int, int] | None:
     A program that borrows a page between two reads would make another number of what was asked.
     """
     path = f"{folder}/nr_hugepages"
-    now = find(kernel, path)
+    now = read_or_none(kernel, path)
     for _ in range(TRIES):
         before = now
-        free, surplus = number(kernel, f"{folder}/free_hugepages"), number(kernel, f"{folder}/surplus_hugepages")
-        now = find(kernel, path)
+        free, surplus = read_int(kernel, f"{folder}/free_hugepages"), read_int(kernel, f"{folder}/surplus_hugepages")
+        now = read_or_none(kernel, path)
         if now == before:
             break
     return None if now is None or not now.isdigit() else (int(now), free, surplus)
@@ -319,7 +319,7 @@ def entangled(desired: DesiredState, reading: Reading, of_size: Mapping[Target, 
 
 def node_memory(kernel: KernelView, node: str) -> tuple[int, int]:
     """Return the memory of one NUMA node and what of it can be had, in bytes: free pages, page cache and slabs."""
-    text = find(kernel, f"sys/devices/system/node/{node}/meminfo") or ""
+    text = read_or_none(kernel, f"sys/devices/system/node/{node}/meminfo") or ""
     figures = {name: int(value) << 10 for name, value in re.findall(r"(\S+):\s+([0-9]+) kB", text)}
     names = ("MemFree", "Active(file)", "Inactive(file)", "KReclaimable")
     return figures.get("MemTotal", 0), sum(figures.get(name, 0) for name in names)

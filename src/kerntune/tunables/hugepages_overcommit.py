@@ -10,8 +10,8 @@ import errno
 from collections.abc import Mapping, Sequence
 
 from kerntune.errors import InvalidValue
-from kerntune.kernel import support
-from kerntune.kernel.files import KernelView, find, natural, number
+from kerntune.kernel import kconfig
+from kerntune.kernel.files import KernelView, natural_sort_key, read_int, read_or_none
 from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind, parse_pool
 from kerntune.tunables.base import Tunable, unreadable
@@ -43,10 +43,10 @@ class HugePagesOvercommit(Tunable):
             int(path.split("/")[-2].removeprefix("hugepages-").removesuffix("kB")) << 10
             for path in kernel.glob(f"{POOLS}/hugepages-*kB/{FILE}")
         ]
-        return [Target(self.name, instance) for instance in sorted(map(spell_size, sizes), key=natural)]
+        return [Target(self.name, instance) for instance in sorted(map(spell_size, sizes), key=natural_sort_key)]
 
     def missing(self, kernel: KernelView) -> str:
-        return "" if self.targets(kernel) else support.missing(kernel, POOLS, "HUGETLBFS")
+        return "" if self.targets(kernel) else kconfig.missing(kernel, POOLS, "HUGETLBFS")
 
     def normal(self, instances: str) -> str:
         pool = parse_pool(instances)
@@ -59,12 +59,12 @@ class HugePagesOvercommit(Tunable):
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
         folder = folder_of(target)
-        text = find(kernel, f"{folder}/{FILE}")
+        text = read_or_none(kernel, f"{folder}/{FILE}")
         if text is None or not text.isdigit():
             return Reading(target, None, reason=Reason.NO_SUCH_TARGET, detail=f"/{folder} is not there any more")
         figures = {
             "size": parse_pool(target.instance).size,
-            "surplus": number(kernel, f"{folder}/surplus_hugepages"),
+            "surplus": read_int(kernel, f"{folder}/surplus_hugepages"),
         }
         return Reading(target, text, figures=figures)
 

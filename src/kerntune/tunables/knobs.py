@@ -14,7 +14,7 @@ from typing import Final
 
 from kerntune.errors import InvalidValue
 from kerntune.kernel.cpufreq import why_no_cpufreq
-from kerntune.kernel.files import KernelView, find
+from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.model import DesiredState, Reading, Reason, State, Target, Verdict
 from kerntune.tunables.knob import Knob, Number, Range, Word, cpus_offline, no_module, not_offered, offers
 from kerntune.tunables.scopes import POLICIES, Drives, Names, Policies, first
@@ -201,8 +201,8 @@ class Preference(Word):
 def governor_and_driver(kernel: KernelView, target: Target, _text: str) -> Mapping[str, int]:
     folder = f"{POLICIES}/{target.instance}"
     return {
-        "fastest": int(find(kernel, f"{folder}/scaling_governor") == PERFORMANCE),
-        "active": int(find(kernel, f"{folder}/scaling_driver") in ACTIVE),
+        "fastest": int(read_or_none(kernel, f"{folder}/scaling_governor") == PERFORMANCE),
+        "active": int(read_or_none(kernel, f"{folder}/scaling_driver") in ACTIVE),
     }
 
 

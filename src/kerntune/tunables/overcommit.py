@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from kerntune.errors import InvalidValue
-from kerntune.kernel import support
-from kerntune.kernel.files import KernelView, find, number
+from kerntune.kernel import kconfig
+from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind
 from kerntune.tunables.base import Tunable, unlike
@@ -39,21 +39,21 @@ class Overcommit(Tunable):
     import_patterns = (r"proc/sys/vm/overcommit_(?P<part>memory|ratio|kbytes)",)
 
     def targets(self, kernel: KernelView) -> Sequence[Target]:
-        return [TARGET] if find(kernel, f"{VM}/overcommit_memory") is not None else []
+        return [TARGET] if read_or_none(kernel, f"{VM}/overcommit_memory") is not None else []
 
     def missing(self, kernel: KernelView) -> str:
         path = f"{VM}/overcommit_memory"
-        return "" if find(kernel, path) is not None else support.missing(kernel, path, "MMU")
+        return "" if read_or_none(kernel, path) is not None else kconfig.missing(kernel, path, "MMU")
 
     def read(self, kernel: KernelView, target: Target) -> Reading:
-        mode = find(kernel, f"{VM}/overcommit_memory")
+        mode = read_or_none(kernel, f"{VM}/overcommit_memory")
         if mode not in ("0", "1", "2"):
             return Reading(target, None, reason=Reason.NO_KERNEL_SUPPORT, detail=self.missing(kernel))
-        ratio, kbytes = number(kernel, f"{VM}/overcommit_ratio"), number(kernel, f"{VM}/overcommit_kbytes")
+        ratio, kbytes = read_int(kernel, f"{VM}/overcommit_ratio"), read_int(kernel, f"{VM}/overcommit_kbytes")
         word = MODES[int(mode)]
         whole = f"{word}:{kbytes}k" if kbytes else f"{word}:{ratio}"
         # A ratio of 0 is a value; one that cannot be read is none.
-        restore = whole if kbytes or find(kernel, f"{VM}/overcommit_ratio") is not None else word
+        restore = whole if kbytes or read_or_none(kernel, f"{VM}/overcommit_ratio") is not None else word
         shown = word if word == "heuristic" else whole
         return Reading(target, shown, choices=MODES, restore=restore, figures={"ratio": ratio, "kbytes": kbytes})
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kerntune.errors import InvalidValue, NoSuchName
-from kerntune.kernel import support
-from kerntune.kernel.files import KernelError, KernelView, find
+from kerntune.kernel import kconfig
+from kerntune.kernel.files import KernelError, KernelView, read_or_none
 from kerntune.model import Lane, Reading, Reason, Target
 from kerntune.patterns import EVERY, PATTERNS, Kind, also_moved
 
@@ -131,7 +131,7 @@ class Drives(Scope):
     def missing(self, kernel: KernelView) -> str:
         if kernel.glob(self.path("*")):
             return ""
-        return f"no block device below /sys/block has a queue/{self.file} file. " + support.configured(kernel, "BLOCK")
+        return f"no block device below /sys/block has a queue/{self.file} file. " + kconfig.configured(kernel, "BLOCK")
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,12 @@ class Names(Scope):
         return f"{self.folder}/{instance.replace('.', '/')}"
 
     def targets(self, tunable: str, kernel: KernelView) -> Sequence[Target]:
-        return [Target(tunable, name) for name in self.names if find(kernel, self.path(name)) is not None]
+        return [Target(tunable, name) for name in self.names if read_or_none(kernel, self.path(name)) is not None]
 
     def missing(self, kernel: KernelView) -> str:
         if self.targets("", kernel):
             return ""
-        return support.missing(kernel, self.path(self.names[0]), self.option)
+        return kconfig.missing(kernel, self.path(self.names[0]), self.option)
 
     def normal(self, instances: str) -> str:
         """Return the name with dots; as in sysctl(8) it may have slashes instead."""
@@ -254,7 +254,7 @@ class Names(Scope):
 def head_of(kernel: KernelView, device: str) -> str:
     """Return the drive of which this is a hidden path, or ""."""
     found = HIDDEN_PATH.fullmatch(device)
-    return f"{found[1]}{found[2]}" if found and find(kernel, f"sys/block/{device}/hidden") == "1" else ""
+    return f"{found[1]}{found[2]}" if found and read_or_none(kernel, f"sys/block/{device}/hidden") == "1" else ""
 
 
 def other_names(kernel: KernelView, device: str, head: str | None) -> tuple[str, ...]:
@@ -265,7 +265,7 @@ def other_names(kernel: KernelView, device: str, head: str | None) -> tuple[str,
 
 def first(kernel: KernelView, policies: Iterable[str], file: str) -> str:
     """Return what the file says of the first policy that is online, or ""."""
-    return next((text for policy in policies if (text := find(kernel, f"{POLICIES}/{policy}/{file}"))), "")
+    return next((text for policy in policies if (text := read_or_none(kernel, f"{POLICIES}/{policy}/{file}"))), "")
 
 
 def cpus_of(kernel: KernelView, policies: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -274,7 +274,7 @@ def cpus_of(kernel: KernelView, policies: Sequence[str]) -> dict[str, tuple[str,
     While all of a policy's CPUs are offline, its files give EBUSY. The links of the CPUs to their policy stay until
     the CPUs are removed (cpufreq_add_dev and cpufreq_remove_dev of drivers/cpufreq/cpufreq.c).
     """
-    listed = {policy: find(kernel, f"{POLICIES}/{policy}/related_cpus") for policy in policies}
+    listed = {policy: read_or_none(kernel, f"{POLICIES}/{policy}/related_cpus") for policy in policies}
     links = {} if all(listed.values()) else linked_cpus(kernel)
     return {
         policy: tuple(f"cpu{number}" for number in numbers.split())

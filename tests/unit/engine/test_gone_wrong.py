@@ -124,7 +124,7 @@ async def test_the_first_error_is_told_when_its_withdrawal_fails_too(monkeypatch
 async def test_what_a_pass_that_failed_was_to_do_is_done_by_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call fails, and so does the pass that was to put back what it has written."""
     async with running(large_host()) as lab:
-        with failing(monkeypatch, IO_SCHEDULER, "judge", MemoryError()), pytest.raises(Failed):
+        with failing(monkeypatch, IO_SCHEDULER, "assess", MemoryError()), pytest.raises(Failed):
             await lab.set(("io-scheduler", "sda", "kyber"))
         assert lab.store.baselines, "nobody knows whether the value is back"
         await lab.until(lambda: not lab.store.baselines)

@@ -216,7 +216,7 @@ def test_a_snapshot_says_what_the_kernel_said_once_and_writes_nothing() -> None:
     assert before[0] == kernel_text("mq-deadline")
     with pytest.raises(KernelError, match="No such file"):
         snapshot.read(queue("sdb"))
-    for writes in (lambda: snapshot.write(SDA, "none"), lambda: snapshot.keep(SDA, writable=True)):
+    for writes in (lambda: snapshot.write(SDA, "none"), lambda: snapshot.open(SDA, writable=True)):
         with pytest.raises(KernelError) as caught:
             writes()
         assert caught.value.errno == errno.EROFS

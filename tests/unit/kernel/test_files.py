@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.kernel.files import WRITABLE, HostKernel, KernelError, KernelView, allowed, find, natural, number
+from kerntune.kernel.files import (
+    WRITABLE,
+    HostKernel,
+    KernelError,
+    KernelView,
+    is_writable,
+    natural_sort_key,
+    read_int,
+    read_or_none,
+)
 from tests.hosts import plant
 
 SCHEDULER = "sys/block/sda/queue/scheduler"
@@ -130,7 +139,7 @@ def test_a_file_that_is_not_listed_is_not_written(root: Path, kernel: HostKernel
 def test_a_file_that_is_not_listed_is_not_kept_for_writing(root: Path, kernel: HostKernel, path: str) -> None:
     before = contents(root.parent)
     with pytest.raises(KernelError) as caught:
-        kernel.keep(path, writable=True)
+        kernel.open(path, writable=True)
     assert (caught.value.errno, caught.value.filename) == (errno.EPERM, path)
     assert contents(root.parent) == before
 
@@ -139,7 +148,7 @@ def test_what_is_kept_for_reading_cannot_be_written(root: Path, kernel: HostKern
     """Every file may be kept so, those that are not listed too: the kernel says that the descriptor is for reading."""
     before = contents(root)
     for path in ("proc/sys/vm/negative", SCHEDULER):
-        kept = kernel.keep(path)
+        kept = kernel.open(path)
         try:
             assert kept.read() == before[root / path].decode().strip()
             with pytest.raises(KernelError) as caught:
@@ -151,7 +160,7 @@ def test_what_is_kept_for_reading_cannot_be_written(root: Path, kernel: HostKern
 
 
 def test_what_is_kept_for_writing_is_written(root: Path, kernel: HostKernel) -> None:
-    kept = kernel.keep(SCHEDULER, writable=True)
+    kept = kernel.open(SCHEDULER, writable=True)
     try:
         kept.write("none")
         assert kept.read() == "none"
@@ -203,20 +212,20 @@ def test_a_star_stays_between_two_slashes(kernel: HostKernel) -> None:
 @pytest.mark.parametrize("pattern", WRITABLE)
 def test_allowed_is_as_narrow_as_the_list(pattern: str) -> None:
     path = pattern.replace("*", "0")
-    assert allowed(path)
-    assert not allowed(f"/{path}")
-    assert not allowed(f"x/{path}")
-    assert not allowed(f"{path}/x")
-    assert not allowed(f"{path}x")
+    assert is_writable(path)
+    assert not is_writable(f"/{path}")
+    assert not is_writable(f"x/{path}")
+    assert not is_writable(f"{path}/x")
+    assert not is_writable(f"{path}x")
     if "*" in pattern:
-        assert not allowed(pattern.replace("*", "a/b"))
-        assert not allowed(pattern.replace("*", ".."))
+        assert not is_writable(pattern.replace("*", "a/b"))
+        assert not is_writable(pattern.replace("*", ".."))
 
 
 @given(st.text("abc/.*0", max_size=12))
 def test_no_name_of_a_device_opens_another_file(name: str) -> None:
     path = f"sys/block/{name}/queue/scheduler"
-    if allowed(path):
+    if is_writable(path):
         assert "/" not in name
         assert name != ".."
 
@@ -226,22 +235,22 @@ def test_no_name_of_a_device_opens_another_file(name: str) -> None:
     [("node2", "node10"), ("a/loop9", "a/loop10"), ("cpu", "cpu0"), ("2M/node2", "2M/node10"), ("sda", "sdb")],
 )
 def test_natural_order(smaller: str, larger: str) -> None:
-    assert natural(smaller) < natural(larger)
+    assert natural_sort_key(smaller) < natural_sort_key(larger)
 
 
 @given(st.lists(st.text("a1/²٣", max_size=6)))
 def test_any_names_can_be_sorted(names: list[str]) -> None:
-    assert sorted(sorted(names, key=natural)) == sorted(names)
+    assert sorted(sorted(names, key=natural_sort_key)) == sorted(names)
 
 
 def test_find_and_number_have_an_answer_for_what_is_not_there(kernel: HostKernel) -> None:
-    assert find(kernel, "proc/nothing") is None
-    assert find(kernel, "sys/block/sda/diskseq") == "7"
-    assert number(kernel, "proc/nothing") == 0
-    assert number(kernel, "proc/nothing", 5) == 5
-    assert number(kernel, SCHEDULER, 5) == 5
-    assert number(kernel, "sys/block/sda/diskseq") == 7
-    assert number(kernel, "proc/sys/vm/negative") == -3
+    assert read_or_none(kernel, "proc/nothing") is None
+    assert read_or_none(kernel, "sys/block/sda/diskseq") == "7"
+    assert read_int(kernel, "proc/nothing") == 0
+    assert read_int(kernel, "proc/nothing", 5) == 5
+    assert read_int(kernel, SCHEDULER, 5) == 5
+    assert read_int(kernel, "sys/block/sda/diskseq") == 7
+    assert read_int(kernel, "proc/sys/vm/negative") == -3
 
 
 def test_what_is_no_text_is_read_all_the_same(root: Path, kernel: HostKernel) -> None:
@@ -261,7 +270,7 @@ def test_a_packed_file_is_unpacked(root: Path, kernel: HostKernel) -> None:
 )
 def test_a_broken_packed_file_is_a_file_that_cannot_be_read(root: Path, kernel: HostKernel, damage: bytes) -> None:
     (root / "proc/config.gz").write_bytes(damage)
-    assert not find(kernel, "proc/config.gz")
+    assert not read_or_none(kernel, "proc/config.gz")
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])

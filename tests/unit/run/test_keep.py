@@ -28,7 +28,7 @@ while :; do sleep 0.05; done
 """
 
 
-class Kept:
+class OpenFile:
     """A keeper with its command, and what it has reported."""
 
     def __init__(self, process: subprocess.Popen[str], reports: IO[bytes], leash: IO[bytes]) -> None:
@@ -54,7 +54,7 @@ class Kept:
 
 
 @contextmanager
-def kept(script: str, *, patience: float = 60.0, before: Sequence[str] = (), **more: object) -> Iterator[Kept]:
+def kept(script: str, *, patience: float = 60.0, before: Sequence[str] = (), **more: object) -> Iterator[OpenFile]:
     (source, report), (end, leash) = os.pipe(), os.pipe()
     asked = {"report": report, "leash": end, "patience": patience, **more}
     words = [*before, sys.executable, "-P", "-m", "kerntune.run.keep", json.dumps(asked), "sh", "-c", script]
@@ -66,7 +66,7 @@ def kept(script: str, *, patience: float = 60.0, before: Sequence[str] = (), **m
         for ours in (report, end):
             os.close(ours)
         try:
-            yield Kept(process, reports, held)
+            yield OpenFile(process, reports, held)
         finally:
             process.kill()
 
@@ -126,8 +126,8 @@ def test_what_a_command_leaves_behind_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", [f"{LEAVES} wait", f"({LEAVES}) & sleep 600"])
-@pytest.mark.parametrize("how", [Kept.asked_to_end, Kept.let_go])
-def test_what_a_command_has_left_ends_with_it(script: str, how: Callable[[Kept], object]) -> None:
+@pytest.mark.parametrize("how", [OpenFile.asked_to_end, OpenFile.let_go])
+def test_what_a_command_has_left_ends_with_it(script: str, how: Callable[[OpenFile], object]) -> None:
     with kept(script) as keeper:
         left = keeper.says()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kerntune.kernel.support import configured, kernel_release, missing
+from kerntune.kernel.kconfig import configured, kernel_release, missing
 from tests.hosts import lay_out, plant
 
 

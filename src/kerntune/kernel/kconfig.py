@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kerntune.kernel.files import KernelView, find
+from kerntune.kernel.files import KernelView, read_or_none
 
 QUEUE: Final = "run/udev/queue"  # it exists while udev has devices left to look at (udev_queue_get_queue_is_empty(3))
 
@@ -16,7 +16,7 @@ def settling(kernel: KernelView) -> bool:
 
 def kernel_release(kernel: KernelView) -> str:
     """Return the running kernel's release, as `uname -r` prints it."""
-    return find(kernel, "proc/sys/kernel/osrelease") or "unknown"
+    return read_or_none(kernel, "proc/sys/kernel/osrelease") or "unknown"
 
 
 def missing(kernel: KernelView, path: str, option: str) -> str:
@@ -28,7 +28,7 @@ def missing(kernel: KernelView, path: str, option: str) -> str:
 def configured(kernel: KernelView, option: str) -> str:
     """Return one sentence on CONFIG_`option` with its source, or "" if no configuration is readable."""
     for place in (f"boot/config-{kernel_release(kernel)}", "proc/config.gz"):
-        text = find(kernel, place)
+        text = read_or_none(kernel, place)
         if text is None:
             continue
         wanted = f"CONFIG_{option}="
