@@ -11,17 +11,17 @@ from typing import Final
 
 CONFIG: Final = "/etc/kerntune"  # unless CONFIGURATION_DIRECTORY names another folder
 FOLDER: Final = "profiles"
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+PROFILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 def files_in(folder: Path) -> list[Path]:
     """Return the profiles of one folder; none where it cannot be listed. Leave out files whose names are not valid."""
-    return [path for path in toml_in(folder) if NAME.fullmatch(path.stem)]
+    return [path for path in toml_in(folder) if PROFILE_NAME.fullmatch(path.stem)]
 
 
 def misnamed_in(folder: Path) -> list[Path]:
     """Return the files that look like profiles but have no valid name; a leading dot is an editor's mark."""
-    return sorted(path for path in toml_in(folder) if not NAME.fullmatch(path.stem) and path.name[0] != ".")
+    return sorted(path for path in toml_in(folder) if not PROFILE_NAME.fullmatch(path.stem) and path.name[0] != ".")
 
 
 def toml_in(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-LONGEST: Final = 1 << 20  # bytes of a file of the configuration
+MAX_FILE_BYTES: Final = 1 << 20  # bytes of a file of the configuration
 NULL: Final = os.makedev(1, 3)  # /dev/null: an empty file to users who mask a file with it
 # The errnos of open(2) for a socket, a loop of links, and a device that nothing drives.
 NEVER: Final = frozenset({errno.ENXIO, errno.ELOOP, errno.ENODEV, errno.EISDIR, errno.ENOTDIR})
@@ -24,7 +24,7 @@ class NoPlainFile(OSError):
     """The path is no file that could ever be read: a folder, a pipe, a device, or a file that is too long."""
 
 
-def contents_of(path: Path, longest: int = LONGEST) -> bytes:
+def contents_of(path: Path, longest: int = MAX_FILE_BYTES) -> bytes:
     """Return the bytes of a regular file. Raise OSError; NoPlainFile for anything else, or if it is too long."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -41,7 +41,7 @@ def contents_of(path: Path, longest: int = LONGEST) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise NoPlainFile(errno.EINVAL, "it is no regular file", str(path))
         data = bytearray()
-        while len(data) <= longest and (more := os.read(fd, min(longest + 1 - len(data), LONGEST))):
+        while len(data) <= longest and (more := os.read(fd, min(longest + 1 - len(data), MAX_FILE_BYTES))):
             data += more
     finally:
         os.close(fd)

@@ -18,10 +18,10 @@ from kerntune.bus.turns import (
     FEW,
     HEAVY,
     LONG,
-    LONGEST,
+    LONG_MESSAGE_INTERVAL,
+    MAX_BODY,
     OF_USER,
     OVERHEAD,
-    PATIENCE,
     SLICE,
     STALE,
     UNANSWERED,
@@ -379,13 +379,13 @@ class TestIntake:
         got: list[tuple[int, bool]] = []
         intake = Intake(lambda frame, uid: got.append((uid, frame.whole)), known(Bus()))
         intake._users._known[":1.3"] = User(0, 0)
-        intake._heavy_at = -PATIENCE
-        for sender, size in ((b":1.1", LONGEST - 4), (b":1.1", LONGEST), (b":1.3", LONGEST)):
+        intake._heavy_at = -LONG_MESSAGE_INTERVAL
+        for sender, size in ((b":1.1", MAX_BODY - 4), (b":1.1", MAX_BODY), (b":1.3", MAX_BODY)):
             intake.turns.put(
                 intake._users.known(sender.decode()), sender, frame(size), asyncio.get_running_loop().time()
             )
         while intake.turns:
-            intake._heavy_at = -PATIENCE
+            intake._heavy_at = -LONG_MESSAGE_INTERVAL
             intake._take()
         assert sorted(got) == [(0, True), (1, False), (1, True)]
 
@@ -421,7 +421,7 @@ class TestIntake:
         got: list[Frame] = []
         intake = Intake(lambda frame, _: got.append(frame), known())
         intake.put(b":1.1", frame(2 * HEAVY))
-        intake._heavy_at = asyncio.get_running_loop().time() - PATIENCE
+        intake._heavy_at = asyncio.get_running_loop().time() - LONG_MESSAGE_INTERVAL
         intake.run(more=True)
         assert got
 

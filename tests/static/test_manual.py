@@ -17,7 +17,7 @@ from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.alerts import MESSAGE_ID as GUARD_CHANGED
 from kerntune.guard.guard import OBSERVES
 from kerntune.guard.policy import GuardState
-from kerntune.guard.saved import NAME
+from kerntune.guard.saved import CAP_FILE
 from kerntune.model import Reason, State
 from kerntune.tunables import REGISTRY
 
@@ -73,7 +73,7 @@ def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
     assert logs.TARGET_NOT_SET in PAGE
     assert logs.CONFIG_PROBLEM in PAGE
     assert GUARD_CHANGED in PAGE
-    assert NAME in PAGE
+    assert CAP_FILE in PAGE
     assert STATE_SET_ASIDE in PAGE
     assert CONFIG_INVALID in PAGE
     assert SUSPENDED in PAGE

@@ -18,7 +18,7 @@ SECONDS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 APART: Final = 20  # factor: values of one row that differ by more get units of their own
 
-WORDS: Final = {
+VERDICT_WORDS: Final = {
     Verdict.FASTER: "faster",
     Verdict.SLOWER: "slower",
     Verdict.SAME: "no difference found",

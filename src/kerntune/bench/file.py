@@ -26,7 +26,7 @@ SEED: Final = 1
 ALIGNMENT: Final = 8  # of the header's length, as in safetensors
 LEAST: Final = 1 << 16  # bytes of a made-up file, of which the header is the smaller part
 SYNTHETIC: Final = "synthetic"
-LONGEST: Final = 100  # characters of a path in a message
+MAX_PATH: Final = 100  # characters of a path in a message
 KINDS: Final = (
     (stat.S_ISDIR, "a folder", "Name one file of the model in it, such as model-00001-of-00004.safetensors"),
     (stat.S_ISFIFO, "a pipe", "Name a plain file"),
@@ -177,4 +177,4 @@ def _not_made(folder: str, size: int, error: OSError) -> Failed:
 
 def _short(path: str | Path) -> str:
     plain = printable(str(path))
-    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
+    return plain if len(plain) <= MAX_PATH else f"{plain[:MAX_PATH]}..."

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
-LONGEST: Final = 1000  # characters of any text on a page
+MAX_TEXT: Final = 1000  # characters of any text on a page
 SHORT: Final = 60  # characters of a name in a heading
 MARKS: Final = 4  # combining marks in a row; Hebrew and Tibetan have as many
 # str.isprintable accepts only the common space; figures are written with these two.
@@ -22,7 +22,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def visible(text: str, longest: int = LONGEST) -> str:
+def visible(text: str, longest: int = MAX_TEXT) -> str:
     """Return text on one line, cut; characters that act unseen (colours, text direction) show as `[U+202E]`."""
     shown = "".join(_visible(text[:longest]))
     return shown if max(len(text), len(shown)) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"

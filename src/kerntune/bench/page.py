@@ -95,7 +95,7 @@ def _answer(leg: Leg) -> Markup:
 
 
 def _verdict(leg: Leg) -> Markup:
-    return element("span", figures.WORDS[leg.verdict], class_=f"verdict {leg.verdict.name.lower()}")
+    return element("span", figures.VERDICT_WORDS[leg.verdict], class_=f"verdict {leg.verdict.name.lower()}")
 
 
 def _leg(leg: Leg, name: str) -> Markup:

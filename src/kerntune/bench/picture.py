@@ -107,7 +107,7 @@ def _draw(place: Axes, leg: Leg) -> None:
 
 def _label(place: Axes, leg: Leg, scale: Axis, medians: dict[str, float]) -> None:
     said = textwrap.wrap(visible(figures.answer(leg), 3 * LINE), LINE)
-    title = "\n".join([f"{visible(leg.name, LINE // 2)}: {figures.WORDS[leg.verdict]}", *said])
+    title = "\n".join([f"{visible(leg.name, LINE // 2)}: {figures.VERDICT_WORDS[leg.verdict]}", *said])
     place.set_title(title, fontsize=10, color=INK, loc="left")
     place.set_xlim(-0.5, len(medians) - 0.5)
     place.set_ylim(-0.02, 1.02)

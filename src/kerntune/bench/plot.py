@@ -15,7 +15,7 @@ WIDTH: Final = 360  # of all pictures: that of a small telephone, which then nev
 HEIGHT: Final = 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 348, 12, 250
 NAMES: Final = 92  # where ratios begin, to the right of the names of the legs
-NAME: Final = 10  # characters of a name
+MAX_NAME: Final = 10  # characters of a name
 ROW: Final = 30
 MANY: Final = 60  # pairs; from so many on, lines are thin
 
@@ -49,7 +49,7 @@ def runs(leg: Leg, name: str) -> Markup:
     said = ", ".join(f"{column} {figures.seconds(middle)}" for column, middle in medians.items())
     told = f"{len(leg.rounds)} rounds. The axis of times is {kind}. Medians: {said}."
     look = "runs many" if len(leg.rounds) > MANY else "runs"
-    return _picture(name, (f"Runs of {visible(leg.name, NAME)}", told), HEIGHT, look, drawn)
+    return _picture(name, (f"Runs of {visible(leg.name, MAX_NAME)}", told), HEIGHT, look, drawn)
 
 
 def _height(scale: Axis, value: float) -> float:
@@ -100,14 +100,16 @@ def ratios(legs: Sequence[Leg], name: str) -> Markup:
     drawn.append(_text((one + 8, bottom + 35), "slower \N{RIGHTWARDS ARROW}", "right"))
     for number, (leg, look) in enumerate(zip(legs, looked, strict=True)):
         y = 4 + ROW * (number + 0.5)
-        drawn.append(_text((NAMES - 12, y + 4), visible(leg.name, NAME), "leg"))
+        drawn.append(_text((NAMES - 12, y + 4), visible(leg.name, MAX_NAME), "leg"))
         if look:
             drawn += [
                 *_interval(look.effect, scale, y - 3, f"effect {leg.verdict.name.lower()}"),
                 *_middle(leg.verdict, look.effect, scale, y - 3),
             ]
             drawn += _interval(look.control, scale, y + 7, "control") if look.control else []
-    told = "; ".join(f"{visible(leg.name, NAME)} {' '.join(figures.estimated(figures.effect(leg)))}" for leg in legs)
+    told = "; ".join(
+        f"{visible(leg.name, MAX_NAME)} {' '.join(figures.estimated(figures.effect(leg)))}" for leg in legs
+    )
     return _picture(name, ("Ratios of after to before", f"{told}."), bottom + 44, "ratios", drawn)
 
 

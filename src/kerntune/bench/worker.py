@@ -30,7 +30,7 @@ MAP_HUGETLB: Final = 0x40000
 MAP_HUGE_SHIFT: Final = 26
 # pickle raises these too for bytes that are no pickle, beside its own error.
 BROKEN: Final = (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-LONGEST: Final = 200  # characters of an error that is passed on
+MAX_ERROR: Final = 200  # characters of an error that is passed on
 SHORTER: Final = "the file has become shorter while it was read"
 # Fields of /proc/self/smaps_rollup (Documentation/filesystems/proc.rst).
 MAPPED: Final = {
@@ -270,7 +270,7 @@ def sample(seconds: float, figures: Figures, cold: str = "", trouble: str = "") 
 
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's text, or its class."""
-    return next(iter(str(error).splitlines()), "")[:LONGEST] or type(error).__name__
+    return next(iter(str(error).splitlines()), "")[:MAX_ERROR] or type(error).__name__
 
 
 def ended(status: int, leg: str = "") -> str:

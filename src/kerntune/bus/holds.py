@@ -26,7 +26,7 @@ from kerntune.model import Claim, Hold, Setting
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LONGEST: Final = 256  # bytes of `who` and of `why`
+MAX_TEXT_BYTES: Final = 256  # bytes of `who` and of `why`
 LONGEST_TTL: Final = 10 * 366 * 86_400 * 1_000_000  # microseconds
 AGAIN: Final = 1.0  # seconds until work that must not fail is tried again, doubled each time
 AGAIN_MOST: Final = 60.0
@@ -257,8 +257,8 @@ def shown(**text: str) -> str:
     Raise InvalidArgs for a text that is too long, or that a terminal would not show as text.
     """
     ((name, given),) = ((name, given.strip()) for name, given in text.items())
-    if len(given.encode()) > LONGEST:
-        raise InvalidArgs(f"{name} has {len(given.encode())} bytes", f"{LONGEST} are allowed")
+    if len(given.encode()) > MAX_TEXT_BYTES:
+        raise InvalidArgs(f"{name} has {len(given.encode())} bytes", f"{MAX_TEXT_BYTES} are allowed")
     marks = "".join("^" if unicodedata.category(char) in ("Mn", "Me") else "." for char in given)
     if not given.isprintable() or UNSEEN.search(given) or marks.startswith("^") or "^" * (MARKS + 1) in marks:
         raise InvalidArgs(f"{name} is {given!a:.60}", "Leave out what cannot be seen or printed: others will read it")

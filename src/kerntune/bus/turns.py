@@ -28,17 +28,17 @@ OF_USER: Final = 4096  # messages of one user, above which a sender may have FEW
 FEW: Final = 16
 REFUSED: Final = 256  # messages of one user that wait to be refused
 LONG: Final = 512 << 10  # bytes of one sender, above which only headers are kept, and answered LimitsExceeded
-LONGEST: Final = 64 << 10  # bytes of a body, except root's; parsing holds the loop for up to 1 us a byte
+MAX_BODY: Final = 64 << 10  # bytes of a body, except root's; parsing holds the loop for up to 1 us a byte
 USER: Final = 2 << 20  # bytes of one user, likewise
 TOTAL: Final = 8 << 20  # bytes of all users, likewise
 SPARE: Final = 4 << 10  # bytes that a sender may have, however much others of its user, or all others, have
-MOST: Final = 2 * TOTAL  # bytes of all users
+MAX_TOTAL_BYTES: Final = 2 * TOTAL  # bytes of all users
 
 SLICE: Final = 0.001  # seconds to look at messages before other tasks have their turn
 BATCH: Final = 16  # messages in a slice: the calls that they begin cost more, and the socket fills meanwhile
 HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more data comes: messages of others may be behind it
 QUIET: Final = 0.005  # seconds without a read, after which no more data is expected
-PATIENCE: Final = 0.5  # seconds between two long messages while more data comes all the time
+LONG_MESSAGE_INTERVAL: Final = 0.5  # seconds between two long messages while more data comes all the time
 
 ASKING: Final = 16  # questions to the bus at once, of the 128 calls that it lets a connection wait for
 ASIDE: Final = 4096  # senders that the bus is asked about; it has 2048 connections (max_completed_connections)
@@ -97,7 +97,7 @@ def _work(frame: Frame) -> int:
 
 
 class Turns:
-    """The waiting messages, at most `MOST` bytes of them.
+    """The waiting messages, at most `MAX_TOTAL_BYTES` bytes of them.
 
     A user that is held has no turn, but its surplus calls are refused. Those are the calls above `most` of one
     connection, counted with those that are `busy` already.
@@ -135,7 +135,7 @@ class Turns:
                 return False
             frame = frame.cut()
         size = len(frame.data)
-        if self._bytes + size > MOST or (user.bytes + size > 2 * USER and not little):
+        if self._bytes + size > MAX_TOTAL_BYTES or (user.bytes + size > 2 * USER and not little):
             return False
         found.frames.append((now, frame))
         found.bytes += size
@@ -152,7 +152,7 @@ class Turns:
     def _refuse(self, user: _User, sender: bytes, frame: Frame) -> bool:
         frame = frame.bodyless()
         size = len(frame.data)
-        if len(user.refused) >= REFUSED or self._bytes + size > MOST:
+        if len(user.refused) >= REFUSED or self._bytes + size > MAX_TOTAL_BYTES:
             return False
         user.refused.append((sender, frame))
         self._grow(user, 1, size)
@@ -374,7 +374,7 @@ class Intake:
             if turn is None or self._stopped:
                 break
             if len(turn.frame.data) > HEAVY:
-                if now < min(self._read_at + QUIET, self._heavy_at + PATIENCE):
+                if now < min(self._read_at + QUIET, self._heavy_at + LONG_MESSAGE_INTERVAL):
                     self._next = loop.call_later(QUIET, self._take)
                     return
                 self._heavy_at = now
@@ -385,7 +385,7 @@ class Intake:
                 self._ask(turn.sender)
             else:
                 self.turns.take()
-                too_long = len(turn.frame.data) > LONGEST and turn.frame.body > LONGEST and not is_root(turn.uid)
+                too_long = len(turn.frame.data) > MAX_BODY and turn.frame.body > MAX_BODY and not is_root(turn.uid)
                 self._receive(turn.frame.header() if too_long else turn.frame, turn.uid)
             now = loop.time()
             if now >= until:

@@ -12,7 +12,7 @@ from kerntune.patterns import EVERY, GLOB, PATTERNS, Kind
 from kerntune.results import KEPT, is_lacking
 
 IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
-NAMED: Final = 16  # instances that a message lists; it counts the others
+MAX_LISTED_INSTANCES: Final = 16  # instances that a message lists; it counts the others
 
 
 class Outcome(NamedTuple):
@@ -272,8 +272,8 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     there = covered(document, name, EVERY)
     instances = [target["instance"] for target in there if target["instance"]]
     if instances:
-        more = f" and {len(instances) - NAMED} more" if len(instances) > NAMED else ""
-        hint = f"There {'is' if len(instances) == 1 else 'are'} {', '.join(instances[:NAMED])}{more}"
+        more = f" and {len(instances) - MAX_LISTED_INSTANCES} more" if len(instances) > MAX_LISTED_INSTANCES else ""
+        hint = f"There {'is' if len(instances) == 1 else 'are'} {', '.join(instances[:MAX_LISTED_INSTANCES])}{more}"
     else:
         hint = f"This host has no {name} now"
     raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)

@@ -13,7 +13,7 @@ from kerntune.cli.answers import Document, Event
 from kerntune.model import Reason
 from kerntune.units import gib, spell_size
 
-KEPT: Final = 200  # events
+MAX_EVENTS: Final = 200  # events
 LABEL: Final = 12  # columns
 BAR: Final = 20  # columns
 FULL: Final = 4  # the end of the bar, in floors
@@ -33,7 +33,7 @@ class Board:
     pools: Properties = field(default_factory=dict)
     governors: Properties = field(default_factory=dict)
     drives: Properties = field(default_factory=dict)
-    events: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
+    events: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
     def note(self, clock: str, event: Event) -> None:
         """Add an event."""

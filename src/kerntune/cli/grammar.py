@@ -98,7 +98,7 @@ ACTION: Final = Argument(
         "help": "list (the default), set, clear, or show one's values",
     },
 )
-NAME: Final = Argument(
+PROFILE_NAME: Final = Argument(
     ("name",), {"nargs": "?", "metavar": "NAME", "help": "of a profile"}, "profiles", ("set", "show")
 )
 RESET_HOLDS: Final = flag("--holds", "end all holds too")
@@ -215,7 +215,9 @@ VERBS: Final = (
         "verbs:plan",
         (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE, PLANNED_HOLDS),
     ),
-    Verb("profile", "list profiles, put one in force, or show what it says", "profiles:profile", (ACTION, NAME)),
+    Verb(
+        "profile", "list profiles, put one in force, or show what it says", "profiles:profile", (ACTION, PROFILE_NAME)
+    ),
     Verb(
         "reset",
         "withdraw everybody's claims: back to configuration and profile",

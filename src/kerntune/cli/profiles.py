@@ -13,7 +13,7 @@ from kerntune.cli.rows import Answer, changed, gives_back
 from kerntune.errors import Usage
 from kerntune.results import profile_exit_code
 
-NAMING: Final = frozenset(grammar.NAME.after)
+NAMING: Final = frozenset(grammar.PROFILE_NAME.after)
 
 
 async def profile(connect: Connect, args: Namespace) -> Answer:

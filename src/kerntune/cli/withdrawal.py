@@ -11,7 +11,7 @@ from kerntune.cli.rows import Advice
 from kerntune.model import Origin
 from kerntune.patterns import EVERY
 
-NAMED: Final = 3  # claims that the advice names; it counts the others
+MAX_LISTED_CLAIMS: Final = 3  # claims that the advice names; it counts the others
 
 
 def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:
@@ -22,8 +22,8 @@ def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, pe
     found = list(in_force(document, what))
     if not found:
         return Advice(said, "Nobody claims it: kerntune status shows who wants what")
-    parts = [f"{one['origin']} {_target(one)} = {one['value']} ({how(one)})" for one in found[:NAMED]]
-    more = [f"{len(found) - NAMED} more (kerntune status)"] if len(found) > NAMED else []
+    parts = [f"{one['origin']} {_target(one)} = {one['value']} ({how(one)})" for one in found[:MAX_LISTED_CLAIMS]]
+    more = [f"{len(found) - MAX_LISTED_CLAIMS} more (kerntune status)"] if len(found) > MAX_LISTED_CLAIMS else []
     return Advice(said, f"In force {'is' if len(found) == 1 else 'are'} {'; '.join([*parts, *more])}")
 
 

@@ -16,7 +16,7 @@ from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
 from kerntune.daemon.profiles import Profile, Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
-from kerntune.places import FOLDER, NAME, files_in, folders, misnamed_in
+from kerntune.places import FOLDER, PROFILE_NAME, files_in, folders, misnamed_in
 from kerntune.plain_files import contents_of
 from kerntune.tunables import REGISTRY
 
@@ -95,7 +95,7 @@ def of_profiles(profiles: Profiles, files: Sequence[Path]) -> Report:
 
 def misnamed(file: Path) -> Iterator[Problem]:
     """Yield a warning if the file would not be found as a profile."""
-    if file.suffix != ".toml" or not NAME.fullmatch(file.stem):
+    if file.suffix != ".toml" or not PROFILE_NAME.fullmatch(file.stem):
         allowed = "A profile is NAME.toml, with letters, digits, dots, - and _ in its name"
         yield Problem(str(file), 0, Kind.WARNING, "no profile is found under this name", allowed)
 

@@ -17,7 +17,7 @@ LANES: Final = {"block": Lane.BLOCK, "cpu": Lane.CPU}
 # A module's event comes when the module is ready (load_module of kernel/module/main.c). It may be a cpufreq driver.
 DRIVERS: Final = {"module": Lane.CPU}
 # A controller's event says only that drives or paths may follow.
-LATER: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
+LATE_SUBSYSTEMS: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
 # Seconds after the last event. A drive may not be ready at its event; the hidden paths of a multipath drive, and the
 # policies of a cpufreq driver, have no event.
 FOLLOW_UPS: Final = (0.5, 2.0, 8.0)
@@ -54,7 +54,7 @@ class Hotplug:
             for event in source.events():
                 if lane := LANES.get(event.subsystem) or DRIVERS.get(event.subsystem):
                     found.setdefault(lane, []).append(event)
-                elif lane := LATER.get(event.subsystem):
+                elif lane := LATE_SUBSYSTEMS.get(event.subsystem):
                     self._follow_up(lane, FOLLOW_UPS)
         except Overrun:
             log.info("more device events at once than could be kept: everything is looked at")

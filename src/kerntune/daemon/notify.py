@@ -19,7 +19,7 @@ EXTEND_BY = 20_000_000  # microseconds
 WAITED_FOR: Final = frozenset({"READY=1", "RELOADING=1", "STOPPING=1", "WATCHDOG=1"})
 RETRY: Final = 0.25  # seconds
 TRIES: Final = 240  # a minute: by then systemd has given up the daemon, or does not read at all
-LONGEST: Final = 16  # messages that wait
+MAX_WAITING: Final = 16  # messages that wait
 # The socket is full, or the system has no room for another socket at this moment.
 PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -37,7 +37,7 @@ class Outbox:
         if self._waiting:
             # Behind a waiting message only those that matter are kept, and a watchdog beat only once.
             if matters and text not in self._waiting[-1:]:
-                self._waiting = [*self._waiting, text][-LONGEST:]
+                self._waiting = [*self._waiting, text][-MAX_WAITING:]
         elif not sent(text) and matters:
             self._waiting, self._tries = [text], 0
             self._later()

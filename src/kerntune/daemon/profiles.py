@@ -20,7 +20,7 @@ from kerntune.suggest import there_are
 from kerntune.tunables.base import Tunable
 
 COPY: Final = "profile.json"  # in the runtime directory
-NAMED: Final = 3  # mistakes that a caller is told
+MAX_LISTED_ERRORS: Final = 3  # mistakes that a caller is told
 SUMMARY: Final = 200  # characters
 DEEPEST: Final = 16
 KEYS: Final = ("summary", "include")  # beside tables
@@ -121,7 +121,7 @@ class ProfileInForce:
         """Return the content of a profile that a caller selects. Raise NoSuchProfile, or InvalidValue for mistakes."""
         profile = self.profiles.read(name)
         if profile.errors:
-            named = "; ".join(map(str, profile.errors[:NAMED]))
+            named = "; ".join(map(str, profile.errors[:MAX_LISTED_ERRORS]))
             raise InvalidValue(f"profile {name} is not in order: {named}", "Correct it and try again")
         return Chosen(profile.claims, profile.problems)
 

@@ -23,7 +23,7 @@ from kerntune.places import folders
 
 log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
-NAMED: Final = 3  # errors that a caller is told; the journal has all
+MAX_LISTED_ERRORS: Final = 3  # errors that a caller is told; the journal has all
 
 
 class Reloading:
@@ -160,8 +160,8 @@ class Reloading:
 
 def not_in_order(wrong: Sequence[Problem]) -> InvalidValue:
     """Return the error that answers a Reload which could not take everything."""
-    named = "; ".join(map(str, wrong[:NAMED]))
-    more = len(wrong) - NAMED
+    named = "; ".join(map(str, wrong[:MAX_LISTED_ERRORS]))
+    more = len(wrong) - MAX_LISTED_ERRORS
     kinds = {problem.kind for problem in wrong}
     stays = "The last good claims of these files stay in force" if kinds & {Kind.CLAIM, Kind.FILE} else ""
     falls = "Bad options have their defaults" if Kind.OPTION in kinds else ""

@@ -28,7 +28,7 @@ STATE_SET_ASIDE = "state-set-aside"
 STATE_UNREAD = "state-unread"
 UNREAD = "unread"
 PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # parts of the claims that end with the boot
-LONGEST = 16 << 20  # bytes of a file
+MAX_FILE_BYTES = 16 << 20  # bytes of a file
 NOBODY, LARGEST = 2**32 - 1, 2**64 - 1  # the largest `u` and `t` of D-Bus
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
@@ -216,7 +216,7 @@ def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path |
     """
     why: Exception
     try:
-        return check(json.loads(patiently(path, LONGEST))), None
+        return check(json.loads(patiently(path, MAX_FILE_BYTES))), None
     except FileNotFoundError:
         return {}, None
     except (NoPlainFile, ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidValue) as error:

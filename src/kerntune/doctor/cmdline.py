@@ -23,7 +23,7 @@ PLAIN: Final = {
     "cpufreq.default_governor": CPU_GOVERNOR.scope.of_device("cpu*"),
     "numa_balancing": SYSCTL.scope.path("kernel.numa_balancing"),
 }
-WORDS: Final = {"numa_balancing": {"enable": "1", "disable": "0"}}
+WORD_VALUES: Final = {"numa_balancing": {"enable": "1", "disable": "0"}}
 
 
 def words(files: Files) -> Iterator[tuple[str, str, Place]]:
@@ -53,7 +53,7 @@ def read(files: Files, default_page_size: int) -> list[Line]:
         elif name == "elevator":
             found.append(Left(place, "kernels since 5.0 ignore it; set io-scheduler instead", Cause.NO_EFFECT))
         elif path := PLAIN.get(name) or (f"proc/sys/{path_of(name[7:])}" if name.startswith("sysctl.") else ""):
-            found.append(Assignment(place, Stage.KERNEL, path, WORDS.get(name, {}).get(value, value)))
+            found.append(Assignment(place, Stage.KERNEL, path, WORD_VALUES.get(name, {}).get(value, value)))
     return found
 
 

@@ -16,7 +16,7 @@ GLOB: Final = re.compile(r"[*?\[]")
 CHOSEN: Final = re.compile(r"\[([^\]]+)\]")
 SHOWN: Final = 3  # values of a pattern that a finding quotes
 # These set their values after kerntuned has set its own, or again each time a drive comes.
-LATER: Final = frozenset({Stage.UDEV, Stage.SERVICE, Stage.RC_LOCAL})
+LATER_STAGES: Final = frozenset({Stage.UDEV, Stage.SERVICE, Stage.RC_LOCAL})
 HOW: Final = {
     Stage.KERNEL: "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot",
     Stage.UDEV: "put a # in front of the rule",
@@ -71,7 +71,7 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
     if against and against.value != setting.value:
         what = f"{place.file} sets {named(setting)} to {setting.value}, but kerntune keeps {against} at {against.value}"
         evidence.append(f"kerntune status: {against.origin} claim {against}={against.value}")
-        severity = Severity.PROBLEM if stage in LATER else Severity.WARNING
+        severity = Severity.PROBLEM if stage in LATER_STAGES else Severity.WARNING
         return Finding(severity, setting.tunable, what, (*evidence, *overridden), undone(proposal, stage, against))
     if against:
         what = f"{place.file} sets {named(setting)} to {setting.value}, as kerntune does: the line is not needed"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-MOST: Final = 1 << 20  # bytes of one file; nobody writes longer ones by hand
+MAX_BYTES: Final = 1 << 20  # bytes of one file; nobody writes longer ones by hand
 LINKS: Final = 40  # the most links that `resolve` follows one after another, as the kernel does
 NOWHERE: Final = "dev/null"  # a link to it masks a file that a package ships
 
@@ -77,7 +77,11 @@ class Files:
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     return None
-                data = b"".join(iter(lambda: os.read(fd, MOST), b"")) if path.startswith("proc/") else os.read(fd, MOST)
+                data = (
+                    b"".join(iter(lambda: os.read(fd, MAX_BYTES), b""))
+                    if path.startswith("proc/")
+                    else os.read(fd, MAX_BYTES)
+                )
                 # No path may hold a NUL, and text from here may become a path.
                 return data.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
             finally:

@@ -25,7 +25,7 @@ SUBSHELL: Final = CLOSERS[")"]
 FUNCTION: Final = "function"
 SKIPPED: Final = frozenset({"time"})
 PIECE: Final = re.compile(r"\(\)|[()]|&&|\|\||\|&|;;?&?|[|&]")
-NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
+VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Nesting:
 
     def _defines(self, body: Sequence[str], line: Line) -> bool:
         """Return whether `()` after these words makes a function; its keyword may have opened one already."""
-        if len(body) == 1 and NAME.fullmatch(body[0]):
+        if len(body) == 1 and VARIABLE_NAME.fullmatch(body[0]):
             self._open(FUNCTION, line)
             return True
         return not body and bool(self.stack) and self.stack[-1].opener == FUNCTION

@@ -20,7 +20,7 @@ PAIR: Final = re.compile(r'\s*([A-Za-z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\
 ATTRIBUTES: Final = {attribute: knob.scope for knob in KNOBS for attribute in knob.scope.attributes}
 # Every drive that kerntune can tune meets conditions on these anyway.
 HARMLESS: Final = frozenset({"ACTION", "SUBSYSTEM", "TEST", "KERNEL"})
-NAME: Final = re.compile(r"\$kernel|\$name|%k|\$env\{DEVNAME\}")
+DEVICE_NAME: Final = re.compile(r"\$kernel|\$name|%k|\$env\{DEVNAME\}")
 
 
 class Pair(NamedTuple):
@@ -123,7 +123,7 @@ def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Ite
             yield f"proc/sys/{pair.attribute.replace('.', '/')}", pair.value
         elif pair.key == "RUN":
             for name in patterns:
-                command = NAME.sub(name.replace("\\", ""), pair.value).replace('\\"', '"')
+                command = DEVICE_NAME.sub(name.replace("\\", ""), pair.value).replace('\\"', '"')
                 for line in shell.script([Row(place.line, command)], place.file):
                     if isinstance(line, Assignment):
                         yield line.path, line.value

@@ -12,7 +12,7 @@ from typing import Final
 from kerntune.model import Target
 
 FIRST: Final = 60.0  # seconds
-LONGEST: Final = 3600.0
+LONGEST_WAIT: Final = 3600.0
 PARTS: Final = 4  # a quarter of the shortfall has to have become free
 
 
@@ -39,7 +39,7 @@ def next_attempt(before: Attempt | None, value: str, shortfall: int, now: float,
     """Return the record of an attempt that fell short: the wait doubles where it brought nothing."""
     if before is None or (before.value, before.shortfall) != (value, shortfall):
         return Attempt(value, shortfall, now, free)
-    return Attempt(value, shortfall, now, free, min(before.wait * 2, LONGEST))
+    return Attempt(value, shortfall, now, free, min(before.wait * 2, LONGEST_WAIT))
 
 
 class Backoff:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
-from kerntune.engine.retry import LONGEST, SOON
+from kerntune.engine.retry import LONGEST_WAIT, SOON
 from kerntune.kernel.files import KernelError, KernelView
 from kerntune.model import Reading, Reason, State, Target, Verdict
 from kerntune.tunables.base import Tunable
@@ -143,7 +143,7 @@ class Hung:
     def _wait(self, device: str) -> float:
         now = self._clock()
         self._returned = {name: last for name, last in self._returned.items() if now - sum(last) < AGAIN}
-        wait = min(max(SOON, 2 * self._returned[device][1]), LONGEST) if device in self._returned else 0.0
+        wait = min(max(SOON, 2 * self._returned[device][1]), LONGEST_WAIT) if device in self._returned else 0.0
         self._returned[device] = now, wait
         return wait
 

@@ -11,7 +11,7 @@ from kerntune.engine.passes import Result, changed
 from kerntune.model import Lane, Memory, Outcome, Reading, State, Target
 
 FRESH: Final = 0.1  # seconds in which a reading counts as that of now
-PATIENCE: Final = 1.0  # seconds that somebody waits for a look: a device may hang
+LOOK_SECONDS: Final = 1.0  # seconds that somebody waits for a look: a device may hang
 TRIES: Final = 3  # looks in a row that a pass may overtake; its own readings serve then
 
 
@@ -51,7 +51,7 @@ class Observed:
         since = self._clock() - FRESH
         return all(self._lanes[lane].read_at >= since for lane in lanes)
 
-    async def fresh(self, lanes: Iterable[Lane], age: float = FRESH, patience: float | None = PATIENCE) -> None:
+    async def fresh(self, lanes: Iterable[Lane], age: float = FRESH, patience: float | None = LOOK_SECONDS) -> None:
         """Return when what is known of the lanes is `age` seconds old at most: 0 is a look that begins after now.
 
         A look that takes longer than `patience` seconds (None: no bound) is not waited for: what was read last serves.

@@ -36,7 +36,7 @@ from kerntune.engine.requests import (
     within_reason,
     work_of,
 )
-from kerntune.engine.retry import LONGEST, SOON
+from kerntune.engine.retry import LONGEST_WAIT, SOON
 from kerntune.engine.shared import DryRuns, Shared
 from kerntune.engine.state_store import StateStore, why_not_saved
 from kerntune.engine.threads import Threads
@@ -725,7 +725,7 @@ class Reconciler:
     def _failed(self, lane: Lane) -> None:
         """Handle a pass that raised: a later pass does its work."""
         self._lanes[lane].runner.writing.clear()
-        self._retry_at(lane, self._clock() + min(SOON * 2 ** self._failures[lane], LONGEST))
+        self._retry_at(lane, self._clock() + min(SOON * 2 ** self._failures[lane], LONGEST_WAIT))
         self._failures[lane] = min(self._failures[lane] + 1, 12)
 
     def _retry_at(self, lane: Lane, due: float | None) -> None:

@@ -15,7 +15,7 @@ from kerntune.model import Reading, Target, Write
 # Seconds to the second try: of a value that is owed to the host, and of a claim that the kernel refused.
 SOON: Final = 1.0
 LATER: Final = 60.0
-LONGEST: Final = 3600.0
+LONGEST_WAIT: Final = 3600.0
 
 Seen = tuple[str | None, tuple[str, ...]]
 
@@ -86,7 +86,7 @@ class Retries:
         """Return the record of a try in vain: the wait doubles when it left everything as it was."""
         last = self._tries.get(target)
         same = last is not None and (last.value, last.seen, last.code) == (value, seen(reading), vain.code)
-        wait = min(last.wait * 2, LONGEST) if last and same and not vain.anew else vain.first
+        wait = min(last.wait * 2, LONGEST_WAIT) if last and same and not vain.anew else vain.first
         return Try(value, vain.writes, seen(reading), vain.code, vain.at, wait)
 
     def tried(self, target: Target) -> bool:

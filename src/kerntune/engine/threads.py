@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 Given = TypeVarTuple("Given")
 READERS: Final = 2
 LOOKING: Final = READERS + 3  # who may read a lane at the same time: these, a pass, a look, and the open calls
-PATIENCE: Final = 1.0  # seconds
+CLOSE_SECONDS: Final = 1.0  # seconds
 
 
 class Threads:
@@ -67,7 +67,7 @@ class Threads:
             for pool, count in pools:
                 for _ in range(count):
                     # One that waits for the gate makes the pool start another.
-                    pool.submit(gate.wait, PATIENCE)
+                    pool.submit(gate.wait, CLOSE_SECONDS)
         gate.set()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 TOP: Final = 5
 RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with enough memory and without
 CAUSE: Final = "memory guard"
-PATIENCE: Final = 5.0  # seconds that the first look may take
+FIRST_LOOK_SECONDS: Final = 5.0  # seconds that the first look may take
 MIB: Final = 1 << 20
 MESSAGE_ID: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"  # of the guard's entries in the journal
 
@@ -83,7 +83,7 @@ class Alerts:
         """
         if self._consumers is None:
             with seeing("who holds memory"):
-                self._threads.submit(self._look_now).result(PATIENCE)
+                self._threads.submit(self._look_now).result(FIRST_LOOK_SECONDS)
 
     async def work(self, engine: Reconciler) -> None:
         """Publish verdicts until cancelled; a failure here stops neither the guard nor the daemon."""
@@ -109,7 +109,7 @@ class Alerts:
         named = await self._look(named=told.verdict.level > 0) if told.memory else NOBODY
         alert = alert_of(told, named)
         ended = last.verdict.caps and told.verdict.state is GuardState.RELAXED
-        record(alert, LET_GO if ended else WORDS[told.verdict.state])
+        record(alert, LET_GO if ended else STATE_WORDS[told.verdict.state])
         if told.verdict.caps != last.verdict.caps:
             engine.look_again(CAUSE, [Lane.MEMORY])
         engine.announce(CAUSE)
@@ -166,7 +166,7 @@ def seeing(what: str) -> Iterator[None]:
         log.error("%s cannot be seen: %s", what, str(error) or type(error).__name__)
 
 
-WORDS: Final[Mapping[GuardState, str]] = {
+STATE_WORDS: Final[Mapping[GuardState, str]] = {
     GuardState.OFF: "the memory guard is off",
     GuardState.RELAXED: "the memory guard watches",
     GuardState.CAPPED: "memory is short: the memory guard caps commits (promises of memory)",

@@ -16,7 +16,7 @@ from kerntune.kernel.files import Kernel
 from kerntune.plain_files import NoPlainFile, patiently, put_aside
 
 log = logging.getLogger(__name__)
-NAME: Final = "cap.json"
+CAP_FILE: Final = "cap.json"
 SIZE: Final = 256  # bytes; no number in it has more than 20 digits
 NOTHING: Final = b" " * SIZE
 
@@ -42,7 +42,7 @@ class SavedOriginals:
     def __init__(self, runtime: Path) -> None:
         """Open and clear the file. Raise OSError where there is no room."""
         self.originals: Originals | None = None
-        self._fd = os.open(runtime / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(runtime / CAP_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.clear()
 
     def save(self, originals: Originals) -> None:
@@ -74,27 +74,27 @@ def undo_cap(kernel: Kernel, runtime: Path) -> bool:
             log.warning("a cap that was left behind is undone: vm.overcommit_memory is %d again", originals.mode)
     finally:
         files.close()
-    (runtime / NAME).write_bytes(NOTHING)
+    (runtime / CAP_FILE).write_bytes(NOTHING)
     return True
 
 
 def left_behind(runtime: Path) -> Originals | None:
     """Return the values to restore, None for none. Raise Unreadable, or OSError when they cannot be read now."""
     try:
-        text = patiently(runtime / NAME, SIZE)
+        text = patiently(runtime / CAP_FILE, SIZE)
     except FileNotFoundError:
         return None
     except NoPlainFile as error:
-        raise Unreadable(NAME) from error
+        raise Unreadable(CAP_FILE) from error
     if not text.strip():
         return None
     try:
         found = Originals(*json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
-        raise Unreadable(NAME) from error
+        raise Unreadable(CAP_FILE) from error
     # We would never set a ratio below 0, but the kernel accepts one from others.
     if not all(type(value) is int for value in found) or min(found._replace(ratio=0)) < 0 or found.mode > MODE_NEVER:
-        raise Unreadable(NAME)
+        raise Unreadable(CAP_FILE)
     return found
 
 
@@ -106,7 +106,7 @@ def undo_cap_alone(kernel: Kernel, runtime: Path) -> Undone:
         log.error("a cap that was left behind cannot be undone: %s: %s", error.filename, error.strerror)
         return Undone.FAILED
     except Unreadable:
-        path = runtime / NAME
+        path = runtime / CAP_FILE
         aside = path
         with contextlib.suppress(OSError):
             aside = put_aside(path, "bad")

@@ -19,7 +19,7 @@ DATABASE: Final = Path("/run/udev/data")  # udev writes one file for each device
 # Block devices and CPUs. The controllers of NVMe drives, because the hidden paths of a multipath drive have no events.
 # Modules, because the policies of a cpufreq driver have no events either.
 SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu", "module")
-MOST: Final = 1024  # devices whose links `Links` keeps
+MAX_DEVICES: Final = 1024  # devices whose links `Links` keeps
 
 
 @cache
@@ -67,7 +67,7 @@ class Links:
         written, known = self._written(device), self._known.get(device)
         if known and known[0] == written:
             return known[1]
-        if len(self._known) >= MOST:
+        if len(self._known) >= MAX_DEVICES:
             self._known.clear()  # most of the devices have gone
         # Ask after the look: if udev writes in between, the next call asks again.
         found = self._ask(device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kerntune.model import Consumer
 
 LEAST = 1.0  # seconds
-LONGEST = 200  # characters of a line that names a process
+MAX_LINE = 200  # characters of a line that names a process
 UNIT, CONTAINED, USER = 48, 24, 32  # the most characters of a unit, of a container's name and of a user in that line
 SHORTEST = 12  # characters of a command line
 LITTLE = 64 << 20  # bytes: a process that has grown less has not made memory short
@@ -188,7 +188,7 @@ class Consumers:
             owner = f" (pid {process.pid}, {user_name(process.uids().real)})"
             unit = self._unit(process)
             head += f"{unit}: " if unit else ""
-            room = max(SHORTEST, LONGEST - len(head + owner + figures))
+            room = max(SHORTEST, MAX_LINE - len(head + owner + figures))
             return f"{head}{words if len(words) <= room else f'{words[: room - 3]}...'}{owner}{figures}"
         return ""
 

@@ -28,7 +28,7 @@ REFUSED: Final = 125
 NOT_RUN: Final = 126
 NOT_FOUND: Final = 127
 PR_SET_PDEATHSIG: Final = 1
-LONGEST: Final = 200  # characters of a name in a message
+MAX_NAME: Final = 200  # characters of a name in a message
 
 
 def command(shield: Shield, words: Sequence[str], *, by: str = "launch", **more: Any) -> list[str]:
@@ -102,7 +102,7 @@ def _become(argv: list[str]) -> NoReturn:
 
 def _short(name: str) -> str:
     plain = "".join(char if char.isprintable() else "?" for char in name)
-    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
+    return plain if len(plain) <= MAX_NAME else f"{plain[:MAX_NAME]}..."
 
 
 def _fail(status: int, why: str) -> NoReturn:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerntune.bench import figures, picture, points
-from kerntune.bench.markup import LONGEST, Markup, element, visible
+from kerntune.bench.markup import MAX_TEXT, Markup, element, visible
 from kerntune.bench.model import Estimate, Leg, Report, Round, Sample, Verdict
 from kerntune.bench.page import page
 from kerntune.errors import NotSupported
@@ -131,7 +131,7 @@ def test_points_stay_in_their_picture(report: Report) -> None:
 @pytest.mark.parametrize("text", reports.HOSTILE)
 def test_no_text_does_anything_but_stand_there(text: str) -> None:
     shown = visible(text)
-    assert len(shown) <= LONGEST
+    assert len(shown) <= MAX_TEXT
     assert shown.isprintable()
     assert shown == visible(shown)
     walk = Walk(page(reports.hostile()))

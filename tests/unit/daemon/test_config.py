@@ -14,7 +14,7 @@ from kerntune.daemon.config import STALE, Configuration
 from kerntune.daemon.config_files import Config, silent
 from kerntune.guard.policy import GuardLimits
 from kerntune.model import NO_MEMORY, Limits
-from kerntune.plain_files import LONGEST
+from kerntune.plain_files import MAX_FILE_BYTES
 from kerntune.tunables import REGISTRY
 
 NONE, BFQ, KYBER = (f'[io-scheduler]\n"nvme*" = "{name}"\n' for name in ("none", "bfq", "kyber"))
@@ -307,9 +307,9 @@ def test_a_file_that_cannot_be_read_keeps_its_claims(etc: Folder, name: str) -> 
 
 
 def test_a_file_that_is_too_long_is_not_read(etc: Folder) -> None:
-    etc.write("#" * (LONGEST + 1))
+    etc.write("#" * (MAX_FILE_BYTES + 1))
     assert [problem.what for problem in etc.read().errors] == [
-        f"this file cannot be read: it is longer than {LONGEST} bytes"
+        f"this file cannot be read: it is longer than {MAX_FILE_BYTES} bytes"
     ]
 
 

@@ -23,7 +23,7 @@ from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.daemon.state import STATE_SET_ASIDE, State
 from kerntune.engine.claims import Choice, Claims
 from kerntune.engine.reconciler import Reconciler
-from kerntune.guard.saved import NAME, SavedOriginals, Undone, undo_cap_alone
+from kerntune.guard.saved import CAP_FILE, SavedOriginals, Undone, undo_cap_alone
 from kerntune.guard.sysctls import Originals
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Baseline, Claim, Origin, Target
@@ -249,7 +249,7 @@ def cap_file(folder: Path) -> Path:
     file = SavedOriginals(folder / "run")
     file.save(ORIGINALS)
     file.close()
-    return folder / "run" / NAME
+    return folder / "run" / CAP_FILE
 
 
 def capped_host() -> SimulatedKernel:
@@ -261,14 +261,14 @@ def capped_host() -> SimulatedKernel:
 def test_the_file_of_a_cap(cap_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole, found = cap_file.read_bytes(), Counter[Undone]()
     for data in wounds(whole):
-        cap_file.with_name(f"{NAME}.bad").unlink(missing_ok=True)
+        cap_file.with_name(f"{CAP_FILE}.bad").unlink(missing_ok=True)
         cap_file.write_bytes(data)
         caplog.clear()
         kernel = capped_host()
         undone = undo_cap_alone(kernel, cap_file.parent)
         found[undone] += 1
         if undone is Undone.SET_ASIDE:
-            assert cap_file.with_name(f"{NAME}.bad").read_bytes() == data
+            assert cap_file.with_name(f"{CAP_FILE}.bad").read_bytes() == data
             assert str(cap_file) in caplog.text
             assert kernel.journal == []
         elif data.startswith(json.dumps(ORIGINALS).encode()) and not data.strip(b" []0123456789,"):

@@ -140,9 +140,9 @@ async def test_it_gives_up_and_keeps_nothing(
 
     monkeypatch.setattr(notify, "sent", full)
     notify.tell("READY=1")
-    for number in range(notify.LONGEST * 2):
+    for number in range(notify.MAX_WAITING * 2):
         notify.tell(f"STOPPING=1\nSTATUS={number}")
-    assert len(outbox._waiting) == notify.LONGEST
+    assert len(outbox._waiting) == notify.MAX_WAITING
     await asyncio.wait_for(given_up.wait(), BOUND)
     assert outbox._waiting == []
 

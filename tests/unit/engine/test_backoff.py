@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.engine.backoff import FIRST, LONGEST, Attempt, is_due, next_attempt
+from kerntune.engine.backoff import FIRST, LONGEST_WAIT, Attempt, is_due, next_attempt
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Origin, Reason, State, Target
 from tests.unit.lab import COMPACT, GIB, PAGE, POOL, Clock, Lab, claim, pages, running, small_host, told
@@ -21,8 +21,8 @@ LACKING = 400
         (FIRST, LACKING // 4, True),
         (FIRST, 0, False),
         (FIRST, -LACKING, False),
-        (LONGEST, 0, False),
-        (LONGEST, LACKING, True),
+        (LONGEST_WAIT, 0, False),
+        (LONGEST_WAIT, LACKING, True),
     ],
 )
 def test_asked_again_when_a_quarter_of_what_is_lacking_became_free(waited: float, grown: int, asked: bool) -> None:
@@ -35,10 +35,10 @@ def test_asked_again_when_a_quarter_of_what_is_lacking_became_free(waited: float
     [
         (None, FIRST),
         (Attempt("150", LACKING, 0.0, 0), 2 * FIRST),
-        (Attempt("150", LACKING, 0.0, 0, 2000.0), LONGEST),
-        (Attempt("150", LACKING, 0.0, 0, LONGEST), LONGEST),
-        (Attempt("150", LACKING + 1, 0.0, 0, LONGEST), FIRST),
-        (Attempt("151", LACKING, 0.0, 0, LONGEST), FIRST),
+        (Attempt("150", LACKING, 0.0, 0, 2000.0), LONGEST_WAIT),
+        (Attempt("150", LACKING, 0.0, 0, LONGEST_WAIT), LONGEST_WAIT),
+        (Attempt("150", LACKING + 1, 0.0, 0, LONGEST_WAIT), FIRST),
+        (Attempt("151", LACKING, 0.0, 0, LONGEST_WAIT), FIRST),
     ],
 )
 def test_the_wait_doubles_while_nothing_is_gained(before: Attempt | None, wait: float) -> None:

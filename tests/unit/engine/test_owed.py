@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from kerntune.engine.claims import NOTHING_CHOSEN, FilesEdit
-from kerntune.engine.retry import LATER, LONGEST, SOON, Retries, Vain
+from kerntune.engine.retry import LATER, LONGEST_WAIT, SOON, Retries, Vain
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, Outcome, Reading, Reason, State, Target, Write
 from tests.unit.lab import (
@@ -88,7 +88,7 @@ async def test_it_is_tried_again_after_longer_and_longer_waits_and_told_once() -
         assert await look(lab, clock, wait) == [(queue("sda"), "mq-deadline")]
         assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
         assert [(o.target.instance, o.actual, o.state) for o in last(lab)] == [("sda", "mq-deadline", State.UNMANAGED)]
-        assert await look(lab, clock, LONGEST) == []
+        assert await look(lab, clock, LONGEST_WAIT) == []
 
 
 async def test_a_timer_tries_again_where_nothing_else_looks() -> None:
@@ -113,7 +113,7 @@ async def test_what_somebody_else_writes_stays_and_ends_the_debt() -> None:
         assert "something else set io-scheduler@sda to none, and that stays" in outcome.detail
         assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
         count = len(lab.reports)
-        assert await look(lab, clock, LONGEST) == []
+        assert await look(lab, clock, LONGEST_WAIT) == []
         assert not any(report.outcomes for report in lab.reports[count:]), "told once"
 
 
@@ -416,7 +416,7 @@ def test_the_wait_doubles_up_to_an_hour_and_begins_anew_with_another_errno() -> 
         tried = retries.after(SDA, "bfq", reading, vain(0.0))
         retries.replace("io-scheduler", {SDA: tried})
         waits.append(tried.wait)
-    assert waits == [60, 120, 240, 480, 960, 1920, LONGEST, LONGEST, LONGEST]
+    assert waits == [60, 120, 240, 480, 960, 1920, LONGEST_WAIT, LONGEST_WAIT, LONGEST_WAIT]
     assert retries.after(SDA, "bfq", reading, vain(0.0, errno.EBUSY)).wait == LATER
 
 

@@ -21,7 +21,7 @@ from kerntune.guard import thread as thread_module
 from kerntune.guard.alerts import Alert, Alerts
 from kerntune.guard.guard import MemoryGuard
 from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
-from kerntune.guard.saved import NAME, SavedOriginals, Unreadable, undo_cap
+from kerntune.guard.saved import CAP_FILE, SavedOriginals, Unreadable, undo_cap
 from kerntune.guard.sysctls import KBYTES, MEMINFO, MODE, RATIO, Sysctls
 from kerntune.guard.thread import GuardThread
 from kerntune.kernel.processes import Consumers
@@ -141,7 +141,7 @@ async def test_when_memory_is_short_it_caps_and_afterwards_all_is_as_before(tmp_
         assert host.lab.writes() == [(MODE, "1"), (RATIO, "95")]
         assert host.settings == before
         assert host.lab.engine.counters["guard_caps"] == 1
-        assert not (tmp_path / NAME).read_text().strip()
+        assert not (tmp_path / CAP_FILE).read_text().strip()
 
 
 async def test_what_is_set_meanwhile_waits_until_it_lets_go(tmp_path: Path) -> None:
@@ -253,11 +253,11 @@ async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_pa
         await host.lab.one("overcommit", "", "always:95")
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        left = (tmp_path / NAME).read_bytes()
+        left = (tmp_path / CAP_FILE).read_bytes()
         capped = dict(host.kernel.overcommit)
     assert json.loads(left) == [1, 95, 0]
     host.kernel.overcommit = capped
-    (tmp_path / NAME).write_bytes(left)
+    (tmp_path / CAP_FILE).write_bytes(left)
     assert undo_cap(host.kernel, tmp_path)
     assert host.settings == (1, 95, 0)
     assert not undo_cap(host.kernel, tmp_path)
@@ -266,7 +266,7 @@ async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_pa
 @pytest.mark.parametrize("left", [b"", b" " * 256])
 def test_nothing_is_put_back_where_nothing_was_capped(tmp_path: Path, left: bytes) -> None:
     kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / NAME).write_bytes(left)
+    (tmp_path / CAP_FILE).write_bytes(left)
     assert not undo_cap(kernel, tmp_path)
     assert kernel.journal == []
 
@@ -285,7 +285,7 @@ def test_nothing_is_put_back_where_nothing_was_capped(tmp_path: Path, left: byte
 )
 def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: bytes) -> None:
     kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / NAME).write_bytes(left)
+    (tmp_path / CAP_FILE).write_bytes(left)
     with pytest.raises(Unreadable):
         undo_cap(kernel, tmp_path)
     assert kernel.journal == []
@@ -293,7 +293,7 @@ def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: byte
 
 def test_nothing_is_put_back_where_somebody_has_set_another_mode_since(tmp_path: Path) -> None:
     kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / NAME).write_text("[1, 95, 0]")
+    (tmp_path / CAP_FILE).write_text("[1, 95, 0]")
     assert undo_cap(kernel, tmp_path)
     assert kernel.journal == []
 
@@ -349,7 +349,7 @@ async def test_what_was_there_before_is_saved_before_the_first_write(tmp_path: P
         await host.lab.one("overcommit", "", "always:95")
         await host.until(GuardState.RELAXED)
         saved: list[str] = []
-        host.kernel.before_write = lambda *_write: saved.append((tmp_path / NAME).read_text().strip())
+        host.kernel.before_write = lambda *_write: saved.append((tmp_path / CAP_FILE).read_text().strip())
         host.leave(5)
         await host.until(GuardState.CAPPED)
         assert saved[:2] == ["[1, 95, 0]", "[1, 95, 0]"]
@@ -358,10 +358,10 @@ async def test_what_was_there_before_is_saved_before_the_first_write(tmp_path: P
 async def test_the_file_for_it_has_its_room_from_the_start(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         await host.lab.one("overcommit", "", "always:95")
-        size = (tmp_path / NAME).stat().st_size
+        size = (tmp_path / CAP_FILE).stat().st_size
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        assert (tmp_path / NAME).stat().st_size == size > len("[1, 95, 0]")
+        assert (tmp_path / CAP_FILE).stat().st_size == size > len("[1, 95, 0]")
 
 
 async def test_withdrawing_always_ends_the_cap_whatever_other_claims_are_left(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kerntune.guard import guard as guard_module
 from kerntune.guard import thread as thread_module
 from kerntune.guard.alerts import Alert, Named
 from kerntune.guard.policy import GuardState, GuardVerdict, Sample, decide
-from kerntune.guard.saved import NAME
+from kerntune.guard.saved import CAP_FILE
 from kerntune.guard.sysctls import KBYTES, MODE, RATIO
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.processes import Consumers
@@ -212,13 +212,13 @@ async def test_what_cannot_be_undone_at_the_end_is_for_the_next_and_not_written_
         await host.until(GuardState.CAPPED)
         host.kernel.refuse[KBYTES] = errno.EBUSY
     assert host.settings[0] == 1
-    left = (tmp_path / NAME).read_text()
+    left = (tmp_path / CAP_FILE).read_text()
     async with scene(tmp_path, kernel=host.kernel) as again:
         again.leave(40)
         await again.lab.one("overcommit", "", "always:95")
         verdict = await again.until(GuardState.OBSERVING)
         assert "an earlier cap" in verdict.reason
-        assert (tmp_path / NAME).read_text() == left
+        assert (tmp_path / CAP_FILE).read_text() == left
         del again.kernel.refuse[KBYTES]
         await passed(again)
         await again.until(GuardState.RELAXED)
@@ -465,7 +465,7 @@ async def test_a_cap_that_cannot_be_undone_for_want_of_memory_is_told(
         host.kernel.before_write = once(MODE, "1", MemoryError())
         host.guard.stop()
         assert "a cap cannot be undone" in caplog.text
-        assert (tmp_path / NAME).read_text().strip(), "what is to be put back is still there"
+        assert (tmp_path / CAP_FILE).read_text().strip(), "what is to be put back is still there"
 
 
 @pytest.mark.parametrize(("name", "value"), [("kbytes", 4096), ("ratio", 1), ("memory", 0)])

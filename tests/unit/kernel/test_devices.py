@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kerntune.kernel.devices import MOST, Links, links
+from kerntune.kernel.devices import MAX_DEVICES, Links, links
 from kerntune.kernel.files import HostKernel
 from tests.hosts import lay_out, plant
 
@@ -55,6 +55,6 @@ def test_udev_is_asked_again_when_it_has_written_and_only_the_last_answer_is_kep
 
 def test_the_links_of_devices_that_have_gone_are_not_kept_for_good() -> None:
     known = Links(lambda _device: [], lambda _device: 1)
-    for number in range(3 * MOST):
+    for number in range(3 * MAX_DEVICES):
         known.of(f"dm-{number}")
-    assert len(known) <= MOST
+    assert len(known) <= MAX_DEVICES

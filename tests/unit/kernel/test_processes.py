@@ -18,7 +18,7 @@ import pytest
 from kerntune.kernel import processes
 from kerntune.kernel.processes import (
     LEAST,
-    LONGEST,
+    MAX_LINE,
     Consumers,
     describe,
     printable,
@@ -166,7 +166,7 @@ def test_the_culprit_is_who_has_grown_most_with_all_that_tells_who_it_is(monkeyp
         consumers.look(102.0)
         named = consumers.culprit()
         child.communicate(timeout=10)
-    assert len(named) == LONGEST
+    assert len(named) == MAX_LINE
     assert f"(pid {child.pid}, {pwd.getpwuid(os.getuid()).pw_name}), 2" in named
     assert "MiB of it in the last 2 s" in named
     assert f"{sys.executable} -c" in named
@@ -197,7 +197,7 @@ def test_the_processes_of_a_unit_grow_together(monkeypatch: pytest.MonkeyPatch) 
             child.communicate(timeout=10)
     assert named.startswith("pool.service: ")
     assert re.search(r" MiB, with 2 more of the unit 9\d MiB in the last 2 s$", named)
-    assert len(named) <= LONGEST
+    assert len(named) <= MAX_LINE
 
 
 @pytest.mark.parametrize("unit", ["", "container 0123456789ab (abcdefghijabcdefghijabcd)", "u" * 48])
@@ -213,7 +213,7 @@ def test_a_line_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch, uni
             psutil.Process(), ", 99999999 MiB, with 255 more of the unit 99999999 MiB in the last 60 s"
         ),
     ):
-        assert len(named) <= LONGEST
+        assert len(named) <= MAX_LINE
 
 
 def test_memory_that_is_shared_is_counted_once_and_is_nobodys() -> None:
