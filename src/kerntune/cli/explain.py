@@ -24,7 +24,7 @@ INDENT: Final = 12  # as wide as the longest heading
 
 
 async def explain(_connect: Connect, args: Namespace) -> Answer:
-    """What a tunable does, when it helps, how that is known, and what it costs; without a name, all in a line each."""
+    """Explain a tunable: its effect, its use, the evidence and the cost; without a name, list all in a line each."""
     known = registered()
     if args.tunable is None:
         rows = tuple(tables.Row((one.name, one.summary, grades(explanation(one)))) for one in known)
@@ -40,25 +40,25 @@ async def explain(_connect: Connect, args: Namespace) -> Answer:
 
 
 def registered() -> tuple[Tunable, ...]:
-    """The tunables there are, in their order."""
+    """Return the tunables, in their order."""
     from kerntune.tunables import REGISTRY  # noqa: PLC0415  # only what they say of themselves, and only here
 
     return REGISTRY
 
 
 def grades(one: Explanation) -> str:
-    """How well it is known; that nothing more is known goes without saying where something is."""
+    """Return how well a tunable is known; the grade none counts only where there is no other."""
     known = [evidence.grade for evidence in one.evidence if evidence.grade is not Grade.NONE]
     return ", ".join(dict.fromkeys(known)) or Grade.NONE
 
 
 def command(one: Explanation) -> str:
-    """The example as a line for a shell."""
+    """Return the example as a line for a shell."""
     return f"kerntune set {shlex.quote(one.example.setting)}"
 
 
 def data(tunable: Tunable) -> dict[str, Any]:
-    """The same for programs."""
+    """Return an explanation as JSON data."""
     one = explanation(tunable)
     return {
         "tunable": tunable.name,
@@ -69,7 +69,7 @@ def data(tunable: Tunable) -> dict[str, Any]:
 
 
 def page(tunable: Tunable) -> show.Page:
-    """A paragraph for each thing to know."""
+    """Return a paragraph for each thing to know."""
     one = explanation(tunable)
     paragraphs = [
         ("helps", one.helps),

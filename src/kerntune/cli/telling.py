@@ -16,7 +16,7 @@ THERE_ARE: Final = "There are "
 
 
 def parts(error: KerntuneError) -> tuple[str, str]:
-    """What happened, and the likely cause and what to try."""
+    """Return what happened, and the hint: the likely cause and what to try."""
     what, hint = error.what, error.hint
     if not hint:
         *first, hint = SENTENCES.split(what) if SENTENCES.search(what) else (what, "")
@@ -29,7 +29,7 @@ def parts(error: KerntuneError) -> tuple[str, str]:
 
 
 def tunable(word: str, names: Sequence[str]) -> str:
-    """What may be meant by a word, if it is among these names: known by another name, a part of it, or misspelt."""
+    """Return which of these names a word may mean: another name of it, a part of it, or a misspelt one."""
     known = {other: name for other, name in known_as().items() if name.partition("@")[0] in names}
     known |= {part: name for name in names for part in name.split("-")[1:]} | {name: name for name in names}
     for spelt in (word, word.replace("_", "-"), word.rpartition(".")[2]):
@@ -56,7 +56,7 @@ def known_as() -> dict[str, str]:
 
 
 def no_verb(word: str, verbs: Sequence[str]) -> Usage:
-    """There is no such verb."""
+    """Return the error for a verb that does not exist."""
     if "=" in word:
         return Usage(f"{word} is no verb", f"To set it: kerntune set {word}")
     meant = closest(word, verbs)

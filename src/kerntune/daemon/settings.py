@@ -37,7 +37,7 @@ class Option:
         return f"a whole number from {self.least} to {self.most}" + (f" ({self.unit})" if self.unit else "")
 
     def checked(self, value: object) -> int:
-        """The value, or InvalidValue that says what is allowed. True is no number, and 1 no switch."""
+        """Return the value. Raise InvalidValue, which says what is allowed; True is no number, and 1 no switch."""
         wanted = bool if self.switch else int
         if type(value) is not wanted or not self.least <= value <= self.most:
             hint = f"Give {self.allowed}; the default is {shown(self.default)}"
@@ -112,7 +112,7 @@ AT_MOST: Final = (
 
 
 def by_path() -> dict[tuple[str, ...], Option]:
-    """The options by table and name."""
+    """Return the options by table and name."""
     return {option.path: option for option in OPTIONS}
 
 
@@ -127,19 +127,19 @@ def contradictions(options: Mapping[tuple[str, ...], int]) -> Iterator[tuple[tup
 
 
 def limits_from(options: Mapping[tuple[str, ...], int]) -> Limits:
-    """The limits that the options make; what is not said keeps its default."""
+    """Return the limits of the configuration; an option that is not given has its default."""
     said = {name.replace("-", "_"): value for (table, name), value in options.items() if table == "limits"}
     return Limits(**said)
 
 
 def guard_from(options: Mapping[tuple[str, ...], int]) -> GuardLimits:
-    """The guard's settings; what is not said keeps its default."""
+    """Return the guard's settings; an option that is not given has its default."""
     said = {name: value for (table, name), value in options.items() if table == "guard"}
     return GuardLimits(**said)  # type: ignore[arg-type]  # a switch is bool, as checked
 
 
 def shown(value: object) -> str:
-    """A value for a message: as it was written where that is short."""
+    """Return a value for a message: as it was written where that is short."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | dict):

@@ -49,10 +49,10 @@ class KernelView(Protocol):
     """What a tunable may do: look. Paths have no leading slash and never leave the root."""
 
     def read(self, path: str) -> str:
-        """The file's text without white space at its ends; KernelError when it cannot be read."""
+        """Return the text of a file, stripped. Raise KernelError when it cannot be read."""
 
     def glob(self, pattern: str) -> Sequence[str]:
-        """The paths that match, sorted so that node2 comes before node10."""
+        """Return the paths that match, sorted so that node2 comes before node10."""
 
     def links(self, device: str) -> Sequence[str]:
         """Other names of a block device, below /dev/disk: `by-id/nvme-...`."""
@@ -196,7 +196,7 @@ class HostKernel:
             os.pwrite(fd, data, 0)
 
     def _open(self, path: str, flags: int) -> int:
-        """A descriptor of the file; symbolic links are followed, but not out of the root."""
+        """Return a descriptor of the file. Symbolic links are followed, but not out of the root."""
         if ".." in path.split("/"):
             raise OSError(errno.EPERM, "outside the kernel's root")
         fd = os.open(f"{self._inside}{path.lstrip('/')}", flags | os.O_CLOEXEC)

@@ -193,7 +193,7 @@ class SimulatedKernel:
         return SimulatedFile(self, path)
 
     def _obey_late(self, path: str) -> None:
-        """A value that was written takes effect after so many more reads of its file."""
+        """Let a value that was written late take effect, after so many more reads of its file."""
         if path in self._waiting:
             left, text = self._waiting.pop(path)
             if left:
@@ -264,7 +264,7 @@ class SimulatedKernel:
         self.disks[name].read_ahead = int(text) - int(text) % PAGE_KIB
 
     def _set_governor(self, name: str, path: str, text: str) -> None:
-        """An offline CPU's policy stays listed and is busy; governors in modules load when they are named."""
+        """Set a governor. The policy of an offline CPU is busy; a governor in a module loads when it is named."""
         policy = self.policies.get(name)
         if policy is None:
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -277,7 +277,7 @@ class SimulatedKernel:
             policy.offered = (*policy.offered, text)
 
     def _set_preference(self, name: str, path: str, text: str) -> None:
-        """An offline CPU is busy, and so is one whose governor decides."""
+        """Set a preference. An offline CPU is busy, and so is one whose governor decides."""
         policy = self.policies.get(name)
         if policy is None or not policy.epp:
             raise KernelError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -330,7 +330,7 @@ class SimulatedKernel:
         return [node.pools.get(size) or node.pools.setdefault(size, Pool()) for node in self.nodes]
 
     def _files_around(self, path: str) -> Mapping[str, str]:
-        """The files of the policy, the drive or the pools that `path` belongs to (there may be hundreds), else all."""
+        """Return the files of the policy, drive or pools that `path` belongs to (there may be hundreds), else all."""
         if path in self.plain:
             return {path: str(self.plain[path])}
         parts = path.split("/")
@@ -349,7 +349,7 @@ class SimulatedKernel:
         return self._files()
 
     def _files(self) -> dict[str, str]:
-        """Every file as it would be read now."""
+        """Return every file as it would be read now."""
         files = {
             "proc/meminfo": self._meminfo(),
             **self._settings(),
@@ -372,7 +372,7 @@ class SimulatedKernel:
         return files
 
     def _settings(self) -> dict[str, str]:
-        """The files below /proc/sys."""
+        """Return the files below /proc/sys."""
         return {
             "proc/sys/kernel/osrelease": "6.1.0-simulated",
             "proc/sys/vm/compact_memory": "0",
@@ -382,7 +382,7 @@ class SimulatedKernel:
         }
 
     def _pool_files(self, size: int) -> dict[str, str]:
-        """The pool of one page size."""
+        """Return the files of the pool of a page size."""
         folder, pools = f"hugepages-{size >> 10}kB", self._pools(size)
         files = pool_files(f"{POOLS}/{folder}", pools)
         files[f"{POOLS}/{folder}/nr_overcommit_hugepages"] = str(self.borrow.get(size, 0))
@@ -390,7 +390,7 @@ class SimulatedKernel:
         return files
 
     def _node_files(self, size: int) -> dict[str, str]:
-        """The same on each node."""
+        """Return the same files of each node."""
         files: dict[str, str] = {}
         for number, pool in enumerate(self._pools(size)):
             files |= pool_files(f"{NODES}/node{number}/hugepages/hugepages-{size >> 10}kB", [pool])
@@ -441,12 +441,12 @@ def size_in(folder: str) -> int:
 
 
 def cpu_links(policy: Policy) -> list[str]:
-    """The links of its CPUs to a policy; they stay when the CPUs go offline."""
+    """Return the links of CPUs to their policy; they stay when the CPUs go offline."""
     return [f"{CPUS}/cpu{number}/cpufreq" for number in policy.cpus]
 
 
 def policy_files(name: str, policy: Policy) -> dict[str, str]:
-    """One cpufreq policy."""
+    """Return the files of a cpufreq policy."""
     folder = f"{POLICIES}/{name}"
     preferences = {
         f"{folder}/energy_performance_preference": policy.preference,
@@ -462,12 +462,12 @@ def policy_files(name: str, policy: Policy) -> dict[str, str]:
 
 
 def in_brackets(chosen: str, offered: Sequence[str]) -> str:
-    """The choices as such files list them."""
+    """Return the choices as such files list them."""
     return " ".join(f"[{word}]" if word == chosen else word for word in offered)
 
 
 def disk_files(name: str, disk: Disk) -> dict[str, str]:
-    """One block device."""
+    """Return the files of a block device."""
     return {
         f"sys/block/{name}/queue/scheduler": in_brackets(disk.scheduler, disk.offered) or disk.scheduler,
         f"sys/block/{name}/queue/read_ahead_kb": str(disk.read_ahead),

@@ -218,7 +218,7 @@ def as_number(tunable: Tunable, instances: str, value: str) -> str:
 
 
 def unlike(reading: Reading) -> Verdict:
-    """The verdict on a value that is not the one asked for."""
+    """Return the verdict on a value that is not the one asked for."""
     if reading.value is None:
         return unreadable(reading)
     return Verdict(
@@ -230,12 +230,12 @@ def unlike(reading: Reading) -> Verdict:
 
 
 def unreadable(reading: Reading) -> Verdict:
-    """The verdict on a target that cannot be read."""
+    """Return the verdict on a target that cannot be read."""
     return Verdict(State.UNSUPPORTED, reading.reason, reading.detail)
 
 
 def refused_write(target: Target, value: str, code: int) -> Verdict:
-    """The verdict on an errno that needs no knowledge of the tunable."""
+    """Return the verdict on an errno that needs no knowledge of the tunable."""
     why = f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
     match code:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:

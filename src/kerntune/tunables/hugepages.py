@@ -166,7 +166,7 @@ class HugePages(Tunable):
         return {**now, **marked} if new else {}
 
     def chunks(self, kernel: KernelView, write: Write) -> Iterable[Write]:
-        """A pool grows by PIECE at a time: since Linux 6.7 new pages show only when the write has ended that made them.
+        """Give writes that grow a pool by PIECE each: since Linux 6.7 new pages show only after the write.
 
         After a piece that fell short the whole is asked for at once: more tries would only cost time.
         """
@@ -220,7 +220,7 @@ class HugePages(Tunable):
         return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
 
     def explain_errno(self, reading: Reading, value: str, code: int) -> Verdict:
-        """The kernel gives fewer pages without an error; those it has are of other kinds.
+        """Return the verdict on an errno; fewer pages than asked are no error of the kernel.
 
         set_max_huge_pages of mm/hugetlb.c: without CONFIG_CONTIG_ALLOC it has of large pages (1G) what was reserved
         at boot, and lets them only go.
@@ -263,7 +263,7 @@ def at_boot(reading: Reading, wanted: int) -> str:
 
 
 def folder_of(target: Target) -> str:
-    """The sysfs folder of a pool."""
+    """Return the sysfs folder of a pool."""
     size, node = parse_pool(target.instance)
     folder = f"hugepages-{size >> 10}kB"
     return f"sys/devices/system/node/{node}/hugepages/{folder}" if node else f"{POOLS}/{folder}"
@@ -275,7 +275,7 @@ def path_of(target: Target) -> str:
 
 
 def size_of(path: str) -> int:
-    """The page size in bytes of a pool's folder, or of a file in it."""
+    """Return the page size in bytes of a pool's folder, or of a file in it."""
     return int(path.rpartition("hugepages-")[2].partition("kB")[0]) << 10
 
 

@@ -116,7 +116,7 @@ class HugePagesOvercommit(Tunable):
 
 
 def folder_of(target: Target) -> str:
-    """The sysfs folder of a page size."""
+    """Return the sysfs folder of a page size."""
     return f"{POOLS}/hugepages-{parse_pool(target.instance).size >> 10}kB"
 
 
@@ -132,7 +132,7 @@ def most(reading: Reading, lent: int, memory: Memory, limits: Limits) -> int:
 
 
 def over_limit(desired: DesiredState, now: int, possible: int, limits: Limits) -> Verdict:
-    """The refusal, with what was asked, what is possible and what there is."""
+    """Return the refusal, with what was asked, what is possible and what there is."""
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,

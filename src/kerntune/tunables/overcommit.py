@@ -75,7 +75,7 @@ class Overcommit(Tunable):
         return mode if ratio is None else f"{mode}:{int(ratio)}"
 
     def restorable(self, value: str) -> bool:
-        """The host's own may have the ratio 0 and no kilobytes, kilobytes, or a ratio that nobody would ask for."""
+        """Return whether a baseline can be written back: it may have kilobytes, or a ratio that nobody would claim."""
         return VALUE.fullmatch(value) is not None
 
     def plan(
@@ -133,12 +133,12 @@ def predicted_limit(memory: Memory, *, ratio: int, kbytes: int = 0, more_hugetlb
 
 
 def needed_limit(memory: Memory) -> int:
-    """The least CommitLimit, in bytes, with which the host stays usable in mode never."""
+    """Return the least CommitLimit, in bytes, with which the host stays usable in mode never."""
     return memory.committed + memory.reserve
 
 
 def plan_one(desired: DesiredState, before: Reading, memory: Memory) -> Step:
-    """The writes, unless they would leave nobody any memory to start a program with."""
+    """Return the step with its writes, or refused where nobody could start a program any more."""
     if before.value is None:
         return Step(desired, before, verdict=unlike(before))
     writes = writes_for(desired.value, before)
@@ -180,7 +180,7 @@ def too_little_left(memory: Memory, ratio: int) -> str:
 
 
 def lock_out(memory: Memory, limit: int, value: str) -> str:
-    """Why a limit would lock everybody out, with both figures."""
+    """Return why a limit would lock everybody out, with both figures."""
     return (
         f"{value} would make the commit limit {limit >> 20} MiB, but {memory.committed >> 20} MiB are promised already "
         f"and {memory.reserve >> 20} MiB must stay free: not even a shell could start. "
@@ -189,13 +189,13 @@ def lock_out(memory: Memory, limit: int, value: str) -> str:
 
 
 def least_ratio(memory: Memory) -> int:
-    """The smallest ratio that keeps the host usable (above 100 when none does)."""
+    """Return the smallest ratio that keeps the host usable (above 100 when none does)."""
     base = max(1, memory.total - memory.hugetlb)
     return max(1, -(-(needed_limit(memory) - memory.swap_total) * 100 // base))
 
 
 def meaning(reading: Reading) -> str:
-    """What the kernel itself does with the ratio in the mode it is in."""
+    """Return what the kernel itself does with the ratio in its mode, as prose."""
     mode = split(reading.restore)[0]
     kbytes = reading.figures["kbytes"]
     limit = f"{kbytes} KiB" if kbytes else f"{reading.figures['ratio']} % of RAM"

@@ -151,7 +151,7 @@ def put_back(own: Sequence[DesiredState], group: Pools, claimed: Mapping[Target,
 
 
 def overridden_by_nodes(fixed: int) -> Verdict:
-    """The nodes' own claims make another total."""
+    """Return the verdict on a total that the claims on single nodes override."""
     return Verdict(State.OVERRIDDEN, Reason.OVERRIDDEN, f"the claims on single nodes make {fixed} pages in all")
 
 
@@ -270,7 +270,7 @@ def among_those_in_use(desired: DesiredState, pool: Reading, stuck: int) -> Verd
 
 
 def over_limit(desired: DesiredState, now: int, possible: int, why: str) -> Verdict:
-    """The refusal, with what was asked, what is possible and what there is."""
+    """Return the refusal, with what was asked, what is possible and what there is."""
     return Verdict(
         State.REFUSED,
         Reason.OVER_LIMIT,
