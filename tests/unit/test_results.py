@@ -88,3 +88,9 @@ def test_what_the_host_lacks(name: str, matches: list[str], reason: str, lacking
 
 def test_every_state_has_an_exit_code() -> None:
     assert {exit_code([outcome("overcommit", state)]) for state in State} == {0, 1, 3, 6}
+
+
+def test_what_the_configuration_overrides_is_excused() -> None:
+    row = outcome("hugepages@2M", "overridden", reason="config-wins")
+    assert is_excused(row, claim("profile:hugepages@2M", "40"))
+    assert not is_excused(row._replace(reason="overridden"), claim("profile:hugepages@2M", "40"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
-from kerntune.model import Origin, Target
+from kerntune.model import Origin, Reason, Target
 from kerntune.patterns import EVERY, GLOB, PATTERNS, Kind
 from kerntune.results import KEPT, is_lacking
 
@@ -210,8 +210,11 @@ def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
 def is_excused(outcome: Outcome, claim: ClaimRow | None) -> bool:
     """Return True if a claim is not to blame for what the host lacks: files are for many hosts, and a pattern waits.
 
-    A caller who asked for one thing by its name wants to know when it is gone.
+    A caller who asked for one thing by its name wants to know when it is gone. What the configuration overrides in a
+    profile is what the administrator wants.
     """
+    if outcome.reason == Reason.CONFIG_WINS:
+        return True
     if claim is None or not is_lacking(outcome):
         return False
     waits = not claim["matches"] or outcome.reason in KEPT

@@ -103,7 +103,9 @@ def divide(group: Pools, desired_states: Mapping[Target, DesiredState]) -> list[
     least = {t: int(desired.value) for t, desired in claimed.items() if desired.sum and desired.sum.at_least}
     fixed = sum(int(desired.value) for target, desired in claimed.items() if target not in least)
     others = {target: group[target] for target in nodes if target not in claimed or target in least}
-    overridden = overridden_by_nodes(fixed) if total < fixed or (not others and total != fixed) else None
+    by_config = {desired.winner.origin for t, desired in claimed.items() if t not in least} == {Origin.CONFIG}
+    wins = Reason.CONFIG_WINS if by_config and whole.winner.origin is Origin.PROFILE else Reason.OVERRIDDEN
+    overridden = overridden_by_nodes(fixed, wins) if total < fixed or (not others and total != fixed) else None
     wants = at_least(spread(max(0, total - fixed), others), least)
     parts = [
         Part(part.desired, {}, (), takes=wants[part.desired.target]) if part.desired.target in least else part
@@ -150,9 +152,9 @@ def put_back(own: Sequence[DesiredState], group: Pools, claimed: Mapping[Target,
     return [*parts, Part(replace(whole, value=str(sum(goals.values()))), {}, ())]
 
 
-def overridden_by_nodes(fixed: int) -> Verdict:
+def overridden_by_nodes(fixed: int, reason: Reason) -> Verdict:
     """Return the verdict on a total that the claims on single nodes override."""
-    return Verdict(State.OVERRIDDEN, Reason.OVERRIDDEN, f"the claims on single nodes make {fixed} pages in all")
+    return Verdict(State.OVERRIDDEN, reason, f"the claims on single nodes make {fixed} pages in all")
 
 
 def spread(total: int, pools: Pools) -> dict[Target, int]:

@@ -190,3 +190,17 @@ async def test_a_baseline_is_the_hosts_own_value_not_the_configurations() -> Non
         lab.writes()
         await lab.engine.reload([], DEFAULT)
         assert lab.writes() == [(queue("sda"), "mq-deadline")]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"), [(Origin.CONFIG, Reason.CONFIG_WINS), (Origin.PERSISTENT, Reason.OVERRIDDEN)]
+)
+async def test_a_total_of_a_profile_that_claims_on_nodes_override(nodes: Origin, reason: Reason) -> None:
+    claims = [
+        claim(Origin.PROFILE, "hugepages", "2M", 40, seq=1),
+        claim(nodes, "hugepages", "2M/*", 30, seq=2),
+    ]
+    async with running(large_host(), claims=claims) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        outcome = lab.engine.outcomes[Target("hugepages", "2M")]
+        assert (outcome.state, outcome.reason, pages(lab.kernel)) == (State.OVERRIDDEN, reason, [30, 30])
