@@ -29,12 +29,15 @@ POLICIES: Final = re.compile(rf"{POLICY}({CPU_LIST.pattern})", re.ASCII)
 CPUS: Final = re.compile(rf"(?:{CPU})?({CPU_LIST.pattern})", re.ASCII)
 # Instances that differ in a number, where a pattern may list the numbers.
 NUMBERED: Final = re.compile(rf"({POLICY}|.+/node)[0-9]+", re.ASCII)
-CPU_GLOB: Final = re.compile(r"[a-z0-9*?!\[\]-]{1,64}", re.ASCII)
+# Of the names of policies alone: one may have hundreds of CPUs, and each would be another comparison.
+CPU_GLOB: Final = re.compile(rf"{POLICY}(?:[0-9*?]|\[!?[0-9-]+\]){{1,57}}", re.ASCII)
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 DRIVE: Final = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
 GLOB: Final = re.compile(r"[*?\[]")
 # The kernel gives these names in the order in which it finds the drives.
-UNSTABLE: Final = re.compile(r"nvme[0-9]+n[0-9]+|(?:sd|vd|xvd|hd)[a-z]+|mmcblk[0-9]+|pmem[0-9]+", re.ASCII)
+UNSTABLE: Final = re.compile(
+    r"nvme[0-9]+(?:c[0-9]+)?n[0-9]+|(?:sd|vd|xvd|hd)[a-z]+|(?:mmcblk|pmem|nbd|rbd|dm-|md)[0-9]+", re.ASCII
+)
 
 
 class Kind(StrEnum):
@@ -110,7 +113,7 @@ class CpuPatterns:
             return f"{POLICY}{CpuList.parse(found[1])}"
         if found := CPUS.fullmatch(text):
             return str(CpuList.parse(found[1]))
-        if GLOB.search(text) and CPU_GLOB.fullmatch(text):
+        if text == EVERY or (GLOB.search(text) and CPU_GLOB.fullmatch(text)):
             return text
         raise InvalidValue(f"{text!r} names no CPUs", "Give a CPU list (0-3,8), a policy (policy0) or *")
 
@@ -121,7 +124,8 @@ class CpuPatterns:
         if pattern == EVERY:
             return lambda _target: True
         if not self.exact(pattern):
-            return glob_matcher(pattern)
+            glob = Glob.parse(pattern)
+            return lambda target: glob.matches(target.instance)
         if pattern.startswith(POLICY):
             return numbered(pattern, POLICY)
         bits = CpuList.parse(pattern).bits

@@ -49,6 +49,7 @@ ERRORS: Final[Mapping[str, tuple[type[errors.KerntuneError], str]]] = {
     ),
     Reason.OVER_LIMIT: (errors.OverLimit, "Nothing was written; ask for less, or stop programs that hold memory"),
     Reason.OVERRIDDEN: (errors.Overridden, "`kerntune status` shows who wants what; withdraw that claim first"),
+    Reason.CONFIG_WINS: (errors.Overridden, "The configuration files say otherwise: `kerntune status` names the line"),
     Reason.BOOT_PARAMETER_WINS: (errors.NotSupported, "It takes another kernel command line, and a reboot"),
     Reason.INTERRUPTED: (errors.Failed, "Nothing of this call was kept; try again when kerntuned has started"),
     Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kerntune.cli import answers
-from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported, UnknownTunable
+from kerntune.errors import Failed, InvalidValue, NoSuchTarget, NotSupported, UnknownTunable
 from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, document
 
 HOST = document([*DRIVES, *POOLS, OVERCOMMIT])
@@ -59,3 +59,10 @@ def test_an_unknown_tunable_names_those_there_are() -> None:
         UnknownTunable, match=r"'governor'\. There are cpu-governor, hugepages, io-scheduler, overcommit"
     ):
         answers.find(HOST, "governor", "*")
+
+
+def test_a_daemon_of_another_version_is_told() -> None:
+    older = document([OVERCOMMIT])
+    older["tunables"] = [{key: value for key, value in row.items() if key != "kind"} for row in older["tunables"]]  # type: ignore[misc]  # as it was before
+    with pytest.raises(Failed, match=r"another version.*systemctl restart kerntuned"):
+        answers.find(older, "overcommit", "")

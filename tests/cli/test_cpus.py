@@ -33,6 +33,7 @@ HOST = document(POLICIES, tunables=[tunable("cpu-governor")])
             "cpu-governor@policy0 schedutil\ncpu-governor@policy4 schedutil\ncpu-governor@policy8 schedutil\n",
         ),
         ("cpu-governor@policy5-8", "schedutil\n"),
+        ("cpu-governor@policy12[0-4]", "cpu-governor@policy120 schedutil\ncpu-governor@policy124 schedutil\n"),
         (
             "cpu-governor@3-4,9",
             "cpu-governor@policy0 schedutil\ncpu-governor@policy4 schedutil\ncpu-governor@policy8 schedutil\n",

@@ -81,13 +81,14 @@ class TestPlan:
             outcome("hugepages@2M", "refused", reason="over-limit", detail="900 possible"),
             outcome("overcommit", "planned"),
         ]
-        refusal = OverLimit("900 possible", "ask for less")
+        # As it comes over the bus: both parts in one.
+        refusal = OverLimit("900 possible. Ask for less")
         script = Script(outcomes=rows, strict=refusal)
         assert run(script, "plan", "hugepages@2M=2000", "overcommit=always") == refusal.exit_code == 1
         assert [call[2] for call in script.calls] == [{}, {"strict": True}]
         said = capsys.readouterr()
         assert "over-limit: 900 possible" in said.out
-        assert said.err == "kerntune: set would fail: 900 possible\n  ask for less\n"
+        assert said.err == "kerntune: set would fail: 900 possible\n  Ask for less\n"
 
     def test_a_name_that_a_reboot_may_change_is_advised_against(self, capsys: Captured) -> None:
         run(Script(outcomes=[outcome("io-scheduler@sda", "planned")]), "plan", "io-scheduler@sda=none", "--persist")

@@ -114,7 +114,8 @@ def test_instances_that_share_a_row(names: list[str], patterns: list[str]) -> No
 @pytest.mark.parametrize(
     ("name", "stable"),
     [("sda", False), ("vda", False), ("xvdb", False), ("nvme0n1", False), ("mmcblk0", False), ("sdab", False),
-     ("by-id/nvme-Fast_1", True), ("nvme*", True), ("dm-0", True), ("md127", True), ("loop0", True), ("vdaa1x", True)],
+     ("by-id/nvme-Fast_1", True), ("nvme*", True), ("dm-0", False),
+     ("md127", False), ("md_models", True), ("nvme0c0n1", False), ("loop0", True), ("vdaa1x", True)],
 )  # fmt: skip
 def test_names_that_a_reboot_may_give_to_another_drive(name: str, stable: bool) -> None:
     assert (UNSTABLE.fullmatch(name) is None) is stable

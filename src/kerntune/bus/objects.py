@@ -307,7 +307,9 @@ class Manager:
         chosen = options_from(options, SET | {"unset": "b", "strict": "b"} | WHOLE)
         if selection := whole(chosen):
             if settings or chosen.keys() - WHOLE.keys():
-                raise InvalidArgs("a plan of profile or reset takes no settings", "Ask for one thing at a time")
+                raise InvalidArgs(
+                    "a plan of profile or reset takes no settings", "Nor other options: ask for one thing at a time"
+                )
             return reply(await self._core.files.plan(selection))
         request = Request(
             settings_from(settings),

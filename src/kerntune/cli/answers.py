@@ -199,12 +199,21 @@ def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
 
     Raise UnknownTunable, and InvalidValue for a text that is no pattern of its instances.
     """
-    kind = Kind(tunable(document, name)["kind"])
+    kind = kind_of(tunable(document, name))
     there = [row for row in document["targets"] if row["tunable"] == name]
     if pattern in ("", EVERY):
         return there
     matches = PATTERNS[kind].matcher(PATTERNS[kind].normal(pattern))
     return [row for row in there if matches(Target(name, row["instance"], aliases=tuple(row["aliases"])))]
+
+
+def kind_of(row: TunableRow) -> Kind:
+    """Return what the instances of a tunable are. Raise Failed when the daemon is of another version than we are."""
+    try:
+        return Kind(row["kind"])
+    except (KeyError, ValueError) as error:
+        hint = "It was upgraded and not restarted: systemctl restart kerntuned"
+        raise errors.Failed("kerntuned is of another version than this command", hint) from error
 
 
 def is_excused(outcome: Outcome, claim: ClaimRow | None) -> bool:

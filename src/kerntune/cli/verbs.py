@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, profiles, show, spelling, status_page
+from kerntune.cli import answers, check, profiles, show, spelling, status_page, telling
 from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
 from kerntune.cli.manager import Connect, Manager
 from kerntune.cli.rows import Advice, Answer, changed, gives_back
@@ -87,7 +87,8 @@ async def plan(connect: Connect, args: Namespace) -> Answer:
         error = None if exit_code(change.outcomes) is Exit.OK else await _foreseen(manager, settings, options)
     if error is None:
         return changed(change, advice, none=NO_CHANGE)
-    return changed(change, [*advice, Advice(f"set would fail: {error.what}", error.hint)], code=error.exit_code)
+    why, hint = telling.parts(error)
+    return changed(change, [*advice, Advice(f"set would fail: {why}", hint)], code=error.exit_code)
 
 
 async def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[str, bool]) -> KerntuneError | None:

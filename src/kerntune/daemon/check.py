@@ -48,8 +48,13 @@ def look(place: Path, config: Path) -> Report:
 
     `config` is the folder of the daemon's own files. A file from elsewhere may name the profiles in it.
     """
-    if not place.exists():
-        return Report((), (), [Problem(str(place), 0, Kind.FILE, "there is no such file or folder")])
+    try:
+        place.stat()
+    except OSError as error:
+        what = "there is no such file or folder"
+        if not isinstance(error, FileNotFoundError):
+            what = f"this cannot be read: {error.strerror}"
+        return Report((), (), [Problem(str(place), 0, Kind.FILE, what)])
     profiles = Profiles(folders(home(place, config)), REGISTRY)
     if place.is_dir() and place.name == FOLDER and (mine := [*files_in(place), *misnamed_in(place)]):
         return of_profiles(profiles, sorted(mine))

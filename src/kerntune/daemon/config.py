@@ -53,7 +53,8 @@ class Configuration:
         kept = {name: replace(content, problems=()) for name, content in contents.items() if not content.empty}
         self._last.keep(kept)
         options = {path: value for content in kept.values() for path, value in content.options.items()}
-        for path, what, hint in settings.contradictions(options):
+        # One file by itself is a part of a configuration: what it does not say another may.
+        for path, what, hint in settings.contradictions(options, is_part=self._folder.is_file()):
             name, content = next(pair for pair in reversed(kept.items()) if path in pair[1].options)
             problems.append(Problem(name, content.lines.get(path, 0), Kind.OPTION, what, hint))
             del options[path]

@@ -116,11 +116,13 @@ def by_path() -> dict[tuple[str, ...], Option]:
     return {option.path: option for option in OPTIONS}
 
 
-def contradictions(options: Mapping[tuple[str, ...], int]) -> Iterator[tuple[tuple[str, str], str, str]]:
+def contradictions(
+    options: Mapping[tuple[str, ...], int], *, is_part: bool = False
+) -> Iterator[tuple[tuple[str, str], str, str]]:
     """Yield each option that is said and is more than another lets it be, what is wrong, and what to do."""
     known = by_path()
     for path, other in AT_MOST:
-        most = options.get(other, known[other].default)
+        most = options.get(other, options.get(path, 0) if is_part else known[other].default)
         if path in options and options[path] > most:
             what = f"{path[1]} is {options[path]}, and {other[1]} is {most}"
             yield path, what, f"{path[1]} may be no more than {other[1]} in [{other[0]}]: lower it, or raise that"

@@ -131,7 +131,8 @@ def own_outcome(
         why = "memory is short and the memory guard holds a limit; this claim is kept and comes into force after it"
         return overridden(claim, outcome, why, Reason.GUARD_LIMIT)
     why = f"{described(winner)} wins; this claim is kept and comes into force when that one goes"
-    return overridden(claim, outcome, why, Reason.CONFIG_WINS if winner.origin is Origin.CONFIG else Reason.OVERRIDDEN)
+    wins = (claim.origin, winner.origin) == (Origin.PROFILE, Origin.CONFIG)
+    return overridden(claim, outcome, why, Reason.CONFIG_WINS if wins else Reason.OVERRIDDEN)
 
 
 def overridden(claim: Claim, outcome: Outcome, why: str, reason: Reason = Reason.OVERRIDDEN) -> Outcome:

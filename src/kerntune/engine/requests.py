@@ -212,7 +212,7 @@ def withdraw(request: Request, world: World, known: Claims, seq: int) -> Edit:
     # Each once: what a name stands for may be all there is.
     for name, named in dict.fromkeys((setting.tunable, setting.instances) for setting in request.settings):
         tunable = world.tunable(name)
-        if named == EVERY:
+        if named == EVERY and tunable.kind is not Kind.SINGLE:
             dropped += [claim.id for claim in known.by_origin(request.origin) if claim.tunable == tunable.name]
             # Values that are owed are tried again at once.
             owed = (target.instance for target in world.owed if target.tunable == tunable.name)

@@ -148,3 +148,23 @@ def test_a_file_that_no_profile_is_found_in_is_told(host: Path, capsys: Captured
     assert (code, problem["severity"]) == (0, "warning")
     assert problem["file"] == str(host / "profiles/bad name.toml")
     assert problem["what"] == "no profile is found under this name"
+
+
+def test_a_path_that_no_file_can_have_is_told(tmp_path: Path, capsys: Captured) -> None:
+    report = look(tmp_path / ("x" * 300), tmp_path)
+    assert [problem.what for problem in report.problems] == ["this cannot be read: File name too long"]
+    assert check(tmp_path / ("x" * 300), tmp_path) == 1
+    assert "File name too long" in capsys.readouterr().out
+
+
+def test_one_file_is_a_part_and_contradicts_no_other(tmp_path: Path) -> None:
+    """The folder as a whole is in order: a drop-in raises what the file goes by."""
+    main, drop_in = tmp_path / "kerntune.toml", tmp_path / "kerntune.d" / "10.toml"
+    main.write_text("[limits]\nholds-per-user = 100\n")
+    assert not look(main, tmp_path).problems
+    assert look(tmp_path, tmp_path).problems
+    drop_in.parent.mkdir()
+    drop_in.write_text("[limits]\nholds = 100\n")
+    assert not look(tmp_path, tmp_path).problems
+    main.write_text("[limits]\nholds-per-user = 100\nholds = 7\n")
+    assert look(main, tmp_path).problems

@@ -71,6 +71,13 @@ async def test_unsetting_twice_changes_once() -> None:
         assert lab.writes() == []
 
 
+@pytest.mark.parametrize("everything", ["", "*"])
+async def test_the_one_setting_of_the_host_is_answered_whatever_stands_for_it(everything: str) -> None:
+    async with running(large_host()) as lab:
+        (outcome,) = (await lab.unset(("overcommit", everything))).outcomes
+        assert (outcome.target, outcome.state) == (Target("overcommit"), State.UNMANAGED)
+
+
 async def test_unsetting_takes_only_what_it_names() -> None:
     async with running(large_host()) as lab:
         await lab.set(("io-scheduler", "nvme*", "mq-deadline"), ("io-scheduler", "sda", "none"))
