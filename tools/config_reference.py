@@ -80,7 +80,7 @@ def manual_lists() -> str:
     for table, options in groupby(OPTIONS, key=lambda option: option.table):
         lines += [f".Ss [{table}]", '.Bl -tag -width "hugepages-percent"']
         for option in options:
-            lines += [f".It Ic {option.name}", *sentences(option.about)]
+            lines += [f".It Ic {option.name}", *sentences(option.about.replace("`", ""))]
             lines += sentences(f"{capital(option.allowed)}; {shown(option.default)} if it is not given.")
         lines.append(".El")
     for tunable in REGISTRY:

@@ -85,7 +85,7 @@ def explanation(tunable: Tunable) -> Explanation:
         what=filled(said["what"], tunable),
         helps=said["helps"],
         evidence=tuple(Evidence(Grade(row["grade"]), row["said"]) for row in evidence),
-        risk=said["risk"],
+        risk=" ".join((said["risk"], *(about["risk"] for about in names_of(tunable).values() if "risk" in about))),
         files=tuple(f"/{file}" for file in tunable.files),
         document=said["document"],
         instances=filled(said["instances"], tunable),

@@ -115,7 +115,9 @@ class CpuPatterns:
             return str(CpuList.parse(found[1]))
         if text == EVERY or (GLOB.search(text) and CPU_GLOB.fullmatch(text)):
             return text
-        raise InvalidValue(f"{text!r} names no CPUs", "Give a CPU list (0-3,8), a policy (policy0) or *")
+        raise InvalidValue(
+            f"{text!r} names no CPUs", "Give a CPU list (0-3,8), policies (policy0, policy0-7, policy?) or *"
+        )
 
     def exact(self, pattern: str) -> bool:
         return not GLOB.search(pattern)

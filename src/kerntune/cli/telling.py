@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -51,7 +52,9 @@ def known_as() -> dict[str, str]:
     for tunable in REGISTRY:
         found |= dict.fromkeys((file.rpartition("/")[2] for file in tunable.files), tunable.name)
         found |= {name.rpartition(".")[2]: f"{tunable.name}@{name}" for name in tunable.names}
-        found |= dict.fromkeys(other_words(tunable), tunable.name)
+        # An upgrade may be replacing the file that has them.
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found |= dict.fromkeys(other_words(tunable), tunable.name)
     return found
 
 

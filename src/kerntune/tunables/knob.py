@@ -145,7 +145,7 @@ class Number(Value):
     most: int | None = None
     step: int = 1
     digits: int = 10
-    # By instance, where they differ: no kernel takes another number.
+    # By instance, where they differ: the numbers that the kernel gives a meaning.
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def normal(self, value: str) -> str:

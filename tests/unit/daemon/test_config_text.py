@@ -12,8 +12,10 @@ from kerntune import explained
 from kerntune.daemon import config_text
 from kerntune.daemon.config_text import Content, Kind, lines
 from kerntune.engine.requests import sound
+from kerntune.explained import config_table
 from kerntune.model import Origin
 from kerntune.tunables import REGISTRY
+from kerntune.tunables.knobs import SYSCTL
 
 TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
 FILE = "/etc/kerntune/kerntune.toml"
@@ -78,7 +80,7 @@ def test_options() -> None:
 
 
 PERCENT = "Give a whole number from 0 to 95 (percent of RAM); the default is 75"
-POOLS = "The name before the = is a page size (2M), one node of it (2M/node0) or each node (2M/*)"
+POOLS = "The name before the = is a page size (2M), nodes of it (2M/node0, 2M/node0-3) or each node (2M/*)"
 COUNTS = "The value is a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)"
 REASON = 'Write { value = "none", why = "..." }'
 WORD = 'Give a whole number, or a word in quotes: "none"'
@@ -133,9 +135,8 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', 'p
          f":2: io-scheduler: 'is' has no place here. {REASON}"),
         ('[io-scheduler]\n"*" = { why = "x" }', Kind.CLAIM, f":2: io-scheduler: there is no value. {REASON}"),
         ('[sysctl]\n"vm.swappiness" = 300', Kind.CLAIM,
-         ":2: sysctl: vm.swappiness is a whole number from 0 to 200, not 300. The value is a whole number: "
-         "vm.swappiness 0 to 200, vm.zone_reclaim_mode 0 to 7, vm.watermark_scale_factor 1 to 3000, "
-         "kernel.numa_balancing 0 to 3"),
+         ":2: sysctl: vm.swappiness is a whole number from 0 to 200, not 300. "
+         f"The value is {config_table(SYSCTL).values}"),
         ('[thp]\nenabled = "sometimes"', Kind.CLAIM,
          ":2: thp: enabled is one of always, madvise, never, not sometimes. The value is the kernel's word: always, "
          "madvise or never, for defrag also defer or defer+madvise"),
@@ -149,8 +150,8 @@ TABLES = f"There are {', '.join(sorted({'daemon', 'drift', 'guard', 'limits', 'p
          ":2: io-scheduler: 'no such' cannot be the name of a scheduler. "
          "The value is the kernel's name of a scheduler"),
         ('[cpu-governor]\n"3-0" = "performance"', Kind.CLAIM,
-         ":2: cpu-governor: '3-0' runs backwards. The name before the = is * (every CPU), a CPU list (0-3,8) or a "
-         "policy (policy0)"),
+         ":2: cpu-governor: '3-0' runs backwards. The name before the = is * (every CPU), a CPU list (0-3,8), "
+         "policies (policy0, policy0-7) or a glob of these (policy?)"),
         ("[overcommit]\nvalue = 'always'", Kind.CLAIM,
          ":2: overcommit: 'value' names nothing: there is one setting of the host. "
          "The name before the = is * (it is one setting of the host)"),

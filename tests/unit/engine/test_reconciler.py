@@ -10,7 +10,7 @@ from kerntune.errors import (
     Overridden,
     UnknownTunable,
 )
-from kerntune.model import Origin, Reason, State
+from kerntune.model import Origin, Reason, State, Target
 from tests.unit.lab import (
     claim,
     large_host,
