@@ -39,7 +39,7 @@ def compared(outcome: Outcome) -> tuple[str, ...]:
 
 def lost(outcome: Outcome) -> Outcome:
     """Return the last outcome of a target that has gone; its claims wait for another."""
-    then = ", and what was owed to it with it" if outcome.is_owed else "; the claim is kept for what comes"
+    then = ", and what was owed to it with it" if outcome.is_owed else "; the claim waits for another"
     detail = f"{outcome.target} has gone{then}"
     return replace(
         outcome,

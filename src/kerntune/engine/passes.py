@@ -617,5 +617,5 @@ def interrupted(desired: DesiredState, reading: Reading, verdict: Verdict, why: 
 def nothing_matches(claim: Claim, missing: str) -> Outcome:
     """Return the outcome of a claim that covers nothing now, and is kept."""
     reason = Reason.NO_KERNEL_SUPPORT if missing else Reason.NO_SUCH_TARGET
-    detail = missing or f"nothing matches {claim.instances!r} now; the claim is kept for what comes later"
+    detail = missing or f"nothing matches {claim.instances!r} now; the claim waits for a device"
     return Outcome(Target(claim.tunable, claim.instances), claim.value, "", "", State.UNSUPPORTED, reason, detail)

@@ -128,7 +128,8 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tup
     if not covered and tunable.exact(instances):
         there = ", ".join(sorted({target.instance for target in world.of(tunable)})) or "nothing"
         raise NoSuchTarget(
-            f"{tunable.name} has no {instances!r}", f"What there is: {there}; a pattern may name what comes later"
+            f"{tunable.name} has no {instances!r}",
+            f"What there is: {there}; a pattern may name a device that comes later",
         )
     check_value(tunable, [world.readings[target] for target in covered], value)
     if request.hold is None:
