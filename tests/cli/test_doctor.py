@@ -27,7 +27,7 @@ def test_a_problem_is_exit_code_1_and_comes_first(tmp_path: Path, capsys: Captur
     assert main(["doctor", "--root", str(handmade(tmp_path))], connect=script.connect) == 1
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert lines[0].startswith("✘ overcommit: memory is promised without limit")
+    assert lines[0].startswith("✘ overcommit: memory is committed without limit")
     assert "    /proc/sys/vm/overcommit_memory reads 1" in lines
     assert any(line.startswith("  → kerntune set overcommit=always --persist") for line in lines)
     assert lines[-1].startswith("1 problem, ")

@@ -100,8 +100,7 @@ def test_however_it_ends_nothing_is_left(daemon: Daemon, root: User, number: sig
     with going_on(root, "--set", f"hugepages={PAGES}", *ENDLESS, sleepers=2) as running:
         running.send_signal(number)
         _, said = running.communicate(timeout=LIMIT)
-    until(lambda: host.pages() == before and not sleeping())
-    assert root.describe()["holds"] == []
+    until(lambda: host.pages() == before and not sleeping() and not root.describe()["holds"])
     if number != signal.SIGKILL:
         assert running.returncode == 130
         assert "the host is as it was" in said
@@ -135,8 +134,7 @@ def test_a_daemon_that_is_restarted_meanwhile_keeps_the_hold(daemon: Daemon, roo
     (leg,) = json.loads(out)["legs"]
     assert "drift" not in leg["reason"]
     assert len(leg["pairs"]) == 6 or "huge pages not used" in leg["reason"]
-    until(lambda: host.pages() == before)
-    assert root.describe()["holds"] == []
+    until(lambda: host.pages() == before and not root.describe()["holds"])
 
 
 def test_a_daemon_that_has_gone_is_told_and_undoes_it_when_it_is_back(daemon: Daemon, root: User) -> None:
@@ -149,8 +147,7 @@ def test_a_daemon_that_has_gone_is_told_and_undoes_it_when_it_is_back(daemon: Da
     assert "cannot be reached" in said
     assert not sleeping()
     daemon.start()
-    until(lambda: host.pages() == before)
-    assert root.describe()["holds"] == []
+    until(lambda: host.pages() == before and not root.describe()["holds"])
 
 
 def test_who_may_not_hold_may_not_measure_with_a_hold(daemon: Daemon, other: User) -> None:

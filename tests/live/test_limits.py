@@ -169,11 +169,11 @@ def test_never_with_a_ratio_of_1_is_refused(demo: User, daemon: Daemon, member: 
     said = refuse_to_lock_out(member)
     assert host.snapshot() == before
     limit = re.search(r"commit limit (\d+) MiB", said)
-    promised = re.search(r"(\d+) MiB are promised", said)
+    committed = re.search(r"(\d+) MiB are committed", said)
     assert limit
-    assert promised
+    assert committed
     assert int(limit[1]) * MIB == pytest.approx((memory["MemTotal"] - memory["Hugetlb"]) // 100, abs=64 * MIB)
-    assert int(promised[1]) * MIB == pytest.approx(memory["Committed_AS"], abs=NOISE)
+    assert int(committed[1]) * MIB == pytest.approx(memory["Committed_AS"], abs=NOISE)
 
 
 @pytest.mark.parametrize("options", [["--demo"], []], ids=["simulated", "real"])

@@ -138,7 +138,7 @@ def test_while_polkit_is_away_root_may_and_others_read(without_polkit: Host) -> 
 @pytest.mark.parametrize("persist", [False, True], ids=["runtime", "persist"])
 def test_a_member_cannot_lock_the_host_out_of_its_memory(host: Host, persist: bool) -> None:
     answer = host.set(("overcommit", "", "never:1"), user="bob", persist=persist)
-    found = re.search(r"commit limit (\d+) MiB.* (\d+) MiB are promised", answer.refusal)
+    found = re.search(r"commit limit (\d+) MiB.* (\d+) MiB are committed", answer.refusal)
     assert found, answer.refusal
     memory = host.meminfo()
     assert int(found[1]) == pytest.approx((memory["MemTotal"] - memory["Hugetlb"]) // 100 // MIB, abs=2)

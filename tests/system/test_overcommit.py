@@ -26,7 +26,7 @@ def can_work():
     except MemoryError:  # Python had none left for itself, before it came to bash
         return os.strerror(errno.ENOMEM)
 
-promised = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+committed = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 said = {"before": can_work()}
 try:
     write("overcommit_ratio", 95)
@@ -37,7 +37,7 @@ try:
     # Of that the kernel keeps user_reserve_kbytes from a program as large as this one, 128 MiB (mm/util.c).
     write("overcommit_kbytes", int(rows["Committed_AS:"]) + 300 * 1024)
     write("overcommit_memory", 2)
-    said["never, what is promised and 300 MiB"] = can_work()
+    said["never, what is committed and 300 MiB"] = can_work()
 finally:
     write("overcommit_memory", 0)
     write("overcommit_ratio", 50)
@@ -53,7 +53,7 @@ def test_mode_never_with_a_ratio_alone_locks_everybody_out(vm: Machine) -> None:
     assert said == {
         "before": True,
         "never, ratio 95": "Cannot allocate memory",
-        "never, what is promised and 300 MiB": True,
+        "never, what is committed and 300 MiB": True,
     }
 
 

@@ -33,7 +33,7 @@ WRONG: Final = {
     "hugepages": ("kerntune set hugepages=99999999", ("99999999", "possible", "Nothing was written")),
     "cpu-governor": ("kerntune set cpu-governor=performance", ("cpu-offline", "policy1")),
     "io-scheduler": ("kerntune set 'io-scheduler@nvme*=fast'", ("nvme0n1 offers", "none", "mq-deadline")),
-    "overcommit": ("kerntune set overcommit=never:1", ("commit limit", "promised already", "A ratio of at least")),
+    "overcommit": ("kerntune set overcommit=never:1", ("commit limit", "committed already", "A ratio of at least")),
 }
 ROWS: Final = {re.findall(r"set '?([a-z-]+)", row[1])[0]: row for row in table(CHECKOUT / "README.md")}
 

@@ -21,12 +21,12 @@ GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "observing")
 COUNTERS: Final = {
     "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
     "drift_repairs": "Values that others had changed and that kerntuned has put back since it started.",
-    "guard_caps": "How often the memory guard has begun to cap what the kernel promises since kerntuned started.",
+    "guard_caps": "How often the memory guard has begun to cap what the kernel commits since kerntuned started.",
 }
 POOL_COUNTS: Final = {
     "pages": ("total", "Huge pages there are"),
     "free_pages": ("free", "Huge pages that no program uses"),
-    "reserved_pages": ("reserved", "Free huge pages that are promised to programs"),
+    "reserved_pages": ("reserved", "Free huge pages that are reserved for programs"),
     "surplus_pages": ("surplus", "Huge pages in use beyond those that were asked for"),
     "requested_pages": ("requested", "Huge pages requested, or those there are where nobody requests any"),
 }

@@ -31,7 +31,7 @@ def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterato
     `guard` is the state of our own guard; `guards` are other programs.
     """
     if guard in CAPPING:
-        what = f"memory is short: the memory guard is {guard} and holds back what the kernel promises"
+        what = f"memory is short: the memory guard is {guard} and holds back what the kernel commits"
         yield Finding(
             Severity.WARNING, "overcommit", what, ("kerntune status shows the guard",), "end what is not needed"
         )
@@ -44,8 +44,8 @@ def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterato
         yield Finding(
             Severity.PROBLEM,
             "overcommit",
-            "memory is promised without limit (overcommit always), and nobody watches it: a model that does not fit is "
-            "not refused, and later the kernel kills some program",
+            "memory is committed without limit (overcommit always), and nobody watches it: a model that does not fit "
+            "is not refused, and later the kernel kills some program",
             (
                 reads,
                 f"/{VM}/overcommit_ratio reads {ratio}, which limits nothing in this mode",
@@ -56,16 +56,16 @@ def overcommit(kernel: KernelView, guards: Sequence[str], guard: str) -> Iterato
             "kerntune set overcommit=heuristic --persist has the kernel refuse what cannot fit",
         )
     elif mode == ALWAYS:
-        what = f"memory is promised without limit (overcommit always), and {guards[0]} watches it"
+        what = f"memory is committed without limit (overcommit always), and {guards[0]} watches it"
         yield Finding(Severity.OK, "overcommit", what, (reads,))
     elif mode == NEVER and memory.commit_limit < needed_limit(memory):
-        promised, limit = memory.committed >> 20, memory.commit_limit >> 20
+        committed, limit = memory.committed >> 20, memory.commit_limit >> 20
         yield Finding(
             Severity.PROBLEM,
             "overcommit",
-            f"the kernel promises {limit} MiB at most (overcommit never), and {promised} MiB are promised: soon no "
+            f"the kernel commits {limit} MiB at most (overcommit never), and {committed} MiB are committed: soon no "
             "program can start",
-            (reads, f"/proc/meminfo: CommitLimit {limit} MiB, Committed_AS {promised} MiB"),
+            (reads, f"/proc/meminfo: CommitLimit {limit} MiB, Committed_AS {committed} MiB"),
             "kerntune set overcommit=heuristic --persist, or a higher ratio",
         )
     elif mode is not None:

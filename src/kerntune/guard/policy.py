@@ -74,8 +74,8 @@ class Sample:
     """The findings of one look, at `now` seconds of a clock that never goes back.
 
     `reserves` are the bytes that the kernel keeps for root and from large programs (admin_reserve_kbytes and
-    user_reserve_kbytes). The kernel's count of commits may be wrong by `error` bytes. `hindrance` says why the guard
-    can write nothing, "" when it can.
+    user_reserve_kbytes). The kernel's count of commits may be wrong by `error` bytes. `unavailable_reason` says why
+    the guard can write nothing, "" when it can.
     """
 
     memory: Memory
@@ -83,7 +83,7 @@ class Sample:
     reserves: int
     error: int
     cpus: int = 1
-    hindrance: str = ""
+    unavailable_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def decide(sample: Sample, limits: GuardLimits, before: GuardVerdict) -> GuardVe
     """Return the next verdict."""
     memory, cap = sample.memory, before.cap
     if cap is None:
-        if reason := sample.hindrance or _taken_by_others(memory):
+        if reason := sample.unavailable_reason or _taken_by_others(memory):
             return _warned(sample, limits, before, GuardState.OBSERVING, reason)
         if memory.headroom > limits.caps_at(memory):
             return _warned(sample, limits, before, GuardState.RELAXED)

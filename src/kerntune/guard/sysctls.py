@@ -44,15 +44,15 @@ class Sysctls:
     """The open files; only one thread at a time may use them."""
 
     def __init__(self, kernel: Kernel) -> None:
-        """Open the files; `hindrance` says why the guard can write nothing here, "" when it can."""
-        self.hindrance = ""
+        """Open the files; `unavailable_reason` says why the guard can write nothing here, "" when it can."""
+        self.unavailable_reason = ""
         self._kernel = kernel
         self._files: dict[str, OpenFile] = {}
         for path in SETTINGS:
             try:
                 self._files[path] = kernel.open(path, writable=True)
             except KernelError as error:
-                self.hindrance = (
+                self.unavailable_reason = (
                     f"/{path} cannot be written here ({error.strerror}); in a container the host must do it"
                 )
                 self._keep(path)
@@ -69,7 +69,7 @@ class Sysctls:
         """Return MemAvailable in bytes, 0 where it cannot be read. Raise OSError, or ValueError for nonsense."""
         return int(self._read(MEMINFO).partition("MemAvailable:")[2].partition("kB")[0] or 0) << 10
 
-    def sample(self, now: float, hindrance: str) -> Sample:
+    def sample(self, now: float, unavailable_reason: str) -> Sample:
         """Return the figures now. Raise OSError, or ValueError when the figures make no sense."""
         mode, swaps = self._read(MODE), self._read(SWAPS)
         memory = memory_of(
@@ -86,7 +86,7 @@ class Sysctls:
             raise ValueError(f"/{MEMINFO} does not say how much memory there is")
         reserves = sum(int(self._read(path) or 0) for path in RESERVES) << 10
         error = counting_error(memory.total, self._cpus, resource.getpagesize())
-        return Sample(memory, now, reserves, error, self._cpus, hindrance)
+        return Sample(memory, now, reserves, error, self._cpus, unavailable_reason)
 
     def originals(self) -> Originals:
         """Return the current settings."""

@@ -47,7 +47,7 @@ class GuardThread:
         self.limits = limits
         self.verdict = GuardVerdict()
         self._sysctls, self._saved, self._lock, self._publish, self._clock = sysctls, saved, lock, publish, clock
-        self._hindrance = sysctls.hindrance
+        self._hindrance = sysctls.unavailable_reason
         self._trouble = ""
         self._whole: Sample | None = None  # from the last whole look
         self._turned = clock()

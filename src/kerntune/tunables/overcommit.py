@@ -1,4 +1,4 @@
-"""overcommit: how much memory the kernel promises, mode and ratio as one value.
+"""overcommit: how much memory the kernel commits, mode and ratio as one value.
 
 Documentation/mm/overcommit-accounting.rst; the formula of the limit is in mm/util.c (vm_commit_limit):
 CommitLimit = (overcommit_kbytes, or (RAM - huge pages) * ratio / 100) + swap, and is enforced in mode 2 (never) only.
@@ -31,7 +31,7 @@ class Overcommit(Tunable):
     """One target, the host. A baseline also names the ratio or the kilobytes that a mode does not use."""
 
     name = "overcommit"
-    summary = "control of how much memory the kernel promises to programs"
+    summary = "control of how much memory the kernel commits to programs"
     lane = Lane.MEMORY
     action = "set-memory"
     kind = Kind.SINGLE
@@ -164,7 +164,7 @@ def kept_free(memory: Memory, ratio: int) -> int:
 
 
 def least_left(memory: Memory, ratio: int) -> int:
-    """Return the headroom, in bytes, at which the memory guard promises nothing to anybody: a quarter, and some more.
+    """Return the headroom, in bytes, at which the memory guard lets nobody commit any more: a quarter, and some more.
 
     By a 256th of RAM the kernel's count of commits may be off, with very many CPUs by more.
     """
@@ -182,8 +182,8 @@ def too_little_left(memory: Memory, ratio: int) -> str:
 def lock_out(memory: Memory, limit: int, value: str) -> str:
     """Return why a limit would lock everybody out, with both figures."""
     return (
-        f"{value} would make the commit limit {limit >> 20} MiB, but {memory.committed >> 20} MiB are promised already "
-        f"and {memory.reserve >> 20} MiB must stay free: not even a shell could start. "
+        f"{value} would make the commit limit {limit >> 20} MiB, but {memory.committed >> 20} MiB are committed "
+        f"already and {memory.reserve >> 20} MiB must stay free: not even a shell could start. "
         f"A ratio of at least {least_ratio(memory)} is needed"
     )
 

@@ -40,10 +40,10 @@ HOST = Memory(
 )
 
 
-def at(gib: float, now: float = 0.0, host: Memory = HOST, hindrance: str = "", **changes: Any) -> Sample:
+def at(gib: float, now: float = 0.0, host: Memory = HOST, unavailable_reason: str = "", **changes: Any) -> Sample:
     """The host with so much headroom; changes are fields of Memory."""
     memory = replace(host, available=round(gib * GIB), **changes)
-    return Sample(memory, now, RESERVES, ERROR, cpus=32, hindrance=hindrance)
+    return Sample(memory, now, RESERVES, ERROR, cpus=32, unavailable_reason=unavailable_reason)
 
 
 def decided(sample: Sample, before: GuardVerdict | None = None) -> GuardVerdict:
@@ -438,7 +438,7 @@ def test_a_level_goes_three_seconds_after_what_called_for_it() -> None:
 
 @pytest.mark.parametrize(("headroom", "level"), [(90, 0), (8, 50), (7, 100), (5, 255)])
 def test_with_a_hindrance_it_only_watches_and_warns(headroom: float, level: int) -> None:
-    verdict = decided(at(headroom, hindrance="read-only here"))
+    verdict = decided(at(headroom, unavailable_reason="read-only here"))
     assert (verdict.state, verdict.level, verdict.caps) == (GuardState.OBSERVING, level, False)
     assert verdict.reason == "read-only here"
     again = decided(at(90, 1.0), verdict)

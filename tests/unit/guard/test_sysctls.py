@@ -96,7 +96,12 @@ def test_what_zfs_gives_back_is_in_a_sample() -> None:
 
 def test_a_sample_has_the_kernels_reserves_and_the_cpus() -> None:
     sample = sysctls.Sysctls(SimulatedKernel([Node(16 << 30)])).sample(7.0, "why not")
-    assert (sample.reserves, sample.cpus, sample.now, sample.hindrance) == (136 << 20, os.cpu_count(), 7.0, "why not")
+    assert (sample.reserves, sample.cpus, sample.now, sample.unavailable_reason) == (
+        136 << 20,
+        os.cpu_count(),
+        7.0,
+        "why not",
+    )
 
 
 @dataclass(slots=True)

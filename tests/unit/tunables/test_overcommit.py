@@ -254,7 +254,7 @@ async def test_a_ratio_that_would_lock_everybody_out_is_refused_with_both_figure
             await lab.set(("overcommit", "", "never:1"))
         for figure in (
             "commit limit 163 MiB",
-            "2048 MiB are promised",
+            "2048 MiB are committed",
             "819 MiB must stay free",
             "at least 18 is needed",
         ):
