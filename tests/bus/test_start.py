@@ -90,11 +90,11 @@ def test_a_hangup_ends_no_start() -> None:
     code = "import signal, kerntune.daemon.__main__; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=BOUND, check=True)
     assert done.stdout == "True\n"
-    lean = CHECKOUT / "src/kerntune/daemon/lean.py"
+    first_module = CHECKOUT / "src/kerntune/daemon/slim_imports.py"
     entry = (CHECKOUT / "src/kerntune/daemon/__main__.py").read_text()
     first = [line for line in entry.splitlines() if line.startswith(("import", "from"))]
-    assert first[1] == "import kerntune.daemon.lean  # noqa: F401"
-    assert lean.read_text().index("SIG_IGN") < lean.read_text().index("import asyncio")
+    assert first[1] == "import kerntune.daemon.slim_imports  # noqa: F401"
+    assert first_module.read_text().index("SIG_IGN") < first_module.read_text().index("import asyncio")
 
 
 def test_hangups_while_it_starts(daemon: Daemon) -> None:

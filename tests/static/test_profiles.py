@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon.profiles import Profiles
-from kerntune.places import folders
+from kerntune.paths import folders
 from kerntune.tunables import REGISTRY
 
 CHECKOUT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 from kerntune import plain_files as files
 from kerntune.daemon.config import Configuration
 from kerntune.daemon.profiles import Profiles
-from kerntune.places import files_in
+from kerntune.paths import files_in
 from kerntune.plain_files import NoPlainFile, contents_of, patiently, put_aside, replace_file
 from kerntune.tunables import REGISTRY
 

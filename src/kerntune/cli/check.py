@@ -14,7 +14,7 @@ from kerntune.cli import tables
 from kerntune.cli.answers import named
 from kerntune.cli.rows import Answer
 from kerntune.errors import Exit
-from kerntune.places import CONFIG
+from kerntune.paths import CONFIG
 
 if TYPE_CHECKING:
     from kerntune.daemon.config_text import Problem

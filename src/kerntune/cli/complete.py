@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kerntune.errors import InvalidValue, KerntuneError
+from kerntune.paths import CONFIG, files_in, folders
 from kerntune.patterns import EVERY, Kind
-from kerntune.places import CONFIG, files_in, folders
 
 if TYPE_CHECKING:
     from kerntune.kernel.files import KernelView

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import kerntune.daemon.lean  # noqa: F401
+import kerntune.daemon.slim_imports  # noqa: F401
 
 # isort: split
 

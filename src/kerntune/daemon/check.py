@@ -16,7 +16,7 @@ from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
 from kerntune.daemon.profiles import Profile, Profiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
-from kerntune.places import FOLDER, PROFILE_NAME, files_in, folders, misnamed_in
+from kerntune.paths import FOLDER, PROFILE_NAME, files_in, folders, misnamed_in
 from kerntune.plain_files import contents_of
 from kerntune.tunables import REGISTRY
 

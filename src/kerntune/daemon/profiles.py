@@ -14,7 +14,7 @@ from kerntune.daemon.last_good import LastGood
 from kerntune.daemon.settings import shown
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
-from kerntune.places import files_in
+from kerntune.paths import files_in
 from kerntune.plain_files import contents_of
 from kerntune.suggest import there_are
 from kerntune.tunables.base import Tunable

@@ -19,7 +19,7 @@ from kerntune.engine.claims import Choice, FilesEdit
 from kerntune.engine.reconciler import Reconciler, stopping
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.model import Claim
-from kerntune.places import folders
+from kerntune.paths import folders
 
 log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
