@@ -275,7 +275,7 @@ def test_limits_that_contradict_are_told_where_they_stand(etc: Folder, main: str
 
 
 @pytest.mark.parametrize(
-    ("enabled", "band", "calm"), itertools.product((True, False), (0, 1, 1 << 24), (0, 3600)), ids=str
+    ("enabled", "band", "calm"), [*itertools.product((True, False), (0, 1, 1 << 24), (0, 3600))], ids=str
 )
 def test_no_values_of_the_guard_contradict(etc: Folder, *, enabled: bool, band: int, calm: int) -> None:
     """They mean what is written: above the floor it caps, and it lets go above where it caps."""
