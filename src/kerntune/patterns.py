@@ -134,16 +134,8 @@ class CpuPatterns:
         return lambda target: bool(bits & cpu_bits(target.aliases))
 
 
-class DrivePatterns:
-    """Drives: `nvme0n1`, `nvme*`, `by-id/...`."""
-
-    def normal(self, text: str) -> str:
-        if not DRIVE.fullmatch(text) or text.removeprefix("by-id/") in (".", ".."):
-            raise InvalidValue(
-                f"{text!r} cannot name a block device",
-                "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-            )
-        return text
+class GlobPatterns:
+    """Names and globs of names, compared with a target's instance and its other names."""
 
     def exact(self, pattern: str) -> bool:
         return not GLOB.search(pattern)
@@ -154,19 +146,23 @@ class DrivePatterns:
         return glob_matcher(pattern)
 
 
-class NamePatterns:
+class DrivePatterns(GlobPatterns):
+    """Drives: `nvme0n1`, `nvme*`, `by-id/...`."""
+
+    def normal(self, text: str) -> str:
+        if not DRIVE.fullmatch(text) or text.removeprefix("by-id/") in (".", ".."):
+            raise InvalidValue(
+                f"{text!r} cannot name a block device",
+                "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+            )
+        return text
+
+
+class NamePatterns(GlobPatterns):
     """A name from a fixed list (`vm.swappiness`, also `vm/swappiness`), or a glob of such names."""
 
     def normal(self, text: str) -> str:
         return text.replace("/", ".")
-
-    def exact(self, pattern: str) -> bool:
-        return not GLOB.search(pattern)
-
-    def matcher(self, pattern: str) -> Matcher:
-        if self.exact(pattern):
-            return lambda target: pattern == target.instance
-        return glob_matcher(pattern)
 
 
 class SinglePattern:

@@ -52,16 +52,15 @@ def judge(edit: Edit, tunables: Mapping[str, Tunable], result: Result, *, must_w
             }
         return Judged(list(found.values()))
     own: list[Outcome] = []
-    errors: list[KerntuneError] = []
+    error: KerntuneError | None = None
     there = by_tunable(result)
     for claim in edit.put:
         tunable = tunables[claim.tunable]
         outcomes = own_outcomes(claim, tunable, result, there)
         name, exact = str(Target(claim.tunable, claim.instances)), tunable.exact(claim.instances)
-        if error := failure(name, outcomes, exact=exact, partial=claim.partial, must_win=must_win):
-            errors.append(error)
+        error = error or failure(name, outcomes, exact=exact, partial=claim.partial, must_win=must_win)
         own += outcomes
-    return Judged(own, next(iter(errors), None))
+    return Judged(own, error)
 
 
 def outcomes_known(
