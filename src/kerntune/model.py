@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Origin(IntEnum):
-    """Where a claim comes from; a higher origin wins over a lower one.
+    """The source of a claim; a higher origin wins over a lower one.
 
     A profile is a preset, and the administrator's files override it.
     """
@@ -29,7 +29,7 @@ class Origin(IntEnum):
 
 
 class State(StrEnum):
-    """What became of a desired state; the values are the strings on the wire."""
+    """The result for a desired state; the values are the strings on the wire."""
 
     SATISFIED = "satisfied"
     PLANNED = "planned"

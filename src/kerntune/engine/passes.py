@@ -102,7 +102,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PassRunner:
-    """What a lane's passes need beside their inputs, and what they remember; one pass at a time.
+    """The state and the tools of a lane's passes, which run one at a time.
 
     `left` is what targets held after a pass that still owes them their baselines: another value is somebody else's.
     `writing` are the groups that a pass writes, until its result is published. `known` is what was last read of
@@ -142,7 +142,7 @@ class PassRunner:
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
         if not given.dry:
-            # What the companion has written comes and goes: what is remembered is the desired state before.
+            # The companion's values come and go, so the pass remembers the desired state before.
             caps = {
                 t: self.last[t]
                 for t, w in result.desired_states.items()

@@ -37,7 +37,7 @@ POOLS = "hugepages"
 class Request:
     """A Set, an Unset or a Hold: the settings, the options, and who asks.
 
-    `must_win` makes a overridden claim an error. `hold` is the hold that the claims belong to.
+    `must_win` makes an overridden claim an error. `hold` is the hold that the claims belong to.
     """
 
     settings: tuple[Setting, ...]

@@ -34,7 +34,7 @@ Sizes = Literal["", "pages", "KiB"]
 
 
 class Tunable(ABC):
-    """A family of kernel knobs. `plan` and `judge` are pure: they see readings, never the kernel."""
+    """A family of kernel knobs. `plan` and `assess` are pure: they see readings, never the kernel."""
 
     name: str
     summary: str
@@ -59,7 +59,7 @@ class Tunable(ABC):
     @property
     @abstractmethod
     def kind(self) -> Kind:
-        """What its instances are."""
+        """The kind of its instances."""
 
     @property
     @abstractmethod
@@ -85,7 +85,7 @@ class Tunable(ABC):
 
     @property
     def parallel(self) -> bool:
-        """Whether writes to different targets may run at the same time."""
+        """True if writes to different targets may run at the same time."""
         return False
 
     @abstractmethod

@@ -22,7 +22,7 @@ from kerntune.tunables.scopes import Scope, first, offline
 
 @dataclass(frozen=True, kw_only=True)
 class Value(ABC):
-    """What a file may hold."""
+    """The values that a file may hold."""
 
     # Values that the host may have by itself, beside those that a claim may ask for.
     own: re.Pattern[str] | None = None
