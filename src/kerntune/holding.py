@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.cli import spelling
-from kerntune.cli.answers import Outcome
+from kerntune.cli import syntax as spelling
+from kerntune.cli.document import Outcome
 
 if TYPE_CHECKING:
     from kerntune.bus.client import Client

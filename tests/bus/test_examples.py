@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.cli.grammar import JSON, VERBS
+from kerntune.cli.commands import JSON, VERBS
 from tests.harness.demo import LIMIT, Shell, demo
 from tests.harness.documented import PAGES, TEXTS, Example, code, examples, table
 from tests.harness.polkitd import CHECKOUT

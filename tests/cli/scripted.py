@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from kerntune.bus import names
 from kerntune.bus.client import unwrap
 from kerntune.bus.dispatch import Caller, Service, load
-from kerntune.cli.answers import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
+from kerntune.cli.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY

@@ -18,7 +18,7 @@ import pytest
 
 from kerntune.cli.__main__ import main
 from kerntune.cli.bench import plan_of, slice_of
-from kerntune.cli.grammar import parser, without_command
+from kerntune.cli.commands import parser, without_command
 from kerntune.errors import Exit, Usage
 from tests.cli.scripted import Script, document, outcome, target
 from tests.cli.test_bus import read_all

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from kerntune import errors
-from kerntune.cli.manager import LEAVING
+from kerntune.cli.remote import LEAVING
 from tests.cli.scripted import Script, outcome, private_bus, serving
 from tests.harness.privatebus import PrivateBus
 

@@ -14,7 +14,7 @@ import pytest
 from kerntune.bus.names import ACTION_SET
 from kerntune.bus.wire import outcome_rows
 from kerntune.cli.__main__ import main
-from kerntune.cli.answers import Outcome
+from kerntune.cli.document import Outcome
 from kerntune.errors import KerntuneError
 from kerntune.kernel.files import KernelView
 from kerntune.kernel.simulated import Node, SimulatedKernel

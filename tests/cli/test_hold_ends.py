@@ -17,7 +17,7 @@ import pytest
 
 from kerntune.cli import holds
 from kerntune.cli.__main__ import main
-from kerntune.cli.manager import Manager
+from kerntune.cli.remote import Manager
 from kerntune.errors import Unreachable
 from tests.cli.scripted import Script, ScriptedHold, ScriptedManager, outcome
 from tests.harness.demo import LIMIT, Shell, demo

@@ -13,7 +13,7 @@ import pytest
 
 from kerntune.cli.__main__ import main
 from kerntune.cli.holds import duration
-from kerntune.cli.manager import Manager
+from kerntune.cli.remote import Manager
 from kerntune.errors import NoSuchHold, NotOwner, OverLimit, Usage
 from tests.cli.scripted import Script, ScriptedManager, claim, document, outcome, target
 

@@ -15,8 +15,8 @@ import pytest
 
 import kerntune
 from kerntune.cli.__main__ import main, run_of
-from kerntune.cli.grammar import VERBS, parser
-from kerntune.cli.manager import Manager
+from kerntune.cli.commands import VERBS, parser
+from kerntune.cli.remote import Manager
 from kerntune.errors import Exit
 from kerntune.model import Reason, State
 from tests.cli.scripted import Script

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.cli.__main__ import main
-from kerntune.cli.answers import Pool
+from kerntune.cli.document import Pool
 from kerntune.cli.exposition import Kind, Metric, Sample, text
 from kerntune.cli.metrics import GUARD_STATES, measured
 from kerntune.guard.policy import GuardState

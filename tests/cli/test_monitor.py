@@ -16,7 +16,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.cli.__main__ import main
-from kerntune.cli.answers import GuardChange, Health, Pass
+from kerntune.cli.document import GuardChange, Health, Pass
 from tests.cli.scripted import Script, outcome, private_bus, serving
 from tests.harness.privatebus import PrivateBus
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kerntune.cli.__main__ import main
-from kerntune.cli.manager import LEAVING
+from kerntune.cli.remote import LEAVING
 from kerntune.errors import AccessDenied, NoSuchProfile
 from tests.cli.scripted import Script, document, outcome, private_bus, serving
 

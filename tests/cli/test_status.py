@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from kerntune.bus.neighbours import RIVALS
-from kerntune.cli import show, status_page, tables
-from kerntune.cli.answers import TargetRow
+from kerntune.cli import output as show
+from kerntune.cli import status as status_page
+from kerntune.cli import tables
+from kerntune.cli.document import TargetRow
 from kerntune.cli.health import MEANINGS
 from kerntune.daemon.reloading import CONFIG_INVALID
 from kerntune.daemon.state import STATE_SET_ASIDE

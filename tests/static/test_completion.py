@@ -10,7 +10,7 @@ import pytest
 from tools import completions
 
 from kerntune.cli import complete
-from kerntune.cli.grammar import VERBS
+from kerntune.cli.commands import VERBS
 
 CHECKOUT = Path(__file__).parents[2]
 STALE = "make generated brings it up to date"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from kerntune import explained
-from kerntune.cli import spelling, telling
+from kerntune.cli import suggest as telling
+from kerntune.cli import syntax as spelling
 from kerntune.daemon.demo import demo_host
 from kerntune.doctor import translate
 from kerntune.explained import Grade, config_table, explanation

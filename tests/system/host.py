@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
-from kerntune.cli.answers import Outcome
+from kerntune.cli.document import Outcome
 from tests.harness.tuned import TUNED, chosen
 from tests.system.machine import Machine
 from tests.system.qmp import MachineError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli.answers import is_excused
+from kerntune.cli.document import is_excused
 from kerntune.errors import Exit
 from kerntune.model import State
 from kerntune.results import exit_code, profile_exit_code, verify_exit_code

@@ -15,7 +15,7 @@ from kerntune.errors import Exit, Failed, KerntuneError, Usage
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from kerntune.cli.manager import Connect
+    from kerntune.cli.remote import Connect
     from kerntune.cli.rows import Answer
 
     Run = Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -
     try:
         return _run(words, connect)
     except KerntuneError as error:
-        from kerntune.cli.grammar import without_command  # noqa: PLC0415
+        from kerntune.cli.commands import without_command  # noqa: PLC0415
 
         return _fail(error, as_json="--json" in without_command(words)[0])
     except KeyboardInterrupt as interrupt:
@@ -59,7 +59,7 @@ def run_of(name: str) -> Run:
 
 
 def _run(words: Sequence[str], connect: Connect | None) -> int:
-    from kerntune.cli.grammar import HELP, VERBS, options_first, parser, without_command  # noqa: PLC0415
+    from kerntune.cli.commands import HELP, VERBS, options_first, parser, without_command  # noqa: PLC0415
 
     typed = len(words)
     words, command = without_command(words)
@@ -72,7 +72,7 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
         words = [*(word for word in words if word != HELP), "--help"]
         verb = next((word for word in words if not word.startswith("-")), None)
     if verb is not None and verb not in (names := [verb.name for verb in VERBS]):
-        from kerntune.cli import telling  # noqa: PLC0415
+        from kerntune.cli import suggest as telling  # noqa: PLC0415
 
         raise telling.no_verb(verb, names)
     if verb is not None:
@@ -84,7 +84,7 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
     args.command = command
     import asyncio  # noqa: PLC0415
 
-    from kerntune.cli import manager  # noqa: PLC0415
+    from kerntune.cli import remote as manager  # noqa: PLC0415
 
     running = run_of(args.run)(connect or manager.connect, args)
     if isinstance(running, AsyncGenerator):
@@ -125,7 +125,7 @@ def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
-    from kerntune.cli import telling  # noqa: PLC0415
+    from kerntune.cli import suggest as telling  # noqa: PLC0415
 
     _complain(*telling.parts(error))
     if as_json:

@@ -22,10 +22,12 @@ from kerntune.bench.file import ModelFile, open_model, synthetic
 from kerntune.bench.legs import Workload
 from kerntune.bench.model import Change, Look, Report, Verdict
 from kerntune.bench.runs import Arm
-from kerntune.cli import spelling, tables, telling, verdicts
-from kerntune.cli.manager import Connect
+from kerntune.cli import suggest as telling
+from kerntune.cli import syntax as spelling
+from kerntune.cli import tables, verdicts
 from kerntune.cli.output_file import check_writable, replace_file
 from kerntune.cli.progress import Bar
+from kerntune.cli.remote import Connect
 from kerntune.cli.rows import Advice, Answer
 from kerntune.cli.switch import Holds, Nothing, Reach, reach_of
 from kerntune.errors import Exit, KerntuneError, Usage

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kerntune.cli import show, tables
-from kerntune.cli.answers import Document, Event
+from kerntune.cli import output as show
+from kerntune.cli import tables
+from kerntune.cli.document import Document, Event
 from kerntune.model import Reason
 from kerntune.units import gib, spell_size
 

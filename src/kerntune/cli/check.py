@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kerntune.cli import tables
-from kerntune.cli.answers import named
+from kerntune.cli.document import named
 from kerntune.cli.rows import Answer
 from kerntune.errors import Exit
 from kerntune.paths import CONFIG

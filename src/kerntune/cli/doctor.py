@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kerntune.cli import show
-from kerntune.cli.answers import Document
-from kerntune.cli.manager import Connect
+from kerntune.cli import output as show
+from kerntune.cli.document import Document
+from kerntune.cli.remote import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import Exit, KerntuneError, Usage
 from kerntune.model import Origin

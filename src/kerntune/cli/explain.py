@@ -10,8 +10,9 @@ import textwrap
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
-from kerntune.cli import show, tables
-from kerntune.cli.manager import Connect
+from kerntune.cli import output as show
+from kerntune.cli import tables
+from kerntune.cli.remote import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import UnknownTunable
 from kerntune.explained import Explanation, Grade, explanation

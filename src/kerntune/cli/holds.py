@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kerntune import holding
-from kerntune.cli import show
-from kerntune.cli.answers import ClaimRow, Document, HoldRow, named
-from kerntune.cli.manager import Connect, Held
+from kerntune.cli import output as show
+from kerntune.cli.document import ClaimRow, Document, HoldRow, named
+from kerntune.cli.remote import Connect, Held
 from kerntune.cli.rows import Advice, Answer
+from kerntune.cli.suggest import parts
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
-from kerntune.cli.telling import parts
 from kerntune.errors import Exit, KerntuneError, Unreachable, Usage
 from kerntune.patterns import HUGE_PAGES
 from kerntune.results import exit_code

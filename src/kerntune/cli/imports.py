@@ -7,9 +7,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from kerntune.cli import show
+from kerntune.cli import output as show
 from kerntune.cli.doctor import ask, is_tree, tree
-from kerntune.cli.manager import Connect
+from kerntune.cli.remote import Connect
 from kerntune.cli.rows import Advice, Answer, changed
 from kerntune.errors import Usage
 

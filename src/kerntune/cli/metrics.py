@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from kerntune.cli.answers import Document, Pool
+from kerntune.cli.document import Document, Pool
 from kerntune.cli.exposition import Kind, Metric, Sample, text
-from kerntune.cli.manager import Connect
 from kerntune.cli.output_file import replace_file
+from kerntune.cli.remote import Connect
 from kerntune.cli.rows import Answer
 from kerntune.errors import Unreachable
 from kerntune.model import Origin, State

@@ -6,9 +6,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Final
 
-from kerntune.cli import check, grammar, show, tables
-from kerntune.cli.answers import Change, Document
-from kerntune.cli.manager import Connect
+from kerntune.cli import check, tables
+from kerntune.cli import commands as grammar
+from kerntune.cli import output as show
+from kerntune.cli.document import Change, Document
+from kerntune.cli.remote import Connect
 from kerntune.cli.rows import Answer, changed, gives_back
 from kerntune.errors import Usage
 from kerntune.results import profile_exit_code

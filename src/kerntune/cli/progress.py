@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
-from kerntune.cli.answers import named
+from kerntune.cli.document import named
 from kerntune.cli.tables import clean
 from kerntune.errors import Unreachable
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kerntune.cli import show
-from kerntune.cli.answers import Change, Document, Outcome
+from kerntune.cli import output as show
+from kerntune.cli.document import Change, Document, Outcome
 from kerntune.errors import Exit
 from kerntune.model import State
 from kerntune.results import exit_code

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from kerntune.bench.model import Change
-from kerntune.cli import spelling
-from kerntune.cli.answers import Outcome, named
-from kerntune.cli.manager import Manager
+from kerntune.cli import syntax as spelling
+from kerntune.cli.document import Outcome, named
+from kerntune.cli.remote import Manager
 from kerntune.errors import Failed
 from kerntune.model import Setting, State
 from kerntune.patterns import HUGE_PAGES

@@ -7,9 +7,14 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kerntune.cli import answers, check, profiles, show, spelling, status_page, telling
-from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow
-from kerntune.cli.manager import Connect, Manager
+from kerntune.cli import check, profiles
+from kerntune.cli import document as answers
+from kerntune.cli import output as show
+from kerntune.cli import status as status_page
+from kerntune.cli import suggest as telling
+from kerntune.cli import syntax as spelling
+from kerntune.cli.document import Document, Event, GuardChange, Health, Outcome, TargetRow
+from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.rows import Advice, Answer, changed, gives_back
 from kerntune.cli.withdrawal import nothing_withdrawn
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kerntune.cli.answers import ClaimRow, Document, covered, named
+from kerntune.cli.document import ClaimRow, Document, covered, named
 from kerntune.cli.rows import Advice
 from kerntune.model import Origin
 from kerntune.patterns import EVERY

@@ -235,7 +235,7 @@ VERBS: Final = (
         (APPLY, ALLOW_PARTIAL, TREE),
     ),
     Verb("metrics", "print metrics for Prometheus", "metrics:metrics", (OUTPUT,)),
-    Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "live:monitor", (EVENTS,)),
+    Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "monitor:monitor", (EVENTS,)),
 )
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from kerntune.cli import show
-from kerntune.cli.answers import IN_FILES, ClaimRow, Document, TargetRow, in_order, named
+from kerntune.cli import output as show
+from kerntune.cli.document import IN_FILES, ClaimRow, Document, TargetRow, in_order, named
 from kerntune.cli.health import explained, nothing_managed
 from kerntune.cli.tables import Page, Prose, Row, Table, clean, short, together
 from kerntune.model import Origin, Reason, State

@@ -7,7 +7,9 @@ import re
 
 import pytest
 
-from kerntune.cli import show, status_page, tables
+from kerntune.cli import output as show
+from kerntune.cli import status as status_page
+from kerntune.cli import tables
 from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
 from tests.cli.scripted import DRIVES, claim, document, outcome, target

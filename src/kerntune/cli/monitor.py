@@ -18,9 +18,9 @@ from typing import Any, Final, TextIO
 
 from kerntune.bus.names import CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from kerntune.cli import verbs
-from kerntune.cli.answers import Event
 from kerntune.cli.board import Board, screen
-from kerntune.cli.manager import Connect, Manager
+from kerntune.cli.document import Event
+from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.rows import Answer
 
 INTERVAL: Final = 0.5  # seconds between two looks

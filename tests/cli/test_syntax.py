@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.cli import spelling
+from kerntune.cli import syntax as spelling
 from kerntune.errors import Usage
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from kerntune.cli import live
+from kerntune.cli import monitor as live
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus

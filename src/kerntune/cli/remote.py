@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from kerntune.bus.names import FREEDESKTOP, HOLD, HUGE_PAGES, MANAGER, MEMORY, ROOT, hold_path
-from kerntune.cli.answers import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
+from kerntune.cli.document import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
 from kerntune.errors import Failed, NoSuchHold, UnknownObject
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli import telling
+from kerntune.cli import suggest as telling
 from kerntune.errors import Failed, UnknownTunable
 from kerntune.tunables import REGISTRY
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from kerntune.cli import tables
-from kerntune.cli.answers import Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
+from kerntune.cli.document import Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
 from kerntune.cli.health import explained, nothing_managed
 from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Prose, Row, Table, clean, row, together
 from kerntune.model import Reason, State
