@@ -14,6 +14,7 @@ from xml.dom import minidom
 from xml.dom.minidom import Element, Node
 
 from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 from kerntune.errors import FREEDESKTOP, OURS, by_name
 
 CHECKOUT: Final = Path(__file__).parents[1]
@@ -203,7 +204,7 @@ def wrapped(lines: list[str]) -> Iterator[str]:
 
 def main() -> None:
     """Write the page into the checkout."""
-    (CHECKOUT / MANUAL).write_text(page(names.interface_files()))
+    (CHECKOUT / MANUAL).write_text(page(interface_files()))
 
 
 if __name__ == "__main__":

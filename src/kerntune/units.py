@@ -1,4 +1,4 @@
-"""Sizes with binary units (`64G`) and CPU lists (`0-3,8`), read and written: one syntax everywhere."""
+"""Sizes with binary units (`64G`), times (`15m`) and CPU lists (`0-3,8`), read and written: one syntax everywhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from kerntune.errors import InvalidValue
 
 FACTORS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:i?B)?", re.IGNORECASE | re.ASCII)
+DURATION: Final = re.compile(r"([0-9]{1,9})(us|ms|[smhd]?)", re.ASCII)
+SECOND: Final = 10**6  # microseconds
+MICROSECONDS: Final = {"us": 1, "ms": 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
+MAX_HOLD: Final = 10 * 366 * MICROSECONDS["d"]  # microseconds that a hold may last
 # The limit is CPU 9999: the kernel can be built for 8192.
 CPU_LIST: Final = re.compile(r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*", re.ASCII)
 
@@ -27,6 +31,15 @@ def spell_size(count: int) -> str:
         if count and count % factor == 0:
             return f"{count // factor}{unit}"
     return str(count)
+
+
+def parse_duration(text: str, *, unit: str = "s") -> int | None:
+    """Return the microseconds of `90s`, `15m`, `2h`, `1d`, `3ms` or `100us`, or None when the text is no such time.
+
+    A number alone counts `unit`.
+    """
+    found = DURATION.fullmatch(text)
+    return int(found[1]) * MICROSECONDS[found[2] or unit] if found else None
 
 
 def gib(count: int) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kerntune import errors
-from kerntune.bus.client import connect, unwrap
-from kerntune.bus.messages import Message, Variant
+from kerntune.bus.client import connect
+from kerntune.bus.messages import Message, Variant, unwrap
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 

@@ -17,10 +17,10 @@ import pytest
 from kerntune import errors
 from kerntune.bus.client import connect
 from kerntune.bus.dispatch import OF_A_CALL, OF_A_PLACE, OF_USER, Caller, CallerGone, NameTaken, Service, load
-from kerntune.bus.interface import Emits, parse, snake
+from kerntune.bus.interface import Emits, interface_files, parse, snake
 from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
-from kerntune.bus.names import BUS_NAME, interface_files
+from kerntune.bus.names import BUS_NAME
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
 

@@ -19,7 +19,7 @@ from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import Caller, Service
 from kerntune.bus.gate import LOGGED, USERS, Gate, needed
 from kerntune.bus.holds import HeldObject, Holds
-from kerntune.bus.interface import load, snake
+from kerntune.bus.interface import interface_files, load, snake
 from kerntune.bus.messages import Variant
 from kerntune.bus.objects import CHANGE_ASKED, Core, Manager
 from kerntune.bus.typed import CpuGovernor, HugePages, IoScheduler, Memory
@@ -31,7 +31,7 @@ from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
 from tests.unit.lab import Lab, running
 
-CONTRACT = load(names.interface_files())
+CONTRACT = load(interface_files())
 STRANGER, ROOT = 65534, 0
 # Every method that is not open to everybody, with arguments that would be carried out.
 CHANGES: dict[tuple[str, str], tuple[Any, ...]] = {

@@ -102,7 +102,7 @@ class TestConnect:
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/elsewhere")
         assert Link(lambda _: None).address == "unix:path=/elsewhere"
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
-        assert Link(lambda _: None).address == link_module.SYSTEM_BUS
+        assert Link(lambda _: None).address == messages.SYSTEM_BUS
 
     async def test_a_later_address_is_tried(self, bus: PrivateBus) -> None:
         link = Link(lambda _: None, address=f"unix:path=/nonexistent;{bus.address}")
@@ -378,7 +378,7 @@ class TestWriter:
 def test_a_service_that_cannot_be_started_is_not_reachable(name: str) -> None:
     text = "Unit kerntuned.service is masked."
     refused = Message(message_type=MessageType.ERROR, error_name=name, reply_serial=1, signature="s", body=[text])
-    found = link_module._exception(refused)
+    found = messages.exception(refused)
     assert isinstance(found, errors.Unreachable)
     assert text in str(found)
 

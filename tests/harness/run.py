@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Final
 
 from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 from tests.harness.daemon import Daemon, DaemonError
 from tests.harness.polkitd import CHECKOUT, GROUP, POLKIT_FILES, Bus, Polkitd, installed
 from tests.harness.privatebus import PrivateBus
@@ -139,7 +140,7 @@ def host_is_real() -> bool:
 
 def lines(bus: Bus) -> list[str]:
     """Command lines for a second terminal."""
-    there = {file.stem for file in names.interface_files()}
+    there = {file.stem for file in interface_files()}
     user = os.environ.get("SUDO_USER", "")
     sudo = "sudo --preserve-env=DBUS_SYSTEM_BUS_ADDRESS " if user and not is_member(user) else ""
     prefix = f"DBUS_SYSTEM_BUS_ADDRESS={shlex.quote(bus.address)}"

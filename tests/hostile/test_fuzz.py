@@ -28,7 +28,7 @@ from kerntune.bus import messages, names
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import Caller, Service, load
 from kerntune.bus.holds import Holds
-from kerntune.bus.interface import parse
+from kerntune.bus.interface import interface_files, parse
 from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.bus.objects import Core
@@ -50,7 +50,7 @@ FEW: Final = settings(derandomize=True, database=None, deadline=timedelta(second
 MANY: Final = settings(database=None, deadline=timedelta(seconds=10), max_examples=400)
 HARD: Final = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else FEW
 
-CONTRACT: Final = {found.name: found for found in parse(STANDARD)} | load(names.interface_files())
+CONTRACT: Final = {found.name: found for found in parse(STANDARD)} | load(interface_files())
 METHODS: Final = [(interface, member) for interface, found in CONTRACT.items() for member in sorted(found.methods)]
 PROPERTIES: Final = sorted({name for found in CONTRACT.values() for name in found.properties})
 KNOWN: Final = {cls.dbus_name for cls in errors.KerntuneError.__subclasses__()}

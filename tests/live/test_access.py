@@ -19,6 +19,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 from kerntune.bus.names import CPU_GOVERNOR, HOLD, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
@@ -96,7 +97,7 @@ CALLS: Final = (
 )
 READS: Final = tuple(
     Call("org.freedesktop.DBus.Properties", "GetAll", "s", (file.stem,), "nothing", f"of {file.stem.split('.')[-1]}")
-    for file in names.interface_files()
+    for file in interface_files()
 )
 
 CONFIG: Final = '[sysctl]\n"vm.swappiness" = {}\n'
@@ -185,7 +186,7 @@ def shown(value: object) -> str:
 def test_every_method_of_the_contract_has_a_row() -> None:
     contract = {
         (found.attrib["name"], method.attrib["name"])
-        for file in names.interface_files()
+        for file in interface_files()
         for found in ElementTree.parse(file).getroot().iter("interface")
         for method in found.findall("method")
     }

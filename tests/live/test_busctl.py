@@ -14,6 +14,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, OTHER
 from tests.live import host
@@ -277,7 +278,7 @@ def test_introspection_is_the_contract(daemon: Daemon, other: User, root: User) 
     tree = done(other, f"tree {NAME}")
     assert ROOT in tree
     assert held in tree
-    for file in names.interface_files():
+    for file in interface_files():
         shown = done(other, f"introspect --xml-interface {NAME} {held if file.stem == names.HOLD else ROOT}")
         assert f'<interface name="{file.stem}">' in shown
         assert set(re.findall(r'<(?:method|signal|property) name="\w+"', file.read_text())) <= set(

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 
 CHECKOUT = Path(__file__).parents[2]
 POLICY = ElementTree.parse(CHECKOUT / "dbus/org.kerntune.Tuner1.conf").getroot()
@@ -24,7 +25,7 @@ def rules(**policy: str) -> list[tuple[str, dict[str, str]]]:
 def contract() -> set[str]:
     return {
         interface.attrib["name"]
-        for file in names.interface_files()
+        for file in interface_files()
         for interface in ElementTree.parse(file).getroot().iter("interface")
     }
 

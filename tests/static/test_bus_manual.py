@@ -11,20 +11,20 @@ import pytest
 from tools import dbus_manual
 
 from kerntune import errors
-from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / dbus_manual.MANUAL).read_text()
 MEMBERS = [
     (interface.attrib["name"], member)
-    for file in names.interface_files()
+    for file in interface_files()
     for interface in ElementTree.parse(file).getroot().iter("interface")
     for member in interface
 ]
 
 
 def test_it_is_up_to_date() -> None:
-    assert dbus_manual.page(names.interface_files()) == PAGE, "make generated brings it up to date"
+    assert dbus_manual.page(interface_files()) == PAGE, "make generated brings it up to date"
 
 
 def test_every_member_is_there_with_its_arguments() -> None:

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from kerntune.bus import names
+from kerntune.bus.interface import interface_files
 
-FILES = names.interface_files()
+FILES = interface_files()
 EMITS = {"true", "invalidates", "const", "false"}
 
 # The methods that change nothing and take no options; every other method ends in them.

@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, HOLD, ROOT, interface_files
+from kerntune.bus.interface import interface_files
+from kerntune.bus.names import BUS_NAME, HOLD, ROOT
 from tests.system.host import Host
 from tests.system.machine import Machine
 

@@ -5,29 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.bus.link import THE_BUS, Link, TimedOut
-from kerntune.bus.messages import Message, MessageType, Variant
+from kerntune.bus.blocking import HINT, MAX_BODY, MAX_SIGNALS, Signal, typed_errors
+from kerntune.bus.link import Link
+from kerntune.bus.messages import THE_BUS, Message, MessageType, Variant, unwrap
 
 __all__ = ["Client", "Signal", "Signals", "Variant", "connect"]
-
-MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
-MAX_SIGNALS: Final = 4096  # signals that wait to be read; when full, the oldest are dropped
-HINT: Final = "is kerntuned running? systemctl status kerntuned"
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A signal, with variants unwrapped."""
-
-    path: str
-    interface: str
-    member: str
-    args: list[Any]
 
 
 @asynccontextmanager
@@ -74,14 +60,8 @@ class Client:
         """
         how: dict[str, Any] = {"timeout": timeout, "interactive": interactive, "start": start}
         call = self._link.call(self.service, path, interface, member, signature, *args, **how)
-        try:
+        with typed_errors(self.service):
             return [unwrap(value) for value in await call]
-        except TimedOut as error:
-            raise errors.Unreachable(error.what, "it may still be at work: journalctl -u kerntuned") from error
-        except UnicodeEncodeError as error:
-            raise errors.Usage(f"{error.object!r:.60} is no UTF-8", "Write it in UTF-8") from error
-        except errors.Unreachable as error:
-            raise errors.Unreachable(f"{self.service} cannot be reached: {error.what}", HINT) from error
 
     async def running(self) -> bool:
         """Return whether the service is on the bus; the question does not start it."""
@@ -208,14 +188,3 @@ class Signals:
         if self._heard.full():
             self._heard.get_nowait()
         self._heard.put_nowait(heard)
-
-
-def unwrap(value: Any) -> Any:
-    """Return a D-Bus value as plain Python: the content of each Variant replaces the Variant."""
-    if isinstance(value, Variant):
-        return unwrap(value.value)
-    if isinstance(value, list):
-        return [unwrap(item) for item in value]
-    if isinstance(value, dict):
-        return {key: unwrap(item) for key, item in value.items()}
-    return value

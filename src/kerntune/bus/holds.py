@@ -22,12 +22,12 @@ from kerntune.engine.lasting import boottime
 from kerntune.engine.requests import Request, World, claim_for, instances_of
 from kerntune.errors import Failed, InvalidArgs, NoSuchTarget, NotOffered, NotSupported
 from kerntune.model import Claim, Hold, Setting
+from kerntune.units import MAX_HOLD
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_TEXT_BYTES: Final = 256  # bytes of `who` and of `why`
-LONGEST_TTL: Final = 10 * 366 * 86_400 * 1_000_000  # microseconds
 AGAIN: Final = 1.0  # seconds until work that must not fail is tried again, doubled each time
 AGAIN_MOST: Final = 60.0
 LOOK: Final = 60.0  # seconds; while the host sleeps, the clock of timers stands still, but the clock of holds runs
@@ -138,8 +138,8 @@ class Holds:
         """Begin a hold of the caller, and return its object path with the answer."""
         ttl, detached = options.get("ttl-usec", 0), options.get("detached", False)
         who, why = shown(who=who), shown(why=why)
-        if ttl > LONGEST_TTL or ("ttl-usec" in options and not ttl):
-            raise InvalidArgs(f"ttl-usec is {ttl}", f"Give microseconds, 1 to {LONGEST_TTL}, or leave it out")
+        if ttl > MAX_HOLD or ("ttl-usec" in options and not ttl):
+            raise InvalidArgs(f"ttl-usec is {ttl}", f"Give microseconds, 1 to {MAX_HOLD}, or leave it out")
         if detached and not ttl:
             raise InvalidArgs("a detached hold has no client to end with", "Give it a time to end: ttl-usec")
         engine = self.core.engine

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import io
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 from xml.parsers import expat
+
+from kerntune.bus.names import BUS_NAME
 
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 ACTION: Final = "org.kerntune.Action"
@@ -176,3 +179,13 @@ def _takes(handler: object, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def interface_files() -> list[Path]:
+    """Return the XML files of the contract: from the checkout if there is one, else from where the package has them."""
+    checkout = Path(__file__).parents[3] / "dbus" / "interfaces"
+    installed = (Path(sys.prefix) / "share/dbus-1/interfaces", Path("/usr/share/dbus-1/interfaces"))
+    for folder in (checkout, *installed):
+        if found := sorted(folder.glob(f"{BUS_NAME}.*.xml")):
+            return found
+    raise FileNotFoundError(f"no {BUS_NAME}.*.xml in {checkout}, {installed[0]} or {installed[1]}: reinstall kerntune")

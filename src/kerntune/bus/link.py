@@ -18,13 +18,17 @@ from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.frames import Cutter, Frame, StreamError
 from kerntune.bus.messages import (
+    THE_BUS,
     UNPARSEABLE,
     InvalidAddressError,
     Memo,
     Message,
     MessageFlag,
     MessageType,
+    TimedOut,
+    address_of,
     error_reply,
+    exception,
     marshalled,
     parse,
     sockets,
@@ -35,7 +39,6 @@ from kerntune.bus.users import UNKNOWN, Users
 
 log = logging.getLogger(__name__)
 
-SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
 MAX_CALL: Final = 256 << 10  # bytes of body; parsing holds the loop for 0.3 to 1 us a byte
 SHORT: Final = 4 << 10  # bytes; of longer messages the header is looked at first
 MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects a client that sends more than 32 MiB
@@ -43,23 +46,7 @@ CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
 COMPLAINT: Final = 60.0  # seconds between two log lines of one kind
 LAST_SERIAL: Final = (1 << 32) - 1  # a serial is a UINT32, and not 0 ("Message Format" in the D-Bus Specification)
 
-THE_BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
 BUS_ITSELF: Final = names.FREEDESKTOP.encode()
-GONE: Final = frozenset(
-    errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
-)
-
-
-class BusError(errors.Failed):
-    """An error reply with a name that is not one of ours; `name` has it, and the text starts with it."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(f"{name}: {text}" if text else name)
-        self.name = name
-
-
-class TimedOut(errors.Failed):
-    """No reply came in time; the other side may still be at work."""
 
 
 class Waiting(NamedTuple):
@@ -98,7 +85,7 @@ class Link(asyncio.BufferedProtocol):
         turns: Turns | None = None,
         takes: Callable[[Message], bool] = lambda _: True,
     ) -> None:
-        self.address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+        self.address = address_of(address)
         self.unique_name = ""
         self.uid, self.size = UNKNOWN, 0
         self._on_message, self._takes = on_message, takes
@@ -200,7 +187,7 @@ class Link(asyncio.BufferedProtocol):
         finally:
             del self._replies[message.serial]
         if answer.message_type is MessageType.ERROR:
-            raise _exception(answer)
+            raise exception(answer)
         return answer.body
 
     async def bus(self, member: str, signature: str = "", *args: Any, timeout: float | None = 5.0) -> list[Any]:
@@ -386,14 +373,3 @@ def _close_copies() -> None:
 
 
 os.register_at_fork(after_in_child=_close_copies)
-
-
-def _exception(reply: Message) -> errors.KerntuneError:
-    """Return the exception for an error reply, with or without a text in its body."""
-    name = reply.error_name
-    text = str(reply.body[0]) if reply.body else ""
-    # systemd sends this error when it cannot start the service: the service is masked, or fails.
-    if name in GONE or name.startswith((errors.FREEDESKTOP + "Spawn.", "org.freedesktop.systemd1.")):
-        return errors.Unreachable(text or name)
-    cls = errors.by_name().get(name)
-    return cls(text or name) if cls else BusError(name, text)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec, module_from_spec
-from typing import Final
+from typing import Any, Final
 
 if package := find_spec("dbus_next"):
     # Skip its __init__, which imports loops, services and GLib: half a MiB and some milliseconds for nothing used here.
@@ -20,14 +21,34 @@ from dbus_next.errors import InvalidAddressError
 from dbus_next.message import Message
 from dbus_next.signature import SignatureTree, Variant
 
+from kerntune import errors
+from kerntune.bus import names
+
 __all__ = ["InvalidAddressError", "Message", "MessageFlag", "MessageType", "Variant"]
 
+SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
+THE_BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
+GONE: Final = frozenset(
+    errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
+)
 UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
 MAX_TEXT: Final = 4096  # characters of an error; some quote what a client has sent
 MAX_SIGNATURES: Final = 8192  # characters of the signatures that are kept; each character costs about 160 bytes
 REMEMBERED: Final = 64  # calls
 SHORT: Final = 512  # bytes of a call that is remembered
 TEXTS: Final = frozenset({"", "s", "ss"})  # signatures of bodies that nobody can change
+
+
+class BusError(errors.Failed):
+    """An error reply with a name that is not one of ours; `name` has it, and the text starts with it."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name}: {text}" if text else name)
+        self.name = name
+
+
+class TimedOut(errors.Failed):
+    """No reply came in time; the other side may still be at work."""
 
 
 class _Signatures(dict[str, SignatureTree]):
@@ -100,3 +121,30 @@ def sockets(address: str) -> Iterator[str]:
             yield options["path"]
         elif transport == "unix" and "abstract" in options:
             yield "\0" + options["abstract"]
+
+
+def address_of(address: str | None) -> str:
+    """Return the address of the bus: this one, else that of the environment, else the system bus."""
+    return address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+
+
+def exception(reply: Message) -> errors.KerntuneError:
+    """Return the exception for an error reply, with or without a text in its body."""
+    name = reply.error_name
+    text = str(reply.body[0]) if reply.body else ""
+    # systemd sends this error when it cannot start the service: the service is masked, or fails.
+    if name in GONE or name.startswith((errors.FREEDESKTOP + "Spawn.", "org.freedesktop.systemd1.")):
+        return errors.Unreachable(text or name)
+    cls = errors.by_name().get(name)
+    return cls(text or name) if cls else BusError(name, text)
+
+
+def unwrap(value: Any) -> Any:
+    """Return a D-Bus value as plain Python: the content of each Variant replaces the Variant."""
+    if isinstance(value, Variant):
+        return unwrap(value.value)
+    if isinstance(value, list):
+        return [unwrap(item) for item in value]
+    if isinstance(value, dict):
+        return {key: unwrap(item) for key, item in value.items()}
+    return value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Final
 
 BUS_NAME: Final = "org.kerntune.Tuner1"
@@ -40,13 +38,3 @@ def owner_rule(name: str) -> str:
         f"type='signal',sender='{FREEDESKTOP}',path='{FREEDESKTOP_PATH}',"
         f"interface='{FREEDESKTOP}',member='NameOwnerChanged',arg0='{name}'"
     )
-
-
-def interface_files() -> list[Path]:
-    """Return the XML files of the contract: from the checkout if there is one, else from where the package has them."""
-    checkout = Path(__file__).parents[3] / "dbus" / "interfaces"
-    installed = (Path(sys.prefix) / "share/dbus-1/interfaces", Path("/usr/share/dbus-1/interfaces"))
-    for folder in (checkout, *installed):
-        if found := sorted(folder.glob(f"{BUS_NAME}.*.xml")):
-            return found
-    raise FileNotFoundError(f"no {BUS_NAME}.*.xml in {checkout}, {installed[0]} or {installed[1]}: reinstall kerntune")

@@ -10,7 +10,7 @@ from typing import Final
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.dispatch import Service
-from kerntune.bus.link import THE_BUS
+from kerntune.bus.messages import THE_BUS
 
 log = logging.getLogger(__name__)
 

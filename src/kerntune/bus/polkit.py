@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 from kerntune import errors
 from kerntune.bus import names
 from kerntune.bus.dispatch import Caller, Service
-from kerntune.bus.link import THE_BUS
-from kerntune.bus.messages import Variant
+from kerntune.bus.messages import THE_BUS, Variant
 from kerntune.bus.users import is_root
 
 POLKIT: Final = "org.freedesktop.PolicyKit1"

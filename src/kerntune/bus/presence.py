@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from kerntune.bus import names
-from kerntune.bus.link import THE_BUS, Link
+from kerntune.bus.link import Link
+from kerntune.bus.messages import THE_BUS
 
 
 @dataclass(slots=True)

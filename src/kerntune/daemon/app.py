@@ -20,6 +20,7 @@ from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.bus.holds import LEFT, Holds, tell_end
+from kerntune.bus.interface import interface_files
 from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import logs, notify
 from kerntune.daemon.choosing import Choosing
@@ -289,7 +290,7 @@ async def connect() -> Service | None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BUS_WAIT
     while True:
-        service = Service(load(names.interface_files()), names.ROOT)
+        service = Service(load(interface_files()), names.ROOT)
         try:
             await service.connect(names.BUS_NAME)
         except NameTaken:
@@ -316,7 +317,7 @@ def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
         names.MEMORY: memory,
     }
     service.publish(names.ROOT, impls)
-    contract = load(names.interface_files())
+    contract = load(interface_files())
     watched = {
         name: (impl, [p for p, found in contract[name].properties.items() if found.emits == "true"])
         for name, impl in impls.items()

@@ -1,0 +1,285 @@
+"""The client of the command line: one call at a time, over a socket that blocks; it needs no event loop.
+
+To import asyncio takes longer than all that most commands do. `client.py` is the client for programs that do several
+things at once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kerntune import errors
+from kerntune.bus import names
+from kerntune.bus.frames import Cutter, StreamError
+from kerntune.bus.messages import (
+    THE_BUS,
+    UNPARSEABLE,
+    InvalidAddressError,
+    Message,
+    MessageFlag,
+    MessageType,
+    TimedOut,
+    Variant,
+    address_of,
+    exception,
+    marshalled,
+    parse,
+    sockets,
+    unwrap,
+)
+
+__all__ = ["BlockingClient", "Signal", "Variant", "connect"]
+
+MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
+MAX_SIGNALS: Final = 4096  # signals that wait to be read; when full, the oldest are dropped
+HINT: Final = "is kerntuned running? systemctl status kerntuned"
+CONNECT_SECONDS: Final = 5.0
+CHUNK: Final = 64 << 10  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal, with variants unwrapped."""
+
+    path: str
+    interface: str
+    member: str
+    args: list[Any]
+
+
+@contextmanager
+def connect(address: str | None = None, *, service: str = names.BUS_NAME) -> Iterator[BlockingClient]:
+    """Give a client of `service`; the default is the system bus (or DBUS_SYSTEM_BUS_ADDRESS). Raise Unreachable."""
+    with BlockingClient(address_of(address), service) as client:
+        yield client
+
+
+@contextmanager
+def typed_errors(service: str) -> Iterator[None]:
+    """Turn what can happen to a call of `service` into Unreachable, or Usage for a text that is not UTF-8."""
+    try:
+        yield
+    except TimedOut as error:
+        raise errors.Unreachable(error.what, "it may still be at work: journalctl -u kerntuned") from error
+    except UnicodeEncodeError as error:
+        raise errors.Usage(f"{error.object!r:.60} is no UTF-8", "Write it in UTF-8") from error
+    except errors.Unreachable as error:
+        raise errors.Unreachable(f"{service} cannot be reached: {error.what}", HINT) from error
+
+
+class BlockingClient:
+    """A client of one service. Every error is a class of kerntune.errors, with the text that the service sent.
+
+    The signals that were asked for (`listen`) are kept in their order, also those that come during a call. A call
+    gives them to `on_signal` instead, if the caller has set it.
+    """
+
+    def __init__(self, address: str, service: str) -> None:
+        """Connect, authenticate and say Hello. Raise Unreachable."""
+        self.address, self.service = address, service
+        self.on_signal: Callable[[Signal], None] | None = None
+        self._cutter = Cutter(MAX_BODY)
+        self._received: deque[Message] = deque()
+        self._signals: deque[Signal] = deque(maxlen=MAX_SIGNALS)
+        self._listens: list[tuple[str, str | None, str | None]] = []
+        self._owner, self._has_left = "", False
+        self._serial = 0
+        self._socket = self._connected()
+        try:
+            self._authenticate()
+            (self.name,) = self._bus("Hello")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> BlockingClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        interactive: bool = False,
+        start: bool = True,
+        timeout: float = 60.0,
+    ) -> list[Any]:
+        """Call a method, and return what its reply carries, with variants unwrapped.
+
+        `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds). Without `start` a
+        service that does not run is left alone.
+        Raise Unreachable without a bus, a daemon or an answer, and Usage for a text that is not UTF-8. An error name
+        that is not ours becomes Failed.
+        """
+        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+        if not start:
+            flags |= MessageFlag.NO_AUTOSTART
+        call = Message(self.service, path, interface, member, flags=flags, signature=signature, body=list(args))
+        with typed_errors(self.service):
+            return [unwrap(value) for value in self._answer(call, timeout)]
+
+    def running(self) -> bool:
+        """Return whether the service is on the bus; the question does not start it."""
+        (owned,) = self._bus("NameHasOwner", "s", self.service)
+        return bool(owned)
+
+    def get(self, path: str, interface: str, name: str) -> Any:
+        """Return a property, with variants unwrapped."""
+        (value,) = self.call(path, f"{names.FREEDESKTOP}.Properties", "Get", "ss", interface, name)
+        return value
+
+    def listen(self, path: str, interface: str | None = None, member: str | None = None) -> None:
+        """Keep the signals of an object from now on: all, or those of one interface, or of one member of it."""
+        self._listens.append((path, interface, member))
+        interface_rule = f",interface='{interface}'" if interface else ""
+        member_rule = f",member='{member}'" if member else ""
+        bus = f"type='signal',sender='{names.FREEDESKTOP}',interface='{names.FREEDESKTOP}'"
+        self._bus("AddMatch", "s", f"type='signal',sender='{self.service}',path='{path}'{interface_rule}{member_rule}")
+        self._bus("AddMatch", "s", f"{bus},member='NameOwnerChanged',arg0='{self.service}'")
+        with typed_errors(self.service):
+            (self._owner,) = self._bus("GetNameOwner", "s", self.service)
+        self._has_left = False
+
+    def next_signal(self, *beside: int, timeout: float | None = None) -> Signal | None:
+        """Wait for the next signal, and return it.
+
+        Return None after `timeout` seconds, or when one of the descriptors `beside` is readable. Raise Unreachable when
+        the service has left the bus, or the bus is lost.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._signals:
+            if self._has_left:
+                raise errors.Unreachable(f"{self.service} has left the bus", HINT)
+            if not self._wait(deadline, beside):
+                return None
+            self._read()
+            while self._received:
+                self._hear(self._received.popleft())
+        return self._signals.popleft()
+
+    def _bus(self, member: str, signature: str = "", *args: Any) -> list[Any]:
+        """Call a method of the bus itself (org.freedesktop.DBus)."""
+        call = Message(*THE_BUS, member, signature=signature, body=list(args))
+        return self._answer(call, CONNECT_SECONDS)
+
+    def _answer(self, call: Message, timeout: float) -> list[Any]:
+        """Send a call and return the body of its reply, or raise the class of its error. Raise Unreachable, TimedOut.
+
+        Signals that come meanwhile are heard. The bus lets nobody but the callee reply.
+        """
+        self._serial += 1
+        call.serial = self._serial
+        deadline = time.monotonic() + timeout
+        try:
+            self._socket.sendall(marshalled(call))
+        except OSError as error:
+            raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
+        while True:
+            while self._received:
+                message = self._received.popleft()
+                if message.reply_serial != call.serial:
+                    self._hear(message)
+                elif message.message_type is MessageType.ERROR:
+                    raise exception(message)
+                else:
+                    return message.body
+            if not self._wait(deadline):
+                raise TimedOut(f"{call.destination} did not answer {call.member} within {timeout:g} s")
+            self._read()
+
+    def _wait(self, deadline: float | None, beside: tuple[int, ...] = ()) -> bool:
+        """Return True when the bus has sent something, False at the deadline or when one `beside` is readable."""
+        waiting = select.poll()
+        for descriptor in (self._socket.fileno(), *beside):
+            waiting.register(descriptor, select.POLLIN)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = {descriptor for descriptor, _ in waiting.poll(left)}
+        return bool(ready) and not ready & set(beside)
+
+    def _read(self) -> None:
+        """Take what the bus has sent. Raise Unreachable if it has closed the connection."""
+        try:
+            chunk = self._socket.recv(CHUNK)
+            if not chunk:
+                raise self._unreachable("closed the connection")
+            for frame in self._cutter.feed(chunk):
+                if not frame.whole:
+                    raise errors.LimitsExceeded("the answer is too long", "ask for less at once")
+                self._received.append(parse(frame.data))
+        except OSError as error:
+            raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
+        except (StreamError, *UNPARSEABLE) as error:
+            raise errors.Failed("the bus sent what is no message", str(error)) from error
+
+    def _hear(self, message: Message) -> None:
+        """Keep a wanted signal. Check its sender: anybody can send one to us alone, which needs no match rule."""
+        if message.message_type is not MessageType.SIGNAL:
+            return
+        if message.sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
+            name, old, new = message.body
+            if name == self.service:
+                self._owner, self._has_left = new, self._has_left or bool(old)
+            return
+        wanted = any(
+            message.path == path and interface in (None, message.interface) and member in (None, message.member)
+            for path, interface, member in self._listens
+        )
+        if message.sender == self._owner and wanted:
+            args = [unwrap(value) for value in message.body]
+            signal = Signal(message.path, message.interface, message.member, args)
+            if self.on_signal:
+                self.on_signal(signal)
+            else:
+                self._signals.append(signal)
+
+    def _connected(self) -> socket.socket:
+        """Return a socket that is connected to the first address that answers. Raise Unreachable."""
+        failure = self._unreachable("names no unix socket")
+        try:
+            for where in sockets(self.address):
+                found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                found.settimeout(CONNECT_SECONDS)
+                try:
+                    found.connect(where)
+                except OSError as error:
+                    found.close()
+                    failure = self._unreachable(f"cannot be reached: {error.strerror or error}")
+                else:
+                    return found
+        except InvalidAddressError as error:
+            raise self._unreachable(f"is no bus address: {error}") from error
+        raise failure
+
+    def _authenticate(self) -> None:
+        """Authenticate by uid ("Authentication Protocol" in the D-Bus Specification). Raise Unreachable."""
+        answer = b""
+        try:
+            self._socket.sendall(f"\0AUTH EXTERNAL {str(os.geteuid()).encode().hex()}\r\n".encode())
+            while not answer.endswith(b"\r\n") and len(answer) < CHUNK:
+                chunk = self._socket.recv(CHUNK)
+                if not chunk:
+                    raise self._unreachable("closed the connection")
+                answer += chunk
+            if not answer.startswith(b"OK "):
+                raise self._unreachable(f"refused to authenticate us: {answer[:100].decode(errors='replace').strip()}")
+            self._socket.sendall(b"BEGIN\r\n")
+        except TimeoutError:
+            raise self._unreachable(f"did not answer within {CONNECT_SECONDS:g} s") from None
+        except OSError as error:
+            raise self._unreachable(f"cannot be reached: {error.strerror or error}") from error
+
+    def _unreachable(self, what: str) -> errors.Unreachable:
+        return errors.Unreachable(f"the bus at {self.address} {what}", "is dbus running? systemctl status dbus")

@@ -1,0 +1,270 @@
+"""The blocking client: errors, plain values and signals, as those of the client with an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from kerntune import errors
+from kerntune.bus import blocking
+from kerntune.bus.blocking import BlockingClient, Signal, connect
+from kerntune.bus.messages import Message, Variant
+from tests.bus import lab
+from tests.harness.privatebus import PrivateBus
+
+T = TypeVar("T")
+SOON = 20.0  # seconds
+
+
+async def aside(work: Callable[[BlockingClient], T], bus: PrivateBus) -> T:
+    """Do what blocks in a thread, with a client of its own."""
+
+    def run() -> T:
+        with connect(bus.address, service=lab.NAME) as client:
+            return work(client)
+
+    async with asyncio.timeout(SOON):
+        return await asyncio.to_thread(run)
+
+
+def test_it_needs_no_event_loop() -> None:
+    check = "import sys, kerntune.bus.blocking; print({'asyncio', 'kerntune.bus.link'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout == "set()\n"
+
+
+class TestCalls:
+    async def test_values_are_plain(self, bus: PrivateBus) -> None:
+        def work(client: BlockingClient) -> tuple[object, ...]:
+            assert client.running()
+            return (
+                client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text"),
+                client.call(lab.ROOT, lab.IFACE, "Both"),
+                client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", {"who": Variant("s", "me")}),
+                client.get(lab.ROOT, lab.IFACE, "Count"),
+                client.call(lab.ROOT, lab.IFACE, "Who", interactive=True)[3],
+                client.call(lab.ROOT, lab.IFACE, "Who")[0] == client.name,
+            )
+
+        async with lab.serving(bus):
+            assert await aside(work, bus) == (["text"], [1, "two"], [["who:s"]], 7, True, True)
+
+    async def test_a_long_answer(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus):
+            (data,) = await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Big", "u", 3 << 20), bus)
+            assert len(data) == 3 << 20
+
+    async def test_an_answer_that_is_too_long(self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
+        async with lab.serving(bus):
+            with pytest.raises(errors.LimitsExceeded, match="the answer is too long"):
+                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Big", "u", 2 << 20), bus)
+
+    async def test_errors_keep_their_class_and_their_text(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus):
+            with pytest.raises(errors.OverLimit, match=r"too many pages.*ask for fewer"):
+                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Refuse"), bus)
+            with pytest.raises(errors.Usage, match=r"'\\udcff' is no UTF-8"):
+                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Echo", "s", "\udcff"), bus)
+
+    async def test_no_daemon(self, bus: PrivateBus) -> None:
+        assert not await aside(BlockingClient.running, bus)
+        with pytest.raises(errors.Unreachable, match=r"Lab cannot be reached.*systemctl status kerntuned"):
+            await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text"), bus)
+
+    async def test_no_answer_in_time_spoils_no_later_one(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+
+        def work(client: BlockingClient) -> list[object]:
+            with pytest.raises(errors.Unreachable, match=r"^org.kerntune.Lab did not answer Wait within 0.05 s"):
+                client.call(lab.ROOT, lab.IFACE, "Wait", timeout=0.05)
+            loop.call_soon_threadsafe(bench.release.set)
+            return client.call(lab.ROOT, lab.IFACE, "Echo", "s", "later")
+
+        loop = asyncio.get_running_loop()
+        async with lab.serving(bus, bench):
+            assert await aside(work, bus) == ["later"]
+
+    async def test_nobody_is_started_by_who_does_not_want_it(self, tmp_path: Path) -> None:
+        marker, services = tmp_path / "started", tmp_path / "services"
+        services.mkdir()
+        (services / "lab.service").write_text(
+            f"[D-BUS Service]\nName={lab.NAME}\nExec=/bin/sh -c 'touch {marker}; exit 1'\n"
+        )
+        include = tmp_path / "activation.conf"
+        allowed = f'<policy context="default"><allow send_destination="{lab.NAME}"/></policy>'
+        include.write_text(f"<busconfig><servicedir>{services}</servicedir>{allowed}</busconfig>\n")
+        with PrivateBus(include=[include]) as bus:
+            with pytest.raises(errors.Unreachable):
+                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Wait", start=False), bus)
+            assert not marker.exists()
+            with pytest.raises(errors.Unreachable):
+                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Wait"), bus)
+            assert marker.exists()
+
+
+class TestBus:
+    @pytest.mark.parametrize("address", ["unix:path=/nonexistent", "tcp:host=localhost", "nonsense"])
+    def test_no_bus(self, address: str) -> None:
+        with pytest.raises(errors.Unreachable, match=r"bus at .*is dbus running"), connect(address):
+            pass
+
+    def test_a_later_address_is_tried(self, bus: PrivateBus) -> None:
+        with connect(f"unix:path=/nonexistent;{bus.address}") as client:
+            assert client.name.startswith(":")
+
+    @pytest.mark.parametrize(
+        ("answer", "what"), [(b"REJECTED EXTERNAL\r\n", "refused to authenticate us: REJECTED"), (b"", "closed")]
+    )
+    def test_a_bus_that_refuses(self, tmp_path: Path, answer: bytes, what: str) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "bus"))
+            listener.listen()
+
+            def refuse() -> None:
+                peer, _ = listener.accept()
+                with peer:
+                    peer.recv(1024)
+                    peer.sendall(answer)
+
+            thread = threading.Thread(target=refuse, daemon=True)
+            thread.start()
+            with pytest.raises(errors.Unreachable, match=what), connect(f"unix:path={tmp_path}/bus"):
+                pass
+            thread.join(SOON)
+
+    def test_a_bus_that_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.05)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "bus"))
+            listener.listen()
+            with pytest.raises(errors.Unreachable, match="did not answer"), connect(f"unix:path={tmp_path}/bus"):
+                pass
+
+    async def test_a_bus_that_goes(self, bus: PrivateBus) -> None:
+        def work(client: BlockingClient) -> None:
+            client.listen(lab.ROOT)
+            bus.stop()
+            # The bus may still say that the service has left.
+            with pytest.raises(errors.Unreachable, match=r"closed the connection|has left the bus"):
+                client.next_signal(timeout=SOON)
+            with pytest.raises(errors.Unreachable, match="closed the connection"):
+                client.call(lab.ROOT, lab.IFACE, "Both", timeout=SOON)
+
+        async with lab.serving(bus):
+            await aside(work, bus)
+
+
+class TestSignals:
+    async def test_only_what_is_asked_for_also_during_a_call(self, bus: PrivateBus) -> None:
+        def work(client: BlockingClient) -> list[Signal | None]:
+            client.listen(lab.ROOT, lab.IFACE, "Tick")
+            emit("Tick", 1)
+            loop.call_soon_threadsafe(service.changed, lab.ROOT, lab.IFACE, "Count")
+            client.call(lab.ROOT, lab.IFACE, "Both")
+            emit("Tick", 2)
+            return [client.next_signal(timeout=SOON), client.next_signal(timeout=SOON), client.next_signal(timeout=0)]
+
+        def emit(member: str, number: int) -> None:
+            details = {"kind": Variant("s", "x")}
+            loop.call_soon_threadsafe(service.emit, lab.ROOT, lab.IFACE, member, number, details)
+
+        loop = asyncio.get_running_loop()
+        async with lab.serving(bus) as service:
+            first, second, none = await aside(work, bus)
+        assert first == Signal(lab.ROOT, lab.IFACE, "Tick", [1, {"kind": "x"}])
+        assert second is not None
+        assert second.args[0] == 2
+        assert none is None
+
+    async def test_a_call_may_give_them_away(self, bus: PrivateBus) -> None:
+        bench, heard = lab.Bench(), list[Signal]()
+
+        def work(client: BlockingClient) -> Signal | None:
+            client.listen(lab.ROOT, lab.IFACE)
+            client.on_signal = heard.append
+            loop.call_soon_threadsafe(tick_and_release)
+            client.call(lab.ROOT, lab.IFACE, "Wait", timeout=SOON)
+            client.on_signal = None
+            return client.next_signal(timeout=0)
+
+        def tick_and_release() -> None:
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+            bench.release.set()
+
+        loop = asyncio.get_running_loop()
+        async with lab.serving(bus, bench) as service:
+            assert await aside(work, bus) is None
+        assert [signal.args[0] for signal in heard] == [1]
+
+    async def test_nobody_else_can_send_them(self, bus: PrivateBus) -> None:
+        def work(client: BlockingClient) -> Signal | None:
+            client.listen(lab.ROOT, lab.IFACE)
+            asyncio.run_coroutine_threadsafe(lie(client.name), loop).result(SOON)
+            return client.next_signal(timeout=SOON)
+
+        async def lie(name: str) -> None:
+            signal = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ua{sv}", [666, {}])
+            signal.destination = name
+            liar.link.send(signal)
+            await liar.link.bus("GetId")  # the bus takes messages in order: the lie has been delivered
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+
+        loop = asyncio.get_running_loop()
+        async with lab.serving(bus) as service, lab.Raw(bus) as liar:
+            heard = await aside(work, bus)
+        assert heard is not None
+        assert heard.args[0] == 1
+
+    async def test_they_end_with_the_daemon_and_begin_anew(self, bus: PrivateBus) -> None:
+        steps = [asyncio.Event() for _ in range(3)]
+
+        def work(client: BlockingClient) -> Signal | None:
+            client.listen(lab.ROOT)
+            loop.call_soon_threadsafe(steps[0].set)
+            first = client.next_signal(timeout=SOON)
+            assert first is not None, "what came before is heard first"
+            with pytest.raises(errors.Unreachable, match=r"org\.kerntune\.Lab has left the bus.*systemctl status"):
+                client.next_signal(timeout=SOON)
+            with pytest.raises(errors.Unreachable, match="cannot be reached"):
+                client.listen(lab.ROOT)
+            loop.call_soon_threadsafe(steps[1].set)
+            asyncio.run_coroutine_threadsafe(steps[2].wait(), loop).result(SOON)
+            client.listen(lab.ROOT)
+            loop.call_soon_threadsafe(again.emit, lab.ROOT, lab.IFACE, "Tick", 2, {})
+            return client.next_signal(timeout=SOON)
+
+        loop = asyncio.get_running_loop()
+        async with lab.serving(bus) as service:
+            working = asyncio.create_task(aside(work, bus))
+            await steps[0].wait()
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+        await steps[1].wait()
+        async with lab.serving(bus) as again:
+            steps[2].set()
+            heard = await working
+        assert heard is not None
+        assert heard.args[0] == 2
+
+    async def test_the_wait_ends_for_a_descriptor_beside(self, bus: PrivateBus) -> None:
+        def work(client: BlockingClient) -> Signal | None:
+            client.listen(lab.ROOT)
+            threading.Timer(0.05, os.write, [woken, b"x"]).start()
+            return client.next_signal(wake, timeout=SOON)
+
+        wake, woken = os.pipe()
+        try:
+            async with lab.serving(bus):
+                assert await aside(work, bus) is None
+        finally:
+            os.close(wake)
+            os.close(woken)
