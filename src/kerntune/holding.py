@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.cli import syntax as spelling
+from kerntune.cli import syntax
 from kerntune.cli.document import Outcome
+from kerntune.cli.syntax import in_utf8
+from kerntune.units import MAX_HOLD, MICROSECONDS
 
 if TYPE_CHECKING:
     from kerntune.bus.client import Client
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 GRANT_SECONDS: Final = 3600.0  # the kernel may have to move a TiB of memory about
 BACK_SECONDS: Final = 60.0  # seconds in which a restarted daemon has to be back
 LOOK_SECONDS: Final = 0.2
-LONGEST_TTL: Final = 10 * 366 * 86_400  # seconds; the daemon accepts no longer time
+MAX_TTL: Final = MAX_HOLD // MICROSECONDS["s"]  # seconds
 
 T = TypeVar("T")
 
@@ -306,7 +308,7 @@ async def begin(client: Client, settings: Iterable[str], who: str, why: str, **o
     """Ask the daemon for a hold over a connection that lives as long as the hold; settings as on the command line."""
     from kerntune.bus.client import Variant  # noqa: PLC0415  # as above
 
-    rows = [list(spelling.setting(text)) for text in settings]
+    rows = [list(syntax.setting(text)) for text in settings]
     kinds = {bool: "b", int: "t", str: "s"}
     chosen = {name: Variant(kinds[type(value)], value) for name, value in options.items() if value}
     path, outcomes = await client.call(
@@ -333,30 +335,19 @@ def hold(
     (kerntune.errors): OverLimit and PartiallyAllocated without enough memory, AccessDenied, NotSupported, Unreachable
     without a daemon.
     """
-    asked = tuple(fit_for_the_bus("a setting", each) for each in settings)
-    body = fit_for_the_bus("who", who), fit_for_the_bus("why", why)
-    named = fit_for_the_bus("profile", profile)
+    asked = tuple(in_utf8("a setting", each) for each in settings)
+    body = in_utf8("who", who), in_utf8("why", why)
+    named = in_utf8("profile", profile)
     if not asked and not named:
         raise errors.Usage("there is nothing to hold", 'Name settings, such as "hugepages=64G", or a profile')
     options = {"profile": named, "allow-partial": bool(allow_partial), "ttl-usec": _microseconds(ttl)}
     return Holding(asked, body, options)
 
 
-def fit_for_the_bus(name: str, text: object) -> str:
-    """Return a text as the bus takes it. Raise Usage for a value that is no text, or is not UTF-8."""
-    if not isinstance(text, str):
-        raise errors.Usage(f"{name} is {text!r:.60}", "Give a text, a str")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise errors.Usage(f"{name} is {text!r:.60}", "Write it in UTF-8") from None
-    return str.__str__(text)
-
-
 def _microseconds(ttl: float) -> int:
     is_number = isinstance(ttl, int | float)
     if is_number and ttl == 0:
         return 0
-    if not is_number or not 1e-6 <= ttl <= LONGEST_TTL:
-        raise errors.Usage(f"ttl is {ttl!r:.60}", f"Give seconds, at most {LONGEST_TTL}, or 0 for a hold without")
+    if not is_number or not 1e-6 <= ttl <= MAX_TTL:
+        raise errors.Usage(f"ttl is {ttl!r:.60}", f"Give seconds, at most {MAX_TTL}, or 0 for a hold without")
     return round(ttl * 1e6)

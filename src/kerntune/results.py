@@ -1,13 +1,17 @@
-"""The rules for daemon and command line: which outcomes are errors, of which class, and with which exit code."""
+"""How an answer ends, for daemon and command line: which outcomes are errors, of which class, and each exit code.
+
+An error ends with the code of its class (`kerntune.errors`), an answer with that of a function below.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from kerntune import errors
 from kerntune.errors import Exit
-from kerntune.model import Reason, State
+from kerntune.model import Origin, Reason, State
+from kerntune.patterns import GLOB
 
 CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
 # For these reasons a claim stays, and comes into force later.
@@ -58,6 +62,9 @@ KERNEL_REJECTED: Final = (
     errors.KernelRejected,
     "Nothing of this call was kept; the kernel's log (dmesg) may say more",
 )
+
+
+IN_FILES: Final[frozenset[str]] = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
 
 
 class Outcome(Protocol):
@@ -135,3 +142,39 @@ def verify_exit_code(*, wrong: int, satisfied: int) -> Exit:
     if not wrong:
         return Exit.OK
     return Exit.PARTLY if satisfied else Exit.FAILED
+
+
+def is_excused(outcome: Outcome, claim: Mapping[str, Any] | None) -> bool:
+    """Return True if a claim is not to blame for what the host lacks: files are for many hosts, and a pattern waits.
+
+    `claim` is the row of Manager.Describe behind the outcome.
+    A caller who asked for one thing by its name wants to know when it is gone. What the configuration overrides in a
+    profile is what the administrator wants.
+    """
+    if outcome.reason == Reason.CONFIG_WINS:
+        return True
+    if claim is None or not is_lacking(outcome):
+        return False
+    waits = not claim["matches"] or outcome.reason in KEPT
+    is_pattern = waits and bool(GLOB.search(claim["instances"]))
+    return claim["origin"] in IN_FILES or is_pattern
+
+
+def get_exit_code(*, unreadable: int) -> Exit:
+    """Return 6 if some of the values cannot be read; where none can, `get` raises NotSupported."""
+    return Exit.PARTLY if unreadable else Exit.OK
+
+
+def findings_exit_code(*, wrong: int) -> Exit:
+    """Return 1 if a check has found something wrong: in files, in a profile, on the host."""
+    return Exit.FAILED if wrong else Exit.OK
+
+
+def bench_exit_code(failed: Iterable[errors.KerntuneError], *, invalid: int) -> Exit:
+    """Return 3 if a leg has no valid verdict; else the code of the first file that could not be written."""
+    return Exit.NOT_FOUND if invalid else first_exit_code(failed)
+
+
+def first_exit_code(failed: Iterable[errors.KerntuneError]) -> Exit:
+    """Return the code of the first of several errors, 0 without one."""
+    return next((error.exit_code for error in failed), Exit.OK)

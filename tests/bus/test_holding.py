@@ -347,7 +347,7 @@ class Named(enum.StrEnum):
 
 def test_what_can_be_meant_is_taken(daemon: Daemon) -> None:
     allow_partial: Any = 1
-    with kerntune.hold(PAGES, who="  ", profile=Named.PROFILE, allow_partial=allow_partial, ttl=holding.LONGEST_TTL):
+    with kerntune.hold(PAGES, who="  ", profile=Named.PROFILE, allow_partial=allow_partial, ttl=holding.MAX_TTL):
         program = "import json, kerntune.cli.__main__ as it; it.main(['holds', '--json'])"
         assert '"who": "root (' in run(program, daemon)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kerntune.bus import names
-from kerntune.bus.client import unwrap
 from kerntune.bus.dispatch import Caller, Service, load
+from kerntune.bus.interface import interface_files
+from kerntune.bus.messages import unwrap
 from kerntune.cli.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
+from kerntune.cli.remote import Manager
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
@@ -156,7 +158,7 @@ class Script:
         self.described = described or document([*DRIVES, *POOLS, OVERCOMMIT])
         self.change = Change(changed, tuple(outcomes))
         self.error, self.strict = error, strict
-        self.events, self.end = tuple(events), end
+        self.events, self.end = list(events), end
         self.running = True
         self.calls: list[tuple[Any, ...]] = []
 
@@ -166,97 +168,87 @@ class Script:
             raise self.error
         return self.change
 
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[ScriptedManager]:
+    @contextmanager
+    def connect(self) -> Iterator[ScriptedManager]:
         """In place of the bus."""
         yield ScriptedManager(self)
 
 
-class ScriptedHold(NamedTuple):
-    """A hold that ends at once."""
-
-    number: int
-    outcomes: tuple[Outcome, ...]
-
-    async def ended(self) -> None:
-        pass
-
-    async def release(self) -> None:
-        pass
-
-
-class ScriptedManager:
-    """A Manager in the process."""
+class ScriptedManager(Manager):
+    """A Manager in the process; its holds end at once."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
 
-    async def running(self) -> bool:
+    def running(self) -> bool:
         return self._script.running
 
-    async def describe(self) -> Document:
+    def describe(self) -> Document:
         self._script.answer("Describe")
         return self._script.described
 
-    async def pools(self) -> list[Pool]:
+    def pools(self) -> list[Pool]:
         self._script.answer("Pools")
         return [Pool(2 << 20, "", 128, 100, 8, 0, 128), Pool(2 << 20, "0", 128, 100, 8, 0, 128)]
 
-    async def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
+    def set(self, settings: Sequence[Setting], options: Mapping[str, bool]) -> Change:
         return self._script.answer("Set", [tuple(row) for row in settings], dict(options))
 
-    async def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
+    def unset(self, what: Sequence[tuple[str, str]], options: Mapping[str, bool]) -> Change:
         return self._script.answer("Unset", list(what), dict(options))
 
-    async def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
+    def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
         change = self._script.answer("Plan", [tuple(row) for row in settings], dict(options))
         if self._script.strict and options.get("strict"):
             raise self._script.strict
         return change
 
-    async def profiles(self) -> list[tuple[str, str]]:
+    def profiles(self) -> list[tuple[str, str]]:
         self._script.answer("ListProfiles")
         return list(PROFILES)
 
-    async def set_profile(self, name: str) -> Change:
+    def set_profile(self, name: str) -> Change:
         return self._script.answer("SetProfile", name)
 
-    async def clear_profile(self) -> Change:
+    def clear_profile(self) -> Change:
         return self._script.answer("ClearProfile")
 
-    async def reset(self, options: Mapping[str, bool]) -> Change:
+    def reset(self, options: Mapping[str, bool]) -> Change:
         return self._script.answer("Reset", dict(options))
 
-    async def hold(
-        self, settings: Sequence[str], who: str, why: str, options: Mapping[str, bool | int | str]
-    ) -> ScriptedHold:
+    def hold(
+        self, settings: Sequence[Setting], who: str, why: str, options: Mapping[str, bool | int | str]
+    ) -> tuple[int, tuple[Outcome, ...]]:
         chosen = {name: value for name, value in options.items() if value}
-        change = self._script.answer("Hold", list(settings), who, why, chosen)
-        return ScriptedHold(3, change.outcomes)
+        change = self._script.answer("Hold", [tuple(row) for row in settings], who, why, chosen)
+        return 3, change.outcomes
 
-    async def release(self, number: int) -> None:
+    def wait_for_end(self, number: int, *beside: int) -> bool:
+        return True
+
+    def release(self, number: int, *, timeout: float = 0.0) -> None:
         self._script.answer("Release", number)
 
-    async def verify(self) -> tuple[Outcome, ...]:
+    def verify(self) -> tuple[Outcome, ...]:
         return self._script.answer("Verify").outcomes
 
-    async def reload(self) -> None:
+    def reload(self) -> None:
         self._script.answer("Reload")
 
-    async def properties(self, interface: str) -> Mapping[str, Any]:
+    def properties(self, interface: str) -> Mapping[str, Any]:
         self._script.answer("GetAll", interface)
         return {}
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[AsyncIterable[Event]]:
+    def watch(self) -> None:
         self._script.answer("watch")
-        yield self._events()
 
-    async def _events(self) -> AsyncIterator[Event]:
-        for event in self._script.events:
-            yield event
+    def next_event(self, *beside: int, timeout: float | None = None) -> Event | None:
+        if self._script.events:
+            event, *self._script.events = self._script.events
+            return event
         if self._script.end:
             raise self._script.end
+        return None
 
 
 class ScriptedService:
@@ -347,7 +339,7 @@ def serving(bus: PrivateBus, script: Script) -> Iterator[ScriptedService]:
     """The script as the daemon on a bus, on a loop of its own thread."""
     ready, done = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
-    service = Service(load(names.interface_files()), names.ROOT, address=bus.address)
+    service = Service(load(interface_files()), names.ROOT, address=bus.address)
 
     def leave() -> None:
         loop.call_soon_threadsafe(done.set)

@@ -20,7 +20,7 @@ from kerntune.cli.__main__ import main
 from kerntune.cli.bench import plan_of, slice_of
 from kerntune.cli.commands import parser, without_command
 from kerntune.errors import Exit, Usage
-from tests.cli.scripted import Script, document, outcome, target
+from tests.cli.scripted import Script, document, outcome, private_bus, serving, target
 from tests.cli.test_bus import read_all
 
 Captured = pytest.CaptureFixture[str]
@@ -119,9 +119,13 @@ def held(**more: Any) -> Script:
     return Script(document([row]), outcomes=[outcome("overcommit", requested="always:90", actual="always:90", **more)])
 
 
-def test_a_setting_that_is_not_had_is_not_compared(capsys: Captured) -> None:
+def test_a_setting_that_is_not_had_is_not_compared(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = held(state="overridden", detail="the guard holds it")
-    assert run(script, "--set", "overcommit=always:90", "--leg", "copy", *SMALL) == Exit.FAILED
+    with private_bus(tmp_path) as bus, serving(bus, script):
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        assert main(["bench", "--set", "overcommit=always:90", "--leg", "copy", *SMALL]) == Exit.FAILED
     assert "overcommit is always:90: overridden, the guard holds it" in capsys.readouterr().err
 
 

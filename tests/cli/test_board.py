@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kerntune.cli.board import Board, screen
 from kerntune.cli.document import GuardChange, Health, Pass
+from kerntune.cli.monitor import Board, screen
 from tests.cli.scripted import document, outcome
 
 GIB = 1 << 30

@@ -109,9 +109,26 @@ def test_without_the_daemon(bus: PrivateBus) -> None:
     assert "is kerntuned running? systemctl status kerntuned" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["status", "set io-scheduler@nvme0n1=none", "verify", "plan hugepages=1", "hold hugepages=1 --detach --ttl 1h"],
+)
+def test_a_verb_needs_no_event_loop(bus: PrivateBus, line: str) -> None:
+    """To import asyncio takes longer than all that such a verb does."""
+    program = """import sys
+from kerntune.cli.__main__ import main
+main(sys.argv[1:])
+print(sorted({'asyncio', 'pathlib', 'tomllib', 'kerntune.tunables'} & sys.modules.keys()), file=sys.stderr)
+"""
+    with serving(bus, Script(outcomes=[outcome("io-scheduler@nvme0n1")])):
+        words = [sys.executable, "-c", program, *line.split()]
+        done = subprocess.run(words, env=bus.environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_on_a_terminal_it_is_coloured(bus: PrivateBus) -> None:
     ours, theirs = pty.openpty()
-    environment = {**bus.environment, "TERM": "xterm", "COLUMNS": "60"}
+    environment = {**bus.environment, "TERM": "xterm", "COLUMNS": "64"}
     environment.pop("NO_COLOR", None)
     with (
         serving(bus, Script()),
@@ -124,7 +141,7 @@ def test_on_a_terminal_it_is_coloured(bus: PrivateBus) -> None:
         text = read_all(screen.fileno())
         assert process.wait(LIMIT) == 0
     assert "\x1b[" in text
-    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 60
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 64
 
 
 def read_all(terminal: int) -> str:

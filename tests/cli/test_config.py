@@ -212,4 +212,4 @@ def test_status_says_which_line_wants_it(capsys: Captured) -> None:
     wanted = claim("config:io-scheduler@sda", "none", who="config", why=place, place=place)
     row = target("io-scheduler@sda", "none", requested="none", state="satisfied", claim=wanted["id"])
     assert main(["status"], connect=Script(document([row], [wanted])).connect) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("  config, /etc/kerntune/kerntune.toml:12")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  config, kerntune.toml:12")

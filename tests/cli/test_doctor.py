@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.cli import tables
 from kerntune.cli.__main__ import main
-from kerntune.cli.doctor import daemon_of, wrapped
-from kerntune.doctor.nouns import Daemon, Wanted
+from kerntune.cli.doctor import daemon_of, findings_page
+from kerntune.doctor.nouns import Daemon, Finding, Severity, Wanted
 from tests.cli.scripted import Script, claim, document, private_bus, serving
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import handmade
@@ -138,4 +139,5 @@ def test_claims_come_strongest_first() -> None:
 
 
 def test_what_files_say_moves_no_cursor(capsys: Captured) -> None:
-    assert wrapped("a\x1b[2Jb", "") == ["a\N{REPLACEMENT CHARACTER}[2Jb"]
+    tables.write(findings_page([Finding(Severity.NOTE, "pages", "a\x1b[2Jb")], ""), sys.stdout)
+    assert capsys.readouterr().out.splitlines()[0] == "· pages: a\N{REPLACEMENT CHARACTER}[2Jb"

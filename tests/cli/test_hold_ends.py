@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from kerntune.cli import holds
 from kerntune.cli.__main__ import main
 from kerntune.cli.remote import Manager
 from kerntune.errors import Unreachable
-from tests.cli.scripted import Script, ScriptedHold, ScriptedManager, outcome
+from tests.cli.scripted import Script, ScriptedManager, outcome
 from tests.harness.demo import LIMIT, Shell, demo
 
 Captured = pytest.CaptureFixture[str]
@@ -59,17 +58,28 @@ def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path)
         hold = os.pidfd_open(int(process.stdout.readline()))
         shell.check(f"until grep -q held {tmp_path}/told; do sleep 0.01; done")
         process.kill()
-    asyncio.run(readable(hold))
+    assert select.select([hold], (), (), LIMIT)[0]
     os.close(hold)
     assert json.loads((tmp_path / "told").read_text().splitlines()[-1])["event"] == "ended"
     assert shell.check("kerntune holds") == "Nobody holds anything."
 
 
-async def readable(descriptor: int) -> None:
-    ready = asyncio.Event()
-    asyncio.get_running_loop().add_reader(descriptor, ready.set)
-    async with asyncio.timeout(LIMIT):
-        await ready.wait()
+@by_root
+def test_a_hold_outlives_the_daemon_that_granted_it(shell: Shell) -> None:
+    with subprocess.Popen(COMMAND, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = json.loads(process.stdout.readline())["hold"]
+        shell.daemon.restart()
+        assert f'"hold": {number}' in shell.check("kerntune holds --json")
+        shell.check(f"kerntune release {number}")
+        assert json.loads(process.stdout.readline()) == {"event": "ended", "hold": number}
+        assert process.wait(LIMIT) == 0
+
+
+@by_root
+def test_a_hold_whose_time_is_over_ends(shell: Shell) -> None:
+    done = shell.check("kerntune hold hugepages@2M=1 --ttl 1 --json").splitlines()
+    assert [json.loads(line)["event"] for line in done] == ["held", "ended"]
 
 
 @by_root
@@ -84,64 +94,47 @@ def test_what_a_script_starts_in_the_background_ignores_ctrl_c(shell: Shell) -> 
         assert process.wait(LIMIT) == 0
 
 
-def scripted(held: ScriptedHold) -> Callable[[], object]:
-    """A daemon that grants this hold."""
+class Stuck(ScriptedManager):
+    """A daemon that does not answer when somebody interrupts."""
 
-    class Granting(ScriptedManager):
-        async def hold(self, *_: object) -> ScriptedHold:
-            return held
-
-    @asynccontextmanager
-    async def connect() -> AsyncIterator[Manager]:
-        yield Granting(Script())
-
-    return connect
-
-
-class Stuck(ScriptedHold):
-    """One that somebody interrupts while the daemon does not answer."""
-
-    async def ended(self) -> None:
+    def wait_for_end(self, number: int, *beside: int) -> bool:
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.Event().wait()
+        assert select.select(beside, (), (), LIMIT)[0]
+        return False
 
-    async def release(self) -> None:
-        await asyncio.Event().wait()
-
-
-class Gone(Stuck):
-    """One whose daemon has gone when somebody interrupts."""
-
-    async def release(self) -> None:
-        raise Unreachable("kerntuned has left the bus")
+    def release(self, number: int, *, timeout: float = 0.0) -> None:
+        raise Unreachable(f"it did not answer within {timeout:g} s")
 
 
-@pytest.mark.parametrize("kind", [Stuck, Gone])
 @pytest.mark.parametrize(("state", "code"), [("satisfied", 0), ("partial", 6)])
-def test_who_interrupts_does_not_wait_long(
-    kind: type[ScriptedHold], state: str, code: int, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_interrupts_a_daemon_that_does_not_answer(state: str, code: int, capsys: Captured) -> None:
     """The daemon ends it without us; the exit status says what was had."""
-    monkeypatch.setattr(holds, "RELEASE_SECONDS", 0.01)
-    granting = scripted(kind(3, (outcome("hugepages@2M", state),)))
-    assert main(["hold", "hugepages=1", "--json"], connect=granting) == code  # type: ignore[arg-type]  # as a Connect
+
+    @contextmanager
+    def connect() -> Iterator[Manager]:
+        yield Stuck(Script(outcomes=[outcome("hugepages@2M", state)]))
+
+    assert main(["hold", "hugepages=1", "--json"], connect=connect) == code
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"event": "ending", "hold": 3}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_daemon_that_does_not_come_back(capsys: Captured) -> None:
-    class Left(ScriptedHold):
-        async def ended(self) -> None:
+    class Left(ScriptedManager):
+        def wait_for_end(self, number: int, *beside: int) -> bool:
             raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
 
-    granting = scripted(Left(3, (outcome("hugepages@2M"),)))
-    assert main(["hold", "hugepages=1"], connect=granting) == 5  # type: ignore[arg-type]  # as above
+    @contextmanager
+    def connect() -> Iterator[Manager]:
+        yield Left(Script(outcomes=[outcome("hugepages@2M")]))
+
+    assert main(["hold", "hugepages=1"], connect=connect) == 5
     assert "kerntuned has left the bus" in capsys.readouterr().err
 
 
 def test_interrupted_before_it_is_granted(capsys: Captured) -> None:
-    @asynccontextmanager
-    async def interrupted() -> AsyncIterator[Manager]:
+    @contextmanager
+    def interrupted() -> Iterator[Manager]:
         raise KeyboardInterrupt
         yield
 

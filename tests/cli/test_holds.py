@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from kerntune.cli.__main__ import main
-from kerntune.cli.holds import duration
+from kerntune.cli.holds import ttl_of
 from kerntune.cli.remote import Manager
 from kerntune.errors import NoSuchHold, NotOwner, OverLimit, Usage
 from tests.cli.scripted import Script, ScriptedManager, claim, document, outcome, target
@@ -42,21 +42,21 @@ def with_holds(*holds: dict[str, Any]) -> Script:
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        (["hugepages=64G"], (["hugepages=64G"], "", "", {})),
+        (["hugepages=64G"], ([("hugepages", "", "64G")], "", "", {})),
         (
             ["hugepages=64G", "--who", "train", "--why", "the 70B model", "--allow-partial"],
-            (["hugepages=64G"], "train", "the 70B model", {"allow-partial": True}),
+            ([("hugepages", "", "64G")], "train", "the 70B model", {"allow-partial": True}),
         ),
         (["--profile", "ai-inference"], ([], "", "", {"profile": "ai-inference"})),
         (
             ["hugepages=1", "--detach", "--ttl", "2h"],
-            (["hugepages=1"], "", "", {"detached": True, "ttl-usec": 7_200_000_000}),
+            ([("hugepages", "", "1")], "", "", {"detached": True, "ttl-usec": 7_200_000_000}),
         ),
         (
             ["hugepages=1", "--ttl", "1s", "cpu-governor=performance"],
-            (["hugepages=1", "cpu-governor=performance"], "", "", {"ttl-usec": 1_000_000}),
+            ([("hugepages", "", "1"), ("cpu-governor", "*", "performance")], "", "", {"ttl-usec": 1_000_000}),
         ),
-        (["--pid", str(os.getppid()), "hugepages=1"], (["hugepages=1"], "", "", {})),
+        (["--pid", str(os.getppid()), "hugepages=1"], ([("hugepages", "", "1")], "", "", {})),
     ],
 )
 def test_what_a_hold_asks(words: list[str], call: tuple[Any, ...], capsys: Captured) -> None:
@@ -154,8 +154,8 @@ def test_release_ends_each(capsys: Captured) -> None:
 class Some(ScriptedManager):
     """Has two holds."""
 
-    async def release(self, number: int) -> None:
-        await super().release(number)
+    def release(self, number: int, *, timeout: float = 0.0) -> None:
+        super().release(number)
         if number == 6:
             raise NotOwner("it is of another user")
         if number not in {3, 5}:
@@ -165,8 +165,8 @@ class Some(ScriptedManager):
 def test_release_goes_through_the_list(capsys: Captured) -> None:
     script = Script()
 
-    @asynccontextmanager
-    async def connect() -> AsyncIterator[Manager]:
+    @contextmanager
+    def connect() -> Iterator[Manager]:
         yield Some(script)
 
     assert main(["release", "3", "4", "5", "3", "6"], connect=connect) == 3
@@ -249,10 +249,10 @@ def test_metrics_count_them(capsys: Captured) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("30s", 30), ("15m", 900), ("2h", 7200), ("1d", 86_400)])
 def test_times(text: str, seconds: int) -> None:
-    assert duration(text) == seconds
+    assert ttl_of(text) == seconds * 1_000_000
 
 
 @pytest.mark.parametrize("text", ["", "0", "0h", "-1", "1w", "1.5h", "h", "1 h", "٣", "9999999999", "3661d"])
 def test_no_times(text: str) -> None:
     with pytest.raises(Usage):
-        duration(text)
+        ttl_of(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.cli import imports
+from kerntune.cli import doctor
 from kerntune.cli.__main__ import main
 from kerntune.cli.doctor import daemon_of
 from kerntune.doctor import examine
@@ -43,7 +43,7 @@ def snapshot(root: Path) -> dict[Path, bytes]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tree as if it were this host."""
     root = handmade(tmp_path)
-    monkeypatch.setattr(examine, "look", lambda _root, look=examine.look: look(root))
+    monkeypatch.setattr(doctor, "look", lambda _root, look=examine.look: look(root))
     return root
 
 
@@ -132,7 +132,7 @@ def test_apply_with_a_real_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lay_out("small-vm", tmp_path)
     lines = "vm.overcommit_memory=1\nvm.overcommit_ratio=95\nvm.nr_hugepages=64\n"
     write(tmp_path, {"etc/sysctl.d/llm.conf": lines})
-    monkeypatch.setattr(examine, "look", lambda _root, look=examine.look: look(tmp_path))
+    monkeypatch.setattr(doctor, "look", lambda _root, look=examine.look: look(tmp_path))
     with PrivateBus(include=[POLICY]) as bus, Daemon(bus, "--root", str(tmp_path)):
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
         assert main(["import", "--apply"]) == 0
@@ -171,8 +171,8 @@ def test_an_error_of_the_daemon_is_the_answer(here: Path, capsys: Captured) -> N
 def test_nothing_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     lay_out("two-sockets", tmp_path)
     assert main(["import", "--root", str(tmp_path)], connect=Script().connect) == 0
-    assert capsys.readouterr().out.splitlines() == [imports.NOTHING]
-    monkeypatch.setattr(examine, "look", lambda _root: Survey((), ()))
+    assert capsys.readouterr().out.splitlines() == [doctor.NOTHING]
+    monkeypatch.setattr(doctor, "look", lambda _root: Survey((), ()))
     script = Script()
     assert main(["import", "--apply"], connect=script.connect) == 0
     assert script.calls == [("Describe",)]

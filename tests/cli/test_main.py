@@ -7,8 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -134,8 +134,8 @@ def test_set_s_help_says_where_values_are_shown() -> None:
 
 
 def test_an_interrupt_is_told_from_a_failure(capsys: Captured) -> None:
-    @asynccontextmanager
-    async def interrupted() -> AsyncIterator[Manager]:
+    @contextmanager
+    def interrupted() -> Iterator[Manager]:
         raise KeyboardInterrupt
         yield
 

@@ -11,8 +11,7 @@ import pytest
 
 from kerntune.cli.__main__ import main
 from kerntune.cli.document import Pool
-from kerntune.cli.exposition import Kind, Metric, Sample, text
-from kerntune.cli.metrics import GUARD_STATES, measured
+from kerntune.cli.metrics import GUARD_STATES, Kind, Metric, Sample, measured, text
 from kerntune.guard.policy import GuardState
 from tests.cli.scripted import Script, claim, document, target
 

@@ -7,9 +7,7 @@ import re
 
 import pytest
 
-from kerntune.cli import output as show
-from kerntune.cli import status as status_page
-from kerntune.cli import tables
+from kerntune.cli import output, status, tables
 from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
 from tests.cli.scripted import DRIVES, claim, document, outcome, target
@@ -30,24 +28,24 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def plain(page: show.Page) -> list[str]:
+def plain(page: tables.Page) -> list[str]:
     stream = io.StringIO()
     tables.write(page, stream)
     return stream.getvalue().splitlines()
 
 
-def on_terminal(page: show.Page) -> str:
+def on_terminal(page: tables.Page) -> str:
     stream = Terminal()
     tables.write(page, stream)
     return stream.getvalue()
 
 
 def test_every_state_has_a_mark() -> None:
-    assert set(show.MARKS) == set(State)
+    assert set(output.MARKS) == set(State)
 
 
 def test_outcomes() -> None:
-    page = show.outcomes(
+    page = output.outcomes(
         [
             outcome("io-scheduler@nvme0n1"),
             outcome(
@@ -65,17 +63,17 @@ def test_outcomes() -> None:
 
 
 def test_a_satisfied_outcome_may_have_a_detail_too() -> None:
-    assert plain(show.outcomes([outcome("overcommit", detail="the ratio has no effect now")]))[1].endswith(
+    assert plain(output.outcomes([outcome("overcommit", detail="the ratio has no effect now")]))[1].endswith(
         "no effect now"
     )
 
 
 def test_no_outcomes() -> None:
-    assert plain(show.outcomes([])) == ["Nothing changed."]
+    assert plain(output.outcomes([])) == ["Nothing changed."]
 
 
 def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
-    assert plain(show.outcomes([outcome("overcommit", "pondering", reason="mood")]))[1].split() == [
+    assert plain(output.outcomes([outcome("overcommit", "pondering", reason="mood")]))[1].split() == [
         "overcommit",
         "none",
         "none",
@@ -86,7 +84,7 @@ def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
 
 def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
     host = document([*DRIVES[:1], target("hugepages@2M", None, state="unsupported", reason="read-only", detail="why")])
-    assert plain(show.targets(host)) == [
+    assert plain(output.targets(host)) == [
         "TARGET                ACTUAL  STATE        CHOICES",
         "cpu-governor          -       unsupported  -                 no cpufreq driver is loaded",
         "hugepages@2M          -       unsupported  -                 read-only: why",
@@ -95,8 +93,8 @@ def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
 
 
 def test_values() -> None:
-    assert plain(show.values(DRIVES[:1])) == ["none"]
-    assert plain(show.values(DRIVES)) == [
+    assert plain(output.values(DRIVES[:1])) == ["none"]
+    assert plain(output.values(DRIVES)) == [
         "io-scheduler@nvme0n1 none",
         "io-scheduler@nvme1n1 mq-deadline",
         "io-scheduler@sda bfq",
@@ -104,14 +102,14 @@ def test_values() -> None:
 
 
 def test_no_colour_and_no_folding_unless_on_a_terminal() -> None:
-    lines = plain(show.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)] * 3))
+    lines = plain(output.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)] * 3))
     assert len(lines) == 4
     assert all(LONG.strip() in line for line in lines[1:])
     assert "\x1b" not in "".join(lines)
 
 
 def test_fitted_and_coloured_on_a_terminal() -> None:
-    text = on_terminal(show.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)]))
+    text = on_terminal(output.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)]))
     assert "\x1b[33m" in text
     seen = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     assert len(seen) > 4
@@ -122,7 +120,7 @@ def test_fitted_and_coloured_on_a_terminal() -> None:
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    text = on_terminal(show.outcomes([outcome("overcommit", "failed", reason="kernel-rejected")]))
+    text = on_terminal(output.outcomes([outcome("overcommit", "failed", reason="kernel-rejected")]))
     assert "overcommit" in text
     assert "\x1b" not in text
 
@@ -131,12 +129,12 @@ def test_equal_outcomes_share_a_row() -> None:
     long = {"requested": "performance", "actual": "performance", "detail": "moves other CPUs too"}
     rows = [outcome(f"cpu-governor@policy{number}", **long) for number in range(8)]
     rows[3] = outcome("cpu-governor@policy3", "unsupported", reason="cpu-offline")
-    assert [line.split("  ")[0] for line in plain(show.outcomes(rows))[1:]] == [
+    assert [line.split("  ")[0] for line in plain(output.outcomes(rows))[1:]] == [
         "cpu-governor@policy0-2,4-7 (7)",
         "cpu-governor@policy3",
     ]
     drives = [outcome(f"io-scheduler@nvme{number}n1") for number in range(4)]
-    assert plain(show.outcomes(drives))[1].startswith("io-scheduler@nvme[0-3]n1 (4)  ")
+    assert plain(output.outcomes(drives))[1].startswith("io-scheduler@nvme[0-3]n1 (4)  ")
 
 
 def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
@@ -149,23 +147,50 @@ def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
 def test_however_narrow_nothing_is_lost(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     rows = [target("overcommit", "always", requested="never", state="failed", reason="kernel-rejected", claim="hold:o")]
-    text = on_terminal(status_page.status(document(rows), rows))
+    text = on_terminal(status.page(document(rows), rows))
     assert all(word in text for word in ("overcommit", "always", "never", "failed", "kernel-rejected", "hold:o"))
 
 
-def test_the_last_column_gives_way() -> None:
-    table = Table(("", "PROFILE", "SUMMARY"), (Row(("→", "a" * 20, "word " * 20)),))
+def test_prose_in_the_last_column_gives_way() -> None:
+    table = Table(("", "PROFILE", "SUMMARY"), (Row(("→", "a" * 20, "word " * 20)),), wraps=True)
     lines = on_terminal([table]).splitlines()
     assert max(map(len, lines)) <= 72 + len("\x1b[2m\x1b[0m")
     assert lines[1] == f"→  {'a' * 20}  {'word ' * 9}".rstrip()
     assert lines[2] == " " * 25 + ("word " * 9).rstrip()
 
 
+@pytest.mark.parametrize("width", [30, 72, 200])
+def test_a_table_looks_the_same_at_every_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants a value stands in its row, and in one piece."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    table = Table(("", "TARGET", "STATE", "WANTED BY"), (Row(("✔", "a" * 20, "satisfied", "runtime, root (python)")),))
+    assert on_terminal([table]).splitlines() == [
+        "   TARGET                STATE      WANTED BY",
+        "✔  aaaaaaaaaaaaaaaaaaaa  satisfied  runtime, root (python)",
+    ]
+
+
+def test_a_terminal_shows_what_was_requested_only_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    good, partial = outcome("overcommit", requested="always", actual="always"), outcome("hugepages@2M", "partial")
+    assert on_terminal(output.outcomes([good])).splitlines() == [
+        "   TARGET      ACTUAL  STATE",
+        "✔  overcommit  always  satisfied",
+    ]
+    assert on_terminal(output.outcomes([good, partial._replace(requested="128", actual="96")])).splitlines() == [
+        "   TARGET        REQUESTED  ACTUAL  STATE",
+        "✔  overcommit               always  satisfied",
+        "◐  hugepages@2M  128        96      partial",
+    ]
+    assert plain(output.outcomes([good]))[1] == "overcommit  always     always  satisfied"
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
     row = target("overcommit", "always", state="satisfied", claim="runtime:overcommit")
     host = document([row], [claim("runtime:overcommit", "always", who="\x1b[2Jmallory\nroot\udcff")])
-    page = status_page.status(host, [row])
+    page = status.page(host, [row])
     text = on_terminal(page) if watched else "\n".join(plain(page))
     assert "\x1b[2J" not in text
     assert "mallory�root�" in text
@@ -179,9 +204,10 @@ def test_an_error_has_two_parts() -> None:
     assert second.startswith("  Try again")
 
 
-def test_an_error_is_wrapped_on_a_terminal() -> None:
+def test_an_error_is_wrapped_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
     stream = Terminal()
-    tables.error("it broke " * 20, "Try: kerntune set io-scheduler@by-id/a-very-long-name=none", stream, width=40)
+    tables.error("it broke " * 20, "Try: kerntune set io-scheduler@by-id/a-very-long-name=none", stream)
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("kerntune: it broke")
     assert all(line.startswith("  ") for line in lines[1:])

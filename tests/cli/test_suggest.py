@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli import suggest as telling
+from kerntune.cli import suggest
 from kerntune.errors import Failed, UnknownTunable
 from kerntune.tunables import REGISTRY
 
@@ -24,11 +24,11 @@ NAMES = sorted(tunable.name for tunable in REGISTRY)
     ],
 )  # fmt: skip
 def test_what_the_daemon_sends_as_one_text(said: str, what: str, hint: str) -> None:
-    assert telling.parts(Failed(said)) == (what, hint)
+    assert suggest.parts(Failed(said)) == (what, hint)
 
 
 def test_our_own_have_two_parts_already() -> None:
-    assert telling.parts(Failed("it broke. Badly", "Try again")) == ("it broke. Badly", "Try again")
+    assert suggest.parts(Failed("it broke. Badly", "Try again")) == ("it broke. Badly", "Try again")
 
 
 @pytest.mark.parametrize(
@@ -59,20 +59,20 @@ def test_our_own_have_two_parts_already() -> None:
     ],
 )
 def test_what_was_meant(word: str, meant: str) -> None:
-    assert telling.tunable(word, NAMES) == meant
+    assert suggest.tunable(word, NAMES) == meant
     error = UnknownTunable(f"there is no tunable {word!r}. There are {', '.join(NAMES)}")
-    what, hint = telling.parts(error)
+    what, hint = suggest.parts(error)
     assert what == f"there is no tunable {word!r}"
     assert hint.startswith(f"Did you mean {meant}? There are " if meant else "There are ")
 
 
 def test_what_things_are_known_as_is_there() -> None:
     tunables = {tunable.name: tunable for tunable in REGISTRY}
-    for target in telling.known_as().values():
+    for target in suggest.known_as().values():
         name, _, instance = target.partition("@")
         assert name in tunables
         assert not instance or tunables[name].normal(instance) == instance
 
 
 def test_only_what_there_is_can_be_meant() -> None:
-    assert telling.tunable("governor", ["hugepages"]) == ""
+    assert suggest.tunable("governor", ["hugepages"]) == ""

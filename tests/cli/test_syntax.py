@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.cli import syntax as spelling
+from kerntune.cli import syntax
 from kerntune.errors import Usage
 
 
@@ -26,7 +26,7 @@ from kerntune.errors import Usage
     ],
 )
 def test_a_setting_is_sent_as_it_is_typed(text: str, setting: tuple[str, str, str]) -> None:
-    assert spelling.setting(text) == setting
+    assert syntax.setting(text) == setting
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_setting_is_sent_as_it_is_typed(text: str, setting: tuple[str, str, st
 )
 def test_a_setting_that_cannot_be_read(text: str, complaint: str) -> None:
     with pytest.raises(Usage, match=complaint):
-        spelling.setting(text)
+        syntax.setting(text)
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_a_setting_that_cannot_be_read(text: str, complaint: str) -> None:
     ],
 )
 def test_a_name(text: str, what: tuple[str, str]) -> None:
-    assert spelling.what(text) == what
+    assert syntax.what(text) == what
 
 
 @pytest.mark.parametrize("text", ["", "@2M", "hugepages@", "hugepages=5", "sda\n"])
 def test_no_name(text: str) -> None:
     with pytest.raises(Usage):
-        spelling.what(text)
+        syntax.what(text)
 
 
 @given(st.text())
 def test_any_text_is_a_setting_or_a_usage_error(text: str) -> None:
     with suppress(Usage):
-        assert spelling.setting(text).value
+        assert syntax.setting(text).value

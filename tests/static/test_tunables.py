@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from kerntune import explained
-from kerntune.cli import suggest as telling
-from kerntune.cli import syntax as spelling
+from kerntune.cli import suggest, syntax
 from kerntune.daemon.demo import demo_host
 from kerntune.doctor import translate
 from kerntune.explained import Grade, config_table, explanation
@@ -97,12 +96,12 @@ def test_lines_that_set_its_files_by_hand_are_known(tunable: Tunable) -> None:
 def test_its_files_lead_to_its_name(tunable: Tunable) -> None:
     names = [other.name for other in REGISTRY]
     for file in tunable.files:
-        assert telling.tunable(file.rpartition("/")[2], names).partition("@")[0] == tunable.name
+        assert suggest.tunable(file.rpartition("/")[2], names).partition("@")[0] == tunable.name
 
 
 @each
 def test_its_example_is_a_setting(tunable: Tunable) -> None:
-    setting = spelling.setting(explanation(tunable).example.setting)
+    setting = syntax.setting(explanation(tunable).example.setting)
     assert setting.tunable == tunable.name
     instances = setting.instances or ("2M" if tunable.kind is Kind.POOLS else EVERY)
     assert tunable.normal(tunable.normal(instances)) == tunable.normal(instances)

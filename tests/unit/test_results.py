@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli.document import is_excused
 from kerntune.errors import Exit
 from kerntune.model import State
-from kerntune.results import exit_code, profile_exit_code, verify_exit_code
+from kerntune.results import exit_code, is_excused, profile_exit_code, verify_exit_code
 from tests.cli.scripted import claim, outcome
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kerntune.errors import Exit, Failed, KerntuneError, Usage
@@ -15,10 +15,10 @@ from kerntune.errors import Exit, Failed, KerntuneError, Usage
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from kerntune.cli.output import Answer
     from kerntune.cli.remote import Connect
-    from kerntune.cli.rows import Answer
 
-    Run = Callable[[Connect, Namespace], Awaitable[Answer] | AsyncGenerator[Answer, None]]
+    Run = Callable[[Connect, Namespace], Answer | Generator[Answer, None, None]]
 
 INTERRUPTED: Final = 130
 COMPLETE: Final = "complete"  # the word that the shells send; it is no verb
@@ -72,9 +72,9 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
         words = [*(word for word in words if word != HELP), "--help"]
         verb = next((word for word in words if not word.startswith("-")), None)
     if verb is not None and verb not in (names := [verb.name for verb in VERBS]):
-        from kerntune.cli import suggest as telling  # noqa: PLC0415
+        from kerntune.cli import suggest  # noqa: PLC0415
 
-        raise telling.no_verb(verb, names)
+        raise suggest.no_verb(verb, names)
     if verb is not None:
         place = list(words).index(verb) + 1
         words = [*words[:place], *options_first(verb, words[place:])]
@@ -82,40 +82,32 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
     if args.verb is None:
         args = parser().parse_args([*words, "status"])
     args.command = command
-    import asyncio  # noqa: PLC0415
+    from kerntune.cli import remote  # noqa: PLC0415
 
-    from kerntune.cli import remote as manager  # noqa: PLC0415
-
-    running = run_of(args.run)(connect or manager.connect, args)
-    if isinstance(running, AsyncGenerator):
-        return _follow(running, as_json=args.json)
-    answer = asyncio.run(cast("Any", running))
+    answer = run_of(args.run)(connect or remote.connect, args)
+    if isinstance(answer, Generator):
+        return _follow(answer, as_json=args.json)
     for advice in answer.advice:
         _complain(*advice)
     _print(answer.data if args.json else answer.page, as_json=args.json)
-    return cast("int", answer.exit_code)
+    return answer.exit_code
 
 
-def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
+def _follow(answers: Generator[Answer, None, None], *, as_json: bool) -> int:
     """Print answers as they come, one line of JSON each, until Ctrl-C, which is the usual end.
 
     The exit code is that of the first answer that has one.
     """
-    import asyncio  # noqa: PLC0415
-    from contextlib import aclosing  # noqa: PLC0415
+    from contextlib import closing  # noqa: PLC0415
 
     codes: list[int] = []
-
-    async def follow() -> None:
+    try:
         # This closes the generator when nobody reads on, before the collector does: so the connection ends in order.
-        async with aclosing(answers):
-            async for answer in answers:
+        with closing(answers):
+            for answer in answers:
                 codes.append(answer.exit_code)
                 if not _print(answer.data if as_json else answer.page, as_json=as_json, indent=None):
-                    return
-
-    try:
-        asyncio.run(follow())
+                    break
     except KerntuneError as error:
         return _fail(error, as_json=as_json, indent=None)
     except KeyboardInterrupt:
@@ -125,9 +117,9 @@ def _follow(answers: AsyncGenerator[Answer, None], *, as_json: bool) -> int:
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
-    from kerntune.cli import suggest as telling  # noqa: PLC0415
+    from kerntune.cli import suggest  # noqa: PLC0415
 
-    _complain(*telling.parts(error))
+    _complain(*suggest.parts(error))
     if as_json:
         _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
     return error.exit_code
@@ -136,7 +128,7 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
 def _complain(what: str, hint: str) -> None:
     from kerntune.cli import tables  # noqa: PLC0415
 
-    tables.error(what, hint, sys.stderr, width=tables.columns())
+    tables.error(what, hint, sys.stderr)
 
 
 def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:

@@ -5,40 +5,45 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from kerntune.bench import experiment, host, legs, page, picture, report, statistics
+from kerntune.bench import experiment, figures, host, legs, page, picture, report, statistics
 from kerntune.bench.experiment import Bench, Command, Switch
 from kerntune.bench.file import ModelFile, open_model, synthetic
 from kerntune.bench.legs import Workload
-from kerntune.bench.model import Change, Look, Report, Verdict
+from kerntune.bench.model import Change, Leg, Look, Report, Verdict
 from kerntune.bench.runs import Arm
-from kerntune.cli import suggest as telling
-from kerntune.cli import syntax as spelling
-from kerntune.cli import tables, verdicts
+from kerntune.cli import suggest, syntax, tables
+from kerntune.cli.output import Advice, Answer
 from kerntune.cli.output_file import check_writable, replace_file
 from kerntune.cli.progress import Bar
 from kerntune.cli.remote import Connect
-from kerntune.cli.rows import Advice, Answer
 from kerntune.cli.switch import Holds, Nothing, Reach, reach_of
-from kerntune.errors import Exit, KerntuneError, Usage
+from kerntune.cli.tables import BAD, GOOD, MIXED, QUIET, Page, Row, Table, clean, row
+from kerntune.errors import KerntuneError, Usage
+from kerntune.results import bench_exit_code
 from kerntune.run import allocator
 from kerntune.run.shield import LEAST_US, MOST_US, Shield
-from kerntune.units import parse_cpus, parse_size, spell_cpus
+from kerntune.units import parse_cpus, parse_duration, parse_size, spell_cpus
 
 SIZE: Final = "1G"
 FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
-SLICE: Final = re.compile("([0-9]{1,9})(us|ms)?", re.ASCII)
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+COLUMNS: Final = ("LEG", "BEFORE", "AFTER", "RATIO", "INTERVAL", "VERDICT")
+STYLES: Final = {Verdict.FASTER: GOOD, Verdict.SLOWER: BAD, Verdict.SAME: QUIET, Verdict.INVALID: MIXED}
+# Figures that answer the same question as the time, or that only the page has.
+LEFT_OUT: Final = frozenset(
+    {figures.SPEED, "user_seconds", "system_seconds", "loaded_bytes", "others_cpus", "throttled"}
+)
+LABELS: Final = frozenset(figures.figure(name).label for name in LEFT_OUT)
 STOPPED: Final = "Nothing was found out, and the host is as it was"
 
 
@@ -51,7 +56,7 @@ class Plan(NamedTuple):
     legs: tuple[str, ...]
 
 
-async def bench(connect: Connect, args: Namespace) -> Answer:
+def bench(connect: Connect, args: Namespace) -> Answer:
     """Measure before and after, until each leg has a verdict."""
     plan = plan_of(args)
     for name, begins in ((args.html, page.BEGIN), (args.png, picture.BEGIN)):
@@ -59,15 +64,11 @@ async def bench(connect: Connect, args: Namespace) -> Answer:
             check_writable(Path(name), begins)
     if args.png:
         picture.check()
-    with _in_order():
-        async with AsyncExitStack() as stack:
-            found = await _measured(plan, args, connect, stack)
+    found = asyncio.run(_in_order(_measured(plan, args, connect)))
     failed = list(_save(found, args))
-    code = next((error.exit_code for error in failed), Exit.OK)
-    if any(leg.verdict == Verdict.INVALID for leg in found.legs):
-        code = Exit.NOT_FOUND
-    advice = tuple(Advice(*telling.parts(error)) for error in failed)
-    return Answer(report.document(found, command=not args.no_command), verdicts.written(found), code, advice)
+    code = bench_exit_code(failed, invalid=sum(leg.verdict == Verdict.INVALID for leg in found.legs))
+    advice = tuple(Advice(*suggest.parts(error)) for error in failed)
+    return Answer(report.document(found, command=not args.no_command), table_of(found), code, advice)
 
 
 def plan_of(args: Namespace) -> Plan:
@@ -84,7 +85,7 @@ def plan_of(args: Namespace) -> Plan:
                 f"CPU {spell_cpus(others)} is none that it may run on", "Write some of those that taskset shows"
             )
     for text in args.set or ():
-        spelling.setting(text)
+        syntax.setting(text)
     change = Change(tuple(args.set or ()), args.profile or "", Shield(cpus, slice_of(args.slice)))
     if not (change.settings or change.profile or change.shield):
         raise Usage("there is nothing to compare", "Say what is otherwise after: --set hugepages=640, --slice 100us")
@@ -108,10 +109,9 @@ def slice_of(text: str | None) -> int:
     """Return the microseconds of `100us`, `3ms` or `100`. Raise Usage."""
     if text is None:
         return 0
-    found = SLICE.fullmatch(text)
-    if not found or not int(found[1]):
+    microseconds = parse_duration(text, unit="us") if text.isdecimal() or text.endswith(("us", "ms")) else None
+    if not microseconds:
         raise Usage(f"{text!r} is no slice of time", "Write 100us or 3ms")
-    microseconds = int(found[1]) * (1000 if found[2] == "ms" else 1)
     if not LEAST_US <= microseconds <= MOST_US:
         raise Usage(f"a slice of {text} is out of range", f"The kernel takes {LEAST_US}us to {MOST_US // 1000}ms")
     return microseconds
@@ -125,13 +125,18 @@ def size_of(text: str) -> int:
     return size
 
 
-async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncExitStack) -> Report:
+async def _measured(plan: Plan, args: Namespace, connect: Connect) -> Report:
+    with ExitStack() as stack:
+        return await _measured_with(plan, args, connect, stack)
+
+
+async def _measured_with(plan: Plan, args: Namespace, connect: Connect, stack: ExitStack) -> Report:
     change, command = plan.change, plan.command
     switch: Switch = Nothing()
     reach = Reach()
     if change.settings or change.profile:
-        manager = await stack.enter_async_context(connect())
-        switch, reach = Holds(manager, change), await reach_of(manager, change)
+        manager = stack.enter_context(connect())
+        switch, reach = Holds(manager, change), reach_of(manager, change)
     names, file = await _chosen(plan, args, reach, stack)
     cpu = min(os.sched_getaffinity(0))
     said, where = " ".join(args.command), where_of(cpu, change)
@@ -142,7 +147,7 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     touched = max(file.size if file else 0, reach.pool) if host.free_page_reporting() else 0
     notes += _told(environment, after, values, touched)
     for note in notes:
-        tables.error(note, "", sys.stderr, width=tables.columns())
+        tables.error(note, "", sys.stderr)
     bar = Bar(sys.stderr)
     shared = Bench(
         before=Arm(Shield(), environment),
@@ -162,7 +167,7 @@ async def _measured(plan: Plan, args: Namespace, connect: Connect, stack: AsyncE
     with bar:
 
         def tell(leg: Workload, done: int, planned: int, seconds: float) -> None:
-            bar.draw(leg.name, done, planned, "runs", verdicts.left((planned - done) * seconds))
+            bar.draw(leg.name, done, planned, "runs", time_left((planned - done) * seconds))
 
         found = [await experiment.measure(load, shared, tell) for load in loads]
     place = {**host.environment(), **(_where(file) if file else {}), "settings": _settings(values)}
@@ -178,14 +183,14 @@ def _once(bar: Bar) -> Callable[[str], None]:
         if not told:
             bar.erase()
             hint = "Is it written as the command prints it? Ctrl-C ends the measurement"
-            tables.error(note, hint, sys.stderr, width=tables.columns())
+            tables.error(note, hint, sys.stderr)
         told.append(note)
 
     return warn
 
 
 async def _chosen(
-    plan: Plan, args: Namespace, reach: Reach, stack: AsyncExitStack
+    plan: Plan, args: Namespace, reach: Reach, stack: ExitStack
 ) -> tuple[Sequence[str], ModelFile | None]:
     """Return the names of the legs, and the file they load: the user's, or one that is made up if it fits."""
     file = stack.enter_context(open_model(args.file)) if args.file else None
@@ -215,7 +220,7 @@ async def _made(folder: str, size: int) -> ModelFile:
             if stopped.is_set():
                 raise asyncio.CancelledError
             left = (time.monotonic() - began) * (size - done) / done if done >> 20 else 0.0
-            bar.draw("random data", done >> 20, size >> 20, "MiB", verdicts.left(left))
+            bar.draw("random data", done >> 20, size >> 20, "MiB", time_left(left))
 
         try:
             return await asyncio.to_thread(synthetic, folder, size, tell)
@@ -271,11 +276,9 @@ def _save(found: Report, args: Namespace) -> Iterator[KerntuneError]:
                 yield error
 
 
-@contextmanager
-def _in_order() -> Iterator[None]:
+async def _in_order(work: Coroutine[Any, Any, Report]) -> Report:
     """Have signals end the measurement in order: started processes end, and the hold is released."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
 
     def end() -> None:
         if not task.cancelling():  # a second signal would stop the cleanup
@@ -285,9 +288,56 @@ def _in_order() -> Iterator[None]:
     for number in ending:
         loop.add_signal_handler(number, end)
     try:
-        yield
+        return await task
     except asyncio.CancelledError:
         raise KeyboardInterrupt(STOPPED) from None
     finally:
         for number in ending:
             loop.remove_signal_handler(number)
+
+
+def table_of(report: Report) -> Page:
+    """Return a table with a row for each leg."""
+    return [Table(COLUMNS, tuple(map(_leg_row, report.legs)), frozenset({"VERDICT"}))]
+
+
+def _leg_row(leg: Leg) -> Row:
+    found = ("", "", "", "")
+    if leg.looks:
+        time = figures.lines(leg)[0]
+        found = (time.before, time.after, *figures.estimated(figures.effect(leg)))
+    cells = (*found, str(leg.verdict))
+    return row(leg.name, tuple(map(_plain, cells)), STYLES[leg.verdict], *map(_plain, _notes(leg)))
+
+
+def _notes(leg: Leg) -> Iterator[str]:
+    yield f"{leg.what}, {len(leg.rounds)} pair{'s' if len(leg.rounds) != 1 else ''}"
+    yield leg.reason
+    yield from leg.notes
+    if not leg.looks:
+        return
+    told = (line for line in figures.lines(leg)[1:] if line.label not in LABELS and line.before != line.after)
+    yield "; ".join(f"{line.label} {line.before} to {line.after}" for line in told)
+    yield _control(leg)
+
+
+def _control(leg: Leg) -> str:
+    control = leg.looks[-1].control if leg.looks else None
+    if control is None:
+        return ""
+    found = ""
+    if leg.verdict is Verdict.SAME and leg.detectable is not None:
+        found = f"; a gain of {figures.percent(leg.detectable)} would have been found"
+    return f"before beside itself: {' '.join(figures.estimated(control))}{found}"
+
+
+def _plain(text: str) -> str:
+    """Return the text without the spaces that keep a page together: a terminal may not have them."""
+    return clean(text.replace(figures.THIN, " ").replace(figures.GAP, " "))
+
+
+def time_left(seconds: float) -> str:
+    """Return the remaining time as text, as far as it is known."""
+    if not seconds:
+        return ""
+    return f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"

@@ -1,57 +1,32 @@
-"""`kerntune config check` and `kerntune profile show`: they read the files as the daemon does; they ask no daemon.
-
-The check runs in this process, and imports the daemon's modules when it runs.
-"""
+"""`config check` and `profile show`: they read files as the daemon does, in this process; they ask no daemon."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kerntune.cli import tables
-from kerntune.cli.document import named
-from kerntune.cli.rows import Answer
-from kerntune.errors import Exit
+from kerntune.cli import output
+from kerntune.cli.output import Answer
+from kerntune.cli.remote import Connect
+from kerntune.daemon import check
 from kerntune.paths import CONFIG
+from kerntune.results import findings_exit_code
 
-if TYPE_CHECKING:
-    from kerntune.daemon.config_text import Problem
+
+def config(_connect: Connect, args: Namespace) -> Answer:
+    """Show what is wrong in a folder or a file; without a name, in the folder that the daemon reads."""
+    report = check.look(Path(args.path) if args.path else folder(), folder())
+    page = output.checked(report.problems, files=len(report.files), claims=len(report.claims))
+    return Answer(check.document(report), page, findings_exit_code(wrong=report.failed))
+
+
+def profile(name: str) -> Answer:
+    """Show all that a profile says, with the reason of each value. Raise NoSuchProfile."""
+    found = check.profile_called(name, folder())
+    return Answer(check.page_of(found), output.profile(found), findings_exit_code(wrong=len(found.errors)))
 
 
 def folder() -> Path:
     """Return the folder that the daemon reads, according to our environment."""
     return Path(os.environ.get("CONFIGURATION_DIRECTORY", CONFIG))
-
-
-def configuration(place: str | None) -> Answer:
-    """Report on a folder or a file; without one, on the folder that the daemon reads."""
-    from kerntune.daemon import check  # noqa: PLC0415  # only this verb knows the tunables
-
-    report = check.look(Path(place) if place else folder(), folder())
-    files, claims = len(report.files), len(report.claims)
-    said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
-    last = f"{said}, nothing wrong" if not report.problems else said
-    page = [*wrong(report.problems), last]
-    return Answer(check.document(report), page, Exit.FAILED if report.failed else Exit.OK)
-
-
-def profile(name: str) -> Answer:
-    """Show all that a profile says, with the reason of each value. Raise NoSuchProfile."""
-    from kerntune.daemon import check  # noqa: PLC0415  # as above
-
-    found = check.profile_called(name, folder())
-    rows = [
-        tables.row("", (named(claim.tunable, claim.instances), claim.value, claim.who, claim.why))
-        for claim in found.claims
-    ]
-    head = tables.Prose(tables.clean(f"{found.name}: {found.summary or 'no summary'} ({found.file})"))
-    claims = [tables.Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(rows))] if rows else []
-    page = [*wrong(found.problems), head, *claims]
-    return Answer(check.page_of(found), page, Exit.FAILED if found.errors else Exit.OK)
-
-
-def wrong(problems: Sequence[Problem]) -> tables.Page:
-    """Return a paragraph for each problem, as the daemon logs it."""
-    return [tables.Prose(tables.clean(str(problem))) for problem in problems]

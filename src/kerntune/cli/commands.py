@@ -1,8 +1,8 @@
 """The syntax of the command line: the verbs, their arguments, and the parser made of them.
 
-This module runs nothing, and imports nothing that a help text can do without: a verb names the coroutine that it runs.
-A new verb is a row in VERBS, and a coroutine in a module of this package. It may also be a generator of answers as
-things happen.
+This module runs nothing, and imports nothing that a help text can do without: a verb names the function that it runs.
+A new verb is a row in VERBS, and a function in a module of this package, which may be a generator of
+answers as things happen.
 """
 
 from __future__ import annotations
@@ -215,23 +215,21 @@ VERBS: Final = (
         "verbs:plan",
         (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE, PLANNED_HOLDS),
     ),
-    Verb(
-        "profile", "list profiles, put one in force, or show what it says", "profiles:profile", (ACTION, PROFILE_NAME)
-    ),
+    Verb("profile", "list profiles, put one in force, or show what it says", "verbs:profile", (ACTION, PROFILE_NAME)),
     Verb(
         "reset",
         "withdraw everybody's claims: back to configuration and profile",
-        "profiles:reset",
+        "verbs:reset",
         (BASELINE, RESET_HOLDS),
     ),
     Verb("verify", "what is managed and not in the desired state", "verbs:verify"),
     Verb("reload", "read the configuration files again", "verbs:reload"),
-    Verb("config", "check the configuration files; needs no daemon", "verbs:config", (CHECK, PLACE)),
+    Verb("config", "check the configuration files; needs no daemon", "check:config", (CHECK, PLACE)),
     Verb("doctor", "look at the host: what is missing, and what works against kerntune", "doctor:doctor", (TREE,)),
     Verb(
         "import",
         "show claims for what was set by hand in files; --apply makes them",
-        "imports:import_",
+        "doctor:import_",
         (APPLY, ALLOW_PARTIAL, TREE),
     ),
     Verb("metrics", "print metrics for Prometheus", "metrics:metrics", (OUTPUT,)),

@@ -1,42 +1,44 @@
-"""`kerntune doctor`: it shows the findings about this host; the package kerntune.doctor examines the host."""
+"""`kerntune doctor` and `kerntune import`: what was found on this host, and hand-made settings as claims.
+
+The package kerntune.doctor examines the host and reads the files; these verbs ask the daemon, and show the answer.
+"""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from kerntune.cli import output as show
-from kerntune.cli.document import Document
+from kerntune.cli.document import Document, named
+from kerntune.cli.output import Advice, Answer, changed
 from kerntune.cli.remote import Connect
-from kerntune.cli.rows import Answer
-from kerntune.errors import Exit, KerntuneError, Usage
+from kerntune.cli.tables import Page, Prose, clean
+from kerntune.doctor.examine import examine, look
+from kerntune.doctor.nouns import Cause, Daemon, Finding, Left, Place, Proposal, Severity, Wanted
+from kerntune.errors import KerntuneError, Usage
 from kerntune.model import Origin
-
-if TYPE_CHECKING:
-    from kerntune.doctor.nouns import Daemon, Finding
+from kerntune.results import findings_exit_code
 
 HOST: Final = "/"
 MARKS: Final = {"problem": "✘", "warning": "!", "note": "·", "ok": "✔"}
-WIDEST: Final = 110  # characters: longer lines of prose are hard to read
+INTRODUCTION: Final = (
+    "# What was set by hand, and the claims that would replace it. Nothing was changed: run the lines you want,",
+    "# or all of them with kerntune import --apply.",
+)
+NOTHING: Final = "# Nothing was found that kerntune could take over."
 
 
-async def doctor(connect: Connect, args: Namespace) -> Answer:
+def doctor(connect: Connect, args: Namespace) -> Answer:
     """Show the findings about this host, with evidence and a fix; change nothing, and need no daemon."""
-    from kerntune.doctor.examine import examine  # noqa: PLC0415  # only these two verbs need to know the kernel
-    from kerntune.doctor.nouns import Severity  # noqa: PLC0415
-
     root = tree(args)
-    document, why, elsewhere = Asked() if is_tree(root) else await ask(connect)
+    document, why, elsewhere = Asked() if is_tree(root) else ask(connect)
     found = examine(root, daemon_of(document) if document else None)
     problems = sum(finding.severity is Severity.PROBLEM for finding in found)
-    data = {"daemon": document is not None, "findings": [row(finding) for finding in found]}
-    first = wrapped(elsewhere, "") if elsewhere else []
-    return Answer(data, [*first, *page(found, why)], Exit.FAILED if problems else Exit.OK)
+    data = {"daemon": document is not None, "findings": [finding_row(finding) for finding in found]}
+    first = [Prose(elsewhere, rest="")] if elsewhere else []
+    return Answer(data, [*first, *findings_page(found, why)], findings_exit_code(wrong=problems))
 
 
 def tree(args: Namespace) -> Path:
@@ -60,13 +62,13 @@ class Asked(NamedTuple):
     elsewhere: str = ""
 
 
-async def ask(connect: Connect) -> Asked:
+def ask(connect: Connect) -> Asked:
     """Ask the daemon, but start none."""
     try:
-        async with connect() as manager:
-            if not await manager.running():
+        with connect() as manager:
+            if not manager.running():
                 return Asked(why="kerntuned is not running")
-            document = await manager.describe()
+            document = manager.describe()
     except KerntuneError as error:
         return Asked(why=error.what)
     root = document["host"]["root"]
@@ -83,8 +85,6 @@ async def ask(connect: Connect) -> Asked:
 
 def daemon_of(document: Document) -> Daemon:
     """Return the daemon's document for the checks: only claims that last, because a hold or the guard is soon gone."""
-    from kerntune.doctor.nouns import Daemon, Wanted  # noqa: PLC0415  # as above
-
     origins = {origin.word: origin for origin in Origin}
     lasting = [row for row in document["claims"] if row["origin"] not in (Origin.HOLD.word, Origin.GUARD.word)]
     strongest = sorted(lasting, key=lambda row: (origins.get(row["origin"], 0), row["seq"]), reverse=True)
@@ -95,7 +95,7 @@ def daemon_of(document: Document) -> Daemon:
     return Daemon(tuple(claims), document["guard"]["state"])
 
 
-def row(finding: Finding) -> dict[str, Any]:
+def finding_row(finding: Finding) -> dict[str, Any]:
     """Return a finding with the model's field names."""
     return {
         "severity": finding.severity.value,
@@ -106,27 +106,100 @@ def row(finding: Finding) -> dict[str, Any]:
     }
 
 
-def page(findings: Sequence[Finding], no_daemon: str) -> show.Page:
+def findings_page(findings: Sequence[Finding], no_daemon: str) -> Page:
     """Return the findings, one paragraph each, and the number of problems, warnings and notes."""
-    lines: list[str] = []
+    page: list[str | Prose] = []
     for finding in findings:
-        lines += wrapped(f"{MARKS[finding.severity]} {finding.topic}: {finding.what}", "  ")
-        for evidence in finding.evidence:
-            lines += wrapped(f"    {evidence}", "      ")
-        if finding.fix:
-            lines += wrapped(f"  → {finding.fix}", "    ")
+        page.append(Prose(f"{MARKS[finding.severity]} {finding.topic}: {finding.what}"))
+        page += [Prose(evidence, "    ", "      ") for evidence in finding.evidence]
+        page += [Prose(f"→ {finding.fix}", "  ", "    ")] if finding.fix else []
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in MARKS}
-    said = [f"{counts[word]} {word}{'' if counts[word] == 1 else 's'}" for word in ("problem", "warning", "note")]
-    lines += ["", ", ".join(said)]
+    totals = [f"{counts[word]} {word}{'' if counts[word] == 1 else 's'}" for word in ("problem", "warning", "note")]
+    page += ["", ", ".join(totals)]
     if no_daemon:
-        lines += wrapped(f"The claims of kerntuned are not known: {no_daemon}.", "")
-    return lines
+        page.append(Prose(f"The claims of kerntuned are not known: {no_daemon}.", rest=""))
+    return page
 
 
-def wrapped(text: str, indent: str) -> list[str]:
-    """Return lines that fit the terminal, if there is one; words stay whole, as they may be commands to copy."""
-    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    if not sys.stdout.isatty():
-        return [clean]
-    width = min(shutil.get_terminal_size().columns, WIDEST)
-    return textwrap.wrap(clean, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def import_(connect: Connect, args: Namespace) -> Answer:
+    """Show the claims that would replace hand-made settings; change no file, and with --apply make the claims."""
+    root = tree(args)
+    if args.apply and is_tree(root):
+        raise Usage(f"what is found below {root} cannot be applied here", "It is the tree of another host")
+    survey = look(root)
+    ours = [proposal for proposal in survey.proposals if not proposal.shipped]
+    left = [*survey.left, *(packaged(proposal) for proposal in survey.proposals if proposal.shipped)]
+    data = {"claims": [proposal_row(proposal) for proposal in ours], "left": [left_row(one) for one in left]}
+    elsewhere = "" if is_tree(root) else (ask(connect)).elsewhere
+    first = [comment(elsewhere)] if elsewhere else []
+    if not args.apply or not ours:
+        return Answer(data, [*first, *script(ours, left)])
+    options = {"persist": True, **({"allow-partial": True} if args.allow_partial else {})}
+    with connect() as manager:
+        change = manager.set([proposal.setting for proposal in ours], options)
+    answer = changed(change, [still_there(ours, left)])
+    return Answer({**data, **answer.data}, [*first, *answer.page], answer.exit_code, answer.advice)
+
+
+def packaged(proposal: Proposal) -> Left:
+    """Return the remainder for a proposal that a package ships: it is no hand-made setting."""
+    why = f"a package ships it, nobody made it by hand; to keep it whatever the package says: {command(proposal)}"
+    return Left(proposal.places[0], why, Cause.SHIPPED)
+
+
+def command(proposal: Proposal) -> str:
+    """Return the command line for a proposal."""
+    tunable, instances, value = proposal.setting
+    return f"kerntune set {shlex.quote(f'{named(tunable, instances)}={value}')} --persist"
+
+
+def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
+    """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
+    stays = {str(one.place) for one in left}
+    places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.overridden))
+    whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
+    hints = []
+    if whole:
+        hints.append(f"Put a # in front of them, so that only kerntuned sets these values: {', '.join(whole)}")
+    if more:
+        hints.append(f"These set more than that, which would be lost, so take out only that part: {', '.join(more)}")
+    return Advice("the lines that were taken over still stand in their files", ". ".join(hints))
+
+
+def proposal_row(proposal: Proposal) -> dict[str, Any]:
+    """Return a proposal with the model's field names."""
+    return {
+        **proposal.setting._asdict(),
+        "command": command(proposal),
+        "places": [place_row(place) for place in proposal.places],
+        "beaten": [place_row(place) for place in proposal.overridden],
+        "remark": proposal.remark,
+    }
+
+
+def left_row(left: Left) -> dict[str, Any]:
+    return {**place_row(left.place), "cause": left.cause.value, "why": left.why}
+
+
+def place_row(place: Place) -> dict[str, Any]:
+    return {"file": place.file, "line": place.line, "text": place.text}
+
+
+def script(proposals: Sequence[Proposal], left: Sequence[Left]) -> Page:
+    """Return a script that users can read and run: comments say what it replaces."""
+    lines = [*INTRODUCTION, ""] if proposals else [NOTHING]
+    for proposal in proposals:
+        lines += [comment(place.quoted) for place in proposal.places]
+        lines += [comment(f"(it overrides {place.quoted})") for place in proposal.overridden]
+        lines += [comment(proposal.remark)] if proposal.remark else []
+        lines += [command(proposal), ""]
+    if left:
+        lines += ["# Not taken over:"]
+        for one in left:
+            lines += [comment(one.place.quoted), comment(f"  {one.why}")]
+    return lines if left or not proposals else lines[:-1]
+
+
+def comment(text: str) -> str:
+    """Return one line that a shell ignores, for any text."""
+    return f"# {clean(text)}"

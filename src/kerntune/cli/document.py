@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
-from kerntune.model import Origin, Reason, Target
-from kerntune.patterns import EVERY, GLOB, PATTERNS, Kind
-from kerntune.results import KEPT, is_lacking
+from kerntune.model import Target
+from kerntune.patterns import EVERY, PATTERNS, Kind
 
-IN_FILES: Final = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
 MAX_LISTED_INSTANCES: Final = 16  # instances that a message lists; it counts the others
 
 
@@ -199,7 +197,7 @@ def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
 
     Raise UnknownTunable, and InvalidValue for a text that is no pattern of its instances.
     """
-    kind = kind_of(tunable(document, name))
+    kind = kind_of(tunable_row(document, name))
     there = [row for row in document["targets"] if row["tunable"] == name]
     if pattern in ("", EVERY):
         return there
@@ -214,21 +212,6 @@ def kind_of(row: TunableRow) -> Kind:
     except (KeyError, ValueError) as error:
         hint = "It was upgraded and not restarted: systemctl restart kerntuned"
         raise errors.Failed("kerntuned is of another version than this command", hint) from error
-
-
-def is_excused(outcome: Outcome, claim: ClaimRow | None) -> bool:
-    """Return True if a claim is not to blame for what the host lacks: files are for many hosts, and a pattern waits.
-
-    A caller who asked for one thing by its name wants to know when it is gone. What the configuration overrides in a
-    profile is what the administrator wants.
-    """
-    if outcome.reason == Reason.CONFIG_WINS:
-        return True
-    if claim is None or not is_lacking(outcome):
-        return False
-    waits = not claim["matches"] or outcome.reason in KEPT
-    is_pattern = waits and bool(GLOB.search(claim["instances"]))
-    return claim["origin"] in IN_FILES or is_pattern
 
 
 def managed(document: Document) -> set[tuple[str, str]]:
@@ -261,7 +244,7 @@ def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:
     return sorted(rows, key=place)
 
 
-def tunable(document: Document, name: str) -> TunableRow:
+def tunable_row(document: Document, name: str) -> TunableRow:
     """Return the tunable of that name. Raise UnknownTunable, which lists the names."""
     for row in document["tunables"]:
         if row["name"] == name:
@@ -278,7 +261,7 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     """
     if found := covered(document, name, pattern):
         return found
-    row = tunable(document, name)
+    row = tunable_row(document, name)
     if not row["supported"]:
         raise errors.NotSupported(f"this host does not support {name}", row["detail"])
     there = covered(document, name, EVERY)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import sys
-import textwrap
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
-from kerntune.cli import output as show
 from kerntune.cli import tables
+from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect
-from kerntune.cli.rows import Answer
+from kerntune.cli.tables import Page, Prose
 from kerntune.errors import UnknownTunable
 from kerntune.explained import Explanation, Grade, explanation
 
 if TYPE_CHECKING:
     from kerntune.tunables.base import Tunable
 
-WIDEST: Final = 100  # a line of prose that people like to read
 INDENT: Final = 12  # as wide as the longest heading
 
 
-async def explain(_connect: Connect, args: Namespace) -> Answer:
+def explain(_connect: Connect, args: Namespace) -> Answer:
     """Explain a tunable: its effect, its use, the evidence and the cost; without a name, list all in a line each."""
     known = registered()
     if args.tunable is None:
         rows = tuple(tables.Row((one.name, one.summary, grades(explanation(one)))) for one in known)
-        table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset())
+        table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset(), wraps=True)
         return Answer({"tunables": [data(one) for one in known]}, [table])
     # What is known is of the tunable, whichever instance or value somebody thinks of.
     name = re.split("[@=]", args.tunable)[0]
@@ -69,7 +65,7 @@ def data(tunable: Tunable) -> dict[str, Any]:
     }
 
 
-def page(tunable: Tunable) -> show.Page:
+def page(tunable: Tunable) -> Page:
     """Return a paragraph for each thing to know."""
     one = explanation(tunable)
     paragraphs = [
@@ -83,17 +79,8 @@ def page(tunable: Tunable) -> show.Page:
         ("example", command(one)),
         ("", one.example.about),
     ]
-    lines = wrapped(f"{tunable.name}: {one.what}", "", "  ")
-    for heading, text in paragraphs:
-        lines += wrapped(text, f"  {heading:{INDENT}}", " " * (INDENT + 2))
-    return lines
-
-
-def wrapped(text: str, first: str, rest: str) -> list[str]:
-    """Lines that fit a terminal, where there is one; words stay whole, for they may be paths and commands."""
-    if not sys.stdout.isatty():
-        return [first + text]
-    width = min(shutil.get_terminal_size().columns, WIDEST)
-    return textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
+    rest = " " * (INDENT + 2)
+    return [
+        Prose(f"{tunable.name}: {one.what}"),
+        *(Prose(text, f"  {heading:{INDENT}}", rest) for heading, text in paragraphs),
+    ]

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 
-from kerntune import holding
-from kerntune.cli import output as show
+from kerntune.cli import output, syntax
 from kerntune.cli.document import ClaimRow, Document, HoldRow, named
-from kerntune.cli.remote import Connect, Held
-from kerntune.cli.rows import Advice, Answer
+from kerntune.cli.output import Advice, Answer
+from kerntune.cli.remote import Connect, Manager
+from kerntune.cli.signals import caught
 from kerntune.cli.suggest import parts
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
-from kerntune.errors import Exit, KerntuneError, Unreachable, Usage
+from kerntune.errors import KerntuneError, NoSuchHold, Unreachable, Usage
 from kerntune.patterns import HUGE_PAGES
-from kerntune.results import exit_code
+from kerntune.results import exit_code, first_exit_code
+from kerntune.units import MAX_HOLD, MICROSECONDS, parse_duration
 
 COLUMNS: Final = ("HOLD", "BY", "SINCE", "ENDS", "WHAT")
-DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)", re.ASCII)
-SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-MICRO: Final = 1_000_000
 RELEASE_SECONDS: Final = 5.0  # seconds to wait for the end of a hold after Ctrl-C
 
 
-async def hold(connect: Connect, args: Namespace) -> AsyncGenerator[Answer, None]:
+def hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
     """Hold values until a signal, or the end of a process; with --detach return at once, and hold for their time."""
-    ttl = 0 if args.ttl is None else duration(args.ttl)
+    ttl = 0 if args.ttl is None else ttl_of(args.ttl)
     if args.profile == "":
         raise Usage("--profile is empty", "Name a profile: kerntune profile list shows those there are")
     if not args.settings and not args.profile:
@@ -42,22 +37,23 @@ async def hold(connect: Connect, args: Namespace) -> AsyncGenerator[Answer, None
         raise Usage("a hold that is detached needs its time", "Say when it ends: --ttl 2h")
     if args.detach and args.pid is not None:
         raise Usage("a hold that is detached ends with no process", "Leave out --pid, or --detach")
+    settings = [syntax.setting(text) for text in args.settings]
     names = ("who", "why", "profile")
-    who, why, profile = (holding.fit_for_the_bus(f"--{name}", getattr(args, name) or "") for name in names)
+    who, why, profile = (syntax.in_utf8(f"--{name}", getattr(args, name) or "") for name in names)
     options = {"profile": profile, "allow-partial": args.allow_partial, "detached": args.detach}
     process = None if args.pid is None else process_of(args.pid)
     try:
-        async with connect() as manager:
-            held = await manager.hold(args.settings, who, why, {**options, "ttl-usec": ttl * MICRO})
-            rows = held.outcomes
-            data = {"event": "held", "hold": held.number, "outcomes": [outcome._asdict() for outcome in rows]}
-            answer = Answer(data, [*show.outcomes(rows), Prose(_granted(held.number, args))], exit_code(rows))
+        with connect() as manager:
+            number, rows = manager.hold(settings, who, why, {**options, "ttl-usec": ttl})
+            data = {"event": "held", "hold": number, "outcomes": [outcome._asdict() for outcome in rows]}
+            page = [*output.outcomes(rows), Prose(_granted(number, args))]
+            answer = Answer(data, page, exit_code(rows))
             if args.detach:
                 yield answer
                 return
-            with _told(process) as told:
+            with caught(signal.SIGINT, signal.SIGTERM) as signals:
                 yield answer
-                yield _ended(held.number, by_now=await _end(held, told))
+                yield _ended(number, by_now=_end(manager, number, signals.fileno(), process))
     finally:
         if process is not None:
             os.close(process)
@@ -76,45 +72,21 @@ def _ended(number: int, *, by_now: bool) -> Answer:
     return Answer({"event": "ending", "hold": number}, [Prose(f"Hold {number} ends; kerntuned is still at it.")])
 
 
-async def _end(held: Held, told: asyncio.Event) -> bool:
-    """Wait for the end of a hold, or end it when `told` is set; return True if the kernel has the values without it."""
-    ended, telling = asyncio.ensure_future(held.ended()), asyncio.ensure_future(told.wait())
+def _end(manager: Manager, number: int, signals: int, process: int | None) -> bool:
+    """Wait for the end of a hold, or end it at a signal or the end of a process (pidfd_open(2)).
+
+    Return True if the kernel has the values without it; else they come when this connection has ended.
+    """
+    beside = (signals,) if process is None else (signals, process)
+    if manager.wait_for_end(number, *beside):
+        return True
     try:
-        await asyncio.wait([ended, telling], return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            ended.result()
-            return True
-        async with asyncio.timeout(RELEASE_SECONDS):
-            await held.release()
-    except TimeoutError:
-        return False
+        manager.release(number, timeout=RELEASE_SECONDS)
+    except NoSuchHold:
+        return True
     except Unreachable:
-        if not told.is_set():
-            raise
-        return False  # the hold ends with the connection
-    finally:
-        ended.cancel()
-        telling.cancel()
+        return False
     return True
-
-
-@contextmanager
-def _told(process: int | None) -> Iterator[asyncio.Event]:
-    """Give an event that SIGINT, SIGTERM or the end of a process (pidfd_open(2)) sets."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
-    # A command that a script starts in the background ignores SIGINT.
-    ending = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    for number in ending:
-        loop.add_signal_handler(number, told.set)
-    if process is not None:
-        loop.add_reader(process, told.set)
-    try:
-        yield told
-    finally:
-        for number in ending:
-            loop.remove_signal_handler(number)
-        if process is not None:
-            loop.remove_reader(process)
 
 
 def process_of(pid: int) -> int:
@@ -125,32 +97,32 @@ def process_of(pid: int) -> int:
         raise Usage(f"there is no process {pid}", "Give that of a process that runs: --pid $$") from error
 
 
-async def holds(connect: Connect, _args: Namespace) -> Answer:
+def holds(connect: Connect, _args: Namespace) -> Answer:
     """Show the holds and their owners."""
-    async with connect() as manager:
-        document = await manager.describe()
+    with connect() as manager:
+        document = manager.describe()
     return Answer({"holds": list(rows_of(document))}, listed(document))
 
 
-async def release(connect: Connect, args: Namespace) -> Answer:
+def release(connect: Connect, args: Namespace) -> Answer:
     """End holds one by one: the exit status is that of the first that could not be ended."""
     released: list[int] = []
     failed: dict[int, KerntuneError] = {}
-    async with connect() as manager:
+    with connect() as manager:
         for number in dict.fromkeys(args.holds):
             try:
-                await manager.release(number)
+                manager.release(number)
                 released.append(number)
             except KerntuneError as error:
                 failed[number] = error
     if len(args.holds) == len(failed) == 1:
         raise next(iter(failed.values()))
-    told = [
+    rows = [
         {"hold": number, "error": {"name": error.dbus_name, "message": str(error)}} for number, error in failed.items()
     ]
     page = [f"Released: {', '.join(map(str, released))}"] if released else []
-    code = next((error.exit_code for error in failed.values()), Exit.OK)
-    return Answer({"released": released, "failed": told}, page, code, tuple(map(_failure, failed.items())))
+    advice = tuple(map(_failure, failed.items()))
+    return Answer({"released": released, "failed": rows}, page, first_exit_code(failed.values()), advice)
 
 
 def _failure(failed: tuple[int, KerntuneError]) -> Advice:
@@ -159,15 +131,14 @@ def _failure(failed: tuple[int, KerntuneError]) -> Advice:
     return Advice(what if f"hold {number}" in what else f"hold {number}: {what}", hint)
 
 
-def duration(text: str) -> int:
-    """Return the seconds of `90`, `30s`, `15m`, `2h` or `1d`. Raise Usage."""
-    found = DURATION.fullmatch(text)
-    if not found or not int(found[1]):
+def ttl_of(text: str) -> int:
+    """Return the microseconds of `90`, `30s`, `15m`, `2h` or `1d`. Raise Usage."""
+    found = parse_duration(text)
+    if not found:
         raise Usage(f"{text!r} is no time", "Write 90s, 15m, 2h or 1d")
-    seconds = int(found[1]) * SECONDS[found[2]]
-    if seconds > holding.LONGEST_TTL:
-        raise Usage(f"{text} is too long", f"A hold may last {holding.LONGEST_TTL // SECONDS['d']}d")
-    return seconds
+    if found > MAX_HOLD:
+        raise Usage(f"{text} is too long", f"A hold may last {MAX_HOLD // MICROSECONDS['d']}d")
+    return found
 
 
 def rows_of(document: Document) -> Iterator[dict[str, Any]]:
@@ -181,7 +152,7 @@ def listed(document: Document) -> Page:
     found = document.get("holds", ())
     if not found:
         return ["Nobody holds anything."]
-    return [Table(COLUMNS, tuple(_row(each, document) for each in found))]
+    return [Table(COLUMNS, tuple(_row(each, document) for each in found), wraps=True)]
 
 
 def _row(hold: HoldRow, document: Document) -> Row:
@@ -205,5 +176,5 @@ def spelled(claim: ClaimRow) -> str:
 
 def clock(usec: int) -> str:
     """Return a time of day, with its date when it is another day."""
-    moment, now = time.localtime(usec / MICRO), time.localtime()
+    moment, now = time.localtime(usec / MICROSECONDS["s"]), time.localtime()
     return time.strftime("%H:%M:%S" if moment[:3] == now[:3] else "%Y-%m-%d %H:%M", moment)

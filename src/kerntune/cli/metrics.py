@@ -1,18 +1,24 @@
-"""`kerntune metrics`: the daemon's knowledge as metrics for Prometheus, printed or put in a file in one step."""
+"""`kerntune metrics`: the daemon's knowledge as metrics for Prometheus, printed or put in a file in one step.
+
+The text is what Prometheus' own parsers of both formats take. The two differ in how they name a counter's family:
+OpenMetrics leaves `_total` out, but the text format then does not know the family. So this module writes `_total`. It
+writes gauges in place of the types that only OpenMetrics has. node_exporter's textfile collector, promtool and
+Prometheus then read the same text. https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from kerntune.cli.document import Document, Pool
-from kerntune.cli.exposition import Kind, Metric, Sample, text
+from kerntune.cli.output import Answer
 from kerntune.cli.output_file import replace_file
 from kerntune.cli.remote import Connect
-from kerntune.cli.rows import Answer
 from kerntune.errors import Unreachable
 from kerntune.model import Origin, State
 
@@ -32,15 +38,48 @@ POOL_COUNTS: Final = {
 }
 # Plans are not kept, and targets without a claim are not counted.
 STATES: Final = tuple(state for state in State if state not in (State.PLANNED, State.UNMANAGED))
+END: Final = "# EOF"
+ESCAPES: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 
 
-async def metrics(connect: Connect, args: Namespace) -> Answer:
+class Kind(StrEnum):
+    """The type of a metric: a current value, or a count that only grows until its source starts anew."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A number, and the labels that distinguish it from the others of its metric."""
+
+    value: int
+    labels: Mapping[str, str]
+
+    @property
+    def spelt(self) -> str:
+        """The labels as they follow the name."""
+        pairs = [f'{name}="{value.translate(ESCAPES)}"' for name, value in self.labels.items()]
+        return f"{{{','.join(pairs)}}}" if pairs else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A name, one line of help (it needs no escapes), and its samples."""
+
+    name: str
+    kind: Kind
+    help: str
+    samples: tuple[Sample, ...]
+
+
+def metrics(connect: Connect, args: Namespace) -> Answer:
     """Ask the daemon for its knowledge; start none."""
-    async with connect() as manager:
-        if not await manager.running():
+    with connect() as manager:
+        if not manager.running():
             raise Unreachable("kerntuned does not run, and is not started to be measured", "systemctl start kerntuned")
-        pools = await manager.pools()  # first: the daemon then reads the memory in the document anew
-        found = [metric for metric in measured(await manager.describe(), pools) if metric.samples]
+        pools = manager.pools()  # first: the daemon then reads the memory in the document anew
+        found = [metric for metric in measured(manager.describe(), pools) if metric.samples]
     if args.output is None:
         return Answer({"metrics": [asdict(metric) for metric in found]}, [text(found).rstrip("\n")])
     replace_file(Path(args.output), text(found))
@@ -125,3 +164,13 @@ def gauge(name: str, said: str, *samples: Sample) -> Metric:
 def number(name: str, said: str, value: int) -> Metric:
     """Return a gauge of one number."""
     return gauge(name, said, Sample(value, {}))
+
+
+def text(metrics: Iterable[Metric]) -> str:
+    """Return the whole exposition, with a line end after its last line; it leaves out a metric without samples."""
+    lines = []
+    for metric in metrics:
+        if metric.samples:
+            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+            lines += [f"{metric.name}{sample.spelt} {sample.value}" for sample in metric.samples]
+    return "\n".join([*lines, END, ""])

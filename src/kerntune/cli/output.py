@@ -1,19 +1,20 @@
-"""The form of answers for people: this module makes rows and prose; it asks, decides and writes nothing."""
+"""The answers of the verbs: a page for people, and the same as data for programs; this module asks nobody."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kerntune.cli import tables
-from kerntune.cli.document import Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
-from kerntune.cli.health import explained, nothing_managed
-from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Prose, Row, Table, clean, row, together
+from kerntune.cli.document import Change, Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
+from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Page, Prose, Row, Table, clean, row, together
+from kerntune.errors import Exit
 from kerntune.model import Reason, State
-from kerntune.results import CONTENT
+from kerntune.results import CONTENT, exit_code
 from kerntune.units import gib
 
-Page = tables.Page
+if TYPE_CHECKING:
+    from kerntune.daemon.config_text import Problem
+    from kerntune.daemon.profiles import Profile
 
 # State -> (mark, style). A newer daemon's state that is not here gets UNHEARD_OF.
 MARKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -30,6 +31,112 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
 CAPPING: Final = frozenset({"capped", "exhausted"})  # states of the memory guard
 UNHEARD_OF: Final = ("?", MIXED)
 
+SUSPENDED: Final = "config-suspended"
+NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
+NOTHING_IN_FORCE: Final = (
+    "Nothing is managed now: the configuration and the profile are suspended until kerntune reload"
+)
+
+MEANINGS: Final[Mapping[str, str]] = {
+    "config-invalid": (
+        "a configuration file or profile is not in order, and what was last good of it is in force; kerntune config "
+        "check names the lines, kerntune reload reads them again"
+    ),
+    SUSPENDED: (
+        "configuration and profile are suspended by reset --baseline until kerntune reload, kerntune profile set or a "
+        "reboot"
+    ),
+    "state-set-aside": (
+        "a file of kerntuned's own could not be read and was set aside as NAME.bad, with what it held; journalctl -u "
+        "kerntuned names it, and a restart clears this"
+    ),
+    "state-unread": (
+        "a file of kerntuned's own cannot be read and is kept as NAME.unread; what it holds is not in force until a "
+        "start can read it (journalctl -u kerntuned says why, systemctl restart kerntuned tries again)"
+    ),
+    "guard-observing": (
+        "overcommit is always, and the memory guard may not cap, so that nothing makes the ratio real; the line of the "
+        "memory guard says why"
+    ),
+    "rival-tuned": "TuneD runs too and may set the same values; kerntune doctor says more (systemctl stop tuned)",
+    "rival-power-profiles-daemon": (
+        "power-profiles-daemon runs too and may set the same values; kerntune doctor says more (systemctl stop "
+        "power-profiles-daemon)"
+    ),
+    Reason.DEVICE_HANGS: (
+        "the kernel does not return from a read or write of a device, which is left out until it does; its row says "
+        "since when, dmesg may say why"
+    ),
+    Reason.PARTIALLY_ALLOCATED: (
+        "there were fewer free huge pages than requested; kerntuned asks again when memory is free, or kerntune reload"
+    ),
+    Reason.PAGES_IN_USE: "huge pages in use cannot be given back; they go when the programs that hold them end",
+    Reason.OVER_LIMIT: "a value would endanger the host and was not set, or in part; its row has the figures",
+    Reason.CHANGED_BY_OTHERS: (
+        "something else keeps changing a value, and kerntuned has stopped; kerntune doctor looks for it, kerntune "
+        "reload tries again"
+    ),
+    Reason.KERNEL_REJECTED: "the kernel refused a value; its log (dmesg) may say why",
+    Reason.READ_BACK_DIFFERS: "the kernel took a value and holds another; its row has both",
+    Reason.READ_ONLY: "a setting cannot be written here; its row says who can",
+}
+
+
+class Advice(NamedTuple):
+    """Advice to the caller beside the answer."""
+
+    what: str
+    hint: str
+
+
+class Answer(NamedTuple):
+    """The answer of a verb: `data` is for --json, `page` is for people."""
+
+    data: Any
+    page: Page
+    exit_code: Exit = Exit.OK
+    advice: tuple[Advice, ...] = ()
+
+
+def changed(
+    change: Change,
+    advice: Iterable[Advice] = (),
+    *,
+    code: Exit | None = None,
+    none: str = "Nothing changed.",
+    document: Document | None = None,
+) -> Answer:
+    """Return the answer to an edit; without a `code` the exit status is that of a Set.
+
+    `none` is the text for an answer without outcomes. With a document people also see what a target would get back.
+    """
+    data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
+    code = exit_code(change.outcomes) if code is None else code
+    rows = returning(change.outcomes, document) if document else change.outcomes
+    return Answer(data, outcomes(rows, none=none), code, tuple(advice))
+
+
+def gives_back(change: Change) -> bool:
+    """Return True if a plan has targets that would lose their last claim and so get back their own values."""
+    return any(_gets_back(outcome) for outcome in change.outcomes)
+
+
+def returning(outcomes: Iterable[Outcome], document: Document) -> list[Outcome]:
+    """Return the outcomes of a plan, with the original value of each target that would have no claim any more."""
+    own = {(row["tunable"], row["instance"]): row["baseline"] for row in document["targets"]}
+    found = []
+    for outcome in outcomes:
+        value = own.get((outcome.tunable, outcome.instance))
+        if value is not None and _gets_back(outcome):
+            detail = "; ".join(filter(None, ("the host's own value comes back", outcome.detail)))
+            outcome = outcome._replace(requested=value, detail=detail)  # noqa: PLW2901
+        found.append(outcome)
+    return found
+
+
+def _gets_back(outcome: Outcome) -> bool:
+    return not outcome.requested and outcome.state != State.UNMANAGED
+
 
 def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page:
     """Return a table of the outcomes of the named targets; without a row return the text `none`."""
@@ -37,7 +144,8 @@ def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page
         state_row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), why(*row[5:]))
         for row in rows
     ]
-    return [Table(("", "TARGET", "REQUESTED", "ACTUAL", "STATE"), tuple(together(table)))] if table else [none]
+    columns = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE")
+    return [Table(columns, tuple(together(table)), same=("REQUESTED", "ACTUAL"))] if table else [none]
 
 
 def targets(document: Document, name: str | None = None) -> Page:
@@ -50,7 +158,11 @@ def targets(document: Document, name: str | None = None) -> Page:
             if not tunable["supported"]:
                 cells = (tunable["name"], "", State.UNSUPPORTED, "")
                 table.append(state_row(State.UNSUPPORTED, cells, tunable["detail"]))
-    return [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), tuple(table))] if table else ["There are no targets."]
+    return (
+        [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), tuple(table), wraps=True)]
+        if table
+        else ["There are no targets."]
+    )
 
 
 def _target(row: TargetRow) -> Row:
@@ -140,7 +252,7 @@ def guard(document: Document) -> Iterable[Prose]:
             said += f", more than {gib(guard.get('room', 0))} is refused"
         yield Prose(f"memory guard: {said}")
         if culprit := guard.get("culprit"):
-            yield Prose(clean(f"most to do with it: {culprit}"))
+            yield Prose(f"most to do with it: {culprit}")
 
 
 def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
@@ -159,3 +271,45 @@ def state_row(state: str, cells: tuple[str, ...], *notes: str) -> Row:
     """Return the row of a target in that state, with notes."""
     mark, style = MARKS.get(state, UNHEARD_OF)
     return row(mark, cells, style, *notes)
+
+
+def profiles(found: Sequence[tuple[str, str]], active: str) -> Page:
+    """Return a table of the profiles; a mark, or a word where there are no marks, shows the one in force."""
+    if not found:
+        return ["There are no profiles."]
+    rows = []
+    for name, summary in found:
+        mark, word, style = ("→", "in force", GOOD) if name == active else ("", "", "")
+        rows.append(row(mark, (name, word, summary), style))
+    columns = ("", "PROFILE", "STATE", "SUMMARY")
+    return [Table(columns, tuple(rows), frozenset({"", "PROFILE", "STATE"}), wraps=True)]
+
+
+def profile(found: Profile) -> Page:
+    """Return what a profile says, with the reason of each value, below what is wrong in it."""
+    rows = [row("", (named(one.tunable, one.instances), one.value, one.who, one.why)) for one in found.claims]
+    head = Prose(f"{found.name}: {found.summary or 'no summary'} ({found.file})")
+    table = [Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(rows), wraps=True)] if rows else []
+    return [*_problems(found.problems), head, *table]
+
+
+def checked(problems: Sequence[Problem], *, files: int, claims: int) -> Page:
+    """Return the report on configuration files."""
+    said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
+    return [*_problems(problems), said if problems else f"{said}, nothing wrong"]
+
+
+def _problems(problems: Iterable[Problem]) -> Iterator[Prose]:
+    """Yield a paragraph for each problem, as the daemon logs it."""
+    return (Prose(str(problem)) for problem in problems)
+
+
+def explained(slugs: Iterable[str]) -> Iterator[Prose]:
+    """Yield a line for each slug; for a slug without a text here it points to the target's row."""
+    for slug in slugs:
+        yield Prose(f"! {slug}: {MEANINGS.get(slug, 'a value is not in the desired state; its row says more')}")
+
+
+def nothing_managed(slugs: Iterable[str]) -> Prose:
+    """Return the reason why nothing is in force."""
+    return Prose(NOTHING_IN_FORCE if SUSPENDED in slugs else NOTHING_MANAGED)

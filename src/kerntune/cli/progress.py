@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
 from kerntune.cli.document import named
 from kerntune.cli.tables import clean
-from kerntune.errors import Unreachable
 
 if TYPE_CHECKING:
-    from kerntune.bus.client import Client, Signals
+    from kerntune.bus.blocking import BlockingClient, Signal
 
 ERASE: Final = "\r\x1b[K"
 WIDEST: Final = 40  # characters of the bar itself
@@ -23,34 +21,27 @@ USUAL: Final = 80  # columns
 ANSWER_SECONDS: Final = 15.0
 
 
-@asynccontextmanager
-async def shown(client: Client, stream: TextIO) -> AsyncIterator[None]:
+@contextmanager
+def shown(client: BlockingClient, stream: TextIO) -> Iterator[None]:
     """Draw the daemon's progress on the call that is made inside; draw nothing where `stream` is no terminal."""
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
     # To listen starts no daemon, but a call does, where the bus knows how to.
-    await client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=ANSWER_SECONDS)
-    async with client.listen(ROOT, MANAGER, "Progress") as signals:
-        drawing = asyncio.create_task(_draw(signals, stream))
-        try:
-            yield
-        finally:
-            drawing.cancel()
-            with suppress(asyncio.CancelledError):
-                await drawing
-
-
-async def _draw(signals: Signals, stream: TextIO) -> None:
-    """Draw until cancelled, then erase the bar."""
+    client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=ANSWER_SECONDS)
+    client.listen(ROOT, MANAGER, "Progress")
     drawn = False
+
+    def draw(signal: Signal) -> None:
+        nonlocal drawn
+        drawn = True
+        _write(stream, ERASE + line(*signal.args, columns=_columns(stream)))
+
+    client.on_signal = draw
     try:
-        # Without the bus the call itself fails, and reports it.
-        with suppress(Unreachable, OSError):
-            async for signal in signals:
-                drawn = True
-                _write(stream, ERASE + line(*signal.args, columns=_columns(stream)))
+        yield
     finally:
+        client.on_signal = None
         if drawn:
             _write(stream, ERASE)
 

@@ -6,22 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from kerntune.cli import output as show
-from kerntune.cli.document import IN_FILES, ClaimRow, Document, TargetRow, in_order, named
-from kerntune.cli.health import explained, nothing_managed
+from kerntune.cli import output
+from kerntune.cli.document import ClaimRow, Document, TargetRow, in_order, named
+from kerntune.cli.output import explained, nothing_managed
 from kerntune.cli.tables import Page, Prose, Row, Table, clean, short, together
 from kerntune.model import Origin, Reason, State
-from kerntune.results import CONTENT
+from kerntune.results import CONTENT, IN_FILES
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
 THE_HOST: Final = "the host"
+DROP_INS: Final = "kerntune.d"  # the folder beside kerntune.toml
 
 Claims = Mapping[str, ClaimRow]
 
 
-def status(document: Document, managed: Sequence[TargetRow]) -> Page:
+def page(document: Document, managed: Sequence[TargetRow]) -> Page:
     """Return the line about the daemon, then the managed targets: those not in the desired state come first."""
-    above = [Prose(show.head(document)), *explained(document["degraded"]), *show.guard(document)]
+    above = [Prose(output.head(document)), *explained(document["degraded"]), *output.guard(document)]
     waiting = [claim for claim in document["claims"] if not claim["matches"]]
     if not managed and not waiting:
         return [*above, nothing_managed(document["degraded"])]
@@ -33,7 +34,7 @@ def status(document: Document, managed: Sequence[TargetRow]) -> Page:
         *(_waiting(claim, profile) for claim in waiting),
         *together(row for content, row in rows if content),
     ]
-    return [*above, Prose(_summary(managed, len(waiting))), Table(COLUMNS, tuple(table), spare="STATE")]
+    return [*above, Prose(_summary(managed, len(waiting))), Table(COLUMNS, tuple(table), same=("REQUESTED", "ACTUAL"))]
 
 
 def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
@@ -51,12 +52,12 @@ def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
     wanted_by = THE_HOST if owed else _wanted_by(row["claim"], claims, profile)
     cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
     note = [
-        show.why(row["state"], row["reason"], row["detail"]),
+        output.why(row["state"], row["reason"], row["detail"]),
         *_reason(row, claims),
         *_parts(row, claims, profile),
         *_overridden(row, claims),
     ]
-    return show.state_row(row["state"], cells, *note)
+    return output.state_row(row["state"], cells, *note)
 
 
 def _waiting(claim: ClaimRow, profile: str) -> Row:
@@ -64,7 +65,7 @@ def _waiting(claim: ClaimRow, profile: str) -> Row:
     wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
     cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
     why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; the claim waits for a device"
-    return show.state_row(State.UNSUPPORTED, cells, why, *_said(claim))
+    return output.state_row(State.UNSUPPORTED, cells, why, *_said(claim))
 
 
 def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
@@ -76,7 +77,7 @@ def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
     if claim["origin"] == Origin.PROFILE.word:
         return f"{claim['origin']} {profile or claim['who']}"
     # In a claim of the configuration the owner is the origin's own word, so equal words stand once.
-    return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), claim.get("place", "")) if part))
+    return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), _place(claim)) if part))
 
 
 def _reason(row: TargetRow, claims: Claims) -> Iterator[str]:
@@ -89,6 +90,12 @@ def _said(claim: ClaimRow) -> Iterator[str]:
     """Yield the reason of a claim of the configuration, without its place; `profile show` has those of a profile."""
     if claim["origin"] == Origin.CONFIG.word and (said := _without_place(claim)):
         yield f"{claim['origin']}: {said}"
+
+
+def _place(claim: ClaimRow) -> str:
+    """Return the file and line of a claim, without the folder of the configuration: all fits in one line."""
+    *_, folder, name = ["", *claim.get("place", "").split("/")]
+    return f"{folder}/{name}" if folder == DROP_INS else name
 
 
 def _without_place(claim: ClaimRow) -> str:

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from kerntune.bench.model import Change
-from kerntune.cli import syntax as spelling
+from kerntune.cli import syntax
 from kerntune.cli.document import Outcome, named
 from kerntune.cli.remote import Manager
 from kerntune.errors import Failed
+from kerntune.holding import hold
 from kerntune.model import Setting, State
 from kerntune.patterns import HUGE_PAGES
 from kerntune.run import allocator
@@ -72,32 +73,29 @@ class Holds:
 
     @asynccontextmanager
     async def on(self) -> AsyncIterator[None]:
-        options = {"profile": self._change.profile}
-        held = await self._manager.hold(self._change.settings, WHO, WHY, options)
-        try:
-            self._targets = frozenset(checked(held.outcomes, is_profile=bool(self._change.profile)))
+        change = self._change
+        async with hold(*change.settings, who=WHO, why=WHY, profile=change.profile) as held:
+            self._targets = frozenset(checked(held.outcomes, is_profile=bool(change.profile)))
             yield
-        finally:
-            await held.release()
 
     async def values(self) -> Mapping[str, str]:
-        rows = (await self._manager.describe())["targets"]
+        rows = self._manager.describe()["targets"]
         found = {(row["tunable"], row["instance"]): row["value"] or "" for row in rows}
         return {named(*target): found.get(target, "") for target in sorted(self._targets)}
 
 
-async def reach_of(manager: Manager, change: Change) -> Reach:
+def reach_of(manager: Manager, change: Change) -> Reach:
     """Return the reach of a change, before anything is changed. Raise the error of a wrong setting or profile."""
-    described = (await manager.describe())["host"]
+    described = manager.describe()["host"]
     if described["simulated"] or described["root"] != "/":
         raise Failed(
             "kerntuned tunes another host than this one, on which nothing would be different",
             "Start it as root on the host itself, without --demo and --root",
         )
     default = described["default_page_size"]
-    asked = [spelling.setting(text) for text in change.settings]
+    asked = [syntax.setting(text) for text in change.settings]
     if change.profile:
-        planned = (await manager.plan([], {"profile": change.profile})).outcomes
+        planned = manager.plan([], {"profile": change.profile}).outcomes
         there = [row for row in planned if row.state != State.UNSUPPORTED]
         asked += [Setting(row.tunable, row.instance, row.requested) for row in there]
     pool = sum(_bytes(each, default) for each in asked if each.tunable in HUGE_PAGES)

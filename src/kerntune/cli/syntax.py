@@ -52,3 +52,14 @@ def _what(text: str, name: str) -> What:
     if at and not instances:
         raise Usage(f"{text} names no instances after the @", "Leave the @ out, or write * for all of them")
     return What(tunable, instances if at else EVERY)
+
+
+def in_utf8(name: str, text: object) -> str:
+    """Return a text as the bus takes it. Raise Usage for a value that is no text, or is not UTF-8."""
+    if not isinstance(text, str):
+        raise Usage(f"{name} is {text!r:.60}", "Give a text, a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Usage(f"{name} is {text!r:.60}", "Write it in UTF-8") from None
+    return str.__str__(text)

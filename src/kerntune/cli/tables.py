@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from kerntune.patterns import joined
 
@@ -19,10 +17,11 @@ GAP: Final = "  "
 INDENT: Final = "   "  # of lines below a row: as far as the mark reaches
 SHORT: Final = 20  # characters of a name that its owner chose
 ALIKE: Final = 4  # from so many on, rows with nothing to tell them apart share a line
+WIDEST: Final = 100  # characters: longer lines of prose are hard to read
+NARROWEST: Final = 8  # characters: prose in a table gets no less
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line of a table: a cell a column (the mark included), a style for mark and state, and prose, line by line."""
 
     cells: tuple[str, ...]
@@ -30,35 +29,43 @@ class Row:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """Rows below a heading; `toned` are the columns that take a row's style. A column without a name holds marks.
 
-    A narrow terminal leaves out the column `spare`: the mark says the same, and a note where it is not good.
+    The last column is prose that may be broken between its words, if it `wraps`. A terminal shows the first of two
+    columns `same` only where it differs from the other.
     """
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     toned: frozenset[str] = frozenset({"", "STATE"})
-    spare: str = ""
+    wraps: bool = False
+    same: tuple[str, str] | None = None
 
-    def without_spare(self) -> Table:
-        """Return the same table without the column `spare`."""
-        place = self.columns.index(self.spare)
-        rows = []
-        for row in self.rows:
-            said = "" if row.style == GOOD else ", ".join(filter(None, (row.cells[place], row.note)))
-            rows.append(Row((*row.cells[:place], *row.cells[place + 1 :]), row.style, said or row.note))
-        return Table((*self.columns[:place], *self.columns[place + 1 :]), tuple(rows), self.toned)
+    def without_same(self) -> Table:
+        """Return the table without the cells that say the same twice, and without their column if none is left."""
+        if self.same is None:
+            return self
+        place, other = map(self.columns.index, self.same)
+        cells = [["" if i == place and cell == row.cells[other] else cell for i, cell in enumerate(row.cells)]
+                 for row in self.rows]  # fmt: skip
+        columns = list(self.columns)
+        if not any(line[place] for line in cells):
+            for line in (columns, *cells):
+                del line[place]
+        rows = (row._replace(cells=tuple(line)) for row, line in zip(self.rows, cells, strict=True))
+        return self._replace(columns=tuple(columns), rows=tuple(rows), same=None)
 
 
-class Prose(str):
-    """A sentence, which may be broken between its words; any other text stays as it is."""
+class Prose(NamedTuple):
+    """A sentence, which may be broken between its words: the indent of its first line, and of the others."""
 
-    __slots__ = ()
+    text: str
+    first: str = ""
+    rest: str = "  "
 
 
-Page = Sequence[str | Table]
+Page = Sequence[str | Prose | Table]
 
 
 def row(mark: str, cells: tuple[str, ...], style: str = "", *notes: str) -> Row:
@@ -71,6 +78,8 @@ def clean(text: str) -> str:
 
     Names of processes and devices come from elsewhere: none may move the cursor or start a line.
     """
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
@@ -100,18 +109,23 @@ def together(rows: Iterable[Row]) -> list[Row]:
 
 def write(page: Page, stream: TextIO) -> None:
     """Write a page: fitted and coloured on a terminal, elsewhere one row one line without either."""
+    width = columns() if stream.isatty() else 0
     for part in page:
-        lines: Iterable[str] = [part] if isinstance(part, str) else ()
-        if isinstance(part, Table):
-            lines = _fitted(part, columns()) if stream.isatty() else _plain(part)
-        elif isinstance(part, Prose) and stream.isatty():
-            lines = wrapped(part, columns(), "", "  ")
+        lines: Iterable[str]
+        if isinstance(part, str):
+            lines = (part,)
+        elif isinstance(part, Prose):
+            lines = _sentence(part, width)
+        else:
+            lines = _fitted(part.without_same(), width) if width else _plain(part)
         for line in lines:
             print(line, file=stream)
 
 
 def columns() -> int:
     """Return the width of the terminal."""
+    import shutil  # noqa: PLC0415  # it imports archivers, and a pipe has no width
+
     return shutil.get_terminal_size().columns
 
 
@@ -120,6 +134,12 @@ def wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+
+
+def _sentence(prose: Prose, width: int) -> Sequence[str]:
+    """Return the lines of a sentence, one where there is no terminal (`width` 0)."""
+    text = clean(prose.text)
+    return wrapped(text, min(width, WIDEST), prose.first, prose.rest) if width else [prose.first + text]
 
 
 def _plain(table: Table) -> Iterator[str]:
@@ -134,25 +154,17 @@ def _plain(table: Table) -> Iterator[str]:
 
 
 def _fitted(table: Table, width: int) -> Iterator[str]:
-    """Yield the lines of a table; its last column is wrapped, or goes below where its words have no room."""
-    *widths, last = _widths([table.columns, *(row.cells for row in table.rows)])
-    room = width - sum(widths) - len(GAP) * len(widths)
-    words = [word for cells in (table.columns, *(row.cells for row in table.rows)) for word in cells[-1].split()]
-    below = last > room and max(map(len, words), default=0) > room
-    if below and table.spare:
-        yield from _fitted(table.without_spare(), width)
-        return
-    heading = table.columns[:-1] if below else table.columns
-    yield _styled(_line(heading, widths), QUIET)
+    """Yield the lines of a table, the same at every width but for where prose is broken; notes stand below a row."""
+    *widths, _ = _widths([table.columns, *(row.cells for row in table.rows)])
+    margin = sum(widths) + len(GAP) * len(widths)
+    yield _styled(_line(table.columns, widths), QUIET)
     for row in table.rows:
         tones = [row.style if name in table.toned else "" for name in table.columns]
-        more = [] if below else (wrapped(row.cells[-1], room, "", "") if row.cells[-1] else [])
-        cells = [*row.cells[:-1], *more[:1]]
-        yield _line(cells, widths, tones)
-        margin = " " * (width - room)
-        yield from (_styled(f"{margin}{line}", tones[-1]) for line in more[1:])
-        notes = [f"{table.columns[-1].lower()}: {row.cells[-1]}"] if below and row.cells[-1] else []
-        for note in [*notes, *row.note.splitlines()]:
+        *cells, last = row.cells
+        lines = wrapped(last, max(NARROWEST, width - margin), "", "") if table.wraps and last else [last]
+        yield _line([*cells, lines[0]], widths, tones)
+        yield from (_styled(f"{' ' * margin}{line}", tones[-1]) for line in lines[1:])
+        for note in row.note.splitlines():
             yield from (_styled(line, QUIET) for line in wrapped(note, width, INDENT, INDENT))
 
 
@@ -174,9 +186,9 @@ def _styled(text: str, style: str) -> str:
     return text if plain else f"\x1b[{SGR[style]}m{text}\x1b[0m"
 
 
-def error(what: str, hint: str, stream: TextIO, *, width: int = 80) -> None:
+def error(what: str, hint: str, stream: TextIO) -> None:
     """Write what happened, then the hint; wrap them on a terminal only."""
-    for text, first in ((what, "kerntune: "), (hint, "  ")):
-        if text:
-            lines = wrapped(clean(text), width, first, "  ") if stream.isatty() else [f"{first}{clean(text)}"]
-            print("\n".join(lines), file=stream)
+    page = [Prose(text, first) for text, first in ((what, "kerntune: "), (hint, "  ")) if text]
+    width = columns() if stream.isatty() else 0
+    for prose in page:
+        print("\n".join(_sentence(prose, width)), file=stream)

@@ -2,169 +2,168 @@
 
 from __future__ import annotations
 
-import time
+import shlex
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
-from kerntune.cli import check, profiles
-from kerntune.cli import document as answers
-from kerntune.cli import output as show
+from kerntune.cli import output, suggest, syntax
 from kerntune.cli import status as status_page
-from kerntune.cli import suggest as telling
-from kerntune.cli import syntax as spelling
-from kerntune.cli.document import Document, Event, GuardChange, Health, Outcome, TargetRow
+from kerntune.cli.document import (
+    Change,
+    ClaimRow,
+    Document,
+    Outcome,
+    TargetRow,
+    claims_behind,
+    covered,
+    find,
+    managed,
+    named,
+    tunable_row,
+)
+from kerntune.cli.output import Advice, Answer, changed, gives_back
 from kerntune.cli.remote import Connect, Manager
-from kerntune.cli.rows import Advice, Answer, changed, gives_back
-from kerntune.cli.withdrawal import nothing_withdrawn
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
-from kerntune.model import Setting, State
-from kerntune.patterns import UNSTABLE
-from kerntune.results import exit_code, verify_exit_code
+from kerntune.model import Origin, Setting, State
+from kerntune.patterns import EVERY, UNSTABLE
+from kerntune.results import (
+    exit_code,
+    get_exit_code,
+    is_excused,
+    profile_exit_code,
+    verify_exit_code,
+)
 
 NO_CHANGE: Final = "Nothing would change."
+NAMING: Final = frozenset({"set", "show"})  # actions of profile that take a name
+MAX_LISTED_CLAIMS: Final = 3  # claims that the advice names; it counts the others
 
 
-async def status(connect: Connect, _args: Namespace) -> Answer:
+def status(connect: Connect, _args: Namespace) -> Answer:
     """Show what is managed, and for whom."""
-    async with connect() as manager:
-        document = await manager.describe()
-    managed = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
-    return Answer({**document, "targets": managed}, status_page.status(document, managed))
+    with connect() as manager:
+        document = manager.describe()
+    rows = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
+    return Answer({**document, "targets": rows}, status_page.page(document, rows))
 
 
-async def list_(connect: Connect, args: Namespace) -> Answer:
+def list_(connect: Connect, args: Namespace) -> Answer:
     """Show every target."""
-    async with connect() as manager:
-        document = await manager.describe()
+    with connect() as manager:
+        document = manager.describe()
     tunables, targets = document["tunables"], document["targets"]
     if args.tunable:
-        tunables = [answers.tunable(document, args.tunable)]
+        tunables = [tunable_row(document, args.tunable)]
         targets = [row for row in targets if row["tunable"] == args.tunable]
-    return Answer({"tunables": tunables, "targets": targets}, show.targets(document, args.tunable))
+    return Answer({"tunables": tunables, "targets": targets}, output.targets(document, args.tunable))
 
 
-async def get(connect: Connect, args: Namespace) -> Answer:
+def get(connect: Connect, args: Namespace) -> Answer:
     """Show the values in force now."""
-    wanted = [spelling.what(text) for text in args.targets]
-    async with connect() as manager:
-        document = await manager.describe()
+    wanted = [syntax.what(text) for text in args.targets]
+    with connect() as manager:
+        document = manager.describe()
     found: dict[tuple[str, str], TargetRow] = {}
     for tunable, instances in wanted:
-        rows = answers.find(document, tunable, instances)
+        rows = find(document, tunable, instances)
         found |= {(row["tunable"], row["instance"]): row for row in rows}
     rows = list(found.values())
     unreadable = [row for row in rows if row["value"] is None]
     if len(unreadable) == len(rows):
-        names = ", ".join(answers.named(row["tunable"], row["instance"]) for row in rows)
+        names = ", ".join(named(row["tunable"], row["instance"]) for row in rows)
         raise NotSupported(f"{names} cannot be read", rows[0]["detail"])
-    return Answer({"targets": rows}, show.values(rows), Exit.PARTLY if unreadable else Exit.OK)
+    return Answer({"targets": rows}, output.values(rows), get_exit_code(unreadable=len(unreadable)))
 
 
-async def set_(connect: Connect, args: Namespace) -> Answer:
+def set_(connect: Connect, args: Namespace) -> Answer:
     """Claim values; the answer says what the kernel has afterwards."""
-    settings = [spelling.setting(text) for text in args.settings]
-    async with connect() as manager:
-        change = await manager.set(settings, _options(args, "persist", "allow_partial"))
-        advice = await _stable_names(manager, settings) if args.persist else []
+    settings = [syntax.setting(text) for text in args.settings]
+    with connect() as manager:
+        change = manager.set(settings, _options(args, "persist", "allow_partial"))
+        advice = _stable_names(manager, settings) if args.persist else []
     return changed(change, advice)
 
 
-async def plan(connect: Connect, args: Namespace) -> Answer:
+def plan(connect: Connect, args: Namespace) -> Answer:
     """Show what set, unset, profile set or reset would do; change nothing."""
     if args.profile is not None or args.reset or args.baseline or args.holds:
-        return await profiles.plan(connect, args)
+        return _plan_of_all(connect, args)
     if not args.settings:
         raise Usage("there is nothing to plan", "Name settings, --unset and what to withdraw, --profile or --reset")
     options = _options(args, "unset", "persist", "allow_partial")
     if args.unset:
-        names = [spelling.what(text) for text in args.settings]
+        names = [syntax.what(text) for text in args.settings]
         what = [Setting(*name, "") for name in names]
-        async with connect() as manager:
-            change = await manager.plan(what, options)
-            document = await manager.describe() if gives_back(change) or not change.changed else None
+        with connect() as manager:
+            change = manager.plan(what, options)
+            document = manager.describe() if gives_back(change) or not change.changed else None
         advice = [] if change.changed or not document else [nothing_withdrawn(document, names, persist=args.persist)]
         return changed(change, advice, none=NO_CHANGE, document=document)
-    settings = [spelling.setting(text) for text in args.settings]
-    async with connect() as manager:
-        change = await manager.plan(settings, options)
-        advice = await _stable_names(manager, settings) if args.persist else []
-        error = None if exit_code(change.outcomes) is Exit.OK else await _foreseen(manager, settings, options)
+    settings = [syntax.setting(text) for text in args.settings]
+    with connect() as manager:
+        change = manager.plan(settings, options)
+        advice = _stable_names(manager, settings) if args.persist else []
+        error = None if exit_code(change.outcomes) is Exit.OK else _foreseen(manager, settings, options)
     if error is None:
         return changed(change, advice, none=NO_CHANGE)
-    why, hint = telling.parts(error)
+    why, hint = suggest.parts(error)
     return changed(change, [*advice, Advice(f"set would fail: {why}", hint)], code=error.exit_code)
 
 
-async def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[str, bool]) -> KerntuneError | None:
+def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[str, bool]) -> KerntuneError | None:
     """Return the error with which set would end, or None."""
     try:
-        await manager.plan(settings, {**options, "strict": True})
+        manager.plan(settings, {**options, "strict": True})
     except KerntuneError as error:
         return error
     return None
 
 
-async def verify(connect: Connect, _args: Namespace) -> Answer:
+def verify(connect: Connect, _args: Namespace) -> Answer:
     """Show what is not in the desired state; change nothing."""
-    async with connect() as manager:
-        outcomes = await manager.verify()
-        document = await manager.describe()
-    managed = answers.managed(document)
-    others = {(row.tunable, row.instance) for row in outcomes}
-    claims = answers.claims_behind(document)
+    with connect() as manager:
+        outcomes = manager.verify()
+        document = manager.describe()
+    there, others = managed(document), {(row.tunable, row.instance) for row in outcomes}
+    claims = claims_behind(document)
     wrong: list[Outcome] = []
     lacking: list[Outcome] = []
     for row in outcomes:
-        is_lacking = answers.is_excused(row, claims.get((row.tunable, row.instance)))
-        (lacking if is_lacking else wrong).append(row)
-    counts = {"managed": len(managed | others), "satisfied": len(managed - others)}
-    page = show.verified(wrong, lacking, **counts, degraded=document["degraded"])
-    data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": _rows(outcomes)}
+        excused = is_excused(row, claims.get((row.tunable, row.instance)))
+        (lacking if excused else wrong).append(row)
+    counts = {"managed": len(there | others), "satisfied": len(there - others)}
+    page = output.verified(wrong, lacking, **counts, degraded=document["degraded"])
+    rows = [outcome._asdict() for outcome in outcomes]
+    data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": rows}
     return Answer(data, page, verify_exit_code(wrong=len(wrong), satisfied=counts["satisfied"]))
 
 
-async def monitor(connect: Connect, _args: Namespace) -> AsyncGenerator[Answer, None]:
-    """Yield every change from now on. Raise Unreachable when the daemon goes."""
-    async with connect() as manager, manager.watch() as events:
-        document = await manager.describe()
-        known = {key: document[key] for key in ("version", "generation", "degraded", "host")}
-        yield Answer({"event": "watching", **_now(), **known}, show.watching(document))
-        async for event in events:
-            for data, one in _each(event):
-                yield Answer({**data, **_now()}, show.happened(time.strftime("%H:%M:%S"), one))
-
-
-async def unset(connect: Connect, args: Namespace) -> Answer:
+def unset(connect: Connect, args: Namespace) -> Answer:
     """Withdraw claims; the answer says what the kernel has afterwards."""
-    what = [spelling.what(text) for text in args.targets]
-    async with connect() as manager:
-        change = await manager.unset(what, _options(args, "persist"))
-        document = None if change.changed else await manager.describe()
+    what = [syntax.what(text) for text in args.targets]
+    with connect() as manager:
+        change = manager.unset(what, _options(args, "persist"))
+        document = None if change.changed else manager.describe()
     return changed(change, [nothing_withdrawn(document, what, persist=args.persist)] if document else [])
 
 
-async def reload(connect: Connect, _args: Namespace) -> Answer:
+def reload(connect: Connect, _args: Namespace) -> Answer:
     """Have the daemon read the configuration files again; the answer says what is not in the desired state."""
-    async with connect() as manager:
-        await manager.reload()
-        document = await manager.describe()
-    return Answer({"degraded": document["degraded"]}, show.reloaded(document))
-
-
-async def config(_connect: Connect, args: Namespace) -> Answer:
-    """Show the contents of the configuration files, and their problems; ask no daemon."""
-    return check.configuration(args.path)
+    with connect() as manager:
+        manager.reload()
+        document = manager.describe()
+    return Answer({"degraded": document["degraded"]}, output.reloaded(document))
 
 
 def _options(args: Namespace, *names: str) -> dict[str, bool]:
     return {name.replace("_", "-"): True for name in names if getattr(args, name)}
 
 
-async def _stable_names(manager: Manager, settings: Iterable[Setting]) -> list[Advice]:
+def _stable_names(manager: Manager, settings: Iterable[Setting]) -> list[Advice]:
     """Return advice about names that may mean other drives after a reboot."""
     unstable = [each for each in settings if UNSTABLE.fullmatch(each.instances)]
-    document = await manager.describe() if unstable else None
+    document = manager.describe() if unstable else None
     return [_stable_name(each, document) for each in unstable if document]
 
 
@@ -184,22 +183,101 @@ def _stable_name(setting: Setting, document: Document) -> Advice:
     return Advice(what, f"A name below /dev/disk/by-id would follow the drive: {tunable}@by-id/...={value}")
 
 
-def _rows(outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
-    return [outcome._asdict() for outcome in outcomes]
+def profile(connect: Connect, args: Namespace) -> Answer:
+    """Show, choose and end profiles."""
+    if args.action in NAMING and args.name is None:
+        raise Usage(f"profile {args.action} takes the name of a profile", "kerntune profile list shows those there are")
+    if args.action not in NAMING and args.name is not None:
+        raise Usage(f"profile {args.action} takes no name", "profile set NAME puts one in force, profile show NAME ...")
+    if args.action == "show":
+        from kerntune.cli import check  # noqa: PLC0415  # it knows the tunables, and what files may say
+
+        return check.profile(args.name)
+    with connect() as manager:
+        if args.action == "set":
+            return _chosen(manager.set_profile(args.name))
+        if args.action == "clear":
+            return _done(manager.clear_profile())
+        found, active = manager.profiles(), manager.describe()["profile"]
+    rows = [{"name": name, "summary": summary} for name, summary in found]
+    return Answer({"active": active, "profiles": rows}, output.profiles(found, active))
 
 
-def _now() -> dict[str, str]:
-    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+def reset(connect: Connect, args: Namespace) -> Answer:
+    """Put back the values of the files, or with --baseline the host's own values."""
+    with connect() as manager:
+        return _done(manager.reset(_wider(args)))
 
 
-def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
-    """Yield one answer for each change, so that each is a line of its own."""
-    if isinstance(event, Health):
-        yield {"event": "degraded", "degraded": list(event.degraded)}, event
-        return
-    if isinstance(event, GuardChange):
-        yield {"event": "guard", **event._asdict()}, event
-        return
-    for outcome in event.outcomes:
-        said = {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}
-        yield said, event._replace(outcomes=(outcome,))
+def _plan_of_all(connect: Connect, args: Namespace) -> Answer:
+    """Show what `profile set` or `reset` would do; change nothing."""
+    one_thing = args.reset != (args.profile is not None)
+    if not one_thing or args.settings or args.unset or args.persist or args.allow_partial:
+        hint = "kerntune plan --profile NAME, or kerntune plan --reset [--baseline] [--holds], without anything else"
+        raise Usage("a plan is of one thing at a time", hint)
+    if (extra := next(iter(_wider(args)), None)) and not args.reset:
+        raise Usage(f"--{extra} belongs to --reset", f"kerntune plan --reset --{extra}")
+    asked: dict[str, bool | str] = {"reset": True} if args.reset else {"profile": args.profile}
+    with connect() as manager:
+        change = manager.plan((), asked | _wider(args))
+        document = manager.describe() if gives_back(change) else None
+    return _chosen(change, none="Nothing would change.", document=document)
+
+
+def _wider(args: Namespace) -> dict[str, bool]:
+    """Return the options by which a reset goes beyond the claims of callers."""
+    return {name: True for name in ("baseline", "holds") if getattr(args, name)}
+
+
+def _done(change: Change) -> Answer:
+    """Return the answer to a profile's end or a reset; without outcomes its claims had no target."""
+    return _chosen(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
+
+
+def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
+    """Return the answer for a profile that was chosen or is in force again: what this host lacks is no failure."""
+    return changed(change, code=profile_exit_code(change.outcomes), none=none, document=document)
+
+
+def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:
+    """Return the advice that there is no such claim, with the claims in force and how to withdraw them."""
+    kind = Origin.PERSISTENT if persist else Origin.RUNTIME
+    names = ", ".join(named(tunable, "" if at == EVERY else at) for tunable, at in what)
+    said = f"there is no {kind.word} claim {names} to withdraw"
+    found = list(in_force(document, what))
+    if not found:
+        return Advice(said, "Nobody claims it: kerntune status shows who wants what")
+    parts = [f"{one['origin']} {_target(one)} = {one['value']} ({how(one)})" for one in found[:MAX_LISTED_CLAIMS]]
+    more = [f"{len(found) - MAX_LISTED_CLAIMS} more (kerntune status)"] if len(found) > MAX_LISTED_CLAIMS else []
+    return Advice(said, f"In force {'is' if len(found) == 1 else 'are'} {'; '.join([*parts, *more])}")
+
+
+def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[ClaimRow]:
+    """Yield the claims that won the targets of these names, and those that wait for such targets."""
+    names = list(what)
+    winners = {row["claim"] for tunable, instances in names for row in covered(document, tunable, instances)}
+    for claim in document["claims"]:
+        waits = not claim["matches"] and any(
+            claim["tunable"] == tunable and instances in {"", EVERY, claim["instances"]} for tunable, instances in names
+        )
+        if claim["id"] in winners or waits:
+            yield claim
+
+
+def how(claim: ClaimRow) -> str:
+    """Return the way to end a claim."""
+    name = shlex.quote(_target(claim))
+    place = claim.get("place") or "the files in /etc/kerntune"
+    ways = {
+        Origin.RUNTIME.word: f"kerntune unset {name}",
+        Origin.PERSISTENT.word: f"kerntune unset {name} --persist",
+        Origin.PROFILE.word: "kerntune profile clear",
+        Origin.CONFIG.word: f"take it out of {place}, then kerntune reload",
+        Origin.HOLD.word: f"kerntune release {claim.get('hold', 'HOLD')}; it ends with its client too",
+        Origin.GUARD.word: "it ends when there is memory again",
+    }
+    return ways.get(claim["origin"], "kerntune status shows whose it is")
+
+
+def _target(claim: ClaimRow) -> str:
+    return named(claim["tunable"], claim["instances"])
