@@ -1,8 +1,15 @@
-"""Names and globs: the matching, without regular expressions, which cache what callers send and compile slowly."""
+"""Names: their order, and the globs that match them.
+
+A glob is matched without regular expressions, which cache what callers send and compile slowly.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Final
+
+DIGITS: Final = re.compile("([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +98,8 @@ def parse_set(inside: str) -> Set:
         ranges.append((inside[at], inside[at + 2] if is_range else inside[at]))
         at += 3 if is_range else 1
     return Set(tuple(ranges), negated)
+
+
+def natural_sort_key(name: str) -> list[str | int]:
+    """Return a sort key that takes digits as numbers."""
+    return [int(part) if index % 2 else part for index, part in enumerate(DIGITS.split(name))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kerntune.errors import UnknownTunable
+
 
 def closest(word: str, names: Iterable[str]) -> str:
     """Return the name that is most like a word, or "" when none is."""
@@ -17,3 +19,8 @@ def there_are(names: Iterable[str], word: str) -> str:
     known = sorted(names)
     meant = closest(word, known)
     return (f"Did you mean '{meant}'? " if meant else "") + f"There are {', '.join(known) or 'none'}"
+
+
+def no_such_tunable(name: str, names: Iterable[str]) -> UnknownTunable:
+    """Return the error for a tunable that does not exist, with the names of those that do."""
+    return UnknownTunable(f"there is no tunable {name!r}", f"There are {', '.join(names)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kerntune.kernel.files import natural_sort_key
+from kerntune.globs import natural_sort_key
 
 ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # escapes for white space in /proc/self/mountinfo
 HOST: Final = Path("/")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
+from kerntune.globs import natural_sort_key
 from kerntune.model import Target
 from kerntune.patterns import EVERY, PATTERNS, Kind
+from kerntune.suggest import no_such_tunable
 
 MAX_LISTED_INSTANCES: Final = 16  # instances that a message lists; it counts the others
 
@@ -234,14 +235,7 @@ def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
 def in_order(document: Document, rows: Iterable[TargetRow]) -> list[TargetRow]:
     """Return targets in the order of their tunables, then of their names, where 10 comes after 9."""
     places = {row["name"]: place for place, row in enumerate(document["tunables"])}
-
-    def place(row: TargetRow) -> tuple[object, ...]:
-        parts = re.split(r"([0-9]+)", row["instance"])
-        return places.get(row["tunable"], len(places)), [
-            (int(part), "") if part.isdecimal() else (0, part) for part in parts
-        ]
-
-    return sorted(rows, key=place)
+    return sorted(rows, key=lambda row: (places.get(row["tunable"], len(places)), natural_sort_key(row["instance"])))
 
 
 def tunable_row(document: Document, name: str) -> TunableRow:
@@ -249,8 +243,7 @@ def tunable_row(document: Document, name: str) -> TunableRow:
     for row in document["tunables"]:
         if row["name"] == name:
             return row
-    there = ", ".join(row["name"] for row in document["tunables"])
-    raise errors.UnknownTunable(f"there is no tunable {name!r}", f"There are {there}")
+    raise no_such_tunable(name, [row["name"] for row in document["tunables"]])
 
 
 def find(document: Document, name: str, pattern: str) -> list[TargetRow]:

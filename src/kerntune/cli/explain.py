@@ -11,8 +11,8 @@ from kerntune.cli import tables
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect
 from kerntune.cli.tables import Page, Prose
-from kerntune.errors import UnknownTunable
 from kerntune.explained import Explanation, Grade, explanation
+from kerntune.suggest import no_such_tunable
 
 if TYPE_CHECKING:
     from kerntune.tunables.base import Tunable
@@ -32,8 +32,7 @@ def explain(_connect: Connect, args: Namespace) -> Answer:
     for one in known:
         if one.name == name:
             return Answer(data(one), page(one))
-    there = ", ".join(one.name for one in known)
-    raise UnknownTunable(f"there is no tunable {name!r}", f"There are {there}")
+    raise no_such_tunable(name, [one.name for one in known])
 
 
 def registered() -> tuple[Tunable, ...]:

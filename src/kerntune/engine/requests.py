@@ -11,7 +11,7 @@ from functools import cached_property
 
 from kerntune.engine.claims import Claims, Edit
 from kerntune.engine.resolve import Covered
-from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, OverLimit, UnknownTunable
+from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, OverLimit
 from kerntune.model import (
     NO_MEMORY,
     Claim,
@@ -25,6 +25,7 @@ from kerntune.model import (
     Target,
 )
 from kerntune.patterns import EVERY, Kind
+from kerntune.suggest import no_such_tunable
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.pool_room import Room
 from kerntune.units import spell_size
@@ -72,7 +73,7 @@ class World:
 
     def tunable(self, name: str) -> Tunable:
         if name not in self.tunables:
-            raise UnknownTunable(f"there is no tunable {name!r}", f"There are {', '.join(sorted(self.tunables))}")
+            raise no_such_tunable(name, sorted(self.tunables))
         return self.tunables[name]
 
     @cached_property

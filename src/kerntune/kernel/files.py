@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from kerntune.globs import natural_sort_key
 from kerntune.kernel import devices
 
 # What may be written, as patterns of paths below the root; `*` never crosses a slash.
@@ -35,7 +36,6 @@ WRITABLE: Final = (
 )
 WRITABLE_PATH: Final = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in WRITABLE))
 NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EPERM})
-DIGITS: Final = re.compile("([0-9]+)")
 
 CHUNK: Final = 1 << 15  # of the heap; what is larger is mapped, and unmapped again
 GZIP: Final = 16 + zlib.MAX_WBITS  # zlib's word for the format; the module gzip is a quarter MiB more
@@ -99,11 +99,6 @@ def read_int(kernel: KernelView, path: str, default: int = 0) -> int:
     """Return the whole number of a file, or `default` where there is none."""
     text = read_or_none(kernel, path)
     return int(text) if text is not None and text.lstrip("-").isdigit() else default
-
-
-def natural_sort_key(path: str) -> list[str | int]:
-    """Return a sort key that takes digits as numbers."""
-    return [int(part) if index % 2 else part for index, part in enumerate(DIGITS.split(path))]
 
 
 def is_writable(path: str) -> bool:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from kerntune.kernel.files import KernelError, is_writable, natural_sort_key
+from kerntune.globs import natural_sort_key
+from kerntune.kernel.files import KernelError, is_writable
 from kerntune.kernel.simulated_pools import Node, Pool, Resizing, node_meminfo, pool_files
 
 __all__ = ["Disk", "Node", "PlainFile", "Policy", "SimulatedKernel"]

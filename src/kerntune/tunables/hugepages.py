@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import cache, partial
 
 from kerntune.errors import InvalidValue
+from kerntune.globs import natural_sort_key
 from kerntune.kernel import kconfig
 from kerntune.kernel import memory as host_memory
-from kerntune.kernel.files import KernelView, natural_sort_key, read_int, read_or_none
+from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.model import (
     SATISFIED,
     DesiredState,

@@ -10,8 +10,9 @@ import errno
 from collections.abc import Mapping, Sequence
 
 from kerntune.errors import InvalidValue
+from kerntune.globs import natural_sort_key
 from kerntune.kernel import kconfig
-from kerntune.kernel.files import KernelView, natural_sort_key, read_int, read_or_none
+from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind, parse_pool
 from kerntune.tunables.base import Tunable, unreadable

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kerntune.globs import natural_sort_key
 from kerntune.kernel.files import (
     WRITABLE,
     HostKernel,
     KernelError,
     KernelView,
     is_writable,
-    natural_sort_key,
     read_int,
     read_or_none,
 )
