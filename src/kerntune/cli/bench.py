@@ -245,9 +245,11 @@ async def _tried(
 ) -> tuple[Mapping[bool, Mapping[str, str]], list[str]]:
     """Change the host once; return the kernel's values without and with the change, and the remarks known by then."""
     notes = []
-    async with switch.on():
-        after = await switch.values()
-        free = host.free_pages(reach.page_size) if reach.page_size else 0
+    with Bar(sys.stderr) as bar:
+        bar.draw("the change", 0, 1, "tries", "")  # huge pages can take long
+        async with switch.on():
+            after = await switch.values()
+            free = host.free_pages(reach.page_size) if reach.page_size else 0
     before = await switch.values()
     if file and reach.page_size and "hugepages-overcommit" not in reach.tunables:
         notes += [legs.foreseen(load, file, page_size=reach.page_size, free=free) for load in loads]

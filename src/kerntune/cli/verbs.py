@@ -9,6 +9,7 @@ from typing import Final
 
 from kerntune.cli import output, suggest, syntax
 from kerntune.cli import status as status_page
+from kerntune.cli.commands import PROFILE_NAME
 from kerntune.cli.document import (
     Change,
     ClaimRow,
@@ -36,7 +37,7 @@ from kerntune.results import (
 )
 
 NO_CHANGE: Final = "Nothing would change."
-NAMING: Final = frozenset({"set", "show"})  # actions of profile that take a name
+NAMING: Final = frozenset(PROFILE_NAME.after)  # actions that take a name
 MAX_LISTED_CLAIMS: Final = 3  # claims that the advice names; it counts the others
 
 
