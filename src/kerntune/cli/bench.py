@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any, Final, NamedTuple
@@ -245,8 +245,9 @@ async def _tried(
 ) -> tuple[Mapping[bool, Mapping[str, str]], list[str]]:
     """Change the host once; return the kernel's values without and with the change, and the remarks known by then."""
     notes = []
-    with Bar(sys.stderr) as bar:
-        bar.draw("the change", 0, 1, "tries", "")  # huge pages can take long
+    with Bar(sys.stderr) if reach.settings else nullcontext() as bar:
+        if bar:
+            bar.draw("the change", 0, 1, "tries", "")  # huge pages can take long
         async with switch.on():
             after = await switch.values()
             free = host.free_pages(reach.page_size) if reach.page_size else 0
