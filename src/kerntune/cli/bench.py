@@ -139,13 +139,15 @@ async def _measured_with(plan: Plan, args: Namespace, connect: Connect, stack: E
         switch, reach = Holds(manager, change), reach_of(manager, change)
     names, file = await _chosen(plan, args, reach, stack)
     cpu = min(os.sched_getaffinity(0))
-    said, where = " ".join(args.command), where_of(cpu, change)
-    loads = [legs.workload(name, file, reach.tunables, malloc=reach.malloc, command=said, cpus=where) for name in names]
+    words, where = " ".join(args.command), where_of(cpu, change)
+    loads = [
+        legs.workload(name, file, reach.tunables, malloc=reach.malloc, command=words, cpus=where) for name in names
+    ]
     values, notes = await _tried(switch, loads, file, reach)
     environment = dict(os.environ)
     after = allocator.environment(environment, reach.spelled, default_page_size=reach.default)
     touched = max(file.size if file else 0, reach.pool) if host.free_page_reporting() else 0
-    notes += _told(environment, after, values, touched)
+    notes += _remarks(environment, after, values, touched)
     for note in notes:
         tables.error(note, "", sys.stderr)
     bar = Bar(sys.stderr)
@@ -166,10 +168,10 @@ async def _measured_with(plan: Plan, args: Namespace, connect: Connect, stack: E
     )
     with bar:
 
-        def tell(leg: Workload, done: int, planned: int, seconds: float) -> None:
+        def draw(leg: Workload, done: int, planned: int, seconds: float) -> None:
             bar.draw(leg.name, done, planned, "runs", time_left((planned - done) * seconds))
 
-        found = [await experiment.measure(load, shared, tell) for load in loads]
+        found = [await experiment.measure(load, shared, draw) for load in loads]
     place = {**host.environment(), **(_where(file) if file else {}), "settings": _settings(values)}
     date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return Report(change, tuple(found), place, tuple(notes), tuple(args.command), date)
@@ -177,14 +179,14 @@ async def _measured_with(plan: Plan, args: Namespace, connect: Connect, stack: E
 
 def _once(bar: Bar) -> Callable[[str], None]:
     """Return a function that shows only the first warning, in place of the bar: a late command is late in each run."""
-    told: list[str] = []
+    shown: list[str] = []
 
     def warn(note: str) -> None:
-        if not told:
+        if not shown:
             bar.erase()
             hint = "Is it written as the command prints it? Ctrl-C ends the measurement"
             tables.error(note, hint, sys.stderr)
-        told.append(note)
+        shown.append(note)
 
     return warn
 
@@ -216,19 +218,19 @@ async def _made(folder: str, size: int) -> ModelFile:
     began, stopped = time.monotonic(), Event()
     with Bar(sys.stderr) as bar:
 
-        def tell(done: int) -> None:
+        def draw(done: int) -> None:
             if stopped.is_set():
                 raise asyncio.CancelledError
             left = (time.monotonic() - began) * (size - done) / done if done >> 20 else 0.0
             bar.draw("random data", done >> 20, size >> 20, "MiB", time_left(left))
 
         try:
-            return await asyncio.to_thread(synthetic, folder, size, tell)
+            return await asyncio.to_thread(synthetic, folder, size, draw)
         finally:
             stopped.set()
 
 
-def _told(
+def _remarks(
     before: Mapping[str, str], after: Mapping[str, str], values: Mapping[bool, Mapping[str, str]], touched: int
 ) -> Iterator[str]:
     """Yield the other differences after the change, and the work that the bench does beside it."""
@@ -319,8 +321,8 @@ def _notes(leg: Leg) -> Iterator[str]:
     yield from leg.notes
     if not leg.looks:
         return
-    told = (line for line in figures.lines(leg)[1:] if line.label not in LABELS and line.before != line.after)
-    yield "; ".join(f"{line.label} {line.before} to {line.after}" for line in told)
+    shown = (line for line in figures.lines(leg)[1:] if line.label not in LABELS and line.before != line.after)
+    yield "; ".join(f"{line.label} {line.before} to {line.after}" for line in shown)
     yield _control(leg)
 
 

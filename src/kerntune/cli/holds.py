@@ -62,8 +62,8 @@ def hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
 def _granted(number: int, args: Namespace) -> str:
     ends = [f"for {args.ttl}{'s' if args.ttl.isdecimal() else ''}"] if args.ttl else []
     ends += [f"until process {args.pid} ends"] if args.pid is not None else []
-    said = ", ".join([f"Hold {number}", *ends])
-    return f"{said}; Ctrl-C ends it" if sys.stdout.isatty() and not args.detach else said
+    sentence = ", ".join([f"Hold {number}", *ends])
+    return f"{sentence}; Ctrl-C ends it" if sys.stdout.isatty() and not args.detach else sentence
 
 
 def _ended(number: int, *, by_now: bool) -> Answer:

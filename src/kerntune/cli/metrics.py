@@ -105,10 +105,10 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
     left = "Memory that programs can still take before the kernel has to kill one."
     yield number("memory_headroom_bytes", left, guard["headroom"])
     yield number("memory_floor_bytes", "Memory that the guard keeps free; 0 when it does not watch.", guard["floor"])
-    for name, said in COUNTERS.items():
+    for name, about in COUNTERS.items():
         # A daemon of another version may count other things.
         if name in (counters := document.get("counters", {})):
-            yield Metric(f"kerntune_{name}_total", Kind.COUNTER, said, (Sample(counters[name], {}),))
+            yield Metric(f"kerntune_{name}_total", Kind.COUNTER, about, (Sample(counters[name], {}),))
 
 
 def of_targets(document: Document) -> Iterator[Metric]:
@@ -143,12 +143,12 @@ def of_holds(document: Document) -> Iterator[Metric]:
 
 def of_pools(pools: Sequence[Pool]) -> Iterator[Metric]:
     """Yield the host's pools, and the nodes' pools under other names, so that a sum counts no page twice."""
-    for suffix, (field, said) in POOL_COUNTS.items():
+    for suffix, (field, about) in POOL_COUNTS.items():
         whole = [pool_sample(pool, field) for pool in pools if not pool.node]
-        yield gauge(f"hugepages_{suffix}", f"{said}; page_size in bytes.", *whole)
-    for suffix, (field, said) in POOL_COUNTS.items():
+        yield gauge(f"hugepages_{suffix}", f"{about}; page_size in bytes.", *whole)
+    for suffix, (field, about) in POOL_COUNTS.items():
         nodes = [pool_sample(pool, field, node=pool.node) for pool in pools if pool.node]
-        yield gauge(f"hugepages_node_{suffix}", f"{said}, on one NUMA node; page_size in bytes.", *nodes)
+        yield gauge(f"hugepages_node_{suffix}", f"{about}, on one NUMA node; page_size in bytes.", *nodes)
 
 
 def pool_sample(pool: Pool, field: str, **labels: str) -> Sample:
@@ -156,14 +156,14 @@ def pool_sample(pool: Pool, field: str, **labels: str) -> Sample:
     return Sample(getattr(pool, field), {"page_size": str(pool.page_size), **labels})
 
 
-def gauge(name: str, said: str, *samples: Sample) -> Metric:
+def gauge(name: str, about: str, *samples: Sample) -> Metric:
     """Return a metric that goes up and down."""
-    return Metric(f"kerntune_{name}", Kind.GAUGE, said, samples)
+    return Metric(f"kerntune_{name}", Kind.GAUGE, about, samples)
 
 
-def number(name: str, said: str, value: int) -> Metric:
+def number(name: str, about: str, value: int) -> Metric:
     """Return a gauge of one number."""
-    return gauge(name, said, Sample(value, {}))
+    return gauge(name, about, Sample(value, {}))
 
 
 def text(metrics: Iterable[Metric]) -> str:

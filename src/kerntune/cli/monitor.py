@@ -74,8 +74,8 @@ def _each(event: Event) -> Iterator[tuple[dict[str, Any], Event]]:
         yield {"event": "guard", **event._asdict()}, event
         return
     for outcome in event.outcomes:
-        said = {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}
-        yield said, event._replace(outcomes=(outcome,))
+        row = {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}
+        yield row, event._replace(outcomes=(outcome,))
 
 
 def show_live(connect: Connect, stream: TextIO) -> Answer:
@@ -204,10 +204,10 @@ def _values(board: Board, width: int) -> Iterator[tuple[str, str]]:
 
 def _memory(known: Properties, width: int) -> Iterator[tuple[str, str]]:
     headroom, floor = known.get("Headroom", 0), known.get("Floor", 0)
-    said = f"{gib(headroom)} left"
+    sentence = f"{gib(headroom)} left"
     if floor:
-        said += f"  [{_bar(headroom, floor)}] | floor {gib(floor)}, end {gib(FULL * floor)}"
-    yield from _labelled("memory", said, width)
+        sentence += f"  [{_bar(headroom, floor)}] | floor {gib(floor)}, end {gib(FULL * floor)}"
+    yield from _labelled("memory", sentence, width)
     level = known.get("WarningLevel", 0)
     style = tables.BAD if level >= ALARMING else tables.MIXED if level >= SHORT else ""
     mode = known.get("OvercommitMode") or "not there"

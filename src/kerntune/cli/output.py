@@ -186,11 +186,11 @@ def verified(
     if not managed:
         return [nothing_managed(degraded), *health]
     missing = f"; {len(lacking)} {'is' if len(lacking) == 1 else 'are'} not here now" if lacking else ""
-    said = f"{satisfied} of {managed} in the desired state{missing}"
+    sentence = f"{satisfied} of {managed} in the desired state{missing}"
     if not wrong:
-        return [f"{said}.", *health, *(outcomes(lacking) if lacking else ())]
-    said += f"; {len(wrong)} {'is' if len(wrong) == 1 else 'are'} not"
-    return [said, *health, *outcomes([*wrong, *lacking])]
+        return [f"{sentence}.", *health, *(outcomes(lacking) if lacking else ())]
+    sentence += f"; {len(wrong)} {'is' if len(wrong) == 1 else 'are'} not"
+    return [sentence, *health, *outcomes([*wrong, *lacking])]
 
 
 def reloaded(document: Document) -> Page:
@@ -247,10 +247,10 @@ def guard(document: Document) -> Iterable[Prose]:
     """Yield the line about the memory guard, where it has something to do."""
     guard = document["guard"]
     if guard["floor"] or guard["reason"]:
-        said = _guarding(guard["state"], guard["reason"], guard["headroom"], guard["floor"])
+        sentence = _guarding(guard["state"], guard["reason"], guard["headroom"], guard["floor"])
         if guard["state"] in CAPPING:
-            said += f", more than {gib(guard.get('room', 0))} is refused"
-        yield Prose(f"memory guard: {said}")
+            sentence += f", more than {gib(guard.get('room', 0))} is refused"
+        yield Prose(f"memory guard: {sentence}")
         if culprit := guard.get("culprit"):
             yield Prose(f"most to do with it: {culprit}")
 
@@ -295,8 +295,8 @@ def profile(found: Profile) -> Page:
 
 def checked(problems: Sequence[Problem], *, files: int, claims: int) -> Page:
     """Return the report on configuration files."""
-    said = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
-    return [*_problems(problems), said if problems else f"{said}, nothing wrong"]
+    sentence = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
+    return [*_problems(problems), sentence if problems else f"{sentence}, nothing wrong"]
 
 
 def _problems(problems: Iterable[Problem]) -> Iterator[Prose]:

@@ -18,7 +18,7 @@ FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 def replace_file(path: Path, content: str | bytes) -> None:
     """Replace a file by a text or bytes, so that no reader finds half of it. Raise Failed."""
     new = _beside(path)
-    with _told(path):
+    with _typed_errors(path):
         _check_plain(path)
         try:
             with open(os.open(new, FLAGS, 0o600), "wb") as file:
@@ -34,7 +34,7 @@ def check_writable(path: Path, begins: bytes) -> None:
 
     Raise it also for a file that does not begin like this: somebody else wrote it, and may need it.
     """
-    with _told(path):
+    with _typed_errors(path):
         _check_plain(path)
         if path.exists():
             with open(path, "rb") as file:
@@ -55,7 +55,7 @@ def _check_plain(path: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _typed_errors(path: Path) -> Iterator[None]:
     """Turn an error of the system for a path into Failed."""
     try:
         yield

@@ -88,8 +88,8 @@ def _reason(row: TargetRow, claims: Claims) -> Iterator[str]:
 
 def _said(claim: ClaimRow) -> Iterator[str]:
     """Yield the reason of a claim of the configuration, without its place; `profile show` has those of a profile."""
-    if claim["origin"] == Origin.CONFIG.word and (said := _without_place(claim)):
-        yield f"{claim['origin']}: {said}"
+    if claim["origin"] == Origin.CONFIG.word and (sentence := _without_place(claim)):
+        yield f"{claim['origin']}: {sentence}"
 
 
 def _place(claim: ClaimRow) -> str:
@@ -127,25 +127,25 @@ def _overridden(row: TargetRow, claims: Claims) -> Iterator[str]:
         return
     winner = claims.get(row["claim"] or "")
     rules = _rules(winner, losers) if winner else ""
-    said = f"overrides {'; '.join([*(_loser(claim, row['instance']) for claim in losers), *unknown])}"
-    yield f"{said} ({rules})" if rules else said
+    sentence = f"overrides {'; '.join([*(_loser(claim, row['instance']) for claim in losers), *unknown])}"
+    yield f"{sentence} ({rules})" if rules else sentence
 
 
 def _loser(claim: ClaimRow, instance: str) -> str:
     """Return a claim as text: its value, its owner, and its pattern if that is not the target's own name."""
-    said = f"{claim['value']} of {_origin(claim)}"
+    sentence = f"{claim['value']} of {_origin(claim)}"
     # `profile show` has the reasons and places of a profile.
     is_profile = claim["origin"] == Origin.PROFILE.word
     if is_profile:
-        said += f" {claim['who']}"
+        sentence += f" {claim['who']}"
     if claim["instances"] != instance:
-        said += f" for {claim['instances']}"
+        sentence += f" for {claim['instances']}"
     if is_profile:
-        return said
+        return sentence
     if claim["who"] and claim["who"] != claim["origin"]:
-        said += f", {_who(claim)}"
+        sentence += f", {_who(claim)}"
     notes = ", ".join(filter(None, (claim.get("place", ""), _without_place(claim))))
-    return f"{said}: {notes}" if notes else said
+    return f"{sentence}: {notes}" if notes else sentence
 
 
 def _rules(winner: ClaimRow, losers: Sequence[ClaimRow]) -> str:

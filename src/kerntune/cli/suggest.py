@@ -1,4 +1,4 @@
-"""How an error is told: what happened, then what to try, and what was meant where a name is none; asks nobody."""
+"""Errors for people: what happened, what to try, and the name that was meant; this module asks nobody."""
 
 from __future__ import annotations
 

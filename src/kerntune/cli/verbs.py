@@ -244,13 +244,13 @@ def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, pe
     """Return the advice that there is no such claim, with the claims in force and how to withdraw them."""
     kind = Origin.PERSISTENT if persist else Origin.RUNTIME
     names = ", ".join(named(tunable, "" if at == EVERY else at) for tunable, at in what)
-    said = f"there is no {kind.word} claim {names} to withdraw"
+    sentence = f"there is no {kind.word} claim {names} to withdraw"
     found = list(in_force(document, what))
     if not found:
-        return Advice(said, "Nobody claims it: kerntune status shows who wants what")
+        return Advice(sentence, "Nobody claims it: kerntune status shows who wants what")
     parts = [f"{one['origin']} {_target(one)} = {one['value']} ({how(one)})" for one in found[:MAX_LISTED_CLAIMS]]
     more = [f"{len(found) - MAX_LISTED_CLAIMS} more (kerntune status)"] if len(found) > MAX_LISTED_CLAIMS else []
-    return Advice(said, f"In force {'is' if len(found) == 1 else 'are'} {'; '.join([*parts, *more])}")
+    return Advice(sentence, f"In force {'is' if len(found) == 1 else 'are'} {'; '.join([*parts, *more])}")
 
 
 def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[ClaimRow]:
