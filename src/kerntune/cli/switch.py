@@ -75,8 +75,12 @@ class Holds:
     async def on(self) -> AsyncIterator[None]:
         change = self._change
         async with hold(*change.settings, who=WHO, why=WHY, profile=change.profile) as held:
-            self._targets = frozenset(checked(held.outcomes, is_profile=bool(change.profile)))
-            yield
+            try:
+                self._targets = frozenset(checked(held.outcomes, is_profile=bool(change.profile)))
+                yield
+            finally:
+                # The end of the block does not say when no daemon is there to put the values back.
+                await held.release()
 
     async def values(self) -> Mapping[str, str]:
         rows = self._manager.describe()["targets"]
