@@ -65,7 +65,7 @@ def _waiting(claim: ClaimRow, profile: str) -> Row:
     wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
     cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
     why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; the claim waits for a device"
-    return output.state_row(State.UNSUPPORTED, cells, why, *_said(claim))
+    return output.state_row(State.UNSUPPORTED, cells, why, *_given_reason(claim))
 
 
 def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
@@ -83,10 +83,10 @@ def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
 def _reason(row: TargetRow, claims: Claims) -> Iterator[str]:
     """Yield the reason that the file gives for the claim that won."""
     if claim := claims.get(row["claim"] or ""):
-        yield from _said(claim)
+        yield from _given_reason(claim)
 
 
-def _said(claim: ClaimRow) -> Iterator[str]:
+def _given_reason(claim: ClaimRow) -> Iterator[str]:
     """Yield the reason of a claim of the configuration, without its place; `profile show` has those of a profile."""
     if claim["origin"] == Origin.CONFIG.word and (sentence := _without_place(claim)):
         yield f"{claim['origin']}: {sentence}"
