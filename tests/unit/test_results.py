@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from kerntune import cli
 from kerntune.errors import Exit
 from kerntune.model import State
 from kerntune.results import exit_code, is_excused, profile_exit_code, verify_exit_code
@@ -93,3 +97,12 @@ def test_what_the_configuration_overrides_is_excused() -> None:
     row = outcome("hugepages@2M", "overridden", reason="config-wins")
     assert is_excused(row, claim("profile:hugepages@2M", "40"))
     assert not is_excused(row._replace(reason="overridden"), claim("profile:hugepages@2M", "40"))
+
+
+def test_no_other_module_of_the_command_line_chooses_an_exit_code() -> None:
+    chosen = {
+        (path.name, name)
+        for path in Path(cli.__path__[0]).glob("*.py")
+        for name in re.findall(r"\bExit\.([A-Z_]+)", path.read_text(encoding="utf-8"))
+    }
+    assert {name for _, name in chosen} == {"OK"}, chosen
