@@ -1,4 +1,4 @@
-"""The shipped kerntune.toml and the lists of kerntune.toml(5), made from daemon/settings.py and the tunables.
+"""The shipped kerntune.toml and the lists of kerntune.toml(5), made from config/schema.py and the tunables.
 
 `python -m tools.config_reference` writes both into the checkout, and `make generated` runs it.
 """
@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from kerntune.daemon.settings import OPTIONS, Option, shown
+from kerntune.config.schema import OPTIONS, Option, shown
 from kerntune.explained import Line, config_table
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable

@@ -15,10 +15,10 @@ from kerntune.bus.neighbours import RIVALS
 from kerntune.cli import output, status, tables
 from kerntune.cli.document import TargetRow
 from kerntune.cli.output import MEANINGS
-from kerntune.daemon.reloading import CONFIG_INVALID
-from kerntune.daemon.state import STATE_SET_ASIDE
+from kerntune.daemon.active_config import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.guard import OBSERVES
+from kerntune.store import STATE_SET_ASIDE
 from tests.cli.scripted import claim, document, target
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT

@@ -33,15 +33,15 @@ from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
+from kerntune.daemon.active_config import Reloading
 from kerntune.daemon.app import publish
 from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.demo import demo_host
-from kerntune.daemon.reloading import Reloading
-from kerntune.daemon.state import State
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.files import is_writable
 from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.store import State
 from kerntune.tunables import REGISTRY
 from tests.hostile.conftest import FIGURES, Victim
 from tests.hostile.raw import split

@@ -18,9 +18,9 @@ from typing import Final
 
 import pytest
 
-from kerntune.daemon.state import State
 from kerntune.engine.claims import Claims
 from kerntune.model import Claim
+from kerntune.store import State
 from tests.harness.daemon import Daemon
 from tests.harness.forbidden import kept_from
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts

@@ -15,7 +15,7 @@ import pytest
 
 from kerntune.bus.names import HUGE_PAGES, MANAGER
 from kerntune.daemon.app import BUS_WAIT
-from kerntune.daemon.logs import TARGET_NOT_SET, TARGET_SET
+from kerntune.journal import TARGET_NOT_SET, TARGET_SET
 from kerntune.model import Claim, Origin
 from tests.harness.daemon import READY, Daemon
 from tests.harness.privatebus import PrivateBus

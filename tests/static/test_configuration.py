@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from tools import config_reference
 
-from kerntune.daemon import config_text, settings
-from kerntune.daemon.config import Configuration
-from kerntune.daemon.config_files import Config, silent
-from kerntune.daemon.config_text import tables_of
-from kerntune.daemon.reloading import Reloading
-from kerntune.daemon.settings import OPTIONS
+from kerntune.config import parser as config_text
+from kerntune.config import schema as settings
+from kerntune.config.config_files import Config, silent
+from kerntune.config.parser import tables_of
+from kerntune.config.schema import OPTIONS
+from kerntune.config.sources import Configuration
+from kerntune.daemon.active_config import Reloading
 from kerntune.engine.reconciler import Reconciler
 from kerntune.explained import config_table
 from kerntune.kernel.simulated import SimulatedKernel

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon import logs
+from kerntune import journal
+from kerntune.daemon.active_config import CONFIG_INVALID
 from kerntune.daemon.app import Status
-from kerntune.daemon.reloading import CONFIG_INVALID
-from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.alerts import MESSAGE_ID as GUARD_CHANGED
 from kerntune.guard.guard import OBSERVES
 from kerntune.guard.policy import GuardState
 from kerntune.guard.saved import CAP_FILE
 from kerntune.model import Reason, State
+from kerntune.store import STATE_SET_ASIDE
 from kerntune.tunables import REGISTRY
 
 CHECKOUT = Path(__file__).parents[2]
@@ -69,9 +69,9 @@ def test_its_formatters_have_no_complaints(page: Path) -> None:
 
 
 def test_message_ids_and_exit_status_are_those_of_the_daemon() -> None:
-    assert logs.TARGET_SET in PAGE
-    assert logs.TARGET_NOT_SET in PAGE
-    assert logs.CONFIG_PROBLEM in PAGE
+    assert journal.TARGET_SET in PAGE
+    assert journal.TARGET_NOT_SET in PAGE
+    assert journal.CONFIG_PROBLEM in PAGE
     assert GUARD_CHANGED in PAGE
     assert CAP_FILE in PAGE
     assert STATE_SET_ASIDE in PAGE

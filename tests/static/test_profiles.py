@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.profiles import Profiles
+from kerntune.config.profiles import Profiles
 from kerntune.paths import folders
 from kerntune.tunables import REGISTRY
 

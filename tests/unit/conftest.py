@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -32,3 +33,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
     asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), LONGEST))
     return True
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a runtime directory and a state directory in it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "lib").mkdir()
+    return tmp_path

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from kerntune import plain_files as files
-from kerntune.daemon.config import Configuration
-from kerntune.daemon.profiles import Profiles
+from kerntune.config.profiles import Profiles
+from kerntune.config.sources import Configuration
 from kerntune.paths import files_in
 from kerntune.plain_files import NoPlainFile, contents_of, patiently, put_aside, replace_file
 from kerntune.tunables import REGISTRY

@@ -9,7 +9,7 @@ from pathlib import Path
 from kerntune.cli import output
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect
-from kerntune.daemon import check
+from kerntune.config import check
 from kerntune.paths import CONFIG
 from kerntune.results import findings_exit_code
 

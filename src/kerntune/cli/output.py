@@ -13,8 +13,8 @@ from kerntune.results import CONTENT, exit_code
 from kerntune.units import gib
 
 if TYPE_CHECKING:
-    from kerntune.daemon.config_text import Problem
-    from kerntune.daemon.profiles import Profile
+    from kerntune.config.parser import Problem
+    from kerntune.config.profiles import Profile
 
 # State -> (mark, style). A newer daemon's state that is not here gets UNHEARD_OF.
 MARKS: Final[Mapping[str, tuple[str, str]]] = {

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from kerntune.daemon import hotplug, logs
+from kerntune import journal
+from kerntune.daemon import hotplug
 from kerntune.daemon.app import Directories, Status, lock, run
 from kerntune.daemon.options import HOST, parse
 from kerntune.guard.saved import undo_cap_alone
@@ -53,11 +54,11 @@ def start(argv: Sequence[str] | None) -> int:
     directories = Directories.from_environment()
     options = parse(sys.argv[1:] if argv is None else argv, directories.config)
     if options.check:
-        from kerntune.daemon.check import check  # noqa: PLC0415  (the service never checks files)
+        from kerntune.config.check import check  # noqa: PLC0415  (the service never checks files)
 
         return check(options.check, directories.config)
     threading.stack_size(STACK)
-    logs.set_up()
+    journal.set_up()
     if options.uncap:
         return uncap(HostKernel(options.root), directories.runtime)
     if options.root != HOST and not (options.root / "proc").is_dir():

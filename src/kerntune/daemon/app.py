@@ -15,19 +15,18 @@ from enum import IntEnum
 from functools import partial
 from pathlib import Path
 
-from kerntune import errors
+from kerntune import errors, journal
 from kerntune.bus import names, objects, typed
 from kerntune.bus.describe import Host
 from kerntune.bus.dispatch import NameTaken, Service, load
 from kerntune.bus.holds import LEFT, Holds, tell_end
 from kerntune.bus.interface import interface_files
 from kerntune.bus.neighbours import Neighbours
-from kerntune.daemon import logs, notify
+from kerntune.daemon import notify
+from kerntune.daemon.active_config import Reloading
 from kerntune.daemon.choosing import Choosing
-from kerntune.daemon.drift import DriftTimer
+from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.daemon.hotplug import Look
-from kerntune.daemon.reloading import Reloading
-from kerntune.daemon.state import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, State
 from kerntune.engine.halt import make_endable
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.alerts import Alert, Alerts
@@ -37,6 +36,7 @@ from kerntune.kernel.files import Kernel, read_or_none
 from kerntune.kernel.kconfig import kernel_release, settling
 from kerntune.kernel.memory import default_page_size
 from kerntune.model import Lane, Reason, Target
+from kerntune.store import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, State
 from kerntune.tunables import REGISTRY
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         stack.callback(drift.stop)
         reloading.listeners += [lambda config: drift.set(config.drift_interval), lambda c: guard.configure(c.guard)]
         reloading.start()
-        engine.listeners += [logs.recorder(), drift.noted]
+        engine.listeners += [journal.recorder(), drift.noted]
         stack.enter_context(events(engine.look_again))
         host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
         # If one of these tasks fails, the daemon ends, and systemd starts it again.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from kerntune.daemon.config_files import Chosen
-from kerntune.daemon.reloading import Reloading
+from kerntune.config.config_files import Chosen
+from kerntune.daemon.active_config import Reloading
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Edit, FilesEdit, Selection
 from kerntune.engine.progress import Progress

@@ -1,4 +1,4 @@
-"""The interface of the crash-safe store, which daemon/state.py implements."""
+"""The interface of the crash-safe store, which kerntune/store.py implements."""
 
 from __future__ import annotations
 

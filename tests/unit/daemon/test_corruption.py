@@ -16,17 +16,17 @@ from typing import Final
 
 import pytest
 
+from kerntune.config.parser import Kind
+from kerntune.daemon.active_config import CONFIG_INVALID, Reloading
 from kerntune.daemon.app import restorable
-from kerntune.daemon.config_text import Kind
 from kerntune.daemon.demo import demo_host
-from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
-from kerntune.daemon.state import STATE_SET_ASIDE, State
 from kerntune.engine.claims import Choice, Claims
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.saved import CAP_FILE, SavedOriginals, Undone, undo_cap_alone
 from kerntune.guard.sysctls import Originals
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Baseline, Claim, Origin, Target
+from kerntune.store import STATE_SET_ASIDE, State
 from kerntune.tunables import REGISTRY
 from tests.harness.often import often
 

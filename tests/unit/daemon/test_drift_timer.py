@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from kerntune.daemon.drift import DriftTimer
+from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.model import State
 from tests.unit.lab import Lab, large_host, queue, running
 

@@ -20,12 +20,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerntune.daemon.state import State
 from kerntune.engine.claims import Claims
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import KerntuneError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Baseline, Hold, Origin, Reason, Target
+from kerntune.store import State
 from kerntune.tunables import REGISTRY
 from tests.harness.often import often
 from tests.unit.lab import BOUND, Lab, MemoryStore, have_pages, host_values, large_host, pages, request

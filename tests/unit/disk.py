@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kerntune.daemon.state import State
 from kerntune.model import Claim, Origin, Target
+from kerntune.store import State
 
 SDA, POOL = Target("io-scheduler", "sda", key="7"), Target("hugepages", "2M/node0")
 NOW = Claim(Origin.RUNTIME, "io-scheduler", "nvme*", "none", "alice (busctl)", "", 3)

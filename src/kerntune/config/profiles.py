@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kerntune.daemon.config import in_order, stale, with_lost
-from kerntune.daemon.config_files import Chosen
-from kerntune.daemon.config_text import Content, Kind, Problem, Reader, parse
-from kerntune.daemon.last_good import LastGood
-from kerntune.daemon.settings import shown
+from kerntune.config.config_files import Chosen
+from kerntune.config.last_good import LastGood
+from kerntune.config.parser import Content, Kind, Problem, Reader, parse
+from kerntune.config.schema import shown
+from kerntune.config.sources import in_order, stale, with_lost
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
 from kerntune.paths import files_in

@@ -10,7 +10,7 @@ import pytest
 
 from kerntune.engine.claims import Choice, Claims
 from kerntune.model import Baseline
-from tests.unit.daemon.disk import GOOD, NOW, SDA, opened, persistent, runtime
+from tests.unit.disk import GOOD, NOW, SDA, opened, persistent, runtime
 
 CHOSEN = Choice("fair", suspended=True)
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kerntune.daemon import settings
-from kerntune.daemon.config_text import Content
-from kerntune.daemon.state import Document, dump_claims, load, load_claims
+from kerntune.config import schema as settings
+from kerntune.config.parser import Content
 from kerntune.engine.requests import sound
 from kerntune.model import Origin
 from kerntune.plain_files import put_aside, replace_file
+from kerntune.store import Document, dump_claims, load, load_claims
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.daemon import logs
+from kerntune.journal import Aside
 from tests.unit.lab import BOUND
 
 
@@ -43,7 +43,7 @@ def journal() -> Iterator[Journal]:
 @pytest.fixture
 def log(journal: Journal) -> logging.Logger:
     log = logging.Logger("test")
-    log.addHandler(logs.Aside(journal))
+    log.addHandler(Aside(journal))
     return log
 
 
@@ -86,7 +86,7 @@ def test_a_traceback_comes_with_it(log: logging.Logger, journal: Journal) -> Non
 def test_a_journal_that_does_not_read_is_not_waited_for(
     log: logging.Logger, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MOST_RECORDS", 5)
+    monkeypatch.setattr("kerntune.journal.MOST_RECORDS", 5)
     journal.reads.clear()
     began = time.monotonic()
     log.info("first")

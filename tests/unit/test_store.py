@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from kerntune.daemon.state import BOOT_ID, State
 from kerntune.engine.claims import Claims
 from kerntune.model import Baseline, Claim, Target
 from kerntune.plain_files import replace_file
-from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
+from kerntune.store import BOOT_ID, State
+from tests.unit.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
 
 BOUND = 10.0  # seconds that a thread may take
 
@@ -280,7 +280,7 @@ def test_what_two_threads_save_at_a_time_is_all_there(
                 assert settled.wait(BOUND)
             replace_file(path, document, durable=durable)
 
-        patch.setattr("kerntune.daemon.state.replace_file", write)
+        patch.setattr("kerntune.store.replace_file", write)
         SAVES[first](state)
         saver.join(BOUND)
         assert not saver.is_alive()

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.config.config_files import Config
 from kerntune.daemon import notify
+from kerntune.daemon.active_config import CONFIG_INVALID, Reloading
 from kerntune.daemon.choosing import Choosing
-from kerntune.daemon.config_files import Config
-from kerntune.daemon.logs import CONFIG_PROBLEM
-from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
-from kerntune.daemon.state import STATE_SET_ASIDE
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import Failed, InvalidValue
+from kerntune.journal import CONFIG_PROBLEM
+from kerntune.store import STATE_SET_ASIDE
 from tests.unit.lab import BOUND, FULL, Lab, large_host, running
 
 SWAPPINESS = "proc/sys/vm/swappiness"

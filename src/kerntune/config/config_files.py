@@ -14,7 +14,7 @@ from kerntune.model import Claim, Limits
 from kerntune.plain_files import contents_of
 
 if TYPE_CHECKING:
-    from kerntune.daemon.config_text import Problem
+    from kerntune.config.parser import Problem
 
 MAIN: Final = "kerntune.toml"
 DROP_INS: Final = "kerntune.d"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from kerntune.daemon import settings
-from kerntune.daemon.settings import shown
+from kerntune.config import schema as settings
+from kerntune.config.schema import shown
 from kerntune.engine.requests import normal
 from kerntune.errors import InvalidValue
 from kerntune.explained import ConfigTable, config_table

@@ -9,17 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kerntune.daemon import logs, notify
-from kerntune.daemon.config import Configuration
-from kerntune.daemon.config_files import Chosen, Config, silent
-from kerntune.daemon.config_text import Kind, Problem
-from kerntune.daemon.profiles import ProfileInForce, Profiles
-from kerntune.daemon.state import STATE_SET_ASIDE
+from kerntune import journal
+from kerntune.config.config_files import Chosen, Config, silent
+from kerntune.config.parser import Kind, Problem
+from kerntune.config.profiles import ProfileInForce, Profiles
+from kerntune.config.sources import Configuration
+from kerntune.daemon import notify
 from kerntune.engine.claims import Choice, FilesEdit
 from kerntune.engine.reconciler import Reconciler, stopping
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.model import Claim
 from kerntune.paths import folders
+from kerntune.store import STATE_SET_ASIDE
 
 log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
@@ -135,7 +136,7 @@ class Reloading:
 
     def note(self, config: Config, chosen: Chosen) -> None:
         """Record what was read: log its problems, set or clear CONFIG_INVALID, and tell the listeners."""
-        logs.problems(config.problems)
+        log_problems(config.problems)
         self.config = config
         self.note_profile(chosen)
         for listener in self.listeners:
@@ -143,7 +144,7 @@ class Reloading:
 
     def note_profile(self, chosen: Chosen) -> None:
         """Record the profile alone: log its problems, and set or clear CONFIG_INVALID."""
-        logs.problems(chosen.problems)
+        log_problems(chosen.problems)
         self.chosen = chosen
         if self.errors:
             self._troubles.add(CONFIG_INVALID)
@@ -156,6 +157,12 @@ class Reloading:
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, KerntuneError):
             log.error("a reload failed", exc_info=error)
+
+
+def log_problems(problems: Sequence[Problem]) -> None:
+    """Log the problems of the configuration, a line each."""
+    for problem in problems:
+        journal.log_problem(str(problem), is_error=problem.is_error)
 
 
 def not_in_order(wrong: Sequence[Problem]) -> InvalidValue:

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerntune import plain_files as files_module
-from kerntune.daemon.state import State
 from kerntune.engine.claims import Claims
 from kerntune.model import Baseline
-from tests.unit.daemon.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime
+from kerntune.store import State
+from tests.unit.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime
 
 
 def written(folder: Path) -> None:

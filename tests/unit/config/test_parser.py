@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kerntune import explained
-from kerntune.daemon import config_text
-from kerntune.daemon.config_text import Content, Kind, lines
+from kerntune.config import parser as config_text
+from kerntune.config.parser import Content, Kind, lines
 from kerntune.engine.requests import sound
 from kerntune.explained import config_table
 from kerntune.model import Origin

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.profiles import DEEPEST, ProfileInForce, Profiles
+from kerntune.config.profiles import DEEPEST, ProfileInForce, Profiles
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
 from kerntune.tunables import REGISTRY

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon import notify
+from kerntune.daemon.active_config import CONFIG_INVALID, Reloading
 from kerntune.daemon.choosing import Choosing
-from kerntune.daemon.reloading import CONFIG_INVALID, Reloading
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
 from kerntune.errors import Failed, InvalidValue, NoSuchProfile
 from kerntune.model import Origin, Reason, State

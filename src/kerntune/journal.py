@@ -7,15 +7,12 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kerntune.model import Outcome, Reason, Report, State
-
-if TYPE_CHECKING:
-    from kerntune.daemon.config_text import Problem
 
 log = logging.getLogger("kerntune")
 
@@ -135,11 +132,9 @@ def recorder() -> Callable[[Report], None]:
     return record
 
 
-def problems(found: Iterable[Problem]) -> None:
-    """Log the problems of the configuration, a line each, as errors or warnings."""
-    for problem in found:
-        level = logging.ERROR if problem.is_error else logging.WARNING
-        log.log(level, "%s", problem, extra={"MESSAGE_ID": CONFIG_PROBLEM})
+def log_problem(text: str, *, is_error: bool) -> None:
+    """Log a problem of the configuration as an error or as a warning."""
+    log.log(logging.ERROR if is_error else logging.WARNING, "%s", text, extra={"MESSAGE_ID": CONFIG_PROBLEM})
 
 
 def sentence(outcome: Outcome, cause: str) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.config import STALE, Configuration
-from kerntune.daemon.config_files import Config, silent
+from kerntune.config.config_files import Config, silent
+from kerntune.config.sources import STALE, Configuration
 from kerntune.guard.policy import GuardLimits
 from kerntune.model import NO_MEMORY, Limits
 from kerntune.plain_files import MAX_FILE_BYTES

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kerntune.daemon import config_text, settings
-from kerntune.daemon.config_files import COPY, DRIFT_INTERVAL, DROP_INS, RESTORE, Config, listed
-from kerntune.daemon.config_text import Content, Kind, Problem, tables_of
-from kerntune.daemon.last_good import LastGood
+from kerntune.config import parser as config_text
+from kerntune.config import schema as settings
+from kerntune.config.config_files import COPY, DRIFT_INTERVAL, DROP_INS, RESTORE, Config, listed
+from kerntune.config.last_good import LastGood
+from kerntune.config.parser import Content, Kind, Problem, tables_of
 from kerntune.model import Claim, ClaimId, Origin
 from kerntune.plain_files import contents_of
 from kerntune.tunables.base import Tunable

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from kerntune.daemon.config_files import DEFAULT, DRIFT_INTERVAL, GUARD, RESTORE
+from kerntune.config.config_files import DEFAULT, DRIFT_INTERVAL, GUARD, RESTORE
 from kerntune.errors import InvalidValue
 from kerntune.guard.policy import GuardLimits
 from kerntune.model import Limits

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from kerntune.daemon.config import Configuration
-from kerntune.daemon.config_files import DROP_INS, MAIN, Config
-from kerntune.daemon.config_text import PROFILE, Kind, Problem, parse
-from kerntune.daemon.profiles import Profile, Profiles
+from kerntune.config.config_files import DROP_INS, MAIN, Config
+from kerntune.config.parser import PROFILE, Kind, Problem, parse
+from kerntune.config.profiles import Profile, Profiles
+from kerntune.config.sources import Configuration
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
 from kerntune.paths import FOLDER, PROFILE_NAME, files_in, folders, misnamed_in

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kerntune.daemon.check import check, document, look
+from kerntune.config.check import check, document, look
 
 Captured = pytest.CaptureFixture[str]
 
