@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from kerntune.config.schema import OPTIONS, Option, shown
+from kerntune.config.schema import OPTIONS, PROFILE, Option, shown
 from kerntune.explained import Line, config_table
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
@@ -30,19 +30,14 @@ PREAMBLE: Final = (
     "Files in kerntune.d beside this one (*.toml, in the order of their names) are read after it, and the later file "
     "and line wins. What is set with `kerntune set` wins over all of them.",
 )
-PROFILE_ABOUT: Final = (
-    "The profile in force: claims for a purpose, under one name; those of these files win over them. One that was "
-    "chosen with `kerntune profile set` takes its place until `kerntune profile clear`. `kerntune profile list` shows "
-    "those there are."
-)
-PROFILE: Final = "balanced"
+IN_TABLES: Final = [option for option in OPTIONS if option.table]
 
 
 def shipped_file() -> str:
     """Return kerntune.toml with every setting commented out. Headers are not, so that each line has its table."""
     parts = ["#\n".join(comment(text) for text in PREAMBLE)]
-    parts.append(comment(PROFILE_ABOUT) + f'#profile = "{PROFILE}"\n')
-    for table, options in groupby(OPTIONS, key=lambda option: option.table):
+    parts.append(comment(PROFILE.about) + f"#{PROFILE.name} = {PROFILE.example}\n")
+    for table, options in groupby(IN_TABLES, key=lambda option: option.table):
         parts.append(f"[{table}]\n" + "\n".join(map(option_lines, options)))
     parts += map(claim_lines, REGISTRY)
     return "\n".join(parts)
@@ -76,8 +71,9 @@ def comment(text: str) -> str:
 
 def manual_lists() -> str:
     """Return the tables in mdoc(7)."""
-    lines = [".Ss profile", *sentences(PROFILE_ABOUT.replace("`", "")), ".Pp", f".Dl profile = \\(dq{PROFILE}\\(dq"]
-    for table, options in groupby(OPTIONS, key=lambda option: option.table):
+    lines = [f".Ss {PROFILE.name}", *sentences(PROFILE.about.replace("`", "")), ".Pp"]
+    lines.append(f".Dl {PROFILE.name} = {PROFILE.example}".replace('"', "\\(dq"))
+    for table, options in groupby(IN_TABLES, key=lambda option: option.table):
         lines += [f".Ss [{table}]", '.Bl -tag -width "hugepages-percent"']
         for option in options:
             lines += [f".It Ic {option.name}", *sentences(option.about.replace("`", ""))]

@@ -84,12 +84,12 @@ class Aside(logging.Handler):
                 self._target.emit(record)
             if self._records.empty():
                 with contextlib.suppress(Exception):
-                    self._tell_lost()
+                    self._report_lost()
                 with self.lock or nullcontext():  # logging holds this lock while it calls emit
                     if self._records.empty():
                         self._idle.set()
 
-    def _tell_lost(self) -> None:
+    def _report_lost(self) -> None:
         with self._counting:
             count, self._lost = self._lost, 0
         if count:

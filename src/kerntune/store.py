@@ -27,14 +27,14 @@ FORMAT = 1
 STATE_SET_ASIDE = "state-set-aside"
 STATE_UNREAD = "state-unread"
 UNREAD = "unread"
-PASSING = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # parts of the claims that end with the boot
+BOOT_PARTS = ("runtime", "suspended", "holds", "hold_claims", "last_hold")  # parts of the claims that end with the boot
 MAX_FILE_BYTES = 16 << 20  # bytes of a file
 NOBODY, LARGEST = 2**32 - 1, 2**64 - 1  # the largest `u` and `t` of D-Bus
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Document = dict[str, Any]
 
 
-class State:
+class Store:
     """A StateStore (engine/state_store.py) in two JSON files.
 
     `set_aside` names the files that could not be used, and `unread` those that could not be read, which may pass. An
@@ -48,7 +48,7 @@ class State:
         self.set_aside: list[Path] = []
         self.unread: list[Path] = []
         run, lib = self._load(self._runtime), self._load(self._persistent)
-        old_run, old_lib = self._kept(self._runtime), self._kept(self._persistent)
+        old_run, old_lib = self._load_unread(self._runtime), self._load_unread(self._persistent)
         if run == {} and self._is_lost():
             run = None
         if run is not None and run.get("boot") != self._boot:
@@ -60,14 +60,14 @@ class State:
         self._serial: int = max(newer, run.get("serial", 0) if run else 0)
         # Without the runtime file nobody knows which claims were withdrawn since the copy was made.
         if run is not None and newer > run.get("serial", 0):
-            run = run | {key: committed[key] for key in PASSING if key in committed}
+            run = run | {key: committed[key] for key in BOOT_PARTS if key in committed}
         runs = [*(old for old in old_run.values() if old.get("boot") == self._boot), run or {}]
         libs = [*old_lib.values(), lib or {}]
         claims = (
             *in_sequence(load_claims(each.get("persistent", ()), Origin.PERSISTENT) for each in libs),
             *in_sequence(load_claims(each.get("runtime", ()), Origin.RUNTIME) for each in runs),
         )
-        holds, held = held_in(runs)
+        holds, held = holds_in(runs)
         profile = next((each["profile"] for each in reversed(libs) if each.get("profile")), "")
         self._claims = Claims(
             {claim.id: claim for claim in (*claims, *held)},
@@ -110,7 +110,7 @@ class State:
 
     def commit(self, claims: Claims) -> None:
         with self._lock:
-            if outlasting(claims) != outlasting(self._claims):
+            if persistent_part(claims) != persistent_part(self._claims):
                 self._save_persistent(claims)
             else:
                 self._save_runtime(claims, self._baselines)
@@ -121,7 +121,7 @@ class State:
             "format": FORMAT,
             "persistent": dump_claims(claims.by_origin(Origin.PERSISTENT)),
             "profile": claims.choice.profile,
-            "commit": {"boot": self._boot, "serial": serial} | passing(claims),
+            "commit": {"boot": self._boot, "serial": serial} | boot_part(claims),
         }
         replace_file(self._persistent, document, durable=True)
         self._serial, self._claims = serial, claims
@@ -132,7 +132,7 @@ class State:
             "format": FORMAT,
             "boot": self._boot,
             "serial": serial,
-            **passing(claims),
+            **boot_part(claims),
             "baselines": [[t.tunable, t.instance, t.key, value] for t, value in baselines.items()],
         }
         replace_file(self._runtime, document, durable=False)
@@ -143,14 +143,14 @@ class State:
         try:
             document, aside = load(path, checked)
         except OSError as error:
-            self.unread.append(self._kept_as(path, error))
+            self.unread.append(self._set_unread_aside(path, error))
             return None
         if aside:
             self.set_aside.append(aside)
             return None
         return document
 
-    def _kept_as(self, path: Path, why: OSError) -> Path:
+    def _set_unread_aside(self, path: Path, why: OSError) -> Path:
         """Rename a file that cannot be read now, and return its new path."""
         if path.name.endswith(UNREAD):
             log.error("%s still cannot be read (%s)", path, why)
@@ -163,7 +163,7 @@ class State:
         log.error("%s cannot be read (%s); it is kept as %s, and the next start tries again", path, why, aside)
         return aside
 
-    def _kept(self, path: Path) -> dict[Path, Document]:
+    def _load_unread(self, path: Path) -> dict[Path, Document]:
         """Return the documents that former starts could not read and this one can, the oldest first."""
         kept = [each for each in path.parent.glob(f"{path.name}*.{UNREAD}") if each not in self.unread]
         kept.sort(key=age)
@@ -230,12 +230,12 @@ def load(path: Path, check: Callable[[Any], Document]) -> tuple[Document, Path |
     return {}, aside
 
 
-def outlasting(claims: Claims) -> tuple[Any, ...]:
+def persistent_part(claims: Claims) -> tuple[Any, ...]:
     """Return the part of the claims that outlives the boot."""
     return claims.by_origin(Origin.PERSISTENT), claims.choice.profile
 
 
-def passing(claims: Claims) -> Document:
+def boot_part(claims: Claims) -> Document:
     """Return the part of the claims that ends with the boot."""
     found = (
         dump_claims(claims.by_origin(Origin.RUNTIME)),
@@ -244,10 +244,10 @@ def passing(claims: Claims) -> Document:
         dump_claims(claims.by_origin(Origin.HOLD)),
         claims.last_hold,
     )
-    return dict(zip(PASSING, found, strict=True))
+    return dict(zip(BOOT_PARTS, found, strict=True))
 
 
-def held_in(runs: Sequence[Document]) -> tuple[dict[int, Hold], list[Claim]]:
+def holds_in(runs: Sequence[Document]) -> tuple[dict[int, Hold], list[Claim]]:
     """Return the holds of several documents, the oldest first, and their claims. Of one number the newest hold counts.
 
     A hold without claims has lost them, and claims of an unknown hold would have no end: both are left out.
@@ -312,7 +312,7 @@ def load_holds(rows: Iterable[Document]) -> list[Hold]:
     holds = [Hold(**row) for row in rows]
     for hold in holds:
         texts = (hold.who, hold.why, hold.client, hold.bus)
-        if not all(isinstance(text, str) for text in texts) or not tellable(*texts):
+        if not all(isinstance(text, str) for text in texts) or not fits_dbus(*texts):
             raise ValueError("a hold has a text that is none")
         numbers = (hold.number, hold.uid, hold.ttl, hold.since, hold.ends_boottime)
         if {type(each) for each in numbers} != {int}:
@@ -330,12 +330,12 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
         kinds = type(claim.seq), type(claim.partial), type(claim.hold)
         if not all(isinstance(text, str) for text in texts) or kinds != (int, bool, int):
             raise ValueError("a claim has a field of the wrong type")
-        if origin is Origin.HOLD and not tellable(*texts):
+        if origin is Origin.HOLD and not fits_dbus(*texts):
             raise ValueError("a claim has a text that cannot be told on the bus")
     return claims
 
 
-def tellable(*texts: str) -> bool:
+def fits_dbus(*texts: str) -> bool:
     """Return whether D-Bus can carry these strings: they have whole characters, and none of them is 0."""
     try:
         return b"\0" not in "".join(texts).encode()

@@ -33,15 +33,14 @@ from kerntune.bus.link import Link
 from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.bus.objects import Core
 from kerntune.bus.tree import STANDARD
-from kerntune.daemon.active_config import Reloading
+from kerntune.daemon.active_config import ActiveConfig
 from kerntune.daemon.app import publish
-from kerntune.daemon.choosing import Choosing
 from kerntune.daemon.demo import demo_host
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.files import is_writable
 from kerntune.kernel.simulated import SimulatedKernel
-from kerntune.store import State
+from kerntune.store import Store
 from kerntune.tunables import REGISTRY
 from tests.hostile.conftest import FIGURES, Victim
 from tests.hostile.raw import split
@@ -316,7 +315,7 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         folders = [Path(name) / part for part in ("run", "state")]
         for folder in folders:
             folder.mkdir()
-        state = State(*folders, boot_id="boot")
+        state = Store(*folders, boot_id="boot")
         guard = MemoryGuard(kernel, folders[0], lambda *_news: None)
         engine = Reconciler(kernel, REGISTRY, state, companion=guard)
         stage = Stage(permitted, uid)
@@ -324,10 +323,10 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         try:
             await engine.observe()
             troubles: set[str] = set()
-            reloading = Reloading(Path(name), folders[0], engine, troubles)
-            reloading.booted()
-            host, choosing = Host("6.1", "(simulated)", True, 2 << 20), Choosing(reloading, engine)
-            holds = Holds(Core(stage, engine, host, troubles, choosing, guard=guard))
+            config = ActiveConfig(Path(name), folders[0], engine, troubles)
+            config.booted()
+            host = Host("6.1", "(simulated)", True, 2 << 20)
+            holds = Holds(Core(stage, engine, host, troubles, config, guard=guard))
             engine.listeners.append(lambda _report: holds.sync())
             publish(stage, holds)
             for serial, call in enumerate(script, 1):

@@ -20,7 +20,7 @@ import pytest
 
 from kerntune.engine.claims import Claims
 from kerntune.model import Claim
-from kerntune.store import State
+from kerntune.store import Store
 from tests.harness.daemon import Daemon
 from tests.harness.forbidden import kept_from
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
@@ -187,7 +187,7 @@ def daemon_with(own_bus: PrivateBus, kernel_as_found: dict[str, str]) -> Iterato
 
 def saved(daemon: Daemon, *claims: Claim) -> None:
     """Persistent claims in the daemon's directory, as they were left before a reboot."""
-    State(daemon.runtime, daemon.state, boot_id="of another boot").commit(Claims.of(*claims))
+    Store(daemon.runtime, daemon.state, boot_id="of another boot").commit(Claims.of(*claims))
 
 
 @pytest.fixture

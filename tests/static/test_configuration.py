@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tools import config_reference
 
-from kerntune.config import parser as config_text
-from kerntune.config import schema as settings
-from kerntune.config.config_files import Config, silent
-from kerntune.config.parser import tables_of
-from kerntune.config.schema import OPTIONS
-from kerntune.config.sources import Configuration
-from kerntune.daemon.active_config import Reloading
+from kerntune.config import schema
+from kerntune.config.content import Content
+from kerntune.config.parser import parse
+from kerntune.config.schema import OPTIONS, PROFILE
+from kerntune.config.sources import ConfigFiles
+from kerntune.daemon.active_config import ActiveConfig
+from kerntune.engine.claims import Choice
 from kerntune.engine.reconciler import Reconciler
 from kerntune.explained import config_table
 from kerntune.kernel.simulated import SimulatedKernel
@@ -35,7 +35,10 @@ def test_every_limit_is_a_field_of_the_model_and_has_its_default() -> None:
         assert option.checked(option.default) == option.default
         if option.table == "limits":
             assert fields[option.name.replace("-", "_")] == option.default
-    assert settings.limits_from({option.path: option.least for option in OPTIONS}) == Limits(0, 1, 0, 0, 0)
+    limits = [option for option in OPTIONS if option.table == "limits"]
+    least = {option.path: 0 if option.accepts(0) else 1 for option in limits}
+    assert schema.limits_from(least) == Limits(0, 1, 0, 0, 0)
+    assert all(not option.accepts(number) for option in limits for number in (-1, True, "5"))
 
 
 def test_no_table_has_two_meanings() -> None:
@@ -52,25 +55,29 @@ def test_the_manual_page_is_up_to_date() -> None:
 
 
 def test_the_shipped_file_says_nothing() -> None:
-    config = Configuration(CHECKOUT / config_reference.FILE, None, REGISTRY).read()
+    config = ConfigFiles(CHECKOUT / config_reference.FILE, None, REGISTRY).read()
     assert (config.claims, config.problems, config.limits) == ((), (), Limits())
 
 
 def test_the_shipped_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is neither parsed nor kept, so it costs a service nothing that is never to be in the way."""
-    monkeypatch.setattr(Configuration, "read", lambda _self: pytest.fail("it was read"))
+    """It is neither parsed nor saved, so it costs a service nothing that is never to be in the way."""
+    monkeypatch.setattr("tomllib.loads", lambda _text: pytest.fail("it was parsed"))
     (tmp_path / "kerntune.toml").write_bytes((CHECKOUT / config_reference.FILE).read_bytes())
-    assert silent(tmp_path, tmp_path / "run", tables_of(TUNABLES, settings.by_path()))
+    (tmp_path / "run").mkdir()
     engine = Reconciler(SimulatedKernel([]), REGISTRY, MemoryStore())
-    assert Reloading(tmp_path, tmp_path / "run", engine, set()).read() == Config()
+    try:
+        assert ActiveConfig(tmp_path, tmp_path / "run", engine, set()).read(Choice()) == (Content(), Content())
+    finally:
+        engine.threads.close()
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_without_its_marks_the_shipped_file_is_in_order() -> None:
     """Each line can be used as it stands: its table is above it."""
     text = re.sub(r"^#(?=\S)", "", (CHECKOUT / config_reference.FILE).read_text(), flags=re.M)
-    found = config_text.read("kerntune.toml", text.encode(), TUNABLES)
+    found = parse(Path("kerntune.toml"), text.encode(), TUNABLES)
     assert found.problems == ()
-    assert found.options == {option.path: option.default for option in OPTIONS}
+    assert found.options == {option.path: option.default for option in OPTIONS} | {PROFILE.path: "balanced"}
     assert len(found.claims) == sum(len(config_table(tunable).examples) for tunable in REGISTRY)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kerntune.model import Claim, Origin, Target
-from kerntune.store import State
+from kerntune.store import Store
 
 SDA, POOL = Target("io-scheduler", "sda", key="7"), Target("hugepages", "2M/node0")
 NOW = Claim(Origin.RUNTIME, "io-scheduler", "nvme*", "none", "alice (busctl)", "", 3)
@@ -14,8 +14,8 @@ GOOD = Claim(Origin.PERSISTENT, "hugepages", "2M/node0", "128", "böb", "for the
 LATER = Claim(Origin.RUNTIME, "overcommit", "", "always:95", "carol", "", 7)
 
 
-def opened(folder: Path, boot: str = "boot-1") -> State:
-    return State(folder / "run", folder / "lib", boot_id=boot)
+def opened(folder: Path, boot: str = "boot-1") -> Store:
+    return Store(folder / "run", folder / "lib", boot_id=boot)
 
 
 def runtime(folder: Path) -> Path:

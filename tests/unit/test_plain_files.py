@@ -13,7 +13,7 @@ import pytest
 
 from kerntune import plain_files as files
 from kerntune.config.profiles import Profiles
-from kerntune.config.sources import Configuration
+from kerntune.config.sources import ConfigFiles
 from kerntune.paths import files_in
 from kerntune.plain_files import NoPlainFile, contents_of, patiently, put_aside, replace_file
 from kerntune.tunables import REGISTRY
@@ -87,7 +87,7 @@ def test_the_readers_of_configuration_and_profiles_leak_nothing(tmp_path: Path, 
         (tmp_path / folder).mkdir(parents=True)
     make(tmp_path / "etc/kerntune.d/backup.toml")
     make(tmp_path / "etc/profiles/old.toml")
-    configuration = Configuration(tmp_path / "etc", tmp_path / "run", REGISTRY)
+    configuration = ConfigFiles(tmp_path / "etc", tmp_path / "run", REGISTRY)
     profiles = Profiles([tmp_path / "etc/profiles"], REGISTRY)
     configuration.read(), profiles.listing()
     before = descriptors()

@@ -16,7 +16,7 @@ import pytest
 from kerntune.engine.claims import Claims
 from kerntune.model import Baseline, Claim, Target
 from kerntune.plain_files import replace_file
-from kerntune.store import BOOT_ID, State
+from kerntune.store import BOOT_ID, Store
 from tests.unit.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
 
 BOUND = 10.0  # seconds that a thread may take
@@ -45,7 +45,7 @@ def test_any_text_there_and_back(folder: Path, text: str) -> None:
 
 
 def test_the_same_host_is_known_by_its_boot_id(folder: Path) -> None:
-    state = State(folder / "run", folder / "lib")
+    state = Store(folder / "run", folder / "lib")
     state.commit(Claims.of(NOW))
     assert opened(folder, BOOT_ID.read_text().strip()).claims.by_id == held(NOW)
     assert opened(folder, "another").claims.by_id == {}
@@ -164,7 +164,7 @@ def test_what_is_for_good_is_on_the_disk_before_the_call_returns(folder: Path, m
     assert synced[1] == str(lib)
 
 
-STORY: list[Callable[[State], None]] = [
+STORY: list[Callable[[Store], None]] = [
     lambda state: state.save_baselines([Baseline(SDA, "mq-deadline")]),
     lambda state: state.commit(Claims.of(NOW)),
     lambda state: state.commit(Claims.of(NOW, GOOD)),
@@ -247,7 +247,7 @@ class WatchedLock:
         self._lock.release()
 
 
-SAVES: dict[str, Callable[[State], None]] = {
+SAVES: dict[str, Callable[[Store], None]] = {
     "save_baselines": lambda state: state.save_baselines([Baseline(SDA, "mq-deadline")]),
     "drop_baselines": lambda state: state.drop_baselines({POOL}),
     "commit": lambda state: state.commit(Claims.of(NOW)),
@@ -311,7 +311,7 @@ def full(document: Any, file: Any, **_options: Any) -> None:
     ids=["runtime", "another", "persistent", "keep", "forget"],
 )
 def test_a_full_disk_changes_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[State], None]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Store], None]
 ) -> None:
     state = opened(folder)
     state.save_baselines([Baseline(SDA, "mq-deadline")])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kerntune import plain_files as files_module
 from kerntune.engine.claims import Claims
 from kerntune.model import Baseline
-from kerntune.store import State
+from kerntune.store import Store
 from tests.unit.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime
 
 
@@ -200,7 +200,7 @@ HELD = {
 }  # fmt: skip
 
 
-def with_hold(folder: Path, hold: dict[str, Any], claim: dict[str, Any]) -> State:
+def with_hold(folder: Path, hold: dict[str, Any], claim: dict[str, Any]) -> Store:
     document = {"format": 1, "boot": "boot-1", "serial": 1, "holds": [HOLD | hold], "hold_claims": [HELD | claim]}
     runtime(folder).write_text(json.dumps(document))
     return opened(folder)

@@ -13,8 +13,7 @@ from kerntune.results import CONTENT, exit_code
 from kerntune.units import gib
 
 if TYPE_CHECKING:
-    from kerntune.config.parser import Problem
-    from kerntune.config.profiles import Profile
+    from kerntune.config.content import Content, Problem
 
 # State -> (mark, style). A newer daemon's state that is not here gets UNHEARD_OF.
 MARKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -285,10 +284,10 @@ def profiles(found: Sequence[tuple[str, str]], active: str) -> Page:
     return [Table(columns, tuple(rows), frozenset({"", "PROFILE", "STATE"}), wraps=True)]
 
 
-def profile(found: Profile) -> Page:
+def profile(found: Content) -> Page:
     """Return what a profile says, with the reason of each value, below what is wrong in it."""
     rows = [row("", (named(one.tunable, one.instances), one.value, one.who, one.why)) for one in found.claims]
-    head = Prose(f"{found.name}: {found.summary or 'no summary'} ({found.file})")
+    head = Prose(f"{found.name}: {found.summary or 'no summary'} ({found.files[0]})")
     table = [Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(rows), wraps=True)] if rows else []
     return [*_problems(found.problems), head, *table]
 

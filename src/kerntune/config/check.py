@@ -6,44 +6,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from kerntune.config.config_files import DROP_INS, MAIN, Config
-from kerntune.config.parser import PROFILE, Kind, Problem, parse
-from kerntune.config.profiles import Profile, Profiles
-from kerntune.config.sources import Configuration
+from kerntune.config.content import Content, Problem
+from kerntune.config.parser import load_toml
+from kerntune.config.profiles import Profiles
+from kerntune.config.schema import PROFILE, PROFILE_OPTIONS, Kind
+from kerntune.config.sources import DROP_INS, MAIN, ConfigFiles
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim
 from kerntune.paths import FOLDER, PROFILE_NAME, files_in, folders, misnamed_in
 from kerntune.plain_files import contents_of
 from kerntune.tunables import REGISTRY
 
-OF_PROFILES: Final = frozenset({"summary", "include"})
-
-
-class Report(NamedTuple):
-    """The files that were read, all their claims together, and the problems in them."""
-
-    files: Sequence[Path]
-    claims: Sequence[Claim]
-    problems: Sequence[Problem]
-
-    @property
-    def failed(self) -> bool:
-        """Return True if a daemon that reads these files would not take all of them."""
-        return any(problem.is_error for problem in self.problems)
+OF_PROFILES: Final = frozenset(name for (name,) in PROFILE_OPTIONS)
 
 
 def check(place: Path, config: Path) -> int:
-    """Print the report on a file or folder, and return 0 if it has no error."""
+    """Print the report on a file or folder. Return 0 if a daemon would take all of it, else 1."""
     report = look(place, config)
     sys.stdout.writelines(f"{line}\n" for line in (*report.problems, summary(report)))
-    return 1 if report.failed else 0
+    return 1 if report.errors else 0
 
 
-def look(place: Path, config: Path) -> Report:
+def look(place: Path, config: Path) -> Content:
     """Return the report on a folder of configuration files, or on one file, which may be a profile.
 
     `config` is the folder of the daemon's own files. A file from elsewhere may name the profiles in it.
@@ -54,8 +43,8 @@ def look(place: Path, config: Path) -> Report:
         what = "there is no such file or folder"
         if not isinstance(error, FileNotFoundError):
             what = f"this cannot be read: {error.strerror}"
-        return Report((), (), [Problem(str(place), 0, Kind.FILE, what)])
-    profiles = Profiles(folders(home(place, config)), REGISTRY)
+        return Content(problems=(Problem(str(place), 0, Kind.FILE, what),))
+    profiles = Profiles(folders(profile_base(place, config)), REGISTRY)
     if place.is_dir() and place.name == FOLDER and (mine := [*files_in(place), *misnamed_in(place)]):
         return of_profiles(profiles, sorted(mine))
     if is_profile(place):
@@ -63,7 +52,7 @@ def look(place: Path, config: Path) -> Report:
     return of_config(place, profiles)
 
 
-def home(place: Path, config: Path) -> Path:
+def profile_base(place: Path, config: Path) -> Path:
     """Return the folder whose profiles count for a place: its own folder, if that has profiles."""
     if place.is_dir() and place.name != FOLDER:
         return place
@@ -76,26 +65,24 @@ def is_profile(place: Path) -> bool:
     """Return whether a file is a profile: it lies in their folder, or has keys that only profiles have."""
     if not place.is_file() or place.name == MAIN or place.parent.name == DROP_INS:
         return False
-    return place.parent.name == FOLDER or bool(OF_PROFILES & top_level(place).keys())
+    return place.parent.name == FOLDER or not OF_PROFILES.isdisjoint(keys_of(place))
 
 
-def top_level(file: Path) -> dict[str, tuple[Any, int]]:
-    """Return the keys of a file with their values and lines; nothing if it cannot be read as TOML."""
+def keys_of(file: Path) -> Iterable[str]:
+    """Return the keys and tables of a file; none if it cannot be read as TOML."""
     try:
-        parsed = parse(str(file), contents_of(file))
+        document = load_toml(file, contents_of(file))
     except OSError:
-        return {}
-    if isinstance(parsed, Problem):
-        return {}
-    values, lines = parsed
-    return {key: (value, lines.get((key,), 0)) for key, value in values.items()}
+        return ()
+    return () if isinstance(document, Problem) else document.values
 
 
-def of_profiles(profiles: Profiles, files: Sequence[Path]) -> Report:
+def of_profiles(profiles: Profiles, files: Sequence[Path]) -> Content:
     """Return the report on files as profiles, with all that they include; each mistake appears once."""
-    found = [profiles.at(file) for file in files]
-    problems = [problem for profile in found for problem in (*misnamed(profile.file), *profile.problems)]
-    return Report(files, [claim for profile in found for claim in profile.claims], list(dict.fromkeys(problems)))
+    found = [profiles.read_file(file) for file in files]
+    problems = [problem for profile in found for problem in (*misnamed(profile.files[0]), *profile.problems)]
+    claims = [claim for profile in found for claim in profile.claims]
+    return Content(tuple(claims), problems=tuple(dict.fromkeys(problems)), files=tuple(files))
 
 
 def misnamed(file: Path) -> Iterator[Problem]:
@@ -105,32 +92,34 @@ def misnamed(file: Path) -> Iterator[Problem]:
         yield Problem(str(file), 0, Kind.WARNING, "no profile is found under this name", allowed)
 
 
-def of_config(place: Path, profiles: Profiles) -> Report:
-    """Return the report on configuration files, the administrator's profiles beside them, and the profile in force."""
-    config = Configuration(place, None, REGISTRY).read()
+def of_config(place: Path, profiles: Profiles) -> Content:
+    """Return the report on configuration files, the profile that they name, and the administrator's profiles beside.
+
+    A mistake in a profile that is not in force is a warning: the daemon does not read it, and takes all files.
+    """
+    config = ConfigFiles(place, None, REGISTRY).read()
     beside = [name for name, path in profiles.files().items() if path.is_relative_to(place)]
+    of_active = named_profile(config, profiles)
     wrong = [problem for file in misnamed_in(place / FOLDER) for problem in misnamed(file)]
-    wrong += [problem for name in beside for problem in profiles.read(name).problems]
-    if config.profile:
-        wrong += in_force(config, profiles)
+    for problem in (problem for name in beside for problem in profiles.read(name).problems):
+        wrong.append(problem if problem in of_active else replace(problem, kind=Kind.WARNING))
     if not (config.files or beside or config.problems):
         allowed = f"kerntuned reads {MAIN}, and {DROP_INS}/*.toml, in such a folder"
         wrong.append(Problem(str(place), 0, Kind.WARNING, "there is no configuration here", allowed))
-    return Report(config.files, config.claims, list(dict.fromkeys((*config.problems, *wrong))))
+    return replace(config, problems=tuple(dict.fromkeys((*config.problems, *wrong, *of_active))))
 
 
-def in_force(config: Config, profiles: Profiles) -> Iterator[Problem]:
-    """Yield the problems of the profile that the files name, or one problem if no profile has that name."""
+def named_profile(config: Content, profiles: Profiles) -> Sequence[Problem]:
+    """Return the problems of the profile that the files name, or one problem if no profile has that name."""
+    if not config.profile:
+        return ()
     try:
-        yield from profiles.read(config.profile).problems
+        return profiles.read(config.profile).problems
     except NoSuchProfile as error:
-        said = [(file, *top_level(file).get(PROFILE, ("", 0))) for file in config.files]
-        named = ((file, line) for file, name, line in reversed(said) if name == config.profile)
-        file, line = next(named, (config.files[-1], 0))
-        yield Problem(str(file), line, Kind.OPTION, error.what, error.hint)
+        return (Problem(*config.places[PROFILE.path], Kind.UNKNOWN, error.what, error.hint),)
 
 
-def document(report: Report) -> dict[str, Any]:
+def document(report: Content) -> dict[str, Any]:
     """Return the report with the model's field names. Later versions only ever add fields."""
     return {
         "files": [str(path) for path in report.files],
@@ -139,17 +128,17 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def profile_called(name: str, config: Path) -> Profile:
+def profile_called(name: str, config: Path) -> Content:
     """Return the profile of that name, even if it has errors. Raise NoSuchProfile."""
     return Profiles(folders(config), REGISTRY).read(name)
 
 
-def page_of(profile: Profile) -> dict[str, Any]:
+def page_of(profile: Content) -> dict[str, Any]:
     """Return the content of a profile with all it includes; `who` is the profile that contains the claim."""
     return {
         "name": profile.name,
         "summary": profile.summary,
-        "file": str(profile.file),
+        "file": str(profile.files[0]),
         "claims": [claim_row(claim) | {"who": claim.who} for claim in profile.claims],
         "problems": [problem_row(problem) for problem in profile.problems],
     }
@@ -169,9 +158,9 @@ def problem_row(problem: Problem) -> dict[str, Any]:
     }
 
 
-def summary(report: Report) -> str:
+def summary(report: Content) -> str:
     """Return a summary of the report in one line."""
-    errors = sum(problem.is_error for problem in report.problems)
+    errors = len(report.errors)
     counts = [
         (len(report.files), "file"),
         (len(report.claims), "claim"),

@@ -1,16 +1,16 @@
-"""One configuration file as text: its claims, its options and its mistakes, line by line. It reads no disk."""
+"""The parser of one file: from TOML to claims, options and problems, each with its line. It reads no disk."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from kerntune.config import schema as settings
-from kerntune.config.schema import shown
+from kerntune.config.content import Content, Problem
+from kerntune.config.schema import CONFIG_OPTIONS, Kind, Option, OptionPath, shown
 from kerntune.engine.requests import normal
 from kerntune.errors import InvalidValue
 from kerntune.explained import ConfigTable, config_table
@@ -18,12 +18,11 @@ from kerntune.model import Claim, Origin
 from kerntune.suggest import closest, there_are
 from kerntune.tunables.base import Tunable, as_number
 
-LONGEST_VALUE: Final = 256  # characters
-WHO: Final = "config"
-PROFILE: Final = "profile"
-REASONED: Final = ("value", "why")
-WITH_REASON: Final = 'Write { value = "none", why = "..." }'
-Path = tuple[str, ...]
+MAX_TEXT: Final = 256  # characters of a value or of a reason
+CONFIG: Final = "config"  # who makes the claims of the configuration
+WITH_REASON: Final = ("value", "why")
+REASON_HINT: Final = 'Write { value = "none", why = "..." }'
+Key = tuple[str, ...]  # the names that lead to a value: table, and key in the table
 
 # A key as it stands before `=` or between brackets; a quoted key may contain the characters that end other keys.
 _KEY: Final = r"""((?:"(?:[^"\\]|\\.)*"|'[^']*'|[^"'=\[\]#])+)"""
@@ -31,116 +30,87 @@ _ENTRY: Final = re.compile(rf"\s*{_KEY}=")
 _HEADER: Final = re.compile(rf"\s*\[\[?{_KEY}\]")
 _SIMPLE: Final = re.compile(r"""([A-Za-z0-9_-]+)|"([^"\\]*)"|'([^']*)'""")
 _AT_LINE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_HEADER_ALONE: Final = re.compile(rb"\[([a-z0-9-]+)\]")
+# TOML allows none of these, in a comment neither: a carriage return only before the end of a line.
+_NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 
 
-class Kind(StrEnum):
-    """The kind of a problem, which decides what stays in force.
+def parse(
+    file: Path,
+    data: bytes,
+    tunables: Mapping[str, Tunable],
+    options: Mapping[OptionPath, Option] = CONFIG_OPTIONS,
+    *,
+    origin: Origin = Origin.CONFIG,
+    who: str = CONFIG,
+) -> Content:
+    """Return the content of a file that may have these options. Its mistakes are problems, never an exception.
 
-    With an `unknown` name of a table or a setting, earlier content that the file no longer has stays in force. A bad
-    option gets its default. With a bad claim the file's claims stay as they were; with a bad file its options do too.
-    Only a check reports a `warning`.
+    `who` is the author of the claims. A file that says nothing costs no parsing: on most hosts they all say nothing.
     """
+    tables = frozenset((*tunables, *(table for table, *names in options if names)))
+    if says_nothing(data, tables):
+        return Content(files=(file,))
+    document = load_toml(file, data)
+    if isinstance(document, Problem):
+        return Content(problems=(document,), files=(file,))
+    return Reader(file, document.lines, tunables, options, origin, who, tables).read(document.values)
 
-    WARNING = "warning"
-    UNKNOWN = "unknown"
-    OPTION = "option"
-    CLAIM = "claim"
-    FILE = "file"
+
+def says_nothing(data: bytes, tables: Collection[str]) -> bool:
+    """Return True if `data` has only comments, blank lines and headers of known tables, as the shipped file.
+
+    False is no more than a doubt, and the file is parsed.
+    """
+    left = [line for line in (line.partition(b"#")[0].strip() for line in data.split(b"\n")) if line]
+    headers = [header for header in map(_HEADER_ALONE.fullmatch, left) if header and header[1].decode() in tables]
+    if not len(set(left)) == len(left) == len(headers) or _NO_TEXT.search(data):
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """A mistake in a file, its line (0: the file as a whole), and what is allowed there."""
+class Document:
+    """The values of a file by their keys, and the line of each key."""
 
-    file: str
-    line: int
-    kind: Kind
-    what: str
-    allowed: str = ""
-
-    @property
-    def is_error(self) -> bool:
-        return self.kind is not Kind.WARNING
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.line else self.file
-        severity = "" if self.is_error else "warning: "
-        return f"{where}: {severity}{self.what}" + (f". {self.allowed}" if self.allowed else "")
+    values: Mapping[str, Any]
+    lines: Mapping[Key, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The content of a file. The claims are in the order of the file; `why` of each is the given reason, or its place.
-
-    `profile` is the one that the configuration names; `lines` has the line of each option.
-    """
-
-    claims: tuple[Claim, ...] = ()
-    options: Mapping[Path, int] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
-    profile: str = ""
-    lines: Mapping[Path, int] = field(default_factory=dict, compare=False)
-
-    @property
-    def empty(self) -> bool:
-        return not (self.claims or self.options or self.profile)
-
-    @property
-    def sound(self) -> bool:
-        """Return whether these claims may replace those that the file had before."""
-        return all(problem.kind not in (Kind.CLAIM, Kind.FILE) for problem in self.problems)
-
-    @property
-    def parsed(self) -> bool:
-        """Return whether anything could be read."""
-        return all(problem.kind is not Kind.FILE for problem in self.problems)
-
-
-def read(file: str, data: bytes, tunables: Mapping[str, Tunable]) -> Content:
-    """Return the content of a file. Its mistakes are problems in a report, never an exception."""
-    parsed = parse(file, data)
-    if isinstance(parsed, Problem):
-        return Content(problems=(parsed,))
-    document, where = parsed
-    reader = Reader(file, where, tunables, settings.by_path(), keys=(PROFILE,))
-    chosen = document.pop(PROFILE, "")
-    content = reader.read(document)
-    if isinstance(chosen, str):
-        return replace(content, profile=chosen)
-    reader.complain((PROFILE,), Kind.OPTION, f"profile is {shown(chosen)}", 'Give the name of a profile: "balanced"')
-    return replace(content, problems=reader.found)
-
-
-def parse(file: str, data: bytes) -> tuple[dict[str, Any], dict[Path, int]] | Problem:
-    """Return the document with the lines of its keys, or the problem that makes it unreadable."""
+def load_toml(file: Path, data: bytes) -> Document | Problem:
+    """Return the document in a file, or the problem that makes it unreadable."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        return Problem(file, line, Kind.FILE, "this is not UTF-8", "TOML is written in UTF-8")
+        return Problem(str(file), line, Kind.FILE, "this is not UTF-8", "TOML is written in UTF-8")
     try:
-        return tomllib.loads(text), lines(text)
+        return Document(tomllib.loads(text), lines(text))
     except (ValueError, RecursionError) as error:
         return unparseable(file, text, error)
 
 
-def unparseable(file: str, text: str, error: Exception) -> Problem:
+def unparseable(file: Path, text: str, error: Exception) -> Problem:
     """Return the parser's error as a problem; the parser gives the place in words."""
     found = _AT_LINE.search(str(error))
     what = str(error)[: found.start()] if found else "this is nested too deeply, or holds too long a number"
     line = 0 if not found else int(found[1] or text.count("\n") + (not text.endswith("\n")))
     hint = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
-    return Problem(file, line, Kind.FILE, f"this is not TOML: {what}", hint)
+    return Problem(str(file), line, Kind.FILE, f"this is not TOML: {what}", hint)
 
 
-def lines(text: str) -> dict[Path, int]:
+def lines(text: str) -> dict[Key, int]:
     """Return the line of each key and each table, counted from 1.
 
     The function looks at each line by itself. Inside a string of several lines, which no setting takes, it sees keys
     that are none.
     """
-    found: dict[Path, int] = {}
-    table: Path = ()
+    found: dict[Key, int] = {}
+    table: Key = ()
     for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             path = table = parts(header[1])
@@ -154,7 +124,7 @@ def lines(text: str) -> dict[Path, int]:
     return found
 
 
-def parts(key: str) -> Path:
+def parts(key: str) -> Key:
     """Return the names that make up a key with dots and quotes; () for a text that is no key."""
     if simple := _SIMPLE.fullmatch(key.strip()):
         return (simple[simple.lastindex or 0],)
@@ -171,86 +141,90 @@ def parts(key: str) -> Path:
 
 @dataclass(slots=True)
 class Reader:
-    """The reader of one parsed file, with the problems found in it so far.
+    """The reader of one document, with the problems found in it so far. `tables` are the names of the known tables."""
 
-    `who` is the author of the file's claims; `keys` are those that the file may have beside tables.
-    """
-
-    file: str
-    lines: Mapping[Path, int]
+    file: Path
+    lines: Mapping[Key, int]
     tunables: Mapping[str, Tunable]
-    options: Mapping[Path, settings.Option] = field(default_factory=dict)
-    origin: Origin = Origin.CONFIG
-    who: str = WHO
-    keys: Sequence[str] = ()
+    options: Mapping[OptionPath, Option]
+    origin: Origin
+    who: str
+    tables: Collection[str]
     problems: list[Problem] = field(default_factory=list)
 
-    @property
-    def found(self) -> tuple[Problem, ...]:
-        """The problems, in the order of the lines."""
-        return tuple(sorted(self.problems, key=lambda problem: problem.line))
-
-    def read(self, document: Mapping[str, Any]) -> Content:
-        """Return the claims and options in the tables."""
-        tables = tables_of(self.tunables, self.options)
+    def read(self, values: Mapping[str, Any]) -> Content:
+        """Return the content: what is good of it, and all problems in the order of the lines."""
         claims: list[Claim] = []
-        chosen: dict[Path, int] = {}
-        for table, entries in document.items():
-            if table in self.tunables:
-                claims += self._claims(self.tunables[table], entries)
-            elif table in tables:
-                chosen |= self._options(table, entries)
+        options: dict[OptionPath, Any] = {}
+        for name, value in values.items():
+            if name in self.tunables:
+                claims += self._claims(self.tunables[name], value)
+            elif name in self.tables:
+                options |= self._table(name, value)
+            elif (name,) in self.options:
+                options |= self._option((name,), value)
             else:
-                of = next((of for of, name in self.options if name == table), "")
-                hint = f"It is a setting of [{of}]" if of else there_are({*tables, *self.keys}, table)
-                self.complain((table,), Kind.UNKNOWN, f"nothing here is called {shown(table)}", hint)
-        return Content(tuple(claims), chosen, self.found, lines={path: self._line(path) for path in chosen})
+                table = next((path[0] for path in self.options if path[1:] == (name,)), "")
+                known = {*self.tunables, *(path[0] for path in self.options)}
+                hint = f"It is a setting of [{table}]" if table else there_are(known, name)
+                self._add((name,), Kind.UNKNOWN, f"nothing here is called {shown(name)}", hint)
+        problems = tuple(sorted(self.problems, key=lambda problem: problem.line))
+        places = {path: (str(self.file), self._line(path)) for path in options}
+        return Content(tuple(claims), options, problems, (self.file,), places)
 
-    def _options(self, table: str, entries: Any) -> Iterator[tuple[Path, int]]:
-        """Yield the valid options of one table."""
+    def _table(self, table: str, entries: Any) -> dict[OptionPath, Any]:
+        """Return the valid options of one table."""
         if not isinstance(entries, dict):
-            self.complain((table,), Kind.OPTION, f"{table} is a table", f"Write [{table}], and its settings below it")
-            return
-        known = [name for other, name in self.options if other == table]
+            self._add((table,), Kind.OPTION, f"{table} is a table", f"Write [{table}], and its settings below it")
+            return {}
+        found: dict[OptionPath, Any] = {}
         for name, value in entries.items():
             path = (table, name)
-            if path not in self.options:
-                self.complain(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known, name))
+            if path in self.options:
+                found |= self._option(path, value)
                 continue
-            try:
-                yield path, self.options[path].checked(value)
-            except InvalidValue as error:
-                self.complain(path, Kind.OPTION, error.what, error.hint)
+            known = [other for of, *others in self.options for other in others if of == table]
+            self._add(path, Kind.UNKNOWN, f"[{table}] has no setting {shown(name)}", there_are(known, name))
+        return found
+
+    def _option(self, path: OptionPath, value: Any) -> dict[OptionPath, Any]:
+        """Return the option with its value, or nothing if the value is bad."""
+        option = self.options[path]
+        try:
+            return {path: option.checked(value)}
+        except InvalidValue as error:
+            self._add(path, option.kind, error.what, error.hint)
+        return {}
 
     def _claims(self, tunable: Tunable, entries: Any) -> Iterator[Claim]:
         """Yield the valid claims of one tunable's table."""
         if not isinstance(entries, dict):
             how = f'Write [{tunable.name}], and below it a line for each pattern, such as "*" = "..."'
-            self.complain((tunable.name,), Kind.CLAIM, f"{tunable.name} is a table", how)
+            self._add((tunable.name,), Kind.CLAIM, f"{tunable.name} is a table", how)
             return
         for pattern, entry in entries.items():
-            path = (tunable.name, pattern)
+            key = (tunable.name, pattern)
             try:
-                dotted = isinstance(entry, dict) and any((*path, key) in self.lines for key in entry)
+                dotted = isinstance(entry, dict) and any((*key, name) in self.lines for name in entry)
                 value, reason = reasoned(entry, dotted=dotted)
                 instances, text = normal_entry(tunable, pattern, plain(value))
             except InvalidValue as error:
-                self.complain(path, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
+                self._add(key, Kind.CLAIM, f"{tunable.name}: {error.what}", error.hint)
             else:
-                place = f"{self.file}:{self._line(path)}"
+                place = f"{self.file}:{self._line(key)}"
                 # No caller waits for an answer: the pages that memory has are better than none.
                 partial = tunable.has_progress
                 yield Claim(
                     self.origin, tunable.name, instances, text, self.who, reason or place, partial=partial, place=place
                 )
 
-    def _line(self, path: Path) -> int:
+    def _line(self, key: Key) -> int:
         """Return the line of a key, or else of the table that contains it."""
-        return self.lines.get(path) or self.lines.get(path[:1], 0)
+        return self.lines.get(key) or self.lines.get(key[:1], 0)
 
-    def complain(self, path: Path, kind: Kind, what: str, allowed: str) -> None:
-        """Record a problem with a key."""
-        self.problems.append(Problem(self.file, self._line(path), kind, what, allowed))
+    def _add(self, key: Key, kind: Kind, what: str, allowed: str) -> None:
+        """Add a problem with a key."""
+        self.problems.append(Problem(str(self.file), self._line(key), kind, what, allowed))
 
 
 def reasoned(value: Any, *, dotted: bool) -> tuple[Any, str]:
@@ -260,28 +234,28 @@ def reasoned(value: Any, *, dotted: bool) -> tuple[Any, str]:
     """
     if not isinstance(value, dict):
         return value, ""
-    unknown = sorted(value.keys() - set(REASONED))
-    meant = next(filter(None, (closest(name, REASONED) for name in unknown)), "")
+    unknown = sorted(value.keys() - set(WITH_REASON))
+    meant = next(filter(None, (closest(name, WITH_REASON) for name in unknown)), "")
     if dotted and "value" not in value and not meant:
         raise InvalidValue("there is a dot in the name", 'A name with a dot needs quotes: "a.b"')
     if unknown:
         suggestion = f"Did you mean '{meant}'? " if meant else ""
-        raise InvalidValue(f"{shown(unknown[0])} has no place here", f"{suggestion}{WITH_REASON}")
+        raise InvalidValue(f"{shown(unknown[0])} has no place here", f"{suggestion}{REASON_HINT}")
     if "value" not in value:
-        raise InvalidValue("there is no value", WITH_REASON)
+        raise InvalidValue("there is no value", REASON_HINT)
     why = value.get("why", "")
-    if not isinstance(why, str) or len(why) > LONGEST_VALUE:
-        raise InvalidValue(f"{shown(why)} is no reason", f"Give a text of {LONGEST_VALUE} characters or less")
+    if not isinstance(why, str) or len(why) > MAX_TEXT:
+        raise InvalidValue(f"{shown(why)} is no reason", f"Give a text of {MAX_TEXT} characters or less")
     return value["value"], why
 
 
 def plain(value: object) -> str:
     """Return a text or a whole number as text. Raise InvalidValue for anything else."""
-    if type(value) not in (str, int) or (isinstance(value, int) and value.bit_length() > LONGEST_VALUE):
+    if type(value) not in (str, int) or (isinstance(value, int) and value.bit_length() > MAX_TEXT):
         raise InvalidValue(f"{shown(value)} is no value", 'Give a whole number, or a word in quotes: "none"')
     text = str(value)
-    if len(text) > LONGEST_VALUE:
-        raise InvalidValue(f"a value of {len(text)} characters is too long", f"{LONGEST_VALUE} are allowed")
+    if len(text) > MAX_TEXT:
+        raise InvalidValue(f"a value of {len(text)} characters is too long", f"{MAX_TEXT} are allowed")
     return text
 
 
@@ -308,8 +282,3 @@ def table_of(tunable: Tunable) -> ConfigTable | None:
         return config_table(tunable)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def tables_of(tunables: Iterable[str], options: Iterable[Path]) -> frozenset[str]:
-    """Return the names of the tables that a file may have."""
-    return frozenset((*tunables, *(table for table, _ in options)))

@@ -14,21 +14,50 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from kerntune import journal
+from kerntune import __version__, journal
 from kerntune.daemon import hotplug
 from kerntune.daemon.app import Directories, Status, lock, run
-from kerntune.daemon.options import HOST, parse
 from kerntune.guard.saved import undo_cap_alone
 from kerntune.kernel.files import WRITABLE, HostKernel
 
 log = logging.getLogger(__name__)
 MOMENT: Final = 0.2  # seconds
 SWITCH: Final = 0.0005  # seconds that one thread may hold the interpreter while others wait
+HOST: Final = Path("/")
 STACK = 1 << 20  # bytes per thread; in overcommit mode never the usual 8 MiB would count as committed
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options that kerntuned was given; without arguments it serves the host."""
+
+    root: Path = HOST
+    demo: bool = False
+    check: Path | None = None
+    uncap: bool = False
+
+
+def parse_arguments(argv: Sequence[str], config: Path) -> Options:
+    """Return the options; `config` is the directory to check if none is named. Exit with 2 for invalid arguments."""
+    if not argv:
+        return Options()
+    import argparse  # noqa: PLC0415  (nearly a MiB, which the service saves: it has no arguments)
+
+    parser = argparse.ArgumentParser(prog="kerntuned", description="Kernel tuning for AI hosts as a system service")
+    host = parser.add_mutually_exclusive_group()
+    host.add_argument("--root", type=Path, default=HOST, metavar="DIR", help="use DIR/proc and DIR/sys")
+    host.add_argument("--demo", action="store_true", help="simulate a host in memory; nothing real is changed")
+    host.add_argument(
+        "--check", nargs="?", type=Path, const=config, metavar="PATH", help="check the configuration files"
+    )
+    parser.add_argument("--uncap", action="store_true", help="undo a cap that a killed daemon has left, and end")
+    parser.add_argument("--version", action="version", version=f"kerntuned {__version__}")
+    return Options(**vars(parser.parse_args(argv)))
 
 
 def unwritable(root: Path) -> Path | None:
@@ -52,7 +81,7 @@ def start(argv: Sequence[str] | None) -> int:
     # Several threads may compute at once: with the interpreter's own 5 ms the event loop would wait for each of them.
     sys.setswitchinterval(SWITCH)
     directories = Directories.from_environment()
-    options = parse(sys.argv[1:] if argv is None else argv, directories.config)
+    options = parse_arguments(sys.argv[1:] if argv is None else argv, directories.config)
     if options.check:
         from kerntune.config.check import check  # noqa: PLC0415  (the service never checks files)
 

@@ -1,24 +1,30 @@
-"""Reloads, which bring the files and the profile to the engine: at start, on SIGHUP and on Reload, one at a time."""
+"""The configuration in force: what was read of the files and the profile, and what callers selected of it.
+
+A reload reads the files again, at start, on SIGHUP and on Reload. A selection is a profile, none, or a return to the
+files or to the host's own values. Each is one edit and one pass, and one waits for the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from kerntune import journal
-from kerntune.config.config_files import Chosen, Config, silent
-from kerntune.config.parser import Kind, Problem
-from kerntune.config.profiles import ProfileInForce, Profiles
-from kerntune.config.sources import Configuration
+from kerntune.config.content import Content, Problem
+from kerntune.config.profiles import Profiles
+from kerntune.config.schema import Kind
+from kerntune.config.sources import ActiveProfile, ConfigFiles
 from kerntune.daemon import notify
-from kerntune.engine.claims import Choice, FilesEdit
+from kerntune.engine.answers import Answer
+from kerntune.engine.claims import Choice, Edit, FilesEdit, Selection
+from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler, stopping
 from kerntune.errors import InvalidValue, KerntuneError
-from kerntune.model import Claim
+from kerntune.model import Claim, Setting
 from kerntune.paths import folders
 from kerntune.store import STATE_SET_ASIDE
 
@@ -26,11 +32,14 @@ log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
 MAX_LISTED_ERRORS: Final = 3  # errors that a caller is told; the journal has all
 
+Run = Callable[[Callable[[str], Content], str], Awaitable[Content]]  # reads a profile in some thread
 
-class Reloading:
-    """The owner of what was read last; each change of the part in force takes the lock `turn`.
 
-    `troubles` are the daemon's, and have CONFIG_INVALID while a file has errors.
+class ActiveConfig:
+    """The Files of the bus (bus/objects.py), and the daemon's reloads.
+
+    `troubles` are the daemon's, and have CONFIG_INVALID while a file has errors. `listeners` are called with the
+    configuration after each reload.
     """
 
     def __init__(self, folder: Path, runtime: Path, engine: Reconciler, troubles: set[str]) -> None:
@@ -38,41 +47,50 @@ class Reloading:
 
         No module of kerntune is imported after this: an upgrade may be replacing the package by then.
         """
-        self._folder, self._runtime, self._engine, self._troubles = folder, runtime, engine, troubles
+        self._engine, self._troubles = engine, troubles
         tunables = engine.tunables
-        self._configuration, self._parsed = Configuration(folder, runtime, tunables.values()), False
-        self.profile = ProfileInForce(Profiles(folders(folder), tunables.values()), runtime, tunables)
-        if self._configuration.set_aside or self.profile.set_aside:
+        self._config_files = ConfigFiles(folder, runtime, tunables.values())
+        self._profiles = Profiles(folders(folder), tunables.values())
+        self._active_profile = ActiveProfile(self._profiles, runtime, tunables)
+        if self._config_files.set_aside or self._active_profile.set_aside:
             troubles.add(STATE_SET_ASIDE)
-        self.listeners: list[Callable[[Config], None]] = []
-        self.config, self.chosen = Config(), Chosen()
-        self.turn = asyncio.Lock()
+        self.listeners: list[Callable[[Content], None]] = []
+        self.files, self._profile = Content(), Content()  # what was read last
+        self._default = ""  # the profile that is in force if no caller has selected one
+        self._lock = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._booted = asyncio.Event()
         self._stopped = False
 
     @property
+    def profile(self) -> str:
+        """The name of the profile in force, "" for none."""
+        choice = self._engine.claims.choice
+        return "" if choice.suspended else choice.profile or self._default
+
+    @property
     def claims(self) -> tuple[Claim, ...]:
         """The claims of all files, as last read."""
-        return *self.config.claims, *self.chosen.claims
+        return *self.files.claims, *self._profile.claims
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The errors in the files that were read last."""
+        return *self.files.errors, *self._profile.errors
+
+    # Reloads
 
     def start(self) -> None:
         """Read the files for the boot pass. This blocks, but nothing waits for the daemon yet."""
-        config, choice = self.read(), self._engine.claims.choice
-        self.note(config, self.read_profile(choice.profile or config.profile))
-        self._engine.configure(() if choice.suspended else self.claims, config.limits)
+        choice = self._engine.claims.choice
+        self._publish(*self.read(choice), choice)
+        self._engine.configure(() if choice.suspended else self.claims, self.files.limits)
 
-    def read(self) -> Config:
-        """Return what the configuration says now. This blocks."""
-        if not self._parsed and silent(self._folder, self._runtime, self._configuration.tables):
-            return Config()
-        self._parsed = True
-        return self._configuration.read()
-
-    def read_profile(self, name: str, *, keep: bool = True) -> Chosen:
-        """Return what a profile says now; "" is none. Without `keep` it does not come into force. This blocks."""
-        return self.profile.read(name, keep=keep) if name else Chosen()
+    def read(self, choice: Choice) -> tuple[Content, Content]:
+        """Return what the configuration and the profile in force say now, and save their good content. This blocks."""
+        config = self._config_files.read()
+        return config, self._active_profile.load(choice.profile or config.profile)
 
     def booted(self) -> None:
         """Let reloads begin: the daemon has said READY."""
@@ -82,7 +100,7 @@ class Reloading:
         """Let no reload begin any more, and the running one say nothing: the daemon has said STOPPING."""
         self._stopped = True
 
-    def soon(self) -> asyncio.Task[None]:
+    def request_reload(self) -> asyncio.Task[None]:
         """Return the first reload that begins after now; all callers until then share it."""
         if self._next is None:
             self._next = asyncio.create_task(self._reload(), name="reload")
@@ -90,25 +108,24 @@ class Reloading:
             self._next.add_done_callback(self._ended)
         return self._next
 
-    async def ask(self) -> None:
-        """Reload, and return after the pass.
+    async def reload(self) -> None:
+        """Read the files again, and return after the pass.
 
         Raise InvalidValue if a file has errors: the good part of the files is in force all the same.
         """
-        await asyncio.shield(self.soon())
+        await asyncio.shield(self.request_reload())
 
     async def _reload(self) -> None:
         await self._booted.wait()
-        async with self.turn:
+        async with self._lock:
             self._next = None
             if self._stopped:
                 raise stopping()
             notify.reloading()
             extending = asyncio.create_task(notify.extend(at_once=False))
             try:
-                config = await asyncio.to_thread(self.read)
                 choice = self._engine.claims.choice
-                self.note(config, await asyncio.to_thread(self.read_profile, choice.profile or config.profile))
+                self._publish(*await asyncio.to_thread(self.read, choice), choice)
                 await self._apply(choice)
             finally:
                 extending.cancel()
@@ -116,40 +133,18 @@ class Reloading:
                     notify.tell("READY=1")
         if self._stopped:
             raise stopping()  # the pass may have been stopped before it was complete
-        if wrong := self.errors:
-            raise not_in_order(wrong)
+        if self.errors:
+            raise in_part_only(self.errors)
 
     async def _apply(self, choice: Choice) -> None:
         """Put in force what was read, also if the files were suspended."""
-        limits = self.config.limits
+        limits = self.files.limits
         if not choice.suspended:
             await self._engine.reload(self.claims, limits)
             return
         self._engine.configure((), limits)
         files = FilesEdit(self.claims, replace(choice, suspended=False))
         await self._engine.carry_out(self._engine.choosing(files), "reload")
-
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        """The errors in the files that were read last."""
-        return tuple(problem for problem in (*self.config.problems, *self.chosen.problems) if problem.is_error)
-
-    def note(self, config: Config, chosen: Chosen) -> None:
-        """Record what was read: log its problems, set or clear CONFIG_INVALID, and tell the listeners."""
-        log_problems(config.problems)
-        self.config = config
-        self.note_profile(chosen)
-        for listener in self.listeners:
-            listener(config)
-
-    def note_profile(self, chosen: Chosen) -> None:
-        """Record the profile alone: log its problems, and set or clear CONFIG_INVALID."""
-        log_problems(chosen.problems)
-        self.chosen = chosen
-        if self.errors:
-            self._troubles.add(CONFIG_INVALID)
-        else:
-            self._troubles.discard(CONFIG_INVALID)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Log a failed reload: after SIGHUP no caller waits for it, and only the journal can tell."""
@@ -158,6 +153,106 @@ class Reloading:
         if error and not isinstance(error, KerntuneError):
             log.error("a reload failed", exc_info=error)
 
+    def _publish(self, config: Content, profile: Content, choice: Choice) -> None:
+        """Put what was read in place of what was read before, and tell the listeners."""
+        log_problems(config.problems)
+        self.files = config
+        self._publish_profile(profile, choice)
+        for listener in self.listeners:
+            listener(config)
+
+    def _publish_profile(self, profile: Content, choice: Choice) -> None:
+        """Log the problems of the profile in force, and set or clear CONFIG_INVALID."""
+        log_problems(profile.problems)
+        self._profile = profile
+        self._default = self.files.profile if choice.profile else profile.name
+        if self.errors:
+            self._troubles.add(CONFIG_INVALID)
+        else:
+            self._troubles.discard(CONFIG_INVALID)
+
+    # Selections
+
+    async def listing(self) -> list[tuple[str, str]]:
+        """Return the name and summary of each profile."""
+        return await self._engine.threads.open(self._profiles.listing)
+
+    async def settings_of(self, profile: str) -> Sequence[Setting]:
+        """Return the settings that a profile asks for. Raise NoSuchProfile, or InvalidValue if it has errors."""
+        content = await self._engine.threads.open(self._profiles.read_sound, profile)
+        return [Setting(claim.tunable, claim.instances, claim.value) for claim in content.claims]
+
+    async def check(self, selection: Selection) -> None:
+        """Raise NoSuchProfile, or InvalidValue for a profile with errors."""
+        await self._profile_after(selection, self._engine.threads.open)
+
+    async def plan(self, selection: Selection) -> Answer:
+        """Return what `choose` would do; change nothing."""
+        edit, _ = await self._edit(selection, self._engine.threads.open)
+        return await self._engine.foresee(edit)
+
+    async def choose(
+        self,
+        selection: Selection,
+        cause: str,
+        progress: Progress | None = None,
+        *,
+        begins: Callable[[], Awaitable[None]] | None = None,
+        endable: bool = False,
+    ) -> Answer:
+        """Put a selection in force. Claims of a profile for what this host lacks wait for a device, and are no error.
+
+        `begins` is awaited when no other change is under way any more, and may raise. With `endable` a cancellation
+        puts everything back; once the selection is saved, it is finished.
+        """
+        async with self._lock:
+            if begins:
+                await begins()
+            edit, profile = await self._edit(selection, self._engine.threads.read)
+            answer = await self._engine.carry_out(edit, cause, progress, endable=endable)
+            if profile is not self._profile:
+                self._publish_profile(profile, self._engine.claims.choice)
+                try:
+                    await finish(asyncio.to_thread(self._active_profile.save, profile))
+                finally:
+                    self._engine.announce(cause)
+        return answer
+
+    async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Content]:
+        """Return the edit, and the content of the profile after it."""
+        profile, before = await self._profile_after(selection, run), self._engine.claims.choice
+        after = selection.chosen(before)
+        claims = () if after.suspended else (*self.files.claims, *profile.claims)
+        # A reset does not answer with the outcomes of claims that were in force all along.
+        answered = profile.claims if selection.profile is not None else claims if before.suspended else ()
+        files = FilesEdit(claims, after, () if after.suspended else answered)
+        return self._engine.choosing(files, reset=selection.reset, holds=selection.holds), profile
+
+    async def _profile_after(self, selection: Selection, run: Run) -> Content:
+        """Return the content of the profile that will be in force, as last read; `run` reads it if it is another."""
+        if selection.profile is None:
+            return self._profile
+        if selection.profile:
+            return await run(self._profiles.read_sound, selection.profile)
+        return await run(self._read_default, self.files.profile)
+
+    def _read_default(self, name: str) -> Content:
+        """Return the content of the profile that the files name. This blocks.
+
+        If it has errors, a selected profile ends all the same: its caller wants that. Another one stays.
+        """
+        return self._active_profile.read(name, keep_former=not self._engine.claims.choice.profile)
+
+
+async def finish(work: Awaitable[None]) -> None:
+    """Await work that must not be left half done: a caller that is cancelled still waits for its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
 
 def log_problems(problems: Sequence[Problem]) -> None:
     """Log the problems of the configuration, a line each."""
@@ -165,14 +260,14 @@ def log_problems(problems: Sequence[Problem]) -> None:
         journal.log_problem(str(problem), is_error=problem.is_error)
 
 
-def not_in_order(wrong: Sequence[Problem]) -> InvalidValue:
+def in_part_only(errors: Sequence[Problem]) -> InvalidValue:
     """Return the error that answers a Reload which could not take everything."""
-    named = "; ".join(map(str, wrong[:MAX_LISTED_ERRORS]))
-    more = len(wrong) - MAX_LISTED_ERRORS
-    kinds = {problem.kind for problem in wrong}
+    listed = "; ".join(map(str, errors[:MAX_LISTED_ERRORS]))
+    more = len(errors) - MAX_LISTED_ERRORS
+    kinds = {problem.kind for problem in errors}
     stays = "The last good claims of these files stay in force" if kinds & {Kind.CLAIM, Kind.FILE} else ""
     falls = "Bad options have their defaults" if Kind.OPTION in kinds else ""
     return InvalidValue(
-        f"the configuration was taken in part only: {named}" + (f"; and {more} more" if more > 0 else ""),
+        f"the configuration was taken in part only: {listed}" + (f"; and {more} more" if more > 0 else ""),
         ". ".join(filter(None, (stays, falls, "`kerntune config check` lists everything"))),
     )

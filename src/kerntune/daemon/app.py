@@ -23,8 +23,7 @@ from kerntune.bus.holds import LEFT, Holds, tell_end
 from kerntune.bus.interface import interface_files
 from kerntune.bus.neighbours import Neighbours
 from kerntune.daemon import notify
-from kerntune.daemon.active_config import Reloading
-from kerntune.daemon.choosing import Choosing
+from kerntune.daemon.active_config import ActiveConfig
 from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.daemon.hotplug import Look
 from kerntune.engine.halt import make_endable
@@ -36,7 +35,7 @@ from kerntune.kernel.files import Kernel, read_or_none
 from kerntune.kernel.kconfig import kernel_release, settling
 from kerntune.kernel.memory import default_page_size
 from kerntune.model import Lane, Reason, Target
-from kerntune.store import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, State
+from kerntune.store import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, Store
 from kerntune.tunables import REGISTRY
 
 log = logging.getLogger(__name__)
@@ -100,31 +99,31 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
             return Status.TAKEN
         boot = read_or_none(kernel, str(BOOT_ID).lstrip("/")) or BOOT_ID.read_text().strip()
         undone = undo_cap_alone(kernel, directories.runtime)
-        state = State(directories.runtime, directories.state, boot_id=boot)
+        store = Store(directories.runtime, directories.state, boot_id=boot)
         try:
-            state.drop_baselines({t for t, value in state.baselines.items() if not restorable(t, value)})
+            store.drop_baselines({t for t, value in store.baselines.items() if not restorable(t, value)})
         except OSError as error:
             log.error("the runtime directory cannot be written: %s", error)
         alerts = Alerts()
         stack.callback(alerts.close)
         guard = MemoryGuard(kernel, directories.runtime, alerts.tell)
-        engine = Reconciler(kernel, REGISTRY, state, companion=guard)
+        engine = Reconciler(kernel, REGISTRY, store, companion=guard)
         alerts.listeners.append(guard.note)
         guard.preparations += [alerts.prepare, engine.threads.prepare]
         for claim in engine.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.threads.close)
         stack.callback(guard.stop)
-        set_aside = state.set_aside or engine.unsound or undone is Undone.SET_ASIDE
+        set_aside = store.set_aside or engine.unsound or undone is Undone.SET_ASIDE
         troubles = {STATE_SET_ASIDE} if set_aside else set()
-        troubles |= {STATE_UNREAD} if state.unread else set()
-        reloading = Reloading(directories.config, directories.runtime, engine, troubles)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.soon)
+        troubles |= {STATE_UNREAD} if store.unread else set()
+        config = ActiveConfig(directories.config, directories.runtime, engine, troubles)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, config.request_reload)
         drift = DriftTimer(engine)
         stack.callback(drift.stop)
-        reloading.listeners += [lambda config: drift.set(config.drift_interval), lambda c: guard.configure(c.guard)]
-        reloading.start()
-        engine.listeners += [journal.recorder(), drift.noted]
+        config.listeners += [lambda now: drift.set(now.drift_interval), lambda now: guard.configure(now.guard)]
+        config.start()
+        engine.listeners += [journal.recorder(), drift.update]
         stack.enter_context(events(engine.look_again))
         host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
         # If one of these tasks fails, the daemon ends, and systemd starts it again.
@@ -135,9 +134,7 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
                 group.create_task(notify.watchdog(lambda: guard.alive), name="watchdog"),
             ]
             try:
-                return await Daemon(host, engine, troubles, reloading, guard, alerts, partial(settling, kernel)).live(
-                    stop
-                )
+                return await Daemon(host, engine, troubles, config, guard, alerts, partial(settling, kernel)).live(stop)
             finally:
                 for task in working:
                     task.cancel()
@@ -153,7 +150,7 @@ class Daemon:
     host: Host
     engine: Reconciler
     troubles: set[str]
-    reloading: Reloading
+    config: ActiveConfig
     guard: MemoryGuard
     alerts: Alerts
     settling: Callable[[], bool]
@@ -219,8 +216,7 @@ class Daemon:
                 tell_end(hold, LEFT)
             await self.engine.drop_holds([hold.number for hold in of_clients])
             return
-        choosing = Choosing(self.reloading, self.engine)
-        core = objects.Core(service, self.engine, self.host, self.troubles, choosing, guard=self.guard)
+        core = objects.Core(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
         self.holds = Holds(core)
         await self.holds.inherit()
 
@@ -249,16 +245,16 @@ class Daemon:
         notify.tell(f"READY=1\n{status()}")
         # A pass that is told to stop ends with a result that is not the status of the service.
         self.engine.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
-        self.reloading.booted()
+        self.config.booted()
         await Neighbours(service, self.troubles, self.engine.look_again).watch()
 
     async def stop(self, *, told: bool) -> None:
         """Stop all work within SETTLE seconds, and leave the bus. The host's own values may take RESTORE more."""
         notify.tell("STOPPING=1")
         self.stopping = True
-        self.reloading.stop()
+        self.config.stop()
         busy = await self.engine.end_writes(SETTLE - LEAVE)
-        if told and self.reloading.config.restore_on_stop and not await self.engine.put_back(RESTORE):
+        if told and self.config.files.restores_on_stop and not await self.engine.put_back(RESTORE):
             log.error("the host's own values are not all back")
             busy = await self.engine.end_writes(LEAVE, grace=0)
         if busy:

@@ -25,7 +25,7 @@ class DriftTimer:
         self._interval = interval
         self._arm()
 
-    def noted(self, _report: Report) -> None:
+    def update(self, _report: Report) -> None:
         """Start or stop the timer after a pass: there may be a first value to look after, or none any more."""
         if not self._engine.outcomes:
             self.stop()

@@ -25,9 +25,9 @@ def host(tmp_path: Path) -> Path:
 
 def report(place: Path, host: Path, capsys: Captured) -> tuple[int, dict[str, Any]]:
     found = look(place, host)
-    assert check(place, host) == found.failed
+    assert check(place, host) == bool(found.errors)
     capsys.readouterr()
-    return int(found.failed), document(found)
+    return int(bool(found.errors)), document(found)
 
 
 def wrong(place: Path, host: Path, capsys: Captured) -> tuple[int, list[str]]:
@@ -72,6 +72,22 @@ def test_what_is_wrong_with_the_profile_in_force_is_told_once(host: Path, capsys
     (host / "kerntune.toml").write_text('profile = "mine"\n')
     (host / "profiles/mine.toml").write_text('include = ["gone"]\n')
     assert wrong(host, host, capsys) == (1, ["mine.toml:1: there is no profile 'gone'"])
+
+
+def test_mistakes_in_a_profile_that_is_not_in_force_are_warnings(host: Path, capsys: Captured) -> None:
+    """The daemon does not read it: it takes all the files, and the check says so."""
+    (host / "kerntune.toml").write_text('profile = "mine"\n')
+    (host / "profiles/spare.toml").write_text('include = ["base"]\n')
+    (host / "profiles/base.toml").write_text('[io-scheduler]\n"sda" = 5.5\n')
+    code, said = report(host, host, capsys)
+    assert (code, [(row["severity"], row["what"]) for row in said["problems"]]) == (
+        0,
+        [("warning", "io-scheduler: 5.5 is no value")],
+    )
+    assert wrong(host / "profiles", host, capsys) == (1, ["base.toml:2: io-scheduler: 5.5 is no value"])
+    (host / "kerntune.toml").write_text('profile = "spare"\n')
+    code, said = report(host, host, capsys)
+    assert (code, [row["severity"] for row in said["problems"]]) == (1, ["error"])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kerntune import explained
-from kerntune.config import parser as config_text
-from kerntune.config.parser import Content, Kind, lines
+from kerntune.config.content import Content
+from kerntune.config.parser import lines, parse, says_nothing
+from kerntune.config.schema import OPTIONS, Kind
 from kerntune.engine.requests import sound
 from kerntune.explained import config_table
 from kerntune.model import Origin
@@ -22,7 +23,7 @@ FILE = "/etc/kerntune/kerntune.toml"
 
 
 def read(text: str | bytes) -> Content:
-    return config_text.read(FILE, text if isinstance(text, bytes) else text.encode(), TUNABLES)
+    return parse(Path(FILE), text if isinstance(text, bytes) else text.encode(), TUNABLES)
 
 
 def claims(content: Content) -> list[str]:
@@ -185,9 +186,9 @@ def test_what_is_said_of_a_mistake(text: str | bytes, kind: Kind, said: str) -> 
     found = read(text)
     assert [(problem.kind, str(problem)) for problem in found.problems] == [(kind, FILE + said)]
     assert (found.claims, dict(found.options)) == ((), {})
-    assert found.sound is (kind in (Kind.UNKNOWN, Kind.OPTION))
+    assert found.is_sound is (kind in (Kind.UNKNOWN, Kind.OPTION))
     assert all(problem.is_error for problem in found.problems)
-    assert found.parsed is (kind is not Kind.FILE)
+    assert found.is_parsed is (kind is not Kind.FILE)
 
 
 def test_what_is_good_stays_beside_what_is_bad_and_problems_are_in_the_order_of_the_file() -> None:
@@ -224,6 +225,37 @@ def test_the_line_of_a_key(text: str, path: tuple[str, ...], line: int) -> None:
     assert lines(text)[path] == line
 
 
+TABLE_NAMES = {*TUNABLES, *(option.table for option in OPTIONS if option.table)}
+SAYS_NOTHING = ["", "\n\n", "# [x]\n", "[limits]\n\n [io-scheduler] # none\r\n", "# caf\xe9\n"]
+SAYS_SOMETHING = [
+    "x",
+    "[not-known]",
+    "[profile]",
+    "[limits]\nclaims = 5",
+    "[limits]\n[limits]\n",
+    "[[limits]]",
+    "[a",
+    '["a"]',
+    "[a.b]",
+    '"#" = 1',
+    "\0",
+]
+# Comments that TOML does not allow: without a look at them a daemon would take what `config check` refuses.
+NOT_ALLOWED = [b"# caf\xe9\n", b"# \0\n", b"# \x0c\n", b"#\r[limits]\n", b"[limits]\x0b\n", b"#\x7f"]
+
+
+@pytest.mark.parametrize("text", [*SAYS_NOTHING, *SAYS_SOMETHING])
+def test_what_says_nothing(text: str) -> None:
+    assert says_nothing(text.encode(), TABLE_NAMES) is (text in SAYS_NOTHING)
+    assert (read(text) == Content()) is (text in SAYS_NOTHING)
+
+
+@pytest.mark.parametrize("data", NOT_ALLOWED)
+def test_a_comment_that_toml_does_not_allow_is_an_error(data: bytes) -> None:
+    (problem,) = read(data).problems
+    assert problem.kind is Kind.FILE
+
+
 # Texts that are almost in order, so that more than the first sign is looked at.
 words = st.sampled_from(
     ["[limits]", "[hugepages]", "[io-scheduler]", "[overcommit]", "[[hugepages]]", "[new]", "claims", "2M",
@@ -243,7 +275,7 @@ def test_no_text_raises_and_what_is_taken_could_have_been_asked_for(data: bytes)
     found = read(data)
     assert all(sound(claim, TUNABLES) for claim in found.claims)
     assert all(problem.what and str(problem).startswith(FILE) for problem in found.problems)
-    assert found.parsed or len(found.problems) == 1
+    assert found.is_parsed or len(found.problems) == 1
     assert all(0 <= problem.line <= data.count(b"\n") + 1 for problem in found.problems)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.config.profiles import DEEPEST, ProfileInForce, Profiles
+from kerntune.config.profiles import MAX_DEPTH, Profiles
+from kerntune.config.sources import ActiveProfile
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
 from kerntune.tunables import REGISTRY
@@ -38,8 +39,8 @@ class Shelf:
     def wrong(self, name: str) -> list[str]:
         return [str(problem).removeprefix(f"{self.own}/") for problem in self.profiles.read(name).problems]
 
-    def in_force(self) -> ProfileInForce:
-        return ProfileInForce(self.profiles, self.folder / "run", {tunable.name: tunable for tunable in REGISTRY})
+    def in_force(self) -> ActiveProfile:
+        return ActiveProfile(self.profiles, self.folder / "run", {tunable.name: tunable for tunable in REGISTRY})
 
 
 def said(claims: tuple[Claim, ...]) -> list[tuple[str, str, str]]:
@@ -56,7 +57,7 @@ def test_what_one_says(shelf: Shelf) -> None:
     text = 'summary = "for me"\n[hugepages]\n"2M" = "1G"\n[overcommit]\n"*" = { value = "always:95", why = "needed" }\n'
     path = shelf.write("mine", text)
     profile = shelf.profiles.read("mine")
-    assert (profile.name, profile.summary, profile.file, profile.problems) == ("mine", "for me", path, ())
+    assert (profile.name, profile.summary, profile.files[0], profile.problems) == ("mine", "for me", path, ())
     assert profile.claims == (
         Claim(Origin.PROFILE, "hugepages", "2M", "512", "mine", f"{path}:3", 1, partial=True, place=f"{path}:3"),
         Claim(Origin.PROFILE, "overcommit", "", "always:95", "mine", "needed", 2, place=f"{path}:5"),
@@ -139,10 +140,10 @@ def test_a_cycle_over_three_and_a_chain_without_end(shelf: Shelf) -> None:
     assert shelf.wrong("b") == [
         "a.toml:1: profiles include each other: b -> c -> a -> b. One of them has to do without"
     ]
-    for number in range(DEEPEST + 5):
+    for number in range(MAX_DEPTH + 5):
         shelf.write(f"n{number}", f'include = ["n{number + 1}"]')
     assert shelf.wrong("n0") == [
-        f"n{DEEPEST - 1}.toml:1: profiles include each other {DEEPEST} deep. Include them side by side"
+        f"n{MAX_DEPTH - 1}.toml:1: profiles include each other {MAX_DEPTH} deep. Include them side by side"
     ]
 
 
@@ -152,14 +153,14 @@ def test_a_cycle_over_three_and_a_chain_without_end(shelf: Shelf) -> None:
 def test_who_chooses_one_is_told_what_is_wrong(shelf: Shelf) -> None:
     shelf.write("mine", DISK.format("bfq") + "5 = 5.5\n")
     with pytest.raises(InvalidValue, match=r"profile mine is not in order: .*mine.toml:3: io-scheduler: 5.5 is no"):
-        shelf.in_force().checked("mine")
+        shelf.profiles.read_sound("mine")
     with pytest.raises(NoSuchProfile):
-        shelf.in_force().checked("yours")
+        shelf.profiles.read_sound("yours")
     shelf.write("mine", "[tomorrow]\n" + DISK.format("bfq"))
     with pytest.raises(InvalidValue, match="nothing here is called 'tomorrow'"):
-        shelf.in_force().checked("mine")
+        shelf.profiles.read_sound("mine")
     shelf.write("mine", DISK.format("bfq"))
-    chosen = shelf.in_force().checked("mine")
+    chosen = shelf.profiles.read_sound("mine")
     assert (said(chosen.claims), chosen.problems) == ([("io-scheduler@sd*", "bfq", "mine")], ())
 
 
@@ -177,7 +178,7 @@ BROKEN = {
 def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: str, restarted: bool) -> None:
     path = shelf.write("mine", DISK.format("bfq"))
     reader = shelf.in_force()
-    assert reader.read("mine").problems == ()
+    assert reader.load("mine").problems == ()
     if text:
         path.write_text(text)
     else:
@@ -185,22 +186,22 @@ def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: st
     for _ in range(2):
         if restarted:
             reader = shelf.in_force()
-        chosen = reader.read("mine")
+        chosen = reader.load("mine")
         assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
         assert chosen.claims[0].why.endswith("mine.toml:2, as last read without an error")
         assert [problem.is_error for problem in chosen.problems] == [True]
     shelf.write("mine", DISK.format("none"))
-    assert [claim.value for claim in reader.read("mine").claims] == ["none"]
+    assert [claim.value for claim in reader.load("mine").claims] == ["none"]
 
 
 def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
     shelf.write("base", DISK.format("none") + '"nvme*" = "kyber"\n')
     shelf.write("mine", 'include = ["base"]\n' + DISK.format("bfq"))
     reader = shelf.in_force()
-    assert reader.read("mine").problems == ()
+    assert reader.load("mine").problems == ()
     shelf.write("mine", 'includes = ["base"]\n' + DISK.format("mq-deadline"))
     for _ in range(2):
-        chosen = reader.read("mine")
+        chosen = reader.load("mine")
         assert said(chosen.claims) == [
             ("io-scheduler@nvme*", "kyber", "base"),
             ("io-scheduler@sd*", "mq-deadline", "mine"),
@@ -215,9 +216,33 @@ def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
 
 def test_where_there_were_none_only_the_bad_claim_is_left_out(shelf: Shelf) -> None:
     shelf.write("mine", DISK.format("bfq") + '"nvme*" = 5.5\n')
-    chosen = shelf.in_force().read("mine")
+    chosen = shelf.in_force().load("mine")
     assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
     assert len(chosen.problems) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_what_is_good_of_a_profile_with_errors_stays_when_it_gets_worse(shelf: Shelf, *, restarted: bool) -> None:
+    shelf.write("mine", DISK.format("bfq") + '"nvme*" = 5.5\n')
+    reader = shelf.in_force()
+    reader.load("mine")
+    shelf.write("mine", "[")
+    assert said((shelf.in_force() if restarted else reader).load("mine").claims) == [
+        ("io-scheduler@sd*", "bfq", "mine")
+    ]
+
+
+def test_a_second_reading_gives_the_claims_the_same_order(shelf: Shelf) -> None:
+    """The claim on "sd*" is of the profile that includes the others: it is the strongest, whatever stands below."""
+    shelf.write("base", DISK.format("bfq"))
+    shelf.write("more", '[io-scheduler]\n"sda" = "kyber"\n')
+    shelf.write("mine", 'include = ["base", "more"]\n' + DISK.format("none"))
+    reader = shelf.in_force()
+    for _ in range(3):
+        assert said(reader.load("mine").claims) == [
+            ("io-scheduler@sda", "kyber", "more"),
+            ("io-scheduler@sd*", "none", "mine"),
+        ]
 
 
 def test_a_copy_that_cannot_be_used_is_set_aside(shelf: Shelf) -> None:
@@ -225,5 +250,5 @@ def test_a_copy_that_cannot_be_used_is_set_aside(shelf: Shelf) -> None:
     (shelf.folder / "run/profile.json").write_text('{"format": 2}')
     reader = shelf.in_force()
     assert reader.set_aside == shelf.folder / "run/profile.json.bad"
-    assert said(reader.read("mine").claims) == [("io-scheduler@sd*", "bfq", "mine")]
+    assert said(reader.load("mine").claims) == [("io-scheduler@sd*", "bfq", "mine")]
     assert shelf.in_force().set_aside is None

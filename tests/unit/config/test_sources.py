@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.config.config_files import Config, silent
-from kerntune.config.sources import STALE, Configuration
+from kerntune.config.content import Content
+from kerntune.config.sources import STALE, ConfigFiles
 from kerntune.guard.policy import GuardLimits
 from kerntune.model import NO_MEMORY, Limits
 from kerntune.plain_files import MAX_FILE_BYTES
@@ -27,33 +27,30 @@ class Folder:
 
     config: Path
     runtime: Path
-    configuration: Configuration
+    configuration: ConfigFiles
 
     def write(self, text: str, name: str = "kerntune.toml") -> None:
         path = self.config / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    def is_silent(self) -> bool:
-        return silent(self.config, self.runtime, self.configuration.tables)
-
-    def read(self) -> Config:
+    def read(self) -> Content:
         return self.configuration.read()
 
     def restart(self) -> None:
-        self.configuration = Configuration(self.config, self.runtime, REGISTRY)
+        self.configuration = ConfigFiles(self.config, self.runtime, REGISTRY)
 
 
 @pytest.fixture
 def etc(folder: Path) -> Folder:
-    return Folder(folder / "etc", folder / "run", Configuration(folder / "etc", folder / "run", REGISTRY))
+    return Folder(folder / "etc", folder / "run", ConfigFiles(folder / "etc", folder / "run", REGISTRY))
 
 
-def claims(config: Config) -> dict[str, str]:
+def claims(config: Content) -> dict[str, str]:
     return {f"{claim.tunable}@{claim.instances}": claim.value for claim in config.claims}
 
 
-def where(config: Config) -> list[str]:
+def where(config: Content) -> list[str]:
     """File and line of each claim."""
     return [claim.why.rpartition("/")[2] for claim in config.claims]
 
@@ -62,11 +59,10 @@ def where(config: Config) -> list[str]:
 
 
 def test_without_files_nothing_is_claimed(etc: Folder) -> None:
-    assert etc.read() == Config()
-    assert etc.is_silent()
+    assert etc.read() == Content()
     assert not (etc.runtime / "config.json").exists()
     etc.write("", "kerntune.d/README")
-    assert etc.read() == Config()
+    assert etc.read() == Content()
 
 
 def test_the_later_file_and_line_wins(etc: Folder) -> None:
@@ -86,11 +82,20 @@ def test_the_later_file_and_line_wins(etc: Folder) -> None:
     assert config.problems == ()
 
 
+def test_a_later_file_may_name_another_profile_or_none(etc: Folder) -> None:
+    etc.write('profile = "mine"\n')
+    assert etc.read().profile == "mine"
+    etc.write('profile = "yours"\n', "kerntune.d/10.toml")
+    assert etc.read().profile == "yours"
+    etc.write('profile = ""\n', "kerntune.d/20.toml")
+    assert etc.read().profile == ""
+
+
 def test_only_toml_files_in_sight_are_read(etc: Folder) -> None:
     for name in (".#10.toml", ".10.toml", "10.toml~", "10.toml.dpkg-new", "10.conf", "toml"):
         etc.write("no TOML", f"kerntune.d/{name}")
     etc.write("no TOML", "other.toml")
-    assert etc.read() == Config()
+    assert etc.read() == Content()
 
 
 def test_a_link_to_nothing_masks_a_file(etc: Folder) -> None:
@@ -189,7 +194,7 @@ def test_a_file_that_is_removed_is_gone(etc: Folder) -> None:
     (etc.config / "kerntune.d/10.toml").unlink()
     assert claims(etc.read()) == {"hugepages@2M": "64"}
     (etc.config / "kerntune.toml").unlink()
-    assert etc.read() == Config()
+    assert etc.read() == Content()
     etc.write("[[[", "kerntune.d/10.toml")
     assert etc.read().claims == ()
 
@@ -213,6 +218,7 @@ MISSPELT = {
     "a table of options": (SAID.replace("[guard]", "[gaurd]"), "band in [guard] and calm in [guard] that this"),
     "an option": (SAID.replace("calm", "calmm"), "calm in [guard] that this file had stays"),
     "a profile": (SAID.replace("profile", "profil"), "the profile mine that this file had stays"),
+    "no name of a profile": (SAID.replace('"mine"', "5"), "the profile mine that this file had stays"),
     "a lost header": (SAID.replace("[hugepages]\n", ""), "the claims of hugepages that this file had stay"),
 }
 
@@ -395,40 +401,12 @@ def test_the_copy_is_written_only_when_it_changes_and_a_failure_is_none(
     assert "cannot be saved" in caplog.text
 
 
-# Whether there is anything to read
-
-
-SAYS_NOTHING = ["", "\n\n", "# [x]\n", "[limits]\n\n [io-scheduler] # none\r\n"]
-SAYS_SOMETHING = [
-    "x",
-    "[not-known]",
-    "[limits]\nclaims = 5",
-    "[limits]\n[limits]\n",
-    "[[limits]]",
-    "[a",
-    '["a"]',
-    "[a.b]",
-    '"#" = 1',
-    "\0",
-]
-
-
-@pytest.mark.parametrize("text", [*SAYS_NOTHING, *SAYS_SOMETHING])
-def test_what_says_nothing(etc: Folder, text: str) -> None:
-    etc.write(text, "kerntune.d/10.toml")
-    assert etc.is_silent() is (text in SAYS_NOTHING)
+def test_a_file_that_says_nothing_any_more_leaves_nothing(etc: Folder) -> None:
+    etc.write(POOL)
+    etc.read()
+    etc.write("# [hugepages]\n")
+    etc.restart()
+    assert etc.read() == Content()
+    etc.write("[[[")
+    etc.restart()
     assert claims(etc.read()) == {}
-
-
-def test_a_file_that_claimed_something_before_is_looked_at(etc: Folder) -> None:
-    etc.write("")
-    (etc.runtime / "config.json").touch()
-    assert not etc.is_silent()
-
-
-def test_what_cannot_be_read_is_not_silent(etc: Folder) -> None:
-    (etc.config / "kerntune.toml").mkdir(parents=True)
-    assert not etc.is_silent()
-    (etc.config / "kerntune.toml").rmdir()
-    (etc.config / "kerntune.d").touch()
-    assert not etc.is_silent()

@@ -16,8 +16,8 @@ from typing import Final
 
 import pytest
 
-from kerntune.config.parser import Kind
-from kerntune.daemon.active_config import CONFIG_INVALID, Reloading
+from kerntune.config.schema import Kind
+from kerntune.daemon.active_config import CONFIG_INVALID, ActiveConfig
 from kerntune.daemon.app import restorable
 from kerntune.daemon.demo import demo_host
 from kerntune.engine.claims import Choice, Claims
@@ -26,7 +26,7 @@ from kerntune.guard.saved import CAP_FILE, SavedOriginals, Undone, undo_cap_alon
 from kerntune.guard.sysctls import Originals
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Baseline, Claim, Origin, Target
-from kerntune.store import STATE_SET_ASIDE, State
+from kerntune.store import STATE_SET_ASIDE, Store
 from kerntune.tunables import REGISTRY
 from tests.harness.often import often
 
@@ -71,18 +71,18 @@ class Loaded:
 
 def load(folder: Path) -> Loaded:
     """As kerntuned does it before it looks at the kernel (daemon/app.py)."""
-    state = State(folder / "run", folder / "lib", boot_id="boot")
+    state = Store(folder / "run", folder / "lib", boot_id="boot")
     state.drop_baselines({target for target, value in state.baselines.items() if not restorable(target, value)})
     engine = Reconciler(demo_host(), REGISTRY, state)
     try:
         troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
-        reloading = Reloading(folder / "etc", folder / "run", engine, troubles)
-        reloading.start()
+        config = ActiveConfig(folder / "etc", folder / "run", engine, troubles)
+        config.start()
         claims: dict[Origin, set[tuple[str, str, str]]] = {}
         for claim in engine.claims.by_id.values():
             claims.setdefault(claim.origin, set()).add((claim.tunable, claim.instances, claim.value))
-        wrong = [problem.file for problem in reloading.errors]
-        kinds = {problem.kind for problem in reloading.errors}
+        wrong = [problem.file for problem in config.errors]
+        kinds = {problem.kind for problem in config.errors}
         return Loaded(claims, state.claims.choice, dict(state.baselines), troubles, wrong, kinds)
     finally:
         engine.threads.close()
@@ -145,7 +145,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     for name, text in TEXTS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    state = State(folder / "run", folder / "lib", boot_id="boot")
+    state = Store(folder / "run", folder / "lib", boot_id="boot")
     state.save_baselines([Baseline(SDA, "mq-deadline")])
     state.commit(replace(Claims.of(*SAVED), choice=Choice("mine")))
     assert load(folder).troubles == set()

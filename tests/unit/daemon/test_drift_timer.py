@@ -18,7 +18,7 @@ async def timed(interval: int = 60) -> AsyncIterator[tuple[Lab, DriftTimer]]:
     async with running(large_host()) as lab:
         timer = DriftTimer(lab.engine)
         timer.set(interval)
-        lab.engine.listeners.append(timer.noted)
+        lab.engine.listeners.append(timer.update)
         try:
             yield lab, timer
         finally:

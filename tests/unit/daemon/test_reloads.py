@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.config.config_files import Config
+from kerntune.config.content import Content
 from kerntune.daemon import notify
-from kerntune.daemon.active_config import CONFIG_INVALID, Reloading
-from kerntune.daemon.choosing import Choosing
+from kerntune.daemon.active_config import CONFIG_INVALID, ActiveConfig
+from kerntune.engine.claims import Choice
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import Failed, InvalidValue
 from kerntune.journal import CONFIG_PROBLEM
@@ -27,7 +27,7 @@ THP_ENABLED = "sys/kernel/mm/transparent_hugepage/enabled"
 BFQ, NONE = ('[io-scheduler]\n"nvme*" = "bfq"\n', '[io-scheduler]\n"nvme*" = "none"\n')
 
 
-class Slow(Reloading):
+class Slow(ActiveConfig):
     """Counts its readings, and takes its time when it is told to."""
 
     def __init__(self, folder: Path, engine: Reconciler, troubles: set[str]) -> None:
@@ -36,11 +36,11 @@ class Slow(Reloading):
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
-    def read(self) -> Config:
+    def read(self, choice: Choice) -> tuple[Content, Content]:
         self.readings += 1
         self.begun.set()
         assert self.go_on.wait(BOUND)
-        return super().read()
+        return super().read(choice)
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Bench:
 
     lab: Lab
     file: Path
-    reloading: Slow
+    config: Slow
     troubles: set[str]
     told: list[str]
 
@@ -67,20 +67,20 @@ async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str = "")
     file.write_text(text)
     troubles: set[str] = set()
     async with running(large_host()) as lab:
-        reloading = Slow(folder, lab.engine, troubles)
-        reloading.start()
+        config = Slow(folder, lab.engine, troubles)
+        config.start()
         await lab.engine.reconcile("boot", enforce=True)
-        reloading.booted()
-        reloading.readings = 0
-        reloading.begun.clear()
-        yield Bench(lab, file, reloading, troubles, told)
+        config.booted()
+        config.readings = 0
+        config.begun.clear()
+        yield Bench(lab, file, config, troubles, told)
 
 
 async def test_the_start_reads_and_a_reload_reads_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with started(folder, monkeypatch, BFQ) as bench:
         assert (bench.drive, bench.told) == ("bfq", [])
         bench.file.write_text("[limits]\nclaims = 5\n" + NONE)
-        await bench.reloading.ask()
+        await bench.config.reload()
         assert (bench.drive, bench.lab.engine.limits.claims) == ("none", 5)
         begun, ended = bench.told
         assert begun.startswith("RELOADING=1\nMONOTONIC_USEC=")
@@ -98,7 +98,7 @@ async def test_a_file_that_is_not_in_order_is_an_error_and_what_is_good_is_in_fo
             "[limits]\nclaims = 0\n[io-scheduler]\n" + "".join(f"sd{name} = 1.5\n" for name in "abcde")
         )
         with pytest.raises(InvalidValue) as refusal:
-            await bench.reloading.ask()
+            await bench.config.reload()
         assert f"{bench.file}:4: io-scheduler: 1.5 is no value" in refusal.value.what
         assert refusal.value.what.endswith("; and 3 more")
         assert refusal.value.hint == (
@@ -118,7 +118,7 @@ async def test_a_file_that_is_not_in_order_is_an_error_and_what_is_good_is_in_fo
             CONFIG_PROBLEM
         }
         bench.file.write_text(NONE)
-        await bench.reloading.ask()
+        await bench.config.reload()
         assert (bench.drive, bench.troubles) == ("none", set())
 
 
@@ -131,8 +131,7 @@ async def test_damaged_copies_are_told_from_the_start_on_and_no_question_changes
     async with started(folder, monkeypatch) as bench:
         assert bench.troubles == {STATE_SET_ASIDE}
         bench.troubles.clear()
-        choosing = Choosing(bench.reloading, bench.lab.engine)
-        listings = await asyncio.gather(*(choosing.listing() for _ in range(8)))
+        listings = await asyncio.gather(*(bench.config.listing() for _ in range(8)))
         assert all(listing == listings[0] for listing in listings)
         assert bench.troubles == set()
         assert [path.name for path in (folder / "run").glob("*.bad")] == ["profile.json.bad"]
@@ -150,7 +149,7 @@ async def test_a_misspelt_table_is_an_error_and_what_is_known_is_taken(
     async with started(folder, monkeypatch, swappiness + NONE) as bench:
         bench.file.write_text(swappiness.replace("[sysctl]", "[sysctls]") + BFQ)
         with pytest.raises(InvalidValue) as refusal:
-            await bench.reloading.ask()
+            await bench.config.reload()
         assert refusal.value.what.startswith(
             f"the configuration was taken in part only: {bench.file}:1: nothing here is called 'sysctls'; the claims "
             "of sysctl that this file had stay in force. Did you mean 'sysctl'? There are cpu-epp"
@@ -159,7 +158,7 @@ async def test_a_misspelt_table_is_an_error_and_what_is_known_is_taken(
         assert (bench.drive, bench.lab.kernel.plain[SWAPPINESS].value) == ("bfq", "10")
         assert bench.troubles == {CONFIG_INVALID}
         bench.file.write_text(BFQ)
-        await bench.reloading.ask()
+        await bench.config.reload()
         assert (bench.lab.kernel.plain[SWAPPINESS].value, bench.troubles) == ("60", set())
 
 
@@ -177,7 +176,7 @@ async def test_a_value_that_no_kernel_takes_is_an_error_and_the_last_good_one_st
     async with started(folder, monkeypatch, text.format(10)) as bench:
         bench.file.write_text(text.format(300).replace("madvise", "never"))
         with pytest.raises(InvalidValue, match=r"kerntune.toml:4: sysctl: vm.swappiness is a .* to 200, not 300"):
-            await bench.reloading.ask()
+            await bench.config.reload()
         assert (bench.lab.kernel.plain[SWAPPINESS].value, bench.lab.kernel.plain[THP_ENABLED].value) == (
             "10",
             "madvise",
@@ -189,16 +188,16 @@ async def test_who_asks_while_one_waits_shares_it_and_who_asks_while_one_reads_g
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with started(folder, monkeypatch, BFQ) as bench:
-        bench.reloading.go_on.clear()
-        first = [asyncio.create_task(bench.reloading.ask()) for _ in range(3)]
-        assert await asyncio.to_thread(bench.reloading.begun.wait, BOUND)
-        second = [asyncio.create_task(bench.reloading.ask()) for _ in range(3)]
-        bench.reloading.soon()
+        bench.config.go_on.clear()
+        first = [asyncio.create_task(bench.config.reload()) for _ in range(3)]
+        assert await asyncio.to_thread(bench.config.begun.wait, BOUND)
+        second = [asyncio.create_task(bench.config.reload()) for _ in range(3)]
+        bench.config.request_reload()
         await asyncio.sleep(0)
-        assert bench.reloading.readings == 1
-        bench.reloading.go_on.set()
+        assert bench.config.readings == 1
+        bench.config.go_on.set()
         await asyncio.gather(*first, *second)
-        assert bench.reloading.readings == 2
+        assert bench.config.readings == 2
         assert [line.partition("\n")[0] for line in bench.told] == ["RELOADING=1", "READY=1"] * 2
 
 
@@ -206,7 +205,7 @@ async def test_a_long_one_asks_for_more_time(folder: Path, monkeypatch: pytest.M
     asked = f"EXTEND_TIMEOUT_USEC={notify.EXTEND_BY}"
     monkeypatch.setattr(notify, "EXTEND_EVERY", 0.01)
     async with started(folder, monkeypatch) as bench:
-        bench.reloading.go_on.clear()
+        bench.config.go_on.clear()
         heard = asyncio.Event()
 
         def tell(text: str) -> None:
@@ -215,9 +214,9 @@ async def test_a_long_one_asks_for_more_time(folder: Path, monkeypatch: pytest.M
                 heard.set()
 
         monkeypatch.setattr(notify, "tell", tell)
-        call = asyncio.create_task(bench.reloading.ask())
+        call = asyncio.create_task(bench.config.reload())
         await asyncio.wait_for(heard.wait(), BOUND)
-        bench.reloading.go_on.set()
+        bench.config.go_on.set()
         await call
         assert bench.told[-1] == "READY=1"
         assert set(bench.told[1:-1]) == {asked}
@@ -227,27 +226,27 @@ async def test_when_the_daemon_stops_one_that_runs_says_no_more_and_none_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with started(folder, monkeypatch) as bench:
-        bench.reloading.go_on.clear()
-        call = asyncio.create_task(bench.reloading.ask())
-        assert await asyncio.to_thread(bench.reloading.begun.wait, BOUND)
+        bench.config.go_on.clear()
+        call = asyncio.create_task(bench.config.reload())
+        assert await asyncio.to_thread(bench.config.begun.wait, BOUND)
         (reloading,) = bench.told
-        bench.reloading.stop()
-        bench.reloading.go_on.set()
-        for asked in (call, bench.reloading.ask()):
+        bench.config.stop()
+        bench.config.go_on.set()
+        for asked in (call, bench.config.reload()):
             with pytest.raises(Failed, match="is stopping"):
                 await asked
         assert bench.told == [reloading]
-        assert bench.reloading.readings == 1
+        assert bench.config.readings == 1
 
 
 async def test_a_caller_who_goes_takes_nobody_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with started(folder, monkeypatch) as bench:
-        bench.reloading.go_on.clear()
-        one, other = (asyncio.create_task(bench.reloading.ask()) for _ in range(2))
-        assert await asyncio.to_thread(bench.reloading.begun.wait, BOUND)
+        bench.config.go_on.clear()
+        one, other = (asyncio.create_task(bench.config.reload()) for _ in range(2))
+        assert await asyncio.to_thread(bench.config.begun.wait, BOUND)
         one.cancel()
         bench.file.write_text(BFQ)
-        bench.reloading.go_on.set()
+        bench.config.go_on.set()
         await other
         assert bench.drive == "bfq"
 
@@ -258,15 +257,15 @@ async def test_nothing_is_read_again_before_the_boot_pass_is_done(
     monkeypatch.setattr(notify, "tell", lambda text: None)
     (folder / "kerntune.toml").write_text(BFQ)
     async with running(large_host()) as lab:
-        reloading = Slow(folder, lab.engine, set())
-        early = reloading.soon()
-        reloading.start()
+        config = Slow(folder, lab.engine, set())
+        early = config.request_reload()
+        config.start()
         await lab.engine.reconcile("boot", enforce=True)
-        assert reloading.readings == 1
+        assert config.readings == 1
         assert not early.done()
-        reloading.booted()
+        config.booted()
         await early
-        assert reloading.readings == 2
+        assert config.readings == 2
 
 
 @pytest.mark.parametrize("signalled", [True, False], ids=["signal", "call"])
@@ -277,11 +276,11 @@ async def test_a_pass_that_fails_fails_the_reload_and_not_the_daemon(
         bench.file.write_text(BFQ)
         bench.lab.store.full = FULL
         if signalled:
-            await asyncio.wait([bench.reloading.soon()])
+            await asyncio.wait([bench.config.request_reload()])
         else:
             with pytest.raises(Failed, match="cannot be saved"):
-                await bench.reloading.ask()
+                await bench.config.reload()
         assert bench.told[-1] == "READY=1"
         bench.lab.store.full = None
-        await bench.reloading.ask()
+        await bench.config.reload()
         assert bench.drive == "bfq"

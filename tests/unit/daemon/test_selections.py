@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.daemon import notify
-from kerntune.daemon.active_config import CONFIG_INVALID, Reloading
-from kerntune.daemon.choosing import Choosing
+from kerntune.daemon.active_config import CONFIG_INVALID, ActiveConfig
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
 from kerntune.errors import Failed, InvalidValue, NoSuchProfile
 from kerntune.model import Origin, Reason, State
@@ -31,8 +30,7 @@ class Bench:
 
     lab: Lab
     folder: Path
-    reloading: Reloading
-    choosing: Choosing
+    config: ActiveConfig
     troubles: set[str]
 
     @property
@@ -49,7 +47,7 @@ class Bench:
 
     async def choose(self, selection: Selection) -> tuple[bool, dict[str, tuple[str, str, State]]]:
         """Whether it changed anything, and requested, actual and state by target."""
-        answer = await self.choosing.choose(selection, "test")
+        answer = await self.config.choose(selection, "test")
         return answer.changed, {str(o.target): (o.requested, o.actual, o.state) for o in answer.outcomes}
 
     def writes(self) -> list[str]:
@@ -68,13 +66,13 @@ async def started(
         if lab:
             now.store.claims, now.store.baselines = lab.store.claims, lab.store.baselines
             now.engine.committed = lab.store.claims
-        reloading = Reloading(folder, folder / "run", now.engine, troubles)
-        bench = Bench(now, folder, reloading, Choosing(reloading, now.engine), troubles)
+        config = ActiveConfig(folder, folder / "run", now.engine, troubles)
+        bench = Bench(now, folder, config, troubles)
         for name, claims in (("fast", FAST), ("fair", DISK.format("bfq"))):
             bench.profile(name, claims)
-        reloading.start()
+        config.start()
         await now.engine.reconcile("boot", enforce=True)
-        reloading.booted()
+        config.booted()
         bench.writes()
         yield bench
 
@@ -90,7 +88,7 @@ async def test_a_switch_is_one_pass_and_never_by_way_of_the_baseline(
             "overcommit": ("always:95", "always:95", State.SATISFIED),
             "hugepages@2M": ("10", "10", State.SATISFIED),
         }
-        assert (bench.choosing.profile, bench.lab.store.claims.choice) == ("fast", Choice("fast"))
+        assert (bench.config.profile, bench.lab.store.claims.choice) == ("fast", Choice("fast"))
         assert dict(bench.lab.store.claims.by_id) == {}
         bench.lab.reports.clear()
         bench.writes()
@@ -107,7 +105,7 @@ async def test_a_switch_is_one_pass_and_never_by_way_of_the_baseline(
 async def test_it_is_below_the_configuration_and_the_callers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
         await bench.lab.set(("overcommit", "", "heuristic"))
-        for ask in (bench.choosing.plan(Selection("fast")), bench.choosing.choose(Selection("fast"), "test")):
+        for ask in (bench.config.plan(Selection("fast")), bench.config.choose(Selection("fast"), "test")):
             answer = await ask
             told = {str(outcome.target): outcome for outcome in answer.outcomes}
             disk, memory = told["io-scheduler@sda"], told["overcommit"]
@@ -121,7 +119,7 @@ async def test_it_is_below_the_configuration_and_the_callers(folder: Path, monke
         # Without the line the profile has its way, and with it again the line.
         for text, value in (("", "none"), (DISK.format("bfq"), "bfq")):
             (folder / "kerntune.toml").write_text(text)
-            await bench.choosing.reload()
+            await bench.config.reload()
             assert bench.disk == value
         changed, outcomes = await bench.choose(CLEAR)
         assert changed
@@ -141,17 +139,17 @@ async def test_the_configuration_wins_over_the_profile_that_it_names_and_over_on
     async with started(folder, monkeypatch, head + wide) as bench:
         if not named:
             await bench.choose(Selection("fair"))
-        assert (bench.choosing.profile, bench.disk) == ("fair", "kyber")
+        assert (bench.config.profile, bench.disk) == ("fair", "kyber")
         (folder / "kerntune.toml").write_text(head)
-        await bench.choosing.reload()
-        assert (bench.choosing.profile, bench.disk) == ("fair", "bfq")
+        await bench.config.reload()
+        assert (bench.config.profile, bench.disk) == ("fair", "bfq")
         (folder / "kerntune.toml").write_text(wide)
-        await bench.choosing.reload()
-        assert (bench.choosing.profile, bench.disk) == ("" if named else "fair", "kyber")
+        await bench.config.reload()
+        assert (bench.config.profile, bench.disk) == ("" if named else "fair", "kyber")
         await bench.choose(CLEAR)
-        assert (bench.choosing.profile, bench.disk) == ("", "kyber")
+        assert (bench.config.profile, bench.disk) == ("", "kyber")
         (folder / "kerntune.toml").write_text("")
-        await bench.choosing.reload()
+        await bench.config.reload()
         assert bench.disk == OWN
 
 
@@ -172,44 +170,97 @@ async def test_it_outlives_the_daemon_and_follows_its_file(folder: Path, monkeyp
     async with started(folder, monkeypatch) as before:
         await before.choose(Selection("fair"))
     async with started(folder, monkeypatch, lab=before.lab) as bench:
-        assert (bench.choosing.profile, bench.disk, bench.writes()) == ("fair", "bfq", [])
+        assert (bench.config.profile, bench.disk, bench.writes()) == ("fair", "bfq", [])
         bench.profile("fair", DISK.format("none"))
-        await bench.choosing.reload()
+        await bench.config.reload()
         assert bench.disk == "none"
         bench.profile("fair", DISK.replace("{}", "5"))
         (folder / "profiles/fair.toml").write_text("[[[")
         with pytest.raises(InvalidValue, match=r"fair\.toml:1: this is not TOML"):
-            await bench.choosing.reload()
+            await bench.config.reload()
         assert (bench.disk, bench.degraded) == ("none", {CONFIG_INVALID})
         await bench.choose(Selection("fast"))
         assert bench.degraded == set()
         (folder / "profiles/fast.toml").unlink()
         with pytest.raises(InvalidValue, match="there is no profile 'fast'"):
-            await bench.choosing.reload()
-        assert (bench.disk, bench.choosing.profile, bench.degraded) == ("none", "fast", {CONFIG_INVALID})
+            await bench.config.reload()
+        assert (bench.disk, bench.config.profile, bench.degraded) == ("none", "fast", {CONFIG_INVALID})
         await bench.choose(CLEAR)
-        assert (bench.disk, bench.choosing.profile, bench.degraded) == (OWN, "", set())
+        assert (bench.disk, bench.config.profile, bench.degraded) == (OWN, "", set())
 
 
 async def test_the_configuration_may_name_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "profiles").mkdir()
     (folder / "profiles/fair.toml").write_text(DISK.format("bfq"))
     async with started(folder, monkeypatch, 'profile = "fair"\n') as bench:
-        assert (bench.choosing.profile, bench.disk) == ("fair", "bfq")
+        assert (bench.config.profile, bench.disk) == ("fair", "bfq")
         await bench.choose(Selection("fast"))
-        assert (bench.choosing.profile, bench.disk) == ("fast", "none")
+        assert (bench.config.profile, bench.disk) == ("fast", "none")
         _, outcomes = await bench.choose(CLEAR)
-        assert (bench.choosing.profile, bench.disk) == ("fair", "bfq")
+        assert (bench.config.profile, bench.disk) == ("fair", "bfq")
         assert outcomes["io-scheduler@sda"] == ("bfq", "bfq", State.SATISFIED)
         (folder / "kerntune.toml").write_text('profile = "gone"\n')
-        with pytest.raises(InvalidValue, match="there is no profile 'gone'"):
-            await bench.choosing.reload()
+        with pytest.raises(InvalidValue, match="there is no profile 'gone'; the claims of profile fair stay in force"):
+            await bench.config.reload()
         (folder / "kerntune.toml").write_text("profile = 5\n")
         with pytest.raises(InvalidValue, match="profile is 5"):
-            await bench.choosing.reload()
+            await bench.config.reload()
+        assert (bench.config.profile, bench.disk) == ("fair", "bfq")
         (folder / "kerntune.toml").write_text("")
-        await bench.choosing.reload()
-        assert (bench.choosing.profile, bench.disk, bench.degraded) == ("", OWN, set())
+        await bench.config.reload()
+        assert (bench.config.profile, bench.disk, bench.degraded) == ("", OWN, set())
+
+
+@pytest.mark.parametrize("wrong", ['profile = "gone"\n', "profile = 5\n", 'profile = "bad"\n', 'profile = "part"\n'])
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+async def test_a_typo_in_the_name_of_the_profile_frees_no_pages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, wrong: str, restarted: bool
+) -> None:
+    """A name that no profile has, or that of a profile with errors: it takes the place of none."""
+    (folder / "profiles").mkdir()
+    (folder / "profiles/fast.toml").write_text(FAST)
+    async with contextlib.AsyncExitStack() as stack:
+        bench = await stack.enter_async_context(started(folder, monkeypatch, 'profile = "fast"\n'))
+        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("fast", "none", [5, 5])
+        bench.profile("bad", "[")
+        bench.profile("part", DISK.format("bfq") + '[hugepage]\n"2M" = 10\n')
+        if restarted:
+            bench = await stack.enter_async_context(started(folder, monkeypatch, wrong, lab=bench.lab))
+        else:
+            (folder / "kerntune.toml").write_text(wrong)
+        for _ in range(2):
+            with pytest.raises(
+                InvalidValue, match=r"claims of profile fast stay in|profile fast that this file had stays"
+            ):
+                await bench.config.reload()
+            assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("fast", "none", [5, 5])
+            assert bench.degraded == {CONFIG_INVALID}
+        # A call that returns to the files changes nothing either; without the name its claims end.
+        assert not (await bench.choose(CLEAR))[0]
+        (folder / "kerntune.toml").write_text('profile = "fair"\n')
+        await bench.config.reload()
+        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
+        (folder / "kerntune.toml").write_text("")
+        await bench.config.reload()
+        (folder / "kerntune.toml").write_text(wrong.replace("part", "gone"))
+        with pytest.raises(InvalidValue):
+            await bench.config.reload()
+        assert (bench.disk, bench.degraded) == (OWN, {CONFIG_INVALID})
+
+
+async def test_a_caller_who_clears_a_profile_frees_it_though_the_files_name_none_that_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch, 'profile = "gone"\n') as bench:
+        assert (bench.config.profile, bench.disk, bench.degraded) == ("gone", OWN, {CONFIG_INVALID})
+        await bench.choose(Selection("fast"))
+        await bench.config.reload()
+        assert (bench.config.profile, bench.disk, bench.degraded) == ("fast", "none", set())
+        await bench.choose(CLEAR)
+        assert (bench.disk, pages(bench.lab.kernel), bench.degraded) == (OWN, [0, 0], {CONFIG_INVALID})
+        with pytest.raises(InvalidValue, match="there is no profile 'gone'"):
+            await bench.config.reload()
+        assert (bench.disk, pages(bench.lab.kernel)) == (OWN, [0, 0])
 
 
 async def test_what_cannot_be_chosen_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,14 +269,14 @@ async def test_what_cannot_be_chosen_changes_nothing(folder: Path, monkeypatch: 
         bench.writes()
         bench.profile("bad", DISK.replace('"{}"', "5.5"))
         for name, error in (("gone", NoSuchProfile), ("bad", InvalidValue)):
-            for ask in (bench.choosing.check, bench.choosing.plan, bench.choose):
+            for ask in (bench.config.check, bench.config.plan, bench.choose):
                 with pytest.raises(error):
                     await ask(Selection(name))
         bench.lab.store.full_for_claims = FULL
         with pytest.raises(Failed, match="cannot be saved"):
             await bench.choose(Selection("fast"))
         bench.lab.store.full_for_claims = None
-        assert (bench.choosing.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
+        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
         assert bench.lab.engine.claims.choice == Choice("fair")
 
 
@@ -243,7 +294,7 @@ async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pyt
         }
         assert dict(bench.lab.store.claims.by_id) == {}
         assert await bench.choose(RESET) == (False, {})
-        assert (bench.choosing.profile, bench.degraded) == ("fair", set())
+        assert (bench.config.profile, bench.degraded) == ("fair", set())
 
 
 ENDS = {"reset": RESET, "profile": Selection("fair"), "reload": None}
@@ -266,7 +317,7 @@ async def test_baseline_suspends_the_files_until_it_is_ended(
         if restarted:
             bench = await stack.enter_async_context(started(folder, monkeypatch, config, lab=bench.lab))
         assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == (OWN, 0)
-        assert (bench.choosing.profile, bench.degraded) == ("", {SUSPENDED})
+        assert (bench.config.profile, bench.degraded) == ("", {SUSPENDED})
         assert bench.lab.engine.outcomes == {}
         # Neither a claim nor the end of the profile ends it.
         await bench.lab.set(("io-scheduler", "sda", "kyber"))
@@ -278,9 +329,9 @@ async def test_baseline_suspends_the_files_until_it_is_ended(
             assert changed
             assert outcomes["io-scheduler@sda"] == ("bfq", "bfq", State.SATISFIED)
         else:
-            await bench.choosing.reload()
+            await bench.config.reload()
         assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == ("bfq", 1)
-        assert (bench.choosing.profile, bench.degraded) == ("fair", set())
+        assert (bench.config.profile, bench.degraded) == ("fair", set())
         assert bench.lab.store.claims.choice == Choice("fair")
 
 
@@ -290,8 +341,8 @@ async def test_the_end_of_a_profile_while_suspended(folder: Path, monkeypatch: p
         await bench.choose(BASELINE)
         assert await bench.choose(CLEAR) == (True, {})
         assert bench.degraded == {SUSPENDED}
-        await bench.choosing.reload()
-        assert (bench.disk, bench.choosing.profile, bench.degraded) == (OWN, "", set())
+        await bench.config.reload()
+        assert (bench.disk, bench.config.profile, bench.degraded) == (OWN, "", set())
 
 
 async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,18 +351,18 @@ async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypa
         bench.writes()
         before = dict(bench.lab.engine.claims.by_id)
         for selection in (Selection("fast"), RESET, BASELINE):
-            planned = await bench.choosing.plan(selection)
+            planned = await bench.config.plan(selection)
             assert planned.changed
             assert State.PLANNED in {outcome.state for outcome in planned.outcomes}
-        assert not (await bench.choosing.plan(CLEAR)).changed
-        assert (bench.writes(), dict(bench.lab.engine.claims.by_id), bench.choosing.profile) == ([], before, "")
+        assert not (await bench.config.plan(CLEAR)).changed
+        assert (bench.writes(), dict(bench.lab.engine.claims.by_id), bench.config.profile) == ([], before, "")
         assert not (folder / "run/profile.json").exists()
         await bench.choose(Selection("fair"))
         kept = (folder / "run/profile.json").read_bytes()
         (folder / "kerntune.toml").write_text('profile = "fast"\n')
-        await bench.choosing.reload()
+        await bench.config.reload()
         for selection in (Selection("fast"), CLEAR):
-            assert (await bench.choosing.plan(selection)).changed
+            assert (await bench.config.plan(selection)).changed
         assert (folder / "run/profile.json").read_bytes() == kept
 
 
@@ -320,12 +371,12 @@ async def test_choices_beside_each_other_and_beside_reloads_take_turns(
 ) -> None:
     async with started(folder, monkeypatch, '[io-scheduler]\n"nvme0n1" = "kyber"\n') as bench:
         asked = [bench.choose(Selection(name)) for name in ("fast", "fair") * 4]
-        reloads = [bench.choosing.reload() for _ in range(4)]
+        reloads = [bench.config.reload() for _ in range(4)]
         sets = [bench.lab.set(("overcommit", "", f"always:{number}")) for number in range(50, 54)]
         await asyncio.gather(*asked, *reloads, *sets, bench.choose(BASELINE))
         await bench.choose(RESET)
         await bench.choose(Selection("fair"))
-        assert (bench.disk, pages(bench.lab.kernel), bench.choosing.profile) == ("bfq", [0, 0], "fair")
+        assert (bench.disk, pages(bench.lab.kernel), bench.config.profile) == ("bfq", [0, 0], "fair")
         assert {claim.origin for claim in bench.lab.engine.claims.by_id.values()} == {Origin.CONFIG, Origin.PROFILE}
         await bench.choose(CLEAR)
         assert (bench.disk, bench.lab.kernel.disks["nvme0n1"].scheduler) == (OWN, "kyber")

@@ -25,7 +25,7 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import KerntuneError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Baseline, Hold, Origin, Reason, Target
-from kerntune.store import State
+from kerntune.store import Store
 from kerntune.tunables import REGISTRY
 from tests.harness.often import often
 from tests.unit.lab import BOUND, Lab, MemoryStore, have_pages, host_values, large_host, pages, request
@@ -71,7 +71,7 @@ class Mortal:
 class Disk:
     """Its state, likewise; what the daemon believes it has saved goes with it."""
 
-    def __init__(self, state: State, life: Life) -> None:
+    def __init__(self, state: Store, life: Life) -> None:
         self._state, self._life, self._believed = state, life, MemoryStore(state.claims, state.baselines)
 
     @property
@@ -149,7 +149,7 @@ class Story:
     @contextlib.asynccontextmanager
     async def daemon(self, life: Life) -> AsyncIterator[Lab]:
         """A daemon from its start, where it drops what has no client any more; it has made the boot pass."""
-        store = Disk(State(self.folder, self.folder, boot_id="boot"), life)
+        store = Disk(Store(self.folder, self.folder, boot_id="boot"), life)
         engine = Reconciler(Mortal(self.kernel, life), REGISTRY, store)
         working = asyncio.create_task(engine.work())
         try:
