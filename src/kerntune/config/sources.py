@@ -128,16 +128,17 @@ class ActiveProfile:
             now = self.profiles.read(name)
         except NoSuchProfile as error:
             now = Content(problems=(Problem(f"profile {name}", 0, Kind.FILE, error.what, error.hint),), name=name)
-        former = next(iter(self._last.contents), name)
-        if former == name:
-            now = with_last(now, self._last.contents.get(name))
+        # Another thread may save meanwhile: look at one state of it.
+        former, last = next(iter(self._last.contents.items()), (name, None))
+        if former == name or last is None:
+            now = with_last(now, last)
             return replace(now, claims=numbered(now.claims), name=name)
         if not (keep_former and now.errors):
             return now
-        first, claims = now.errors[0], self._last.contents[former].claims
+        first = now.errors[0]
         explained = replace(first, what=f"{first.what}; the claims of profile {former} stay in force")
         problems = tuple(explained if problem is first else problem for problem in now.problems)
-        return Content(stale(claims), problems=problems, name=former)
+        return Content(stale(last.claims), problems=problems, name=former)
 
     def save(self, content: Content) -> None:
         """Save the claims of the profile that is in force from now on; that of no other may come back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -271,11 +272,15 @@ words = st.sampled_from(
 @example(b'[hugepages]\n"2M" = [' + b"[" * 400 + b"]" * 400 + b"]")
 @example(b'"' * 4000 + b"=")
 @example(b"[limits]\nclaims = 0x" + b"f" * 5000)
+@example(b"# caf\xe9\n[limits]")
+@example(b"#\r[limits]")
 def test_no_text_raises_and_what_is_taken_could_have_been_asked_for(data: bytes) -> None:
     found = read(data)
     assert all(sound(claim, TUNABLES) for claim in found.claims)
     assert all(problem.what and str(problem).startswith(FILE) for problem in found.problems)
     assert found.is_parsed or len(found.problems) == 1
+    if says_nothing(data, TABLE_NAMES):
+        assert not any(tomllib.loads(data.decode()).values()), "it is passed over, and must mean nothing"
     assert all(0 <= problem.line <= data.count(b"\n") + 1 for problem in found.problems)
 
 
