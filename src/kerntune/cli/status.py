@@ -15,7 +15,6 @@ from kerntune.results import CONTENT, IN_FILES
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
 THE_HOST: Final = "the host"
-DROP_INS: Final = "kerntune.d"  # the folder beside kerntune.toml
 
 Claims = Mapping[str, ClaimRow]
 
@@ -95,7 +94,7 @@ def _given_reason(claim: ClaimRow) -> Iterator[str]:
 def _place(claim: ClaimRow) -> str:
     """Return the file and line of a claim, without the folder of the configuration: all fits in one line."""
     *_, folder, name = ["", *claim.get("place", "").split("/")]
-    return f"{folder}/{name}" if folder == DROP_INS else name
+    return f"{folder}/{name}" if folder.endswith(".d") else name
 
 
 def _without_place(claim: ClaimRow) -> str:
