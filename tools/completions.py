@@ -1,4 +1,4 @@
-"""The completion files for bash and zsh, made from the verbs in cli/grammar.py.
+"""The completion files for bash and zsh, made from the verbs in cli/commands.py.
 
 `python -m tools.completions` writes both into the checkout, and `make generated` runs it. The shells ask `kerntune
 complete` for live values. shtab is no substitute: in bash it reads COMP_WORDS, which is cut at each @, = and :.

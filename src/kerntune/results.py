@@ -15,11 +15,11 @@ from kerntune.patterns import GLOB
 
 CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
 # For these reasons a claim stays, and comes into force later.
-KEPT: Final[frozenset[str]] = frozenset(
+WAITING_REASONS: Final[frozenset[str]] = frozenset(
     {Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT}
 )
 # The reasons for which this host does not have something, or not now.
-LACKING: Final[frozenset[str]] = frozenset(
+ABSENT_REASONS: Final[frozenset[str]] = frozenset(
     {
         Reason.NO_SUCH_TARGET,
         Reason.CPU_OFFLINE,
@@ -29,7 +29,7 @@ LACKING: Final[frozenset[str]] = frozenset(
         Reason.BOOT_PARAMETER_WINS,
     }
 )
-SHORT: Final[frozenset[str]] = frozenset({Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT})
+SHORTFALL_REASONS: Final[frozenset[str]] = frozenset({Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT})
 ERRORS: Final[Mapping[str, tuple[type[errors.KerntuneError], str]]] = {
     Reason.NO_SUCH_TARGET: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
     Reason.DEVICE_GONE: (errors.NoSuchTarget, "`kerntune list` shows what there is"),
@@ -87,9 +87,9 @@ def failure(
     overridden claim counts as taken, because it is kept, except for a caller who `must_win`. A pattern that waits for
     later targets counts as taken too, if it does not name one `exact` target.
     """
-    kept = KEPT - {Reason.NO_SUCH_TARGET} if exact else KEPT
+    kept = WAITING_REASONS - {Reason.NO_SUCH_TARGET} if exact else WAITING_REASONS
     for outcome in outcomes:
-        short = outcome.state == State.PARTIAL and outcome.reason in SHORT
+        short = outcome.state == State.PARTIAL and outcome.reason in SHORTFALL_REASONS
         short |= outcome.reason == Reason.INTERRUPTED
         if outcome.state == State.REFUSED or (short and not partial):
             return as_error(name, outcome)
@@ -129,12 +129,12 @@ def profile_exit_code(outcomes: Sequence[Outcome]) -> Exit:
     A profile is not to blame for what this host lacks. And the administrator wants what the configuration overrides.
     """
     wins = Reason.CONFIG_WINS
-    return exit_code([outcome for outcome in outcomes if not is_lacking(outcome) and outcome.reason != wins])
+    return exit_code([outcome for outcome in outcomes if not is_absent(outcome) and outcome.reason != wins])
 
 
-def is_lacking(outcome: Outcome) -> bool:
+def is_absent(outcome: Outcome) -> bool:
     """Return True if the host does not have the target or value of an outcome, or not now."""
-    return outcome.state == State.UNSUPPORTED and outcome.reason in LACKING
+    return outcome.state == State.UNSUPPORTED and outcome.reason in ABSENT_REASONS
 
 
 def verify_exit_code(*, wrong: int, satisfied: int) -> Exit:
@@ -153,9 +153,9 @@ def is_excused(outcome: Outcome, claim: Mapping[str, Any] | None) -> bool:
     """
     if outcome.reason == Reason.CONFIG_WINS:
         return True
-    if claim is None or not is_lacking(outcome):
+    if claim is None or not is_absent(outcome):
         return False
-    waits = not claim["matches"] or outcome.reason in KEPT
+    waits = not claim["matches"] or outcome.reason in WAITING_REASONS
     is_pattern = waits and bool(GLOB.search(claim["instances"]))
     return claim["origin"] in IN_FILES or is_pattern
 

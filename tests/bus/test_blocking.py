@@ -8,18 +8,22 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from kerntune import errors
 from kerntune.bus import blocking
 from kerntune.bus.blocking import BlockingClient, Signal, connect
-from kerntune.bus.messages import Message, Variant
+from kerntune.bus.frames import Cutter
+from kerntune.bus.messages import Message, Variant, marshalled, parse
 from tests.bus import lab
 from tests.harness.privatebus import PrivateBus
+from tests.hostile import raw
 
 T = TypeVar("T")
 SOON = 20.0  # seconds
@@ -142,6 +146,45 @@ class TestBus:
                 pass
             thread.join(SOON)
 
+    def test_a_bus_that_says_a_little_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
+
+        def trickle() -> None:
+            peer, _ = listener.accept()
+            with peer, suppress(OSError):
+                while True:
+                    peer.sendall(b"x")
+                    time.sleep(0.05)
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "bus"))
+            listener.listen()
+            thread = threading.Thread(target=trickle, daemon=True)
+            thread.start()
+            with pytest.raises(errors.Unreachable, match="did not answer"), connect(f"unix:path={tmp_path}/bus"):
+                pass
+            thread.join(SOON)
+
+    def test_a_bus_that_does_not_say_hello(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "bus"))
+            listener.listen()
+
+            def silent() -> None:
+                peer, _ = listener.accept()
+                with peer:
+                    peer.recv(1024)
+                    peer.sendall(b"OK 0\r\n")
+                    while peer.recv(1024):
+                        pass
+
+            thread = threading.Thread(target=silent, daemon=True)
+            thread.start()
+            with pytest.raises(errors.Unreachable, match="did not answer Hello"), connect(f"unix:path={tmp_path}/bus"):
+                pass
+            thread.join(SOON)
+
     def test_a_bus_that_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.05)
         with socket.socket(socket.AF_UNIX) as listener:
@@ -162,6 +205,62 @@ class TestBus:
 
         async with lab.serving(bus):
             await aside(work, bus)
+
+
+class Odd:
+    """A bus that says something else before it answers the second call."""
+
+    def __init__(self, folder: Path, *before: bytes) -> None:
+        self.address = f"unix:path={folder}/bus"
+        self._before = before
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / "bus"))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Odd:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(SOON)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        peer, _ = self._listener.accept()
+        cutter = Cutter(1 << 20)
+        with peer:
+            peer.recv(1024)
+            peer.sendall(b"OK 0\r\n")
+            data = peer.recv(65536).removeprefix(b"BEGIN\r\n")
+            while True:
+                for frame in cutter.feed(data):
+                    call = parse(frame.data)
+                    if call.serial == 2:
+                        peer.sendall(b"".join(self._before))
+                    peer.sendall(said(call.destination, f"answer {call.serial}", 2, (5, ("u", call.serial))))
+                if not (data := peer.recv(65536)):
+                    return
+
+
+def said(sender: str, text: str, kind: int, *more: tuple[int, tuple[str, Any]]) -> bytes:
+    """Return a message of that kind with a text, as the bus delivers it; `more` are header fields."""
+    fields = ((7, ("s", sender)), *more)
+    return raw.message(7, "", "/", "a.b", "c", "s", bytes(raw.Writer().all("s", [text])), kind=kind, more=fields)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        said(":1.1", "of a type that D-Bus does not have yet", 9, (5, ("u", 2))),
+        said(":1.1", "a signal", 4, (5, ("u", 2))),
+        said(":1.5", "of a stranger", 2, (5, ("u", 2))),
+    ],
+    ids=["type", "signal", "stranger"],
+)
+def test_what_is_no_answer_is_none(tmp_path: Path, before: bytes) -> None:
+    with Odd(tmp_path, before) as odd, connect(odd.address, service=":1.1") as client:
+        assert client.call("/", "a.b", "c", timeout=SOON) == ["answer 2"]
 
 
 class TestSignals:
@@ -225,6 +324,70 @@ class TestSignals:
         assert heard is not None
         assert heard.args[0] == 1
 
+    async def test_a_long_one_of_a_stranger_ends_nothing(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
+
+        def work(client: BlockingClient) -> tuple[object, Signal | None]:
+            client.listen(lab.ROOT, lab.IFACE)
+            asyncio.run_coroutine_threadsafe(flood(client.name), loop).result(SOON)
+            answer = client.call(lab.ROOT, lab.IFACE, "Both")
+            asyncio.run_coroutine_threadsafe(flood(client.name), loop).result(SOON)
+            loop.call_soon_threadsafe(service.emit, lab.ROOT, lab.IFACE, "Tick", 1, {})
+            return answer, client.next_signal(timeout=SOON)
+
+        async def flood(name: str) -> None:
+            signal = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ay", [bytes(2 << 20)])
+            signal.destination = name
+            stranger.link.send(signal)
+            await stranger.link.bus("GetId")  # the bus takes messages in order: the flood has been delivered
+
+        loop = asyncio.get_running_loop()
+        async with lab.serving(bus) as service, lab.Raw(bus) as stranger:
+            answer, heard = await aside(work, bus)
+        assert answer == [1, "two"]
+        assert heard is not None
+        assert heard.args[0] == 1
+
+    async def test_to_listen_again_takes_no_more_rules(self, bus: PrivateBus) -> None:
+        """The bus lets a connection have 512 (dbus-daemon(1)), and a hold may outlive any number of daemons."""
+
+        def work(client: BlockingClient) -> None:
+            for _ in range(600):
+                client.listen(lab.ROOT)
+
+        async with lab.serving(bus):
+            await aside(work, bus)
+
+    async def test_a_flood_of_a_stranger_holds_up_no_deadline(self, bus: PrivateBus) -> None:
+        ended = threading.Event()
+
+        def work(client: BlockingClient) -> None:
+            client.listen(lab.ROOT)
+            flooding = threading.Thread(target=flood, args=(client.name,), daemon=True)
+            flooding.start()
+            try:
+                began = time.monotonic()
+                with pytest.raises(errors.Unreachable, match="did not answer Wait within"):
+                    client.call(lab.ROOT, lab.IFACE, "Wait", timeout=0.2)
+                assert client.next_signal(timeout=0.2) is None
+                assert time.monotonic() - began < SOON / 4
+            finally:
+                ended.set()
+                flooding.join(SOON)
+
+        def flood(name: str) -> None:
+            signal = Message.new_signal("/", "a.b", "c", "s", ["x"])
+            signal.destination = name
+            with connect(bus.address) as stranger:
+                while not ended.is_set():
+                    signal.serial = 7
+                    stranger._send(marshalled(signal))
+
+        async with lab.serving(bus):
+            await aside(work, bus)
+
     async def test_they_end_with_the_daemon_and_begin_anew(self, bus: PrivateBus) -> None:
         steps = [asyncio.Event() for _ in range(3)]
 
@@ -259,7 +422,7 @@ class TestSignals:
         def work(client: BlockingClient) -> Signal | None:
             client.listen(lab.ROOT)
             threading.Timer(0.05, os.write, [woken, b"x"]).start()
-            return client.next_signal(wake, timeout=SOON)
+            return client.next_signal([wake], timeout=SOON)
 
         wake, woken = os.pipe()
         try:

@@ -223,7 +223,7 @@ class ScriptedManager(Manager):
         change = self._script.answer("Hold", [tuple(row) for row in settings], who, why, chosen)
         return 3, change.outcomes
 
-    def wait_for_end(self, number: int, *beside: int) -> bool:
+    def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
         return True
 
     def release(self, number: int, *, timeout: float = 0.0) -> None:
@@ -235,14 +235,14 @@ class ScriptedManager(Manager):
     def reload(self) -> None:
         self._script.answer("Reload")
 
-    def properties(self, interface: str) -> Mapping[str, Any]:
+    def properties(self, interface: str, beside: Sequence[int] = ()) -> Mapping[str, Any]:
         self._script.answer("GetAll", interface)
         return {}
 
     def watch(self) -> None:
         self._script.answer("watch")
 
-    def next_event(self, *beside: int, timeout: float | None = None) -> Event | None:
+    def next_event(self, beside: Sequence[int] = (), *, timeout: float | None = None) -> Event | None:
         if self._script.events:
             event, *self._script.events = self._script.events
             return event

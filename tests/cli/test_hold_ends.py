@@ -8,13 +8,16 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from kerntune.bus import blocking
+from kerntune.bus.names import BUS_NAME, FREEDESKTOP, FREEDESKTOP_PATH
 from kerntune.cli.__main__ import main
 from kerntune.cli.remote import Manager
 from kerntune.errors import Unreachable
@@ -77,6 +80,21 @@ def test_a_hold_outlives_the_daemon_that_granted_it(shell: Shell) -> None:
 
 
 @by_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell, number: signal.Signals) -> None:
+    with subprocess.Popen(COMMAND, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        hold = json.loads(process.stdout.readline())["hold"]
+        shell.daemon.kill()
+        with blocking.connect(shell.environment["DBUS_SYSTEM_BUS_ADDRESS"], service=FREEDESKTOP) as silent:
+            silent.call(FREEDESKTOP_PATH, FREEDESKTOP, "RequestName", "su", BUS_NAME, 0)
+            time.sleep(0.5)  # until it asks the new one; any time will do
+            process.send_signal(number)
+            assert json.loads(process.stdout.readline()) == {"event": "ending", "hold": hold}
+            assert process.wait(LIMIT) == 0
+
+
+@by_root
 def test_a_hold_whose_time_is_over_ends(shell: Shell) -> None:
     done = shell.check("kerntune hold hugepages@2M=1 --ttl 1 --json").splitlines()
     assert [json.loads(line)["event"] for line in done] == ["held", "ended"]
@@ -97,7 +115,7 @@ def test_what_a_script_starts_in_the_background_ignores_ctrl_c(shell: Shell) -> 
 class Stuck(ScriptedManager):
     """A daemon that does not answer when somebody interrupts."""
 
-    def wait_for_end(self, number: int, *beside: int) -> bool:
+    def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
         os.kill(os.getpid(), signal.SIGINT)
         assert select.select(beside, (), (), LIMIT)[0]
         return False
@@ -121,7 +139,7 @@ def test_who_interrupts_a_daemon_that_does_not_answer(state: str, code: int, cap
 
 def test_a_daemon_that_does_not_come_back(capsys: Captured) -> None:
     class Left(ScriptedManager):
-        def wait_for_end(self, number: int, *beside: int) -> bool:
+        def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
             raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
 
     @contextmanager

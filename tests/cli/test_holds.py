@@ -82,6 +82,7 @@ def test_in_json_each_event_is_a_line(capsys: Captured) -> None:
         (["hold", "hugepages=1", "--detach"], "needs its time"),
         (["hold", "hugepages=1", "--detach", "--ttl", "1h", "--pid", "1"], "ends with no process"),
         (["hold", "hugepages=1", "--ttl", "soon"], "'soon' is no time"),
+        (["hold", "hugepages=1", "--ttl", "5ms"], "'5ms' is no time"),
         (["hold", "hugepages=1", "--ttl", ""], "'' is no time"),
         (["hold", "hugepages=1", "--ttl", "999999999d"], "999999999d is too long"),
         (["hold", "hugepages=1", "--ttl", "5000d"], "5000d is too long"),

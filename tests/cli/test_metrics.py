@@ -37,7 +37,7 @@ def test_a_metric_is_said_once_and_its_samples_follow() -> None:
 
 
 def test_labels_are_escaped() -> None:
-    assert Sample(1, {"reason": 'a "b"\\\nc'}).spelt == r'{reason="a \"b\"\\\nc"}'
+    assert Sample(1, {"reason": 'a "b"\\\nc'}).label_text == r'{reason="a \"b\"\\\nc"}'
 
 
 def test_names_follow_the_conventions() -> None:

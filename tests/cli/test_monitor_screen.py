@@ -18,7 +18,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from kerntune.cli import monitor as live
+from kerntune.cli.monitor import CLEAR_LINE, CLEAR_REST, ENTER, HOME, LEAVE
+from kerntune.cli.remote import READ_SECONDS
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
@@ -98,8 +99,8 @@ def change(bus: PrivateBus, *words: str) -> None:
 
 def frame(screen: Screen) -> list[str]:
     """The lines of the next whole screen."""
-    screen.read_until(live.HOME)
-    return screen.read_until(live.CLEAR_REST).replace(live.CLEAR_LINE, "").replace("\r", "").split("\n")
+    screen.read_until(HOME)
+    return screen.read_until(CLEAR_REST).replace(CLEAR_LINE, "").replace("\r", "").split("\n")
 
 
 def frame_with(screen: Screen, text: str) -> list[str]:
@@ -113,7 +114,7 @@ def frame_with(screen: Screen, text: str) -> list[str]:
 
 def test_it_shows_the_host_and_what_happens(bus: PrivateBus, daemon: Daemon) -> None:
     with monitor(bus) as screen:
-        assert screen.read_until(live.ENTER) == ""
+        assert screen.read_until(ENTER) == ""
         lines = frame(screen)
         assert re.fullmatch(r"kerntuned \S+ on a simulated host, generation 0, all well +\d\d:\d\d:\d\d", lines[0])
         assert "guard       off, overcommit heuristic" in lines
@@ -140,14 +141,14 @@ def test_it_gives_the_terminal_back(bus: PrivateBus, daemon: Daemon, number: sig
         frame(screen)
         code, rest = screen.end(number)
         assert code == status
-        assert rest.endswith(live.LEAVE)
+        assert rest.endswith(LEAVE)
 
 
 def test_it_gives_the_terminal_back_when_the_daemon_goes(bus: PrivateBus, daemon: Daemon) -> None:
     with monitor(bus) as screen:
         frame(screen)
         daemon.terminate()
-        screen.read_until(live.LEAVE)
+        screen.read_until(LEAVE)
         code, rest = screen.end()
         assert code == 5
         # It was heard of, or a question came too late.
@@ -158,12 +159,31 @@ def test_it_gives_the_terminal_back_while_it_is_stopped(bus: PrivateBus, daemon:
     with monitor(bus) as screen:
         frame(screen)
         screen.process.send_signal(signal.SIGTSTP)
-        screen.read_until(live.LEAVE)
+        screen.read_until(LEAVE)
         _, status = os.waitpid(screen.process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         screen.process.send_signal(signal.SIGCONT)
-        screen.read_until(live.ENTER)
+        screen.read_until(ENTER)
         frame(screen)
+
+
+def test_it_can_be_stopped_and_ended_while_the_daemon_hangs(bus: PrivateBus, daemon: Daemon) -> None:
+    with monitor(bus) as screen:
+        frame(screen)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            time.sleep(1)  # until it waits for an answer
+            screen.process.send_signal(signal.SIGTSTP)
+            screen.read_until(LEAVE)
+            _, status = os.waitpid(screen.process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            screen.process.send_signal(signal.SIGCONT)
+            screen.read_until(ENTER)
+            began = time.monotonic()
+            assert screen.end(signal.SIGINT)[0] == 0
+            assert time.monotonic() - began < READ_SECONDS / 2
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)
 
 
 def test_it_is_not_drawn_more_often_than_twice_a_second(bus: PrivateBus, daemon: Daemon) -> None:
@@ -172,7 +192,7 @@ def test_it_is_not_drawn_more_often_than_twice_a_second(bus: PrivateBus, daemon:
         start = time.monotonic()
         for number in range(3):
             change(bus, "set", f"hugepages@2M={number + 1}")
-        frames = len(re.findall(re.escape(live.HOME), screen.read_until("2M 3 pages"))) + 1
+        frames = len(re.findall(re.escape(HOME), screen.read_until("2M 3 pages"))) + 1
         # The one that was there already may have been read late.
         assert (frames - 1) * 0.5 <= time.monotonic() - start + 0.5
 
@@ -186,4 +206,4 @@ def test_lines_are_there_for_the_asking(bus: PrivateBus, daemon: Daemon, words: 
         screen.read_until("guard")
         code, rest = screen.end(signal.SIGINT)
         assert code == 0
-        assert live.LEAVE not in head + rest
+        assert LEAVE not in head + rest

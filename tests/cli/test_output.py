@@ -159,6 +159,11 @@ def test_prose_in_the_last_column_gives_way() -> None:
     assert lines[2] == " " * 25 + ("word " * 9).rstrip()
 
 
+def test_prose_may_be_blank() -> None:
+    table = Table(("", "PROFILE", "SUMMARY"), (Row(("", "mine", "  ")),), wraps=True)
+    assert "mine" in on_terminal([table])
+
+
 @pytest.mark.parametrize("width", [30, 72, 200])
 def test_a_table_looks_the_same_at_every_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who wants a value stands in its row, and in one piece."""

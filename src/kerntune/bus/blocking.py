@@ -11,8 +11,8 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from kerntune.bus.messages import (
     Variant,
     address_of,
     exception,
+    is_reply,
     marshalled,
     parse,
     sockets,
@@ -42,6 +43,7 @@ MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
 MAX_SIGNALS: Final = 4096  # signals that wait to be read; when full, the oldest are dropped
 HINT: Final = "is kerntuned running? systemctl status kerntuned"
 CONNECT_SECONDS: Final = 5.0
+SHORTEST: Final = 0.001  # seconds: a timeout of 0 does not wait at all
 CHUNK: Final = 64 << 10  # bytes
 
 
@@ -75,6 +77,10 @@ def typed_errors(service: str) -> Iterator[None]:
         raise errors.Unreachable(f"{service} cannot be reached: {error.what}", HINT) from error
 
 
+class Interrupted(errors.Failed):
+    """A descriptor that the caller named became readable before the reply came."""
+
+
 class BlockingClient:
     """A client of one service. Every error is a class of kerntune.errors, with the text that the service sent.
 
@@ -87,14 +93,15 @@ class BlockingClient:
         self.address, self.service = address, service
         self.on_signal: Callable[[Signal], None] | None = None
         self._cutter = Cutter(MAX_BODY)
-        self._received: deque[Message] = deque()
+        self._received: deque[tuple[Message, bool]] = deque()  # with False for one whose body was too long
         self._signals: deque[Signal] = deque(maxlen=MAX_SIGNALS)
-        self._listens: list[tuple[str, str | None, str | None]] = []
+        self._listens: set[tuple[str, str | None, str | None]] = set()
         self._owner, self._has_left = "", False
         self._serial = 0
+        deadline = time.monotonic() + CONNECT_SECONDS
         self._socket = self._connected()
         try:
-            self._authenticate()
+            self._authenticate(deadline)
             (self.name,) = self._bus("Hello")
         except BaseException:
             self._socket.close()
@@ -116,20 +123,21 @@ class BlockingClient:
         interactive: bool = False,
         start: bool = True,
         timeout: float = 60.0,
+        beside: Sequence[int] = (),
     ) -> list[Any]:
         """Call a method, and return what its reply carries, with variants unwrapped.
 
         `interactive` lets polkit ask for a password: then leave it time (`timeout` in seconds). Without `start` a
         service that does not run is left alone.
         Raise Unreachable without a bus, a daemon or an answer, and Usage for a text that is not UTF-8. An error name
-        that is not ours becomes Failed.
+        that is not ours becomes Failed. Raise Interrupted when one of the descriptors `beside` becomes readable.
         """
         flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
         if not start:
             flags |= MessageFlag.NO_AUTOSTART
         call = Message(self.service, path, interface, member, flags=flags, signature=signature, body=list(args))
         with typed_errors(self.service):
-            return [unwrap(value) for value in self._answer(call, timeout)]
+            return [unwrap(value) for value in self._answer(call, timeout, beside)]
 
     def running(self) -> bool:
         """Return whether the service is on the bus; the question does not start it."""
@@ -143,17 +151,16 @@ class BlockingClient:
 
     def listen(self, path: str, interface: str | None = None, member: str | None = None) -> None:
         """Keep the signals of an object from now on: all, or those of one interface, or of one member of it."""
-        self._listens.append((path, interface, member))
-        interface_rule = f",interface='{interface}'" if interface else ""
-        member_rule = f",member='{member}'" if member else ""
-        bus = f"type='signal',sender='{names.FREEDESKTOP}',interface='{names.FREEDESKTOP}'"
-        self._bus("AddMatch", "s", f"type='signal',sender='{self.service}',path='{path}'{interface_rule}{member_rule}")
-        self._bus("AddMatch", "s", f"{bus},member='NameOwnerChanged',arg0='{self.service}'")
+        if (path, interface, member) not in self._listens:
+            self._listens.add((path, interface, member))
+            more = "".join(f",{key}='{name}'" for key, name in (("interface", interface), ("member", member)) if name)
+            self._bus("AddMatch", "s", f"type='signal',sender='{self.service}',path='{path}'{more}")
+            self._bus("AddMatch", "s", names.owner_rule(self.service))
         with typed_errors(self.service):
             (self._owner,) = self._bus("GetNameOwner", "s", self.service)
         self._has_left = False
 
-    def next_signal(self, *beside: int, timeout: float | None = None) -> Signal | None:
+    def next_signal(self, beside: Sequence[int] = (), *, timeout: float | None = None) -> Signal | None:
         """Wait for the next signal, and return it.
 
         Return None after `timeout` seconds, or when one of the descriptors `beside` is readable. Raise Unreachable when
@@ -163,70 +170,91 @@ class BlockingClient:
         while not self._signals:
             if self._has_left:
                 raise errors.Unreachable(f"{self.service} has left the bus", HINT)
-            if not self._wait(deadline, beside):
+            if self._wait(deadline, beside) != self._socket.fileno():
                 return None
             self._read()
             while self._received:
-                self._hear(self._received.popleft())
-        return self._signals.popleft()
+                self._hear(*self._received.popleft())
+            # Others can keep the socket readable.
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        return self._signals.popleft() if self._signals else None
 
     def _bus(self, member: str, signature: str = "", *args: Any) -> list[Any]:
-        """Call a method of the bus itself (org.freedesktop.DBus)."""
+        """Call a method of the bus itself (org.freedesktop.DBus). Raise Unreachable if it does not answer."""
         call = Message(*THE_BUS, member, signature=signature, body=list(args))
-        return self._answer(call, CONNECT_SECONDS)
+        try:
+            return self._answer(call, CONNECT_SECONDS)
+        except TimedOut as error:
+            raise self._unreachable(f"did not answer {member} within {CONNECT_SECONDS:g} s") from error
 
-    def _answer(self, call: Message, timeout: float) -> list[Any]:
-        """Send a call and return the body of its reply, or raise the class of its error. Raise Unreachable, TimedOut.
+    def _answer(self, call: Message, timeout: float, beside: Sequence[int] = ()) -> list[Any]:
+        """Send a call and return the body of its reply, or raise the class of its error.
 
-        Signals that come meanwhile are heard. The bus lets nobody but the callee reply.
+        Signals that come meanwhile are heard. Raise Unreachable, TimedOut, Interrupted.
         """
         self._serial += 1
         call.serial = self._serial
         deadline = time.monotonic() + timeout
-        try:
-            self._socket.sendall(marshalled(call))
-        except OSError as error:
-            raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
+        self._send(marshalled(call))
         while True:
             while self._received:
-                message = self._received.popleft()
-                if message.reply_serial != call.serial:
-                    self._hear(message)
+                message, is_whole = self._received.popleft()
+                if not is_reply(message, call):
+                    self._hear(message, is_whole)
+                elif not is_whole:
+                    raise errors.LimitsExceeded("the answer is too long", "ask for less at once")
                 elif message.message_type is MessageType.ERROR:
                     raise exception(message)
                 else:
                     return message.body
-            if not self._wait(deadline):
+            ready = None if time.monotonic() >= deadline else self._wait(deadline, beside)
+            if ready is None:
                 raise TimedOut(f"{call.destination} did not answer {call.member} within {timeout:g} s")
+            if ready in beside:
+                raise Interrupted(f"{call.member} was interrupted")
             self._read()
 
-    def _wait(self, deadline: float | None, beside: tuple[int, ...] = ()) -> bool:
-        """Return True when the bus has sent something, False at the deadline or when one `beside` is readable."""
+    def _send(self, data: bytes) -> None:
+        """Send a message. Raise Unreachable, and use the connection no more, if the bus does not take it."""
+        self._socket.settimeout(CONNECT_SECONDS)
+        try:
+            self._socket.sendall(data)
+        except TimeoutError as error:
+            self._socket.shutdown(socket.SHUT_RDWR)  # a part of the message may be on its way
+            raise self._unreachable(f"did not take a message within {CONNECT_SECONDS:g} s") from error
+        except OSError as error:
+            raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
+
+    def _wait(self, deadline: float | None, beside: Sequence[int] = ()) -> int | None:
+        """Return the readable descriptor, which is one `beside` or else the socket's; None at the deadline."""
         waiting = select.poll()
         for descriptor in (self._socket.fileno(), *beside):
             waiting.register(descriptor, select.POLLIN)
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         ready = {descriptor for descriptor, _ in waiting.poll(left)}
-        return bool(ready) and not ready & set(beside)
+        return next((descriptor for descriptor in (*beside, self._socket.fileno()) if descriptor in ready), None)
 
     def _read(self) -> None:
-        """Take what the bus has sent. Raise Unreachable if it has closed the connection."""
+        """Take what the bus has sent. Raise Unreachable if it has closed the connection.
+
+        What cannot be parsed is left out: a later version of D-Bus may have other types of messages and fields.
+        """
         try:
             chunk = self._socket.recv(CHUNK)
             if not chunk:
                 raise self._unreachable("closed the connection")
             for frame in self._cutter.feed(chunk):
-                if not frame.whole:
-                    raise errors.LimitsExceeded("the answer is too long", "ask for less at once")
-                self._received.append(parse(frame.data))
+                with suppress(*UNPARSEABLE):
+                    self._received.append((parse(frame.data), frame.whole))
         except OSError as error:
             raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
-        except (StreamError, *UNPARSEABLE) as error:
+        except StreamError as error:
             raise errors.Failed("the bus sent what is no message", str(error)) from error
 
-    def _hear(self, message: Message) -> None:
+    def _hear(self, message: Message, is_whole: bool) -> None:  # noqa: FBT001  # as the queue has it
         """Keep a wanted signal. Check its sender: anybody can send one to us alone, which needs no match rule."""
-        if message.message_type is not MessageType.SIGNAL:
+        if message.message_type is not MessageType.SIGNAL or not is_whole:
             return
         if message.sender == names.FREEDESKTOP and message.member == "NameOwnerChanged":
             name, old, new = message.body
@@ -263,12 +291,13 @@ class BlockingClient:
             raise self._unreachable(f"is no bus address: {error}") from error
         raise failure
 
-    def _authenticate(self) -> None:
+    def _authenticate(self, deadline: float) -> None:
         """Authenticate by uid ("Authentication Protocol" in the D-Bus Specification). Raise Unreachable."""
         answer = b""
         try:
             self._socket.sendall(f"\0AUTH EXTERNAL {str(os.geteuid()).encode().hex()}\r\n".encode())
             while not answer.endswith(b"\r\n") and len(answer) < CHUNK:
+                self._socket.settimeout(max(SHORTEST, deadline - time.monotonic()))
                 chunk = self._socket.recv(CHUNK)
                 if not chunk:
                     raise self._unreachable("closed the connection")

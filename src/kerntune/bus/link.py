@@ -30,6 +30,7 @@ from kerntune.bus.messages import (
     error_reply,
     exception,
     marshalled,
+    may_reply,
     parse,
     sockets,
 )
@@ -54,15 +55,6 @@ class Waiting(NamedTuple):
 
     destination: str
     reply: asyncio.Future[Message]
-
-    def is_from(self, sender: str) -> bool:
-        """Return whether a reply of `sender` may be the expected one: the bus answers for names that are not there.
-
-        The owner of a well-known name is not known here. The bus lets no client reply that was not asked; this check
-        comes on top.
-        """
-        known = self.destination.startswith(":") or self.destination == names.FREEDESKTOP
-        return not known or sender in (self.destination, names.FREEDESKTOP)
 
 
 class Link(asyncio.BufferedProtocol):
@@ -327,7 +319,7 @@ class Link(asyncio.BufferedProtocol):
             self.complain("unparseable", f"dropped a message that could not be parsed: {error!r:.200}")
             return
         asked = self._replies.get(message.reply_serial or 0)
-        waiting = asked.reply if asked and asked.is_from(message.sender) else None
+        waiting = asked.reply if asked and may_reply(message.sender, asked.destination) else None
         if not frame.whole:
             self._receive_cut(message, waiting)
         elif message.message_type in (MessageType.METHOD_CALL, MessageType.SIGNAL):

@@ -128,6 +128,22 @@ def address_of(address: str | None) -> str:
     return address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
 
 
+def may_reply(sender: str, destination: str) -> bool:
+    """Return whether a sender may reply to a call: the bus answers for names that are not there.
+
+    The owner of a well-known name is not known here. The bus lets no client reply that was not asked; this check
+    comes on top.
+    """
+    is_known = destination.startswith(":") or destination == names.FREEDESKTOP
+    return not is_known or sender in (destination, names.FREEDESKTOP)
+
+
+def is_reply(message: Message, call: Message) -> bool:
+    """Return whether a message is the reply to a call, also one that says why there is none."""
+    is_answer = message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR)
+    return is_answer and message.reply_serial == call.serial and may_reply(message.sender, call.destination)
+
+
 def exception(reply: Message) -> errors.KerntuneError:
     """Return the exception for an error reply, with or without a text in its body."""
     name = reply.error_name

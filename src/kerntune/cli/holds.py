@@ -78,7 +78,7 @@ def _end(manager: Manager, number: int, signals: int, process: int | None) -> bo
     Return True if the kernel has the values without it; else they come when this connection has ended.
     """
     beside = (signals,) if process is None else (signals, process)
-    if manager.wait_for_end(number, *beside):
+    if manager.wait_for_end(number, beside):
         return True
     try:
         manager.release(number, timeout=RELEASE_SECONDS)
@@ -133,7 +133,7 @@ def _failure(failed: tuple[int, KerntuneError]) -> Advice:
 
 def ttl_of(text: str) -> int:
     """Return the microseconds of `90`, `30s`, `15m`, `2h` or `1d`. Raise Usage."""
-    found = parse_duration(text)
+    found = None if text.endswith(("us", "ms")) else parse_duration(text)
     if not found:
         raise Usage(f"{text!r} is no time", "Write 90s, 15m, 2h or 1d")
     if found > MAX_HOLD:

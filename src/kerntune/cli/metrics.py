@@ -57,7 +57,7 @@ class Sample:
     labels: Mapping[str, str]
 
     @property
-    def spelt(self) -> str:
+    def label_text(self) -> str:
         """The labels as they follow the name."""
         pairs = [f'{name}="{value.translate(ESCAPES)}"' for name, value in self.labels.items()]
         return f"{{{','.join(pairs)}}}" if pairs else ""
@@ -172,5 +172,5 @@ def text(metrics: Iterable[Metric]) -> str:
     for metric in metrics:
         if metric.samples:
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-            lines += [f"{metric.name}{sample.spelt} {sample.value}" for sample in metric.samples]
+            lines += [f"{metric.name}{sample.label_text} {sample.value}" for sample in metric.samples]
     return "\n".join([*lines, END, ""])

@@ -14,10 +14,11 @@ import time
 from argparse import Namespace
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
+from kerntune.bus.blocking import Interrupted
 from kerntune.bus.names import CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from kerntune.cli import output, tables
 from kerntune.cli.document import Document, Event, GuardChange, Health
@@ -86,9 +87,10 @@ def show_live(connect: Connect, stream: TextIO) -> Answer:
         with caught(signal.SIGINT, signal.SIGTERM, signal.SIGTSTP) as signals, _screen(stream):
             changed, ended = True, None
             while ended is None:
-                _look(board, manager, everything=changed)
-                _draw(board, stream)
-                changed = _follow(board, manager, signals)
+                with suppress(Interrupted):
+                    _look(board, manager, signals, everything=changed)
+                    _draw(board, stream)
+                    changed = _follow(board, manager, signals)
                 ended = _obey(signals, stream)
     if ended is signal.SIGTERM:
         # As without a handler: the sender sees that this signal ended the process.
@@ -100,7 +102,7 @@ def _follow(board: Board, manager: Manager, signals: Caught) -> bool:
     """Note the events of one INTERVAL, or until a signal comes; return True if there were any."""
     end = time.monotonic() + INTERVAL
     is_changed = False
-    while event := manager.next_event(signals.fileno(), timeout=max(0.0, end - time.monotonic())):
+    while event := manager.next_event([signals.fileno()], timeout=max(0.0, end - time.monotonic())):
         board.note(time.strftime("%H:%M:%S"), event)
         is_changed = True
     return is_changed
@@ -117,14 +119,15 @@ def _obey(signals: Caught, stream: TextIO) -> signal.Signals | None:
     return None
 
 
-def _look(board: Board, manager: Manager, *, everything: bool) -> None:
-    """Read the values that change by themselves, and the others only when a signal has reported a change."""
-    board.memory = manager.properties(MEMORY)
-    board.pools = manager.properties(HUGE_PAGES)
+def _look(board: Board, manager: Manager, signals: Caught, *, everything: bool) -> None:
+    """Read the values that change by themselves, and the others only after a change. Raise Interrupted at a signal."""
+    beside = [signals.fileno()]
+    board.memory = manager.properties(MEMORY, beside)
+    board.pools = manager.properties(HUGE_PAGES, beside)
     if everything:
-        board.manager = manager.properties(MANAGER)
-        board.governors = manager.properties(CPU_GOVERNOR)
-        board.drives = manager.properties(IO_SCHEDULER)
+        board.manager = manager.properties(MANAGER, beside)
+        board.governors = manager.properties(CPU_GOVERNOR, beside)
+        board.drives = manager.properties(IO_SCHEDULER, beside)
 
 
 def _draw(board: Board, stream: TextIO) -> None:

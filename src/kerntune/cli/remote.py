@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kerntune.bus.blocking import BlockingClient, Signal
     from kerntune.model import Setting
 
+PROPERTIES: Final = f"{FREEDESKTOP}.Properties"
 READ_SECONDS: Final = 15.0
 # A user may have to type a password, and then the kernel may have to move a TiB of memory about. The daemon would take
 # back a longer edit. The bus reports at once when the daemon is gone, and users can interrupt.
@@ -97,26 +98,30 @@ class Manager:
         except UnknownObject as error:
             raise NoSuchHold(f"there is no hold {number}", "kerntune holds shows those there are") from error
 
-    def wait_for_end(self, number: int, *beside: int) -> bool:
+    def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
         """Return True when a hold has ended, or False when one of the descriptors `beside` is readable.
 
         The hold survives a restart of the daemon. Raise Unreachable when the bus is lost, or no daemon comes back.
         """
+        from kerntune.bus.blocking import Interrupted  # noqa: PLC0415  # as in `connect`
+
         path = hold_path(number)
         while True:
             try:
                 self._client.listen(ROOT, OBJECT_MANAGER)
-                if path not in self.properties(MANAGER)["Holds"]:
+                if path not in self.properties(MANAGER, beside)["Holds"]:
                     return True
-                while signal := self._client.next_signal(*beside):
+                while signal := self._client.next_signal(beside):
                     if signal.member == "InterfacesRemoved" and signal.args[0] == path:
                         return True
+            except Interrupted:
+                pass
             except Unreachable:
-                if self._is_back(*beside):
+                if self._is_back(beside):
                     continue
             return False
 
-    def _is_back(self, *beside: int) -> bool:
+    def _is_back(self, beside: Sequence[int]) -> bool:
         """Wait for the next daemon: return True when it is there, False when one `beside` is readable.
 
         Raise Unreachable when the bus is gone, or no daemon comes.
@@ -138,11 +143,14 @@ class Manager:
         """Have the daemon read the configuration files again, and wait for the pass."""
         self._client.call(ROOT, MANAGER, "Reload", "a{sv}", {}, interactive=True, timeout=EDIT_SECONDS)
 
-    def properties(self, interface: str) -> Mapping[str, Any]:
-        """Return all properties of one interface, as the contract has them; start no daemon."""
+    def properties(self, interface: str, beside: Sequence[int] = ()) -> Mapping[str, Any]:
+        """Return all properties of one interface, as the contract has them; start no daemon.
+
+        Raise Interrupted when one of the descriptors `beside` becomes readable.
+        """
         # A command that asks repeatedly must not start a daemon that was just stopped.
         (found,) = self._client.call(
-            ROOT, f"{FREEDESKTOP}.Properties", "GetAll", "s", interface, start=False, timeout=READ_SECONDS
+            ROOT, PROPERTIES, "GetAll", "s", interface, start=False, timeout=READ_SECONDS, beside=beside
         )
         return cast("Mapping[str, Any]", found)
 
@@ -152,7 +160,7 @@ class Manager:
         self._client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=READ_SECONDS)
         self._client.listen(ROOT)
 
-    def next_event(self, *beside: int, timeout: float | None = None) -> Event | None:
+    def next_event(self, beside: Sequence[int] = (), *, timeout: float | None = None) -> Event | None:
         """Wait for the next change. Return None after `timeout` seconds, or when one `beside` is readable.
 
         Raise Unreachable when the daemon goes.
@@ -160,7 +168,7 @@ class Manager:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            signal = self._client.next_signal(*beside, timeout=left)
+            signal = self._client.next_signal(beside, timeout=left)
             if signal is None or (event := _event(signal)):
                 return None if signal is None else event
 

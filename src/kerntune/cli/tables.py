@@ -161,7 +161,7 @@ def _fitted(table: Table, width: int) -> Iterator[str]:
     for row in table.rows:
         tones = [row.style if name in table.toned else "" for name in table.columns]
         *cells, last = row.cells
-        lines = wrapped(last, max(NARROWEST, width - margin), "", "") if table.wraps and last else [last]
+        lines = (wrapped(last, max(NARROWEST, width - margin), "", "") if table.wraps else [last]) or [""]
         yield _line([*cells, lines[0]], widths, tones)
         yield from (_styled(f"{' ' * margin}{line}", tones[-1]) for line in lines[1:])
         for note in row.note.splitlines():
