@@ -13,7 +13,7 @@ import pytest
 from kerntune.cli import tables
 from kerntune.cli.__main__ import main
 from kerntune.cli.doctor import daemon_of, findings_page
-from kerntune.doctor.nouns import Daemon, Finding, Severity, Wanted
+from kerntune.doctor.types import Daemon, Finding, Severity, Wanted
 from tests.cli.scripted import Script, claim, document, private_bus, serving
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import handmade

@@ -14,7 +14,7 @@ from kerntune.cli import doctor
 from kerntune.cli.__main__ import main
 from kerntune.cli.doctor import daemon_of
 from kerntune.doctor import examine
-from kerntune.doctor.nouns import Survey
+from kerntune.doctor.types import Survey
 from kerntune.errors import OverLimit
 from tests.cli.scripted import Script, outcome
 from tests.harness.daemon import Daemon

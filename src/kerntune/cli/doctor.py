@@ -16,7 +16,7 @@ from kerntune.cli.output import Advice, Answer, changed
 from kerntune.cli.remote import Connect
 from kerntune.cli.tables import Page, Prose, clean
 from kerntune.doctor.examine import examine, look
-from kerntune.doctor.nouns import Cause, Daemon, Finding, Left, Place, Proposal, Severity, Wanted
+from kerntune.doctor.types import Cause, Daemon, Finding, Left, Place, Proposal, Severity, Wanted
 from kerntune.errors import KerntuneError, Usage
 from kerntune.model import Origin
 from kerntune.results import findings_exit_code

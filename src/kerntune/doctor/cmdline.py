@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from kerntune.doctor.boot_settings import path_of
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Stage
-from kerntune.doctor.sysctl import path_of
+from kerntune.doctor.types import Assignment, Cause, Left, Line, Place, Stage
 from kerntune.errors import InvalidValue
 from kerntune.patterns import parse_pool
 from kerntune.tunables.hugepages import POOLS

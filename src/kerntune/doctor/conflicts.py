@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kerntune.doctor.nouns import Assignment, Cause, Finding, Place, Proposal, Severity, Stage, Survey, Wanted
 from kerntune.doctor.services import Seen
+from kerntune.doctor.types import Assignment, Cause, Finding, Place, Proposal, Severity, Stage, Survey, Wanted
 from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY

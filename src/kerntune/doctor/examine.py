@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from kerntune.doctor import bounds, conflicts, hardware, services
+from kerntune.doctor import conflicts, hardware, memory_limits, services
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Daemon, Finding, Severity, Survey
-from kerntune.doctor.propose import survey
+from kerntune.doctor.import_plan import survey
+from kerntune.doctor.types import Daemon, Finding, Severity, Survey
 from kerntune.kernel.files import HostKernel
 
 ORDER: Final = (Severity.PROBLEM, Severity.WARNING, Severity.NOTE, Severity.OK)
@@ -37,9 +37,9 @@ def findings(root: Path, daemon: Daemon | None) -> Iterator[Finding]:
     yield from hardware.cpu_frequency(files, kernel)
     yield from hardware.drives(kernel)
     yield from hardware.memory(kernel)
-    yield from bounds.overcommit(kernel, services.guards(running), guard)
-    yield from bounds.beside_always(kernel, guard)
-    yield from bounds.session(kernel)
+    yield from memory_limits.overcommit(kernel, services.guards(running), guard)
+    yield from memory_limits.beside_always(kernel, guard)
+    yield from memory_limits.session(kernel)
     yield from conflicts.rivals(services.rivals(files, running), claims)
     yield from conflicts.settings(survey(files, kernel), kernel, claims)
     for path, why in files.unreadable.items():

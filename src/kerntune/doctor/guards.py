@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from kerntune.doctor import words
-from kerntune.doctor.nesting import Condition
+from kerntune.doctor.shell_reader import Condition
 
 # These tests ask whether the file that a line writes exists, or can be written.
 ON_FILES: Final = frozenset({"-e", "-a", "-f", "-r", "-w", "-d", "-b", "-L", "-h"})

@@ -8,7 +8,7 @@ from typing import Final
 
 from kerntune.doctor import cmdline
 from kerntune.doctor.files import Files, whole
-from kerntune.doctor.nouns import Finding, Left, Severity
+from kerntune.doctor.types import Finding, Left, Severity
 from kerntune.kernel.cpufreq import why_no_cpufreq
 from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.kernel.memory import default_page_size, meminfo

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from kerntune.doctor.boot_settings import CLASSIC, path_of
 from kerntune.doctor.files import whole
-from kerntune.doctor.sysctl import CLASSIC, path_of
 from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
 # Short options of sysctl(8); the file may follow -p and -f in the same word.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Assignment, Line, Place, Stage
+from kerntune.doctor.types import Assignment, Line, Place, Stage
 from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.patterns import Kind
 from kerntune.tunables import REGISTRY

@@ -8,7 +8,7 @@ import pytest
 
 from kerntune.doctor import cmdline
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Assignment, Cause, Left
+from kerntune.doctor.types import Assignment, Cause, Left
 from tests.unit.doctor.lab import write
 
 POOLS = "sys/kernel/mm/hugepages"

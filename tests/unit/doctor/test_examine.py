@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kerntune.doctor.examine import examine
-from kerntune.doctor.nouns import Daemon, Finding, Severity, Wanted
+from kerntune.doctor.types import Daemon, Finding, Severity, Wanted
 from tests.hosts import NAMES, lay_out
 from tests.unit.doctor.lab import handmade, write
-from tests.unit.doctor.test_propose import policies
+from tests.unit.doctor.test_import_plan import policies
 
 OK, NOTE, WARNING, PROBLEM = Severity.OK, Severity.NOTE, Severity.WARNING, Severity.PROBLEM
 

@@ -8,7 +8,7 @@ import pytest
 
 from kerntune.doctor import services
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Assignment
+from kerntune.doctor.types import Assignment
 from kerntune.kernel.files import HostKernel
 from tests.unit.doctor.lab import write
 

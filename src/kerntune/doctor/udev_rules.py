@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from kerntune.doctor import shell
+from kerntune.doctor import shell_script
 from kerntune.doctor.files import Files, drop_ins
 from kerntune.doctor.files import Line as Row
-from kerntune.doctor.nouns import Assignment, Left, Line, Place, Stage
+from kerntune.doctor.types import Assignment, Left, Line, Place, Stage
 from kerntune.tunables.knobs import KNOBS
 
 FOLDERS: Final = (
@@ -124,6 +124,6 @@ def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Ite
         elif pair.key == "RUN":
             for name in patterns:
                 command = DEVICE_NAME.sub(name.replace("\\", ""), pair.value).replace('\\"', '"')
-                for line in shell.script([Row(place.line, command)], place.file):
+                for line in shell_script.script([Row(place.line, command)], place.file):
                     if isinstance(line, Assignment):
                         yield line.path, line.value

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.doctor import sysctl
+from kerntune.doctor import boot_settings
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Assignment
+from kerntune.doctor.types import Assignment
 from tests.unit.doctor.lab import write
 
 RATIO = "vm.overcommit_ratio = {}\n"
 
 
 def read(root: Path) -> list[Assignment]:
-    return [line for line in sysctl.read(Files(root)) if isinstance(line, Assignment)]
+    return [line for line in boot_settings.read(Files(root)) if isinstance(line, Assignment)]
 
 
 def in_force(root: Path) -> list[tuple[str, str]]:
@@ -103,4 +103,4 @@ def test_sysctl_conf_is_read_where_a_link_says(tmp_path: Path, link: str) -> Non
 def test_sysctl_conf_without_a_link_is_not_read(tmp_path: Path) -> None:
     """Debian 13 has dropped the link."""
     (line,) = read(write(tmp_path, {"etc/sysctl.conf": RATIO.format(1)}))
-    assert line.idle == sysctl.NOT_READ
+    assert line.idle == boot_settings.NOT_READ

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.doctor import rules
+from kerntune.doctor import udev_rules
 from kerntune.doctor.files import Files, Line
-from kerntune.doctor.nouns import Assignment, Left, Place
+from kerntune.doctor.types import Assignment, Left, Place
 from tests.unit.doctor.lab import write
 
 
 def of(text: str) -> list[Assignment | Left]:
-    return rules.rules([Line(number, line) for number, line in enumerate(text.split("\n"), 1)], "/etc/x.rules")
+    return udev_rules.rules([Line(number, line) for number, line in enumerate(text.split("\n"), 1)], "/etc/x.rules")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_behind_a_goto_nothing_is_sure_until_its_label() -> None:
 def test_folders_and_masks(tmp_path: Path) -> None:
     rule = 'KERNEL=="sda", ATTR{queue/scheduler}="none"\n'
     write(tmp_path, {f"{folder}/60-io.rules": rule for folder in ("etc/udev/rules.d", "usr/lib/udev/rules.d")})
-    shipped, ours = rules.read(Files(tmp_path))
+    shipped, ours = udev_rules.read(Files(tmp_path))
     assert isinstance(shipped, Assignment)
     assert isinstance(ours, Assignment)
     assert (shipped.place.shipped, bool(shipped.idle)) == (True, True)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from kerntune.doctor import cmdline, rules, services, shell, sysctl, translate
+from kerntune.doctor import boot_settings, cmdline, services, shell_script, translate, udev_rules
 from kerntune.doctor.files import Files, whole
-from kerntune.doctor.nouns import Assignment, Cause, Left, Line, Place, Proposal, Stage, Survey
 from kerntune.doctor.translate import Knob
+from kerntune.doctor.types import Assignment, Cause, Left, Line, Place, Proposal, Stage, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView, read_int
 from kerntune.kernel.memory import default_page_size
@@ -28,10 +28,10 @@ def gather(files: Files, page_size: int) -> list[Line]:
     """Return all lines about values of the kernel, in the order in which a boot reads them."""
     return [
         *cmdline.read(files, page_size),
-        *rules.read(files),
-        *sysctl.read(files),
+        *udev_rules.read(files),
+        *boot_settings.read(files),
         *services.read(files),
-        *shell.read(files),
+        *shell_script.read(files),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kerntune.doctor.files import whole
-from kerntune.doctor.nouns import Finding, Severity
+from kerntune.doctor.types import Finding, Severity
 from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.kernel.memory import ARC, read_memory
 from kerntune.tunables.overcommit import needed_limit

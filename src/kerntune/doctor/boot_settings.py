@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kerntune.doctor.files import Files, drop_ins
-from kerntune.doctor.nouns import Assignment, Line, Place, Stage
+from kerntune.doctor.types import Assignment, Line, Place, Stage
 
 FOLDERS: Final = ("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d", "lib/sysctl.d")
 CLASSIC: Final = "etc/sysctl.conf"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.doctor import shell
+from kerntune.doctor import shell_script
 from kerntune.doctor.files import Files, Line
-from kerntune.doctor.nouns import Assignment, Left, Stage
+from kerntune.doctor.types import Assignment, Left, Stage
 from tests.unit.doctor.lab import write
 
 POOL = "proc/sys/vm/nr_hugepages"
@@ -18,7 +18,7 @@ THP = "sys/kernel/mm/transparent_hugepage"
 
 def script(text: str, files: Files | None = None) -> list[Assignment | Left]:
     rows = [Line(number, line) for number, line in enumerate(text.split("\n"), 1)]
-    return shell.script(rows, "/etc/rc.local", files)
+    return shell_script.script(rows, "/etc/rc.local", files)
 
 
 def said(text: str) -> list[tuple[str, str]]:
@@ -200,7 +200,7 @@ def test_a_condition_that_only_asks_for_the_file_or_for_root_is_none(text: str) 
 def test_a_line_under_any_other_condition_is_left(text: str, where: str) -> None:
     (left,) = script(text)
     assert isinstance(left, Left)
-    assert left.why == shell.CONDITIONAL.format(where)
+    assert left.why == shell_script.CONDITIONAL.format(where)
 
 
 def test_a_condition_is_at_an_end_where_it_ends() -> None:
@@ -223,7 +223,7 @@ def test_a_function_is_only_defined(begin: str) -> None:
     text = f'{begin}\n  echo "$1"; echo 1 > /{POOL}\n  [ -z "$1" ] && return\n  exit 1\n{end}\necho 2 > /{POOL}'
     left, taken = script(text)
     assert isinstance(left, Left)
-    assert left.why == shell.IN_A_FUNCTION
+    assert left.why == shell_script.IN_A_FUNCTION
     assert isinstance(taken, Assignment)
     assert (taken.value, taken.idle, taken.remark) == ("2", "", "")
 
@@ -243,7 +243,7 @@ def test_what_stands_behind_exit_is_never_reached() -> None:
     assert isinstance(first, Assignment)
     assert isinstance(second, Assignment)
     assert (first.idle, second.idle) == ("", "it stands behind the exit in line 3, so it is never reached")
-    assert first.remark == shell.MAY_END.format("the exit in line 1")
+    assert first.remark == shell_script.MAY_END.format("the exit in line 1")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_without_a_name_it_is_sysctl_conf(tmp_path: Path, call: str) -> None:
         ("sysctl -p llm.conf", "which file 'llm.conf' is, is not known here"),
         ("sysctl -p /etc/$X.conf", "which file '/etc/$X.conf' is, is not known here"),
         ("sysctl -p /etc/llm.d/*.conf", "which file '/etc/llm.d/*.conf' is, is not known here"),
-        ("grep -q x /etc/y && sysctl -p /etc/llm.conf", shell.CONDITIONAL.format("&& in line 1")),
+        ("grep -q x /etc/y && sysctl -p /etc/llm.conf", shell_script.CONDITIONAL.format("&& in line 1")),
     ],
 )
 def test_a_file_that_is_not_read_is_said(tmp_path: Path, call: str, why: str) -> None:
@@ -312,12 +312,12 @@ def test_nothing_is_run(tmp_path: Path) -> None:
 
 def test_rc_local_has_two_names_and_must_be_executable(tmp_path: Path) -> None:
     files = Files(write(tmp_path, {"etc/rc.d/rc.local": f"echo 1 > /{POOL}\n"}))
-    (line,) = shell.read(files)
+    (line,) = shell_script.read(files)
     assert isinstance(line, Assignment)
     assert str(line.place) == "/etc/rc.d/rc.local:1"
     assert line.idle.startswith("/etc/rc.d/rc.local is not executable")
     (tmp_path / "etc/rc.local").symlink_to("rc.d/rc.local")
     (tmp_path / "etc/rc.d/rc.local").chmod(0o755)
-    (line,) = shell.read(files)
+    (line,) = shell_script.read(files)
     assert isinstance(line, Assignment)
     assert (line.place.file, line.idle) == ("/etc/rc.local", "")

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import pytest
 
-from kerntune.doctor import propose
+from kerntune.doctor import import_plan
 from kerntune.doctor.files import Files
-from kerntune.doctor.nouns import Cause, Survey
+from kerntune.doctor.types import Cause, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import HostKernel, KernelView
 from kerntune.model import Target
@@ -61,7 +61,7 @@ LATER: tuple[Tunable, ...] = (*NOW, Thp(), Sysctl(), READ_AHEAD, replace(CPU_GOV
 
 
 def survey(root: Path, tunables: Sequence[Tunable] = NOW) -> Survey:
-    return propose.survey(Files(root), HostKernel(root), tunables)
+    return import_plan.survey(Files(root), HostKernel(root), tunables)
 
 
 def pasted(root: Path, *lines: str, tunables: Sequence[Tunable] = NOW, host: str = "two-sockets") -> Survey:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kerntune.doctor import guards, programs, sysctl, words
+from kerntune.doctor import boot_settings, guards, programs, words
 from kerntune.doctor.files import Files
 from kerntune.doctor.files import Line as Row
-from kerntune.doctor.nesting import SUBSHELL, Command, Condition, Nesting
-from kerntune.doctor.nouns import Assignment, Left, Line, Place, Stage
+from kerntune.doctor.shell_reader import SUBSHELL, Command, Condition, Nesting
+from kerntune.doctor.types import Assignment, Left, Line, Place, Stage
 
 SCRIPTS: Final = ("etc/rc.local", "etc/rc.d/rc.local")
 # A line that the reader does not understand is of interest only if it mentions one of these.
@@ -178,7 +178,7 @@ class Script:
             elif self.files is not None and path not in self.loaded:
                 self.loaded.add(path)
                 real = self.files.leads_to(path) or path
-                self.found += sysctl.settings(self.files, real, idle=self.idle, stage=Stage.RC_LOCAL)
+                self.found += boot_settings.settings(self.files, real, idle=self.idle, stage=Stage.RC_LOCAL)
 
     def unreadable(self, file: str) -> str:
         """Return why the reader cannot read a file in place of the script, or "" if it can."""
