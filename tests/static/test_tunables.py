@@ -15,7 +15,7 @@ import pytest
 from kerntune import explained
 from kerntune.cli import suggest, syntax
 from kerntune.daemon.demo import demo_host
-from kerntune.doctor import translate
+from kerntune.doctor.import_plan import claim_key
 from kerntune.explained import Grade, config_table, explanation
 from kerntune.kernel.files import WRITABLE
 from kerntune.patterns import EVERY, HUGE_PAGES, Kind
@@ -83,13 +83,13 @@ def test_nothing_is_writable_that_no_tunable_names() -> None:
 def test_lines_that_set_its_files_by_hand_are_known(tunable: Tunable) -> None:
     for file in tunable.files:
         path = file.replace("*", "2048")
-        knob = translate.knob(path, 2 << 20)
-        assert knob, f"by_hand of {tunable.name} does not match {path}"
-        assert knob.tunable == tunable.name
+        key = claim_key(path, 2 << 20)
+        assert key, f"import_patterns of {tunable.name} does not match {path}"
+        assert key.tunable == tunable.name
         if tunable.kind is Kind.SINGLE:
-            assert knob.instances == ""
+            assert key.instances == ""
         else:
-            assert tunable.normal(knob.instances) == knob.instances
+            assert tunable.normal(key.instances) == key.instances
 
 
 @each

@@ -156,13 +156,17 @@ def command(proposal: Proposal) -> str:
 def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
     """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
     stays = {str(one.place) for one in left}
-    places = dict.fromkeys(str(place) for proposal in proposals for place in (*proposal.places, *proposal.overridden))
+    found = dict.fromkeys(place for proposal in proposals for place in (*proposal.places, *proposal.overridden))
+    places = [str(place) for place in found if not place.unit]
+    units = dict.fromkeys(place.unit for place in found if place.unit)
     whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
     hints = []
     if whole:
         hints.append(f"Put a # in front of them, so that only kerntuned sets these values: {', '.join(whole)}")
     if more:
         hints.append(f"These set more than that, which would be lost, so take out only that part: {', '.join(more)}")
+    if units:
+        hints.append(f"Where a unit does nothing else, disable it: sudo systemctl disable {shlex.join(units)}")
     return Advice("the lines that were taken over still stand in their files", ". ".join(hints))
 
 

@@ -16,14 +16,7 @@ GLOB: Final = re.compile(r"[*?\[]")
 CHOSEN: Final = re.compile(r"\[([^\]]+)\]")
 SHOWN: Final = 3  # values of a pattern that a finding quotes
 # These set their values after kerntuned has set its own, or again each time a drive comes.
-LATER_STAGES: Final = frozenset({Stage.UDEV, Stage.SERVICE, Stage.RC_LOCAL})
-HOW: Final = {
-    Stage.KERNEL: "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot",
-    Stage.UDEV: "put a # in front of the rule",
-    Stage.SYSCTL: "put a # in front of the line",
-    Stage.SERVICE: "put a # in front of the line",
-    Stage.RC_LOCAL: "put a # in front of the line",
-}
+LATER_STAGES: Final = frozenset({Stage.UDEV, Stage.SERVICE, Stage.RC_LOCAL, Stage.CRON})
 TAKE_OVER: Final = "kerntune import shows it as a claim, kerntune import --apply takes it over"
 LEAVE: Final = "nothing: a package ships it, and a claim of yours would win"
 BY_HAND: Final = "leave it if it does what you want; kerntune list shows what kerntune can set in its place"
@@ -53,8 +46,8 @@ def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> It
                 "remove it, so that nobody relies on it, or see to it that it is read",
             )
         elif left.cause is Cause.NOT_OURS:
-            said, _, stays = left.why.partition(". ")
-            what = f"{line_in(left.place)} sets what kerntune cannot: {said}"
+            reason, _, stays = left.why.partition(". ")
+            what = f"{line_in(left.place)} sets what kerntune cannot: {reason}"
             yield Finding(Severity.NOTE, "settings", what, (left.place.quoted,), f"{stays[0].lower()}{stays[1:]}")
         elif left.cause in (Cause.NOT_UNDERSTOOD, Cause.NOT_POSSIBLE) and not left.place.shipped:
             what = f"{line_in(left.place)} cannot become a claim: {left.why}"
@@ -75,7 +68,8 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
         return Finding(severity, setting.tunable, what, (*evidence, *overridden), undone(proposal, stage, against))
     if against:
         what = f"{place.file} sets {named(setting)} to {setting.value}, as kerntune does: the line is not needed"
-        return Finding(Severity.NOTE, setting.tunable, what, (*evidence, *overridden), f"{HOW[stage]} ({place})")
+        fix = f"{place.how_to_disable} ({place})"
+        return Finding(Severity.NOTE, setting.tunable, what, (*evidence, *overridden), fix)
     differs = len(evidence) > len(proposal.places)
     what = f"{place.file} sets {named(setting)} to {setting.value}"
     if overridden:
@@ -94,11 +88,12 @@ def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:
         "config": "change /etc/kerntune (kerntune status says which line)",
         "persistent": f"kerntune unset {claim} --persist",
         "runtime": f"kerntune unset {claim}",
-    }.get(claim.origin, "withdraw the claim")
+        "profile": "kerntune profile clear, or change the value in the profile",
+    }.get(claim.origin, f"kerntune status says who set {claim}")
     if where.shipped and stage is Stage.UDEV:
         mask = where.file.rpartition("/")[2]
         return f"have the rule ignored: sudo ln -s /dev/null /etc/udev/rules.d/{mask}; or let it win: {ours}"
-    return f"{HOW[stage]} ({where}); or let it win: {ours}"
+    return f"{where.how_to_disable} ({where}); or let it win: {ours}"
 
 
 def now(lines: Sequence[Assignment], kernel: KernelView) -> list[str]:

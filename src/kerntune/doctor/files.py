@@ -31,7 +31,8 @@ class Line(NamedTuple):
 class Files:
     """The files below a root, as the host would see them if the root were its `/`.
 
-    Paths have no leading slash. `unreadable` gathers the files that exist and cannot be read, each with the reason.
+    Paths have no leading slash. `unreadable` gathers the files and folders that exist and cannot be read, each
+    with the reason.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -101,6 +102,9 @@ class Files:
         """Return the names in a folder that end with `suffix`, sorted by bytes as systemd sorts."""
         try:
             found = os.listdir(f"{self._root}/{self.resolve(folder)}")
+        except PermissionError as error:
+            self.unreadable[f"/{folder}"] = str(error.strerror)
+            return []
         except (OSError, ValueError):
             return []
         return sorted((name for name in found if name.endswith(suffix)), key=os.fsencode)

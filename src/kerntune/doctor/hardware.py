@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from kerntune.doctor import cmdline
+from kerntune.doctor import boot_settings
 from kerntune.doctor.files import Files, whole
 from kerntune.doctor.types import Finding, Left, Severity
 from kerntune.kernel.cpufreq import why_no_cpufreq
@@ -58,7 +58,7 @@ def short_at_boot(files: Files, kernel: KernelView) -> Iterator[Finding]:
 
     The kernel takes the pages that it gets, and says so only in its log.
     """
-    for line in cmdline.read(files, default_page_size(kernel)):
+    for line in boot_settings.read_cmdline(files, default_page_size(kernel)):
         if isinstance(line, Left) or not line.path.startswith(f"{POOLS}/"):
             continue
         asked, there = whole(line.value), read_int(kernel, line.path)
@@ -71,7 +71,7 @@ def short_at_boot(files: Files, kernel: KernelView) -> Iterator[Finding]:
 
 def cpu_frequency(files: Files, kernel: KernelView) -> Iterator[Finding]:
     """Yield whether kerntune can set CPU frequencies, and which governors are at work."""
-    parameters = tuple(place.quoted for name, _, place in cmdline.words(files) if name in CPU_PARAMETERS)
+    parameters = tuple(place.quoted for name, _, place in boot_settings.parameters(files) if name in CPU_PARAMETERS)
     if CPU_GOVERNOR.missing(kernel):
         why, read, fix = why_no_cpufreq(kernel)
         what = f"CPU frequency scaling is not available: {why}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
-from kerntune.doctor import boot_settings, cmdline, services, shell_script, translate, udev_rules
+from kerntune.doctor import boot_settings, services, shell_script, udev_rules
 from kerntune.doctor.files import Files, whole
-from kerntune.doctor.translate import Knob
-from kerntune.doctor.types import Assignment, Cause, Left, Line, Place, Proposal, Stage, Survey
+from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Proposal, Stage, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView, read_int
 from kerntune.kernel.memory import default_page_size
@@ -18,18 +19,25 @@ from kerntune.patterns import UNSTABLE, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable
 from kerntune.tunables.knobs import REPORTED, only_reported
-from kerntune.units import spell_cpus
+from kerntune.units import spell_cpus, spell_size
 
 UNTUNED: Final = "kerntune does not tune it; leave the line as it is"
 STAYS: Final = "Leave the line as it is: without it, or one in /etc/sysctl.d, the value is lost at the next boot"
+OVERCOMMIT: Final = "overcommit"
+MODES: Final = {"0": "heuristic", "1": "always", "2": "never"}
+ANY_CPU: Final = frozenset({"*", "?", "[0-9]", "[0-9]*", "?*", "*[0-9]", "policy*", "policy[0-9]*", "policy?*"})
+PATTERNS: Final = tuple((re.compile(pattern), tunable) for tunable in REGISTRY for pattern in tunable.import_patterns)
+# The doctor mentions these sysctls if kerntune has no tunable for them; others do not concern kerntune.
+SYSCTLS: Final = re.compile(r"proc/sys/(vm/.+|kernel/numa_balancing)")
 
 
-def gather(files: Files, page_size: int) -> list[Line]:
+def gather(files: Files, page_size: int) -> list[Entry]:
     """Return all lines about values of the kernel, in the order in which a boot reads them."""
     return [
-        *cmdline.read(files, page_size),
+        *boot_settings.read_cmdline(files, page_size),
         *udev_rules.read(files),
-        *boot_settings.read(files),
+        *boot_settings.read_sysctls(files),
+        *boot_settings.read_tmpfiles(files),
         *services.read(files),
         *shell_script.read(files),
     ]
@@ -40,7 +48,7 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
     known = {tunable.name: tunable for tunable in tunables}
     page_size = default_page_size(kernel)
     left: list[Left] = []
-    in_force: list[tuple[Knob, Assignment]] = []
+    in_force: list[tuple[ClaimKey, Assignment]] = []
     lines = gather(files, page_size)
     read = {line.place for line in lines if isinstance(line, Assignment) and not line.idle}
     for line in lines:
@@ -48,15 +56,15 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
             left.append(line)
         elif line.idle and line.place in read:
             continue  # nothing but a script reads the file at boot
-        elif named := knob(line, page_size, known):
+        elif key := tuned(line, page_size, known):
             if line.idle:
                 left.append(Left(line.place, line.idle, Cause.NO_EFFECT))
-            elif named.instances in REPORTED and not line.place.shipped:
-                why = f"{only_reported(named.instances)}. {STAYS}"
+            elif key.instances in REPORTED and not line.place.shipped:
+                why = f"{only_reported(key.instances)}. {STAYS}"
                 left.append(Left(line.place, why, Cause.NOT_OURS))
-            elif named.instances not in REPORTED:
-                in_force.append((named, line))
-        elif translate.SYSCTLS.fullmatch(line.path) and not line.place.shipped:
+            elif key.instances not in REPORTED:
+                in_force.append((key, line))
+        elif SYSCTLS.fullmatch(line.path) and not line.place.shipped:
             left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))
     drafts = [*single(in_force), *combined(in_force, kernel, left)]
     proposals: list[Proposal] = []
@@ -83,9 +91,9 @@ def latest(proposal: Proposal) -> tuple[Stage, int]:
     return last.stage, last.place.line if last.stage is Stage.RC_LOCAL else 0
 
 
-def knob(line: Assignment, page_size: int, known: dict[str, Tunable]) -> Knob | None:
+def tuned(line: Assignment, page_size: int, known: dict[str, Tunable]) -> ClaimKey | None:
     """Return what a line sets, as kerntune calls it, or None for a sysctl that kerntune does not set."""
-    found = translate.knob(line.path, page_size)
+    found = claim_key(line.path, page_size)
     if found is None or found.tunable != "sysctl":
         return found
     try:
@@ -94,33 +102,32 @@ def knob(line: Assignment, page_size: int, known: dict[str, Tunable]) -> Knob | 
         return None
 
 
-def single(lines: Iterable[tuple[Knob, Assignment]]) -> list[Proposal]:
+def single(lines: Iterable[tuple[ClaimKey, Assignment]]) -> list[Proposal]:
     """Return a draft for each setting that one line says in full; of several lines, the last one counts."""
     drafts: dict[tuple[str, str], Proposal] = {}
-    for named, line in lines:
-        if named.part:
+    for key, line in lines:
+        if key.part:
             continue
-        key = (named.tunable, named.instances)
-        before = drafts.pop(key, None)
+        before = drafts.pop((key.tunable, key.instances), None)
         places = (*before.overridden, *before.places) if before else ()
         overridden = tuple(place for place in dict.fromkeys(places) if place != line.place)
-        setting = Setting(named.tunable, named.instances, line.value.strip())
-        drafts[key] = Proposal(setting, (line,), line.remark, overridden)
+        setting = Setting(key.tunable, key.instances, line.value.strip())
+        drafts[key.tunable, key.instances] = Proposal(setting, (line,), line.remark, overridden)
     return list(drafts.values())
 
 
-def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left: list[Left]) -> list[Proposal]:
+def combined(lines: Iterable[tuple[ClaimKey, Assignment]], kernel: KernelView, left: list[Left]) -> list[Proposal]:
     """Return the draft for overcommit, whose mode and ratio stand in lines of their own."""
     parts: dict[str, list[Assignment]] = {}
-    for named, line in lines:
-        if named.part:
-            parts.setdefault(named.part, []).append(line)
+    for key, line in lines:
+        if key.part:
+            parts.setdefault(key.part, []).append(line)
     if not parts:
         return []
     last = {part: found[-1] for part, found in parts.items()}
     values = {part: last[part].value.strip() if part in last else "" for part in ("memory", "ratio", "kbytes")}
     ratio = read_int(kernel, "proc/sys/vm/overcommit_ratio")
-    value, remark = translate.overcommit(values["memory"], values["ratio"], values["kbytes"], current_ratio=ratio)
+    value, remark = overcommit_value(values["memory"], values["ratio"], values["kbytes"], current_ratio=ratio)
     if not value:
         left += [Left(line.place, remark, Cause.NOT_POSSIBLE) for line in last.values()]
         return []
@@ -128,7 +135,7 @@ def combined(lines: Iterable[tuple[Knob, Assignment]], kernel: KernelView, left:
     earlier = dict.fromkeys(line.place for found in parts.values() for line in found[:-1])
     overridden = tuple(place for place in earlier if all(place != line.place for line in used))
     remarks = "; ".join(filter(None, (remark, *dict.fromkeys(line.remark for line in used))))
-    return [Proposal(Setting(translate.OVERCOMMIT, "", value), used, remarks, overridden)]
+    return [Proposal(Setting(OVERCOMMIT, "", value), used, remarks, overridden)]
 
 
 def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Proposal]:
@@ -174,3 +181,67 @@ def checked(draft: Proposal, kernel: KernelView, known: dict[str, Tunable]) -> P
         else:
             remarks.append(f"{instances} may be another drive after a reboot, and it has no name that stays")
     return replace(draft, setting=Setting(name, instances, value), remark="; ".join(remarks))
+
+
+class ClaimKey(NamedTuple):
+    """A tunable and its instances; with a `part`, the value is only one of several that make the setting."""
+
+    tunable: str
+    instances: str
+    part: str = ""
+
+
+def claim_key(path: str, default_page_size: int) -> ClaimKey | None:
+    """Return what a path below the root is to kerntune, or None if it is nothing.
+
+    `default_page_size` is in bytes, 0 for none. The function knows symbolic links that everybody uses
+    (/sys/class/block). The path may be a glob.
+    """
+    path = posixpath.normpath(path.strip("/"))
+    for pattern, tunable in PATTERNS:
+        if found := pattern.fullmatch(path):
+            return key_of(tunable, {key: text or "" for key, text in found.groupdict().items()}, default_page_size)
+    return None
+
+
+def key_of(tunable: Tunable, found: dict[str, str], default_page_size: int) -> ClaimKey | None:
+    """Return a tunable and its instance, from what a path says of the instance."""
+    match tunable.kind:
+        case Kind.POOLS:
+            instances = pool_name(found, default_page_size)
+            return ClaimKey(tunable.name, instances) if instances else None
+        case Kind.CPUS:
+            where = found["cpus"] or found["policy"] or "*"
+            return ClaimKey(tunable.name, "*" if where in ANY_CPU else where)
+        case Kind.DRIVES:
+            return ClaimKey(tunable.name, found["drive"])
+        case Kind.NAMES:
+            return ClaimKey(tunable.name, found["name"].replace("/", "."))
+        case Kind.SINGLE:
+            return ClaimKey(tunable.name, "", found.get("part", ""))
+
+
+def pool_name(found: dict[str, str], default: int) -> str:
+    """Return a pool of huge pages: without a size in the path the pool of the default size, "" without a default."""
+    size = int(found["kb"]) << 10 if "kb" in found else default
+    node = found.get("node", "")
+    node = "*" if node in ("node*", "node[0-9]*") else node
+    return spell_size(size) + (f"/{node}" if node else "") if size else ""
+
+
+def overcommit_value(mode: str, ratio: str, kbytes: str, *, current_ratio: int) -> tuple[str, str]:
+    """Return mode and ratio as one value, and what to know of it; return ("", why) if no value can say them.
+
+    An empty text is a part that nobody sets. `current_ratio` is the kernel's ratio now, for a mode that needs one.
+    """
+    word = MODES.get(mode)
+    if word is None:
+        return "", f"vm.overcommit_memory is 0, 1 or 2, not {mode}" if mode else "a ratio is read in mode 2 only"
+    if word == "heuristic":
+        return word, "the ratio is not read in this mode" if ratio else ""
+    if word == "never" and kbytes not in ("", "0"):
+        return "", "kerntune takes the limit as a ratio, not in kilobytes: overcommit=never:RATIO"
+    if word == "always":
+        caps = "the kernel reads the ratio in mode 2 only; as a claim it is what the memory guard lets programs have"
+        return (f"{word}:{ratio}", caps) if ratio else (word, "")
+    return f"{word}:{ratio or current_ratio}", "" if ratio else "the ratio is the one the kernel has now"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kerntune.doctor.files import Files
-from kerntune.doctor.types import Assignment, Line, Place, Stage
+from kerntune.doctor.types import Assignment, Entry, Place, Stage
 from kerntune.kernel.files import KernelView, read_or_none
 from kerntune.patterns import Kind
 from kerntune.tunables import REGISTRY
@@ -102,7 +102,7 @@ def guards(running: dict[str, str]) -> Sequence[str]:
     return [name for comm, name in GUARDS.items() if comm in running]
 
 
-def read(files: Files) -> list[Line]:
+def read(files: Files) -> list[Entry]:
     """Return what cpufrequtils sets at boot, from the file that its init script reads."""
     settings: dict[str, tuple[str, Place]] = {}
     for number, text in files.lines(CPUFREQUTILS):

@@ -1,4 +1,7 @@
-"""The simple commands of a shell script, and the conditions, functions and subshells around each; it runs none."""
+"""The lexer and the parser of boot scripts: plain statements, `for` loops over words, and the blocks around the rest.
+
+Nothing is run and nothing is guessed: where the reader loses track, all that follows counts as inside a block.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,26 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from kerntune.doctor.files import Line
-from kerntune.doctor.words import SEPARATORS, is_operator
 
+BLANK: Final = re.compile(r"(?:[ \t\r]|\\\n)+|#[^\n]*")
+OPERATOR: Final = re.compile(r"&&|\|\||\|&|;;&|;;|;&|&>>?|[0-9]*(?:<<|>>|>\||>&|<&|<>|>|<)|\([ \t]*\)|[;|&()\n]")
+# The parts of a word. What none of them matches, such as a quotation in a quotation, is read no further.
+PARENTHESES: Final = r"""\$\((?:[^()'"]|'[^'()]*'|"[^"()]*"|\((?:[^()'"]|\([^()'"]*\))*\))*\)"""
+PART: Final = re.compile(
+    r"""(?P<bare>[^ \t\r\n;|&()<>'"\\$`]+)|\\(?P<escaped>[\s\S])|'(?P<single>[^']*)'"""
+    r"""|"(?P<double>(?:[^"\\$`]|\\[\s\S]|\$\((?:[^()"]|\([^()"]*\))*\)|\$(?!\()|`[^`"]*`)*)\""""
+    rf"""|(?P<variable>{PARENTHESES}|\$\{{[^}}'"\\]*\}}|`[^`]*`|\$(?!['"({{])[A-Za-z0-9_]*)"""
+)
+# In double quotes: escapes, and variables.
+ESCAPE: Final = re.compile(r'\\([$`"\\\n])|\$([A-Za-z_][A-Za-z0-9_]*)')
+NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MAX_TEXT: Final = 1 << 16  # characters; nothing is read of a longer script
+# Quoted characters that a shell would not expand; `unescape` gives them back.
+LITERALS: Final = str.maketrans({"$": "\0", "`": "\1"})
+EXPANDED: Final = str.maketrans({"\0": "$", "\1": "`"})
+JOINERS: Final = frozenset({"&&", "||", "|", "|&"})
+# The words that begin a block, those that end it, and those inside.
+OPENERS: Final = frozenset({"if", "while", "until", "{", "for", "case", "select"})
 CLOSERS: Final = {
     "fi": frozenset({"if"}),
     "done": frozenset({"for", "while", "until", "select"}),
@@ -17,214 +38,223 @@ CLOSERS: Final = {
     "}": frozenset({"{"}),
     ")": frozenset({"("}),
 }
-OPENERS: Final = frozenset({"if", "for", "while", "until", "case", "select", "{"})
-# A name and words follow these, not a command.
-HEADS: Final = frozenset({"for", "case", "select"})
-LOOPS: Final = CLOSERS["done"]
-SUBSHELL: Final = CLOSERS[")"]
-FUNCTION: Final = "function"
-SKIPPED: Final = frozenset({"time"})
-PIECE: Final = re.compile(r"\(\)|[()]|&&|\|\||\|&|;;?&?|[|&]")
-VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
+# What stands around all lines behind a here-document or a quotation that cannot be read.
+UNREAD: Final = "<<"
+INNER: Final = frozenset({"then", "do", "else", "elif"})
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """The condition under which a script runs a command: the commands in `tests` have to succeed.
+class Operator(str):
+    """A token that is not a word, such as `&&`, `>` or the end of a line."""
 
-    `plain` says that these commands are the whole condition; otherwise an else, a case or a loop adds to it. With
-    `negated` the commands have to fail.
-    """
-
-    what: str
-    tests: tuple[tuple[str, ...], ...] = ()
-    plain: bool = True
-    negated: bool = False
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A simple command as the script has it, with its redirections; `then` is the operator after it."""
+    """A simple command: its words, its redirections (operator, target), and the operator in front of it."""
 
     line: Line
     words: tuple[str, ...]
-    then: str = ""
-    conditions: tuple[Condition, ...] = ()
-    in_function: bool = False
-    in_subshell: bool = False
+    redirections: tuple[tuple[str, str], ...] = ()
+    joiner: str = ""
 
 
-@dataclass(slots=True)
-class Block:
-    """An open block; `chain` has the conditions that stood before it with && and ||.
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Commands that &&, || and | join; `inside` names the block around them, which the reader does not understand.
 
-    In the condition of an if or a while, `testing` is true, and `tests` gathers the commands of the condition.
-    `otherwise` says that another condition has failed before.
+    With `detached` an `exit` does not end the script: it stands in a function or in parentheses.
     """
 
-    opener: str
-    line: int
-    chain: list[Condition]
-    testing: bool = False
-    otherwise: bool = False
-    plain: bool = True
-    tests: list[tuple[str, ...]] = field(default_factory=list)
-    skips: list[Condition] = field(default_factory=list)
-
-    @property
-    def conditions(self) -> Iterator[Condition]:
-        """The conditions that the commands in the block depend on."""
-        yield from self.chain
-        what = f"{'else' if self.otherwise else self.opener} in line {self.line}"
-        if self.opener == "if" and (self.otherwise or not self.testing):
-            yield Condition(what, tuple(self.tests), plain=self.plain and not self.otherwise)
-        elif self.opener in ("case", "select") or (self.opener in ("while", "until") and not self.testing):
-            yield Condition(what, plain=False)
-        yield from self.skips
+    commands: tuple[Command, ...]
+    inside: str = ""
+    detached: bool = False
 
 
 @dataclass(slots=True)
-class Nesting:
-    """The blocks that are open at one place of a script, on the way from its first line to its last."""
+class Loop:
+    """A loop `for NAME in WORDS`, which no block surrounds; `closed` says that its `done` was found."""
 
-    stack: list[Block] = field(default_factory=list)
-    chain: list[Condition] = field(default_factory=list)
+    line: Line
+    name: str
+    words: tuple[str, ...]
+    body: list[Statement] = field(default_factory=list)
+    closed: bool = False
 
-    def commands(self, line: Line, tokens: Sequence[str]) -> Iterator[Command]:
-        """Yield the simple commands of a line."""
-        words: list[str] = []
-        negated = False
-        for token in (*tokens, ";"):
-            if not is_operator(token, SEPARATORS):
-                words.append(token)
-                if is_operator(token):
-                    self._parentheses(token, line)  # as in `(...)>file`
-                continue
-            body, negates = self._enter(words, line)
-            negated |= negates
-            words = []
-            first, *pieces = pieces_of(token)
-            if first == "()" and self._defines(body, line):
-                body = []
-            else:
-                pieces = [first, *pieces]
-            if body:
-                yield self._command(line, body, token)
-            for piece in pieces:
-                if piece not in ("|", "|&") and (body or piece != "("):
-                    self._note(tuple(body), piece, line, negated=negated)
-                    negated = False
-                self._parentheses(piece, line)
-                body = []
 
-    def _defines(self, body: Sequence[str], line: Line) -> bool:
-        """Return whether `()` after these words makes a function; its keyword may have opened one already."""
-        if len(body) == 1 and VARIABLE_NAME.fullmatch(body[0]):
-            self._open(FUNCTION, line)
-            return True
-        return not body and bool(self.stack) and self.stack[-1].opener == FUNCTION
+def literal(text: str) -> str:
+    """Return a text in which a shell expands nothing, as it expands nothing in single quotes."""
+    return text.translate(LITERALS)
 
-    def inherit(self, command: Command) -> None:
-        """Take the position of a command, to read a script that the command runs."""
-        if command.in_function:
-            self._open(FUNCTION, command.line)
-        if command.in_function or command.conditions:
-            self.chain = list(command.conditions)
-            self._open("{", command.line)
 
-    def skip(self, condition: Condition, openers: frozenset[str] = LOOPS) -> None:
-        """Make the rest of the innermost loop (or other block) depend on this condition."""
-        for block in reversed(self.stack):
-            if block.opener in openers:
-                block.skips.append(condition)
-                return
+def unescape(text: str) -> str:
+    """Return a word as a program gets it, after `literal`."""
+    return text.translate(EXPANDED)
 
-    def _command(self, line: Line, words: Sequence[str], then: str) -> Command:
-        if self.stack and self.stack[-1].opener == FUNCTION:
-            self.chain = self.stack.pop().chain  # no body follows, so it was no function
-        openers = {block.opener for block in self.stack}
-        inherited = [condition for block in self.stack for condition in block.conditions]
-        conditions = (*inherited, *self.chain)
-        return Command(line, tuple(words), then, conditions, FUNCTION in openers, "(" in openers)
 
-    def _note(self, words: tuple[str, ...], then: str, line: Line, *, negated: bool) -> None:
-        """Note what a command that has ended means for the next ones; without words it was a block."""
-        top = self.stack[-1] if self.stack else None
-        if top and top.testing and (words or then in ("&&", "||")):
-            # With || the command is one of several ways to meet the condition.
-            top.plain &= not negated and then != "||" and bool(words)
-            top.tests.append(words)
-        if then == "&&":
-            self.chain.append(Condition(f"&& in line {line.number}", (words,), plain=bool(words) and not negated))
-        elif then == "||":
-            self.chain.append(Condition(f"|| in line {line.number}", (words,), plain=False, negated=bool(words)))
+def unquote(part: re.Match[str]) -> str:
+    """Return a part of a word without its quotes; `$NAME` becomes `${NAME}`."""
+    if part["double"] is not None:
+        return ESCAPE.sub(
+            lambda found: f"${{{found[2]}}}" if found[2] else literal(found[1].strip("\n")), part["double"]
+        )
+    if variable := part["variable"]:
+        return f"${{{variable[1:]}}}" if NAME.fullmatch(variable[1:]) else variable
+    return part["bare"] or literal((part["escaped"] or "").strip("\n") + (part["single"] or ""))
+
+
+def logical_lines(text: str, first: int) -> Iterator[tuple[Line, list[str] | None]]:
+    """Yield each line with the lines that continue it, and its tokens; the script begins in the line `first`.
+
+    Tokens are None for all lines from a here-document or an open quotation to the end, and in a longer script than
+    MAX_TEXT.
+    """
+    at = begin = 0
+    tokens: list[str] = []
+    while at < len(text) <= MAX_TEXT:
+        if found := BLANK.match(text, at):
+            at = found.end()
+        elif (found := OPERATOR.match(text, at)) and "<<" in found[0]:
+            break
+        elif found:
+            at = found.end()
+            if found[0] != "\n":
+                tokens.append(Operator(found[0]))
+            elif not (tokens and isinstance(tokens[-1], Operator) and tokens[-1] in JOINERS):
+                yield Line(first, joined(text[begin:at])), tokens
+                first += text.count("\n", begin, at)
+                begin, tokens = at, []
+        elif found := PART.match(text, at):
+            word = ""
+            while found:
+                word += unquote(found)
+                at = found.end()
+                found = PART.match(text, at)
+            tokens.append(word)
         else:
-            self.chain.clear()
+            break
+    if at >= len(text):
+        yield Line(first, joined(text[begin:])), tokens
+        return
+    for number, line in enumerate(text[begin:].split("\n"), first):
+        if not line.lstrip().startswith("#"):
+            yield Line(number, line.strip()), None
 
-    def _enter(self, words: Sequence[str], line: Line) -> tuple[list[str], bool]:
-        """Open and close blocks by the grammar words in front of a command.
 
-        Return the words after them, and whether a ! was there.
-        """
-        rest, negated = list(words), False
-        while rest:
+def joined(text: str) -> str:
+    """Return several lines as one, without the backslashes of their continuation."""
+    return " ".join(line.removesuffix("\\").strip() for line in text.strip().split("\n"))
+
+
+def parse(text: str, first: int = 1) -> list[Statement | Loop]:
+    """Return the statements and loops of a script, in their order."""
+    parser = Parser()
+    for line, tokens in logical_lines(text, first):
+        parser.line(line, tokens)
+    return [*parser.found, parser.loop] if parser.loop else parser.found
+
+
+@dataclass(slots=True)
+class Parser:
+    """A script on the way from its first line to its last: the open blocks, and the statement that has begun."""
+
+    found: list[Statement | Loop] = field(default_factory=list)
+    blocks: list[tuple[str, int, bool]] = field(default_factory=list)  # opener, line, whether it is detached
+    loop: Loop | None = None
+    commands: list[Command] = field(default_factory=list)
+    joiner: str = ""
+    function: bool = False  # the next block is the body of a function
+
+    def line(self, line: Line, tokens: Sequence[str] | None) -> None:
+        """Read one line."""
+        if tokens is None:
+            self._add(Statement((Command(line, (UNREAD, line.text)),), UNREAD))
+            return
+        words: list[str] = []
+        for token in (*tokens, Operator("\n")):
+            if not isinstance(token, Operator) or {"<", ">"} & set(token):
+                words.append(token)
+                continue
+            if token[0] == "(" and len(token) > 1 and len(words) == 1 + (words[:1] == ["function"]):
+                self.function = True
+                words = []
+                continue
+            self._command(words, line)
+            words = []
+            if token in JOINERS:
+                self.joiner = token
+            else:
+                self._end_statement()
+            if token == "(":
+                self._open(token, line)
+            elif token == ")":
+                self._close(token, line)
+                self.commands.append(Command(line, (token,)))
+
+    def _command(self, words: Sequence[str], line: Line) -> None:
+        """Read a simple command: open and close the blocks that the words in front of it begin and end."""
+        rest = list(words)
+        while rest and not isinstance(rest[0], Operator):
             word = rest[0]
             if word in OPENERS:
+                plain = word == "for" and not (self.blocks or self.commands)
                 self._open(word, line)
-                if word in HEADS:
-                    return rest, negated
-            elif word == FUNCTION and len(rest) > 1:
-                self._open(FUNCTION, line)
-                rest.pop(0)
+                if plain and len(rest) > 3 and NAME.fullmatch(rest[1]) and rest[2] == "in":
+                    self.loop = Loop(line, rest[1], tuple(rest[3:]))
+                    return
+                if word in ("for", "case", "select"):
+                    break
             elif word in CLOSERS:
-                self._close(word)
-            elif word in ("then", "do", "elif", "else"):
-                self._turn(word)
-            elif word == "!":
-                negated = True
-            elif word not in SKIPPED:
-                return rest, negated
-            rest.pop(0)
-        return rest, negated
+                self._end_statement()
+                self._close(word, line)
+                break
+            elif word == "function":
+                self.function = True
+                rest.pop(0)
+            elif word not in INNER or not self.blocks:
+                break
+            del rest[:1]
+        if rest:
+            self.function = False
+            ahead = iter(rest)
+            redirections: list[tuple[str, str]] = []
+            plain_words: list[str] = []
+            for word in ahead:
+                if isinstance(word, Operator):
+                    redirections.append((word, next(ahead, "")))
+                else:
+                    plain_words.append(word)
+            self.commands.append(Command(line, tuple(plain_words), tuple(redirections), self.joiner))
+            self.joiner = ""
 
     def _open(self, opener: str, line: Line) -> None:
-        if self.stack and self.stack[-1].testing:
-            self.stack[-1].plain = False
-        self.stack.append(Block(opener, line.number, self.chain, testing=opener in ("if", "while", "until")))
-        self.chain = []
+        self._end_statement()
+        outer = bool(self.blocks) and self.blocks[-1][2]
+        self.blocks.append((opener, line.number, outer or self.function or opener == "("))
+        self.function = False
 
-    def _turn(self, word: str) -> None:
-        """Go from the condition of an if or a loop to the commands that depend on it, or to the next condition."""
-        for block in reversed(self.stack):
-            if block.opener in ("if", "while", "until"):
-                block.testing = word == "elif"
-                block.otherwise |= word in ("elif", "else")
-                self.chain.clear()
-                return
-            if block.opener in LOOPS:
-                return
-
-    def _close(self, closer: str) -> None:
-        """Close the innermost block that this word ends, and the blocks left open in it."""
-        at = next((n for n in reversed(range(len(self.stack))) if self.stack[n].opener in CLOSERS[closer]), None)
-        if at is None:
-            return
+    def _close(self, closer: str, line: Line) -> None:
+        """Close the innermost block; with a closer that does not fit, all the rest is inside a block."""
+        if self.blocks and self.blocks[-1][0] in CLOSERS[closer]:
+            self.blocks.pop()
+            if self.loop and not self.blocks:
+                self.loop.closed = True
+                self.found.append(self.loop)
+                self.loop = None
         # A parenthesis after the pattern of a case closes nothing.
-        if closer == ")" and any(block.opener == "case" for block in self.stack[at:]):
-            return
-        self.chain = self.stack[at].chain
-        del self.stack[at:]
-        while self.stack and self.stack[-1].opener == FUNCTION:
-            self.chain = self.stack.pop().chain
+        elif not (closer == ")" and self.blocks and self.blocks[-1][0] == "case"):
+            self.blocks.append((f"unexpected {closer}", line.number, False))
 
-    def _parentheses(self, operator: str, line: Line) -> None:
-        for char in operator:
-            if char == "(":
-                self._open(char, line)
-            elif char == ")":
-                self._close(char)
+    def _end_statement(self) -> None:
+        if self.commands:
+            at = 1 if self.loop else 0
+            inside = "the '{}' of line {}".format(*self.blocks[at]) if len(self.blocks) > at else ""
+            self._add(Statement(tuple(self.commands), inside, bool(self.blocks) and self.blocks[-1][2]))
+        self.commands = []
+        self.joiner = ""
 
-
-def pieces_of(operator: str) -> list[str]:
-    """Return one by one the operators that stand together; `()` is one."""
-    return PIECE.findall(operator)
+    def _add(self, statement: Statement) -> None:
+        if self.loop:
+            self.loop.body.append(statement)
+        else:
+            self.found.append(statement)

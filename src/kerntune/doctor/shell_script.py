@@ -1,260 +1,314 @@
-"""A reader that turns the lines people paste into boot scripts (rc.local) into assignments; it never runs any."""
+"""What the lines that people paste into boot scripts set: paths below the root, and values; nothing is run.
+
+It reads plain commands, `[ -e FILE ] &&` in front of them, and `for NAME in WORDS` around them. Every other line about
+values that kerntune tunes is left, to be translated by hand: a wrong claim is worse.
+"""
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Final
 
-from kerntune.doctor import boot_settings, guards, programs, words
-from kerntune.doctor.files import Files
-from kerntune.doctor.files import Line as Row
-from kerntune.doctor.shell_reader import SUBSHELL, Command, Condition, Nesting
-from kerntune.doctor.types import Assignment, Left, Line, Place, Stage
+from kerntune.doctor import boot_settings
+from kerntune.doctor.files import Files, Line, whole
+from kerntune.doctor.shell_reader import UNREAD, Command, Loop, Statement, parse, unescape
+from kerntune.doctor.types import RELEVANT, Assignment, Cause, Entry, Left, Place, Stage
+from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
 SCRIPTS: Final = ("etc/rc.local", "etc/rc.d/rc.local")
-# A line that the reader does not understand is of interest only if it mentions one of these.
-RELEVANT: Final = re.compile(
-    r"/proc/sys/vm|/sys/(class/)?block|cpufreq|transparent_hugepage|hugepages|hugeadm|cpupower|tuned-adm|--setra"
-    r"|powerprofilesctl|x86_energy_perf_policy|\bvm\.|numa_balancing"
-)
-# These read, test or wait; they do not set what they mention.
+# A word, such as a substitution, in which another command writes.
+WRITES: Final = re.compile(r">|\btee\b")
+# These read, test, wait or print; they do not set what they mention.
 QUIET: Final = frozenset(
     {"[", "[[", "test", "cat", "grep", "ls", "exit", "return", "modprobe", "sleep", "for", "case", "logger", "export"}
     | {"chmod", "chown", "chgrp", "true", "false", ":", "set", "mkdir", "mount", "udevadm", "systemctl"}
+    | {"echo", "printf", "continue", "break"}
 )
 PREFIXES: Final = frozenset({"sudo", "exec", "env", "command", "builtin", "nohup", "nice", "ionice", "doas"})
 PRINTERS: Final = frozenset({"echo", "printf"})
+SUCCEEDING: Final = frozenset({"sleep", "true", ":", "sync", "echo", "printf"})
 SHELLS: Final = frozenset({"sh", "bash", "dash"})
-NOT_RUN: Final = "/{} is not executable, so it is not run at boot (chmod +x would make it)"
-IN_A_FUNCTION: Final = "it stands in a function, and whether that is called is not known"
-CONDITIONAL: Final = "it stands under a condition ({}), and a claim would set it in any case"
-MAY_END: Final = "{} may end the script before it, by a condition that a claim does not know"
 ENDS: Final = frozenset({"exit", "return"})
-SKIPS: Final = frozenset({"continue", "break"})
+PIPES: Final = frozenset({"|", "|&"})
+LEAVING: Final = frozenset({"exit", "return", "continue", "break"})  # a turn of a loop
+ASSIGNED: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+VARIABLE_USED: Final = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
+# What a shell would expand in a word, or what stands for another line; braces are not expanded by every shell.
+UNKNOWN: Final = re.compile(r"[$`\0\1\n]|\{[^{}]*?(?:,|\.\.)")
 GLOB: Final = re.compile(r"[*?\[]")
-NESTED: Final = 3  # levels of sh -c in sh -c
+STDOUT: Final = frozenset({">", ">>", ">|", "1>", "1>>", "1>|", ">&", "1>&", "&>", "&>>"})
+# These tests ask whether the file that a line writes exists, or can be written.
+FILE_TESTS: Final = frozenset({"-e", "-a", "-f", "-r", "-w", "-d", "-b", "-L", "-h"})
+BRACKETS: Final = {"[": "]", "[[": "]]"}
+# Short options of sysctl(8); the file may follow -p and -f in the same word.
+LOADS: Final = re.compile(r"-[A-Za-z]*?[pf](.*)", re.DOTALL)
+MAX_TURNS: Final = 512  # commands in all turns of a loop
+
+BY_HAND: Final = "{}: translate it by hand"
+NOT_READ: Final = BY_HAND.format("kerntune cannot read it")
+INSIDE: Final = BY_HAND.format("it stands inside {}, and a claim would set it in any case")
+CONDITIONAL: Final = BY_HAND.format("it stands under a condition ({}), and a claim would set it in any case")
+MAY_END: Final = BY_HAND.format("the {} in line {} may end the script before it")
+LOOP_NOT_READ: Final = BY_HAND.format("it stands in the loop in line {}, which kerntune cannot read")
+NEVER_REACHED: Final = "it stands behind the {} in line {}, so it is never reached"
+NOT_RUN: Final = "/{} is not executable, so it is not run at boot (chmod +x would make it)"
+
+Effects = list[tuple[str, str]]  # paths below the root, and values
 
 
-def read(files: Files) -> list[Line]:
+def read(files: Files) -> list[Entry]:
     """Return what rc.local sets; if both names exist, they are one file."""
     for path in SCRIPTS:
-        if files.text(path) is not None:
-            idle = "" if files.runs(path) else NOT_RUN.format(path)
-            return script(list(files.lines(path)), f"/{path}", files, idle=idle)
+        if (text := files.text(path)) is not None:
+            script = Script(f"/{path}", files, "" if files.runs(path) else NOT_RUN.format(path))
+            return script.read(text.replace("\r\n", "\n"))
     return []
 
 
-def script(rows: Sequence[Row], file: str, files: Files | None = None, *, idle: str = "") -> list[Line]:
-    """Return what the lines of a script set, in their order; `files` are those that the script may read in turn."""
-    reader = Script(file, files, idle)
-    for row, tokens in words.logical(rows):
-        if tokens is None:
-            if RELEVANT.search(row.text):
-                reader.leave(row, "its quotes do not match")
-            continue
-        reader.line(row, tokens)
-    return reader.found
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a command depends on: known variables, the files that have to exist, and why it is left to people, or ""."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
+    why: str = ""
+
+    def expand(self, word: str) -> str:
+        """Return a word with the known variables filled in."""
+        return VARIABLE.sub(lambda found: self.variables.get(found[1], found[0]), word)
+
+    def unmet(self, paths: Sequence[str]) -> str:
+        """Return why a command that sets these paths may not run, or "" if it surely runs."""
+        guard = next((guard for guard in self.guards if not all(covers(guard, path) for path in paths)), "")
+        return self.why or (CONDITIONAL.format(f"the test of {unescape(guard)}") if guard else "")
 
 
 @dataclass(slots=True)
 class Script:
-    """A script on the way from its first line to its last: its known variables, and the blocks still open.
+    """A script on the way from its first line to its last.
 
-    `perhaps` has variables whose value depends on unknown things. `doubts` has the exits that may have ended the
-    script.
+    With a `place` the script is one line of another file. `doubt` says which exit may have ended the script; `relevant`
+    has the variables that hold what kerntune tunes.
     """
 
     file: str
     files: Files | None = None
     idle: str = ""
-    found: list[Line] = field(default_factory=list)
-    known: dict[str, Sequence[str]] = field(default_factory=dict)
-    perhaps: dict[str, Sequence[str]] = field(default_factory=dict)
-    nesting: Nesting = field(default_factory=Nesting)
-    doubts: list[Condition] = field(default_factory=list)
+    stage: Stage = Stage.RC_LOCAL
+    place: Place | None = None
+    guards: tuple[str, ...] = ()
+    found: list[Entry] = field(default_factory=list)
     loaded: set[str] = field(default_factory=set)
-    nested: int = 0
+    left: set[Place] = field(default_factory=set)
+    relevant: set[str] = field(default_factory=set)
+    doubt: str = ""
+    nested: bool = False
 
-    def line(self, row: Row, tokens: Sequence[str]) -> None:
-        """Read one line; commands of a pipeline stay together."""
-        pipeline: list[Command] = []
-        for command in self.nesting.commands(row, tokens):
-            pipeline.append(command)
-            if command.then not in ("|", "|&"):
-                self.pipeline(pipeline)
-                pipeline = []
+    def read(self, text: str) -> list[Entry]:
+        """Return what a script sets, in its order."""
+        for part in parse(text, self.place.line if self.place else 1):
+            if isinstance(part, Loop):
+                self._loop(part)
+            else:
+                self._statement(part, Scope(guards=self.guards))
+        return self.found
 
-    def leave(self, row: Row, why: str) -> None:
-        self.found.append(Left(Place(self.file, row.number, row.text), why))
+    def execute(self, words: Sequence[str]) -> list[Entry]:
+        """Return what one program sets that no shell starts."""
+        self._statement(Statement((Command(Line(0, ""), tuple(words)),)), Scope(guards=self.guards))
+        return self.found
 
-    def pipeline(self, commands: Sequence[Command]) -> None:
-        """Read commands that feed one another; the reader knows only what an echo says."""
-        said: str | None = None
-        for command in commands:
-            said = self.command(command, said)
+    def _loop(self, loop: Loop) -> None:
+        """Read a loop once for each of its words, or leave all of it if a turn may be cut short."""
+        guards = [required_file(statement) for statement in loop.body]
+        body = list(zip(loop.body, guards, strict=True))
+        commands = [command for statement, guard in body if not guard for command in statement.commands]
+        sure = (
+            loop.closed
+            and not any(UNKNOWN.search(word) or " " in word for word in loop.words)
+            and len(loop.words) * len(commands) <= MAX_TURNS
+            and not any(command.words and command.words[0] in LEAVING for command in commands)
+            and not any(word.partition("=")[0] == loop.name for command in commands for word in command.words)
+        )
+        self._note_variables([f"{loop.name}={' '.join(loop.words)}"])
+        for word in loop.words if sure else ("",):
+            scope = Scope({loop.name: word} if sure else {}, self.guards)
+            if not sure:
+                scope = replace(scope, why=LOOP_NOT_READ.format(loop.line.number))
+            for statement, guard in body:
+                if guard and sure:
+                    scope = replace(scope, guards=(*scope.guards, scope.expand(guard)))
+                else:
+                    self._statement(statement, scope)
 
-    def command(self, command: Command, piped: str | None) -> str | None:
-        """Read one command; return what it prints, or None if that is not known."""
-        argv, targets = redirected(command.words)
-        argv = bare(argv)
-        if argv and all(words.ASSIGNED.fullmatch(word) for word in argv):
-            for word in argv:
-                self.bind(word, sure=not self.unsure(command, ()))
-            return None
-        name = argv[0].rsplit("/", 1)[-1] if argv else ""
-        if name == "for":
-            self.loop(argv)
-        elif name in ENDS or name in SKIPS:
-            self.ended(command, name)
-        elif name in SHELLS and "-c" in argv[:-1] and self.nested < NESTED:
-            self.inner(command, argv[argv.index("-c") + 1])
-        else:
-            return self.sets(command, name, argv, targets, piped)
-        return None
+    def _statement(self, statement: Statement, scope: Scope) -> None:
+        """Read the commands of a statement; behind && and || only those whose condition asks for their own file."""
+        if statement.inside:
+            why = NOT_READ if statement.inside == UNREAD else INSIDE.format(statement.inside)
+            scope = replace(scope, why=why)
+        elif self.doubt and not scope.why:
+            scope = replace(scope, why=self.doubt)
+        elif any(command.joiner in PIPES and program(command.words) != "tee" for command in statement.commands):
+            scope = replace(scope, why=scope.why or NOT_READ)
+        printed: str | None = None
+        passed = False
+        for command in statement.commands:
+            if command.joiner not in PIPES:
+                printed = None
+                if (command.joiner == "||" or (command.joiner and not passed)) and not scope.why:
+                    scope = replace(scope, why=CONDITIONAL.format(f"{command.joiner} in line {command.line.number}"))
+            if program(command.words) in ENDS and not statement.detached:
+                self._ended(command.words[0], command.line, scope)
+            printed, passed = self._command(command, scope, printed)
+            if guard := tested_file(command.words):
+                scope = replace(scope, guards=(*scope.guards, scope.expand(guard)))
+                passed = True
 
-    def sets(
-        self, command: Command, name: str, argv: Sequence[str], targets: Sequence[str], piped: str | None
-    ) -> str | None:
-        """Read a command that may set something; return what it prints, or None if that is not known."""
-        plain = [one for word in argv[1:] for one in words.expand(word, self.known) or [word]]
-        if name == "sysctl" and (files := programs.loaded(plain)):
-            self.load(command, files)
-            return None
-        said = printed(argv, self.known) if name in PRINTERS else None
+    def _command(self, command: Command, scope: Scope, piped: str | None) -> tuple[str | None, bool]:
+        """Read one command; return what it prints, if known, and whether it sets something or always succeeds."""
+        argv = bare([scope.expand(word) for word in command.words])
+        name = program(argv)
+        self._note_variables(argv)
+        if not any(self._mentions(scope.expand(target)) for _, target in command.redirections):
+            if name == "sysctl" and (files := loaded(argv[1:])):
+                self._load(command.line, files, scope)
+                return None, False
+            if name in SHELLS and argv[-2:-1] == ["-c"] and self._inner(argv[-1], command.line, scope):
+                return None, False
+        return self._set(command, scope, argv, piped)
+
+    def _set(self, command: Command, scope: Scope, argv: Sequence[str], piped: str | None) -> tuple[str | None, bool]:
+        """Read a command that may set something."""
+        name = program(argv)
+        redirections = [(operator, scope.expand(target)) for operator, target in command.redirections]
+        outputs = [target for operator, target in redirections if operator in STDOUT]
         if name == "tee":
-            said, targets = piped, [word for word in argv[1:] if not word.startswith("-")]
-        pairs = programs.effects(name, plain)
-        if pairs is None and (targets or name in PRINTERS):
-            pairs = self.written(targets, said)
-        if pairs and (why := self.unsure(command, [path for path, _ in pairs])):
-            if any(RELEVANT.search(f"/{path}") for path, _ in pairs):
-                self.leave(command.line, why)
-            return said
-        place = Place(self.file, command.line.number, command.line.text)
-        for path, value in pairs or ():
-            doubt = guards.unmet(self.doubts, [path], self.known)
-            remark = MAY_END.format(doubt) if doubt else ""
-            self.found.append(Assignment(place, Stage.RC_LOCAL, path, value, remark, self.idle))
-        # A command that only reads is of interest only for the files that its output goes to.
-        if pairs is None and self.concerns(targets if name in QUIET else [*argv, *targets]):
-            self.leave(command.line, "it is not one of the lines that kerntune can read; translate it by hand")
-        return said
-
-    def unsure(self, command: Command, paths: Sequence[str]) -> str:
-        """Return why the script may not run a command that sets these files, or "" if it certainly does."""
-        if command.in_function:
-            return IN_A_FUNCTION
-        condition = guards.unmet(command.conditions, paths, self.known)
-        return CONDITIONAL.format(condition) if condition else ""
-
-    def ended(self, command: Command, name: str) -> None:
-        """Note the end of the script, of a subshell or of a turn of a loop; under a condition the rest is in doubt."""
-        if command.in_function or any(map(guards.never, command.conditions)):
-            return
-        number = command.line.number
-        if name in ENDS and not command.conditions and not command.in_subshell:
-            self.idle = self.idle or f"it stands behind the {name} in line {number}, so it is never reached"
-            return
-        # The script runs the lines after `test || exit` where the test succeeds.
-        one = command.conditions[0] if len(command.conditions) == 1 else None
-        tests = one.tests if one and one.negated else ()
-        doubt = Condition(f"the {name} in line {number}", tests, plain=bool(tests))
-        if name in SKIPS:
-            self.nesting.skip(doubt)
-        elif command.in_subshell:
-            self.nesting.skip(doubt, SUBSHELL)
+            printed = piped if not any("<" in operator for operator, _ in redirections) else None
+            effects = written([word for word in argv[1:] if not word.startswith("-")], printed)
+        elif name in PRINTERS:
+            printed = text_of(argv)
+            effects = written(outputs, printed) if len(outputs) < 2 else None
         else:
-            self.doubts.append(doubt)
+            printed, effects = None, program_effects(name, argv[1:])
+        if name not in PRINTERS and any(map(kernel_path, outputs)):
+            effects = None
+        if effects and (why := scope.unmet([path for path, _ in effects])):
+            if any(RELEVANT.search(f"/{path}") for path, _ in effects):
+                self._leave(command.line, why)
+        elif effects:
+            place = self._place(command.line)
+            self.found += [Assignment(place, self.stage, path, value, idle=self.idle) for path, value in effects]
+        elif self._concerns(argv, redirections, unknown=effects is None):
+            self._leave(command.line, scope.why or NOT_READ)
+        return None if outputs else printed, bool(effects) or (name in SUCCEEDING and not redirections)
 
-    def load(self, command: Command, files: Sequence[str]) -> None:
+    def _concerns(self, argv: Sequence[str], redirections: Sequence[tuple[str, str]], *, unknown: bool) -> bool:
+        """Return whether a command may set what kerntune tunes; `unknown` says that its effects are not known."""
+        if any(
+            self._mentions(target)
+            for operator, target in redirections
+            if ">" in operator and (unknown or operator not in STDOUT)
+        ):
+            return True
+        name = program(argv)
+        quiet = not unknown or name in QUIET or all(map(ASSIGNED.fullmatch, argv))
+        # A command that only reads or prints matters if another one in its words may write.
+        return any(map(self._mentions, argv)) and not (quiet and not WRITES.search(" ".join(argv)))
+
+    def _mentions(self, word: str) -> bool:
+        return bool(RELEVANT.search(word)) or not self.relevant.isdisjoint(VARIABLE_USED.findall(word))
+
+    def _note_variables(self, argv: Sequence[str]) -> None:
+        """Note which variables hold what kerntune tunes."""
+        for word in argv:
+            if (found := ASSIGNED.fullmatch(word)) and self._mentions(found[2]):
+                self.relevant.add(found[1])
+        if argv[:1] == ["for"] and any(map(self._mentions, argv[2:])):
+            self.relevant.add(argv[1])
+
+    def _leave(self, line: Line, why: str) -> None:
+        """Leave a line to people."""
+        place = self._place(line)
+        if place not in self.left:
+            self.left.add(place)
+            cause = Cause.NO_EFFECT if self.idle else Cause.NOT_UNDERSTOOD
+            self.found.append(Left(place, self.idle or why, cause))
+
+    def _place(self, line: Line) -> Place:
+        return self.place or Place(self.file, line.number, line.text)
+
+    def _ended(self, name: str, line: Line, scope: Scope) -> None:
+        """Note the end of the script; under a condition all the rest is left."""
+        if not scope.why and scope.guards == self.guards:
+            self.idle = self.idle or NEVER_REACHED.format(name, line.number)
+        else:
+            self.doubt = self.doubt or MAY_END.format(name, line.number)
+
+    def _load(self, line: Line, files: Sequence[str], scope: Scope) -> None:
         """Read the files of `sysctl -p FILE`: they set their values here; the reader reads no file a second time."""
         for file in files:
             path = file.lstrip("/")
-            why = self.unsure(command, [path]) or self.unreadable(file)
-            if why:
-                self.leave(command.line, why)
+            if why := scope.unmet([path]) or self._unreadable(file):
+                self._leave(line, why)
             elif self.files is not None and path not in self.loaded:
                 self.loaded.add(path)
                 real = self.files.leads_to(path) or path
-                self.found += boot_settings.settings(self.files, real, idle=self.idle, stage=Stage.RC_LOCAL)
+                self.found += boot_settings.settings(self.files, real, idle=self.idle, stage=self.stage)
 
-    def unreadable(self, file: str) -> str:
+    def _unreadable(self, file: str) -> str:
         """Return why the reader cannot read a file in place of the script, or "" if it can."""
-        if not file.startswith("/") or words.expand(file, self.known) != [file] or GLOB.search(file):
-            return f"which file {file!r} is, is not known here"
+        if not file.startswith("/") or UNKNOWN.search(file) or GLOB.search(file):
+            return f"which file {unescape(file)!r} is, is not known here"
         path = file.lstrip("/")
         if self.files is not None and self.files.text(path) is not None:
             return ""
-        there = self.files is not None and self.files.there(path)
-        return f"{file} cannot be read" if there else f"it reads {file}, and there is no such file here"
+        exists = self.files is not None and self.files.there(path)
+        return f"{file} cannot be read" if exists else f"it reads {file}, and there is no such file here"
 
-    def concerns(self, argv: Sequence[str]) -> bool:
-        """Return whether words are about values that kerntune tunes, with variables filled in."""
-        known = {**self.perhaps, **self.known}
-        return any(RELEVANT.search(one) for word in argv for one in words.expand(word, known) or [word])
-
-    def written(self, targets: Sequence[str], said: str | None) -> list[tuple[str, str]] | None:
-        """Return what goes to files of the kernel, or None if the values or the files are not known."""
-        found: list[tuple[str, str]] = []
-        for target in targets:
-            paths = words.expand(target, self.known)
-            if paths is None:
-                return None
-            kernel = [path for path in paths if path.startswith(("/proc/", "/sys/"))]
-            if kernel and said is None:
-                return None
-            found += [(path.lstrip("/"), said or "") for path in kernel]
-        return found
-
-    def bind(self, word: str, *, sure: bool) -> None:
-        """Set a variable; if the script may not set it here (not `sure`), its value is not known from here on."""
-        name, _, value = word.partition("=")
-        values = words.expand(value, self.known)
-        self.known.pop(name, None)
-        if values is not None:
-            (self.known if sure else self.perhaps)[name] = values
-
-    def loop(self, argv: Sequence[str]) -> None:
-        """Read `for NAME in WORDS`: inside the loop, the name stands for each of the words."""
-        if len(argv) < 3 or argv[2] != "in":
-            return
-        values: list[str] = []
-        for word in argv[3:]:
-            more = words.expand(word, self.known)
-            if more is None:
-                self.known.pop(argv[1], None)
-                return
-            values += more
-        self.known[argv[1]] = values
-
-    def inner(self, command: Command, text: str) -> None:
-        """Read a script in a script, on the same line and under the same conditions."""
-        inside = Script(self.file, self.files, self.idle, self.found, dict(self.known), dict(self.perhaps))
-        inside.doubts, inside.loaded, inside.nested = list(self.doubts), self.loaded, self.nested + 1
-        inside.nesting.inherit(command)
-        for _, tokens in words.logical([Row(command.line.number, part) for part in text.split("\n")]):
-            inside.line(command.line, tokens or ())
+    def _inner(self, text: str, line: Line, scope: Scope) -> bool:
+        """Read the script of `sh -c`, as far as it is known here; return whether it is."""
+        if self.nested or scope.why or re.search(r"[$`\n]", text):
+            return False
+        inner = replace(self, place=self._place(line), guards=scope.guards, relevant=set(), nested=True)
+        inner.read(unescape(text))
+        return True
 
 
-def redirected(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return a command without its redirections, and the files that its output goes to."""
-    rest: list[str] = []
-    targets: list[str] = []
-    ahead = iter(argv)
-    for word in ahead:
-        if not words.is_operator(word):
-            rest.append(word)
-            continue
-        target = next(ahead, "")
-        # After the cut, the number of `2>/dev/null` looks like one more argument.
-        if rest and rest[-1] in ("1", "2") and (target.startswith("/dev/") or word.endswith("&")):
-            rest.pop()
-        # The `)>` of `(...)>file` comes as one operator.
-        if word.strip("()") in (">", ">>", ">|"):
-            targets.append(target)
-    return rest, targets
+def required_file(statement: Statement) -> str:
+    """Return the file that `[ -e FILE ] || continue` asks for, or "" for any other statement."""
+    match statement.commands:
+        case (test, Command(words=("continue",), joiner="||")) if not statement.inside:
+            return tested_file(test.words)
+    return ""
+
+
+def tested_file(words: Sequence[str]) -> str:
+    """Return the file whose existence a command tests, or "" for any other command."""
+    rest = list(words)
+    if rest and rest[0] == "test":
+        rest.pop(0)
+    elif len(rest) > 1 and BRACKETS.get(rest[0]) == rest[-1]:
+        rest = rest[1:-1]
+    return rest[1] if len(rest) == 2 and rest[0] in FILE_TESTS else ""
+
+
+def covers(file: str, path: str) -> bool:
+    """Return whether an existing file or folder means that the path exists; the path may be a glob that names it."""
+    parts = [part for part in file.split("/") if part]
+    if parts[:1] == ["dev"]:
+        parts[:1] = ["sys", "block"]
+    begin = path.split("/")[: len(parts)]
+    return bool(parts) and not UNKNOWN.search(file) and len(begin) == len(parts) and all(map(fnmatchcase, parts, begin))
+
+
+def program(argv: Sequence[str]) -> str:
+    """Return the name of the program that a command runs."""
+    return next((word.rsplit("/", 1)[-1] for word in bare(argv)), "")
 
 
 def bare(argv: Sequence[str]) -> list[str]:
@@ -262,18 +316,104 @@ def bare(argv: Sequence[str]) -> list[str]:
     rest = list(argv)
     while rest and rest[0].rsplit("/", 1)[-1] in PREFIXES:
         rest.pop(0)
-        while rest and (rest[0].startswith("-") or (words.ASSIGNED.fullmatch(rest[0]) and len(rest) > 1)):
+        while rest and (rest[0].startswith("-") or (ASSIGNED.fullmatch(rest[0]) and len(rest) > 1)):
             rest.pop(0)
-    while len(rest) > 1 and words.ASSIGNED.fullmatch(rest[0]) and not words.ASSIGNED.fullmatch(rest[-1]):
+    while len(rest) > 1 and ASSIGNED.fullmatch(rest[0]) and not ASSIGNED.fullmatch(rest[-1]):
         rest.pop(0)
     return rest
 
 
-def printed(argv: Sequence[str], known: Mapping[str, Sequence[str]]) -> str | None:
-    """Return what echo or printf says, or None if a variable in it is not known or stands for several values."""
-    said = [word for word in argv[1:] if not re.fullmatch(r"-[neE]+", word)]
-    if argv[0].endswith("printf") and len(said) > 1 and said[0].rstrip("\\n") in ("%s", "%d"):
-        said = said[1:]
-    text = " ".join(said).removesuffix("\\n")
-    values = words.expand(text, known)
-    return values[0].strip() if values and len(values) == 1 else None
+def text_of(argv: Sequence[str]) -> str | None:
+    """Return what echo or printf prints, or None if that is not known."""
+    words = [word for word in argv[1:] if not re.fullmatch(r"-[neE]+", word)]
+    if argv[0].endswith("printf"):
+        if len(words) == 2 and words[0].removesuffix("\\n") in ("%s", "%d"):
+            words = words[1:]
+        if len(words) != 1 or "%" in words[0]:
+            return None
+    text = " ".join(words).removesuffix("\\n").strip()
+    return None if UNKNOWN.search(text) or GLOB.search(text) or "\\" in text else text
+
+
+def kernel_path(target: str) -> str:
+    """Return the path below the root of a file of the kernel, or "" for any other file."""
+    path = posixpath.normpath(target).lstrip("/")
+    return path if target.startswith("/") and path.startswith(("proc/", "sys/")) else ""
+
+
+def written(targets: Sequence[str], text: str | None) -> Effects | None:
+    """Return what goes to files of the kernel, or None if the text or the files are not known."""
+    paths = [path for path in map(kernel_path, targets) if path]
+    if any(map(UNKNOWN.search, targets)) or (paths and not text):
+        return None
+    return [(path, text or "") for path in paths]
+
+
+def program_effects(name: str, argv: Sequence[str]) -> Effects | None:
+    """Return what a program sets, by its name and its arguments, or None if that is not known."""
+    if any(map(UNKNOWN.search, argv)):
+        return None
+    match name:
+        case "sysctl":
+            return sysctls(argv)
+        case "cpupower" if "frequency-set" in argv:
+            return governors(argv, "-g", "--governor", everywhere="all")
+        case "cpufreq-set":
+            return governors(argv, "-g", "--governor", everywhere=None)
+        case "blockdev":
+            return list(read_ahead(argv)) or None
+    return None
+
+
+def sysctls(argv: Sequence[str]) -> Effects:
+    """Return what `sysctl -w key=value ...` sets; another module reads the files of --system in their own place."""
+    pairs = (word.partition("=") for word in argv if not word.startswith("-"))
+    return [
+        (f"proc/sys/{boot_settings.path_of(key)}", " ".join(value.split()))
+        for key, equals, value in pairs
+        if key and equals
+    ]
+
+
+def loaded(argv: Sequence[str]) -> list[str]:
+    """Return the files that `sysctl -p FILE ...` reads, which is /etc/sysctl.conf if it names none.
+
+    The list is empty if the command reads no file.
+    """
+    files = [word for word in argv if not word.startswith("-")]
+    for word in argv:
+        if word.startswith("--load"):
+            _, equals, file = word.partition("=")
+            return [file, *files] if equals else files or [f"/{boot_settings.CLASSIC}"]
+        if not word.startswith("--") and (found := LOADS.fullmatch(word)):
+            return [found[1], *files] if found[1] else files or [f"/{boot_settings.CLASSIC}"]
+    return []
+
+
+def option(argv: Sequence[str], *names: str) -> str:
+    """Return the value of an option in any spelling, or "" without it."""
+    for index, word in enumerate(argv):
+        for name in names:
+            if word == name and index + 1 < len(argv):
+                return argv[index + 1]
+            if name.startswith("--") and word.startswith(f"{name}="):
+                return word[len(name) + 1 :]
+    return ""
+
+
+def governors(argv: Sequence[str], *names: str, everywhere: str | None) -> Effects | None:
+    """Return the governor that a command sets, with the path for its CPUs.
+
+    cpupower sets all CPUs unless -c names some; cpufreq-set (`everywhere` is None) sets only CPU 0.
+    """
+    governor = option(argv, *names)
+    cpus = option(argv, "-c", "--cpu") or everywhere or "0"
+    return [(CPU_GOVERNOR.scope.of_device(f"cpu{'*' if cpus == 'all' else cpus}"), governor)] if governor else None
+
+
+def read_ahead(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield what `blockdev --setra N /dev/X` sets: N counts sectors of 512 bytes, read_ahead_kb counts KiB."""
+    sectors = whole(option(argv, "--setra", "--setfra"))
+    for word in argv:
+        if word.startswith("/dev/") and sectors is not None:
+            yield READ_AHEAD.scope.of_device(word.removeprefix("/dev/")), str(sectors // 2)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Final
 
 from kerntune.model import Setting
+
+# A line that no reader understands is of interest only if it mentions one of these.
+RELEVANT: Final = re.compile(
+    r"/proc/sys/vm|/sys/(class/)?block|cpufreq|transparent_hugepage|hugepages|hugeadm|cpupower|tuned-adm|--setra"
+    r"|powerprofilesctl|x86_energy_perf_policy|\bvm\.|numa_balancing"
+)
 
 
 class Severity(StrEnum):
@@ -34,17 +43,23 @@ class Stage(IntEnum):
     KERNEL = 0
     UDEV = 1
     SYSCTL = 2
-    SERVICE = 3
-    RC_LOCAL = 4
+    TMPFILES = 3
+    SERVICE = 4
+    RC_LOCAL = 5
+    CRON = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A line of a file, word for word; `file` has the name that it has on the host, whatever the root."""
+    """A line of a file, word for word; `file` has the name that it has on the host, whatever the root.
+
+    `unit` is the systemd unit that the line belongs to, which a boot starts.
+    """
 
     file: str
     line: int
     text: str
+    unit: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -53,6 +68,16 @@ class Place:
     def quoted(self) -> str:
         """The place and its text, as evidence."""
         return f"{self}: {self.text}"
+
+    @property
+    def how_to_disable(self) -> str:
+        """What ends the line's effect from the next boot on."""
+        if self.file == "/proc/cmdline":
+            return "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot"
+        if self.unit:
+            unit = shlex.quote(self.unit)
+            return f"take the line out of the unit, or sudo systemctl disable {unit} if it does nothing else"
+        return f"put a # in front of the {'rule' if self.file.endswith('.rules') else 'line'}"
 
     @property
     def shipped(self) -> bool:
@@ -95,7 +120,7 @@ class Left:
     cause: Cause = Cause.NOT_UNDERSTOOD
 
 
-Line = Assignment | Left
+Entry = Assignment | Left
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
-from kerntune.doctor import shell_script
 from kerntune.doctor.files import Files, drop_ins
 from kerntune.doctor.files import Line as Row
-from kerntune.doctor.types import Assignment, Left, Line, Place, Stage
+from kerntune.doctor.shell_script import Script
+from kerntune.doctor.types import Assignment, Entry, Left, Place, Stage
 from kerntune.tunables.knobs import KNOBS
 
 FOLDERS: Final = (
@@ -40,18 +41,18 @@ class Pair(NamedTuple):
         return self.operator in ("==", "!=")
 
 
-def read(files: Files) -> list[Line]:
+def read(files: Files) -> list[Entry]:
     """Return what all the rules set, in the order in which udev reads them."""
-    found: list[Line] = []
+    found: list[Entry] = []
     for path, masked_by in drop_ins(files, FOLDERS, ".rules"):
         idle = f"/{masked_by} has the same name and is read in its place" if masked_by else ""
         found += rules(list(files.lines(path)), f"/{path}", idle=idle)
     return found
 
 
-def rules(rows: Sequence[Row], file: str, *, idle: str = "") -> list[Line]:
+def rules(rows: Sequence[Row], file: str, *, idle: str = "") -> list[Entry]:
     """Return what the rules of one file set; after a GOTO whose condition matters, nothing is certain."""
-    found: list[Line] = []
+    found: list[Entry] = []
     jump = ""
     for row in logical(rows):
         pairs = [Pair(*(part or "" for part in match.groups())) for match in PAIR.finditer(row.text)]
@@ -83,7 +84,7 @@ def logical(rows: Sequence[Row]) -> Iterator[Row]:
         yield Row(first, text)
 
 
-def rule(pairs: Sequence[Pair], place: Place, *, behind: str, idle: str) -> Iterator[Line]:
+def rule(pairs: Sequence[Pair], place: Place, *, behind: str, idle: str) -> Iterator[Entry]:
     """Yield what one rule sets."""
     names = [pair.value for pair in pairs if pair.key == "KERNEL" and pair.operator == "=="]
     patterns = names[0].split("|") if names else ["*"]
@@ -92,11 +93,11 @@ def rule(pairs: Sequence[Pair], place: Place, *, behind: str, idle: str) -> Iter
         conditions.append(f'and what leads past GOTO="{behind}"')
     if len(names) > 1 or any(pair.key == "ACTION" and pair.value == "remove" for pair in pairs):
         conditions.append("more than one condition on a name or an action")
-    for path, value in effects(pairs, patterns, place):
-        if conditions:
+    for entry in effects(pairs, patterns, place):
+        if conditions and isinstance(entry, Assignment):
             yield Left(place, f"a claim cannot say the rule's condition {', '.join(conditions)}")
             return
-        yield Assignment(place, Stage.UDEV, path, value, idle=idle)
+        yield replace(entry, idle=idle) if isinstance(entry, Assignment) else entry
 
 
 def harmless(pair: Pair, patterns: Sequence[str]) -> bool:
@@ -111,19 +112,17 @@ def harmless(pair: Pair, patterns: Sequence[str]) -> bool:
     return pair.key == "ATTR" and pair.attribute in ATTRIBUTES and pair.operator == "!="
 
 
-def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Iterator[tuple[str, str]]:
-    """Yield the paths and values that a rule sets, with those in the commands that it runs."""
+def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Iterator[Entry]:
+    """Yield what a rule sets, and what the commands set that it runs."""
     for pair in pairs:
         if pair.tests:
             continue
         if pair.key == "ATTR" and (scope := ATTRIBUTES.get(pair.attribute)):
             for name in patterns:
-                yield scope.of_device(name), pair.value
+                yield Assignment(place, Stage.UDEV, scope.of_device(name), pair.value)
         elif pair.key == "SYSCTL":
-            yield f"proc/sys/{pair.attribute.replace('.', '/')}", pair.value
+            yield Assignment(place, Stage.UDEV, f"proc/sys/{pair.attribute.replace('.', '/')}", pair.value)
         elif pair.key == "RUN":
             for name in patterns:
                 command = DEVICE_NAME.sub(name.replace("\\", ""), pair.value).replace('\\"', '"')
-                for line in shell_script.script([Row(place.line, command)], place.file):
-                    if isinstance(line, Assignment):
-                        yield line.path, line.value
+                yield from Script(place.file, stage=Stage.UDEV, place=place).read(command)

@@ -1,7 +1,8 @@
-"""Whatever stands in the files, the doctor has something to say and does not fail."""
+"""Whatever stands in the files, the doctor has something to say, loses no line and does not fail."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kerntune.doctor.examine import examine, look
+from kerntune.doctor.shell_script import Script
 from tests.harness.often import often
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import HANDMADE
@@ -20,6 +22,14 @@ FILES = (
     "usr/lib/sysctl.d/a.conf",
     "etc/udev/rules.d/a.rules",
     "proc/cmdline",
+    "etc/tmpfiles.d/a.conf",
+    "usr/lib/tmpfiles.d/a.conf",
+    "etc/systemd/system/a.service",
+    "etc/systemd/system/a.service.d/b.conf",
+    "etc/systemd/system/multi-user.target.wants/a.service",
+    "etc/crontab",
+    "etc/cron.d/a",
+    "var/spool/cron/crontabs/root",
     "etc/default/cpufrequtils",
     "etc/init.d/cpufrequtils",
     "proc/self/cgroup",
@@ -35,6 +45,8 @@ PIECES = st.sampled_from(
         *("/proc/sys/vm/nr_hugepages", "/sys/block/nvme*/queue/scheduler", "/sys/block/sda/queue/scheduler", "{0..9}"),
         *("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "$f", "${f}", "f=", "9" * 5000, "..", "none"),
         *('KERNEL=="nvme*"', 'ATTR{queue/scheduler}="none"', 'RUN+="/bin/sh -c ', 'GOTO="', 'LABEL="', "ACTION"),
+        *("\nExecStart=", "/bin/sh -c '", "[Service]\n", "[Unit]\n", "ConditionPathExists=", "User=", "%i", "$$f"),
+        *("\n@reboot ", "root ", "\nw ", "w! ", " - - - - ", "\nF+ ", "/sys/kernel/mm/transparent_hugepage/enabled"),
         *("hugepages=", "hugepagesz=1G", "0:1,", "transparent_hugepage=", "--", "GOVERNOR=", "0::/", "memory", "\0"),
     ]
 )
@@ -63,3 +75,33 @@ def test_no_text_makes_it_fail(texts: dict[str, str]) -> None:
         for proposal in look(root).proposals:
             assert proposal.places
             assert proposal.setting.value
+
+
+# A line that writes a file which kerntune tunes, as a person sees it.
+TUNED = "(/proc/sys/vm/nr_hugepages|/sys/block/sda/queue/scheduler|/sys/kernel/mm/transparent_hugepage/enabled)"
+WRITING = re.compile(rf"(>[>|]?[ ]?|\btee( -a)? ){TUNED}(?=[\s;|&)]|$)")
+WRITERS = (
+    "echo 1 > /proc/sys/vm/nr_hugepages",
+    "cat /x >| /proc/sys/vm/nr_hugepages",
+    "echo none | sudo tee /sys/block/sda/queue/scheduler",
+    "tee -a /sys/block/sda/queue/scheduler < /x",
+    "printf never >>/sys/kernel/mm/transparent_hugepage/enabled",
+)
+BETWEEN = """
+if true; then |; else |; fi |while read x; do |for f in a b; do |for f in $(ls); do |case $1 in a) |; done|; esac
+{ |; }|( | )|fn() { |function g { |exit 0|return|break|[ -e /x ] && |! |$(|`|${|"|'|cat <<EOF|EOF|sh -c '|sudo |x=
+f=/dev/null |$f|((|[[ | ]]|case|in|do|done|fi|then|<|>|2>|&> |<<|<<< |word| -c |\\|&&|;|&| ;; |}|)|\t|\0|\x0b
+"""
+AROUND = st.sampled_from([" | ", "||", "\n", "\\\n", *BETWEEN.strip().replace("\n", "|").split("|")])
+
+
+@settings(max_examples=often(600), deadline=None)
+@given(parts=st.lists(st.one_of(st.sampled_from(WRITERS), AROUND, AROUND, st.just("\n")), max_size=25))
+def test_no_line_of_a_script_is_lost(parts: list[str]) -> None:
+    """Each line that writes such a file is translated, or shown to people."""
+    text = "".join(parts)
+    shown = [" ".join(entry.place.text.split()) for entry in Script("/etc/rc.local").read(text)]
+    for line in text.split("\n"):
+        if WRITING.search(line):
+            words = " ".join(line.removesuffix("\\").split())
+            assert any(words in place for place in shown), (text, shown)

@@ -1,4 +1,4 @@
-"""sysctl.d(5): which files are read, in which order, and what masks what."""
+"""The kernel's command line, sysctl.d(5) and tmpfiles.d(5): what is read, in which order, and what masks what."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import pytest
 
 from kerntune.doctor import boot_settings
 from kerntune.doctor.files import Files
-from kerntune.doctor.types import Assignment
+from kerntune.doctor.types import Assignment, Cause, Left, Stage
 from tests.unit.doctor.lab import write
 
+POOLS = "sys/kernel/mm/hugepages"
+NODES = "sys/devices/system/node"
+MIB = 1 << 20
 RATIO = "vm.overcommit_ratio = {}\n"
 
 
 def read(root: Path) -> list[Assignment]:
-    return [line for line in boot_settings.read(Files(root)) if isinstance(line, Assignment)]
+    return [line for line in boot_settings.read_sysctls(Files(root)) if isinstance(line, Assignment)]
 
 
 def in_force(root: Path) -> list[tuple[str, str]]:
@@ -104,3 +107,125 @@ def test_sysctl_conf_without_a_link_is_not_read(tmp_path: Path) -> None:
     """Debian 13 has dropped the link."""
     (line,) = read(write(tmp_path, {"etc/sysctl.conf": RATIO.format(1)}))
     assert line.idle == boot_settings.NOT_READ
+
+
+def cmdline(root: Path, text: str, *, default: int = 2 * MIB) -> list[Assignment | Left]:
+    return boot_settings.read_cmdline(Files(write(root, {"proc/cmdline": f"{text}\n"})), default)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("quiet root=/dev/sda1", []),
+        ("hugepages=64", [(f"{POOLS}/hugepages-2048kB/nr_hugepages", "64")]),
+        (
+            "hugepages=64 hugepagesz=1G hugepages=4",
+            [
+                (f"{POOLS}/hugepages-2048kB/nr_hugepages", "64"),
+                (f"{POOLS}/hugepages-1048576kB/nr_hugepages", "4"),
+            ],
+        ),
+        ("default_hugepagesz=1G hugepages=4", [(f"{POOLS}/hugepages-1048576kB/nr_hugepages", "4")]),
+        (
+            "hugepagesz=2M hugepages=0:8,1:16",
+            [
+                (f"{NODES}/node0/hugepages/hugepages-2048kB/nr_hugepages", "8"),
+                (f"{NODES}/node1/hugepages/hugepages-2048kB/nr_hugepages", "16"),
+            ],
+        ),
+        ("transparent_hugepage=madvise", [("sys/kernel/mm/transparent_hugepage/enabled", "madvise")]),
+        (
+            "cpufreq.default_governor=performance",
+            [("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor", "performance")],
+        ),
+        ("sysctl.vm.overcommit_memory=1", [("proc/sys/vm/overcommit_memory", "1")]),
+        ("numa_balancing=disable", [("proc/sys/kernel/numa_balancing", "0")]),
+        ("init=/x -- hugepages=64", []),
+    ],
+)
+def test_parameters(tmp_path: Path, text: str, expected: list[tuple[str, str]]) -> None:
+    assert [(line.path, line.value) for line in cmdline(tmp_path, text) if isinstance(line, Assignment)] == expected
+    assert not [line for line in cmdline(tmp_path, text) if isinstance(line, Left)]
+
+
+@pytest.mark.parametrize("text", ["hugepages=many", "hugepagesz=big", "hugepages=0:1,x", "elevator=noop"])
+def test_what_is_no_setting_is_left(tmp_path: Path, text: str) -> None:
+    assert [type(line) for line in cmdline(tmp_path, text)][-1] is Left
+
+
+def test_elevator_has_no_effect(tmp_path: Path) -> None:
+    (line,) = cmdline(tmp_path, "elevator=none")
+    assert isinstance(line, Left)
+    assert line.cause is Cause.NO_EFFECT
+
+
+def test_without_huge_pages_there_is_no_default_size(tmp_path: Path) -> None:
+    (line,) = cmdline(tmp_path, "hugepages=64", default=0)
+    assert isinstance(line, Left)
+
+
+THP_FILE = "sys/kernel/mm/transparent_hugepage/enabled"
+
+
+def tmpfiles(root: Path) -> list[Assignment | Left]:
+    return boot_settings.read_tmpfiles(Files(root))
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "value"),
+    [
+        (f"w /{THP_FILE} - - - - never", THP_FILE, "never"),
+        (f"w  /{THP_FILE}\t-  - - -  never  ", THP_FILE, "never"),
+        (f"w! /{THP_FILE} - - - - madvise", THP_FILE, "madvise"),
+        (f"w+!- /{THP_FILE} 0644 root root 10d madvise", THP_FILE, "madvise"),
+        (f"w-= /{THP_FILE} :- - - - never\\n", THP_FILE, "never"),
+        (f'w "/{THP_FILE}" - - - - never', THP_FILE, "never"),
+        ("w /sys/block/nvme*/queue/scheduler - - - - none", "sys/block/nvme*/queue/scheduler", "none"),
+        ("w /proc/sys/kernel/core_pattern - - - - |/bin/x %%p a b", "proc/sys/kernel/core_pattern", "|/bin/x %p a b"),
+    ],
+)
+def test_a_line_of_tmpfiles(tmp_path: Path, line: str, path: str, value: str) -> None:
+    text = f"# w /x - - - - y\n\nd /run/x 0755 root root -\nz /sys/block/* 0600 - - -\nw /x - - - -\n{line}\n"
+    (found,) = tmpfiles(write(tmp_path, {"etc/tmpfiles.d/a.conf": text}))
+    assert isinstance(found, Assignment)
+    assert (found.path, found.value, found.stage, found.place.line) == (path, value, Stage.TMPFILES, 6)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"f+ /{THP_FILE} - - - - never",
+        f"F /{THP_FILE} - - - - never",
+        f"w^ /{THP_FILE} - - - - thp",
+        f"w~ /{THP_FILE} - - - - bmV2ZXI=",
+        f"w /{THP_FILE} - - - - ne\\x76er",
+        f"w /{THP_FILE} - - - - %m",
+    ],
+)
+def test_a_line_of_tmpfiles_that_cannot_be_read_is_left(tmp_path: Path, line: str) -> None:
+    (found,) = tmpfiles(write(tmp_path, {"etc/tmpfiles.d/a.conf": f"{line}\nf+ /run/x - - - - %m\n"}))
+    assert isinstance(found, Left)
+    assert (found.place.line, found.cause) == (1, Cause.NOT_UNDERSTOOD)
+    assert found.why.endswith("translate it by hand")
+
+
+def test_the_first_line_of_tmpfiles_for_a_path_counts(tmp_path: Path) -> None:
+    """tmpfiles.d(5): the lexicographically earliest file, and of files of the same name the one in /etc."""
+    line = f"w /{THP_FILE} - - - - {{}}\n"
+    write(
+        tmp_path,
+        {
+            "usr/lib/tmpfiles.d/50-a.conf": line.format("always"),
+            "etc/tmpfiles.d/50-a.conf": line.format("never") + line.format("madvise"),
+            "run/tmpfiles.d/60-b.conf": line.format("inherit") + f"w+ /{THP_FILE} - - - - always\n",
+        },
+    )
+    found = [(str(line.place), line.idle) for line in tmpfiles(tmp_path) if isinstance(line, Assignment)]
+    second = "/etc/tmpfiles.d/50-a.conf:1 is for the same path, and systemd-tmpfiles takes the first line"
+    assert found == [
+        ("/usr/lib/tmpfiles.d/50-a.conf:1", "/etc/tmpfiles.d/50-a.conf has the same name and is read in its place"),
+        ("/etc/tmpfiles.d/50-a.conf:1", ""),
+        ("/etc/tmpfiles.d/50-a.conf:2", second),
+        ("/run/tmpfiles.d/60-b.conf:1", second),
+        ("/run/tmpfiles.d/60-b.conf:2", ""),
+    ]

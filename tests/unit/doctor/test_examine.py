@@ -232,6 +232,21 @@ def test_how_a_fight_is_ended(tmp_path: Path) -> None:
     assert "sudo ln -s /dev/null /etc/udev/rules.d/60-io.rules" in fix
 
 
+@pytest.mark.parametrize(
+    ("origin", "fix"),
+    [
+        ("profile", "kerntune profile clear, or change the value in the profile"),
+        ("config", "change /etc/kerntune (kerntune status says which line)"),
+        ("runtime", "kerntune unset hugepages@2M"),
+        ("newer-than-us", "kerntune status says who set hugepages@2M"),
+    ],
+)
+def test_how_a_claim_gives_way(tmp_path: Path, origin: str, fix: str) -> None:
+    ours = claim("hugepages", "2M", "9", "2M", origin=origin)
+    found = one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M to 512", ours)
+    assert found.fix == f"put a # in front of the line (/etc/rc.local:3); or let it win: {fix}"
+
+
 def test_the_strongest_claim_counts(tmp_path: Path) -> None:
     strong, weak = (claim("hugepages", "2M", value, "2M").claims[0] for value in ("512", "9"))
     assert one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M", Daemon((strong, weak))).severity is NOTE

@@ -10,6 +10,8 @@ import pytest
 from kerntune.doctor.files import Files, whole
 from tests.unit.doctor.lab import write
 
+NOBODY = 65534
+
 
 @pytest.mark.parametrize(
     ("link", "leads_to"),
@@ -43,6 +45,17 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     assert [files.text(name) for name in ("fifo", "folder", "nothing", "nothing/below")] == [None] * 4
     assert files.names("nothing") == []
     assert not files.runs("folder")
+
+
+def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "crontabs").mkdir(mode=0o100)
+    files, user = Files(tmp_path), os.geteuid()
+    os.seteuid(user or NOBODY)  # root may list every folder
+    try:
+        assert files.names("crontabs") == []
+    finally:
+        os.seteuid(user)
+    assert files.unreadable == {"/crontabs": "Permission denied"}
 
 
 def test_lines_keep_their_numbers(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_host_with_years_of_advice(tmp_path: Path) -> None:
     assert [str(place) for place in found.proposals[2].places] == ["/etc/sysctl.conf:1", "/etc/sysctl.conf:2"]
     assert {(str(one.place), one.cause) for one in found.left} == {
         ("/etc/rc.local:4", Cause.NOT_POSSIBLE),
-        ("/etc/rc.local:7", Cause.NOT_POSSIBLE),
+        ("/etc/rc.local:7", Cause.NOT_UNDERSTOOD),
         ("/etc/rc.local:9", Cause.NOT_UNDERSTOOD),
         ("/etc/rc.local:11", Cause.NO_EFFECT),
         ("/etc/sysctl.conf:4", Cause.NOT_TUNED),
@@ -202,7 +202,7 @@ def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Pat
     assert said(found) == ["overcommit=always:95"]
     (left,) = found.left
     assert (str(left.place), left.cause) == ("/etc/rc.local:3", Cause.NOT_UNDERSTOOD)
-    assert left.why.startswith("it stands under a condition (if in line 2)")
+    assert left.why.startswith("it stands inside the 'if' of line 2")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,13 @@ def test_a_condition_that_a_claim_cannot_say(text: str, why: str) -> None:
     assert why in line.why
 
 
+def test_a_command_that_cannot_be_read_is_left() -> None:
+    command = "/bin/sh -c 'if true; then echo none > /sys/block/%k/queue/scheduler; fi'"
+    (line,) = of(f'ACTION=="add", KERNEL=="nvme*", RUN+="{command}"')
+    assert isinstance(line, Left)
+    assert line.why.endswith("translate it by hand")
+
+
 def test_behind_a_goto_nothing_is_sure_until_its_label() -> None:
     text = (
         'SUBSYSTEM!="block", GOTO="end"\nKERNEL=="sdz", ATTR{queue/scheduler}="none"\n'
