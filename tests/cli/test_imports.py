@@ -126,6 +126,21 @@ def test_a_line_that_sets_more_is_not_to_be_put_out_of_the_way(here: Path, capsy
     assert "/etc/rc.local:1" in more
 
 
+def test_a_unit_is_to_be_disabled(here: Path, capsys: Captured) -> None:
+    unit = "[Service]\nExecStart=/bin/sh -c 'echo 768 > /proc/sys/vm/nr_hugepages'\n"
+    (here / "etc/rc.local").unlink()
+    folder = "etc/systemd/system"
+    write(here, {f"{folder}/llm.service": unit, f"{folder}/multi-user.target.wants/llm.service": unit})
+    assert main(["import"], connect=Script().connect) == 0
+    shown = capsys.readouterr().out.splitlines()
+    at = shown.index("kerntune set hugepages@2M=768 --persist")
+    assert shown[at - 1] == "# sudo systemctl disable llm.service ends it, if the unit does nothing else"
+    assert main(["import", "--apply"], connect=Script(outcomes=[outcome("hugepages@2M")]).connect) == 0
+    advice = capsys.readouterr().err
+    assert "sudo systemctl disable llm.service" in advice
+    assert "/etc/systemd/system/llm.service:2" not in advice
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="without polkit only root may set anything")
 def test_apply_with_a_real_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """The daemon tunes the same tree; afterwards the doctor finds that the lines say what the claims say."""

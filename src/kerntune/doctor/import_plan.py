@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from kerntune.doctor import boot_settings, services, shell_script, udev_rules
+from kerntune.doctor import boot_settings, services, shell_script, startup_units, udev_rules
 from kerntune.doctor.files import Files, whole
 from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Proposal, Stage, Survey
 from kerntune.errors import InvalidValue
@@ -39,7 +39,9 @@ def gather(files: Files, page_size: int) -> list[Entry]:
         *boot_settings.read_sysctls(files),
         *boot_settings.read_tmpfiles(files),
         *services.read(files),
+        *startup_units.read_units(files),
         *shell_script.read(files),
+        *startup_units.read_cron(files),
     ]
 
 

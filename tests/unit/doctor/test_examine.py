@@ -247,6 +247,16 @@ def test_how_a_claim_gives_way(tmp_path: Path, origin: str, fix: str) -> None:
     assert found.fix == f"put a # in front of the line (/etc/rc.local:3); or let it win: {fix}"
 
 
+def test_a_unit_that_fights_is_to_be_disabled(tmp_path: Path) -> None:
+    lay_out("two-sockets", tmp_path)
+    unit = "etc/systemd/system/{}llm.service"
+    text = "[Service]\nExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=8\n"
+    write(tmp_path, {unit.format(""): text, unit.format("multi-user.target.wants/"): text})
+    found = one(tmp_path, "/etc/systemd/system/llm.service sets", claim("hugepages", "2M", "9", "2M"))
+    assert found.severity is PROBLEM
+    assert "sudo systemctl disable llm.service if it does nothing else (/etc/systemd/system/llm.service:2)" in found.fix
+
+
 def test_the_strongest_claim_counts(tmp_path: Path) -> None:
     strong, weak = (claim("hugepages", "2M", value, "2M").claims[0] for value in ("512", "9"))
     assert one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M", Daemon((strong, weak))).severity is NOTE
