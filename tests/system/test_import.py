@@ -15,6 +15,10 @@ BY_HAND: Final = {
     "/etc/sysctl.d/90-llm.conf": "vm.swappiness = 3\nvm.overcommit_memory = 1\n",
     "/etc/rc.local": "#!/bin/sh\necho 24 > /proc/sys/vm/nr_hugepages\nhugeadm --thp-always\n",
     "/etc/udev/rules.d/60-llm.rules": 'ACTION=="add|change", KERNEL=="nvme*n1", ATTR{queue/scheduler}="mq-deadline"\n',
+    "/etc/tmpfiles.d/llm.conf": "w /proc/sys/vm/zone_reclaim_mode - - - - 0\n",
+    "/etc/cron.d/llm": "@reboot root echo 2048 > /sys/block/nvme0n1/queue/read_ahead_kb\n",
+    "/etc/systemd/system/llm.service": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo 10 > /proc/sys/vm/"
+    "watermark_scale_factor'\n[Install]\nWantedBy=multi-user.target\n",
 }
 # The last two are the kernel's command line.
 CLAIMS: Final = {
@@ -22,6 +26,9 @@ CLAIMS: Final = {
     ("overcommit", "", "always:95"),
     ("hugepages", "2M", "24"),
     ("io-scheduler", "nvme*n1", "mq-deadline"),
+    ("sysctl", "vm.zone_reclaim_mode", "0"),
+    ("read-ahead", "nvme0n1", "2048"),
+    ("sysctl", "vm.watermark_scale_factor", "10"),
     ("hugepages", "1G/node0", "1"),
     ("hugepages", "1G/node1", "1"),
 }
@@ -30,9 +37,10 @@ LOOK: Final = "cd /proc/sys/vm; cat swappiness overcommit_memory nr_hugepages /s
 
 @pytest.fixture
 def by_hand(host: Host, vm: Machine) -> Iterator[Host]:
-    """A machine with a drive and three such files, which nothing has read yet."""
+    """A machine with a drive and such files, which nothing has read yet."""
     for path, text in BY_HAND.items():
         vm.write(path, text, mode="755" if path == "/etc/rc.local" else "644")
+    vm.check("systemctl enable llm.service")
     vm.check(
         "modprobe nvme; systemctl stop systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service"
     )
@@ -40,7 +48,9 @@ def by_hand(host: Host, vm: Machine) -> Iterator[Host]:
     vm.wait_for("[ -e /sys/block/nvme0n1/queue/scheduler ]")
     yield host
     host.release()
+    vm.check("systemctl disable llm.service")
     vm.check(["rm", *BY_HAND])
+    vm.check("systemctl daemon-reload")
     vm.check("systemctl start systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service")
     vm.nvme_del("llm")
 
