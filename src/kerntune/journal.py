@@ -20,7 +20,7 @@ log = logging.getLogger("kerntune")
 TARGET_SET: Final = "6f3c1f0e5f0a4a6f9c0e2c1d7f6a4b10"
 TARGET_NOT_SET: Final = "0b9a8f1c3f6d4f52b5d7b0a95d3f1c22"
 CONFIG_PROBLEM: Final = "4d1f0a7be2a94d0c8c1b6f5e93a7d208"
-MOST_RECORDS: Final = 2000  # records that wait for the journal, about 2 MiB
+MAX_RECORDS: Final = 2000  # records that wait for the journal, about 2 MiB
 FLUSH: Final = 0.3  # seconds
 GOOD: Final = frozenset({State.SATISFIED, State.UNMANAGED})
 
@@ -58,7 +58,7 @@ class Aside(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record, without waiting and without raising an exception."""
-        if self._records.qsize() >= MOST_RECORDS:
+        if self._records.qsize() >= MAX_RECORDS:
             with self._counting:
                 self._lost += 1
             return

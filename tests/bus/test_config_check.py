@@ -47,7 +47,6 @@ GOOD: Final[dict[str, Files]] = {
     "the largest read-ahead": {MAIN: '[read-ahead]\n"*" = "64M"\n'},
     "the extremes of the guard": {MAIN: "[guard]\nenabled = false\nband = 16777216\ncalm = 0\n"},
     "limits that meet": {MAIN: "[limits]\nclaims = 20\nholds = 20\n", MORE: "[limits]\nholds-per-user = 20\n"},
-    "a profile with a mistake that is not in force": {MAIN: 'profile = "balanced"\n', MINE: "[hugepage]\n"},
     "a file that no profile is found in": {"profiles/bad name.toml": "[", MAIN: ""},
     "a file that an editor left": {"kerntune.d/.10.toml": "[", MAIN: ""},
 }

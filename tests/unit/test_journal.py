@@ -86,7 +86,7 @@ def test_a_traceback_comes_with_it(log: logging.Logger, journal: Journal) -> Non
 def test_a_journal_that_does_not_read_is_not_waited_for(
     log: logging.Logger, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kerntune.journal.MOST_RECORDS", 5)
+    monkeypatch.setattr("kerntune.journal.MAX_RECORDS", 5)
     journal.reads.clear()
     began = time.monotonic()
     log.info("first")

@@ -95,18 +95,17 @@ def misnamed(file: Path) -> Iterator[Problem]:
 def of_config(place: Path, profiles: Profiles) -> Content:
     """Return the report on configuration files, the profile that they name, and the administrator's profiles beside.
 
-    A mistake in a profile that is not in force is a warning: the daemon does not read it, and takes all files.
+    A mistake in any of these profiles is an error: a caller may have selected it, so that a reload would refuse it.
     """
     config = ConfigFiles(place, None, REGISTRY).read()
     beside = [name for name, path in profiles.files().items() if path.is_relative_to(place)]
-    of_active = named_profile(config, profiles)
     wrong = [problem for file in misnamed_in(place / FOLDER) for problem in misnamed(file)]
-    for problem in (problem for name in beside for problem in profiles.read(name).problems):
-        wrong.append(problem if problem in of_active else replace(problem, kind=Kind.WARNING))
+    wrong += [problem for name in beside for problem in profiles.read(name).problems]
+    wrong += named_profile(config, profiles)
     if not (config.files or beside or config.problems):
         allowed = f"kerntuned reads {MAIN}, and {DROP_INS}/*.toml, in such a folder"
         wrong.append(Problem(str(place), 0, Kind.WARNING, "there is no configuration here", allowed))
-    return replace(config, problems=tuple(dict.fromkeys((*config.problems, *wrong, *of_active))))
+    return replace(config, problems=tuple(dict.fromkeys((*config.problems, *wrong))))
 
 
 def named_profile(config: Content, profiles: Profiles) -> Sequence[Problem]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kerntune.config import schema
 from kerntune.config.schema import Kind, Option, OptionPath, Options
 from kerntune.guard.policy import GuardLimits
 from kerntune.model import Claim, ClaimId, Limits
+
+MAX_LISTED_ERRORS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,12 @@ class Content:
 
     def _value(self, option: Option) -> Any:
         return self.options.get(option.path, option.default)
+
+
+def listed(errors: Sequence[Problem]) -> str:
+    """Return the first errors for a message to a caller, and the number of the others; the journal has all."""
+    more = len(errors) - MAX_LISTED_ERRORS
+    return "; ".join(map(str, errors[:MAX_LISTED_ERRORS])) + (f"; and {more} more" if more > 0 else "")
 
 
 def merge(contents: Iterable[Content]) -> Content:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from kerntune.config.content import Content, Problem, merge
+from kerntune.config.content import Content, Problem, listed, merge
 from kerntune.config.parser import parse
 from kerntune.config.schema import INCLUDE, PROFILE_OPTIONS, Kind, shown
 from kerntune.errors import InvalidValue, NoSuchProfile
@@ -20,7 +20,6 @@ from kerntune.plain_files import contents_of
 from kerntune.suggest import there_are
 from kerntune.tunables.base import Tunable
 
-MAX_LISTED_ERRORS: Final = 3  # mistakes that a caller is told
 MAX_DEPTH: Final = 16
 
 
@@ -54,8 +53,7 @@ class Profiles:
         """Return the content of a profile that a caller selects. Raise NoSuchProfile, or InvalidValue for mistakes."""
         content = self.read(name)
         if content.errors:
-            listed = "; ".join(map(str, content.errors[:MAX_LISTED_ERRORS]))
-            raise InvalidValue(f"profile {name} is not in order: {listed}", "Correct it and try again")
+            raise InvalidValue(f"profile {name} is not in order: {listed(content.errors)}", "Correct it and try again")
         return content
 
     def read_file(self, file: Path) -> Content:

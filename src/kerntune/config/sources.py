@@ -6,7 +6,7 @@
    one that the files name. Its claims have the origin `profile`, which is weaker than `config` (model.py).
    profiles.py reads it together with the profiles that it includes.
 3. `LastGood`: where a file has errors, its last good content stays in force as far as the kind of the error demands
-   (`Kind` in schema.py). A profile with errors never takes the place of another: then the claims of the former stay.
+   (`Kind` in schema.py). A profile with errors takes the place of none that the files had named: that one stays.
    The runtime directory has copies, so that neither a typo nor a restart of the daemon frees pages in use.
 """
 
@@ -111,16 +111,16 @@ class ActiveProfile:
         """The path of the copy from a former start, if that copy could not be used."""
         return self._last.set_aside
 
-    def load(self, name: str) -> Content:
+    def load(self, name: str, *, is_selected: bool) -> Content:
         """Put in force the profile that is named, as far as `read` finds it good, and save its claims."""
-        content = self.read(name, keep_former=True)
-        self.save(content)
+        content = self.read(name)
+        self.save(content, is_selected=is_selected)
         return content
 
-    def read(self, name: str, *, keep_former: bool) -> Content:
+    def read(self, name: str) -> Content:
         """Return what would be in force if this profile was named ("": none). Its mistakes are problems.
 
-        With `keep_former` the profile that was in force last stays, if this is another and has errors.
+        If it has errors, another profile that the files have named stays in force. One that a caller had selected ends.
         """
         if not name:
             return Content()
@@ -133,16 +133,18 @@ class ActiveProfile:
         if former == name or last is None:
             now = with_last(now, last)
             return replace(now, claims=numbered(now.claims), name=name)
-        if not (keep_former and now.errors):
+        is_selected = PROFILE.path not in last.options
+        if is_selected or not now.errors:
             return now
         first = now.errors[0]
         explained = replace(first, what=f"{first.what}; the claims of profile {former} stay in force")
         problems = tuple(explained if problem is first else problem for problem in now.problems)
         return Content(stale(last.claims), problems=problems, name=former)
 
-    def save(self, content: Content) -> None:
-        """Save the claims of the profile that is in force from now on; that of no other may come back."""
-        self._last.save({content.name: Content(content.claims)})
+    def save(self, content: Content, *, is_selected: bool) -> None:
+        """Save the claims of the profile that is in force from now on, and whether a caller or the files named it."""
+        options = {} if is_selected else {PROFILE.path: content.name}
+        self._last.save({content.name: Content(content.claims, options)} if content.name else {})
 
 
 class LastGood:
@@ -166,7 +168,7 @@ class LastGood:
             name: {
                 "claims": dump_claims(content.claims),
                 "options": [[*path, value] for path, value in content.options.items() if path != PROFILE.path],
-                "profile": content.profile,
+                **({"profile": content.profile} if PROFILE.path in content.options else {}),
             }
             for name, content in good.items()
         }
@@ -199,11 +201,10 @@ class LastGood:
 
     def _content(self, name: str, row: Mapping[str, Any]) -> Content:
         """Return the content in a row of the copy, without what this version does not know."""
-        profile = row.get("profile", "")
-        if not isinstance(profile, str):
-            raise TypeError("a profile is a name")
         claims = [claim for claim in load_claims(row["claims"], self._origin) if sound(claim, self._tunables)]
-        options: dict[OptionPath, Any] = {PROFILE.path: profile} if profile else {}
+        options: dict[OptionPath, Any] = {}
+        if "profile" in row:
+            options[PROFILE.path] = PROFILE.checked(row["profile"])
         for *names, value in row["options"]:
             if option := CONFIG_OPTIONS.get(tuple(names)):
                 options[option.path] = option.checked(value)
@@ -248,7 +249,9 @@ def with_lost(now: Content, last: Content) -> Content:
 
 def in_prose(path: OptionPath, value: object) -> str:
     """Return an option for a message: `calm in [guard]`, `the profile balanced`."""
-    return f"{path[1]} in [{path[0]}]" if path[1:] else f"the {path[0]} {value}"
+    if path[1:]:
+        return f"{path[1]} in [{path[0]}]"
+    return f"the {path[0]} {value}" if value else f"the choice of no {path[0]}"
 
 
 def stale(claims: Iterable[Claim]) -> tuple[Claim, ...]:

@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from kerntune import journal
-from kerntune.config.content import Content, Problem
+from kerntune.config.content import Content, Problem, listed
 from kerntune.config.profiles import Profiles
 from kerntune.config.schema import Kind
 from kerntune.config.sources import ActiveProfile, ConfigFiles
@@ -30,7 +31,6 @@ from kerntune.store import STATE_SET_ASIDE
 
 log = logging.getLogger(__name__)
 CONFIG_INVALID: Final = "config-invalid"
-MAX_LISTED_ERRORS: Final = 3  # errors that a caller is told; the journal has all
 
 Run = Callable[[Callable[[str], Content], str], Awaitable[Content]]  # reads a profile in some thread
 
@@ -90,7 +90,8 @@ class ActiveConfig:
     def read(self, choice: Choice) -> tuple[Content, Content]:
         """Return what the configuration and the profile in force say now, and save their good content. This blocks."""
         config = self._config_files.read()
-        return config, self._active_profile.load(choice.profile or config.profile)
+        name = choice.profile or config.profile
+        return config, self._active_profile.load(name, is_selected=bool(choice.profile))
 
     def booted(self) -> None:
         """Let reloads begin: the daemon has said READY."""
@@ -124,7 +125,8 @@ class ActiveConfig:
             notify.reloading()
             extending = asyncio.create_task(notify.extend(at_once=False))
             try:
-                choice = self._engine.claims.choice
+                # A selection whose caller has left may still be on its way back.
+                choice = self._engine.committed.choice
                 self._publish(*await asyncio.to_thread(self.read, choice), choice)
                 await self._apply(choice)
             finally:
@@ -213,14 +215,15 @@ class ActiveConfig:
             if profile is not self._profile:
                 self._publish_profile(profile, self._engine.claims.choice)
                 try:
-                    await finish(asyncio.to_thread(self._active_profile.save, profile))
+                    save = partial(self._active_profile.save, profile, is_selected=bool(selection.profile))
+                    await finish(asyncio.to_thread(save))
                 finally:
                     self._engine.announce(cause)
         return answer
 
     async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Content]:
         """Return the edit, and the content of the profile after it."""
-        profile, before = await self._profile_after(selection, run), self._engine.claims.choice
+        profile, before = await self._profile_after(selection, run), self._engine.committed.choice
         after = selection.chosen(before)
         claims = () if after.suspended else (*self.files.claims, *profile.claims)
         # A reset does not answer with the outcomes of claims that were in force all along.
@@ -234,14 +237,7 @@ class ActiveConfig:
             return self._profile
         if selection.profile:
             return await run(self._profiles.read_sound, selection.profile)
-        return await run(self._read_default, self.files.profile)
-
-    def _read_default(self, name: str) -> Content:
-        """Return the content of the profile that the files name. This blocks.
-
-        If it has errors, a selected profile ends all the same: its caller wants that. Another one stays.
-        """
-        return self._active_profile.read(name, keep_former=not self._engine.claims.choice.profile)
+        return await run(self._active_profile.read, self.files.profile)
 
 
 async def finish(work: Awaitable[None]) -> None:
@@ -262,12 +258,10 @@ def log_problems(problems: Sequence[Problem]) -> None:
 
 def in_part_only(errors: Sequence[Problem]) -> InvalidValue:
     """Return the error that answers a Reload which could not take everything."""
-    listed = "; ".join(map(str, errors[:MAX_LISTED_ERRORS]))
-    more = len(errors) - MAX_LISTED_ERRORS
     kinds = {problem.kind for problem in errors}
     stays = "The last good claims of these files stay in force" if kinds & {Kind.CLAIM, Kind.FILE} else ""
     falls = "Bad options have their defaults" if Kind.OPTION in kinds else ""
     return InvalidValue(
-        f"the configuration was taken in part only: {listed}" + (f"; and {more} more" if more > 0 else ""),
+        f"the configuration was taken in part only: {listed(errors)}",
         ". ".join(filter(None, (stays, falls, "`kerntune config check` lists everything"))),
     )

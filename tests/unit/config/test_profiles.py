@@ -178,7 +178,7 @@ BROKEN = {
 def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: str, restarted: bool) -> None:
     path = shelf.write("mine", DISK.format("bfq"))
     reader = shelf.in_force()
-    assert reader.load("mine").problems == ()
+    assert reader.load("mine", is_selected=True).problems == ()
     if text:
         path.write_text(text)
     else:
@@ -186,22 +186,22 @@ def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: st
     for _ in range(2):
         if restarted:
             reader = shelf.in_force()
-        chosen = reader.load("mine")
+        chosen = reader.load("mine", is_selected=True)
         assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
         assert chosen.claims[0].why.endswith("mine.toml:2, as last read without an error")
         assert [problem.is_error for problem in chosen.problems] == [True]
     shelf.write("mine", DISK.format("none"))
-    assert [claim.value for claim in reader.load("mine").claims] == ["none"]
+    assert [claim.value for claim in reader.load("mine", is_selected=True).claims] == ["none"]
 
 
 def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
     shelf.write("base", DISK.format("none") + '"nvme*" = "kyber"\n')
     shelf.write("mine", 'include = ["base"]\n' + DISK.format("bfq"))
     reader = shelf.in_force()
-    assert reader.load("mine").problems == ()
+    assert reader.load("mine", is_selected=True).problems == ()
     shelf.write("mine", 'includes = ["base"]\n' + DISK.format("mq-deadline"))
     for _ in range(2):
-        chosen = reader.load("mine")
+        chosen = reader.load("mine", is_selected=True)
         assert said(chosen.claims) == [
             ("io-scheduler@nvme*", "kyber", "base"),
             ("io-scheduler@sd*", "mq-deadline", "mine"),
@@ -214,9 +214,20 @@ def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
         reader = shelf.in_force()
 
 
+def test_an_include_that_is_no_name_takes_nothing_away(shelf: Shelf) -> None:
+    shelf.write("base", DISK.format("none"))
+    shelf.write("mine", 'include = ["base"]\n[hugepages]\n"2M" = 5\n')
+    reader = shelf.in_force()
+    before = said(reader.load("mine", is_selected=True).claims)
+    shelf.write("mine", 'include = 5\n[hugepages]\n"2M" = 5\n')
+    chosen = reader.load("mine", is_selected=True)
+    assert (said(chosen.claims), len(before)) == (before, 2)
+    assert "include is 5" in chosen.problems[0].what
+
+
 def test_where_there_were_none_only_the_bad_claim_is_left_out(shelf: Shelf) -> None:
     shelf.write("mine", DISK.format("bfq") + '"nvme*" = 5.5\n')
-    chosen = shelf.in_force().load("mine")
+    chosen = shelf.in_force().load("mine", is_selected=True)
     assert said(chosen.claims) == [("io-scheduler@sd*", "bfq", "mine")]
     assert len(chosen.problems) == 1
 
@@ -225,9 +236,9 @@ def test_where_there_were_none_only_the_bad_claim_is_left_out(shelf: Shelf) -> N
 def test_what_is_good_of_a_profile_with_errors_stays_when_it_gets_worse(shelf: Shelf, *, restarted: bool) -> None:
     shelf.write("mine", DISK.format("bfq") + '"nvme*" = 5.5\n')
     reader = shelf.in_force()
-    reader.load("mine")
+    reader.load("mine", is_selected=True)
     shelf.write("mine", "[")
-    assert said((shelf.in_force() if restarted else reader).load("mine").claims) == [
+    assert said((shelf.in_force() if restarted else reader).load("mine", is_selected=True).claims) == [
         ("io-scheduler@sd*", "bfq", "mine")
     ]
 
@@ -239,7 +250,7 @@ def test_a_second_reading_gives_the_claims_the_same_order(shelf: Shelf) -> None:
     shelf.write("mine", 'include = ["base", "more"]\n' + DISK.format("none"))
     reader = shelf.in_force()
     for _ in range(3):
-        assert said(reader.load("mine").claims) == [
+        assert said(reader.load("mine", is_selected=True).claims) == [
             ("io-scheduler@sda", "kyber", "more"),
             ("io-scheduler@sd*", "none", "mine"),
         ]
@@ -250,5 +261,5 @@ def test_a_copy_that_cannot_be_used_is_set_aside(shelf: Shelf) -> None:
     (shelf.folder / "run/profile.json").write_text('{"format": 2}')
     reader = shelf.in_force()
     assert reader.set_aside == shelf.folder / "run/profile.json.bad"
-    assert said(reader.load("mine").claims) == [("io-scheduler@sd*", "bfq", "mine")]
+    assert said(reader.load("mine", is_selected=True).claims) == [("io-scheduler@sd*", "bfq", "mine")]
     assert shelf.in_force().set_aside is None

@@ -345,10 +345,40 @@ def test_a_copy_that_cannot_be_used_is_not_used(etc: Folder, text: str) -> None:
     (etc.runtime / "config.json").write_text(text)
     etc.write(POOL)
     etc.restart()
+    assert etc.configuration.set_aside == etc.runtime / "config.json.bad"
     assert claims(etc.read()) == {"hugepages@2M": "64"}
     etc.write("[[[")
     etc.restart()
     assert claims(etc.read()) == {"hugepages@2M": "64"}
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("broken", ["[[[", "[limit]\nholds = 300\n[limits]\nclaims = 100\n"], ids=["no TOML", "a typo"])
+def test_kept_limits_that_contradict_are_reported_too(etc: Folder, *, broken: str, restarted: bool) -> None:
+    etc.write("[limits]\nholds = 300\nclaims = 100\n" if broken == "[[[" else "[limits]\nholds = 300\nclaims = 400\n")
+    etc.read()
+    etc.write(broken)
+    if restarted:
+        etc.restart()
+    config = etc.read()
+    contradictions = [problem for problem in config.problems if "holds is 300, and claims is 100" in problem.what]
+    assert [Path(problem.file).name for problem in contradictions] == ["kerntune.toml"]
+    assert config.limits == Limits(claims=100)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_a_file_that_names_no_profile_still_names_none_when_it_breaks(etc: Folder, *, restarted: bool) -> None:
+    etc.write('profile = "balanced"\n', "kerntune.d/10-a.toml")
+    etc.write('profile = ""\n', "kerntune.d/20-b.toml")
+    assert etc.read().profile == ""
+    etc.write("[[[", "kerntune.d/20-b.toml")
+    if restarted:
+        etc.restart()
+    assert etc.read().profile == ""
+    etc.write('profil = ""\n', "kerntune.d/20-b.toml")
+    config = etc.read()
+    assert config.profile == ""
+    assert "the choice of no profile that this file had stays in force" in config.problems[0].what
 
 
 def test_no_claim_comes_from_the_copy_that_no_file_could_make(etc: Folder) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kerntune.config.content import Content
+from kerntune.config.sources import ActiveProfile
 from kerntune.daemon import notify
 from kerntune.daemon.active_config import CONFIG_INVALID, ActiveConfig
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
-from kerntune.errors import Failed, InvalidValue, NoSuchProfile
+from kerntune.errors import AccessDenied, Failed, InvalidValue, NoSuchProfile
 from kerntune.model import Origin, Reason, State
 from tests.unit.lab import FULL, Lab, claim, large_host, pages, queue, running
 
@@ -380,6 +385,128 @@ async def test_choices_beside_each_other_and_beside_reloads_take_turns(
         assert {claim.origin for claim in bench.lab.engine.claims.by_id.values()} == {Origin.CONFIG, Origin.PROFILE}
         await bench.choose(CLEAR)
         assert (bench.disk, bench.lab.kernel.disks["nvme0n1"].scheduler) == (OWN, "kyber")
+
+
+@pytest.mark.parametrize("left", [Selection("fast"), CLEAR], ids=["set", "clear"])
+@pytest.mark.parametrize("then", ["reload", "reset", "plan"])
+async def test_a_selection_whose_caller_has_left_is_no_basis_for_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, left: Selection, then: str
+) -> None:
+    async with started(folder, monkeypatch) as bench:
+        await bench.choose(Selection("fair"))
+        pass_, begun = threading.Event(), threading.Event()
+        kind = type(bench.lab.kernel)
+        write = kind.write
+
+        def slow(*args: Any) -> None:
+            begun.set()
+            assert pass_.wait(20)
+            write(*args)
+
+        monkeypatch.setattr(kind, "write", slow)
+        leaving = asyncio.create_task(bench.config.choose(left, "test", endable=True))
+        try:
+            assert await asyncio.to_thread(begun.wait, 20)
+            work = {"reload": bench.config.reload, "reset": lambda: bench.choose(RESET), "plan": None}[then]
+            following = asyncio.ensure_future(work()) if work else None
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.sleep(0)
+            planned = await bench.config.plan(Selection("fast")) if not following else None
+        finally:
+            pass_.set()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        if following:
+            await following
+        assert planned is None or planned.changed
+        await bench.lab.engine.reconcile("settled")
+        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
+        assert [claim.who for claim in bench.config.claims] == ["fair"]
+        assert bench.lab.store.claims.choice == Choice("fair")
+        assert list(json.loads((folder / "run/profile.json").read_text())["files"]) == ["fair"]
+
+
+@pytest.mark.parametrize("is_saved", [True, False], ids=["saved", "not saved"])
+async def test_a_profile_that_was_cleared_does_not_come_back_at_a_restart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_saved: bool
+) -> None:
+    """The files name none that is there; the copy may be older than the choice, if the daemon was killed between."""
+    async with started(folder, monkeypatch, 'profile = "gone"\n') as before:
+        await before.choose(Selection("fast"))
+        copy = (folder / "run/profile.json").read_bytes()
+        await before.choose(CLEAR)
+        if not is_saved:
+            (folder / "run/profile.json").write_bytes(copy)
+    async with started(folder, monkeypatch, 'profile = "gone"\n', lab=before.lab) as bench:
+        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("gone", OWN, [0, 0])
+
+
+async def test_no_selection_and_no_reload_begins_before_the_one_before_has_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch) as bench:
+        begun, gate = list[str](), asyncio.Event()
+
+        async def first() -> None:
+            begun.append("fast")
+            await gate.wait()
+
+        async def second() -> None:
+            begun.append("fair")
+
+        asked = [
+            asyncio.create_task(bench.config.choose(Selection("fast"), "test", begins=first)),
+            asyncio.create_task(bench.config.choose(Selection("fair"), "test", begins=second)),
+            asyncio.create_task(bench.config.reload()),
+        ]
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert (begun, [task.done() for task in asked]) == (["fast"], [False, False, False])
+        gate.set()
+        await asyncio.gather(*asked)
+        assert (begun, bench.config.profile, bench.disk) == (["fast", "fair"], "fair", "bfq")
+
+
+async def test_who_is_not_permitted_selects_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused() -> None:
+        raise AccessDenied("no")
+
+    async with started(folder, monkeypatch) as bench:
+        with pytest.raises(AccessDenied):
+            await bench.config.choose(Selection("fast"), "test", begins=refused)
+        assert (bench.config.profile, bench.disk, bench.writes()) == ("", OWN, [])
+
+
+async def test_a_selection_that_is_being_saved_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate, save = threading.Event(), threading.Event(), ActiveProfile.save
+
+    def slow(self: ActiveProfile, content: Content, *, is_selected: bool) -> None:
+        entered.set()
+        assert gate.wait(20)
+        save(self, content, is_selected=is_selected)
+
+    async with started(folder, monkeypatch) as bench:
+        monkeypatch.setattr(ActiveProfile, "save", slow)
+        task = asyncio.create_task(bench.config.choose(Selection("fast"), "test", endable=True))
+        try:
+            assert await asyncio.to_thread(entered.wait, 20)
+            task.cancel()
+            await asyncio.wait([task], timeout=0.05)
+            assert not task.done()
+        finally:
+            gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert list(json.loads((folder / "run/profile.json").read_text())["files"]) == ["fast"]
+
+
+async def test_the_end_of_a_trouble_is_published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch, 'profile = "gone"\n') as bench:
+        published: list[set[str]] = []
+        bench.lab.engine.listeners.append(lambda _report: published.append(set(bench.degraded)))
+        await bench.choose(Selection("fast"))
+        assert (published[0], published[-1]) == ({CONFIG_INVALID}, set())
 
 
 async def test_a_claim_that_came_after_the_reset_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
