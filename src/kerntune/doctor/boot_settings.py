@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kerntune.doctor.files import Files, drop_ins
-from kerntune.doctor.types import RELEVANT, Assignment, Cause, Entry, Left, Place, Stage
+from kerntune.doctor.relevant import RELEVANT
+from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.errors import InvalidValue
 from kerntune.patterns import parse_pool
 from kerntune.tunables.hugepages import POOLS

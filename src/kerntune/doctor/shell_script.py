@@ -16,7 +16,8 @@ from typing import Final
 from kerntune.doctor import boot_settings
 from kerntune.doctor.files import Files, Line, whole
 from kerntune.doctor.shell_reader import UNREAD, Command, Loop, Statement, parse, unescape
-from kerntune.doctor.types import RELEVANT, Assignment, Cause, Entry, Left, Place, Stage
+from kerntune.doctor.relevant import RELEVANT
+from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
 SCRIPTS: Final = ("etc/rc.local", "etc/rc.d/rc.local")
@@ -344,7 +345,8 @@ def kernel_path(target: str) -> str:
 def written(targets: Sequence[str], text: str | None) -> Effects | None:
     """Return what goes to files of the kernel, or None if the text or the files are not known."""
     paths = [path for path in map(kernel_path, targets) if path]
-    if any(map(UNKNOWN.search, targets)) or (paths and not text):
+    relative = any(RELEVANT.search(target) for target in targets if not target.startswith("/"))
+    if relative or any(map(UNKNOWN.search, targets)) or (paths and not text):
         return None
     return [(path, text or "") for path in paths]
 
