@@ -26,8 +26,9 @@ ESCAPE: Final = re.compile(r'\\([$`"\\\n])|\$([A-Za-z_][A-Za-z0-9_]*)')
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MAX_TEXT: Final = 1 << 16  # characters; nothing is read of a longer script
 # Quoted characters that a shell would not expand; `unescape` gives them back.
-LITERALS: Final = str.maketrans({"$": "\0", "`": "\1"})
-EXPANDED: Final = str.maketrans({"\0": "$", "\1": "`"})
+LITERALS: Final = str.maketrans("$`*?[", "\0\1\2\3\4")
+EXPANDED: Final = str.maketrans("\0\1\2\3\4", "$`*?[")
+GLOBS: Final = {code: mark for code, mark in LITERALS.items() if chr(code) in "*?["}
 JOINERS: Final = frozenset({"&&", "||", "|", "|&"})
 # The words that begin a block, those that end it, and those inside.
 OPENERS: Final = frozenset({"if", "while", "until", "{", "for", "case", "select"})
@@ -63,7 +64,7 @@ class Command:
 class Statement:
     """Commands that &&, || and | join; `inside` names the block around them, which the reader does not understand.
 
-    With `detached` an `exit` does not end the script: it stands in a function or in parentheses.
+    With `detached` an `exit` does not end the script: it stands in a function, in parentheses or in front of &.
     """
 
     commands: tuple[Command, ...]
@@ -95,9 +96,8 @@ def unescape(text: str) -> str:
 def unquote(part: re.Match[str]) -> str:
     """Return a part of a word without its quotes; `$NAME` becomes `${NAME}`."""
     if part["double"] is not None:
-        return ESCAPE.sub(
-            lambda found: f"${{{found[2]}}}" if found[2] else literal(found[1].strip("\n")), part["double"]
-        )
+        text = part["double"].translate(GLOBS)
+        return ESCAPE.sub(lambda found: f"${{{found[2]}}}" if found[2] else literal(found[1].strip("\n")), text)
     if variable := part["variable"]:
         return f"${{{variable[1:]}}}" if NAME.fullmatch(variable[1:]) else variable
     return part["bare"] or literal((part["escaped"] or "").strip("\n") + (part["single"] or ""))
@@ -184,7 +184,7 @@ class Parser:
             if token in JOINERS:
                 self.joiner = token
             else:
-                self._end_statement()
+                self._end_statement(detached=token == "&")
             if token == "(":
                 self._open(token, line)
             elif token == ")":
@@ -245,11 +245,12 @@ class Parser:
         elif not (closer == ")" and self.blocks and self.blocks[-1][0] == "case"):
             self.blocks.append((f"unexpected {closer}", line.number, False))
 
-    def _end_statement(self) -> None:
+    def _end_statement(self, *, detached: bool = False) -> None:
         if self.commands:
             at = 1 if self.loop else 0
             inside = "the '{}' of line {}".format(*self.blocks[at]) if len(self.blocks) > at else ""
-            self._add(Statement(tuple(self.commands), inside, bool(self.blocks) and self.blocks[-1][2]))
+            detached = detached or (bool(self.blocks) and self.blocks[-1][2])
+            self._add(Statement(tuple(self.commands), inside, detached))
         self.commands = []
         self.joiner = ""
 

@@ -10,13 +10,12 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Final
 
 from kerntune.doctor import boot_settings
 from kerntune.doctor.files import Files, Line, whole
-from kerntune.doctor.shell_reader import UNREAD, Command, Loop, Statement, parse, unescape
 from kerntune.doctor.relevant import RELEVANT
+from kerntune.doctor.shell_reader import UNREAD, Command, Loop, Statement, literal, parse, unescape
 from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
@@ -29,22 +28,22 @@ QUIET: Final = frozenset(
     | {"chmod", "chown", "chgrp", "true", "false", ":", "set", "mkdir", "mount", "udevadm", "systemctl"}
     | {"echo", "printf", "continue", "break"}
 )
-PREFIXES: Final = frozenset({"sudo", "exec", "env", "command", "builtin", "nohup", "nice", "ionice", "doas"})
+PREFIXES: Final = frozenset({"sudo", "env", "command", "builtin", "nohup", "nice", "ionice", "doas"})
 PRINTERS: Final = frozenset({"echo", "printf"})
 SUCCEEDING: Final = frozenset({"sleep", "true", ":", "sync", "echo", "printf"})
 SHELLS: Final = frozenset({"sh", "bash", "dash"})
-ENDS: Final = frozenset({"exit", "return"})
+ENDS: Final = frozenset({"exit", "return", "exec"})
 PIPES: Final = frozenset({"|", "|&"})
-LEAVING: Final = frozenset({"exit", "return", "continue", "break"})  # a turn of a loop
+LEAVING: Final = frozenset({*ENDS, "continue", "break"})  # a turn of a loop
 ASSIGNED: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 VARIABLE_USED: Final = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 # What a shell would expand in a word, or what stands for another line; braces are not expanded by every shell.
-UNKNOWN: Final = re.compile(r"[$`\0\1\n]|\{[^{}]*?(?:,|\.\.)")
+UNKNOWN: Final = re.compile(r"[$`\0-\4\n]|\{[^{}]*?(?:,|\.\.)")
 GLOB: Final = re.compile(r"[*?\[]")
 STDOUT: Final = frozenset({">", ">>", ">|", "1>", "1>>", "1>|", ">&", "1>&", "&>", "&>>"})
-# These tests ask whether the file that a line writes exists, or can be written.
-FILE_TESTS: Final = frozenset({"-e", "-a", "-f", "-r", "-w", "-d", "-b", "-L", "-h"})
+# These tests ask whether the file that a line writes exists, or can be written; -d asks for a folder above it.
+FILE_TESTS: Final = frozenset({"-e", "-f", "-r", "-w", "-d"})
 BRACKETS: Final = {"[": "]", "[[": "]]"}
 # Short options of sysctl(8); the file may follow -p and -f in the same word.
 LOADS: Final = re.compile(r"-[A-Za-z]*?[pf](.*)", re.DOTALL)
@@ -85,8 +84,8 @@ class Scope:
 
     def unmet(self, paths: Sequence[str]) -> str:
         """Return why a command that sets these paths may not run, or "" if it surely runs."""
-        guard = next((guard for guard in self.guards if not all(covers(guard, path) for path in paths)), "")
-        return self.why or (CONDITIONAL.format(f"the test of {unescape(guard)}") if guard else "")
+        guard = next((guard for guard in self.guards if not all(met(guard, path) for path in paths)), "")
+        return self.why or (CONDITIONAL.format(f"the test of {unescape(guard.split(' ', 1)[1])}") if guard else "")
 
 
 @dataclass(slots=True)
@@ -103,6 +102,7 @@ class Script:
     stage: Stage = Stage.RC_LOCAL
     place: Place | None = None
     guards: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
     found: list[Entry] = field(default_factory=list)
     loaded: set[str] = field(default_factory=set)
     left: set[Place] = field(default_factory=set)
@@ -116,12 +116,12 @@ class Script:
             if isinstance(part, Loop):
                 self._loop(part)
             else:
-                self._statement(part, Scope(guards=self.guards))
+                self._statement(part, Scope(self.variables, self.guards))
         return self.found
 
     def execute(self, words: Sequence[str]) -> list[Entry]:
         """Return what one program sets that no shell starts."""
-        self._statement(Statement((Command(Line(0, ""), tuple(words)),)), Scope(guards=self.guards))
+        self._statement(Statement((Command(Line(0, ""), tuple(words)),)), Scope(self.variables, self.guards))
         return self.found
 
     def _loop(self, loop: Loop) -> None:
@@ -132,13 +132,14 @@ class Script:
         sure = (
             loop.closed
             and not any(UNKNOWN.search(word) or " " in word for word in loop.words)
+            and all(word.startswith("/") for word in loop.words if GLOB.search(word))
             and len(loop.words) * len(commands) <= MAX_TURNS
-            and not any(command.words and command.words[0] in LEAVING for command in commands)
+            and not any(program(command.words) in LEAVING for command in commands)
             and not any(word.partition("=")[0] == loop.name for command in commands for word in command.words)
         )
         self._note_variables([f"{loop.name}={' '.join(loop.words)}"])
         for word in loop.words if sure else ("",):
-            scope = Scope({loop.name: word} if sure else {}, self.guards)
+            scope = Scope({**self.variables, loop.name: word} if sure else {}, self.guards)
             if not sure:
                 scope = replace(scope, why=LOOP_NOT_READ.format(loop.line.number))
             for statement, guard in body:
@@ -163,9 +164,10 @@ class Script:
                 printed = None
                 if (command.joiner == "||" or (command.joiner and not passed)) and not scope.why:
                     scope = replace(scope, why=CONDITIONAL.format(f"{command.joiner} in line {command.line.number}"))
-            if program(command.words) in ENDS and not statement.detached:
-                self._ended(command.words[0], command.line, scope)
             printed, passed = self._command(command, scope, printed)
+            # Without a program to run, exec only redirects.
+            if program(command.words) in ENDS and bare(command.words) != ["exec"] and not statement.detached:
+                self._ended(program(command.words), command.line, scope)
             if guard := tested_file(command.words):
                 scope = replace(scope, guards=(*scope.guards, scope.expand(guard)))
                 passed = True
@@ -179,7 +181,7 @@ class Script:
             if name == "sysctl" and (files := loaded(argv[1:])):
                 self._load(command.line, files, scope)
                 return None, False
-            if name in SHELLS and argv[-2:-1] == ["-c"] and self._inner(argv[-1], command.line, scope):
+            if name in SHELLS and argv[-2:-1] == ["-c"] and self._inner(command.words[-1], command.line, scope):
                 return None, False
         return self._set(command, scope, argv, piped)
 
@@ -197,6 +199,11 @@ class Script:
         else:
             printed, effects = None, program_effects(name, argv[1:])
         if name not in PRINTERS and any(map(kernel_path, outputs)):
+            effects = None
+        # A shell expands no glob behind >, and in the words of other programs than tee one may name more than meant.
+        if any(GLOB.search(target) for _, target in command.redirections) or (
+            name != "tee" and any(map(GLOB.search, command.words))
+        ):
             effects = None
         if effects and (why := scope.unmet([path for path, _ in effects])):
             if any(RELEVANT.search(f"/{path}") for path, _ in effects):
@@ -273,9 +280,13 @@ class Script:
 
     def _inner(self, text: str, line: Line, scope: Scope) -> bool:
         """Read the script of `sh -c`, as far as it is known here; return whether it is."""
-        if self.nested or scope.why or re.search(r"[$`\n]", text):
+        if self.nested or scope.why or re.search(r"[$`\n]", scope.expand(text)):
             return False
-        inner = replace(self, place=self._place(line), guards=scope.guards, relevant=set(), nested=True)
+        variables = scope.variables if VARIABLE.search(text) else {}
+        if variables and literal("$") in text:
+            return False  # some are of this shell, and some of the inner one
+        place = self._place(line)
+        inner = replace(self, place=place, guards=scope.guards, variables=variables, relevant=set(), nested=True)
         inner.read(unescape(text))
         return True
 
@@ -289,22 +300,24 @@ def required_file(statement: Statement) -> str:
 
 
 def tested_file(words: Sequence[str]) -> str:
-    """Return the file whose existence a command tests, or "" for any other command."""
+    """Return the test of a command that only asks for one file (`-e FILE`), or "" for any other command."""
     rest = list(words)
     if rest and rest[0] == "test":
         rest.pop(0)
     elif len(rest) > 1 and BRACKETS.get(rest[0]) == rest[-1]:
         rest = rest[1:-1]
-    return rest[1] if len(rest) == 2 and rest[0] in FILE_TESTS else ""
+    return " ".join(rest) if len(rest) == 2 and rest[0] in FILE_TESTS and not GLOB.search(rest[1]) else ""
+
+
+def met(test: str, path: str) -> bool:
+    """Return whether a test is surely true if the path exists, as `-e` for itself and `-d` for a folder above it."""
+    flag, _, file = test.partition(" ")
+    return covers(file, path) and (flag == "-d") != (file == f"/{path}")
 
 
 def covers(file: str, path: str) -> bool:
-    """Return whether an existing file or folder means that the path exists; the path may be a glob that names it."""
-    parts = [part for part in file.split("/") if part]
-    if parts[:1] == ["dev"]:
-        parts[:1] = ["sys", "block"]
-    begin = path.split("/")[: len(parts)]
-    return bool(parts) and not UNKNOWN.search(file) and len(begin) == len(parts) and all(map(fnmatchcase, parts, begin))
+    """Return whether a file is the path, or a folder above it."""
+    return f"/{path}/".startswith(f"{file.rstrip('/')}/")
 
 
 def program(argv: Sequence[str]) -> str:
@@ -315,9 +328,10 @@ def program(argv: Sequence[str]) -> str:
 def bare(argv: Sequence[str]) -> list[str]:
     """Return a command without sudo and the like, and without variables that the script sets for it alone."""
     rest = list(argv)
-    while rest and rest[0].rsplit("/", 1)[-1] in PREFIXES:
+    # An option may say another user, or that nothing is run.
+    while rest and rest[0].rsplit("/", 1)[-1] in PREFIXES and not "".join(rest[1:2]).startswith("-"):
         rest.pop(0)
-        while rest and (rest[0].startswith("-") or (ASSIGNED.fullmatch(rest[0]) and len(rest) > 1)):
+        while len(rest) > 1 and ASSIGNED.fullmatch(rest[0]):
             rest.pop(0)
     while len(rest) > 1 and ASSIGNED.fullmatch(rest[0]) and not ASSIGNED.fullmatch(rest[-1]):
         rest.pop(0)

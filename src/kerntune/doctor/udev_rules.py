@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 from kerntune.doctor.files import Files, drop_ins
 from kerntune.doctor.files import Line as Row
-from kerntune.doctor.shell_script import Script
-from kerntune.doctor.types import Assignment, Entry, Left, Place, Stage
+from kerntune.doctor.relevant import RELEVANT
+from kerntune.doctor.shell_script import NOT_READ, SHELLS, Script
+from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.tunables.knobs import KNOBS
 
 FOLDERS: Final = (
@@ -21,6 +23,7 @@ PAIR: Final = re.compile(r'\s*([A-Za-z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\
 ATTRIBUTES: Final = {attribute: knob.scope for knob in KNOBS for attribute in knob.scope.attributes}
 # Every drive that kerntune can tune meets conditions on these anyway.
 HARMLESS: Final = frozenset({"ACTION", "SUBSYSTEM", "TEST", "KERNEL"})
+NO_SHELL: Final = "udev starts no shell, so what stands behind > or | is an argument"
 DEVICE_NAME: Final = re.compile(r"\$kernel|\$name|%k|\$env\{DEVNAME\}")
 
 
@@ -124,5 +127,16 @@ def effects(pairs: Sequence[Pair], patterns: Sequence[str], place: Place) -> Ite
             yield Assignment(place, Stage.UDEV, f"proc/sys/{pair.attribute.replace('.', '/')}", pair.value)
         elif pair.key == "RUN":
             for name in patterns:
-                command = DEVICE_NAME.sub(name.replace("\\", ""), pair.value).replace('\\"', '"')
-                yield from Script(place.file, stage=Stage.UDEV, place=place).read(command)
+                yield from run(pair.value.replace('\\"', '"'), name.replace("\\", ""), place)
+
+
+def run(command: str, device: str, place: Place) -> list[Entry]:
+    """Return what a command sets for one device."""
+    try:
+        words = shlex.split(DEVICE_NAME.sub("${device}", command))
+    except ValueError:
+        return [Left(place, NOT_READ)] if RELEVANT.search(command) else []
+    in_shell = any(word.rsplit("/", 1)[-1] in SHELLS for word in words)
+    if not in_shell and any(word.startswith((">", "|")) for word in words) and RELEVANT.search(command):
+        return [Left(place, NO_SHELL, Cause.NO_EFFECT)]
+    return Script(place.file, stage=Stage.UDEV, place=place, variables={"device": device}).execute(words)

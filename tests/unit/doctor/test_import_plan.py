@@ -211,7 +211,7 @@ def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Pat
         ("echo 8 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "hugepages@1G=8"),
         ("echo 8 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "hugepages@2M/node1=8"),
         ("echo 8 | tee /sys/devices/system/node/node*/hugepages/hugepages-2048kB/nr_hugepages", "hugepages@2M/*=8"),
-        ("echo none > /sys/block/nvme*/queue/scheduler", "io-scheduler@nvme*=none"),
+        ("echo none | tee /sys/block/nvme*/queue/scheduler", "io-scheduler@nvme*=none"),
         ("echo none > /sys/block/../block/nvme0n1//queue/scheduler", f"io-scheduler@{BY_ID}=none"),
     ],
 )

@@ -124,6 +124,7 @@ def test_a_loop_is_read_once_for_each_word() -> None:
         "for f in {}; do [ -e $g ] || continue; echo 1 > $f; done",
         "for f in {}; do [ -e /etc/gpu ] || continue; echo 1 > $f; done",
         "for f in {}; do echo $f > $f; done",
+        "for f in {}; do echo 1 > $f; exec /x; done",
         "true && for f in {}; do echo 1 > $f; done",
         "select f in {}; do echo 1 > $f; done",
         "for ((f=0;f<9;f++)); do echo $f > /{}; done",
@@ -221,6 +222,28 @@ def test_what_is_nobodys_business(text: str) -> None:
         ("cd /sys/devices/system/cpu; for f in cpu*; do echo performance > $f/cpufreq/scaling_governor; done", 1),
         ("sysctl -w vm/overcommit_memory=$X", 1),
         ("sysctl -w vm/dirty_ratio=$X", 1),
+        ("echo none > /sys/block/*/queue/scheduler", 1),
+        ("echo none > /sys/block/sd?/queue/scheduler", 1),
+        ("echo none | tee '/sys/block/*/queue/scheduler'", 1),
+        ('echo none | tee "/sys/block/sd[ab]/queue/scheduler"', 1),
+        ("echo none | tee /sys/block/\\*/queue/scheduler", 1),
+        ("for f in '/sys/block/*/queue/scheduler'; do echo none > $f; done", 1),
+        ("for d in sd*; do echo none | tee /sys/block/$d/queue/scheduler; done", 1),
+        ("for i in 0 1; do echo x > /sys/devices/system/cpu/cpu$i*/cpufreq/scaling_governor; done", 1),
+        ("[ -e /sys/block/*/queue/scheduler ] && echo none | tee /sys/block/*/queue/scheduler", 1),
+        ("[ -e /sys/block/nvme0n1 ] && echo none | tee /sys/block/*/queue/scheduler", 1),
+        ("blockdev --setra 8192 /dev/sd*", 1),
+        (f"[ -f /proc/sys/vm ] && echo 1 > /{POOL}", 1),
+        (f"[ -d /{POOL} ] && echo 1 > /{POOL}", 1),
+        (f"[ -L /{POOL} ] && echo 1 > /{POOL}", 1),
+        (f"[ -b /{POOL} ] && echo 1 > /{POOL}", 1),
+        (f"[ -e /{POOL}/ ] && echo 1 > /{POOL}", 1),
+        (f"[ -e {POOL} ] && echo 1 > /{POOL}", 1),
+        ("exec sysctl -w vm.nr_hugepages=1", 1),
+        (f"echo 1 | sudo -ubob tee /{POOL}", 1),
+        (f"echo 1 | sudo --user=bob tee /{POOL}", 1),
+        ("command -v sysctl vm.nr_hugepages=1", 1),
+        (f"for f in /{POOL} /x; do sh -c \"for g in 1; do echo '$f' > $f; done; echo \\$f > $f\"; done", 1),
         ("echo 1 | tee /sys/block/{sda,sdb}/queue/scheduler", 1),
         ("hugeadm --pool-pages-min 2MB:128", 1),
         ("tuned-adm profile throughput-performance", 1),
@@ -298,7 +321,7 @@ def test_a_line_inside_a_block_is_left(text: str, why: str) -> None:
     ],
 )  # fmt: skip
 def test_a_line_under_any_other_condition_is_left(text: str, condition: str) -> None:
-    assert left_lines(text) == [(left_lines(text)[0][0], shell_script.CONDITIONAL.format(condition))]
+    assert left_lines(text) == [(1, shell_script.CONDITIONAL.format(condition))]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +337,10 @@ def test_a_function_is_a_block(begin: str) -> None:
     assert (taken.value, taken.idle) == ("2", "")
 
 
-@pytest.mark.parametrize("text", ["sh -c 'exit 1'", "(exit 1)", "die() { if true; then exit 1; fi; }"])
+@pytest.mark.parametrize(
+    "text",
+    ["sh -c 'exit 1'", "(exit 1)", "exit 0 & true", "true && exit 0 & :", "die() { if true; then exit 1; fi; }"],
+)
 def test_an_exit_that_does_not_end_the_script(text: str) -> None:
     (line,) = script(f"{text}; echo 2 > /{POOL}")
     assert isinstance(line, Assignment)
@@ -328,13 +354,20 @@ def test_of_a_script_that_is_too_long_all_is_left() -> None:
 
 
 def test_what_stands_behind_exit_is_never_reached() -> None:
-    text = f"echo 1 > /{POOL}\nexit 0\necho 2 > /{POOL}\nhugeadm --thp-always"
+    text = f"exec > /tmp/log 2>&1\necho 1 > /{POOL}\nexit 0\necho 2 > /{POOL}\nhugeadm --thp-always"
     first, second, third = script(text)
     assert isinstance(first, Assignment)
     assert isinstance(second, Assignment)
     assert isinstance(third, Left)
-    never = shell_script.NEVER_REACHED.format("exit", 2)
+    never = shell_script.NEVER_REACHED.format("exit", 3)
     assert (first.idle, second.idle, third.why, third.cause) == ("", never, never, Cause.NO_EFFECT)
+
+
+@pytest.mark.parametrize("end", ["exec /usr/bin/foo", "exec sleep 1 > /dev/null", "X=1 exec foo", "command exec foo"])
+def test_what_stands_behind_exec_is_never_reached(end: str) -> None:
+    (line,) = script(f"{end}; echo 1 > /{POOL}")
+    assert isinstance(line, Assignment)
+    assert line.idle == shell_script.NEVER_REACHED.format("exec", 1)
 
 
 @pytest.mark.parametrize(

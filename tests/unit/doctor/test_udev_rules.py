@@ -8,7 +8,7 @@ import pytest
 
 from kerntune.doctor import udev_rules
 from kerntune.doctor.files import Files, Line
-from kerntune.doctor.types import Assignment, Left, Place
+from kerntune.doctor.types import Assignment, Cause, Left, Place
 from tests.unit.doctor.lab import write
 
 
@@ -84,6 +84,22 @@ def test_a_command_that_cannot_be_read_is_left() -> None:
     (line,) = of(f'ACTION=="add", KERNEL=="nvme*", RUN+="{command}"')
     assert isinstance(line, Left)
     assert line.why.endswith("translate it by hand")
+
+
+@pytest.mark.parametrize("run", ["/bin/echo none > /sys/block/%k/queue/scheduler", "/bin/echo 1 >/proc/sys/vm/x"])
+def test_a_command_has_no_shell(run: str) -> None:
+    (line,) = of(f'ACTION=="add", KERNEL=="nvme*", RUN+="{run}"')
+    assert isinstance(line, Left)
+    assert (line.why, line.cause) == (udev_rules.NO_SHELL, Cause.NO_EFFECT)
+
+
+def test_a_program_is_read_without_a_shell() -> None:
+    (line,) = of('KERNEL=="sda", RUN+="/sbin/blockdev --setra 512 /dev/%k"')
+    assert isinstance(line, Assignment)
+    assert (line.path, line.value) == ("sys/block/sda/queue/read_ahead_kb", "256")
+    (left,) = of('KERNEL=="sda", RUN+="/bin/sh -c \'echo none > /sys/block/%k/queue/scheduler"')
+    assert isinstance(left, Left)
+    assert left.why.endswith("translate it by hand")
 
 
 def test_behind_a_goto_nothing_is_sure_until_its_label() -> None:
