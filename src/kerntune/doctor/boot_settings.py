@@ -35,9 +35,11 @@ NOT_READ: Final = (
 TMPFILES_FOLDERS: Final = (
     "etc/tmpfiles.d", "run/tmpfiles.d", "usr/local/lib/tmpfiles.d", "usr/lib/tmpfiles.d", "lib/tmpfiles.d",
 )  # fmt: skip
+BY_HAND: Final = "kerntune cannot read it: translate it by hand"
 # Type, path, mode, user, group and age; w writes, f and F write to a new file, and to an old one with a modifier.
 TMPFILES_LINE: Final = re.compile(
-    r"(?P<type>[wfF])(?P<modifiers>[-+!=~^$?]*)[ \t]+(?P<path>\S+)(?:[ \t]+\S+){4}[ \t]+(?P<argument>.+)"
+    r"(?P<quote>[\"']?)(?P<type>[wfF])(?P<modifiers>[-+!=~^$?]*)(?P=quote)[ \t]+"
+    r"(?P<path>\S+)(?:[ \t]+\S+){4}[ \t]+(?P<argument>.+)"
 )
 
 
@@ -140,15 +142,21 @@ def path_of(key: str) -> str:
 
 
 def read_tmpfiles(files: Files) -> list[Entry]:
-    """Return what systemd-tmpfiles writes at boot; of several lines for one path, it takes the first."""
+    """Return what systemd-tmpfiles writes at boot; of several lines for one path, it takes the first.
+
+    It takes the lines of w by themselves, and runs them after those of f and F.
+    """
     found: list[Entry] = []
-    first: dict[str, Place] = {}
+    firsts: dict[bool, dict[str, Place]] = {True: {}, False: {}}
     for path, masked_by in drop_ins(files, TMPFILES_FOLDERS, ".conf"):
         for number, text in files.lines(path):
             line = TMPFILES_LINE.fullmatch(text.strip())
-            if not line:
-                continue
             place = Place(f"/{path}", number, text.strip())
+            if not line:
+                if text.lstrip("\"' \t")[:1] in ("w", "f", "F") and RELEVANT.search(text):
+                    found.append(Left(place, BY_HAND))
+                continue
+            first = firsts[line["type"] == "w"]
             target = posixpath.normpath(line["path"].strip("\"'").replace("%%", "%")).lstrip("/")
             idle = f"/{masked_by} has the same name and is read in its place" if masked_by else ""
             if not idle and target in first and "+" not in line["modifiers"]:
@@ -156,11 +164,14 @@ def read_tmpfiles(files: Files) -> list[Entry]:
             if not idle:
                 first.setdefault(target, place)
             value = line["argument"].strip().removesuffix("\\n").replace("%%", "%")
-            encoded = "\\" in value or "%" in text.replace("%%", "") or not set("~^").isdisjoint(line["modifiers"])
+            encoded = (
+                "\\" in text.strip().removesuffix("\\n")
+                or "%" in text.replace("%%", "")
+                or not set("~^").isdisjoint(line["modifiers"])
+            )
             if line["type"] != "w" or encoded:
                 if RELEVANT.search(f"/{target}"):
-                    why = idle or "kerntune cannot read it: translate it by hand"
-                    found.append(Left(place, why, Cause.NO_EFFECT if idle else Cause.NOT_UNDERSTOOD))
+                    found.append(Left(place, idle or BY_HAND, Cause.NO_EFFECT if idle else Cause.NOT_UNDERSTOOD))
             elif target.startswith(("proc/", "sys/")):
                 found.append(Assignment(place, Stage.TMPFILES, target, value, idle=idle))
     return found

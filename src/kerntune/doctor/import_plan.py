@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 from kerntune.doctor import boot_settings, services, shell_script, startup_units, udev_rules
 from kerntune.doctor.files import Files, whole
-from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Proposal, Stage, Survey
+from kerntune.doctor.relevant import may_be_tuned
+from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Proposal, Survey
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView, read_int
 from kerntune.kernel.memory import default_page_size
@@ -28,7 +29,8 @@ MODES: Final = {"0": "heuristic", "1": "always", "2": "never"}
 ANY_CPU: Final = frozenset({"*", "?", "[0-9]", "[0-9]*", "?*", "*[0-9]", "policy*", "policy[0-9]*", "policy?*"})
 PATTERNS: Final = tuple((re.compile(pattern), tunable) for tunable in REGISTRY for pattern in tunable.import_patterns)
 # The doctor mentions these sysctls if kerntune has no tunable for them; others do not concern kerntune.
-SYSCTLS: Final = re.compile(r"proc/sys/(vm/.+|kernel/numa_balancing)")
+SYSCTLS: Final = re.compile(r"proc/sys/(vm/[^*?\[]+|kernel/numa_balancing)")
+OTHER_NAME: Final = "kerntune knows no file of the name /{}: translate it by hand"
 
 
 def gather(files: Files, page_size: int) -> list[Entry]:
@@ -68,7 +70,16 @@ def survey(files: Files, kernel: KernelView, tunables: Sequence[Tunable] = REGIS
                 in_force.append((key, line))
         elif SYSCTLS.fullmatch(line.path) and not line.place.shipped:
             left.append(Left(line.place, line.idle or UNTUNED, Cause.NO_EFFECT if line.idle else Cause.NOT_TUNED))
-    drafts = [*single(in_force), *combined(in_force, kernel, left)]
+        elif may_be_tuned(line.path):
+            why = line.idle or OTHER_NAME.format(line.path)
+            left.append(Left(line.place, why, Cause.NO_EFFECT if line.idle else Cause.NOT_UNDERSTOOD))
+    # A claim wins over the earlier ones for the same target, as a line does: claims have the order of their last lines.
+    number = {line: index for index, line in enumerate(lines)}
+
+    def latest(draft: Proposal) -> int:
+        return max(number[line] for line in draft.assignments)
+
+    drafts = sorted([*single(in_force), *combined(in_force, kernel, left)], key=latest)
     proposals: list[Proposal] = []
     for draft in merged(drafts, known):
         try:
@@ -85,12 +96,6 @@ def unique(left: Iterable[Left]) -> list[Left]:
     for one in left:
         first.setdefault(one.place, one)
     return list(first.values())
-
-
-def latest(proposal: Proposal) -> tuple[Stage, int]:
-    """Return where in a boot a proposal's last line stands; proposals have the order of the lines."""
-    last = max(proposal.assignments, key=lambda assignment: assignment.stage)
-    return last.stage, last.place.line if last.stage is Stage.RC_LOCAL else 0
 
 
 def tuned(line: Assignment, page_size: int, known: dict[str, Tunable]) -> ClaimKey | None:
@@ -141,16 +146,24 @@ def combined(lines: Iterable[tuple[ClaimKey, Assignment]], kernel: KernelView, l
 
 
 def merged(drafts: Iterable[Proposal], known: dict[str, Tunable]) -> list[Proposal]:
-    """Merge the drafts for single CPUs: the same value for CPU 0, 1, 2 and 3 is one setting for 0-3."""
+    """Merge the drafts for single CPUs: the same value for CPU 0, 1, 2 and 3 is one setting for 0-3.
+
+    The drafts come in the order of their lines. None is merged over a draft for several CPUs, which it may override.
+    """
     found: list[Proposal] = []
+    groups: list[list[Proposal]] = []
     of_cpus: dict[tuple[str, str], list[Proposal]] = {}
     for draft in drafts:
         tunable = known.get(draft.setting.tunable)
         if tunable and tunable.kind is Kind.CPUS and whole(draft.setting.instances) is not None:
-            of_cpus.setdefault((draft.setting.tunable, draft.setting.value), []).append(draft)
+            group = of_cpus.setdefault((draft.setting.tunable, draft.setting.value), [])
+            if not group:
+                groups.append(group)
+            group.append(draft)
         else:
+            of_cpus = {key: group for key, group in of_cpus.items() if key[0] != draft.setting.tunable}
             found.append(draft)
-    for group in of_cpus.values():
+    for group in groups:
         cpus = spell_cpus(int(draft.setting.instances) for draft in group)
         assignments = tuple(line for draft in group for line in draft.assignments)
         overridden = tuple(dict.fromkeys(place for draft in group for place in draft.overridden))

@@ -180,6 +180,8 @@ def tmpfiles(root: Path) -> list[Assignment | Left]:
         (f"w+!- /{THP_FILE} 0644 root root 10d madvise", THP_FILE, "madvise"),
         (f"w-= /{THP_FILE} :- - - - never\\n", THP_FILE, "never"),
         (f'w "/{THP_FILE}" - - - - never', THP_FILE, "never"),
+        (f"\"w\" '/{THP_FILE}' - - - - never", THP_FILE, "never"),
+        (f"'w!'\t/{THP_FILE} - - - - never", THP_FILE, "never"),
         ("w /sys/block/nvme*/queue/scheduler - - - - none", "sys/block/nvme*/queue/scheduler", "none"),
         ("w /proc/sys/kernel/core_pattern - - - - |/bin/x %%p a b", "proc/sys/kernel/core_pattern", "|/bin/x %p a b"),
     ],
@@ -200,6 +202,9 @@ def test_a_line_of_tmpfiles(tmp_path: Path, line: str, path: str, value: str) ->
         f"w~ /{THP_FILE} - - - - bmV2ZXI=",
         f"w /{THP_FILE} - - - - ne\\x76er",
         f"w /{THP_FILE} - - - - %m",
+        f"w /{THP_FILE} - - - never",
+        f'"w /{THP_FILE} - - - - never',
+        "w /proc/sys/vm/nr\\x5fhugepages - - - - 8",
     ],
 )
 def test_a_line_of_tmpfiles_that_cannot_be_read_is_left(tmp_path: Path, line: str) -> None:
@@ -228,4 +233,24 @@ def test_the_first_line_of_tmpfiles_for_a_path_counts(tmp_path: Path) -> None:
         ("/etc/tmpfiles.d/50-a.conf:2", second),
         ("/run/tmpfiles.d/60-b.conf:1", second),
         ("/run/tmpfiles.d/60-b.conf:2", ""),
+    ]
+
+
+def test_lines_that_create_files_run_before_those_that_write(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "etc/tmpfiles.d/10-a.conf": f"f+ /{THP_FILE} - - - - never\nF /{THP_FILE} - - - - never\n",
+            "etc/tmpfiles.d/20-b.conf": f"w /{THP_FILE} - - - - always\nw /{THP_FILE} - - - - madvise\n",
+        },
+    )
+    found = [
+        (str(one.place), type(one), one.idle if isinstance(one, Assignment) else one.why) for one in tmpfiles(tmp_path)
+    ]
+    second = "/etc/tmpfiles.d/{} is for the same path, and systemd-tmpfiles takes the first line"
+    assert found == [
+        ("/etc/tmpfiles.d/10-a.conf:1", Left, boot_settings.BY_HAND),
+        ("/etc/tmpfiles.d/10-a.conf:2", Left, second.format("10-a.conf:1")),
+        ("/etc/tmpfiles.d/20-b.conf:1", Assignment, ""),
+        ("/etc/tmpfiles.d/20-b.conf:2", Assignment, second.format("20-b.conf:1")),
     ]

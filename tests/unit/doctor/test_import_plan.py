@@ -247,6 +247,59 @@ def test_governors_of_single_cpus_are_one_setting(tmp_path: Path) -> None:
     assert len(found.proposals[0].places) == 3
 
 
+@pytest.mark.parametrize("file", ["unit", "etc/cron.d/cpus", "etc/tmpfiles.d/cpus.conf", "etc/rc.local"])
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["cpu0 powersave", "cpu* performance"], ["0=powersave", "*=performance"]),
+        (["cpu* performance", "cpu0 powersave"], ["*=performance", "0=powersave"]),
+        (
+            ["cpu0 performance", "cpu* powersave", "cpu1 performance", "cpu3 performance"],
+            ["0=performance", "*=powersave", "1,3=performance"],
+        ),
+        (["cpu2 powersave", "cpu1 performance", "cpu3 powersave"], ["1=performance", "2-3=powersave"]),
+    ],
+)
+def test_claims_come_in_the_order_of_the_lines(
+    tmp_path: Path, file: str, lines: list[str], expected: list[str]
+) -> None:
+    policies(tmp_path, 4)
+    lay_out("two-sockets", tmp_path)
+    words = [line.split() for line in lines]
+    paths = [(f"/sys/devices/system/cpu/{cpus}/cpufreq/scaling_governor", value) for cpus, value in words]
+    shell = [f"echo {value} | tee {path}" for path, value in paths]
+    if file == "unit":
+        text = "[Service]\n" + "".join(f"ExecStart=/bin/sh -c '{line}'\n" for line in shell)
+        write(tmp_path, {f"etc/systemd/system/{folder}a.service": text for folder in ("", "multi-user.target.wants/")})
+    elif file.startswith("etc/cron.d"):
+        write(tmp_path, {file: "".join(f"@reboot root {line}\n" for line in shell)})
+    elif file.startswith("etc/tmpfiles.d"):
+        write(tmp_path, {file: "".join(f"w {path} - - - - {value}\n" for path, value in paths)})
+    else:
+        write(tmp_path, {file: "\n".join(["#!/bin/sh", *shell])})
+        (tmp_path / file).chmod(0o755)
+    assert said(survey(tmp_path)) == [f"cpu-governor@{one}" for one in expected]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "blockdev --setra 8192 /dev/disk/by-id/nvme-x",
+        "blockdev --setra 8192 /dev/mapper/x",
+        "echo none > /sys/dev/block/8:0/queue/scheduler",
+        "echo none > /sys/devices/pci0000:00/0000:00:01.0/nvme/nvme0/nvme0n1/queue/scheduler",
+        "echo never | tee /sys/kernel/mm/trans*/enabled",
+        "echo 8 | tee /proc/sys/vm/nr_huge*",
+    ],
+)
+def test_a_tuned_file_of_another_name_is_left(tmp_path: Path, line: str) -> None:
+    found = pasted(tmp_path, line, "echo 0 > /sys/kernel/mm/transparent_hugepage/khugepaged/defrag", tunables=REGISTRY)
+    assert said(found) == []
+    (left,) = found.left
+    assert (left.cause, left.place.text) == (Cause.NOT_UNDERSTOOD, line)
+    assert left.why.endswith("translate it by hand")
+
+
 @pytest.mark.parametrize(
     ("line", "instances"),
     [
