@@ -74,13 +74,13 @@ class Statement:
 
 @dataclass(slots=True)
 class Loop:
-    """A loop `for NAME in WORDS`, which no block surrounds; `closed` says that its `done` was found."""
+    """A loop `for NAME in WORDS`, which no block surrounds; `last` is the line of its `done`, if that was found."""
 
     line: Line
     name: str
     words: tuple[str, ...]
     body: list[Statement] = field(default_factory=list)
-    closed: bool = False
+    last: Line | None = None
 
 
 def literal(text: str) -> str:
@@ -106,6 +106,7 @@ def unquote(part: re.Match[str]) -> str:
 def logical_lines(text: str, first: int) -> Iterator[tuple[Line, list[str] | None]]:
     """Yield each line with the lines that continue it, and its tokens; the script begins in the line `first`.
 
+    The text of a line has all of them, as they are.
     Tokens are None for all lines from a here-document or an open quotation to the end, and in a longer script than
     MAX_TEXT.
     """
@@ -121,7 +122,7 @@ def logical_lines(text: str, first: int) -> Iterator[tuple[Line, list[str] | Non
             if found[0] != "\n":
                 tokens.append(Operator(found[0]))
             elif not (tokens and isinstance(tokens[-1], Operator) and tokens[-1] in JOINERS):
-                yield Line(first, joined(text[begin:at])), tokens
+                yield Line(first, text[begin:at].strip()), tokens
                 first += text.count("\n", begin, at)
                 begin, tokens = at, []
         elif found := PART.match(text, at):
@@ -134,7 +135,7 @@ def logical_lines(text: str, first: int) -> Iterator[tuple[Line, list[str] | Non
         else:
             break
     if at >= len(text):
-        yield Line(first, joined(text[begin:])), tokens
+        yield Line(first, text[begin:].strip()), tokens
         return
     for number, line in enumerate(text[begin:].split("\n"), first):
         if not line.lstrip().startswith("#"):
@@ -238,7 +239,7 @@ class Parser:
         if self.blocks and self.blocks[-1][0] in CLOSERS[closer]:
             self.blocks.pop()
             if self.loop and not self.blocks:
-                self.loop.closed = True
+                self.loop.last = line
                 self.found.append(self.loop)
                 self.loop = None
         # A parenthesis after the pattern of a case closes nothing.

@@ -15,7 +15,7 @@ from typing import Final
 from kerntune.doctor import boot_settings
 from kerntune.doctor.files import Files, Line, whole
 from kerntune.doctor.relevant import RELEVANT
-from kerntune.doctor.shell_reader import UNREAD, Command, Loop, Statement, literal, parse, unescape
+from kerntune.doctor.shell_reader import UNREAD, Command, Loop, Statement, joined, literal, parse, unescape
 from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
@@ -55,6 +55,8 @@ INSIDE: Final = BY_HAND.format("it stands inside {}, and a claim would set it in
 CONDITIONAL: Final = BY_HAND.format("it stands under a condition ({}), and a claim would set it in any case")
 MAY_END: Final = BY_HAND.format("the {} in line {} may end the script before it")
 LOOP_NOT_READ: Final = BY_HAND.format("it stands in the loop in line {}, which kerntune cannot read")
+IN_LOOP: Final = "it stands in the loop from line {} to line {}: take out the whole loop, not only this line"
+SPLIT: Final = "the statement goes from line {} to line {}: take out all of it, not only its first line"
 NEVER_REACHED: Final = "it stands behind the {} in line {}, so it is never reached"
 NOT_RUN: Final = "/{} is not executable, so it is not run at boot (chmod +x would make it)"
 
@@ -72,11 +74,15 @@ def read(files: Files) -> list[Entry]:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a command depends on: known variables, the files that have to exist, and why it is left to people, or ""."""
+    """What a command depends on: known variables, the files that have to exist, and why it is left to people, or "".
+
+    `remark` tells readers what has to be taken out with the command.
+    """
 
     variables: Mapping[str, str] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
     why: str = ""
+    remark: str = ""
 
     def expand(self, word: str) -> str:
         """Return a word with the known variables filled in."""
@@ -108,6 +114,7 @@ class Script:
     left: set[Place] = field(default_factory=set)
     relevant: set[str] = field(default_factory=set)
     doubt: str = ""
+    remark: str = ""
     nested: bool = False
 
     def read(self, text: str) -> list[Entry]:
@@ -116,12 +123,14 @@ class Script:
             if isinstance(part, Loop):
                 self._loop(part)
             else:
-                self._statement(part, Scope(self.variables, self.guards))
+                self._statement(part, Scope(self.variables, self.guards, remark=self.remark))
         return self.found
 
     def execute(self, words: Sequence[str]) -> list[Entry]:
         """Return what one program sets that no shell starts."""
-        self._statement(Statement((Command(Line(0, ""), tuple(words)),)), Scope(self.variables, self.guards))
+        self._statement(
+            Statement((Command(Line(0, ""), tuple(words)),)), Scope(self.variables, self.guards, remark=self.remark)
+        )
         return self.found
 
     def _loop(self, loop: Loop) -> None:
@@ -130,7 +139,7 @@ class Script:
         body = list(zip(loop.body, guards, strict=True))
         commands = [command for statement, guard in body if not guard for command in statement.commands]
         sure = (
-            loop.closed
+            loop.last is not None
             and not any(UNKNOWN.search(word) or " " in word for word in loop.words)
             and all(word.startswith("/") for word in loop.words if GLOB.search(word))
             and len(loop.words) * len(commands) <= MAX_TURNS
@@ -138,8 +147,11 @@ class Script:
             and not any(word.partition("=")[0] == loop.name for command in commands for word in command.words)
         )
         self._note_variables([f"{loop.name}={' '.join(loop.words)}"])
+        remark = self.remark
+        if loop.last and loop.last.number > loop.line.number:
+            remark = IN_LOOP.format(loop.line.number, loop.last.number)
         for word in loop.words if sure else ("",):
-            scope = Scope({**self.variables, loop.name: word} if sure else {}, self.guards)
+            scope = Scope({**self.variables, loop.name: word} if sure else {}, self.guards, remark=remark)
             if not sure:
                 scope = replace(scope, why=LOOP_NOT_READ.format(loop.line.number))
             for statement, guard in body:
@@ -210,7 +222,8 @@ class Script:
                 self._leave(command.line, why)
         elif effects:
             place = self._place(command.line)
-            self.found += [Assignment(place, self.stage, path, value, idle=self.idle) for path, value in effects]
+            remark = scope.remark or several(command.line)
+            self.found += [Assignment(place, self.stage, path, value, remark, self.idle) for path, value in effects]
         elif self._concerns(argv, redirections, unknown=effects is None):
             self._leave(command.line, scope.why or NOT_READ)
         return None if outputs else printed, bool(effects) or (name in SUCCEEDING and not redirections)
@@ -248,7 +261,7 @@ class Script:
             self.found.append(Left(place, self.idle or why, cause))
 
     def _place(self, line: Line) -> Place:
-        return self.place or Place(self.file, line.number, line.text)
+        return self.place or Place(self.file, line.number, joined(line.text))
 
     def _ended(self, name: str, line: Line, scope: Scope) -> None:
         """Note the end of the script; under a condition all the rest is left."""
@@ -287,8 +300,14 @@ class Script:
             return False  # some are of this shell, and some of the inner one
         place = self._place(line)
         inner = replace(self, place=place, guards=scope.guards, variables=variables, relevant=set(), nested=True)
+        inner.remark = scope.remark or several(line)
         inner.read(unescape(text))
         return True
+
+
+def several(line: Line) -> str:
+    """Return the remark on a statement that goes on in further lines, or "" if it stands in one."""
+    return SPLIT.format(line.number, line.number + line.text.count("\n")) if "\n" in line.text else ""
 
 
 def required_file(statement: Statement) -> str:

@@ -139,6 +139,25 @@ def test_any_other_loop_is_left(loop: str) -> None:
     assert "translate it by hand" in lines[0][1]
 
 
+@pytest.mark.parametrize(
+    ("text", "remark"),
+    [
+        (f"[ -e /{POOL} ] &&\n  echo 1 > /{POOL}\n", shell_script.SPLIT.format(1, 2)),
+        (f"echo 1 |\n # x\n tee /{POOL}", shell_script.SPLIT.format(1, 3)),
+        (f"\n# x\nsh -c 'echo 1 > /{POOL}' \\\n  > /x", shell_script.SPLIT.format(3, 4)),
+        (f"for n in 1 2; do\n  echo $n > /{POOL}\ndone", shell_script.IN_LOOP.format(1, 3)),
+        (f'true\nfor n in 1\ndo sh -c "echo $n > /{POOL}"; done', shell_script.IN_LOOP.format(2, 3)),
+        (f"for n in 1 2; do echo $n > /{POOL}; done", ""),
+        (f"  [ -e /{POOL} ] && echo 1 > /{POOL}  \n\n", ""),
+    ],
+)
+def test_what_stands_in_several_lines_is_taken_out_as_a_whole(text: str, remark: str) -> None:
+    found = script(text)
+    assert found
+    assert {line.remark for line in found if isinstance(line, Assignment)} == {remark}
+    assert not any("\n" in line.place.text for line in found)
+
+
 def test_several_sysctls_at_once() -> None:
     both = [("proc/sys/vm/overcommit_memory", "1"), ("proc/sys/vm/overcommit_ratio", "95")]
     assert pairs("sysctl -w vm.overcommit_memory=1 vm.overcommit_ratio=95") == both
