@@ -114,6 +114,12 @@ def read_sysctls(files: Files) -> list[Entry]:
     return found
 
 
+def system_files(files: Files) -> list[str]:
+    """Return the files that `sysctl --system` reads, in its order: /etc/sysctl.conf comes last (sysctl(8))."""
+    found = [drop.path for drop in drop_ins(files, SYSCTL_FOLDERS, ".conf") if not drop.masked_by]
+    return [*found, CLASSIC] if files.there(CLASSIC) else found
+
+
 def settings(files: Files, path: str, *, idle: str, stage: Stage = Stage.SYSCTL) -> Iterator[Assignment]:
     """Yield what one file sets if a boot reads it at that stage."""
     for number, text, key, value in parse(files, path):

@@ -68,7 +68,7 @@ def finding(proposal: Proposal, kernel: KernelView, claims: Sequence[Wanted]) ->
         return Finding(severity, setting.tunable, what, (*evidence, *overridden), undone(proposal, stage, against))
     if against:
         what = f"{place.file} sets {named(setting)} to {setting.value}, as kerntune does: the line is not needed"
-        fix = f"{place.how_to_disable} ({place})"
+        fix = disabling(proposal.assignments[-1])
         return Finding(Severity.NOTE, setting.tunable, what, (*evidence, *overridden), fix)
     differs = len(evidence) > len(proposal.places)
     what = f"{place.file} sets {named(setting)} to {setting.value}"
@@ -93,7 +93,13 @@ def undone(proposal: Proposal, stage: Stage, claim: Wanted) -> str:
     if where.shipped and stage is Stage.UDEV:
         mask = where.file.rpartition("/")[2]
         return f"have the rule ignored: sudo ln -s /dev/null /etc/udev/rules.d/{mask}; or let it win: {ours}"
-    return f"{where.how_to_disable} ({where}); or let it win: {ours}"
+    return f"{disabling(proposal.assignments[-1])}; or let it win: {ours}"
+
+
+def disabling(line: Assignment) -> str:
+    """Return what ends a line's effect; the remark on a line of a script says what has to go with it."""
+    remark = f", but {line.remark}" if line.stage is Stage.RC_LOCAL and line.remark else ""
+    return f"{line.place.how_to_disable} ({line.place}){remark}"
 
 
 def now(lines: Sequence[Assignment], kernel: KernelView) -> list[str]:

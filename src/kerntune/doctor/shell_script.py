@@ -47,6 +47,9 @@ FILE_TESTS: Final = frozenset({"-e", "-f", "-r", "-w", "-d"})
 BRACKETS: Final = {"[": "]", "[[": "]]"}
 # Short options of sysctl(8); the file may follow -p and -f in the same word.
 LOADS: Final = re.compile(r"-[A-Za-z]*?[pf](.*)", re.DOTALL)
+MAX_LOADED: Final = 100  # files of sysctl -p and --system
+# Other options, such as --pattern, may make --system set less.
+SYSTEM: Final = frozenset({"--system", "-q", "--quiet", "-e", "--ignore", "-w", "--write"})
 MAX_TURNS: Final = 512  # commands in all turns of a loop
 
 BY_HAND: Final = "{}: translate it by hand"
@@ -110,7 +113,7 @@ class Script:
     guards: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     found: list[Entry] = field(default_factory=list)
-    loaded: set[str] = field(default_factory=set)
+    loaded: list[str] = field(default_factory=list)
     left: set[Place] = field(default_factory=set)
     relevant: set[str] = field(default_factory=set)
     doubt: str = ""
@@ -190,7 +193,7 @@ class Script:
         name = program(argv)
         self._note_variables(argv)
         if not any(self._mentions(scope.expand(target)) for _, target in command.redirections):
-            if name == "sysctl" and (files := loaded(argv[1:])):
+            if name == "sysctl" and (files := self._loaded(argv[1:])):
                 self._load(command.line, files, scope)
                 return None, False
             if name in SHELLS and argv[-2:-1] == ["-c"] and self._inner(command.words[-1], command.line, scope):
@@ -270,19 +273,29 @@ class Script:
         else:
             self.doubt = self.doubt or MAY_END.format(name, line.number)
 
+    def _loaded(self, argv: Sequence[str]) -> list[str]:
+        """Return the files that a call of sysctl reads, or [] if it reads none."""
+        if "--system" not in argv:
+            return loaded(argv)
+        if self.files is None or any(word.startswith("-") and word not in SYSTEM for word in argv):
+            return ["--system"]
+        return [f"/{path}" for path in boot_settings.system_files(self.files)]
+
     def _load(self, line: Line, files: Sequence[str], scope: Scope) -> None:
-        """Read the files of `sysctl -p FILE`: they set their values here; the reader reads no file a second time."""
+        """Read the files of `sysctl -p FILE`: they set their values here, also if they are read a second time."""
         for file in files:
             path = file.lstrip("/")
             if why := scope.unmet([path]) or self._unreadable(file):
                 self._leave(line, why)
-            elif self.files is not None and path not in self.loaded:
-                self.loaded.add(path)
+            elif self.files is not None:
+                self.loaded.append(path)
                 real = self.files.leads_to(path) or path
                 self.found += boot_settings.settings(self.files, real, idle=self.idle, stage=self.stage)
 
     def _unreadable(self, file: str) -> str:
         """Return why the reader cannot read a file in place of the script, or "" if it can."""
+        if file == "--system" or len(self.loaded) >= MAX_LOADED:
+            return NOT_READ
         if not file.startswith("/") or UNKNOWN.search(file) or GLOB.search(file):
             return f"which file {unescape(file)!r} is, is not known here"
         path = file.lstrip("/")
@@ -401,12 +414,12 @@ def program_effects(name: str, argv: Sequence[str]) -> Effects | None:
 
 
 def sysctls(argv: Sequence[str]) -> Effects:
-    """Return what `sysctl -w key=value ...` sets; another module reads the files of --system in their own place."""
+    """Return what `sysctl -w key=value ...` sets; blanks around the first = do not matter."""
     pairs = (word.partition("=") for word in argv if not word.startswith("-"))
     return [
-        (f"proc/sys/{boot_settings.path_of(key)}", " ".join(value.split()))
+        (f"proc/sys/{boot_settings.path_of(key.strip())}", " ".join(value.split()))
         for key, equals, value in pairs
-        if key and equals
+        if key.strip() and equals
     ]
 
 
@@ -415,7 +428,7 @@ def loaded(argv: Sequence[str]) -> list[str]:
 
     The list is empty if the command reads no file.
     """
-    files = [word for word in argv if not word.startswith("-")]
+    files = [word for word in argv if not word.startswith("-") or word == "-"]
     for word in argv:
         if word.startswith("--load"):
             _, equals, file = word.partition("=")

@@ -232,6 +232,14 @@ def test_how_a_fight_is_ended(tmp_path: Path) -> None:
     assert "sudo ln -s /dev/null /etc/udev/rules.d/60-io.rules" in fix
 
 
+@pytest.mark.parametrize("value", ["9", "8"])
+def test_a_loop_is_taken_out_as_a_whole(tmp_path: Path, value: str) -> None:
+    text = "#!/bin/sh\nfor n in 4 9; do\n  echo $n > /proc/sys/vm/nr_hugepages\ndone\n"
+    write(handmade(tmp_path), {"etc/rc.local": text})
+    found = one(tmp_path, "/etc/rc.local sets hugepages@2M to 9", claim("hugepages", "2M", value, "2M"))
+    assert "(/etc/rc.local:3), but it stands in the loop from line 2 to line 4: take out the whole loop" in found.fix
+
+
 @pytest.mark.parametrize(
     ("origin", "fix"),
     [

@@ -190,6 +190,27 @@ def test_a_file_that_is_read_twice_does_not_beat_itself(tmp_path: Path) -> None:
     assert mode.overridden == ()
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["sysctl --system"], ["hugepages@2M=4", "overcommit=heuristic"]),
+        (["sysctl -w vm.nr_hugepages=9", "sysctl -q --system"], ["hugepages@2M=4", "overcommit=heuristic"]),
+        (["sysctl --system", "sysctl -w vm.nr_hugepages=9"], ["overcommit=heuristic", "hugepages@2M=9"]),
+        (
+            ["sysctl -p /etc/sysctl.d/a.conf", "sysctl vm.nr_hugepages=9", "sysctl -p /etc/sysctl.d/a.conf"],
+            ["hugepages@2M=8", "overcommit=always:95"],
+        ),
+    ],
+)
+def test_a_file_is_read_where_a_script_reads_it(tmp_path: Path, lines: list[str], expected: list[str]) -> None:
+    write(tmp_path, {"etc/sysctl.d/a.conf": "vm.nr_hugepages = 8\nvm.overcommit_memory = 1\n"})
+    write(tmp_path, {"etc/sysctl.conf": "vm.nr_hugepages = 4\nvm.overcommit_memory = 0\n"})
+    found = pasted(tmp_path, *lines)
+    assert said(found) == expected
+    idle = {str(one.place) for one in found.left if one.cause is Cause.NO_EFFECT}
+    assert idle == (set() if "system" in "".join(lines) else {"/etc/sysctl.conf:1", "/etc/sysctl.conf:2"})
+
+
 def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Path) -> None:
     lines = (
         'die() { echo "$1"; exit 1; }',

@@ -62,6 +62,7 @@ def left_lines(text: str) -> list[tuple[int, str]]:
         ("sysctl -w vm.nr_hugepages=128", POOL, "128"),
         ("/sbin/sysctl -q vm.nr_hugepages=128 >/dev/null", POOL, "128"),
         ("sudo sysctl vm/nr_hugepages=128", POOL, "128"),
+        ("sysctl -w 'vm.nr_hugepages = 128'", POOL, "128"),
         ("echo none > /sys/block/nvme0n1/queue/scheduler", "sys/block/nvme0n1/queue/scheduler", "none"),
         (f"echo madvise > /{THP}/enabled &", f"{THP}/enabled", "madvise"),
         ("cpupower frequency-set -g performance", GOVERNORS, "performance"),
@@ -176,7 +177,6 @@ def test_several_sysctls_at_once() -> None:
         f"[ -e /{POOL} ] && echo it is there",
         "ip link set eth0 up; echo 1 > /tmp/x; echo hello | tee /var/log/x",
         "modprobe cpufreq_ondemand",
-        "sysctl --system",
         f"gone() {{\n  cat /{POOL}\n}}\ngone",
         "while read line; do echo $line; done < /proc/mounts",
         'case "$1" in\nstart) echo ok;;\nesac',
@@ -478,7 +478,8 @@ def test_a_shell_writes_what_is_proposed(tmp_path: Path, text: str) -> None:
 )
 def test_a_file_that_sysctl_reads_is_read(tmp_path: Path, call: str) -> None:
     files = Files(write(tmp_path, {"etc/llm.conf": "# for the server\nvm.nr_hugepages = 8\n"}))
-    (line,) = script(f"{call}\n{call}", files)
+    line, again = script(f"{call}\n{call}", files)
+    assert line == again
     assert isinstance(line, Assignment)
     assert (line.path, line.value, str(line.place), line.stage) == (POOL, "8", "/etc/llm.conf:2", Stage.RC_LOCAL)
 
@@ -495,6 +496,10 @@ def test_without_a_name_it_is_sysctl_conf(tmp_path: Path, call: str) -> None:
     [
         ("sysctl -p /etc/no.conf", "it reads /etc/no.conf, and there is no such file here"),
         ("sysctl -p", "it reads /etc/sysctl.conf, and there is no such file here"),
+        ("sysctl -p - < /etc/llm.conf", "which file '-' is, is not known here"),
+        ("sysctl --load=- < /etc/llm.conf", "which file '-' is, is not known here"),
+        ("sysctl --system --pattern ^net", shell_script.NOT_READ),
+        ("grep -q x /etc/y && sysctl --system", shell_script.CONDITIONAL.format("&& in line 1")),
         ("sysctl -p llm.conf", "which file 'llm.conf' is, is not known here"),
         ("sysctl -p /etc/$X.conf", "which file '/etc/${X}.conf' is, is not known here"),
         ("sysctl -p /etc/llm.d/*.conf", "which file '/etc/llm.d/*.conf' is, is not known here"),
@@ -502,9 +507,16 @@ def test_without_a_name_it_is_sysctl_conf(tmp_path: Path, call: str) -> None:
     ],
 )
 def test_a_file_that_is_not_read_is_shown(tmp_path: Path, call: str, why: str) -> None:
-    (left,) = script(call, Files(write(tmp_path, {"etc/llm.conf": "vm.nr_hugepages = 8\n"})))
+    text = "vm.nr_hugepages = 8\n"
+    (left,) = script(call, Files(write(tmp_path, {"etc/llm.conf": text, "etc/sysctl.d/a.conf": text})))
     assert isinstance(left, Left)
     assert left.why == why
+
+
+def test_a_file_is_not_read_without_end(tmp_path: Path) -> None:
+    files = Files(write(tmp_path, {"etc/llm.conf": "vm.nr_hugepages = 8\n"}))
+    found = script("sysctl -p /etc/llm.conf\n" * (shell_script.MAX_LOADED + 1), files)
+    assert [type(line) for line in found] == [Assignment] * shell_script.MAX_LOADED + [Left]
 
 
 def test_nothing_is_run(tmp_path: Path) -> None:
