@@ -117,13 +117,13 @@ def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
 
 
 def test_a_line_that_sets_more_is_not_to_be_put_out_of_the_way(here: Path, capsys: Captured) -> None:
-    write(here, {"etc/rc.local": "sysctl -w vm.nr_hugepages=4 kernel.numa_balancing=0\n"})
+    write(here, {"etc/rc.local": "#!/bin/sh\nsysctl -w vm.nr_hugepages=4 kernel.numa_balancing=0\n"})
     script = Script(outcomes=[outcome("hugepages@2M")])
     assert main(["import", "--apply"], connect=script.connect) == 0
     whole, more = capsys.readouterr().err.split("These set more than that, which would be lost")
-    assert "/etc/rc.local:1" not in whole
+    assert "/etc/rc.local:2" not in whole
     assert "/etc/sysctl.conf:1" in whole
-    assert "/etc/rc.local:1" in more
+    assert "/etc/rc.local:2" in more
 
 
 def test_a_unit_is_to_be_disabled(here: Path, capsys: Captured) -> None:

@@ -20,6 +20,7 @@ from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.tunables.knobs import CPU_GOVERNOR, READ_AHEAD
 
 SCRIPTS: Final = ("etc/rc.local", "etc/rc.d/rc.local")
+START: Final = re.compile(r"#![ \t]*/(usr/)?bin/(env )?(ba|da)?sh( -[eux]+)?[ \t]*(\n|\Z)")
 # A word, such as a substitution, in which another command writes.
 WRITES: Final = re.compile(r">|\btee\b")
 # These read, test, wait or print; they do not set what they mention.
@@ -61,6 +62,8 @@ LOOP_NOT_READ: Final = BY_HAND.format("it stands in the loop in line {}, which k
 IN_LOOP: Final = "it stands in the loop from line {} to line {}: take out the whole loop, not only this line"
 SPLIT: Final = "the statement goes from line {} to line {}: take out all of it, not only its first line"
 NEVER_REACHED: Final = "it stands behind the {} in line {}, so it is never reached"
+NO_SHELL: Final = BY_HAND.format("the first line of the script names no shell that would run it")
+RETURNS: Final = BY_HAND.format("the script has carriage returns, which its shell takes as parts of words")
 NOT_RUN: Final = "/{} is not executable, so it is not run at boot (chmod +x would make it)"
 
 Effects = list[tuple[str, str]]  # paths below the root, and values
@@ -71,7 +74,8 @@ def read(files: Files) -> list[Entry]:
     for path in SCRIPTS:
         if (text := files.text(path)) is not None:
             script = Script(f"/{path}", files, "" if files.runs(path) else NOT_RUN.format(path))
-            return script.read(text.replace("\r\n", "\n"))
+            script.doubt = RETURNS if "\r" in text else "" if START.match(text) else NO_SHELL
+            return script.read(text)
     return []
 
 

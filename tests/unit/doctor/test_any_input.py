@@ -9,7 +9,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from kerntune.doctor import boot_settings
 from kerntune.doctor.examine import examine, look
+from kerntune.doctor.files import Files
 from kerntune.doctor.shell_script import Script
 from tests.harness.often import often
 from tests.hosts import lay_out
@@ -105,3 +107,34 @@ def test_no_line_of_a_script_is_lost(parts: list[str]) -> None:
         if WRITING.search(line):
             words = " ".join(line.removesuffix("\\").split())
             assert any(words in place for place in shown), (text, shown)
+
+
+# Fields of a line of tmpfiles.d that systemd-tmpfiles takes as an order to write.
+TYPES = st.sampled_from(["w", "w!", "w+", '"w"', "'w-!'", "f", "f+", "F", "F!", "w^", "w~"])
+PATHS = st.sampled_from(
+    ["/proc/sys/vm/nr_hugepages", "/sys/block/sda/queue/scheduler", "/sys/kernel/mm/transparent_hugepage/enabled"]
+)
+QUOTES = st.sampled_from(["{}", '"{}"', "'{}'", "/{}", "{}/"])
+GAPS = st.sampled_from([" ", "\t", "  "])
+FIELDS = st.sampled_from(["-", "0644", "root", "10d", ":-", '"-"', "~0:1"])
+VALUES = st.sampled_from(["never", "8", "ne\\x76er", "%m", "%%", "a b", '"8"', "8\\n"])
+ORDER = st.tuples(
+    TYPES, GAPS, st.builds(str.format, QUOTES, PATHS), st.lists(st.tuples(GAPS, FIELDS), min_size=4, max_size=4),
+    GAPS, VALUES,
+)  # fmt: skip
+OTHERS = st.sampled_from(["", "# w /proc/sys/vm/nr_hugepages - - - - 8", "d /run/x", "w", "\\", '"', "w /x - - - - y"])
+
+
+@settings(max_examples=often(300), deadline=None)
+@given(lines=st.lists(st.one_of(ORDER, OTHERS), max_size=12))
+def test_no_line_of_tmpfiles_is_lost(lines: list[str | tuple[str, str, str, list[tuple[str, str]], str, str]]) -> None:
+    texts = [
+        line if isinstance(line, str) else "".join([*line[:3], *(part for pair in line[3] for part in pair), *line[4:]])
+        for line in lines
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "etc/tmpfiles.d/a.conf"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(texts))
+        shown = {entry.place.line for entry in boot_settings.read_tmpfiles(Files(Path(folder)))}
+    assert {number for number, line in enumerate(lines, 1) if isinstance(line, tuple)} <= shown, texts

@@ -66,7 +66,7 @@ def survey(root: Path, tunables: Sequence[Tunable] = NOW) -> Survey:
 
 def pasted(root: Path, *lines: str, tunables: Sequence[Tunable] = NOW, host: str = "two-sockets") -> Survey:
     lay_out(host, root)
-    write(root, {"etc/rc.local": "\n".join(lines)})
+    write(root, {"etc/rc.local": "\n".join(["#!/bin/sh", *lines])})
     (root / "etc/rc.local").chmod(0o755)
     return survey(root, tunables)
 
@@ -186,7 +186,7 @@ def test_a_file_that_is_read_twice_does_not_beat_itself(tmp_path: Path) -> None:
     found = pasted(tmp_path, "sysctl -w vm.nr_hugepages=4", "sysctl -p /etc/sysctl.d/a.conf")
     assert said(found) == ["hugepages@2M=8", "overcommit=always:95"]
     pool, mode = found.proposals
-    assert [str(place) for place in pool.overridden] == ["/etc/rc.local:1"]
+    assert [str(place) for place in pool.overridden] == ["/etc/rc.local:2"]
     assert mode.overridden == ()
 
 
@@ -222,8 +222,8 @@ def test_what_depends_on_more_than_a_claim_can_say_is_not_proposed(tmp_path: Pat
     found = pasted(tmp_path, *lines)
     assert said(found) == ["overcommit=always:95"]
     (left,) = found.left
-    assert (str(left.place), left.cause) == ("/etc/rc.local:3", Cause.NOT_UNDERSTOOD)
-    assert left.why.startswith("it stands inside the 'if' of line 2")
+    assert (str(left.place), left.cause) == ("/etc/rc.local:4", Cause.NOT_UNDERSTOOD)
+    assert left.why.startswith("it stands inside the 'if' of line 3")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_what_is_not_possible_here_says_why(tmp_path: Path, line: str, why: str)
     found = pasted(tmp_path, line)
     assert said(found) == []
     (left,) = found.left
-    assert (left.cause, str(left.place)) == (Cause.NOT_POSSIBLE, "/etc/rc.local:1")
+    assert (left.cause, str(left.place)) == (Cause.NOT_POSSIBLE, "/etc/rc.local:2")
     assert why in left.why
 
 
@@ -360,7 +360,7 @@ def test_of_tmpfiles_units_rc_local_and_cron_the_later_one_wins(tmp_path: Path) 
         "/etc/sysctl.d/a.conf:1",
         "/etc/tmpfiles.d/a.conf:1",
         "/etc/systemd/system/llm.service:2",
-        "/etc/rc.local:1",
+        "/etc/rc.local:2",
     ]
 
 

@@ -526,13 +526,38 @@ def test_nothing_is_run(tmp_path: Path) -> None:
 
 
 def test_rc_local_has_two_names_and_must_be_executable(tmp_path: Path) -> None:
-    files = Files(write(tmp_path, {"etc/rc.d/rc.local": f"echo 1 > /{POOL}\n"}))
+    files = Files(write(tmp_path, {"etc/rc.d/rc.local": f"#!/bin/sh\necho 1 > /{POOL}\n"}))
     (line,) = shell_script.read(files)
     assert isinstance(line, Assignment)
-    assert str(line.place) == "/etc/rc.d/rc.local:1"
+    assert str(line.place) == "/etc/rc.d/rc.local:2"
     assert line.idle.startswith("/etc/rc.d/rc.local is not executable")
     (tmp_path / "etc/rc.local").symlink_to("rc.d/rc.local")
     (tmp_path / "etc/rc.d/rc.local").chmod(0o755)
     (line,) = shell_script.read(files)
     assert isinstance(line, Assignment)
     assert (line.place.file, line.idle) == ("/etc/rc.local", "")
+
+
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [
+        ("#!/bin/sh", ""),
+        ("#!/bin/sh -e", ""),
+        ("#! /usr/bin/env bash", ""),
+        ("", shell_script.NO_SHELL),
+        ("# rc.local", shell_script.NO_SHELL),
+        (" #!/bin/sh", shell_script.NO_SHELL),
+        ("#!/usr/bin/python3", shell_script.NO_SHELL),
+        ("#!/bin/sh -n", shell_script.NO_SHELL),
+        ("#!/bin/sh -e\r", shell_script.RETURNS),
+        ("#!/bin/sh\n:\r", shell_script.RETURNS),
+    ],
+)
+def test_rc_local_starts_with_its_shell(tmp_path: Path, start: str, why: str) -> None:
+    root = write(tmp_path, {})
+    (root / "etc").mkdir()
+    (root / "etc/rc.local").write_bytes(f"{start}\necho 1 > /{POOL}\n".encode())
+    (root / "etc/rc.local").chmod(0o755)
+    (line,) = shell_script.read(Files(root))
+    assert (line.why if isinstance(line, Left) else line.idle) == why
+    assert isinstance(line, Left) == bool(why)
