@@ -451,6 +451,13 @@ RUNNABLE = [
     f"echo 1 > /{POOL} # > /x\ncat <<EOF\necho 2 > /{POOL}\nEOF",
     f"echo 1 > /{POOL}\necho '\necho 2 > /{POOL}\n'",
     f"echo 1 > /{POOL}\ncase x in\ny) echo 2 > /{POOL} ;;\n(z) echo 3 > /{POOL}\nesac",
+    f"echo 1 > /{POOL}\nexec true\necho 2 > /{POOL}",
+    f"exit 0 & exec 3>&1; echo 1 > /{POOL}",
+    "echo 1 | tee /proc/sys/vm/nr_hugep*; echo 2 > /proc/sys/vm/nr_hugep*; echo 3 | tee '/proc/sys/vm/nr_hugep*'",
+    'for f in /proc/sys/v?/nr_hugepages; do echo 1 > $f; done; for f in "/proc/sys/v?/nr_huge"; do echo 2 > $f; done',
+    f"echo 1 > /{POOL}; [ -f /proc/sys/vm ] && echo 2 > /{POOL}; [ -d /{POOL} ] && echo 3 > /{POOL}\n"
+    f"[ -L /{POOL} ] && echo 4 > /{POOL}; [ -e /{POOL}/ ] && echo 5 > /{POOL}; [ -d /proc/sys ] && echo 1 > /{POOL}",
+    f"for f in /{POOL}; do sh -c \"echo 1 > $f\"; sh -c 'echo 2 > /no$f; echo 3 > $f'; done",
     f'x=$(echo $(echo 2)) y="$(echo 2)"; echo 1 \\\n  > /{POOL}',
     f"echo 1 > /{POOL}; false && echo 2 > /{POOL} || false && echo 3 > /{POOL}; [ $# -gt 5 ] && echo 4 > /{POOL}",
 ]
