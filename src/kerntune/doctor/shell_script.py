@@ -29,7 +29,8 @@ QUIET: Final = frozenset(
     | {"chmod", "chown", "chgrp", "true", "false", ":", "set", "mkdir", "mount", "udevadm", "systemctl"}
     | {"echo", "printf", "continue", "break"}
 )
-PREFIXES: Final = frozenset({"sudo", "env", "command", "builtin", "nohup", "nice", "ionice", "doas"})
+STARTERS: Final = frozenset({"sudo", "env", "nohup", "nice", "ionice", "doas"})
+PREFIXES: Final = STARTERS | {"command", "builtin"}
 PRINTERS: Final = frozenset({"echo", "printf"})
 SUCCEEDING: Final = frozenset({"sleep", "true", ":", "sync", "echo", "printf"})
 SHELLS: Final = frozenset({"sh", "bash", "dash"})
@@ -184,8 +185,7 @@ class Script:
                 if (command.joiner == "||" or (command.joiner and not passed)) and not scope.why:
                     scope = replace(scope, why=CONDITIONAL.format(f"{command.joiner} in line {command.line.number}"))
             printed, passed = self._command(command, scope, printed)
-            # Without a program to run, exec only redirects.
-            if program(command.words) in ENDS and bare(command.words) != ["exec"] and not statement.detached:
+            if ends(command.words) and not statement.detached:
                 self._ended(program(command.words), command.line, scope)
             if guard := tested_file(command.words):
                 scope = replace(scope, guards=(*scope.guards, scope.expand(guard)))
@@ -359,6 +359,12 @@ def covers(file: str, path: str) -> bool:
 def program(argv: Sequence[str]) -> str:
     """Return the name of the program that a command runs."""
     return next((word.rsplit("/", 1)[-1] for word in bare(argv)), "")
+
+
+def ends(words: Sequence[str]) -> bool:
+    """Return whether a command ends the script; without a program to run, exec only redirects."""
+    first = next((word for word in words if not ASSIGNED.fullmatch(word)), "")
+    return first not in STARTERS and program(words) in ENDS and bare(words) != ["exec"]
 
 
 def bare(argv: Sequence[str]) -> list[str]:

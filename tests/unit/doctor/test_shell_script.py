@@ -358,7 +358,15 @@ def test_a_function_is_a_block(begin: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["sh -c 'exit 1'", "(exit 1)", "exit 0 & true", "true && exit 0 & :", "die() { if true; then exit 1; fi; }"],
+    [
+        "sh -c 'exit 1'",
+        "(exit 1)",
+        "sudo exit",
+        "nohup exec foo",
+        "exit 0 & true",
+        "true && exit 0 & :",
+        "die() { if true; then exit 1; fi; }",
+    ],
 )
 def test_an_exit_that_does_not_end_the_script(text: str) -> None:
     (line,) = script(f"{text}; echo 2 > /{POOL}")
