@@ -290,10 +290,10 @@ def test_claims_come_in_the_order_of_the_lines(
     paths = [(f"/sys/devices/system/cpu/{cpus}/cpufreq/scaling_governor", value) for cpus, value in words]
     shell = [f"echo {value} | tee {path}" for path, value in paths]
     if file == "unit":
-        text = "[Service]\n" + "".join(f"ExecStart=/bin/sh -c '{line}'\n" for line in shell)
+        text = "[Service]\nType=oneshot\n" + "".join(f"ExecStart=/bin/sh -c '{line}'\n" for line in shell)
         write(tmp_path, {f"etc/systemd/system/{folder}a.service": text for folder in ("", "multi-user.target.wants/")})
     elif file.startswith("etc/cron.d"):
-        write(tmp_path, {file: "".join(f"@reboot root {line}\n" for line in shell)})
+        write(tmp_path, {file: f"@reboot root {'; '.join(shell)}\n"})
     elif file.startswith("etc/tmpfiles.d"):
         write(tmp_path, {file: "".join(f"w {path} - - - - {value}\n" for path, value in paths)})
     else:
