@@ -126,19 +126,21 @@ def test_a_line_that_sets_more_is_not_to_be_put_out_of_the_way(here: Path, capsy
     assert "/etc/rc.local:2" in more
 
 
-def test_a_unit_is_to_be_disabled(here: Path, capsys: Captured) -> None:
-    unit = "[Service]\nExecStart=/bin/sh -c 'echo 768 > /proc/sys/vm/nr_hugepages'\n"
+@pytest.mark.parametrize("more", ["", "ExecStartPost=/usr/local/bin/serve\n", "ExecStop=/bin/true\n"])
+def test_a_unit_is_to_be_disabled_if_all_its_commands_are_taken_over(here: Path, capsys: Captured, more: str) -> None:
+    unit = f"[Service]\nExecStart=/bin/sh -c 'echo 768 > /proc/sys/vm/nr_hugepages'\n{more}"
     (here / "etc/rc.local").unlink()
     folder = "etc/systemd/system"
     write(here, {f"{folder}/llm.service": unit, f"{folder}/multi-user.target.wants/llm.service": unit})
     assert main(["import"], connect=Script().connect) == 0
     shown = capsys.readouterr().out.splitlines()
     at = shown.index("kerntune set hugepages@2M=768 --persist")
-    assert shown[at - 1] == "# sudo systemctl disable llm.service ends it, if the unit does nothing else"
+    remark = "# sudo systemctl disable llm.service ends it, if the unit does nothing else"
+    assert (shown[at - 1] == remark) is not bool(more)
     assert main(["import", "--apply"], connect=Script(outcomes=[outcome("hugepages@2M")]).connect) == 0
     advice = capsys.readouterr().err
-    assert "sudo systemctl disable llm.service" in advice
-    assert "/etc/systemd/system/llm.service:2" not in advice
+    assert ("sudo systemctl disable llm.service" in advice) is not bool(more)
+    assert "/etc/systemd/system/llm.service:2" in advice
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without polkit only root may set anything")
@@ -202,6 +204,31 @@ def test_what_a_package_ships_is_not_applied(tmp_path: Path, capsys: Captured) -
     assert answer["claims"] == []
     assert [row["cause"] for row in answer["left"]] == ["shipped"]
     assert "kerntune set 'io-scheduler@sd*=none' --persist" in answer["left"][0]["why"]
+
+
+def test_a_line_that_one_of_a_package_hides_is_shown(tmp_path: Path, capsys: Captured) -> None:
+    lay_out("two-sockets", tmp_path)
+    folder = "usr/lib/systemd/system"
+    unit = "[Service]\nExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=8\n"
+    files = {f"{folder}/llm.service": unit, f"{folder}/multi-user.target.wants/llm.service": unit}
+    write(tmp_path, {**files, "etc/sysctl.d/llm.conf": "vm.nr_hugepages=9\n"})
+    assert main(["import", "--root", str(tmp_path), "--json"], connect=Script().connect) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (hidden,) = [row for row in answer["left"] if row["file"] == "/etc/sysctl.d/llm.conf"]
+    why = f"/{folder}/llm.service:2, which a package ships, sets it again later: translate it by hand"
+    assert (answer["claims"], hidden["why"]) == ([], why)
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path, capsys: Captured) -> None:
+    lay_out("two-sockets", tmp_path)
+    (tmp_path / "etc").mkdir(exist_ok=True)
+    (tmp_path / "etc/crontab").symlink_to("crontab")
+    unread = f"# {doctor.UNREADABLE.format('/etc/crontab')}"
+    assert main(["import", "--root", str(tmp_path)], connect=Script().connect) == 0
+    assert capsys.readouterr().out.splitlines() == [unread]
+    write(tmp_path, {"etc/sysctl.d/llm.conf": "vm.nr_hugepages=9\n"})
+    assert main(["import", "--root", str(tmp_path)], connect=Script().connect) == 0
+    assert capsys.readouterr().out.splitlines()[0] == unread
 
 
 def test_another_hosts_settings_are_not_applied_here(tmp_path: Path, capsys: Captured) -> None:

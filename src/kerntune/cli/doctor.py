@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +27,8 @@ INTRODUCTION: Final = (
     "# What was set by hand, and the claims that would replace it. Nothing was changed: run the lines you want,",
     "# or all of them with kerntune import --apply.",
 )
+UNREADABLE: Final = "{} cannot be read, so what it sets is not known: run kerntune import as root"
+HIDDEN: Final = "{}, which a package ships, sets it again later: translate it by hand"
 NOTHING: Final = "# Nothing was found that kerntune could take over."
 
 
@@ -128,12 +130,13 @@ def import_(connect: Connect, args: Namespace) -> Answer:
         raise Usage(f"what is found below {root} cannot be applied here", "It is the tree of another host")
     survey = look(root)
     ours = [proposal for proposal in survey.proposals if not proposal.shipped]
-    left = [*survey.left, *(packaged(proposal) for proposal in survey.proposals if proposal.shipped)]
+    left = [*survey.left, *(one for proposal in survey.proposals if proposal.shipped for one in packaged(proposal))]
     data = {"claims": [proposal_row(proposal) for proposal in ours], "left": [left_row(one) for one in left]}
     elsewhere = "" if is_tree(root) else (ask(connect)).elsewhere
     first = [comment(elsewhere)] if elsewhere else []
+    first += [comment(UNREADABLE.format(path)) for path in survey.unreadable]
     if not args.apply or not ours:
-        return Answer(data, [*first, *script(ours, left)])
+        return Answer(data, [*first, *script(ours, left, all_read=not survey.unreadable)])
     options = {"persist": True, **({"allow-partial": True} if args.allow_partial else {})}
     with connect() as manager:
         change = manager.set([proposal.setting for proposal in ours], options)
@@ -141,10 +144,13 @@ def import_(connect: Connect, args: Namespace) -> Answer:
     return Answer({**data, **answer.data}, [*first, *answer.page], answer.exit_code, answer.advice)
 
 
-def packaged(proposal: Proposal) -> Left:
-    """Return the remainder for a proposal that a package ships: it is no hand-made setting."""
+def packaged(proposal: Proposal) -> Iterator[Left]:
+    """Yield the remainder for a proposal that a package ships: it is no hand-made setting, but it may hide some."""
     why = f"a package ships it, nobody made it by hand; to keep it whatever the package says: {command(proposal)}"
-    return Left(proposal.places[0], why, Cause.SHIPPED)
+    yield Left(proposal.places[0], why, Cause.SHIPPED)
+    for place in proposal.overridden:
+        if not place.shipped:
+            yield Left(place, HIDDEN.format(proposal.places[0]))
 
 
 def command(proposal: Proposal) -> str:
@@ -155,10 +161,10 @@ def command(proposal: Proposal) -> str:
 
 def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
     """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
-    stays = {str(one.place) for one in left}
+    stays = {str(one.place) for one in left} | {one.place.unit for one in left}
     found = dict.fromkeys(place for proposal in proposals for place in (*proposal.places, *proposal.overridden))
-    places = [str(place) for place in found if not place.unit]
-    units = dict.fromkeys(place.unit for place in found if place.unit)
+    places = [str(place) for place in found]
+    units = dict.fromkeys(place.unit for place in found if place.unit and not place.shipped and place.unit not in stays)
     whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
     hints = []
     if whole:
@@ -189,9 +195,9 @@ def place_row(place: Place) -> dict[str, Any]:
     return {"file": place.file, "line": place.line, "text": place.text}
 
 
-def script(proposals: Sequence[Proposal], left: Sequence[Left]) -> Page:
+def script(proposals: Sequence[Proposal], left: Sequence[Left], *, all_read: bool) -> Page:
     """Return a script that users can read and run: comments say what it replaces."""
-    lines = [*INTRODUCTION, ""] if proposals else [NOTHING]
+    lines = [*INTRODUCTION, ""] if proposals else [NOTHING] * all_read
     for proposal in proposals:
         lines += [comment(place.quoted) for place in proposal.places]
         lines += [comment(f"(it overrides {place.quoted})") for place in proposal.overridden]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,9 @@ ORDER: Final = (Severity.PROBLEM, Severity.WARNING, Severity.NOTE, Severity.OK)
 
 
 def look(root: Path) -> Survey:
-    """Return what the files below a root set: the proposals, and the lines left over."""
-    return survey(Files(root), HostKernel(root))
+    """Return what the files below a root set: the proposals, the lines left over, and what cannot be read."""
+    files = Files(root)
+    return replace(survey(files, HostKernel(root)), unreadable=tuple(files.unreadable))
 
 
 def examine(root: Path, daemon: Daemon | None = None) -> list[Finding]:

@@ -53,7 +53,7 @@ class Stage(IntEnum):
 class Place:
     """A line of a file, word for word; `file` has the name that it has on the host, whatever the root.
 
-    `unit` is the systemd unit that the line belongs to, which a boot starts.
+    `unit` is the systemd unit that the line belongs to, if a boot starts it and all of its commands are taken over.
     """
 
     file: str
@@ -76,7 +76,11 @@ class Place:
             return "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot"
         if self.unit:
             unit = shlex.quote(self.unit)
-            return f"take the line out of the unit, or sudo systemctl disable {unit} if it does nothing else"
+            if self.shipped:
+                return f"override the line in a drop-in, or sudo systemctl mask {unit} if it does nothing else"
+            return f"take the line out, or sudo systemctl disable {unit} if it does nothing else"
+        if self.shipped and "/systemd/system/" in self.file:
+            return "override the line in a drop-in of its unit"
         return f"put a # in front of the {'rule' if self.file.endswith('.rules') else 'line'}"
 
     @property
@@ -146,10 +150,14 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All that the files of a host set: proposals of claims in their place, and the lines left over."""
+    """All that the files of a host set: proposals of claims in their place, and the lines left over.
+
+    `unreadable` has the files and folders that could not be read.
+    """
 
     proposals: tuple[Proposal, ...]
     left: tuple[Left, ...]
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -351,11 +351,11 @@ def test_of_tmpfiles_units_rc_local_and_cron_the_later_one_wins(tmp_path: Path) 
         "etc/tmpfiles.d/a.conf": "w /proc/sys/vm/nr_hugepages - - - - 2\n",
         "etc/systemd/system/llm.service": unit,
         "etc/systemd/system/multi-user.target.wants/llm.service": unit,
-        "etc/cron.d/llm": "@reboot root sysctl -w vm.nr_hugepages=5\n",
+        "etc/cron.d/llm": "@reboot root sysctl -w vm.nr_hugepages=3\n",
     }
     write(tmp_path, files)
     found = pasted(tmp_path, "echo 4 > /proc/sys/vm/nr_hugepages")
-    assert said(found) == ["hugepages@2M=5"]
+    assert said(found) == ["hugepages@2M=3"]
     assert [str(place) for place in found.proposals[0].overridden] == [
         "/etc/sysctl.d/a.conf:1",
         "/etc/tmpfiles.d/a.conf:1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def cron(root: Path) -> list[Assignment | Left]:
         (f"/bin/sh -c 'for f in /{GOVERNORS}; do echo performance > $f; done'", [(GOVERNORS, "performance")]),
         (f"/bin/sh -c 'for f in /{GOVERNORS}; do echo performance > $$f; done'", [(GOVERNORS, "performance")]),
         (f"/bin/sh -c \\\n  'echo 8 \\\n  > /{POOL}'", [(POOL, "8")]),
+        ("/bin/echo \\ \nExecStartPost=/usr/sbin/sysctl -w vm.swappiness=1", []),
         (f"/bin/sh -c 'echo 8 > /{POOL}\n# a comment", []),
         ("/usr/sbin/sysctl -w vm.nr_hugepages=8 vm.swappiness=1", [(POOL, "8"), ("proc/sys/vm/swappiness", "1")]),
         ("/usr/bin/cpupower frequency-set -g performance", [(GOVERNORS, "performance")]),
@@ -92,6 +94,10 @@ def test_a_command(tmp_path: Path, command: str, expected: list[tuple[str, str]]
         f"/bin/sh -c 'echo 8 > /{POOL}' ; /bin/true",
         f"/bin/sh -c 'echo 8 > /{POOL}",
         f"@/bin/sh sh -c 'echo 8 > /{POOL}'",
+        f"|/bin/sh -c 'echo 8 > /{POOL}'",
+        "/usr/sbin/sysctl -w vm.nr_hugepages=8 > /dev/null",
+        "/usr/sbin/sysctl -w vm.nr_hugepages=8 2>/dev/null",
+        "/usr/bin/cpupower frequency-set -g performance | /usr/bin/logger",
         f":/bin/sh -c 'echo $$ > /{POOL}'",
         f"/usr/bin/tee /{POOL}",
         "/usr/sbin/sysctl -w vm.nr_hugepages=${PAGES}",
@@ -117,7 +123,7 @@ def test_commands_before_and_after_and_those_that_are_taken_back(tmp_path: Path)
         f"{name}=/usr/sbin/sysctl -w vm.nr_hugepages={number}\n"
         for number, name in enumerate(("ExecStop", "ExecStart", "ExecStartPost", "ExecStartPre", "ExecReload"))
     )
-    enable(tmp_path, "llm.service", f"[Service]\n{text}[X]\n{text}")
+    enable(tmp_path, "llm.service", f"[Service]\n{text}RemainAfterExit=yes\n[X]\n{text}")
     assert [value for _, value in in_force(tmp_path)] == ["3", "1", "2"]
     drop_in = "[Service]\nExecStart=\nExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=9\n"
     write(tmp_path, {f"{SYSTEM}/llm.service.d/override.conf": drop_in, f"{SYSTEM}/llm.service.d/README": text})
@@ -184,12 +190,237 @@ def test_an_instance_of_a_template(tmp_path: Path) -> None:
         ("ConditionVirtualization=no", "", "a claim cannot say ConditionVirtualization=no"),
         ("AssertHost=big", "", "a claim cannot say AssertHost=big"),
         ("", "User=bob", "it runs as bob, who may not write there"),
+        ("", "ExecCondition=/bin/false", "with ExecCondition=/bin/false its unit may not set it"),
+        ("", "ExecCondition=/bin/false\nExecCondition=", ""),
+        ("", "ProtectKernelTunables=yes", "with ProtectKernelTunables=yes its unit may not set it"),
+        ("", "ProtectKernelTunables=no", ""),
+        ("", "DynamicUser=true", "with DynamicUser=true its unit may not set it"),
+        ("", "RootDirectory=/srv", "with RootDirectory=/srv its unit may not set it"),
+        ("", "RootImage=/x.raw", "with RootImage=/x.raw its unit may not set it"),
+        ("", f"ExecStopPost=/bin/sh -c 'echo 0 > /{POOL}'", "its unit sets something again when it ends"),
+        (
+            "\n".join(f"ConditionPathExists=/{'/' * n}{POOL}" for n in range(11)),
+            "",
+            "its unit has more conditions than kerntune reads",
+        ),
     ],
 )
 def test_conditions_and_users(tmp_path: Path, unit: str, service: str, why: str) -> None:
     (line,) = units(enable(tmp_path, "llm.service", f"[Unit]\n{unit}\n{SETS_8}{service}\n"))
     assert isinstance(line, Left) is bool(why)
     assert not isinstance(line, Left) or line.why == f"{why}: translate it by hand"
+
+
+def test_a_line_that_the_end_of_the_file_ends(tmp_path: Path) -> None:
+    assert in_force(enable(tmp_path, "llm.service", f"{SETS_8.strip()} \\")) == [(POOL, "8")]
+
+
+def test_several_commands_need_a_oneshot(tmp_path: Path) -> None:
+    text = f"{SETS_8}ExecStart=-/usr/sbin/sysctl -w vm.swappiness=1\n"
+    found = units(enable(tmp_path, "llm.service", text))
+    why = "systemd starts a unit with several ExecStart= only if it has Type=oneshot: translate it by hand"
+    assert [line.why for line in found if isinstance(line, Left)] == [why, why]
+    write(tmp_path, {f"{SYSTEM}/llm.service": f"{text}Type=oneshot\n"})
+    assert in_force(tmp_path) == [(POOL, "8"), ("proc/sys/vm/swappiness", "1")]
+
+
+@pytest.mark.parametrize(
+    ("before", "sure"),
+    [
+        ("/usr/local/bin/ready", False),
+        ("-/usr/local/bin/ready", True),
+        ("/usr/sbin/sysctl -w vm.swappiness=1", True),
+        ("/usr/sbin/sysctl -w vm.swappiness=$ONE", False),
+        ("/usr/sbin/sysctl -w net.ipv4.ip_forward=1", False),
+    ],
+)
+def test_behind_a_command_that_may_fail_all_is_left(tmp_path: Path, before: str, sure: bool) -> None:
+    enable(tmp_path, "llm.service", f"{SETS_8}ExecStartPre={before}\n")
+    found = units(tmp_path)[-1]
+    assert isinstance(found, Assignment) is sure
+    assert isinstance(found, Assignment) or found.why == (
+        f"it does not run if the command at /{SYSTEM}/llm.service:3 fails: translate it by hand"
+    )
+
+
+@pytest.mark.parametrize(("flags", "as_root"), [("", False), ("+", True), ("-!", True), ("!!", False), ("-", False)])
+def test_a_prefix_that_makes_a_command_run_as_root(tmp_path: Path, flags: str, as_root: bool) -> None:
+    enable(tmp_path, "llm.service", f"[Service]\nUser=bob\nExecStart={flags}/usr/sbin/sysctl -w vm.nr_hugepages=8\n")
+    (line,) = units(tmp_path)
+    assert isinstance(line, Assignment) is as_root
+
+
+def test_of_another_user_with_sudo_nothing_is_said_that_is_not_known(tmp_path: Path) -> None:
+    enable(tmp_path, "llm.service", "[Service]\nUser=bob\nExecStart=/usr/bin/sudo sysctl -w vm.nr_hugepages=8\n")
+    write(tmp_path, {"var/spool/cron/crontabs/bob": f"@reboot echo 8 | sudo tee /{POOL}\n"})
+    for line in (*units(tmp_path), *cron(tmp_path)):
+        assert isinstance(line, Left)
+        assert line.why == (
+            "it runs as bob, and kerntune does not know what sudo lets that user do: translate it by hand"
+        )
+
+
+def sets(value: str, key: str = "vm.nr_hugepages") -> str:
+    return f"[Service]\nExecStart=/usr/sbin/sysctl -w {key}={value}\n"
+
+
+def test_what_two_units_set_to_different_values_is_left(tmp_path: Path) -> None:
+    """The order of their names says nothing of when they start."""
+    enable(tmp_path, "a.service", sets("8"))
+    enable(tmp_path, "b.service", sets("9"))
+    enable(tmp_path, "c.service", sets("1", "vm.swappiness"))
+    enable(tmp_path, "d.service", sets("1", "vm.swappiness"))
+    found = units(tmp_path)
+    assert [line.place.file[-9:] for line in found if isinstance(line, Left)] == ["a.service", "b.service"]
+    assert {line.why for line in found if isinstance(line, Left)} == {startup_units.NO_ORDER}
+    assert [line.value for line in found if isinstance(line, Assignment)] == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "other", "differ"),
+    [
+        (f"echo 8 > /{POOL}", f"echo 9 > /{POOL}", True),
+        (f"echo 8 > /{POOL}", f"echo 8 > /{POOL}", False),
+        (f"echo 8 > /{POOL}", "echo 9 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", True),
+        ("echo none > /sys/block/sda/queue/scheduler", "echo bfq > /sys/class/block/sda/queue/scheduler", True),
+        ("echo none > /sys/block/sda/queue/scheduler", "echo bfq > /sys/block/sdb/queue/scheduler", False),
+        ("echo none > /sys/block/sda/queue/scheduler", "for f in /sys/block/s*/queue/scheduler; do echo bfq > $f; done",
+         True),
+        ("echo never > /sys/kernel/mm/transparent_hugepage/enabled",
+         "echo madvise > /sys/kernel/mm/transparent_hugepage/defrag", False),
+        ("sysctl -w vm.overcommit_memory=2", "sysctl -w vm.overcommit_ratio=90", False),
+    ],
+)  # fmt: skip
+def test_cron_starts_as_a_unit_too(tmp_path: Path, unit: str, other: str, differ: bool) -> None:
+    enable(tmp_path, "a.service", f"[Service]\nExecStart=/bin/sh -c '{unit}'\n")
+    write(tmp_path, {"etc/crontab": f"@reboot root {other}\n"})
+    for line in (*units(tmp_path), *cron(tmp_path)):
+        assert isinstance(line, Left) is differ
+
+
+def test_lines_of_cron_start_together(tmp_path: Path) -> None:
+    write(tmp_path, {"etc/crontab": f"@reboot root echo 8 > /{POOL}\n@reboot root echo 9 > /{POOL}\n"})
+    assert [isinstance(line, Left) for line in cron(tmp_path)] == [True, True]
+
+
+def test_one_unit_may_set_a_value_twice(tmp_path: Path) -> None:
+    enable(tmp_path, "a.service", f"{sets('8')}ExecStartPost=/usr/sbin/sysctl -w vm.nr_hugepages=9\n")
+    assert in_force(tmp_path) == [(POOL, "8"), (POOL, "9")]
+
+
+def test_a_unit_of_a_package_does_not_hide_a_persons(tmp_path: Path) -> None:
+    enable(tmp_path, "a.service", sets("8"))
+    enable(tmp_path, "b.service", sets("8"), file="usr/lib/systemd/system/b.service")
+    assert [line.place.shipped for line in units(tmp_path)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "mode"),
+    [
+        ("/opt/tune", "#!/bin/sh -e\n\nsysctl -w vm.nr_hugepages=8\n", 0o755),
+        ("/opt/tune start", "#!/usr/bin/env bash\n\necho 8 > /proc/sys/vm/nr_hugepages\n", 0o755),
+        ("/bin/sh /opt/tune", "\n\nsysctl -w vm.nr_hugepages=8\n", 0o644),
+        ("-/bin/bash -x /opt/tune", "#!/bin/bash\n\nsysctl -w vm.nr_hugepages=8\n", 0o644),
+        ("/usr/bin/env bash /opt/tune", "#!/bin/bash\n\nsysctl -w vm.nr_hugepages=8\n", 0o644),
+        ("/bin/sh -c /opt/tune", "#!/bin/bash\n\nsysctl -w vm.nr_hugepages=8\n", 0o755),
+    ],
+)
+def test_a_script_that_a_unit_runs(tmp_path: Path, command: str, text: str, mode: int) -> None:
+    write(enable(tmp_path, "a.service", f"[Service]\nExecStart={command}\n"), {"opt/tune": text})
+    (tmp_path / "opt/tune").chmod(mode)
+    (line,) = units(tmp_path)
+    assert isinstance(line, Assignment)
+    assert (str(line.place), line.place.unit, line.path, line.value) == ("/opt/tune:3", "a.service", POOL, "8")
+    assert line.place.text == text.split("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "shown"),
+    [
+        ("/opt/tune", f"#!/bin/sh\nif true; then\necho 8 > /{POOL}; fi\n", "/opt/tune:3"),
+        ("/opt/tune", "#!/bin/sh\nsysctl -w vm.nr_hugepages=$1\n", "/opt/tune:2"),
+        ("/opt/tune", f"#!/usr/bin/python3\nopen('/{POOL}', 'w').write('8')\n", f"/{SYSTEM}/a.service:2"),
+        ("/usr/bin/python3 /opt/tune", f"open('/{POOL}', 'w').write('8')\n", f"/{SYSTEM}/a.service:2"),
+        ("/opt/tune", "#!/usr/bin/python3\nvm.start()\n", ""),
+        ("/opt/tune", f"\x7fELF\0/{POOL}", ""),
+        ("/opt/other", "#!/bin/sh\nsysctl -w vm.nr_hugepages=8\n", ""),
+        ("/bin/sh /proc/tune", "", ""),
+    ],
+)
+def test_a_script_that_is_not_translated(tmp_path: Path, command: str, text: str, shown: str) -> None:
+    write(enable(tmp_path, "a.service", f"[Service]\nExecStart={command}\n"), {"opt/tune": text})
+    write(tmp_path, {"proc/tune": "sysctl -w vm.nr_hugepages=8\n"})
+    (tmp_path / "opt/tune").chmod(0o755)
+    found = units(tmp_path)
+    assert [str(line.place) for line in found] == [shown] * bool(shown)
+    assert all(isinstance(line, Left) and line.why.endswith("translate it by hand") for line in found)
+
+
+def test_a_script_that_nobody_may_run_sets_nothing(tmp_path: Path) -> None:
+    enable(tmp_path, "a.service", "[Service]\nExecStart=/opt/tune\n")
+    write(tmp_path, {"opt/tune": f"#!/bin/sh\necho 8 > /{POOL}\n"})
+    (line,) = units(tmp_path)
+    assert isinstance(line, Assignment)
+    assert line.idle.startswith("/opt/tune is not executable")
+
+
+def test_rc_local_is_not_read_as_a_script_of_its_unit(tmp_path: Path) -> None:
+    enable(tmp_path, "rc-local.service", "[Service]\nExecStart=/etc/rc.local start\n")
+    write(tmp_path, {"etc/rc.local": f"#!/bin/sh\necho 8 > /{POOL}\n"})
+    (tmp_path / "etc/rc.local").chmod(0o755)
+    assert units(tmp_path) == []
+
+
+def test_a_unit_belongs_to_people_unless_all_of_it_is_taken_over(tmp_path: Path) -> None:
+    enable(tmp_path, "a.service", f"{SETS_8}ExecStartPost=/usr/local/bin/serve\n")
+    (line,) = units(tmp_path)
+    assert isinstance(line, Assignment)
+    assert (line.place.unit, line.remark) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("target", "stage"), [("sysinit.target", Stage.TMPFILES), ("multi-user.target", Stage.SERVICE)]
+)
+def test_the_stage_of_a_unit(tmp_path: Path, target: str, stage: Stage) -> None:
+    (line,) = units(enable(tmp_path, "a.service", target=target))
+    assert isinstance(line, Assignment)
+    assert line.stage is stage
+
+
+def test_drop_ins_are_sorted_by_their_names_alone(tmp_path: Path) -> None:
+    enable(tmp_path, "ra-x@sda.service", "[Service]\nType=oneshot\n", file=f"{SYSTEM}/ra-x@.service")
+    folders = ("ra-x@.service.d/4", "ra-x@sda.service.d/3", "ra-.service.d/2", "service.d/1")
+    for folder in folders:
+        number = folder[-1]
+        write(
+            tmp_path, {f"{SYSTEM}/{folder}.conf": f"[Service]\nExecStart=/usr/sbin/sysctl -w vm.swappiness={number}\n"}
+        )
+    assert [value for _, value in in_force(tmp_path)] == ["1", "2", "3", "4"]
+    write(tmp_path, {f"{SYSTEM}/ra-x@sda.service.d/4.conf": "", f"{SYSTEM}/ra-x@.service.d/1.conf": ""})
+    assert [value for _, value in in_force(tmp_path)] == ["2", "3"]
+
+
+def test_an_alias_has_the_drop_ins_of_its_file_and_is_read_once(tmp_path: Path) -> None:
+    enable(tmp_path, "real.service", "[Service]\nType=oneshot\n", file="usr/lib/systemd/system/real.service")
+    (tmp_path / f"{SYSTEM}/alias.service").symlink_to("/usr/lib/systemd/system/real.service")
+    (tmp_path / f"{SYSTEM}/multi-user.target.wants/alias.service").symlink_to("../alias.service")
+    write(tmp_path, {f"{SYSTEM}/real.service.d/a.conf": SETS_8, f"{SYSTEM}/alias.service.d/b.conf": sets("9")})
+    assert [value for _, value in in_force(tmp_path)] == ["8", "9"]
+    assert {line.place.unit for line in units(tmp_path)} == {"real.service"}
+    (tmp_path / f"{SYSTEM}/multi-user.target.wants/real.service").unlink()
+    assert [value for _, value in in_force(tmp_path)] == ["8", "9"]
+
+
+def test_long_files_take_no_long_time(tmp_path: Path) -> None:
+    """Neither many spaces in a crontab nor many conditions on many commands."""
+    conditions = "".join(f"ConditionPathExists=/proc/{number}\n" for number in range(10000))
+    commands = "ExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=8\n" * 10000
+    enable(tmp_path, "a.service", f"[Unit]\n{conditions}[Service]\nType=oneshot\n{commands}")
+    write(tmp_path, {"etc/crontab": f"@reboot{' ' * 100000}\n@reboot{' a' * 50000}{' ' * 50000}\n"})
+    begin = time.process_time()
+    assert len(units(tmp_path)) == 10000
+    assert cron(tmp_path) == []
+    assert time.process_time() - begin < 60
 
 
 def test_odd_files_do_not_stop_the_reader(tmp_path: Path) -> None:
@@ -213,7 +444,18 @@ def test_no_more_than_so_many_units_are_read(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(startup_units, "MAX_UNITS", 2)
     for name in "abc":
         enable(tmp_path, f"{name}.service")
-    assert len(units(tmp_path)) == 2
+    link = tmp_path / f"{SYSTEM}/multi-user.target.wants/aa.service"
+    link.symlink_to("/nowhere")
+    *read, left = units(tmp_path)
+    assert [line.place.file for line in read] == [f"/{SYSTEM}/a.service", f"/{SYSTEM}/b.service"]
+    assert isinstance(left, Left)
+    why = "of 3 files like this kerntune reads the first 2 only: translate it by hand"
+    assert (left.place.quoted, left.why) == (f"/{SYSTEM}:1: c.service", why)
+    monkeypatch.setattr(startup_units, "MAX_UNITS", 3)
+    assert len(in_force(tmp_path)) == 3
+    monkeypatch.setattr(startup_units, "MAX_CRONTABS", 1)
+    write(tmp_path, {f"etc/cron.d/{name}": f"@reboot root echo 8 > /{POOL}\n" for name in "abc"})
+    assert [line.place.text for line in cron(tmp_path)] == [f"@reboot root echo 8 > /{POOL}", "b"]
 
 
 @pytest.mark.parametrize(
@@ -247,3 +489,21 @@ def test_cron(tmp_path: Path, file: str, line: str, expected: str) -> None:
         else:
             assert one.why.startswith(expected)
             assert one.why.endswith("translate it by hand")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"@reboot root echo 8 > /{POOL}", "the file does not end with a newline, and then cron may ignore it"),
+        (f"@reboot root echo 8 > /{POOL}\n#", "the file does not end with a newline, and then cron may ignore it"),
+        (f"SHELL=/usr/bin/python3\n@reboot root echo 8 > /{POOL}\n", "cron runs it with SHELL=/usr/bin/python3"),
+        (f"SHELL = '/bin/zsh'\n@reboot root echo 8 > /{POOL}\n", "cron runs it with SHELL=/bin/zsh"),
+        (f'SHELL=/bin/zsh\nSHELL="/bin/bash"\n@reboot root echo 8 > /{POOL}\n', ""),
+        (f"@reboot root echo 8 > /{POOL}\nSHELL=/bin/zsh\n", ""),
+    ],
+)
+def test_a_crontab_that_cron_may_read_otherwise(tmp_path: Path, text: str, why: str) -> None:
+    write(tmp_path, {"etc/cron.d/llm": text})
+    (line,) = cron(tmp_path)
+    assert isinstance(line, Left) is bool(why)
+    assert not isinstance(line, Left) or line.why == f"{why}: translate it by hand"
