@@ -206,6 +206,18 @@ def test_what_a_package_ships_is_not_applied(tmp_path: Path, capsys: Captured) -
     assert "kerntune set 'io-scheduler@sd*=none' --persist" in answer["left"][0]["why"]
 
 
+def test_a_unit_with_a_line_that_is_left_is_not_to_be_disabled(here: Path, capsys: Captured) -> None:
+    """Another unit sets one of its two values otherwise."""
+    folder = "etc/systemd/system"
+    for name, more in (("a", ""), ("b", " vm.overcommit_memory=1")):
+        unit = f"[Service]\nExecStart=/usr/sbin/sysctl -w vm.swappiness={len(more)}{more}\n"
+        write(here, {f"{folder}/{name}.service": unit, f"{folder}/multi-user.target.wants/{name}.service": unit})
+    assert main(["import", "--apply"], connect=Script(outcomes=[outcome("hugepages@2M")]).connect) == 0
+    whole, more = capsys.readouterr().err.split("These set more than that, which would be lost")
+    assert "/etc/systemd/system/b.service:2" in more
+    assert "systemctl disable" not in whole + more
+
+
 def test_a_line_that_one_of_a_package_hides_is_shown(tmp_path: Path, capsys: Captured) -> None:
     lay_out("two-sockets", tmp_path)
     folder = "usr/lib/systemd/system"

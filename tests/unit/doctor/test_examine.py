@@ -265,6 +265,31 @@ def test_a_unit_that_fights_is_to_be_disabled(tmp_path: Path) -> None:
     assert "sudo systemctl disable llm.service if it does nothing else (/etc/systemd/system/llm.service:2)" in found.fix
 
 
+@pytest.mark.parametrize(
+    ("more", "fix"),
+    [
+        ("", "override the line in a drop-in, or sudo systemctl mask llm.service if it does nothing else"),
+        ("ExecStartPost=/usr/bin/serve\n", "override the line in a drop-in of its unit"),
+    ],
+)
+def test_a_unit_of_a_package_is_not_to_be_edited(tmp_path: Path, more: str, fix: str) -> None:
+    lay_out("two-sockets", tmp_path)
+    unit = "usr/lib/systemd/system/{}llm.service"
+    text = f"[Service]\nExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=8\n{more}"
+    write(tmp_path, {unit.format(""): text, unit.format("multi-user.target.wants/"): text})
+    found = one(tmp_path, "/usr/lib/systemd/system/llm.service sets", claim("hugepages", "2M", "9", "2M"))
+    assert found.fix.startswith(f"{fix} (/usr/lib/systemd/system/llm.service:2); or let it win")
+
+
+def test_a_unit_that_starts_before_kerntuned_is_no_problem(tmp_path: Path) -> None:
+    lay_out("two-sockets", tmp_path)
+    unit = "etc/systemd/system/{}llm.service"
+    text = "[Service]\nExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=8\n"
+    write(tmp_path, {unit.format(""): text, unit.format("sysinit.target.wants/"): text})
+    found = one(tmp_path, "/etc/systemd/system/llm.service sets", claim("hugepages", "2M", "9", "2M"))
+    assert found.severity is WARNING
+
+
 def test_the_strongest_claim_counts(tmp_path: Path) -> None:
     strong, weak = (claim("hugepages", "2M", value, "2M").claims[0] for value in ("512", "9"))
     assert one(handmade(tmp_path), "/etc/rc.local sets hugepages@2M", Daemon((strong, weak))).severity is NOTE

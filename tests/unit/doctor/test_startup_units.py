@@ -59,7 +59,6 @@ def cron(root: Path) -> list[Assignment | Left]:
         (f"/bin/sh -c 'for f in /{GOVERNORS}; do echo performance > $f; done'", [(GOVERNORS, "performance")]),
         (f"/bin/sh -c 'for f in /{GOVERNORS}; do echo performance > $$f; done'", [(GOVERNORS, "performance")]),
         (f"/bin/sh -c \\\n  'echo 8 \\\n  > /{POOL}'", [(POOL, "8")]),
-        ("/bin/echo \\ \nExecStartPost=/usr/sbin/sysctl -w vm.swappiness=1", []),
         (f"/bin/sh -c 'echo 8 > /{POOL}\n# a comment", []),
         ("/usr/sbin/sysctl -w vm.nr_hugepages=8 vm.swappiness=1", [(POOL, "8"), ("proc/sys/vm/swappiness", "1")]),
         ("/usr/bin/cpupower frequency-set -g performance", [(GOVERNORS, "performance")]),
@@ -209,6 +208,13 @@ def test_conditions_and_users(tmp_path: Path, unit: str, service: str, why: str)
     (line,) = units(enable(tmp_path, "llm.service", f"[Unit]\n{unit}\n{SETS_8}{service}\n"))
     assert isinstance(line, Left) is bool(why)
     assert not isinstance(line, Left) or line.why == f"{why}: translate it by hand"
+
+
+@pytest.mark.parametrize(("end", "goes_on"), [("\\", True), ("\\ ", False), ("\\\\", False), ("\\\\\\", True)])
+def test_only_an_odd_backslash_at_the_very_end_continues_a_line(tmp_path: Path, end: str, goes_on: bool) -> None:
+    text = f"[Service]\nExecStart=-/bin/echo {end}\nExecStartPost=/usr/sbin/sysctl -w vm.nr_hugepages=8\n"
+    found = units(enable(tmp_path, "llm.service", text))
+    assert [str(line.place)[-2:] for line in found if isinstance(line, Assignment)] == [":3"] * (not goes_on)
 
 
 def test_a_line_that_the_end_of_the_file_ends(tmp_path: Path) -> None:
@@ -413,7 +419,8 @@ def test_an_alias_has_the_drop_ins_of_its_file_and_is_read_once(tmp_path: Path) 
 
 def test_long_files_take_no_long_time(tmp_path: Path) -> None:
     """Neither many spaces in a crontab nor many conditions on many commands."""
-    conditions = "".join(f"ConditionPathExists=/proc/{number}\n" for number in range(10000))
+    slashes = ["/" * number for number in range(1, 71)]
+    conditions = "".join(f"ConditionPathExists={one}proc{two}sys\n" for one in slashes for two in slashes)
     commands = "ExecStart=/usr/sbin/sysctl -w vm.nr_hugepages=8\n" * 10000
     enable(tmp_path, "a.service", f"[Unit]\n{conditions}[Service]\nType=oneshot\n{commands}")
     write(tmp_path, {"etc/crontab": f"@reboot{' ' * 100000}\n@reboot{' a' * 50000}{' ' * 50000}\n"})
