@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from kerntune.doctor.files import NOWHERE, Files, Line, drop_ins
+from kerntune.doctor.relevant import RELEVANT
 from kerntune.doctor.shell_reader import literal
 from kerntune.doctor.shell_script import BY_HAND, GLOB, NOT_READ, NOT_RUN, SCRIPTS, SHELLS, Script, bare, covers
-from kerntune.doctor.types import RELEVANT, Assignment, Cause, Entry, Left, Place, Stage
+from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.tunables import REGISTRY
 
 UNIT_FOLDERS: Final = (
