@@ -19,15 +19,13 @@ from kerntune import errors
 from kerntune.bus import names
 from kerntune.cli import syntax
 from kerntune.cli.document import Outcome
+from kerntune.cli.remote import BACK_SECONDS, EDIT_SECONDS, LOOK_SECONDS
 from kerntune.cli.syntax import in_utf8
 from kerntune.units import MAX_HOLD, MICROSECONDS
 
 if TYPE_CHECKING:
     from kerntune.bus.client import Client
 
-GRANT_SECONDS: Final = 3600.0  # the kernel may have to move a TiB of memory about
-BACK_SECONDS: Final = 60.0  # seconds in which a restarted daemon has to be back
-LOOK_SECONDS: Final = 0.2
 MAX_TTL: Final = MAX_HOLD // MICROSECONDS["s"]  # seconds
 
 T = TypeVar("T")
@@ -60,7 +58,7 @@ class AsyncHold:
         self.check_process()
         if not self._is_over:
             with suppress(errors.UnknownObject):
-                await self._client.call(self.path, names.HOLD, "Release", "a{sv}", {}, timeout=GRANT_SECONDS)
+                await self._client.call(self.path, names.HOLD, "Release", "a{sv}", {}, timeout=EDIT_SECONDS)
 
     async def ended(self) -> None:
         """Return when the hold has ended: somebody released it, its time was over, or its block has ended.
@@ -313,7 +311,7 @@ async def begin(client: Client, settings: Iterable[str], who: str, why: str, **o
     chosen = {name: Variant(kinds[type(value)], value) for name, value in options.items() if value}
     path, outcomes = await client.call(
         names.ROOT, names.MANAGER, "Hold", "a(sss)ssa{sv}", rows, who.strip(), why.strip(), chosen,
-        interactive=True, timeout=GRANT_SECONDS,
+        interactive=True, timeout=EDIT_SECONDS,
     )  # fmt: skip
     return AsyncHold(client, path, outcomes)
 

@@ -43,6 +43,7 @@ MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
 MAX_SIGNALS: Final = 4096  # signals that wait to be read; when full, the oldest are dropped
 HINT: Final = "is kerntuned running? systemctl status kerntuned"
 CONNECT_SECONDS: Final = 5.0
+PING_SECONDS: Final = 15.0
 SHORTEST: Final = 0.001  # seconds: a timeout of 0 does not wait at all
 CHUNK: Final = 64 << 10  # bytes
 
@@ -75,6 +76,11 @@ def typed_errors(service: str) -> Iterator[None]:
         raise errors.Usage(f"{error.object!r:.60} is no UTF-8", "Write it in UTF-8") from error
     except errors.Unreachable as error:
         raise errors.Unreachable(f"{service} cannot be reached: {error.what}", HINT) from error
+
+
+def is_from(message: Message, path: str, interface: str | None, member: str | None) -> bool:
+    """Return whether a signal is of that object, and of that interface and member if they are given."""
+    return message.path == path and interface in (None, message.interface) and member in (None, message.member)
 
 
 class Interrupted(errors.Failed):
@@ -149,13 +155,19 @@ class BlockingClient:
         (value,) = self.call(path, f"{names.FREEDESKTOP}.Properties", "Get", "ss", interface, name)
         return value
 
-    def listen(self, path: str, interface: str | None = None, member: str | None = None) -> None:
-        """Keep the signals of an object from now on: all, or those of one interface, or of one member of it."""
+    def listen(
+        self, path: str, interface: str | None = None, member: str | None = None, *, start: bool = False
+    ) -> None:
+        """Keep the signals of an object from now on: all, or those of one interface, or of one member of it.
+
+        To listen starts no service. With `start` a call does so before, where the bus knows how to.
+        """
+        if start:
+            self.call(path, f"{names.FREEDESKTOP}.Peer", "Ping", timeout=PING_SECONDS)
         if (path, interface, member) not in self._listens:
             self._listens.add((path, interface, member))
-            more = "".join(f",{key}='{name}'" for key, name in (("interface", interface), ("member", member)) if name)
-            self._bus("AddMatch", "s", f"type='signal',sender='{self.service}',path='{path}'{more}")
-            self._bus("AddMatch", "s", names.owner_rule(self.service))
+            for rule in names.signal_rules(self.service, path, interface, member):
+                self._bus("AddMatch", "s", rule)
         with typed_errors(self.service):
             (self._owner,) = self._bus("GetNameOwner", "s", self.service)
         self._has_left = False
@@ -261,10 +273,7 @@ class BlockingClient:
             if name == self.service:
                 self._owner, self._has_left = new, self._has_left or bool(old)
             return
-        wanted = any(
-            message.path == path and interface in (None, message.interface) and member in (None, message.member)
-            for path, interface, member in self._listens
-        )
+        wanted = any(is_from(message, *listen) for listen in self._listens)
         if message.sender == self._owner and wanted:
             args = [unwrap(value) for value in message.body]
             signal = Signal(message.path, message.interface, message.member, args)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kerntune import errors
 from kerntune.bus import names
-from kerntune.bus.blocking import HINT, MAX_BODY, MAX_SIGNALS, Signal, typed_errors
+from kerntune.bus.blocking import HINT, MAX_BODY, MAX_SIGNALS, Signal, is_from, typed_errors
 from kerntune.bus.link import Link
 from kerntune.bus.messages import THE_BUS, Message, MessageType, Variant, unwrap
 
@@ -151,20 +151,11 @@ class Signals:
         self._client._listeners.append(self)
         for rule in self._rules():
             await self._client._link.bus("AddMatch", "s", rule)
-        try:
+        with typed_errors(self._client.service):
             (self._owner,) = await self._client._link.bus("GetNameOwner", "s", self._client.service)
-        except errors.Unreachable as error:
-            raise errors.Unreachable(f"{self._client.service} cannot be reached: {error.what}", HINT) from error
 
     def _rules(self) -> tuple[str, str]:
-        interface = f",interface='{self._interface}'" if self._interface else ""
-        member = f",member='{self._member}'" if self._member else ""
-        service = self._client.service
-        return (
-            f"type='signal',sender='{service}',path='{self._path}'{interface}{member}",
-            f"type='signal',sender='{names.FREEDESKTOP}',interface='{names.FREEDESKTOP}',"
-            f"member='NameOwnerChanged',arg0='{service}'",
-        )
+        return names.signal_rules(self._client.service, self._path, self._interface, self._member)
 
     def _hear(self, message: Message) -> None:
         """Keep a wanted signal. Check its sender: anybody can send one to us alone, which needs no match rule."""
@@ -175,12 +166,7 @@ class Signals:
                 if old and not self._restarts:
                     self._keep(None)
             return
-        wanted = (
-            message.path == self._path
-            and self._interface in (None, message.interface)
-            and self._member in (None, message.member)
-        )
-        if message.sender == self._owner and wanted:
+        if message.sender == self._owner and is_from(message, self._path, self._interface, self._member):
             args = [unwrap(value) for value in message.body]
             self._keep(Signal(message.path, message.interface, message.member, args))
 

@@ -32,6 +32,12 @@ def hold_path(number: int) -> str:
     return f"{ROOT}/hold/{number}"
 
 
+def signal_rules(service: str, path: str, interface: str | None, member: str | None) -> tuple[str, str]:
+    """Return the match rules for signals of an object of a service, and for changes of the service's owner."""
+    more = "".join(f",{key}='{name}'" for key, name in (("interface", interface), ("member", member)) if name)
+    return f"type='signal',sender='{service}',path='{path}'{more}", owner_rule(service)
+
+
 def owner_rule(name: str) -> str:
     """Return the match rule for changes of the owner of a name."""
     return (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from kerntune.bus.names import FREEDESKTOP, MANAGER, ROOT
+from kerntune.bus.names import MANAGER, ROOT
 from kerntune.cli.document import named
 from kerntune.cli.tables import clean
 
@@ -18,7 +18,6 @@ ERASE: Final = "\r\x1b[K"
 WIDEST: Final = 40  # characters of the bar itself
 NARROWEST: Final = 5
 USUAL: Final = 80  # columns
-ANSWER_SECONDS: Final = 15.0
 
 
 @contextmanager
@@ -27,9 +26,7 @@ def shown(client: BlockingClient, stream: TextIO) -> Iterator[None]:
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
-    # To listen starts no daemon, but a call does, where the bus knows how to.
-    client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=ANSWER_SECONDS)
-    client.listen(ROOT, MANAGER, "Progress")
+    client.listen(ROOT, MANAGER, "Progress", start=True)
     drawn = False
 
     def draw(signal: Signal) -> None:

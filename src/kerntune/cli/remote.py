@@ -156,9 +156,7 @@ class Manager:
 
     def watch(self) -> None:
         """Keep every change from now on for `next_event`."""
-        # To listen starts no daemon, but a call does, where the bus knows how to.
-        self._client.call(ROOT, f"{FREEDESKTOP}.Peer", "Ping", timeout=READ_SECONDS)
-        self._client.listen(ROOT)
+        self._client.listen(ROOT, start=True)
 
     def next_event(self, beside: Sequence[int] = (), *, timeout: float | None = None) -> Event | None:
         """Wait for the next change. Return None after `timeout` seconds, or when one `beside` is readable.
