@@ -37,7 +37,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What was read. The later claim is stronger; `why` of each is the given reason, or its place.
+    """The claims, options and problems of files. The later claim is stronger; `why` of each is the reason or its place.
 
     `name` is the name of a profile, `places` has file and line of each option. Two contents are equal if they say the
     same, wherever they were read.

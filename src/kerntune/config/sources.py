@@ -1,4 +1,4 @@
-"""Where a configured value comes from. This module reads the files, each once a reload; every method blocks.
+"""The sources of configured values. This module reads the files, each once a reload; every method blocks.
 
 1. `ConfigFiles`: kerntune.toml, then kerntune.d/*.toml in the order of their names. Of two claims on one target, and of
    two values of one option, the later file and line wins. An option that no file gives has its default (schema.py).

@@ -35,15 +35,16 @@ OTHER_NAME: Final = "kerntune knows no file of the name /{}: translate it by han
 
 def gather(files: Files, page_size: int) -> list[Entry]:
     """Return all lines about values of the kernel, in the order in which a boot reads them."""
+    of_units, of_cron = startup_units.read(files)
     return [
         *boot_settings.read_cmdline(files, page_size),
         *udev_rules.read(files),
         *boot_settings.read_sysctls(files),
         *boot_settings.read_tmpfiles(files),
         *services.read(files),
-        *startup_units.read_units(files),
+        *of_units,
         *shell_script.read(files),
-        *startup_units.read_cron(files),
+        *of_cron,
     ]
 
 

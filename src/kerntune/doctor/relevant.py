@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Final
 
-from kerntune.doctor import types
 from kerntune.tunables import REGISTRY
 
 
@@ -20,7 +19,12 @@ def ends() -> Iterator[str]:
 
 
 ENDS: Final = (*dict.fromkeys(ends()), "overcommit_kbytes")
-RELEVANT: Final = re.compile("|".join([types.RELEVANT.pattern, r"(?<![\w/])vm/", *map(re.escape, ENDS)]))
+# Folders, programs and sysctls, besides the ends of the tuned files.
+WORDS: Final = (
+    r"/proc/sys/vm|/sys/(class/)?block|cpufreq|transparent_hugepage|hugepages|hugeadm|cpupower|tuned-adm|--setra"
+    r"|powerprofilesctl|x86_energy_perf_policy|\bvm\.|numa_balancing|(?<![\w/])vm/"
+)
+RELEVANT: Final = re.compile("|".join([WORDS, *map(re.escape, ENDS)]))
 
 
 def may_be_tuned(path: str) -> bool:

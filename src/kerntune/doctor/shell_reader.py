@@ -39,7 +39,7 @@ CLOSERS: Final = {
     "}": frozenset({"{"}),
     ")": frozenset({"("}),
 }
-# What stands around all lines behind a here-document or a quotation that cannot be read.
+# The reader puts this block around all lines behind a here-document or a quotation that it cannot read.
 UNREAD: Final = "<<"
 INNER: Final = frozenset({"then", "do", "else", "elif"})
 

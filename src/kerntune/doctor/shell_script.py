@@ -1,4 +1,4 @@
-"""What the lines that people paste into boot scripts set: paths below the root, and values; nothing is run.
+"""The reader of lines that people paste into boot scripts: it finds paths below the root, and values. It runs nothing.
 
 It reads plain commands, `[ -e FILE ] &&` in front of them, and `for NAME in WORDS` around them. Every other line about
 values that kerntune tunes is left, to be translated by hand: a wrong claim is worse.
@@ -40,7 +40,7 @@ LEAVING: Final = frozenset({*ENDS, "continue", "break"})  # a turn of a loop
 ASSIGNED: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 VARIABLE_USED: Final = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
-# What a shell would expand in a word, or what stands for another line; braces are not expanded by every shell.
+# A shell would expand this in a word, or it stands for another line. Not every shell expands braces.
 UNKNOWN: Final = re.compile(r"[$`\0-\4\n]|\{[^{}]*?(?:,|\.\.)")
 GLOB: Final = re.compile(r"[*?\[]")
 STDOUT: Final = frozenset({">", ">>", ">|", "1>", "1>>", "1>|", ">&", "1>&", "&>", "&>>"})
@@ -82,7 +82,7 @@ def read(files: Files) -> list[Entry]:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a command depends on: known variables, the files that have to exist, and why it is left to people, or "".
+    """The surroundings of a command: known variables, files that have to exist, and why people have to read it, or "".
 
     `remark` tells readers what has to be taken out with the command.
     """

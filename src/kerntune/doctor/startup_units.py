@@ -1,4 +1,4 @@
-"""What a boot runs beside rc.local: the commands of enabled systemd units, and the `@reboot` lines of cron."""
+"""The reader of what a boot runs beside rc.local: commands of enabled systemd units, and `@reboot` lines of cron."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ DISABLE: Final = "sudo systemctl disable {} ends it, if the unit does nothing el
 PREFIXES: Final = re.compile(r"[-@:+!|]*")
 SPECIFIER: Final = re.compile(r"%(.?)")
 FOR_SHELL: Final = re.compile(r"[*?\[<>|]")
-# What systemd would expand, in a word or as a word of its own; `$NAME` in a word is left to the shell.
+# systemd expands this, in a word or as a word of its own. It leaves `$NAME` inside a word to the shell.
 EXPANDED: Final = re.compile(r"(?<!\$)(?:\$\$)*(?:\$\{|^\$[A-Za-z_])")
 ESCAPE: Final = re.compile(r"\\(?![\"'\\])")  # an escape of C
 BACKSLASHES: Final = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")  # an odd number
@@ -101,18 +101,8 @@ class Enabled(NamedTuple):
         return {target.removesuffix(".target") for target in self.targets}
 
 
-def read_units(files: Files) -> list[Entry]:
-    """Return what the commands of enabled units set."""
-    return started(files)[0]
-
-
-def read_cron(files: Files) -> list[Entry]:
-    """Return what cron runs after a boot."""
-    return started(files)[1]
-
-
-def started(files: Files) -> tuple[list[Entry], list[Entry]]:
-    """Return what units set, and what cron sets; leave what two of them set to different values."""
+def read(files: Files) -> tuple[list[Entry], list[Entry]]:
+    """Return what the commands of enabled units set, and what cron sets; leave what two of them set differently."""
     enabled = list(enabled_units(files).items())
     units = {unit: list(read_unit(files, unit, one)) for unit, one in enabled[:MAX_UNITS]}
     cron = {str(number): line for number, line in enumerate(crontabs(files))}

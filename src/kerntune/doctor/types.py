@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Final
 
 from kerntune.model import Setting
-
-# A line that no reader understands is of interest only if it mentions one of these.
-RELEVANT: Final = re.compile(
-    r"/proc/sys/vm|/sys/(class/)?block|cpufreq|transparent_hugepage|hugepages|hugeadm|cpupower|tuned-adm|--setra"
-    r"|powerprofilesctl|x86_energy_perf_policy|\bvm\.|numa_balancing"
-)
 
 
 class Severity(StrEnum):
@@ -71,7 +63,7 @@ class Place:
 
     @property
     def how_to_disable(self) -> str:
-        """What ends the line's effect from the next boot on."""
+        """The advice that ends the line's effect from the next boot on."""
         if self.file == "/proc/cmdline":
             return "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot"
         if self.unit:

@@ -31,7 +31,7 @@ def enable(root: Path, unit: str, text: str = SETS_8, *, target: str = "multi-us
 
 
 def units(root: Path) -> list[Assignment | Left]:
-    return list(startup_units.read_units(Files(root)))
+    return startup_units.read(Files(root))[0]
 
 
 def in_force(root: Path) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ def in_force(root: Path) -> list[tuple[str, str]]:
 
 
 def cron(root: Path) -> list[Assignment | Left]:
-    return list(startup_units.read_cron(Files(root)))
+    return startup_units.read(Files(root))[1]
 
 
 @pytest.mark.parametrize(
