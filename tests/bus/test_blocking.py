@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,25 @@ async def aside(work: Callable[[BlockingClient], T], bus: PrivateBus) -> T:
 
     async with asyncio.timeout(SOON):
         return await asyncio.to_thread(run)
+
+
+@contextmanager
+def played(folder: Path, part: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Give the address of a bus that is played by a thread; its part is over when the connection ends."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "bus"))
+        listener.listen()
+
+        def play() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                part(peer)
+
+        thread = threading.Thread(target=play, daemon=True)
+        thread.start()
+        yield f"unix:path={folder}/bus"
+        thread.join(SOON)
+        assert not thread.is_alive()
 
 
 def test_it_needs_no_event_loop() -> None:
@@ -130,60 +149,48 @@ class TestBus:
         ("answer", "what"), [(b"REJECTED EXTERNAL\r\n", "refused to authenticate us: REJECTED"), (b"", "closed")]
     )
     def test_a_bus_that_refuses(self, tmp_path: Path, answer: bytes, what: str) -> None:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "bus"))
-            listener.listen()
+        def refuse(peer: socket.socket) -> None:
+            peer.recv(1024)
+            peer.sendall(answer)
 
-            def refuse() -> None:
-                peer, _ = listener.accept()
-                with peer:
-                    peer.recv(1024)
-                    peer.sendall(answer)
-
-            thread = threading.Thread(target=refuse, daemon=True)
-            thread.start()
-            with pytest.raises(errors.Unreachable, match=what), connect(f"unix:path={tmp_path}/bus"):
-                pass
-            thread.join(SOON)
+        with (
+            played(tmp_path, refuse) as address,
+            pytest.raises(errors.Unreachable, match=what),
+            connect(address),
+        ):
+            pass
 
     def test_a_bus_that_says_a_little_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
 
-        def trickle() -> None:
-            peer, _ = listener.accept()
-            with peer, suppress(OSError):
+        def trickle(peer: socket.socket) -> None:
+            with suppress(OSError):
                 while True:
                     peer.sendall(b"x")
                     time.sleep(0.05)
 
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "bus"))
-            listener.listen()
-            thread = threading.Thread(target=trickle, daemon=True)
-            thread.start()
-            with pytest.raises(errors.Unreachable, match="did not answer"), connect(f"unix:path={tmp_path}/bus"):
-                pass
-            thread.join(SOON)
+        with (
+            played(tmp_path, trickle) as address,
+            pytest.raises(errors.Unreachable, match="did not answer"),
+            connect(address),
+        ):
+            pass
 
     def test_a_bus_that_does_not_say_hello(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "bus"))
-            listener.listen()
 
-            def silent() -> None:
-                peer, _ = listener.accept()
-                with peer:
-                    peer.recv(1024)
-                    peer.sendall(b"OK 0\r\n")
-                    while peer.recv(1024):
-                        pass
-
-            thread = threading.Thread(target=silent, daemon=True)
-            thread.start()
-            with pytest.raises(errors.Unreachable, match="did not answer Hello"), connect(f"unix:path={tmp_path}/bus"):
+        def silent(peer: socket.socket) -> None:
+            peer.recv(1024)
+            peer.sendall(b"OK 0\r\n")
+            while peer.recv(1024):
                 pass
-            thread.join(SOON)
+
+        with (
+            played(tmp_path, silent) as address,
+            pytest.raises(errors.Unreachable, match="did not answer Hello"),
+            connect(address),
+        ):
+            pass
 
     def test_a_bus_that_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.05)
@@ -207,40 +214,21 @@ class TestBus:
             await aside(work, bus)
 
 
-class Odd:
-    """A bus that says something else before it answers the second call."""
+def odd(before: bytes) -> Callable[[socket.socket], None]:
+    """Return a bus that says something else before it answers the second call."""
 
-    def __init__(self, folder: Path, *before: bytes) -> None:
-        self.address = f"unix:path={folder}/bus"
-        self._before = before
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / "bus"))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def __enter__(self) -> Odd:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join(SOON)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        peer, _ = self._listener.accept()
+    def serve(peer: socket.socket) -> None:
         cutter = Cutter(1 << 20)
-        with peer:
-            peer.recv(1024)
-            peer.sendall(b"OK 0\r\n")
-            data = peer.recv(65536).removeprefix(b"BEGIN\r\n")
-            while True:
-                for frame in cutter.feed(data):
-                    call = parse(frame.data)
-                    if call.serial == 2:
-                        peer.sendall(b"".join(self._before))
-                    peer.sendall(said(call.destination, f"answer {call.serial}", 2, (5, ("u", call.serial))))
-                if not (data := peer.recv(65536)):
-                    return
+        peer.recv(1024)
+        peer.sendall(b"OK 0\r\n")
+        while data := peer.recv(65536):
+            for frame in cutter.feed(data.removeprefix(b"BEGIN\r\n")):
+                call = parse(frame.data)
+                if call.serial == 2:
+                    peer.sendall(before)
+                peer.sendall(said(call.destination, f"answer {call.serial}", 2, (5, ("u", call.serial))))
+
+    return serve
 
 
 def said(sender: str, text: str, kind: int, *more: tuple[int, tuple[str, Any]]) -> bytes:
@@ -259,7 +247,7 @@ def said(sender: str, text: str, kind: int, *more: tuple[int, tuple[str, Any]]) 
     ids=["type", "signal", "stranger"],
 )
 def test_what_is_no_answer_is_none(tmp_path: Path, before: bytes) -> None:
-    with Odd(tmp_path, before) as odd, connect(odd.address, service=":1.1") as client:
+    with played(tmp_path, odd(before)) as address, connect(address, service=":1.1") as client:
         assert client.call("/", "a.b", "c", timeout=SOON) == ["answer 2"]
 
 
