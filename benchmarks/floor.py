@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.load import Call
 from benchmarks.wire import LENGTHS, METHOD_CALL, NUMBER, REPLY_SERIAL, SERIAL_AT, Connection, sender
-from kerntune.bus.messages import Message, MessageType, Variant
+from kerntune.dbus.messages import Message, MessageType, Variant
 
 FLOOR: Final = "org.kerntune.Benchmark.Floor"
 VALUE: Final = Variant("s", "heuristic")

@@ -19,9 +19,10 @@ from tests.harness.privatebus import PrivateBus
 
 from benchmarks import floor, tuned, wire
 from benchmarks.load import CHECKOUT, Call
-from kerntune.bus import names
+from kerntune.api import names
+from kerntune.dbus import standard
 
-BUS: Final = (names.FREEDESKTOP, names.FREEDESKTOP_PATH, names.FREEDESKTOP)
+BUS: Final = (standard.BUS, standard.BUS_PATH, standard.BUS)
 POLICIES: Final = Path("/usr/share/dbus-1/system.d")
 UNIT: Final = CHECKOUT / "systemd/kerntuned.service"
 LIMIT: Final = 20.0  # seconds to start, and to get a name
@@ -30,7 +31,7 @@ SCHEDULERS: Final = ("none", "mq-deadline")
 
 def get(interface: str, name: str) -> Call:
     """Reads one property of ours."""
-    return Call(names.BUS_NAME, names.ROOT, f"{names.FREEDESKTOP}.Properties", "Get", "ss", (interface, name))
+    return Call(names.BUS_NAME, names.ROOT, f"{standard.BUS}.Properties", "Get", "ss", (interface, name))
 
 
 def set_scheduler(device: str, scheduler: str) -> Call:
@@ -111,7 +112,7 @@ class Owned:
     def __init__(self, address: str, name: str) -> None:
         self._name = name
         self._connection = wire.Connection(address, timeout=LIMIT)
-        rule = f"type='signal',sender='{names.FREEDESKTOP}',member='NameOwnerChanged',arg0='{name}'"
+        rule = f"type='signal',sender='{standard.BUS}',member='NameOwnerChanged',arg0='{name}'"
         self._connection.send(Call(*BUS, "AddMatch", "s", (rule,)).marshalled(2))
         self._connection.await_reply(2)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from kerntune.bus.messages import Message
+from kerntune.dbus.messages import Message
 
 CHECKOUT: Final = Path(__file__).parents[1]
 START: Final = 20.0  # seconds for a process of the generator to be ready, and to end

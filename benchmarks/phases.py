@@ -29,7 +29,7 @@ from benchmarks.lab import (
     set_scheduler,
 )
 from benchmarks.load import Call, Load
-from kerntune.bus import names
+from kerntune.api import names
 
 ROOT: Final = "root"
 USERS: Final = {"root": ROOT, "user": OTHER}

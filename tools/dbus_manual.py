@@ -13,8 +13,8 @@ from typing import Final
 from xml.dom import minidom
 from xml.dom.minidom import Element, Node
 
-from kerntune.bus import names
-from kerntune.bus.interface import interface_files
+from kerntune.api import names
+from kerntune.api.contract import interface_files
 from kerntune.errors import FREEDESKTOP, OURS, by_name
 
 CHECKOUT: Final = Path(__file__).parents[1]

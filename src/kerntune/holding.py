@@ -16,15 +16,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kerntune import errors
-from kerntune.bus import names
+from kerntune.api import names
 from kerntune.cli import syntax
 from kerntune.cli.document import Outcome
 from kerntune.cli.remote import BACK_SECONDS, EDIT_SECONDS, LOOK_SECONDS
 from kerntune.cli.syntax import in_utf8
+from kerntune.dbus import standard
 from kerntune.units import MAX_HOLD, MICROSECONDS
 
 if TYPE_CHECKING:
-    from kerntune.bus.client import Client
+    from kerntune.dbus.client import Client
 
 MAX_TTL: Final = MAX_HOLD // MICROSECONDS["s"]  # seconds
 
@@ -69,7 +70,7 @@ class AsyncHold:
         self.check_process()
         while not self._is_over:
             with suppress(errors.Unreachable):
-                async with self._client.listen(names.ROOT, names.OBJECT_MANAGER, restarts=False) as signals:
+                async with self._client.listen(names.ROOT, standard.OBJECT_MANAGER, restarts=False) as signals:
                     if await self.has_ended():
                         return
                     async for signal in signals:
@@ -219,10 +220,10 @@ class Holding:
 
     async def _begin(self) -> tuple[AsyncExitStack, AsyncHold]:
         """Connect and ask for the hold; to close the stack ends both."""
-        from kerntune.bus.client import connect  # noqa: PLC0415  # importing kerntune alone should cost nothing
+        from kerntune.dbus.client import connect  # noqa: PLC0415  # importing kerntune alone should cost nothing
 
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(connect())
+            client = await stack.enter_async_context(connect(names.BUS_NAME, hint=names.HINT))
             held = await begin(client, self._settings, *self._body, **self._options)
             stack.push_async_callback(held.leave)
             return stack.pop_all(), held
@@ -304,7 +305,7 @@ class _Thread:
 
 async def begin(client: Client, settings: Iterable[str], who: str, why: str, **options: Any) -> AsyncHold:
     """Ask the daemon for a hold over a connection that lives as long as the hold; settings as on the command line."""
-    from kerntune.bus.client import Variant  # noqa: PLC0415  # as above
+    from kerntune.dbus.client import Variant  # noqa: PLC0415  # as above
 
     rows = [list(syntax.setting(text)) for text in settings]
     kinds = {bool: "b", int: "t", str: "s"}

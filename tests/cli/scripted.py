@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kerntune.bus import names
-from kerntune.bus.dispatch import Caller, Service, load
-from kerntune.bus.interface import interface_files
-from kerntune.bus.messages import unwrap
+from kerntune.api import names
+from kerntune.api.contract import interface_files
 from kerntune.cli.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
 from kerntune.cli.remote import Manager
+from kerntune.dbus.messages import unwrap
+from kerntune.dbus.service import Caller, Service, load
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.bus.names import ACTION_SET
-from kerntune.bus.wire import outcome_rows
+from kerntune.api.names import ACTION_SET
+from kerntune.api.wire import outcome_rows
 from kerntune.cli.__main__ import main
 from kerntune.cli.document import Outcome
 from kerntune.errors import KerntuneError
@@ -21,10 +21,10 @@ from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import DesiredState, Origin, Target
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.knobs import CPU_GOVERNOR
-from tests.bus import lab as buses
-from tests.bus.conftest import POLICY
-from tests.bus.test_polkit import CHALLENGE, NO, authorise, authority, somebody
+from tests.api.test_polkit import CHALLENGE, NO, authorise, authority, somebody
 from tests.cli.scripted import Script, document, tunable
+from tests.conftest import POLICY
+from tests.dbus import lab as buses
 from tests.harness.privatebus import PrivateBus
 from tests.hosts import lay_out, plant
 from tests.unit.lab import GIB, PAGE, POOL, claim, have_pages, running, small_host

@@ -16,10 +16,11 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus import blocking
-from kerntune.bus.names import BUS_NAME, FREEDESKTOP, FREEDESKTOP_PATH
+from kerntune.api.names import BUS_NAME
 from kerntune.cli.__main__ import main
 from kerntune.cli.remote import Manager
+from kerntune.dbus import blocking
+from kerntune.dbus.standard import BUS, BUS_PATH
 from kerntune.errors import Unreachable
 from tests.cli.scripted import Script, ScriptedManager, outcome
 from tests.harness.demo import LIMIT, Shell, demo
@@ -86,8 +87,8 @@ def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell
         assert process.stdout is not None
         hold = json.loads(process.stdout.readline())["hold"]
         shell.daemon.kill()
-        with blocking.connect(shell.environment["DBUS_SYSTEM_BUS_ADDRESS"], service=FREEDESKTOP) as silent:
-            silent.call(FREEDESKTOP_PATH, FREEDESKTOP, "RequestName", "su", BUS_NAME, 0)
+        with blocking.connect(BUS, shell.environment["DBUS_SYSTEM_BUS_ADDRESS"]) as silent:
+            silent.call(BUS_PATH, BUS, "RequestName", "su", BUS_NAME, 0)
             time.sleep(0.5)  # until it asks the new one; any time will do
             process.send_signal(number)
             assert json.loads(process.stdout.readline()) == {"event": "ending", "hold": hold}

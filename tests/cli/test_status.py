@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kerntune.bus.neighbours import RIVALS
+from kerntune.api.services import RIVALS
 from kerntune.cli import output, status, tables
 from kerntune.cli.document import TargetRow
 from kerntune.cli.output import MEANINGS

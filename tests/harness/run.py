@@ -20,8 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from kerntune.bus import names
-from kerntune.bus.interface import interface_files
+from kerntune.api import names
+from kerntune.api.contract import interface_files
+from kerntune.dbus import standard
 from tests.harness.daemon import Daemon, DaemonError
 from tests.harness.polkitd import CHECKOUT, GROUP, POLKIT_FILES, Bus, Polkitd, installed
 from tests.harness.privatebus import PrivateBus
@@ -122,8 +123,8 @@ def private_bus(stack: ExitStack) -> PrivateBus:
 
 def reload_policy(bus: Bus) -> None:
     """Have the bus read its policy now; it would notice by itself, but later."""
-    bus_name = names.FREEDESKTOP
-    call = ["busctl", f"--address={bus.address}", "call", bus_name, names.FREEDESKTOP_PATH, bus_name, "ReloadConfig"]
+    bus_name = standard.BUS
+    call = ["busctl", f"--address={bus.address}", "call", bus_name, standard.BUS_PATH, bus_name, "ReloadConfig"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=10, check=False)
     if done.returncode:
         raise SystemExit(f"no system bus at {bus.address}: {done.stderr.strip()}")

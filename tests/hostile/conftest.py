@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.gate import LOGGED
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.api.authorization import LOGGED
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT, OTHER, Polkitd, accounts, as_user
 from tests.harness.privatebus import PrivateBus

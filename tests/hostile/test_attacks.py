@@ -17,8 +17,8 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
-from kerntune.bus.unread import CLIENT, USER
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
+from kerntune.dbus.backpressure import CLIENT, USER
 from tests.harness.daemon import READY, Daemon
 from tests.harness.polkitd import MEMBER, OTHER, Polkitd, as_user
 from tests.harness.privatebus import PrivateBus

@@ -24,18 +24,20 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from kerntune import errors
-from kerntune.bus import messages, names
-from kerntune.bus.describe import Host
-from kerntune.bus.dispatch import Caller, Service, load
-from kerntune.bus.holds import Holds
-from kerntune.bus.interface import interface_files, parse
-from kerntune.bus.link import Link
-from kerntune.bus.messages import Message, MessageFlag, MessageType, Variant
-from kerntune.bus.objects import Core
-from kerntune.bus.tree import STANDARD
+from kerntune.api import names
+from kerntune.api.contract import interface_files
+from kerntune.api.describe import Host
+from kerntune.api.holds import Holds
+from kerntune.api.manager import Core
 from kerntune.daemon.active_config import ActiveConfig
 from kerntune.daemon.app import publish
 from kerntune.daemon.demo import demo_host
+from kerntune.dbus import messages
+from kerntune.dbus.connection import Link
+from kerntune.dbus.interface import parse
+from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
+from kerntune.dbus.service import Caller, Service, load
+from kerntune.dbus.standard import INTERFACES
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.files import is_writable
@@ -49,7 +51,7 @@ FEW: Final = settings(derandomize=True, database=None, deadline=timedelta(second
 MANY: Final = settings(database=None, deadline=timedelta(seconds=10), max_examples=400)
 HARD: Final = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else FEW
 
-CONTRACT: Final = {found.name: found for found in parse(STANDARD)} | load(interface_files())
+CONTRACT: Final = {found.name: found for found in parse(INTERFACES)} | load(interface_files())
 METHODS: Final = [(interface, member) for interface, found in CONTRACT.items() for member in sorted(found.methods)]
 PROPERTIES: Final = sorted({name for found in CONTRACT.values() for name in found.properties})
 KNOWN: Final = {cls.dbus_name for cls in errors.KerntuneError.__subclasses__()}

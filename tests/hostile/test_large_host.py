@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from kerntune.bus import names
-from kerntune.bus.messages import MessageFlag, Variant
+from kerntune.api import names
 from kerntune.daemon.demo import demo_host
+from kerntune.dbus.messages import MessageFlag, Variant
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from tests.hostile.conftest import FIGURES
 from tests.hostile.test_fuzz import Call, play

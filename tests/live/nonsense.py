@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kerntune.bus.names import HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
+from kerntune.api.names import HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from kerntune.errors import InvalidValue, NoSuchTarget, OverLimit, UnknownTunable
 
 HUGE: Final = (1 << 64) - 1

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from kerntune.bus.client import Client, Signals, Variant, connect
+from kerntune.dbus.client import Client, Signals, Variant, connect
 from kerntune.errors import KerntuneError, Unreachable
 
 LINE = 1 << 20  # bytes
@@ -64,7 +64,7 @@ class Speaker:
         raise ValueError(f"no such request: {request['do']}")
 
     async def _connect(self, service: str) -> Client:
-        return await self._stack.enter_async_context(connect(self._address, service=service))
+        return await self._stack.enter_async_context(connect(service, self._address))
 
 
 async def forward(signals: Signals, client: int) -> None:

@@ -18,9 +18,9 @@ from xml.etree import ElementTree
 import pytest
 
 from kerntune import errors
-from kerntune.bus import names
-from kerntune.bus.interface import interface_files
-from kerntune.bus.names import CPU_GOVERNOR, HOLD, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
+from kerntune.api import names
+from kerntune.api.contract import interface_files
+from kerntune.api.names import CPU_GOVERNOR, HOLD, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
 from tests.live.conftest import private_bus

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import HOLD, MANAGER
+from kerntune.api.names import HOLD, MANAGER
 from tests.harness.daemon import Daemon
 from tests.live import host
 from tests.live.users import LIMIT, User

@@ -13,8 +13,9 @@ from typing import Any, Final
 import pytest
 
 from kerntune import errors
-from kerntune.bus import names
-from kerntune.bus.interface import interface_files
+from kerntune.api import names
+from kerntune.api.contract import interface_files
+from kerntune.dbus import standard
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, OTHER
 from tests.live import host
@@ -225,8 +226,8 @@ def test_what_is_not_in_the_contract_cannot_be_called(daemon: Daemon, member: Us
 def test_nobody_but_root_may_own_the_name(own_bus: Any, member: User) -> None:
     asked = member.run(
         member.argv(
-            "busctl", f"--address={own_bus.address}", "call", names.FREEDESKTOP, names.FREEDESKTOP_PATH,
-            names.FREEDESKTOP, "RequestName", "su", NAME, "4",
+            "busctl", f"--address={own_bus.address}", "call", standard.BUS, standard.BUS_PATH,
+            standard.BUS, "RequestName", "su", NAME, "4",
         )
     )  # fmt: skip
     assert asked.returncode != 0

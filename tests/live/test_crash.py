@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import MANAGER
+from kerntune.api.names import MANAGER
 from kerntune.errors import Unreachable
 from tests.harness.daemon import READY, Daemon
 from tests.live import host

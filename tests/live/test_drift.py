@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.bus.names import MANAGER
+from kerntune.api.names import MANAGER
 from tests.harness.daemon import READY, Daemon
 from tests.live import host
 from tests.live.users import Heard, User

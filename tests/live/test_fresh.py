@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import IO_SCHEDULER
+from kerntune.api.names import IO_SCHEDULER
 from tests.harness.daemon import Daemon
 from tests.live import host
 from tests.live.users import Heard, User

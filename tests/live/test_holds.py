@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from kerntune import errors
-from kerntune.bus.names import HOLD, MANAGER
+from kerntune.api.names import HOLD, MANAGER
 from tests.harness.daemon import Daemon
 from tests.live import host
 from tests.live.users import LIMIT, RUNTIME, Options, User

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus.names import HUGE_PAGES, MANAGER
+from kerntune.api.names import HUGE_PAGES, MANAGER
 from kerntune.daemon.app import BUS_WAIT
 from kerntune.journal import TARGET_NOT_SET, TARGET_SET
 from kerntune.model import Claim, Origin

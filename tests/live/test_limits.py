@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import HUGE_PAGES, MANAGER, MEMORY
+from kerntune.api.names import HUGE_PAGES, MANAGER, MEMORY
 from kerntune.errors import OverLimit
 from kerntune.model import Claim, Origin
 from tests.harness.daemon import READY, Daemon

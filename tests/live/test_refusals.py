@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from kerntune import errors
-from kerntune.bus.names import HUGE_PAGES, MANAGER, MEMORY, ROOT
+from kerntune.api.names import HUGE_PAGES, MANAGER, MEMORY, ROOT
 from kerntune.errors import (
     AccessDenied,
     InvalidArgs,

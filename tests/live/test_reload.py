@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from kerntune import errors
-from kerntune.bus.names import MANAGER
+from kerntune.api.names import MANAGER
 from kerntune.model import Claim, Origin
 from tests.harness.daemon import READY, Daemon
 from tests.live import host

@@ -6,7 +6,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
-from kerntune.bus import names
+from kerntune.api import names
 from tests.harness.daemon import Daemon
 from tests.live.users import LIMIT, User
 

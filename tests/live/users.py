@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from kerntune import errors
-from kerntune.bus.names import BUS_NAME, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY, ROOT
+from kerntune.api.names import BUS_NAME, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY, ROOT
 from kerntune.tunables import REGISTRY
 from tests.harness.polkitd import CHECKOUT, Bus, as_user
 

@@ -7,14 +7,15 @@ from configparser import ConfigParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kerntune.bus import names
-from kerntune.bus.interface import interface_files
+from kerntune.api import names
+from kerntune.api.contract import interface_files
+from kerntune.dbus import standard
 
 CHECKOUT = Path(__file__).parents[2]
 POLICY = ElementTree.parse(CHECKOUT / "dbus/org.kerntune.Tuner1.conf").getroot()
 SYSUSERS = CHECKOUT / "systemd/kerntune.sysusers"
 
-STANDARD = {f"{names.FREEDESKTOP}.{name}" for name in ("Introspectable", "ObjectManager", "Peer", "Properties")}
+STANDARD = {f"{standard.BUS}.{name}" for name in ("Introspectable", "ObjectManager", "Peer", "Properties")}
 
 
 def rules(**policy: str) -> list[tuple[str, dict[str, str]]]:

@@ -11,7 +11,7 @@ import pytest
 from tools import dbus_manual
 
 from kerntune import errors
-from kerntune.bus.interface import interface_files
+from kerntune.api.contract import interface_files
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / dbus_manual.MANUAL).read_text()

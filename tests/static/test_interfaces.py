@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kerntune.bus import names
-from kerntune.bus.interface import interface_files
+from kerntune.api import names
+from kerntune.api.contract import interface_files
+from kerntune.dbus import standard
 
 FILES = interface_files()
 EMITS = {"true", "invalidates", "const", "false"}
@@ -71,5 +72,5 @@ def test_properties_are_read_only_and_say_how_they_change() -> None:
     for prop in every("property"):
         assert prop.attrib["access"] == "read", prop.attrib["name"]
         for note in prop.findall("annotation"):
-            assert note.attrib["name"] == f"{names.FREEDESKTOP}.Property.EmitsChangedSignal"
+            assert note.attrib["name"] == f"{standard.BUS}.Property.EmitsChangedSignal"
             assert note.attrib["value"] in EMITS

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kerntune.bus import names
+from kerntune.api import names
 from kerntune.tunables import REGISTRY
 
 CHECKOUT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from tests.system.host import Host, Setting
 from tests.system.machine import Machine
 

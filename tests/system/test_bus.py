@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from kerntune.bus.interface import interface_files
-from kerntune.bus.names import BUS_NAME, HOLD, ROOT
+from kerntune.api.contract import interface_files
+from kerntune.api.names import BUS_NAME, HOLD, ROOT
 from tests.system.host import Host
 from tests.system.machine import Machine
 

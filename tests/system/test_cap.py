@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, MEMORY, ROOT
+from kerntune.api.names import BUS_NAME, MANAGER, MEMORY, ROOT
 from kerntune.daemon.app import Status
 from tests.system.host import Host, listening
 from tests.system.machine import Machine

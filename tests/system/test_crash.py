@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from tests.system.host import Host
 from tests.system.machine import Machine
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, CPU_GOVERNOR, IO_SCHEDULER, MANAGER, MEMORY, ROOT
+from kerntune.api.names import BUS_NAME, CPU_GOVERNOR, IO_SCHEDULER, MANAGER, MEMORY, ROOT
 from tests.system.host import CPUFREQ, Host, listening
 from tests.system.machine import Machine
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from tests.system.host import CPUFREQ, Host
 from tests.system.machine import Machine
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus.names import MEMORY
+from kerntune.api.names import MEMORY
 from kerntune.guard.alerts import MESSAGE_ID
 from tests.system import pressure
 from tests.system.host import Host

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from tests.system.host import UNIT, Host
 from tests.system.machine import Machine
 from tests.system.shell import Job

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, IO_SCHEDULER, ROOT
+from kerntune.api.names import BUS_NAME, IO_SCHEDULER, ROOT
 from tests.system.host import CPUFREQ, Host
 from tests.system.machine import Machine
 from tests.system.scenes import fragment

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.bus.names import BUS_NAME, MANAGER, ROOT
+from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.errors import Exit
 from tests.system.host import Host
 from tests.system.machine import Machine

@@ -1,9 +1,7 @@
-"""Tests that are coroutines, and how hard the property tests look."""
+"""How hard the property tests look, and the folders of a daemon."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +11,6 @@ from hypothesis import settings
 
 from tests.harness.often import often
 
-LONGEST = 20.0  # seconds
-
 # The same examples on every run, so that a failure is the change's and not the day's.
 settings.register_profile(
     "fixed", derandomize=True, database=None, deadline=timedelta(seconds=5), max_examples=often(60)
@@ -22,17 +18,6 @@ settings.register_profile(
 # HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("explore", database=None, deadline=timedelta(seconds=5), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an async test on an event loop of its own, for a bounded time."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    wanted = inspect.signature(pyfuncitem.obj).parameters
-    arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
-    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), LONGEST))
-    return True
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
-from kerntune.bus.blocking import Interrupted
-from kerntune.bus.names import CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
+from kerntune.api.names import CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from kerntune.cli import output, tables
 from kerntune.cli.document import Document, Event, GuardChange, Health
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.signals import Caught, caught
+from kerntune.dbus.blocking import Interrupted
 from kerntune.model import Reason
 from kerntune.units import gib, spell_size
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from kerntune.bus.names import MANAGER, ROOT
+from kerntune.api.names import MANAGER, ROOT
 from kerntune.cli.document import named
 from kerntune.cli.tables import clean
 
 if TYPE_CHECKING:
-    from kerntune.bus.blocking import BlockingClient, Signal
+    from kerntune.dbus.blocking import BlockingClient, Signal
 
 ERASE: Final = "\r\x1b[K"
 WIDEST: Final = 40  # characters of the bar itself

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kerntune.bus.names import FREEDESKTOP, HOLD, HUGE_PAGES, MANAGER, MEMORY, OBJECT_MANAGER, ROOT, hold_path
+from kerntune.api.names import BUS_NAME, HINT, HOLD, HUGE_PAGES, MANAGER, MEMORY, ROOT, hold_path
 from kerntune.cli.document import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
+from kerntune.dbus.standard import OBJECT_MANAGER, PROPERTIES
 from kerntune.errors import Failed, NoSuchHold, UnknownObject, Unreachable
 
 if TYPE_CHECKING:
-    from kerntune.bus.blocking import BlockingClient, Signal
+    from kerntune.dbus.blocking import BlockingClient, Signal
     from kerntune.model import Setting
 
-PROPERTIES: Final = f"{FREEDESKTOP}.Properties"
 READ_SECONDS: Final = 15.0
 # A user may have to type a password, and then the kernel may have to move a TiB of memory about. The daemon would take
 # back a longer edit. The bus reports at once when the daemon is gone, and users can interrupt.
@@ -103,7 +103,7 @@ class Manager:
 
         The hold survives a restart of the daemon. Raise Unreachable when the bus is lost, or no daemon comes back.
         """
-        from kerntune.bus.blocking import Interrupted  # noqa: PLC0415  # as in `connect`
+        from kerntune.dbus.blocking import Interrupted  # noqa: PLC0415  # as in `connect`
 
         path = hold_path(number)
         while True:
@@ -193,15 +193,15 @@ Connect = Callable[[], AbstractContextManager[Manager]]
 @contextmanager
 def connect() -> Iterator[Manager]:
     """Connect to the daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set). Raise Unreachable."""
-    from kerntune.bus import blocking  # noqa: PLC0415  # importing it takes longer than a call; some verbs ask nobody
+    from kerntune.dbus import blocking  # noqa: PLC0415  # importing it takes longer than a call; some verbs ask nobody
 
-    with blocking.connect() as client:
+    with blocking.connect(BUS_NAME, hint=HINT) as client:
         yield Manager(client)
 
 
 def _variants(options: Mapping[str, bool | int | str]) -> dict[str, Any]:
     """Return options as a{sv}."""
-    from kerntune.bus.blocking import Variant  # noqa: PLC0415  # as above
+    from kerntune.dbus.blocking import Variant  # noqa: PLC0415  # as above
 
     kinds = {bool: "b", int: "t", str: "s"}
     return {key: Variant(kinds[type(value)], value) for key, value in options.items()}

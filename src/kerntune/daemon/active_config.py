@@ -36,7 +36,7 @@ Run = Callable[[Callable[[str], Content], str], Awaitable[Content]]  # reads a p
 
 
 class ActiveConfig:
-    """The Files of the bus (bus/objects.py), and the daemon's reloads.
+    """The Files of the bus (api/manager.py), and the daemon's reloads.
 
     `troubles` are the daemon's, and have CONFIG_INVALID while a file has errors. `listeners` are called with the
     configuration after each reload.

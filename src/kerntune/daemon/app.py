@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 
 from kerntune import errors, journal
-from kerntune.bus import names, objects, typed
-from kerntune.bus.describe import Host
-from kerntune.bus.dispatch import NameTaken, Service, load
-from kerntune.bus.holds import LEFT, Holds, tell_end
-from kerntune.bus.interface import interface_files
-from kerntune.bus.neighbours import Neighbours
+from kerntune.api import manager, names, typed
+from kerntune.api.contract import interface_files
+from kerntune.api.describe import Host
+from kerntune.api.holds import LEFT, Holds, tell_end
+from kerntune.api.services import Neighbours
 from kerntune.daemon import notify
 from kerntune.daemon.active_config import ActiveConfig
 from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.daemon.hotplug import Look
+from kerntune.dbus.service import NameTaken, Service, load
 from kerntune.engine.halt import make_endable
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.alerts import Alert, Alerts
@@ -216,7 +216,7 @@ class Daemon:
                 tell_end(hold, LEFT)
             await self.engine.drop_holds([hold.number for hold in of_clients])
             return
-        core = objects.Core(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
+        core = manager.Core(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
         self.holds = Holds(core)
         await self.holds.inherit()
 
@@ -306,7 +306,7 @@ def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
     core = holds.core
     memory = typed.Memory(core)
     impls: dict[str, object] = {
-        names.MANAGER: objects.Manager(core, holds),
+        names.MANAGER: manager.Manager(core, holds),
         names.HUGE_PAGES: typed.HugePages(core),
         names.CPU_GOVERNOR: typed.CpuGovernor(core),
         names.IO_SCHEDULER: typed.IoScheduler(core),
@@ -318,7 +318,7 @@ def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
         name: (impl, [p for p, found in contract[name].properties.items() if found.emits == "true"])
         for name, impl in impls.items()
     }
-    core.engine.listeners.append(objects.announcer(service, watched))
+    core.engine.listeners.append(manager.announcer(service, watched))
     return memory.announce
 
 

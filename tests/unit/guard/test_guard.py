@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.bus.describe import guard_row
+from kerntune.api.describe import guard_row
 from kerntune.engine.requests import Request
 from kerntune.guard import policy
 from kerntune.guard import thread as thread_module

@@ -1,0 +1,30 @@
+"""Every name that crosses the bus, in one place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+BUS_NAME: Final = "org.kerntune.Tuner1"
+ROOT: Final = "/org/kerntune/Tuner1"
+HINT: Final = "is kerntuned running? systemctl status kerntuned"
+
+MANAGER: Final = f"{BUS_NAME}.Manager"
+HUGE_PAGES: Final = f"{BUS_NAME}.HugePages"
+CPU_GOVERNOR: Final = f"{BUS_NAME}.CpuGovernor"
+IO_SCHEDULER: Final = f"{BUS_NAME}.IoScheduler"
+MEMORY: Final = f"{BUS_NAME}.Memory"
+HOLD: Final = f"{BUS_NAME}.Hold"
+
+
+ACTION_SET: Final = f"{BUS_NAME}.set"
+ACTION_SET_MEMORY: Final = f"{BUS_NAME}.set-memory"
+ACTION_HOLD: Final = f"{BUS_NAME}.hold"
+ACTION_MANAGE: Final = f"{BUS_NAME}.manage"
+
+SETTING: Final = "(sss)"
+OUTCOME: Final = "(ssssssss)"
+
+
+def hold_path(number: int) -> str:
+    """Return the object path of a hold."""
+    return f"{ROOT}/hold/{number}"

@@ -1,1 +1,0 @@
-"""D-Bus: the hardened connection, the dispatcher driven by the interface files, authorisation, and the client."""

@@ -1,0 +1,213 @@
+"""A small service with one of everything, to try the transport on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from kerntune import errors
+from kerntune.dbus.client import Client, connect
+from kerntune.dbus.connection import Link, Waiting
+from kerntune.dbus.interface import parse
+from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
+from kerntune.dbus.service import Caller, Interface, Service
+from tests.harness.privatebus import PrivateBus
+
+NAME = "org.kerntune.Lab"
+HINT = "is it running? systemctl status lab"
+ROOT = "/org/kerntune/Lab"
+IFACE = "org.kerntune.Lab.Bench"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+PEER = "org.freedesktop.DBus.Peer"
+
+XML = """
+<node>
+  <interface name="org.kerntune.Lab.Bench">
+    <method name="Echo"><arg name="text" type="s" direction="in"/><arg name="text" type="s" direction="out"/></method>
+    <method name="Both"><arg name="a" type="u" direction="out"/><arg name="b" type="s" direction="out"/></method>
+    <method name="Options">
+      <arg name="options" type="a{sv}" direction="in"/><arg name="kinds" type="as" direction="out"/>
+    </method>
+    <method name="Who">
+      <arg name="name" type="s" direction="out"/><arg name="uid" type="u" direction="out"/>
+      <arg name="pid" type="u" direction="out"/><arg name="interactive" type="b" direction="out"/>
+    </method>
+    <method name="Refuse"/>
+    <method name="Crash"/>
+    <method name="Wrong"><arg name="number" type="u" direction="out"/></method>
+    <method name="Big"><arg name="size" type="u" direction="in"/><arg name="data" type="ay" direction="out"/></method>
+    <method name="Wait"/>
+    <method name="WaitWhilePresent"/>
+    <property name="Version" type="s" access="read">
+      <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>
+    </property>
+    <property name="Count" type="u" access="read"/>
+    <property name="BigTable" type="as" access="read">
+      <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="invalidates"/>
+    </property>
+    <property name="Sampled" type="u" access="read">
+      <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="false"/>
+    </property>
+    <signal name="Tick"><arg name="n" type="u"/><arg name="details" type="a{sv}"/></signal>
+  </interface>
+  <interface name="org.kerntune.Lab.Sample">
+    <property name="Label" type="s" access="read"/>
+  </interface>
+</node>
+"""
+
+
+def interfaces() -> dict[str, Interface]:
+    return {found.name: found for found in parse(XML)}
+
+
+class Bench:
+    """Implements the interface above; `release` ends the calls that wait, `cancelled` is set when one was cut short."""
+
+    version = "1"
+
+    def __init__(self) -> None:
+        self.count = 7
+        self.big_table = ["a", "b"]
+        self.sampled = 0
+        self.waiting = 0
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.service: Service | None = None
+
+    async def refresh(self) -> None:
+        self.sampled += 1
+
+    async def echo(self, caller: Caller, text: str) -> str:
+        return text
+
+    async def both(self, caller: Caller) -> tuple[int, str]:
+        return 1, "two"
+
+    async def options(self, caller: Caller, options: Mapping[str, Variant]) -> list[str]:
+        return [f"{key}:{value.signature}" for key, value in options.items()]
+
+    async def who(self, caller: Caller) -> tuple[str, int, int, bool]:
+        return caller.name, caller.uid, caller.pid, caller.interactive
+
+    async def refuse(self, caller: Caller) -> None:
+        raise errors.OverLimit("too many pages", "ask for fewer")
+
+    async def crash(self, caller: Caller) -> None:
+        raise RuntimeError("a secret in /root")
+
+    async def wrong(self, caller: Caller) -> str:
+        return "not a number"
+
+    async def big(self, caller: Caller, size: int) -> bytes:
+        return bytes(size)
+
+    async def wait(self, caller: Caller) -> None:
+        self.waiting += 1
+        self.started.set()
+        await self.release.wait()
+
+    async def wait_while_present(self, caller: Caller) -> None:
+        assert self.service
+        await self.service.while_present(caller, self._wait())
+
+    async def _wait(self) -> None:
+        self.started.set()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+class Sample:
+    """A child object."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+
+@asynccontextmanager
+async def serving(bus: PrivateBus, bench: Bench | None = None, *, in_flight: int = 32) -> AsyncIterator[Service]:
+    bench = bench or Bench()
+    service = Service(interfaces(), ROOT, in_flight=in_flight, address=bus.address)
+    bench.service = service
+    await service.connect(NAME)
+    try:
+        service.publish(ROOT, {IFACE: bench})
+        service.open()
+        yield service
+    finally:
+        bench.release.set()
+        await service.close()
+
+
+@asynccontextmanager
+async def client(bus: PrivateBus) -> AsyncIterator[Client]:
+    async with connect(NAME, bus.address, hint=HINT) as connected:
+        yield connected
+
+
+async def settle(client: Client, service: Service) -> None:
+    """Return when the service has received all that the client has sent: the bus keeps the order."""
+    await client._link.bus("GetId")
+    await service._link.bus("GetId")
+
+
+class Raw:
+    """A client that sends any message, and keeps all that it gets."""
+
+    def __init__(self, bus: PrivateBus) -> None:
+        self.got: asyncio.Queue[Message] = asyncio.Queue()
+        self.link = Link(self.got.put_nowait, address=bus.address)
+
+    async def __aenter__(self) -> Raw:
+        await self.link.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.link.close()
+
+    def send(
+        self,
+        member: str,
+        signature: str = "",
+        *args: Any,
+        path: str = ROOT,
+        interface: str | None = IFACE,
+        flags: MessageFlag = MessageFlag.NONE,
+    ) -> Message:
+        """Send a call without waiting; its reply, if there is one, is kept."""
+        message = Message(NAME, path, IFACE, member, flags=flags, signature=signature, body=list(args))
+        message.interface = interface  # type: ignore[assignment]  # None is allowed
+        self.link.send(message)
+        waiting: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        waiting.add_done_callback(self._keep)
+        self.link._replies[message.serial] = Waiting(NAME, waiting)
+        return message
+
+    async def next_reply(self) -> Message:
+        """The next method return or error."""
+        return await self._next(MessageType.METHOD_RETURN, MessageType.ERROR)
+
+    async def reply_to(self, call: Message) -> Message:
+        """The reply to a call, others are skipped."""
+        while (message := await self.next_reply()).reply_serial != call.serial:
+            pass
+        return message
+
+    async def method_call(self) -> Message:
+        """The next call to us."""
+        return await self._next(MessageType.METHOD_CALL)
+
+    async def _next(self, *kinds: MessageType) -> Message:
+        while (message := await self.got.get()).message_type not in kinds:
+            pass
+        return message
+
+    def _keep(self, waiting: asyncio.Future[Message]) -> None:
+        if not waiting.exception():
+            self.got.put_nowait(waiting.result())
