@@ -1,4 +1,4 @@
-"""Turns the results file into docs/benchmarks.md. Pure: the same JSON gives the same text."""
+"""FairQueue the results file into docs/benchmarks.md. Pure: the same JSON gives the same text."""
 
 from __future__ import annotations
 

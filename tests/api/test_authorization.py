@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kerntune import errors
-from kerntune.api import authorization as gate_module
+from kerntune.api import authorization as module
 from kerntune.api import names
-from kerntune.api.authorization import LOGGED, USERS, Gate, needed
+from kerntune.api.authorization import LOGGED, USERS, Authorization, needed
+from kerntune.api.calls import CHANGE_ASKED, Calls
 from kerntune.api.contract import ACTION, interface_files
 from kerntune.api.describe import Host
 from kerntune.api.holds import HeldObject, Holds
-from kerntune.api.manager import CHANGE_ASKED, Core, Manager
+from kerntune.api.manager import Manager
 from kerntune.api.typed import CpuGovernor, HugePages, IoScheduler, Memory
+from kerntune.config.active import ActiveConfig
 from kerntune.daemon.demo import demo_host
-from kerntune.dbus.interface import load, snake
+from kerntune.dbus.introspection import load, snake
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
 from kerntune.engine.answers import Answer
@@ -30,6 +31,7 @@ from kerntune.engine.claims import Selection
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
+from tests.api.alone import Alone, NoBus
 from tests.unit.lab import Lab, running
 
 CONTRACT = load(interface_files())
@@ -63,12 +65,11 @@ BASELINE = {"baseline": Variant("b", True)}
 OPEN = {"Plan", "Verify", "Describe", "ListProfiles"}
 
 
-class Files:
-    """Keeps what it was asked to do."""
+class Files(ActiveConfig):
+    """The configuration, which keeps what it was asked to do, and does nothing."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.profile = ""
 
     async def settings_of(self, profile: str) -> list[Setting]:
         return []
@@ -90,39 +91,27 @@ class Files:
         self.done.append("Reload")
 
 
-class Alone(Service):
-    """On no bus, where nobody leaves."""
-
-    async def present(self, caller: Caller) -> bool:
-        return True
-
-    async def while_present(self, caller: Caller, awaitable: Awaitable[Any]) -> Any:
-        return await awaitable
-
-    async def bus_id(self) -> str:
-        return "no bus"
+class Silent(Alone):
+    """A service that publishes nothing: no object of it has the contract."""
 
     def publish(self, path: str, impls: Mapping[str, object]) -> None:
         pass
 
-    def watching(self, name: str) -> AbstractAsyncContextManager[asyncio.Future[None]]:
-        return nullcontext(asyncio.get_running_loop().create_future())
-
 
 @asynccontextmanager
-async def core() -> AsyncIterator[tuple[Core, Lab, Files]]:
-    """No bus, and so no polkit: everybody but root is refused by who asks it."""
+async def core() -> AsyncIterator[tuple[Calls, Lab, Files]]:
+    """No bus, and a polkit that permits nothing: everybody but root is refused."""
     async with running(demo_host()) as lab:
         files = Files()
         host, guard = (
             Host("6.1", "/", True, 2 << 20),
             MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None),
         )
-        yield Core(Alone({}, names.ROOT), lab.engine, host, set(), files, guard=guard), lab, files
+        yield Calls(Silent(), lab.engine, host, set(), files, guard=guard), lab, files
 
 
-def handler(core: Core, interface: str, member: str) -> Any:
-    kinds: dict[str, Callable[[Core], object]] = {
+def handler(core: Calls, interface: str, member: str) -> Any:
+    kinds: dict[str, Callable[[Calls], object]] = {
         names.MANAGER: manager_of,
         names.HUGE_PAGES: HugePages,
         names.CPU_GOVERNOR: CpuGovernor,
@@ -132,7 +121,7 @@ def handler(core: Core, interface: str, member: str) -> Any:
     return getattr(kinds[interface](core), snake(member))
 
 
-def manager_of(core: Core) -> Manager:
+def manager_of(core: Calls) -> Manager:
     return Manager(core, Holds(core))
 
 
@@ -155,21 +144,12 @@ def test_every_method_says_what_it_needs() -> None:
     assert set(said.values()) == {"none", "manage", "tunable", "hold"}
 
 
-@dataclass(slots=True)
-class Authority:
-    """Plays polkit: allows some actions, and notes those it is asked about."""
-
-    allows: Collection[str] = ()
-    asked: list[str] = field(default_factory=list)
-
-    async def authorise(self, caller: Caller, action: str) -> None:
-        self.asked.append(action)
-        if action not in self.allows:
-            raise errors.AccessDenied(f"permission denied: {action}")
-
-
-def guarded_by(found: Core, authority: Authority) -> None:
-    found._gate._polkit = authority  # type: ignore[assignment]  # the gate asks for no more
+def permit(found: Calls, *actions: str) -> NoBus:
+    """Have polkit permit these actions from now on, and forget what it was asked."""
+    connection = found.service.connection
+    assert isinstance(connection, NoBus)
+    connection.permitted, connection.asked = actions, []
+    return connection
 
 
 @pytest.mark.parametrize(("interface", "member"), CHANGES)
@@ -200,11 +180,11 @@ async def test_polkit_is_asked_for_the_action_of_the_change(interface: str, memb
     action, every = ACTIONS[interface, member], {names.ACTION_SET, names.ACTION_SET_MEMORY, names.ACTION_MANAGE}
     asks, given = caller(STRANGER, interface, member), CHANGES[interface, member]
     async with core() as (found, lab, files):
-        guarded_by(found, others := Authority(every - {action}))
+        others = permit(found, *(every - {action}))
         with pytest.raises(errors.AccessDenied, match=action):
             await handler(found, interface, member)(asks, *given)
         assert (others.asked, files.done, lab.engine.claims.by_id) == ([action], [], {})
-        guarded_by(found, polkit := Authority({action}))
+        polkit = permit(found, action)
         await handler(found, interface, member)(asks, *given)
         assert polkit.asked == [action]
 
@@ -216,11 +196,11 @@ async def test_one_action_is_not_enough_for_settings_of_two(change: str, allowed
     given = settings if change == "set" else [row[:2] for row in settings]
     asks = caller(STRANGER, names.MANAGER, change.capitalize())
     async with core() as (found, lab, _):
-        guarded_by(found, Authority({allowed}))
+        permit(found, allowed)
         with pytest.raises(errors.AccessDenied):
             await getattr(manager_of(found), change)(asks, given, {})
         assert not lab.engine.claims.by_id
-        guarded_by(found, both := Authority({names.ACTION_SET, names.ACTION_SET_MEMORY}))
+        both = permit(found, names.ACTION_SET, names.ACTION_SET_MEMORY)
         await getattr(manager_of(found), change)(asks, given, {})
         assert set(both.asked) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
 
@@ -233,11 +213,11 @@ async def test_a_hold_needs_its_own_action_and_that_of_each_tunable(lacks: str) 
     )
     asks = caller(STRANGER, names.MANAGER, "Hold")
     async with core() as (found, lab, _):
-        guarded_by(found, Authority(needs - {lacks}))
+        permit(found, *(needs - {lacks}))
         with pytest.raises(errors.AccessDenied, match=lacks):
             await manager_of(found).hold(asks, settings, "job", "", {})
         assert not lab.engine.claims.by_id
-        guarded_by(found, polkit := Authority(needs - {names.ACTION_MANAGE}))
+        polkit = permit(found, *(needs - {names.ACTION_MANAGE}))
         await manager_of(found).hold(asks, settings, "job", "", {})
         assert names.ACTION_MANAGE not in polkit.asked
         detached = {"detached": Variant("b", True), "ttl-usec": Variant("t", 10**9)}
@@ -257,24 +237,24 @@ async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
                 with pytest.raises(errors.NotOwner, match=f"hold {hold.number} is not yours"):
                     await held.release(asks, {})
                 assert lab.engine.claims.holds
-                guarded_by(found, Authority({names.ACTION_MANAGE}))
+                permit(found, names.ACTION_MANAGE)
             await held.release(asks, {})
             assert not lab.engine.claims.holds
 
 
 @pytest.mark.parametrize("action", ["", "none", "anything"])
 async def test_what_names_no_action_is_roots_alone(action: str) -> None:
-    gate = Gate(Service({}, names.ROOT))
+    gate = Authorization(Service({}, names.ROOT))
     with pytest.raises(errors.AccessDenied, match="only root may call Chown"):
-        await gate.let_pass(Caller(":1.1", STRANGER, 0, True, "Chown", {ACTION: action}), REGISTRY)
-    permit = await gate.let_pass(Caller(":1.1", ROOT, 0, True, "Chown", {ACTION: action}))
+        await gate.permit(Caller(":1.1", STRANGER, 0, True, "Chown", {ACTION: action}), REGISTRY)
+    permit = await gate.permit(Caller(":1.1", ROOT, 0, True, "Chown", {ACTION: action}))
     assert permit.caller.uid == ROOT
 
 
 async def test_no_tunable_is_no_action_and_no_way_in() -> None:
-    gate = Gate(Service({}, names.ROOT))
+    gate = Authorization(Service({}, names.ROOT))
     with pytest.raises(errors.AccessDenied, match="only root"):
-        await gate.let_pass(caller(STRANGER, names.MANAGER, "Set"), ())
+        await gate.permit(caller(STRANGER, names.MANAGER, "Set"), ())
 
 
 async def test_what_takes_long_to_check_is_authorised_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,12 +316,12 @@ class TestJournal:
     async def test_refusals_are_logged_up_to_a_number(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(gate_module, "MINUTE", 0)
-        gate = Gate(Service({}, names.ROOT))
+        monkeypatch.setattr(module, "MINUTE", 0)
+        gate = Authorization(Service({}, names.ROOT))
         for uid in range(1000, 1000 + USERS + 10):
             for _ in range(LOGGED + 3):
                 with pytest.raises(errors.AccessDenied):
-                    await gate.let_pass(Caller(":1.1", uid, 7, False, "Chown"))
+                    await gate.permit(Caller(":1.1", uid, 7, False, "Chown"))
         assert len(gate._refused) <= USERS
         of_one = [each.getMessage() for each in caplog.records if "uid 1000" in each.getMessage()]
         assert len(of_one) == LOGGED

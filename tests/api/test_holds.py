@@ -246,7 +246,7 @@ async def many(bus: PrivateBus, daemon: Daemon, count: int) -> None:
             if number % 10 == 9:
                 await root.until(before)
                 sizes.append(resident())
-        (owner,) = await root.client._link.bus("GetNameOwner", "s", "org.kerntune.Tuner1")
+        (owner,) = await root.client._connection.call_bus("GetNameOwner", "s", "org.kerntune.Tuner1")
         rules = await stats(root, owner)
         assert rules <= 8
         # The bus side remembers its last 1024 clients, and how much each has not read yet: 1 KiB for each.
@@ -255,7 +255,7 @@ async def many(bus: PrivateBus, daemon: Daemon, count: int) -> None:
 
 async def stats(root: Caller, name: str) -> int:
     """The match rules of a connection."""
-    (found,) = await root.client._link.call(
+    (found,) = await root.client._connection.call(
         "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.Debug.Stats",
         "GetConnectionStats", "s", name, timeout=BOUND,
     )  # fmt: skip

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from kerntune.api import holds as module
-from kerntune.api import names
+from kerntune.api.calls import Calls
 from kerntune.api.contract import ACTION
 from kerntune.api.describe import Host
 from kerntune.api.holds import HOLD_ENDED, HeldObject, Holds, shown, there
-from kerntune.api.manager import Core
-from kerntune.dbus.service import Caller, Service
+from kerntune.dbus.service import Caller
 from kerntune.engine.answers import Answer
 from kerntune.engine.requests import Request
 from kerntune.errors import Failed, InvalidArgs, InvalidValue
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Hold, Setting
+from tests.api.alone import Alone
 from tests.api.test_authorization import Files
 from tests.unit.engine.test_holds import FILE, files_of
 from tests.unit.engine.test_lanes import held
@@ -35,34 +35,13 @@ CLIENT = ":1.5"
 PAGES = Setting("hugepages", "2M", "30")
 
 
-class Bus(Service):
-    """A bus that says who is there as it is told to; a watch fails once for each error in `fails`."""
+class Bus(Alone):
+    """A service on no bus; it publishes nothing, and keeps what it was told to."""
 
     def __init__(self) -> None:
-        super().__init__({}, names.ROOT)
-        self._presence: Any = self
-        self.gone: dict[str, asyncio.Future[None]] = {}
-        self.fails: list[Exception] = []
+        super().__init__(uid=os.geteuid())
         self.told: list[tuple[str, str]] = []
         self.publishes = True
-
-    @asynccontextmanager
-    async def watching(self, name: str) -> AsyncIterator[asyncio.Future[None]]:
-        if self.fails:
-            raise self.fails.pop()
-        yield self.gone.setdefault(name, asyncio.get_running_loop().create_future())
-
-    def leaves(self, name: str) -> None:
-        self.gone.setdefault(name, asyncio.get_running_loop().create_future()).set_result(None)
-
-    async def present(self, caller: Caller) -> bool:
-        return True
-
-    async def bus_id(self) -> str:
-        return "this bus"
-
-    async def uid_of(self, name: str) -> int | None:
-        return None if name in self.gone and self.gone[name].done() else os.geteuid()
 
     def publish(self, path: str, impls: Mapping[str, object]) -> None:
         if not self.publishes:
@@ -105,7 +84,7 @@ async def scene() -> AsyncIterator[Scene]:
     async with running(small_host()) as lab:
         bus = Bus()
         guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None)
-        core = Core(bus, lab.engine, Host("6.1", "/", True, 2 << 20), set(), Files(), guard=guard)
+        core = Calls(bus, lab.engine, Host("6.1", "/", True, 2 << 20), set(), Files(), guard=guard)
         holds = Holds(core)
         lab.engine.listeners.append(lambda report: holds.sync(report.cause))
         yield Scene(lab, bus, holds)
@@ -134,9 +113,9 @@ def ends(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[tuple[s
 async def test_one_that_the_bus_is_slow_to_watch_ends_with_its_client_all_the_same() -> None:
     async with scene() as found:
         await found.hold()
-        found.bus.fails = [SLOW, MemoryError(), SLOW]
+        found.bus.connection.fails = [SLOW, MemoryError(), SLOW]
         async with asyncio.timeout(BOUND):
-            while found.bus.fails:  # noqa: ASYNC110  # the watches are ours to see
+            while found.bus.connection.fails:  # noqa: ASYNC110  # the watches are ours to see
                 await asyncio.sleep(0)
         assert pages(found.lab.kernel) == [30]
         found.bus.leaves(CLIENT)
@@ -146,16 +125,16 @@ async def test_one_that_the_bus_is_slow_to_watch_ends_with_its_client_all_the_sa
 async def test_one_that_cannot_be_watched_ends_at_its_time() -> None:
     async with scene() as found:
         await found.hold(ttl_usec=50_000)
-        found.bus.fails = [SLOW] * 1_000_000
+        found.bus.connection.fails = [SLOW] * 1_000_000
         await found.until(0)
-        assert found.bus.fails
+        assert found.bus.connection.fails
 
 
 async def test_the_end_of_one_costs_another_of_the_same_client_nothing() -> None:
     async with scene() as found:
         await found.hold()
         await found.hold()
-        await found.lab.until(lambda: CLIENT in found.bus.gone)
+        await found.lab.until(lambda: CLIENT in found.bus.clients._watches)
         await found.release(1)
         assert pages(found.lab.kernel) == [30]
         found.bus.leaves(CLIENT)
@@ -164,7 +143,7 @@ async def test_the_end_of_one_costs_another_of_the_same_client_nothing() -> None
 
 async def test_a_call_that_cannot_be_watched_begins_nothing() -> None:
     async with scene() as found:
-        found.bus.fails = [SLOW]
+        found.bus.connection.fails = [SLOW]
         found.lab.writes()
         with pytest.raises(Failed, match="did not answer AddMatch"):
             await found.hold()
@@ -220,14 +199,14 @@ async def test_one_that_cannot_be_released_ends_with_its_client() -> None:
 
 async def test_one_that_is_ended_before_it_is_answered_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scene() as found:
-        begin = found.holds.core.hold
+        begin = found.holds.calls.hold
 
         async def then_reset(caller: Caller, request: Request, hold: Hold) -> Answer:
             answer = await begin(caller, request, hold)
             await found.reset()
             return answer
 
-        monkeypatch.setattr(found.holds.core, "hold", then_reset)
+        monkeypatch.setattr(found.holds.calls, "hold", then_reset)
         with pytest.raises(Failed, match="hold 1 was ended before it was answered"):
             await found.hold()
         assert (found.bus.told, found.holds.paths, pages(found.lab.kernel)) == ([], [], [0])
@@ -240,7 +219,7 @@ async def test_its_settings_are_shown_though_a_reset_is_on_its_way() -> None:
         resetting = asyncio.create_task(found.reset())
         await gate.reached.wait()
         (hold,) = found.lab.engine.committed.holds.values()
-        assert HeldObject(found.holds.core, hold, []).settings == [[*PAGES]]
+        assert HeldObject(found.holds.calls, hold, []).settings == [[*PAGES]]
         gate.free.set()
         await resetting
 
@@ -256,7 +235,7 @@ async def test_the_journal_has_each_end_and_its_cause(ends: Callable[[], list[tu
         assert told[0][0].startswith("hold 2 of job, ")
         await found.hold()
         found.lab.engine.committed = found.lab.store.claims
-        again = Holds(found.holds.core)
+        again = Holds(found.holds.calls)
         found.bus.leaves(CLIENT)
         await again.inherit()
         assert ends()[-1][1] == "client gone"

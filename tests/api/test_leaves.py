@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from kerntune.api.manager import MOMENT, Core, Record
+from kerntune.api.calls import MOMENT, Calls, Record
 from kerntune.api.names import BUS_NAME, HUGE_PAGES, MANAGER, MEMORY, ROOT
 from kerntune.dbus.client import Signals, Variant, connect
-from kerntune.dbus.service import Caller, CallerGone
+from kerntune.dbus.name_watch import CallerGone
+from kerntune.dbus.service import Caller
+from tests.api.alone import Alone
 from tests.cli.scripted import private_bus
 from tests.harness.daemon import Daemon
 from tests.harness.privatebus import PrivateBus
@@ -148,24 +150,15 @@ async def test_a_call_that_had_not_begun_is_dropped_with_its_caller(bus: Private
     assert "few" not in daemon.journal()
 
 
-class Asked:
-    """The one thing that is asked of the bus."""
-
-    def __init__(self, *, there: bool) -> None:
-        self.there, self.times = there, 0
-
-    async def present(self, _caller: Caller) -> bool:
-        self.times += 1
-        return self.there
-
-
 @pytest.mark.parametrize("there", [True, False])
 async def test_the_bus_is_asked_when_a_call_has_waited(there: bool) -> None:
-    service = Asked(there=there)
-    core = Core(service, None, None, set(), None, guard=None)  # type: ignore[arg-type]  # none of them is used
+    service = Alone()
+    if not there:
+        service.leaves(":1.5")
+    calls = Calls(service, None, None, set(), None, guard=None)  # type: ignore[arg-type]  # none of them is used
     record = Record(Caller(":1.5", 0, 1, interactive=False), "somebody")
-    await core._begin(record, core._now())
-    assert service.times == 0
+    await calls._begin(record, calls._now())
+    assert service.connection.questions == []
     with contextlib.nullcontext() if there else pytest.raises(CallerGone, match="before its call had begun"):
-        await core._begin(record, core._now() - 2 * MOMENT)
-    assert (service.times, record.changed) == (1, there)
+        await calls._begin(record, calls._now() - 2 * MOMENT)
+    assert (service.connection.questions, record.changed) == (["NameHasOwner"], there)

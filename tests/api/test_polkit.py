@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from kerntune import errors
+from kerntune.api.authorization import ANSWER, PROMPTS_OF_USER, QUESTIONS_OF_USER, WAITING, Polkit
 from kerntune.api.names import ACTION_MANAGE, ACTION_SET
-from kerntune.api.polkit import ANSWER, PROMPTS_OF_USER, QUESTIONS_OF_USER, WAITING, Polkit
-from kerntune.dbus.interface import parse
-from kerntune.dbus.service import Caller, CallerGone, Service
+from kerntune.dbus.introspection import parse
+from kerntune.dbus.name_watch import CallerGone
+from kerntune.dbus.service import Caller, Service
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -62,7 +63,7 @@ class Authority:
             raise answer
         if answer is HANG:
             self.hanging.set()
-            with self.service.aside():
+            with self.service.connection.aside():
                 await asyncio.Event().wait()
         assert isinstance(answer, list)
         return answer
@@ -77,11 +78,11 @@ async def authority(bus: PrivateBus, *answers: Any) -> AsyncIterator[Authority]:
     service = played.service = Service({each.name: each for each in parse(XML)}, PATH, address=bus.address)
     await service.connect(POLKIT)
     service.publish(PATH, {f"{POLKIT}.Authority": played})
-    service.open()
+    service.connection.open()
     try:
         yield played
     finally:
-        await service.close()
+        await service.connection.close()
 
 
 async def authorise(service: Service, caller: Caller, action: str, **times: float) -> None:
@@ -172,7 +173,7 @@ class TestNoAnswer:
             polkit = Polkit(service)
             stuck = [asyncio.create_task(polkit.authorise(somebody(f":1.{n}"), ACTION_SET)) for n in range(WAITING)]
             while len(played.asked) < QUESTIONS_OF_USER:
-                await service.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
+                await service.connection.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
             with pytest.raises(errors.LimitsExceeded, match="wait"):
                 await polkit.authorise(somebody(":1.99"), ACTION_SET)
             await polkit.authorise(somebody(":1.99", uid=2000), ACTION_SET)
@@ -190,7 +191,7 @@ class TestNoAnswer:
             asks = somebody(client.name, interactive=True)
             stuck = [asyncio.create_task(polkit.authorise(asks, ACTION_MANAGE)) for _ in range(PROMPTS_OF_USER + 1)]
             while len(played.asked) < len(prompts):
-                await service.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
+                await service.connection.call(lab.NAME, lab.ROOT, lab.IFACE, "Both", timeout=5)
             played.answers += [YES, CHALLENGE, YES]
             await polkit.authorise(somebody(client.name), ACTION_SET)
             await polkit.authorise(somebody(client.name, interactive=True, uid=2000), ACTION_MANAGE)

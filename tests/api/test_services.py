@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.api.services import LOGIND, RIVALS, Neighbours
-from kerntune.dbus.connection import Link
+from kerntune.api.services import LOGIND, RIVALS, OtherServices
+from kerntune.dbus.connection import Connection
 from kerntune.dbus.messages import Message
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
@@ -47,14 +47,14 @@ class Watch:
 async def watching(bus: PrivateBus) -> AsyncIterator[Watch]:
     async with lab.serving(bus) as service:
         watch = Watch()
-        await Neighbours(service, watch.troubles, watch.causes.put_nowait).watch()
+        await OtherServices(service, watch.troubles, watch.causes.put_nowait).watch()
         yield watch
 
 
 @asynccontextmanager
-async def other(bus: PrivateBus) -> AsyncIterator[Link]:
+async def other(bus: PrivateBus) -> AsyncIterator[Connection]:
     """Somebody else on the bus."""
-    link = Link(lambda _message: None, address=bus.address)
+    link = Connection(lambda _message: None, address=bus.address)
     await link.connect()
     try:
         yield link
@@ -72,7 +72,7 @@ def prepare_for_sleep(starts: bool, to: str | None = None) -> Message:
 async def test_a_rival_is_named_while_it_runs(bus: PrivateBus, name: str, slug: str) -> None:
     async with watching(bus) as watch:
         async with other(bus) as rival:
-            await rival.bus("RequestName", "su", name, 4)
+            await rival.call_bus("RequestName", "su", name, 4)
             assert await watch.next() == "rival"
             assert watch.troubles == {"config-invalid", slug}
         assert await watch.next() == "rival"
@@ -81,14 +81,14 @@ async def test_a_rival_is_named_while_it_runs(bus: PrivateBus, name: str, slug: 
 
 async def test_a_rival_that_was_there_before(bus: PrivateBus) -> None:
     async with other(bus) as rival:
-        await rival.bus("RequestName", "su", "com.redhat.tuned", 4)
+        await rival.call_bus("RequestName", "su", "com.redhat.tuned", 4)
         async with watching(bus) as watch:
             assert watch.troubles == {"config-invalid", "rival-tuned"}
 
 
 async def test_after_resume_everything_is_looked_at(bus: PrivateBus) -> None:
     async with watching(bus) as watch, other(bus) as logind:
-        await logind.bus("RequestName", "su", LOGIND, 4)
+        await logind.call_bus("RequestName", "su", LOGIND, 4)
         logind.send(prepare_for_sleep(True))
         logind.send(prepare_for_sleep(False))
         assert await watch.next() == "resume"
@@ -97,7 +97,7 @@ async def test_after_resume_everything_is_looked_at(bus: PrivateBus) -> None:
 
 async def test_nobody_else_is_believed(bus: PrivateBus) -> None:
     async with watching(bus) as watch, other(bus) as logind, other(bus) as stranger:
-        await logind.bus("RequestName", "su", LOGIND, 4)
+        await logind.call_bus("RequestName", "su", LOGIND, 4)
         stranger.send(prepare_for_sleep(False, lab.NAME))
         stranger.send(
             Message.new_signal("/", "org.freedesktop.DBus", "NameOwnerChanged", "sss", ["com.redhat.tuned", "", ":1.1"])

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from kerntune.api.manager import Core
+from kerntune.api.calls import Calls
 from kerntune.api.typed import Memory
 from tests.unit.lab import running, small_host
 
@@ -17,6 +17,6 @@ async def test_a_limit_that_nobody_would_set(ratio: int, kbytes: int) -> None:
     kernel = small_host()
     kernel.overcommit |= {"ratio": ratio, "kbytes": kbytes}
     async with running(kernel) as lab:
-        memory = Memory(cast(Core, SimpleNamespace(engine=lab.engine)))
+        memory = Memory(cast(Calls, SimpleNamespace(engine=lab.engine)))
         assert memory.overcommit_ratio == 0
         assert 0 < memory.commit_limit < 1 << 64

@@ -14,8 +14,9 @@ from kerntune.api import names
 from kerntune.api.contract import interface_files
 from kerntune.cli.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
 from kerntune.cli.remote import Manager
+from kerntune.dbus.introspection import load
 from kerntune.dbus.messages import unwrap
-from kerntune.dbus.service import Caller, Service, load
+from kerntune.dbus.service import Caller, Service
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY
@@ -312,7 +313,7 @@ class ScriptedService:
     def degrade(self, *degraded: str) -> None:
         """Degraded is another."""
         self.degraded = list(degraded)
-        self._soon(self._service.changed, names.ROOT, names.MANAGER, "Degraded")
+        self._soon(self._service.publish_changes, names.ROOT)
 
     def _choose(self, caller: Caller, member: str, *body: Any) -> tuple[Any, ...]:
         self.interactive.append(caller.interactive)
@@ -350,11 +351,11 @@ def serving(bus: PrivateBus, script: Script) -> Iterator[ScriptedService]:
         await service.connect(names.BUS_NAME)
         try:
             service.publish(names.ROOT, {names.MANAGER: manager})
-            service.open()
+            service.connection.open()
             ready.set()
             await done.wait()
         finally:
-            await service.close()
+            await service.connection.close()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.api.calls import outcome_rows
 from kerntune.api.names import ACTION_SET
-from kerntune.api.wire import outcome_rows
 from kerntune.cli.__main__ import main
 from kerntune.cli.document import Outcome
 from kerntune.errors import KerntuneError

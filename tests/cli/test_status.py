@@ -15,7 +15,7 @@ from kerntune.api.services import RIVALS
 from kerntune.cli import output, status, tables
 from kerntune.cli.document import TargetRow
 from kerntune.cli.output import MEANINGS
-from kerntune.daemon.active_config import CONFIG_INVALID
+from kerntune.config.active import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.guard import OBSERVES
 from kerntune.store import STATE_SET_ASIDE

@@ -9,10 +9,10 @@ from typing import Any
 
 from kerntune import errors
 from kerntune.dbus.client import Client, connect
-from kerntune.dbus.connection import Link, Waiting
-from kerntune.dbus.interface import parse
+from kerntune.dbus.connection import Connection, Waiting
+from kerntune.dbus.introspection import Interface, parse
 from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
-from kerntune.dbus.service import Caller, Interface, Service
+from kerntune.dbus.service import Caller, Service
 from tests.harness.privatebus import PrivateBus
 
 NAME = "org.kerntune.Lab"
@@ -112,7 +112,7 @@ class Bench:
 
     async def wait_while_present(self, caller: Caller) -> None:
         assert self.service
-        await self.service.while_present(caller, self._wait())
+        await self.service.clients.while_present(caller.name, self._wait())
 
     async def _wait(self) -> None:
         self.started.set()
@@ -138,11 +138,11 @@ async def serving(bus: PrivateBus, bench: Bench | None = None, *, in_flight: int
     await service.connect(NAME)
     try:
         service.publish(ROOT, {IFACE: bench})
-        service.open()
+        service.connection.open()
         yield service
     finally:
         bench.release.set()
-        await service.close()
+        await service.connection.close()
 
 
 @asynccontextmanager
@@ -153,8 +153,8 @@ async def client(bus: PrivateBus) -> AsyncIterator[Client]:
 
 async def settle(client: Client, service: Service) -> None:
     """Return when the service has received all that the client has sent: the bus keeps the order."""
-    await client._link.bus("GetId")
-    await service._link.bus("GetId")
+    await client._connection.call_bus("GetId")
+    await service.connection.call_bus("GetId")
 
 
 class Raw:
@@ -162,7 +162,7 @@ class Raw:
 
     def __init__(self, bus: PrivateBus) -> None:
         self.got: asyncio.Queue[Message] = asyncio.Queue()
-        self.link = Link(self.got.put_nowait, address=bus.address)
+        self.link = Connection(self.got.put_nowait, address=bus.address)
 
     async def __aenter__(self) -> Raw:
         await self.link.connect()

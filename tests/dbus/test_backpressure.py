@@ -10,8 +10,7 @@ from collections import Counter
 import pytest
 
 from kerntune import errors
-from kerntune.dbus import backpressure
-from kerntune.dbus import service as service_module
+from kerntune.dbus import backpressure, server
 from kerntune.dbus.backpressure import CLIENT, CLIENTS, LARGE, OURSELVES, SILENCE, SMALL, USER, Unread
 from kerntune.dbus.messages import Message
 from kerntune.dbus.service import Caller
@@ -49,15 +48,15 @@ class TestAccount:
         bus = Bus()
         account = bus.account()
         account.sent(SMALL, ":1.1")
-        await account.room(":1.1")
-        await account.room(":1.2")
+        await account.wait_for_room(":1.1")
+        await account.wait_for_room(":1.2")
         assert not bus.asked
 
     async def test_who_has_read_all_goes_on(self) -> None:
         bus = Bus(c1=0)
         account = bus.account()
         account.sent(CLIENT + 1, ":1.1")
-        await asyncio.gather(*(account.room(":1.1") for _ in range(32)))
+        await asyncio.gather(*(account.wait_for_room(":1.1") for _ in range(32)))
         assert bus.asked[":1.1"] == 1
 
     async def test_who_has_not_is_refused_until_it_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +65,13 @@ class TestAccount:
         account = bus.account()
         account.sent(CLIENT + 1, ":1.1")
         with pytest.raises(errors.LimitsExceeded, match="to you wait"):
-            await account.room(":1.1")
-        assert not account.silent(":1.1")
+            await account.wait_for_room(":1.1")
+        assert not account.is_silent(":1.1")
         account.sent(SILENCE - CLIENT, ":1.1")
-        assert account.silent(":1.1")
+        assert account.is_silent(":1.1")
         bus.kept[":1.1"] = 10
-        await account.room(":1.1")
-        assert not account.silent(":1.1")
+        await account.wait_for_room(":1.1")
+        assert not account.is_silent(":1.1")
 
     async def test_who_is_refused_is_not_asked_about_each_time(self) -> None:
         bus = Bus(c1=CLIENT + 1)
@@ -80,7 +79,7 @@ class TestAccount:
         account.sent(CLIENT + 1, ":1.1")
         for _ in range(10):
             with pytest.raises(errors.LimitsExceeded):
-                await account.room(":1.1")
+                await account.wait_for_room(":1.1")
         assert bus.asked[":1.1"] == 1
 
     async def test_all_clients_of_a_user_together(self) -> None:
@@ -91,12 +90,12 @@ class TestAccount:
             account.sent(CLIENT, f":1.{n}")
         assert USER < 5 * CLIENT
         for n in range(4):
-            await account.room(f":1.{n}")
+            await account.wait_for_room(f":1.{n}")
         with pytest.raises(errors.LimitsExceeded, match="clients of uid 1000 wait"):
-            await account.room(":1.4")
-        await account.room(":1.5")
+            await account.wait_for_room(":1.4")
+        await account.wait_for_room(":1.5")
         account.sent(SMALL, ":1.6")
-        await account.room(":1.6")  # another of the user's, which was sent little
+        await account.wait_for_room(":1.6")  # another of the user's, which was sent little
 
     async def test_clients_that_come_once_are_forgotten_without_a_question(self) -> None:
         bus = Bus()
@@ -105,7 +104,7 @@ class TestAccount:
             account.sent(1, f":1.{n}")
         assert len(account._small) == CLIENTS
         account.sent(SMALL, f":1.{3 * CLIENTS - 1}")
-        await account.room(f":1.{3 * CLIENTS - 1}")  # who is sent much pays for itself, and for nobody else
+        await account.wait_for_room(f":1.{3 * CLIENTS - 1}")  # who is sent much pays for itself, and for nobody else
         assert len(account._small) == CLIENTS - 1
         assert not bus.asked
 
@@ -126,7 +125,7 @@ class TestAccount:
         account = bus.account()
         for _ in range(3):
             account.sent(2 * CLIENT, ":1.1")
-            await account.room(":1.1")
+            await account.wait_for_room(":1.1")
         assert bus.asked[":1.1"] == 1
         assert not await account.too_much(":1.0")
 
@@ -136,7 +135,7 @@ class TestAccount:
         account = bus.account()
         account.sent(CLIENT + 1, ":1.1")
         with pytest.raises(errors.LimitsExceeded):
-            await account.room(":1.1")
+            await account.wait_for_room(":1.1")
 
     async def test_all_that_is_kept(self) -> None:
         bus = Bus(c0=100)
@@ -167,12 +166,12 @@ class TestOnABus:
                 for start in range(2, 130, 8):
                     await asyncio.to_thread(ask_for_big, hoarder, range(start, start + 8))
                     await lab.settle(client, service)
-                    await asyncio.gather(*service._tasks)
-                kept, _ = await service._kept(service._link.unique_name)
+                    await asyncio.gather(*service.connection._tasks)
+                kept, _ = await service.connection._kept(service.connection.unique_name)
                 assert CLIENT < kept < CLIENT + 10 * BIG
                 assert await client.call(lab.ROOT, lab.IFACE, "Big", "u", 100) == [bytes(100)]
             await lab.settle(client, service)
-            assert (await service._kept(service._link.unique_name))[0] < BIG
+            assert (await service.connection._kept(service.connection.unique_name))[0] < BIG
 
     async def test_who_reads_late_is_served_again(self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backpressure, "CLIENT", 8 * BIG)
@@ -190,14 +189,14 @@ class TestOnABus:
         async with lab.serving(bus) as service:
             with bare_client(bus) as hoarder, caplog.at_level(logging.ERROR):
                 await asyncio.to_thread(ask_for_big, hoarder, range(2, 18))
-                await service.closed()
+                await service.connection.closed()
         assert "of ours that clients do not read; leaving the bus" in caplog.text
 
     async def test_a_long_reply_that_comes_too_late_is_not_sent(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The call was carried out, so no error can be sent instead."""
-        monkeypatch.setattr(service_module, "SMALL", 1000)
+        monkeypatch.setattr(server, "SMALL", 1000)
 
         class Late(lab.Bench):
             done = False
@@ -213,7 +212,7 @@ class TestOnABus:
                 if bench.done:
                     raise errors.LimitsExceeded("reads nothing")
 
-            monkeypatch.setattr(service._unread, "room", room)
+            monkeypatch.setattr(service.connection._unread, "wait_for_room", room)
             raw.send("Big", "u", 2000)
             last = raw.send("Both")
             assert (await raw.next_reply()).reply_serial == last.serial

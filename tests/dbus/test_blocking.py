@@ -260,7 +260,8 @@ class TestSignals:
         def work(client: BlockingClient) -> list[Signal | None]:
             client.listen(lab.ROOT, lab.IFACE, "Tick")
             emit("Tick", 1)
-            loop.call_soon_threadsafe(service.changed, lab.ROOT, lab.IFACE, "Count")
+            bench.count += 1
+            loop.call_soon_threadsafe(service.publish_changes, lab.ROOT)
             client.call(lab.ROOT, lab.IFACE, "Both")
             emit("Tick", 2)
             return [client.next_signal(timeout=SOON), client.next_signal(timeout=SOON), client.next_signal(timeout=0)]
@@ -269,8 +270,8 @@ class TestSignals:
             details = {"kind": Variant("s", "x")}
             loop.call_soon_threadsafe(service.emit, lab.ROOT, lab.IFACE, member, number, details)
 
-        loop = asyncio.get_running_loop()
-        async with lab.serving(bus) as service:
+        loop, bench = asyncio.get_running_loop(), lab.Bench()
+        async with lab.serving(bus, bench) as service:
             first, second, none = await aside(work, bus)
         assert first == Signal(lab.ROOT, lab.IFACE, "Tick", [1, {"kind": "x"}])
         assert second is not None
@@ -307,7 +308,7 @@ class TestSignals:
             signal = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ua{sv}", [666, {}])
             signal.destination = name
             liar.link.send(signal)
-            await liar.link.bus("GetId")  # the bus takes messages in order: the lie has been delivered
+            await liar.link.call_bus("GetId")  # the bus takes messages in order: the lie has been delivered
             service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
 
         loop = asyncio.get_running_loop()
@@ -333,7 +334,7 @@ class TestSignals:
             signal = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ay", [bytes(2 << 20)])
             signal.destination = name
             stranger.link.send(signal)
-            await stranger.link.bus("GetId")  # the bus takes messages in order: the flood has been delivered
+            await stranger.link.call_bus("GetId")  # the bus takes messages in order: the flood has been delivered
 
         loop = asyncio.get_running_loop()
         async with lab.serving(bus) as service, lab.Raw(bus) as stranger:

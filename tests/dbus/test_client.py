@@ -73,7 +73,7 @@ class TestErrors:
             async with lab.serving(bus, bench) as service:
                 call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
                 await bench.started.wait()
-                service._link.leave("as a crash would")
+                service.connection.disconnect("as a crash would")
             with pytest.raises(errors.Unreachable, match="systemctl status lab"):
                 await call
 
@@ -82,7 +82,7 @@ class TestErrors:
         async with lab.client(bus) as client, lab.serving(bus, bench) as service:
             call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
             await bench.started.wait()
-            await service.close()
+            await service.connection.close()
             with pytest.raises(errors.Failed, match=r"has stopped before this was done\. Ask again"):
                 await call
 
@@ -98,7 +98,7 @@ class TestErrors:
     )
     async def test_a_name_that_is_not_ours(self, bus: PrivateBus, text: str, shown: str) -> None:
         async with lab.Raw(bus) as raw, lab.client(bus) as client:
-            await raw.link.bus("RequestName", "su", lab.NAME, 4)
+            await raw.link.call_bus("RequestName", "su", lab.NAME, 4)
             call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text"))
             answer = Message.new_error(await raw.method_call(), "com.example.Odd", text)
             if not text:
@@ -110,13 +110,15 @@ class TestErrors:
 
 class TestSignals:
     async def test_only_what_is_asked_for(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
         async with (
-            lab.serving(bus) as service,
+            lab.serving(bus, bench) as service,
             lab.client(bus) as client,
             client.listen(lab.ROOT, lab.IFACE, "Tick") as ticks,
             client.listen(lab.ROOT, lab.PROPERTIES) as changes,
         ):
-            service.changed(lab.ROOT, lab.IFACE, "Count")
+            bench.count += 1
+            service.publish_changes(lab.ROOT)
             service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {"kind": Variant("s", "x")})
             tick, change = await anext(ticks), await anext(changes)
             assert (tick.member, tick.args) == ("Tick", [1, {"kind": "x"}])
@@ -148,7 +150,7 @@ class TestSignals:
             lie = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ua{sv}", [666, {}])
             lie.destination = client.name
             liar.link.send(lie)
-            await liar.link.bus("GetId")  # the bus takes messages in order: the lie has been delivered
+            await liar.link.call_bus("GetId")  # the bus takes messages in order: the lie has been delivered
             service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
             assert (await anext(ticks)).args[0] == 1
 
@@ -173,13 +175,15 @@ class TestSignals:
                 await anext(ticks)
 
     async def test_all_of_an_object_in_one_order(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
         async with (
-            lab.serving(bus) as service,
+            lab.serving(bus, bench) as service,
             lab.client(bus) as client,
             client.listen(lab.ROOT) as signals,
         ):
             for number in range(3):
-                service.changed(lab.ROOT, lab.IFACE, "Count")
+                bench.count += 1
+                service.publish_changes(lab.ROOT)
                 service.emit(lab.ROOT, lab.IFACE, "Tick", number, {})
             heard = [(await anext(signals)).member for _ in range(6)]
             assert heard == ["PropertiesChanged", "Tick"] * 3

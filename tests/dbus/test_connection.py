@@ -18,12 +18,13 @@ import pytest
 from dbus_next.signature import SignatureTree
 
 from kerntune import errors
-from kerntune.dbus import connection as link_module
-from kerntune.dbus import messages, standard
-from kerntune.dbus import outbox as outbox_module
-from kerntune.dbus.connection import MAX_CALL, MAX_SENT, Link
+from kerntune.dbus import backpressure, messages, standard
+from kerntune.dbus import connection as connection_module
+from kerntune.dbus import server as server_module
+from kerntune.dbus.connection import LAST_SERIAL, MAX_SENT, Connection
 from kerntune.dbus.framing import Cutter, Frame, StreamError
 from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
+from kerntune.dbus.server import MAX_CALL
 from kerntune.dbus.service import Service
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
@@ -96,16 +97,16 @@ class TestConnect:
     @pytest.mark.parametrize("address", ["unix:path=/nonexistent/bus", "tcp:host=localhost", "nonsense", "unix:path"])
     async def test_no_bus(self, address: str) -> None:
         with pytest.raises(errors.Unreachable, match=r"bus at .*is dbus running"):
-            await Link(lambda _: None, address=address).connect()
+            await Connection(lambda _: None, address=address).connect()
 
     async def test_the_environment_names_the_bus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/elsewhere")
-        assert Link(lambda _: None).address == "unix:path=/elsewhere"
+        assert Connection(lambda _: None).address == "unix:path=/elsewhere"
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
-        assert Link(lambda _: None).address == messages.SYSTEM_BUS
+        assert Connection(lambda _: None).address == messages.SYSTEM_BUS
 
     async def test_a_later_address_is_tried(self, bus: PrivateBus) -> None:
-        link = Link(lambda _: None, address=f"unix:path=/nonexistent;{bus.address}")
+        link = Connection(lambda _: None, address=f"unix:path=/nonexistent;{bus.address}")
         await link.connect()
         assert link.unique_name.startswith(":")
         await link.close()
@@ -119,22 +120,22 @@ class TestConnect:
                 await loop.sock_recv(served, 100)
                 await loop.sock_sendall(served, answer)
 
-        connecting = Link(lambda _: None, address=address_of(listener)).connect(timeout=10)
+        connecting = Connection(lambda _: None, address=address_of(listener)).connect(timeout=10)
         with pytest.raises(errors.Unreachable, match=r"closed the connection|refused to authenticate"):
             await asyncio.gather(accept(), connecting)
 
     async def test_a_silent_bus(self, listener: socket.socket) -> None:
         with pytest.raises(errors.Unreachable, match="did not answer within"):
-            await Link(lambda _: None, address=address_of(listener)).connect(timeout=0.05)
+            await Connection(lambda _: None, address=address_of(listener)).connect(timeout=0.05)
 
     async def test_a_call_before_and_after(self, bus: PrivateBus) -> None:
-        link = Link(lambda _: None, address=bus.address)
+        link = Connection(lambda _: None, address=bus.address)
         with pytest.raises(errors.Unreachable):
-            await link.bus("GetId")
+            await link.call_bus("GetId")
         await link.connect()
         await link.close()
         with pytest.raises(errors.Unreachable):
-            await link.bus("GetId")
+            await link.call_bus("GetId")
         await link.close()
 
 
@@ -142,32 +143,37 @@ class TestReplies:
     async def test_serials_begin_again_and_pass_over_those_that_wait(self, bus: PrivateBus) -> None:
         bench = lab.Bench()
         async with lab.serving(bus, bench), lab.client(bus) as client:
-            client._link._serial = link_module.LAST_SERIAL - 2
+            client._connection._serial = LAST_SERIAL - 2
             waiting = [asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait")) for _ in range(4)]
             await bench.started.wait()
             assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "a") == ["a"]
-            assert set(client._link._replies) == {link_module.LAST_SERIAL - 1, link_module.LAST_SERIAL, 1, 2}
-            client._link._serial = link_module.LAST_SERIAL - 2
+            assert set(client._connection._replies) == {
+                LAST_SERIAL - 1,
+                LAST_SERIAL,
+                1,
+                2,
+            }
+            client._connection._serial = LAST_SERIAL - 2
             assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "b") == ["b"]
-            assert client._link._serial == 3
+            assert client._connection._serial == 3
             bench.release.set()
             await asyncio.gather(*waiting)
 
     async def test_only_who_was_asked_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The bus fills in the sender and lets no other reply pass: what it may not do is played here."""
-        link = Link(lambda _: None, address="unix:path=/nowhere")
+        link = Connection(lambda _: None, address="unix:path=/nowhere")
 
         def comes(sender: str, text: str) -> None:
             reply = Message(
                 message_type=MessageType.METHOD_RETURN, reply_serial=7, signature="s", body=[text], serial=1
             )
             reply.sender = sender
-            monkeypatch.setattr(link._memo, "parse", lambda _: reply)
-            link._receive(Frame(b""))
+            monkeypatch.setattr(link, "_parse", lambda _: reply)
+            link._receive(Frame(messages.marshalled(reply)))
 
         for destination in (":1.5", standard.BUS):
             future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-            link._replies[7] = link_module.Waiting(destination, future)
+            link._replies[7] = connection_module.Waiting(destination, future)
             comes(":1.6", "forged")
             assert not future.done()
             comes(destination, "true")
@@ -183,7 +189,7 @@ class TestLoss:
             await asyncio.to_thread(bus.stop)
             with pytest.raises(errors.Unreachable):
                 await call
-            await service.closed()
+            await service.connection.closed()
             service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})  # goes nowhere, and hurts nobody
 
     async def test_a_stream_that_is_not_dbus_ends_it(self, listener: socket.socket) -> None:
@@ -198,7 +204,7 @@ class TestLoss:
                 while await loop.sock_recv(served, 1000):
                     pass
 
-        connecting = Link(lambda _: None, address=address_of(listener)).connect(timeout=10)
+        connecting = Connection(lambda _: None, address=address_of(listener)).connect(timeout=10)
         with pytest.raises(errors.Unreachable):
             await asyncio.gather(accept(), connecting)
 
@@ -222,7 +228,7 @@ class TestLimits:
             assert await client.call(lab.ROOT, lab.IFACE, "Big", "u", MAX_SENT - 4096) == [bytes(MAX_SENT - 4096)]
 
     async def test_a_reply_above_what_we_take_is_an_error_here(self, bus: PrivateBus) -> None:
-        link = Link(lambda _: None, address=bus.address, max_body=1000)
+        link = Connection(lambda _: None, address=bus.address, max_body=1000)
         async with lab.serving(bus):
             await link.connect()
             with pytest.raises(errors.LimitsExceeded):
@@ -254,7 +260,7 @@ class TestLimits:
 
         messages_parse = messages.parse
         monkeypatch.setattr(messages, "parse", parse)
-        long = [bytes(link_module.SHORT)]
+        long = [bytes(server_module.SHORT)]
         options = {"long": Variant("ay", long[0])}
         async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:
             with pytest.raises(errors.InvalidArgs, match='Echo takes "s", not "ay"'):
@@ -265,9 +271,9 @@ class TestLimits:
                 await client.call("/nowhere", lab.IFACE, "Echo", "ay", *long)
             raw.link.send(Message(lab.NAME, lab.ROOT, lab.IFACE, "Tick", MessageType.SIGNAL, signature="ay", body=long))
             assert await client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", {}) == [[]]
-            assert not [size for size in parsed if size > link_module.SHORT]
+            assert not [size for size in parsed if size > server_module.SHORT]
             assert await client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", options) == [["long:ay"]]
-            assert [size for size in parsed if size > link_module.SHORT]
+            assert [size for size in parsed if size > server_module.SHORT]
 
     async def test_calls_nobody_waits_for_go_first(self, bus: PrivateBus, caplog: pytest.LogCaptureFixture) -> None:
         async with lab.serving(bus), lab.Raw(bus) as raw, lab.client(bus) as client:
@@ -352,12 +358,12 @@ class TestWriter:
     async def test_a_bus_that_stops_reading_is_left(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
     ) -> None:
-        monkeypatch.setattr(outbox_module, limit, value)
+        monkeypatch.setattr(backpressure, limit, value)
         async with lab.serving(bus) as service:
             os.kill(bus.pid, signal.SIGSTOP)
             try:
                 emit_long_ticks(service, 200)
-                await service.closed()
+                await service.connection.closed()
             finally:
                 os.kill(bus.pid, signal.SIGCONT)
 

@@ -10,25 +10,28 @@ import pytest
 
 from kerntune import errors
 from kerntune.dbus import fair_queue
+from kerntune.dbus import intake as intake_module
 from kerntune.dbus.fair_queue import (
-    ASKING,
-    BATCH,
     FEW,
-    HEAVY,
     LONG,
-    LONG_MESSAGE_INTERVAL,
     MAX_BODY,
     OF_USER,
     OVERHEAD,
-    SLICE,
-    STALE,
     UNANSWERED,
     USER,
     WAITING,
-    Intake,
-    Turns,
+    FairQueue,
 )
 from kerntune.dbus.framing import Frame
+from kerntune.dbus.intake import (
+    ASKING,
+    BATCH,
+    HEAVY,
+    LONG_MESSAGE_INTERVAL,
+    SLICE,
+    STALE,
+    Intake,
+)
 from kerntune.dbus.messages import Message, MessageFlag, Variant
 from kerntune.dbus.users import UNKNOWN, User, Users
 from tests.hostile.raw import message
@@ -72,28 +75,28 @@ def numbered(number: int) -> Frame:
     return Frame(bytes(message._marshall()))  # type: ignore[no-untyped-call]  # as above
 
 
-def drain(turns: Turns) -> list[Frame]:
-    return [turns.take().frame for _ in range(len(turns))]
+def drain(turns: FairQueue) -> list[Frame]:
+    return [turns.pop().frame for _ in range(len(turns))]
 
 
 class TestOrder:
     def test_one_sender_keeps_its_order(self) -> None:
-        turns, sent = Turns(), [frame(size) for size in (5000, 1, 300, 0)]
+        turns, sent = FairQueue(), [frame(size) for size in (5000, 1, 300, 0)]
         for each in sent:
             assert turns.put(1, b":1.1", each)
         assert drain(turns) == sent
 
     def test_a_late_comer_waits_for_one_message_of_a_greedy_sender(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         for _ in range(100):
             turns.put(1, b":1.1", frame(1000))
-        turns.take()
+        turns.pop()
         late = frame()
         turns.put(2, b":1.2", late)
-        assert turns.take().frame is late
+        assert turns.pop().frame is late
 
     def test_work_is_shared_by_bytes_and_not_by_messages(self) -> None:
-        turns, long, short = Turns(), frame(20 * OVERHEAD), frame()
+        turns, long, short = FairQueue(), frame(20 * OVERHEAD), frame()
         for _ in range(5):
             turns.put(1, b":1.1", long)
         for _ in range(15):
@@ -101,10 +104,10 @@ class TestOrder:
         assert drain(turns)[:10] == [short] * 10
 
     def test_who_was_idle_has_saved_nothing_up(self) -> None:
-        turns, one, two = Turns(), frame(), frame(flags=MessageFlag.NO_AUTOSTART)
+        turns, one, two = FairQueue(), frame(), frame(flags=MessageFlag.NO_AUTOSTART)
         for _ in range(50):
             turns.put(1, b":1.1", one)
-            turns.take()
+            turns.pop()
         for _ in range(3):
             turns.put(2, b":1.2", two)
             turns.put(1, b":1.1", one)
@@ -113,74 +116,74 @@ class TestOrder:
 
 class TestUsers:
     def test_fifty_connections_of_one_user_have_the_share_of_one(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         for number in range(50):
             for _ in range(10):
                 assert turns.put(1, f":1.{number}".encode(), frame())
         for _ in range(20):
             assert turns.put(2, b":1.99", frame())
-        assert [turns.take().uid for _ in range(40)].count(2) == 20
+        assert [turns.pop().uid for _ in range(40)].count(2) == 20
 
     def test_within_a_user_it_goes_by_connection(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         for _ in range(100):
             turns.put(1, b":1.1", frame())
         for _ in range(5):
             turns.put(1, b":1.2", frame())
         for _ in range(30):
             turns.put(2, b":1.3", frame())
-        taken = [turns.take().sender for _ in range(20)]
+        taken = [turns.pop().sender for _ in range(20)]
         assert (taken.count(b":1.1"), taken.count(b":1.2"), taken.count(b":1.3")) == (5, 5, 10)
 
     def test_a_connection_that_comes_late_waits_for_one_message_of_each_of_its_user(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         for number in range(50):
             for _ in range(5):
                 turns.put(1, f":1.{number}".encode(), frame(1000))
         for _ in range(60):
-            turns.take()
+            turns.pop()
         turns.put(1, b":1.99", frame(1000))
-        assert b":1.99" in {turns.take().sender for _ in range(51)}
+        assert b":1.99" in {turns.pop().sender for _ in range(51)}
 
     def test_who_is_held_has_no_turn_and_loses_none(self) -> None:
-        turns = Turns()
-        turns.hold(1)
+        turns = FairQueue()
+        turns.pause(1)
         for _ in range(3):
             turns.put(1, b":1.1", frame())
             turns.put(2, b":1.2", frame())
-        assert [turns.take().uid for _ in range(3)] == [2] * 3
+        assert [turns.pop().uid for _ in range(3)] == [2] * 3
         assert turns.next is None
         assert len(turns) == 3
-        turns.go_on(1)
-        assert [turns.take().uid for _ in range(3)] == [1] * 3
+        turns.resume(1)
+        assert [turns.pop().uid for _ in range(3)] == [1] * 3
         assert (turns._users, turns._ready, turns._bytes) == ({}, {}, 0)
 
     def test_who_is_held_is_refused_what_makes_too_many_of_one_connection(self) -> None:
-        turns = Turns({":1.1": 2, ":1.2": 0}.__getitem__, 4)
-        turns.hold(1)
+        turns = FairQueue({":1.1": 2, ":1.2": 0}.__getitem__, 4)
+        turns.pause(1)
         for sender in (b":1.1", b":1.2"):
             for number in range(5):
                 assert turns.put(1, sender, numbered(number))
-        refused = [turns.take() for _ in range(4)]
+        refused = [turns.pop() for _ in range(4)]
         assert [turn.sender for turn in refused] == [b":1.1"] * 3 + [b":1.2"]
         assert not any(turn.frame.whole for turn in refused)
         assert turns.next is None
-        turns.go_on(1)
+        turns.resume(1)
         assert [frame.whole for frame in drain(turns)] == [True] * 6
 
     def test_one_user_has_so_much_and_its_quiet_connections_a_little_more(self) -> None:
-        turns, long = Turns(), frame(100 << 10)
+        turns, long = FairQueue(), frame(100 << 10)
         for number in range(USER // len(long.data)):
             assert turns.put(1, f":1.{number}".encode(), long)
         turns.put(1, b":1.1", long)
         turns.put(1, b":1.77", frame())
         turns.put(2, b":1.78", long)
-        assert sorted(turn.sender for turn in (turns.take() for _ in range(len(turns))) if not turn.frame.whole) == [
+        assert sorted(turn.sender for turn in (turns.pop() for _ in range(len(turns))) if not turn.frame.whole) == [
             b":1.1"
         ]
 
     def test_one_user_has_so_many(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         for number in range(OF_USER // WAITING):
             for _ in range(WAITING):
                 assert turns.put(1, f":1.{number}".encode(), frame())
@@ -213,8 +216,8 @@ class TestStrangers:
             intake.put(sender, frame())
         assert await got.get() == 8
         await asyncio.gather(*intake._asking)
-        assert not intake.turns
-        assert (intake.turns.aside, intake.turns._bytes) == (0, 0)
+        assert not intake.queue
+        assert (intake.queue.aside, intake.queue._bytes) == (0, 0)
 
     async def test_the_bus_is_asked_a_few_questions_at_once(self) -> None:
         bus = Bus(**{f"_{number}": number for number in range(10, 100)})
@@ -232,7 +235,7 @@ class TestStrangers:
         assert bus.most == ASKING
 
     async def test_so_many_wait_for_the_bus(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fair_queue, "ASIDE", 2)
+        monkeypatch.setattr(intake_module, "ASIDE", 2)
         intake = Intake(lambda *_: None, known(Bus()))
         assert [intake.put(f":1.{number}".encode(), frame()) for number in (7, 7, 8, 9, 7, 1)] == [
             *(True, True, True),
@@ -247,12 +250,12 @@ class TestDeparted:
         bus = Bus(_2=2)
         intake = Intake(lambda _, uid: got.put_nowait(uid), known(bus))
         for _ in range(3):
-            intake.turns.put(1, b":1.1", frame(), long_ago())
-            intake.turns.put(2, b":1.2", frame(), long_ago())
+            intake.queue.put(1, b":1.1", frame(), long_ago())
+            intake.queue.put(2, b":1.2", frame(), long_ago())
         intake.run(more=False)
         assert [await got.get() for _ in range(3)] == [2] * 3
         await asyncio.gather(*intake._asking)
-        assert not intake.turns
+        assert not intake.queue
         assert sorted(bus.asked) == [":1.1", ":1.2"], "one question for all that it has sent"
 
     async def test_who_was_forgotten_while_it_waited_is_heard(self) -> None:
@@ -260,12 +263,12 @@ class TestDeparted:
         users = known(bus)
         intake = Intake(lambda frame, _: got.put_nowait(frame), users)
         sent = [numbered(number) for number in range(3)]
-        intake.hold(1)
-        intake.turns.put(1, b":1.1", sent[0], long_ago())
+        intake.pause(1)
+        intake.queue.put(1, b":1.1", sent[0], long_ago())
         users._known.clear()
         bus.open.clear()
         intake.put(b":1.1", sent[1])
-        intake.go_on(1)
+        intake.resume(1)
         await asyncio.sleep(0)
         bus.open.set()
         assert {await got.get(), await got.get()} == set(sent[:2])
@@ -273,11 +276,11 @@ class TestDeparted:
         intake.put(b":1.1", sent[2])
         intake.run(more=False)
         assert await got.get() == sent[2]
-        assert (intake.turns._bytes, intake.turns.aside, len(intake.turns)) == (0, 0, 0)
+        assert (intake.queue._bytes, intake.queue.aside, len(intake.queue)) == (0, 0, 0)
 
     async def test_its_turn_comes_though_it_waits_long_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whoever was asked about is heard next, however long everything takes."""
-        monkeypatch.setattr(fair_queue, "STALE", -1.0)
+        monkeypatch.setattr(intake_module, "STALE", -1.0)
         got: asyncio.Queue[Frame] = asyncio.Queue()
         bus = Bus(_1=1, _2=2)
         intake = Intake(lambda frame, _: got.put_nowait(frame), known(bus))
@@ -295,28 +298,28 @@ class TestDeparted:
 
         got: asyncio.Queue[int] = asyncio.Queue()
         intake = Intake(lambda _, uid: got.put_nowait(uid), known(Slow()))
-        intake.turns.put(1, b":1.1", frame(), long_ago())
+        intake.queue.put(1, b":1.1", frame(), long_ago())
         intake.put(b":1.3", frame())
         intake.run(more=False)
         assert {await got.get(), await got.get()} == {1, UNKNOWN}
 
     def test_a_question_costs_the_sender_no_turn(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         turns.put(1, b":1.1", frame())
         for _ in range(3):
             turns.set_aside()
-            turns.found(b":1.1", 1)
+            turns.identify(b":1.1", 1)
         turns.put(1, b":1.2", frame())
         turns.put(1, b":1.2", frame())
-        assert [turns.take().sender for _ in range(3)] == [b":1.1", b":1.2", b":1.2"]
+        assert [turns.pop().sender for _ in range(3)] == [b":1.1", b":1.2", b":1.2"]
 
     async def test_what_comes_meanwhile_keeps_its_place(self) -> None:
         bus, got = Bus(_1=1), asyncio.Queue[Frame]()
         intake = Intake(lambda frame, _: got.put_nowait(frame), known(bus))
         sent = [numbered(number) for number in range(3)]
-        intake.turns.put(1, b":1.1", sent[0], long_ago())
+        intake.queue.put(1, b":1.1", sent[0], long_ago())
         intake.run(more=False)
-        assert intake.turns.is_aside(b":1.1")
+        assert intake.queue.is_aside(b":1.1")
         for each in sent[1:]:
             intake.put(b":1.1", each)
         intake.run(more=False)
@@ -329,29 +332,29 @@ def long_ago() -> float:
 
 class TestLimits:
     def test_what_nobody_waits_for_goes_first(self) -> None:
-        turns, quiet = Turns(), frame(flags=MessageFlag.NO_REPLY_EXPECTED)
+        turns, quiet = FairQueue(), frame(flags=MessageFlag.NO_REPLY_EXPECTED)
         taken = [turns.put(1, b":1.1", quiet) for _ in range(UNANSWERED + 5)]
         assert taken.count(True) == UNANSWERED
         assert turns.put(1, b":1.1", frame())
         assert turns.put(2, b":1.2", quiet)
 
     def test_one_sender_has_so_many(self) -> None:
-        turns = Turns()
+        turns = FairQueue()
         assert [turns.put(1, b":1.1", frame()) for _ in range(WAITING + 1)] == [True] * WAITING + [False]
 
     def test_of_too_long_ones_the_header_is_kept(self) -> None:
-        turns, long = Turns(), frame(LONG // 2)
+        turns, long = FairQueue(), frame(LONG // 2)
         assert [turns.put(1, b":1.1", long) for _ in range(4)] == [True] * 4
         assert [each.whole for each in drain(turns)] == [True, False, False, False]
         assert not turns.put(1, b":1.1", frame(LONG + 1, flags=MessageFlag.NO_REPLY_EXPECTED))
 
     def test_all_together_have_so_much(self) -> None:
-        turns, size = Turns(), len(frame(100 << 10).data)
+        turns, size = FairQueue(), len(frame(100 << 10).data)
         kept = [turns.put(n, f":1.{n}".encode(), frame(100 << 10)) for n in range(fair_queue.TOTAL // size + 3)]
         assert all(kept)
         assert [each.whole for each in drain(turns)].count(False) == 3
         assert turns.put(1, b":1.1", frame(LONG // 2))
-        assert turns.take().frame.whole
+        assert turns.pop().frame.whole
 
 
 class TestIntake:
@@ -366,11 +369,11 @@ class TestIntake:
         intake.run(more=False)
         for _ in range(BATCH + 3):
             intake.put(b":1.1", frame())
-        assert (got.qsize(), len(intake.turns)) == (BATCH, 3)
+        assert (got.qsize(), len(intake.queue)) == (BATCH, 3)
         intake.run(more=False)
         for _ in range(BATCH + 3):
             await got.get()
-        intake.hold(2)
+        intake.pause(2)
         intake.put(b":1.1", frame())
         assert got.empty(), "somebody is held: all have their turns"
         intake.stop()
@@ -381,10 +384,10 @@ class TestIntake:
         intake._users._known[":1.3"] = User(0, 0)
         intake._heavy_at = -LONG_MESSAGE_INTERVAL
         for sender, size in ((b":1.1", MAX_BODY - 4), (b":1.1", MAX_BODY), (b":1.3", MAX_BODY)):
-            intake.turns.put(
+            intake.queue.put(
                 intake._users.known(sender.decode()), sender, frame(size), asyncio.get_running_loop().time()
             )
-        while intake.turns:
+        while intake.queue:
             intake._heavy_at = -LONG_MESSAGE_INTERVAL
             intake._take()
         assert sorted(got) == [(0, True), (1, False), (1, True)]
@@ -400,7 +403,7 @@ class TestIntake:
         for _ in range(3):
             intake.put(b":1.1", frame())
         intake.run(more=False)
-        while intake.turns:
+        while intake.queue:
             seen.append("others")
             await asyncio.sleep(0)
         assert seen == ["message", "others", "message", "others", "message"]

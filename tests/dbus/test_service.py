@@ -18,10 +18,12 @@ from kerntune import errors
 from kerntune.api.contract import interface_files
 from kerntune.api.names import BUS_NAME
 from kerntune.dbus.client import connect
-from kerntune.dbus.connection import Link
-from kerntune.dbus.interface import Emits, parse, snake
+from kerntune.dbus.connection import Connection
+from kerntune.dbus.introspection import Emits, load, parse, snake
 from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
-from kerntune.dbus.service import OF_A_CALL, OF_A_PLACE, OF_USER, Caller, CallerGone, NameTaken, Service, load
+from kerntune.dbus.name_watch import CallerGone
+from kerntune.dbus.server import OF_A_CALL, OF_A_PLACE, OF_USER
+from kerntune.dbus.service import Caller, NameTaken, Service
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
 
@@ -96,13 +98,13 @@ class TestConnect:
             second = Service(lab.interfaces(), lab.ROOT, address=bus.address)
             with pytest.raises(NameTaken, match="running already"):
                 await second.connect(lab.NAME)
-            await second.closed()
+            await second.connection.closed()
 
     async def test_the_bus_does_not_let_us_own_the_name(self, bus: PrivateBus) -> None:
         service = Service(lab.interfaces(), lab.ROOT, address=bus.address)
         with pytest.raises(errors.AccessDenied, match="bus policy"):
             await service.connect("org.kerntune.Other")
-        await service.closed()
+        await service.connection.closed()
 
     async def test_calls_before_open_wait(self, bus: PrivateBus) -> None:
         service = Service(lab.interfaces(), lab.ROOT, address=bus.address)
@@ -112,9 +114,9 @@ class TestConnect:
             await lab.settle(client, service)
             service.publish(lab.ROOT, {lab.IFACE: lab.Bench()})
             assert not call.done()
-            service.open()
+            service.connection.open()
             assert await call == ["early"]
-        await service.close()
+        await service.connection.close()
 
 
 class TestCalls:
@@ -247,7 +249,7 @@ class TestOneUser:
             answers = [await raw.reply_to(call) for raw, call in calls]
             assert {answer.message_type for answer in answers} == {MessageType.METHOD_RETURN}
             assert bench.waiting == OF_USER + 8
-            assert not service._places.taken
+            assert not service.connection._places.taken
 
     async def test_what_is_done_when_it_ends_is_answered(self, bus: PrivateBus) -> None:
         class Slow(lab.Bench):
@@ -270,21 +272,21 @@ class TestOneUser:
         class Long(lab.Bench):
             async def echo(self, caller: Caller, text: str) -> str:
                 assert self.service
-                self.service.authorised()
-                with self.service.aside():
+                self.service.connection.authorised()
+                with self.service.connection.aside():
                     await self.wait(caller)
                 return text
 
-        monkeypatch.setattr("kerntune.dbus.places.is_root", lambda _: False)
-        bench, long = Long(), "x" * (64 << 10)
+        monkeypatch.setattr("kerntune.dbus.intake.is_root", lambda _: False)
+        bench, long = Long(), "x" * (32 << 10)
         async with lab.serving(bus, bench) as service, lab.Raw(bus) as raw:
             calls = [raw.send("Echo", "s", long) for _ in range(3)]
             while bench.waiting < 2:
-                await service._link.bus("GetId")
-            assert service._places.taken == {os.geteuid(): 2 * OF_A_CALL}
+                await service.connection.call_bus("GetId")
+            assert service.connection._places.taken == {os.geteuid(): 2 * OF_A_CALL}
             bench.release.set()
             assert [(await raw.reply_to(call)).body for call in calls] == [[long]] * 3
-            assert not service._places.taken
+            assert not service.connection._places.taken
 
     async def test_long_calls_take_several_places(self, bus: PrivateBus) -> None:
         class Slow(lab.Bench):
@@ -297,13 +299,13 @@ class TestOneUser:
         async with lab.serving(bus, bench) as service, lab.Raw(bus) as raw:
             calls = [raw.send("Echo", "s", long) for _ in range(6)]
             while bench.waiting < 4:
-                await service._link.bus("GetId")
+                await service.connection.call_bus("GetId")
             for _ in range(3):
-                await service._link.bus("GetId")
+                await service.connection.call_bus("GetId")
             assert bench.waiting == 4
             bench.release.set()
             assert [(await raw.reply_to(call)).body for call in calls] == [[long]] * 6
-            assert not service._places.taken
+            assert not service.connection._places.taken
 
     async def test_what_waits_counts_for_its_connection(self, bus: PrivateBus) -> None:
         bench = lab.Bench()
@@ -328,12 +330,12 @@ class TestOneUser:
             async def wait(self, caller: Caller) -> None:
                 assert self.service
                 if how == "authorised":
-                    self.service.authorised()
+                    self.service.connection.authorised()
                     await super().wait(caller)
                     return
-                with self.service.aside():
+                with self.service.connection.aside():
                     await super().wait(caller)
-                assert self.service._places.taken
+                assert self.service.connection._places.taken
 
         bench = Polite()
         async with lab.serving(bus, bench) as service, AsyncExitStack() as stack, lab.client(bus) as client:
@@ -345,12 +347,12 @@ class TestOneUser:
             for raw, call in calls:
                 assert (await raw.reply_to(call)).message_type is MessageType.METHOD_RETURN
             assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
-            assert not service._places.taken
+            assert not service.connection._places.taken
 
     async def test_what_a_client_that_left_had_asked_for_is_not_begun(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("kerntune.dbus.fair_queue.STALE", 0.0)
+        monkeypatch.setattr("kerntune.dbus.intake.STALE", 0.0)
         bench = lab.Bench()
         async with lab.serving(bus, bench) as service, AsyncExitStack() as stack, lab.client(bus) as client:
             await crowd(bus, stack, OF_USER)
@@ -358,10 +360,10 @@ class TestOneUser:
             async with lab.Raw(bus) as gone:
                 for _ in range(5):
                     gone.send("Wait")
-                await gone.link.bus("GetId")
+                await gone.link.call_bus("GetId")
             bench.release.set()
             assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
-            while len(service._link._intake.turns):  # type: ignore[union-attr]  # it has one
+            while len(service.connection._intake.queue):
                 await lab.settle(client, service)
             assert bench.waiting == OF_USER
 
@@ -369,15 +371,15 @@ class TestOneUser:
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[str] = []
-        ask = Link.bus
+        ask = Connection.call_bus
 
-        async def counted(self: Link, member: str, *args: Any, **how: Any) -> list[Any]:
-            if self is service._link:
+        async def counted(self: Connection, member: str, *args: Any, **how: Any) -> list[Any]:
+            if self is service.connection:
                 asked.append(member)
             return await ask(self, member, *args, **how)
 
         async with lab.serving(bus) as service, lab.client(bus) as client:
-            monkeypatch.setattr(Link, "bus", counted)
+            monkeypatch.setattr(Connection, "call_bus", counted)
             for _ in range(5):
                 assert await client.get(lab.ROOT, lab.IFACE, "Count") == 7
                 assert (await client.call(lab.ROOT, lab.IFACE, "Who"))[1] == os.geteuid()
@@ -393,7 +395,7 @@ async def crowd(bus: PrivateBus, stack: AsyncExitStack, count: int) -> list[tupl
 async def in_service(bench: lab.Bench, service: Service) -> None:
     """Return when as many calls wait as one user may have in service."""
     while bench.waiting < OF_USER:
-        await service._link.bus("GetId")
+        await service.connection.call_bus("GetId")
 
 
 async def as_nobody(bus: PrivateBus, *what: str) -> bytes:
@@ -435,11 +437,16 @@ class TestProperties:
             lab.client(bus) as client,
             client.listen(lab.ROOT, lab.PROPERTIES) as signals,
         ):
-            service.changed(lab.ROOT, lab.IFACE, "Version", "Sampled")  # neither is ever announced
-            service.changed(CHILD, SAMPLE, "Label")  # is not there
-            bench.count = 8
-            service.changed(lab.ROOT, lab.IFACE, "Version", "Count", "BigTable", "Sampled")
+            bench.version, bench.sampled = "2", 8  # their changes are never published
+            service.publish_changes(lab.ROOT)
+            service.publish_changes(CHILD)  # is not there
+            bench.count, bench.big_table = 8, ["c"]
+            service.publish_changes(lab.ROOT)
             assert (await anext(signals)).args == [lab.IFACE, {"Count": 8}, ["BigTable"]]
+            service.publish_changes(lab.ROOT)
+            bench.count = 9
+            service.publish_changes(lab.ROOT)
+            assert (await anext(signals)).args == [lab.IFACE, {"Count": 9}, []], "nothing is published twice"
 
 
 class TestObjects:
@@ -527,11 +534,11 @@ class TestOutgoing:
         async with lab.serving(bus) as service:
             to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
             with pytest.raises(errors.InvalidArgs):
-                await service.call(*to, "GetNameOwner", "u", 1, timeout=5)
+                await service.connection.call(*to, "GetNameOwner", "u", 1, timeout=5)
             with pytest.raises(errors.Unreachable):
-                await service.call(*to, "GetNameOwner", "s", "org.kerntune.Nobody", timeout=5)
+                await service.connection.call(*to, "GetNameOwner", "s", "org.kerntune.Nobody", timeout=5)
             with pytest.raises(errors.AccessDenied):
-                await service.call(*to, "RequestName", "su", "org.kerntune.Other", 0, timeout=5)
+                await service.connection.call(*to, "RequestName", "su", "org.kerntune.Other", 0, timeout=5)
 
     async def test_credentials_are_asked_once_and_forgotten(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
@@ -542,8 +549,8 @@ class TestOutgoing:
                 async with lab.client(bus) as client:
                     await client.call(lab.ROOT, lab.IFACE, "Who")
                     await client.call(lab.ROOT, lab.IFACE, "Who")
-                    assert list(service._users._known)[-1] == client.name
-            assert len(service._users._known) == 2
+                    assert list(service.connection.users._known)[-1] == client.name
+            assert len(service.connection.users._known) == 2
 
 
 class TestWhilePresent:
@@ -552,7 +559,7 @@ class TestWhilePresent:
         bench.release.set()
         async with lab.serving(bus, bench) as service, lab.client(bus) as client:
             assert await client.call(lab.ROOT, lab.IFACE, "WaitWhilePresent") == []
-            assert not service._presence._watches
+            assert not service.clients._watches
 
     async def test_a_client_that_leaves_cancels_it(self, bus: PrivateBus) -> None:
         bench = lab.Bench()
@@ -561,8 +568,8 @@ class TestWhilePresent:
                 raw.send("WaitWhilePresent")
                 await bench.started.wait()
             await bench.cancelled.wait()
-            await asyncio.gather(*service._tasks)
-            assert not service._presence._watches
+            await asyncio.gather(*service.connection._tasks)
+            assert not service.clients._watches
 
     async def test_what_is_finished_all_the_same_is_answered(self, bus: PrivateBus) -> None:
         """It may be saved already when its client leaves."""
@@ -579,33 +586,36 @@ class TestWhilePresent:
         async with lab.serving(bus) as service:
             async with lab.Raw(bus) as raw:
                 caller = Caller(raw.link.unique_name, 1000, 1, False)
-                saving = asyncio.create_task(service.while_present(caller, saves()))
+                saving = asyncio.create_task(service.clients.while_present(caller.name, saves()))
                 await begun.wait()
-                await service._link.bus("GetId")
+                await service.connection.call_bus("GetId")
             assert await saving == "saved"
 
     async def test_a_client_that_has_left_before(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service:
             with pytest.raises(CallerGone):
-                await service.while_present(Caller(":1.99999", 1000, 1, False), asyncio.Event().wait())
+                await service.clients.while_present(":1.99999", asyncio.Event().wait())
 
     async def test_one_match_serves_two_that_wait(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, connect(lab.NAME, bus.address, hint=lab.HINT) as client:
             caller = Caller(client.name, 1000, 1, False)
             first, second = asyncio.Event(), asyncio.Event()
-            waiting = [asyncio.create_task(service.while_present(caller, event.wait())) for event in (first, second)]
+            waiting = [
+                asyncio.create_task(service.clients.while_present(caller.name, event.wait()))
+                for event in (first, second)
+            ]
             first.set()
             assert await waiting[0]
-            assert service._presence._watches[client.name].users == 1
-            await client._link.close()
+            assert service.clients._watches[client.name].users == 1
+            await client._connection.close()
             with pytest.raises(CallerGone):
                 await waiting[1]
-            assert not service._presence._watches
+            assert not service.clients._watches
 
     async def test_closing_cancels_it(self, bus: PrivateBus) -> None:
         bench = lab.Bench()
         async with lab.Raw(bus) as raw, lab.serving(bus, bench) as service:
             raw.send("WaitWhilePresent")
             await bench.started.wait()
-            await service.close()
+            await service.connection.close()
             assert bench.cancelled.is_set()

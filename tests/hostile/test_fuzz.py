@@ -10,9 +10,8 @@ import logging
 import os
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Awaitable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -25,18 +24,16 @@ from hypothesis.strategies import SearchStrategy
 
 from kerntune import errors
 from kerntune.api import names
+from kerntune.api.calls import Calls
 from kerntune.api.contract import interface_files
 from kerntune.api.describe import Host
 from kerntune.api.holds import Holds
-from kerntune.api.manager import Core
-from kerntune.daemon.active_config import ActiveConfig
+from kerntune.config.active import ActiveConfig
 from kerntune.daemon.app import publish
 from kerntune.daemon.demo import demo_host
 from kerntune.dbus import messages
-from kerntune.dbus.connection import Link
-from kerntune.dbus.interface import parse
+from kerntune.dbus.introspection import load, parse
 from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
-from kerntune.dbus.service import Caller, Service, load
 from kerntune.dbus.standard import INTERFACES
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
@@ -44,6 +41,7 @@ from kerntune.kernel.files import is_writable
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.store import Store
 from kerntune.tunables import REGISTRY
+from tests.api.alone import Alone
 from tests.hostile.conftest import FIGURES, Victim
 from tests.hostile.raw import split
 
@@ -233,72 +231,21 @@ ANY_CALL: Final = st.one_of(*map(st.sampled_from, (SETTERS, CHANGES, METHODS))).
 # in process
 
 
-class Wire(Link):
-    """A connection whose other end is a list."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__(service._incoming, address="unix:path=/nowhere")
-        self.posted: list[Message] = []
-        self.complaints: list[str] = []
-
-    def post(self, data: bytes) -> None:
-        self.posted.append(messages.parse(data))
-
-    def complain(self, kind: str, text: str) -> None:
-        self.complaints.append(text)
-
-
-class Stage(Service):
-    """The dispatcher without a bus; polkit permits the actions in `permitted` and counts what it is asked."""
+class Stage(Alone):
+    """The service of the contract on no bus, for callers of one user; polkit permits the actions in `permitted`."""
 
     def __init__(self, permitted: frozenset[str], uid: int) -> None:
-        super().__init__(CONTRACT, names.ROOT)
-        self.wire = self._link = Wire(self)
-        self.permitted, self.uid = permitted, uid
-        self.asked: Counter[str] = Counter()
-        self.open()
-
-    async def _credentials(self, name: str) -> dict[str, Any]:
-        return {"UnixUserID": Variant("u", self.uid), "ProcessID": Variant("u", 1)}
-
-    async def call(
-        self,
-        destination: str,
-        path: str,
-        interface: str,
-        member: str,
-        signature: str = "",
-        *args: Any,
-        timeout: float | None,
-    ) -> list[Any]:
-        if member == "GetNameOwner":
-            return [":1.2"]
-        assert (destination, member) == (":1.2", "CheckAuthorization")
-        action = args[1]
-        self.asked[action] += 1
-        return [[action in self.permitted, False, {}]]
-
-    async def present(self, caller: Caller) -> bool:
-        return True
-
-    def watching(self, name: str) -> AbstractAsyncContextManager[asyncio.Future[None]]:
-        return nullcontext(asyncio.get_running_loop().create_future())
-
-    async def bus_id(self) -> str:
-        return "this bus"
-
-    async def while_present(self, caller: Caller, awaitable: Awaitable[Any]) -> Any:
-        return await awaitable
+        super().__init__(CONTRACT, uid=uid)
+        self.connection.permitted = permitted
 
     async def serve(self, serial: int, call: Call) -> Message:
-        """The reply to a call that goes over the wire both ways."""
-        message = messages.parse(call.message(serial)._marshall())  # type: ignore[no-untyped-call]  # dbus_next has no annotation here
+        """Return the reply to a call that goes over the wire both ways."""
+        message = messages.parse(messages.marshalled(call.message(serial)))
         message.sender = ":1.7"
-        self._incoming(message)
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
-        replies = [found for found in self.wire.posted if found.reply_serial == serial]
-        assert len(replies) == 1, self.wire.complaints
+        self.connection.receive(message)
+        await self.connection.rest()
+        replies = [found for found in self.connection.sent if found.reply_serial == serial]
+        assert len(replies) == 1, self.connection.logged
         return replies[0]
 
 
@@ -328,7 +275,7 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
             config = ActiveConfig(Path(name), folders[0], engine, troubles)
             config.booted()
             host = Host("6.1", "(simulated)", True, 2 << 20)
-            holds = Holds(Core(stage, engine, host, troubles, config, guard=guard))
+            holds = Holds(Calls(stage, engine, host, troubles, config, guard=guard))
             engine.listeners.append(lambda _report: holds.sync())
             publish(stage, holds)
             for serial, call in enumerate(script, 1):
@@ -376,11 +323,11 @@ def check_writes(stage: Stage, paths: list[str]) -> None:
     """All on the list of what is tuned, and each of a kind that this caller may change."""
     for path in paths:
         assert is_writable(path), path
-        if stage.uid:
+        if stage.connection.uid:
             actions = [action for action, prefixes in PERMITS.items() if path.startswith(prefixes)]
             assert len(actions) == 1, path
-            assert actions[0] in stage.permitted, path
-            assert stage.asked[actions[0]], f"{path} was written, and polkit was not asked"
+            assert actions[0] in stage.connection.permitted, path
+            assert actions[0] in stage.connection.asked, f"{path} was written, and polkit was not asked"
 
 
 @contextmanager
@@ -437,7 +384,7 @@ class TestInProcess:
         def run(script: list[Call]) -> None:
             with nothing_logged():
                 world = asyncio.run(play(frozenset(), 0, script))
-            assert not world.stage.asked
+            assert not world.stage.connection.asked
 
         run()
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
+from kerntune.api.authorization import ANSWER
 from kerntune.api.names import HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
-from kerntune.api.polkit import ANSWER
 from kerntune.errors import AccessDenied, Overridden
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, Polkitd, accounts

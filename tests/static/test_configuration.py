@@ -11,11 +11,11 @@ import pytest
 from tools import config_reference
 
 from kerntune.config import schema
+from kerntune.config.active import ActiveConfig
 from kerntune.config.content import Content
 from kerntune.config.parser import parse
 from kerntune.config.schema import OPTIONS, PROFILE
 from kerntune.config.sources import ConfigFiles
-from kerntune.daemon.active_config import ActiveConfig
 from kerntune.engine.claims import Choice
 from kerntune.engine.reconciler import Reconciler
 from kerntune.explained import config_table

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kerntune import journal
-from kerntune.daemon.active_config import CONFIG_INVALID
+from kerntune.config.active import CONFIG_INVALID
 from kerntune.daemon.app import Status
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.alerts import MESSAGE_ID as GUARD_CHANGED

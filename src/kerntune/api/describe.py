@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from kerntune import __version__
 from kerntune.engine.reconciler import Reconciler
@@ -13,6 +14,8 @@ from kerntune.engine.requests import World
 from kerntune.engine.resolve import resolve
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Claim, DesiredState, Hold, Memory, Outcome, Reading, State, Target
+
+SMALL: Final = 1000  # targets, and comparisons with claims; with less the event loop makes a document, in milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,14 @@ class Host:
     root: str
     simulated: bool
     default_page_size: int
+
+
+async def document(engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str) -> str:
+    """Return the document of what is known now, as JSON; a long one is made in a thread."""
+    head, rows = prepare(engine, guard, host, degraded, profile)
+    if len(engine.readings) * (1 + len(engine.claims.by_id)) <= SMALL:
+        return json.dumps(head | rows(), ensure_ascii=False)
+    return await engine.threads.open(in_parts, head, rows)
 
 
 def prepare(
@@ -37,6 +48,16 @@ def prepare(
         rows_of, world, tuple(engine.claims.by_id.values()), dict(engine.store.baselines), dict(engine.outcomes_now())
     )
     return head_of(engine, guard, host, degraded, profile), rows
+
+
+def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> str:
+    """Return the document as JSON. An encoder lets no other thread run, so it gets one row at a time."""
+    begin = json.dumps(head, ensure_ascii=False)[:-1]
+    parts = (
+        f"{json.dumps(name)}: [{', '.join(json.dumps(row, ensure_ascii=False) for row in found)}]"
+        for name, found in rows().items()
+    )
+    return f"{begin}, {', '.join(parts)}}}"
 
 
 def head_of(

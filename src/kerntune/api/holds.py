@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from kerntune.api import names
-from kerntune.api.manager import Core
-from kerntune.api.wire import Row, options_from, outcome_rows
+from kerntune.api.calls import Calls, Row, options_from, outcome_rows
 from kerntune.dbus.messages import Variant
-from kerntune.dbus.service import Caller
+from kerntune.dbus.service import Caller, Service
 from kerntune.dbus.users import UNKNOWN
 from kerntune.engine.answers import Answer
 from kerntune.engine.lasting import boottime
@@ -45,10 +44,10 @@ UNSEEN: Final = re.compile(
 class HeldObject:
     """One hold, as the interface org.kerntune.Tuner1.Hold."""
 
-    def __init__(self, core: Core, hold: Hold, outcomes: list[Row]) -> None:
+    def __init__(self, calls: Calls, hold: Hold, outcomes: list[Row]) -> None:
         """Take the hold, with its claims; `outcomes` are those last known."""
-        self._core, self.hold, self._outcomes = core, hold, outcomes
-        claims = (claim for claim in core.engine.committed.by_id.values() if claim.hold == hold.number)
+        self._calls, self.hold, self._outcomes = calls, hold, outcomes
+        claims = (claim for claim in calls.engine.committed.by_id.values() if claim.hold == hold.number)
         self.claims: tuple[Claim, ...] = tuple(sorted(claims, key=lambda claim: claim.seq))
 
     @property
@@ -81,25 +80,25 @@ class HeldObject:
 
     async def refresh(self) -> None:
         """Read the outcomes of the hold again."""
-        if waiting := self._core.engine.refresh():
+        if waiting := self._calls.engine.refresh():
             await waiting
         await self.look_up()
 
     async def look_up(self) -> None:
         """Update the outcomes with those that the engine knows."""
-        engine = self._core.engine
+        engine = self._calls.engine
         self._outcomes = outcome_rows(await engine.threads.open(engine.looking_up(self.claims)))
 
     async def release(self, caller: Caller, options: Mapping[str, Variant]) -> None:
         options_from(options, {})
-        await self._core.release(caller, self.hold)
+        await self._calls.release(caller, self.hold)
 
 
 @dataclass(slots=True)
 class Holds:
     """The holds of the daemon: each committed hold has an object, and ends when it has no client any more."""
 
-    core: Core
+    calls: Calls
     _objects: dict[int, HeldObject] = field(default_factory=dict)
     _ends: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     _beginning: set[int] = field(default_factory=set)
@@ -110,7 +109,7 @@ class Holds:
 
     async def inherit(self) -> None:
         """Drop the holds of a former daemon whose clients have gone meanwhile, before the boot pass."""
-        engine = self.core.engine
+        engine = self.calls.engine
         over = [(hold, why) for hold in engine.committed.holds.values() if (why := await self._why_over(hold))]
         for hold, why in over:
             tell_end(hold, why)
@@ -123,8 +122,11 @@ class Holds:
             return EXPIRED
         if not hold.client:
             return ""
-        service = self.core.service
-        same = hold.bus == await service.bus_id() and await service.uid_of(hold.client) in (hold.uid, UNKNOWN)
+        service = self.calls.service
+        same = hold.bus == await bus_id(service) and await service.connection.users.still(hold.client) in (
+            hold.uid,
+            UNKNOWN,
+        )
         return "" if same else LEFT
 
     async def look_up(self) -> None:
@@ -142,18 +144,18 @@ class Holds:
             raise InvalidArgs(f"ttl-usec is {ttl}", f"Give microseconds, 1 to {MAX_HOLD}, or leave it out")
         if detached and not ttl:
             raise InvalidArgs("a detached hold has no client to end with", "Give it a time to end: ttl-usec")
-        engine = self.core.engine
+        engine = self.calls.engine
         if profile := options.get("profile"):
-            asked = await self.core.files.settings_of(profile)
+            asked = await self.calls.config.settings_of(profile)
             settings = [*await engine.threads.open(there, asked, tuple(settings), engine.world), *settings]
         if not settings:
             raise InvalidArgs("nothing is to be held", "Give at least one (tunable, instances, value), or a profile")
-        client, bus = "" if detached else caller.name, await self.core.service.bus_id()
+        client, bus = "" if detached else caller.name, await bus_id(self.calls.service)
         hold = Hold(engine.number_for_a_hold(), who, why, caller.uid, client, bus, ttl)
         request = Request(tuple(settings), partial=options.get("allow-partial", False))
         self._beginning.add(hold.number)
         try:
-            answer = await self.core.hold(caller, request, hold)
+            answer = await self.calls.hold(caller, request, hold)
             if hold.number in engine.committed.holds:
                 self._add(hold.number, outcome_rows(answer.outcomes))
         finally:
@@ -171,21 +173,21 @@ class Holds:
 
         `cause` is the reason for the end of holds that are not committed any more.
         """
-        holds = self.core.engine.committed.holds
+        holds = self.calls.engine.committed.holds
         for number in [number for number in self._objects if number not in holds]:
             tell_end(self._objects.pop(number).hold, cause)
-            self.core.service.retract(names.hold_path(number))
+            self.calls.service.retract(names.hold_path(number))
             if ending := self._ends.pop(number, None):
                 ending.cancel()
         for number in holds.keys() - self._objects.keys() - self._beginning:
             self._add(number, [])
 
     def _add(self, number: int, outcomes: list[Row]) -> None:
-        hold = self.core.engine.committed.holds[number]
+        hold = self.calls.engine.committed.holds[number]
         # The task of its end comes first: without an object a hold would only not be seen.
         self._ends[number] = asyncio.get_running_loop().create_task(self._end(hold), name=f"end of hold {number}")
-        self._objects[number] = HeldObject(self.core, hold, outcomes)
-        self.core.service.publish(names.hold_path(number), {names.HOLD: self._objects[number]})
+        self._objects[number] = HeldObject(self.calls, hold, outcomes)
+        self.calls.service.publish(names.hold_path(number), {names.HOLD: self._objects[number]})
 
     async def _end(self, hold: Hold) -> None:
         """Wait until a hold is over, and end it; try again as often as that fails."""
@@ -204,13 +206,13 @@ class Holds:
                 each.cancel()
         del self._ends[hold.number]  # from now on this task is not cancelled
         cause = waiting[over.pop()]
-        release = partial(self.core.engine.release, [hold.number], cause, is_fact=True)
-        while hold.number in self.core.engine.committed.holds:
+        release = partial(self.calls.engine.release, [hold.number], cause, is_fact=True)
+        while hold.number in self.calls.engine.committed.holds:
             await again(release, f"the end of hold {hold.number}")
 
     async def _leave(self, client: str) -> None:
         """Wait until a client leaves the bus."""
-        async with self.core.service.watching(client) as gone:
+        async with self.calls.service.clients.watching(client) as gone:
             await asyncio.wait([gone])  # others wait for it too, so it must not be cancelled
 
 
@@ -269,3 +271,9 @@ async def until(moment: int) -> None:
     """Wait until a time of CLOCK_BOOTTIME, in microseconds."""
     while (left := (moment - boottime()) / 1e6) > 0:  # noqa: ASYNC110  # a clock sends no event
         await asyncio.sleep(min(left, LOOK))
+
+
+async def bus_id(service: Service) -> str:
+    """Return the id of this bus (GetId). Other buses, and this bus after a restart, have another id."""
+    (found,) = await service.connection.call_bus("GetId")
+    return str(found)

@@ -10,7 +10,6 @@ from typing import Final
 from kerntune import errors
 from kerntune.dbus import standard
 from kerntune.dbus.service import Service
-from kerntune.dbus.standard import THE_BUS
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ RESUME: Final = (
 )
 
 
-class Neighbours:
+class OtherServices:
     """A watch that keeps the slugs of running rivals in `troubles`, and calls `look` with a cause after a change."""
 
     def __init__(self, service: Service, troubles: set[str], look: Callable[[str], None]) -> None:
@@ -39,15 +38,15 @@ class Neighbours:
         self._service.on_signal(standard.BUS, "NameOwnerChanged", "sss", self._owner_changed)
         self._service.on_signal(f"{LOGIND}.Manager", "PrepareForSleep", "b", self._sleep)
         try:
-            await self._service.match(RESUME)
+            await self._service.connection.call_bus("AddMatch", "s", RESUME)
             await asyncio.gather(*(self._look_for(name) for name in (LOGIND, *RIVALS)))
         except errors.KerntuneError as error:
             log.warning("who else tunes this host is not known: %s", error)
 
     async def _look_for(self, name: str) -> None:
-        await self._service.match(standard.owner_rule(name))
+        await self._service.connection.call_bus("AddMatch", "s", standard.owner_rule(name))
         try:
-            (owner,) = await self._service.call(*THE_BUS, "GetNameOwner", "s", name, timeout=5.0)
+            (owner,) = await self._service.connection.call_bus("GetNameOwner", "s", name)
         except errors.KerntuneError:
             return  # the name has no owner
         self._owner_changed(standard.BUS, name, "", owner)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from typing import Any
 
 from kerntune.api import names
-from kerntune.api.manager import LEAVE, PERSIST, SET, Core
-from kerntune.api.wire import Row, options_from, outcome_rows
+from kerntune.api.calls import LEAVE, PERSIST, SET, Calls, Options, Row, options_from, outcome_rows
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller
 from kerntune.errors import InvalidValue, NotSupported
@@ -17,15 +16,14 @@ from kerntune.patterns import cpus_in, parse_pool
 from kerntune.tunables.overcommit import MODES
 from kerntune.units import spell_cpus, spell_size
 
-Options = Mapping[str, Variant]
 LARGEST = (1 << 64) - 1  # the largest value of the type t
 
 
 class HugePages:
     """The interface org.kerntune.Tuner1.HugePages."""
 
-    def __init__(self, core: Core) -> None:
-        self._core, self._engine = core, core.engine
+    def __init__(self, calls: Calls) -> None:
+        self._calls, self._engine = calls, calls.engine
 
     def refresh(self) -> Awaitable[None] | None:
         return self._engine.refresh(Lane.MEMORY)
@@ -44,72 +42,72 @@ class HugePages:
 
     async def set_count(self, caller: Caller, size: int, count: int, options: Options) -> int:
         chosen = options_from(options, SET | LEAVE | {"node": "u"})
-        size = size or self._core.host.default_page_size
+        size = size or self._calls.host.default_page_size
         if not size:
             why = self._engine.missing.get("hugepages", "/proc/meminfo names no Hugepagesize")
             raise NotSupported(f"this host has no huge pages: {why}", "Another kernel is needed")
         instance = spell_size(size) + (f"/node{chosen['node']}" if "node" in chosen else "")
         setting = Setting("hugepages", instance, str(count))
-        answer = await self._core.set_one(caller, setting, chosen)
+        answer = await self._calls.set_one(caller, setting, chosen)
         return int(answer.outcomes[0].actual)
 
 
 class CpuGovernor:
     """The interface org.kerntune.Tuner1.CpuGovernor."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     def refresh(self) -> Awaitable[None] | None:
-        return self._core.engine.refresh(Lane.CPU)
+        return self._calls.engine.refresh(Lane.CPU)
 
     @property
     def policies(self) -> dict[str, list[str]]:
         return {
             target.instance: [reading.value or "", spell_cpus(cpus_in(target.aliases))]
-            for target, reading in self._core.engine.readings.items()
+            for target, reading in self._calls.engine.readings.items()
             if target.tunable == "cpu-governor"
         }
 
     @property
     def available(self) -> list[str]:
-        readings = self._core.engine.readings.items()
+        readings = self._calls.engine.readings.items()
         return sorted({name for t, reading in readings if t.tunable == "cpu-governor" for name in reading.choices})
 
     async def set_governor(self, caller: Caller, cpus: str, governor: str, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST | LEAVE)
         setting = Setting("cpu-governor", cpus, governor)
-        return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
+        return outcome_rows((await self._calls.set_one(caller, setting, chosen)).outcomes)
 
 
 class IoScheduler:
     """The interface org.kerntune.Tuner1.IoScheduler."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     def refresh(self) -> Awaitable[None] | None:
-        return self._core.engine.refresh(Lane.BLOCK)
+        return self._calls.engine.refresh(Lane.BLOCK)
 
     @property
     def devices(self) -> dict[str, list[Any]]:
         return {
             target.instance: [reading.value, list(reading.choices)]
-            for target, reading in self._core.engine.readings.items()
+            for target, reading in self._calls.engine.readings.items()
             if target.tunable == "io-scheduler" and reading.value is not None
         }
 
     async def set_scheduler(self, caller: Caller, devices: str, scheduler: str, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST | LEAVE)
         setting = Setting("io-scheduler", devices, scheduler)
-        return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
+        return outcome_rows((await self._calls.set_one(caller, setting, chosen)).outcomes)
 
 
 class Memory:
     """The interface org.kerntune.Tuner1.Memory."""
 
-    def __init__(self, core: Core) -> None:
-        self._core, self._engine = core, core.engine
+    def __init__(self, calls: Calls) -> None:
+        self._calls, self._engine = calls, calls.engine
 
     def refresh(self) -> Awaitable[None] | None:
         return self._engine.refresh(Lane.MEMORY)
@@ -136,11 +134,11 @@ class Memory:
 
     @property
     def guard_state(self) -> str:
-        return self._core.guard.verdict.state.value
+        return self._calls.guard.verdict.state.value
 
     @property
     def warning_level(self) -> int:
-        return self._core.guard.verdict.level
+        return self._calls.guard.verdict.level
 
     @property
     def headroom(self) -> int:
@@ -148,9 +146,9 @@ class Memory:
 
     @property
     def floor(self) -> int:
-        return self._core.guard.floor(self._engine.memory)
+        return self._calls.guard.floor(self._engine.memory)
 
-    def announce(self, alert: Alert) -> None:
+    def publish(self, alert: Alert) -> None:
         """Send GuardChanged."""
         verdict = alert.verdict
         details = {"reason": Variant("s", verdict.reason)}
@@ -162,11 +160,11 @@ class Memory:
                 for name, found in (("largest", alert.largest), ("growing", alert.growing))
             }
         signal = (verdict.state.value, verdict.level, details)
-        self._core.service.emit(names.ROOT, names.MEMORY, "GuardChanged", *signal)
+        self._calls.service.emit(names.ROOT, names.MEMORY, "GuardChanged", *signal)
 
     async def set_overcommit(self, caller: Caller, mode: str, ratio: int, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST | LEAVE)
         if mode not in MODES:
             raise InvalidValue(f"{mode!r} is not an overcommit mode", f"There are {', '.join(MODES)}")
         setting = Setting("overcommit", "", f"{mode}:{ratio}" if ratio else mode)
-        return outcome_rows((await self._core.set_one(caller, setting, chosen)).outcomes)
+        return outcome_rows((await self._calls.set_one(caller, setting, chosen)).outcomes)

@@ -15,17 +15,18 @@ from enum import IntEnum
 from functools import partial
 from pathlib import Path
 
-from kerntune import errors, journal
+from kerntune import errors, journal, notify
 from kerntune.api import manager, names, typed
+from kerntune.api.calls import Calls
 from kerntune.api.contract import interface_files
 from kerntune.api.describe import Host
 from kerntune.api.holds import LEFT, Holds, tell_end
-from kerntune.api.services import Neighbours
-from kerntune.daemon import notify
-from kerntune.daemon.active_config import ActiveConfig
+from kerntune.api.services import OtherServices
+from kerntune.config.active import ActiveConfig
 from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.daemon.hotplug import Look
-from kerntune.dbus.service import NameTaken, Service, load
+from kerntune.dbus.introspection import load
+from kerntune.dbus.service import NameTaken, Service
 from kerntune.engine.halt import make_endable
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.alerts import Alert, Alerts
@@ -204,7 +205,7 @@ class Daemon:
             )
             return Status.FAILED
         await self._ready(service)
-        await service.closed()
+        await service.connection.closed()
         log.error("the connection to the bus is lost")
         return Status.FAILED
 
@@ -216,8 +217,8 @@ class Daemon:
                 tell_end(hold, LEFT)
             await self.engine.drop_holds([hold.number for hold in of_clients])
             return
-        core = manager.Core(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
-        self.holds = Holds(core)
+        calls = Calls(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
+        self.holds = Holds(calls)
         await self.holds.inherit()
 
     async def _drivers_come(self) -> None:
@@ -236,7 +237,7 @@ class Daemon:
         self.engine.listeners.append(lambda report: holds.sync(report.cause))
         self.alerts.listeners.append(publish(service, holds))
         holds.sync()
-        service.open()
+        service.connection.open()
 
     async def _ready(self, service: Service) -> None:
         def status() -> str:
@@ -246,7 +247,7 @@ class Daemon:
         # A pass that is told to stop ends with a result that is not the status of the service.
         self.engine.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
         self.config.booted()
-        await Neighbours(service, self.troubles, self.engine.look_again).watch()
+        await OtherServices(service, self.troubles, self.engine.look_again).watch()
 
     async def stop(self, *, told: bool) -> None:
         """Stop all work within SETTLE seconds, and leave the bus. The host's own values may take RESTORE more."""
@@ -263,7 +264,7 @@ class Daemon:
                 "and the next start puts right what it leaves", ", ".join(f"/{path}" for path in busy),
             )  # fmt: skip
         if self.service:
-            await self.service.close()
+            await self.service.connection.close()
 
 
 async def booted(booting: asyncio.Future[None]) -> None:
@@ -285,8 +286,9 @@ async def connect() -> Service | None:
     """Return the service with its name owned, or None if no bus lets us own it in BUS_WAIT seconds. Raise NameTaken."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + BUS_WAIT
+    contract = load(interface_files())
     while True:
-        service = Service(load(interface_files()), names.ROOT)
+        service = Service(contract, names.ROOT)
         try:
             await service.connect(names.BUS_NAME)
         except NameTaken:
@@ -303,23 +305,18 @@ async def connect() -> Service | None:
 
 def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
     """Put the interfaces on the bus, and publish the changes of each pass. Return what publishes the guard's alerts."""
-    core = holds.core
-    memory = typed.Memory(core)
+    calls = holds.calls
+    memory = typed.Memory(calls)
     impls: dict[str, object] = {
-        names.MANAGER: manager.Manager(core, holds),
-        names.HUGE_PAGES: typed.HugePages(core),
-        names.CPU_GOVERNOR: typed.CpuGovernor(core),
-        names.IO_SCHEDULER: typed.IoScheduler(core),
+        names.MANAGER: manager.Manager(calls, holds),
+        names.HUGE_PAGES: typed.HugePages(calls),
+        names.CPU_GOVERNOR: typed.CpuGovernor(calls),
+        names.IO_SCHEDULER: typed.IoScheduler(calls),
         names.MEMORY: memory,
     }
     service.publish(names.ROOT, impls)
-    contract = load(interface_files())
-    watched = {
-        name: (impl, [p for p, found in contract[name].properties.items() if found.emits == "true"])
-        for name, impl in impls.items()
-    }
-    core.engine.listeners.append(manager.announcer(service, watched))
-    return memory.announce
+    calls.engine.listeners.append(manager.publisher(calls))
+    return memory.publish
 
 
 def restorable(target: Target, value: str) -> bool:

@@ -1,4 +1,6 @@
-"""Unread replies, which the bus still keeps for clients that do not read: a client with too many gets no more.
+"""Data that nobody takes: the bus that does not read, and clients that do not read what the bus keeps for them.
+
+A bus that has stopped reading is given up. A client with too many unread bytes gets no more.
 
 dbus-daemon stops reading from a connection of which it keeps more than max_incoming_bytes (127 MiB, dbus-daemon(1)). So
 one client that asks and never reads would cut off everybody. The bus itself reports what it keeps for each client
@@ -8,10 +10,18 @@ one client that asks and never reads would cut off everybody. The bus itself rep
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kerntune import errors
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUE: Final = 64 << 20  # bytes that wait for a bus which does not read
+STALLED: Final = 30.0  # seconds in which more data waits than the socket takes
+HIGH_WATER: Final = 64 << 10  # bytes asyncio may hold before it tells us to pause
 
 SMALL: Final = 64 << 10  # bytes; a client that was sent less is not looked at, and the bus limits their number
 CLIENT: Final = 4 << 20  # bytes that one client may leave unread
@@ -69,11 +79,11 @@ class Unread:
         if client.sent > SMALL and to in self._small:
             self._large[to] = self._small.pop(to)
 
-    def silent(self, name: str) -> bool:
+    def is_silent(self, name: str) -> bool:
         """Return whether the client leaves so much unread that a refusal would only add to it."""
         return name in self._large and self._large[name].sent > SILENCE
 
-    async def room(self, name: str) -> None:
+    async def wait_for_room(self, name: str) -> None:
         """Return when more may be sent to this client. Raise LimitsExceeded if it, or its user, has to read first."""
         client = self._large.get(name)
         if client is None:
@@ -148,3 +158,71 @@ class Unread:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+class WriteQueue:
+    """A queue that sends in order and never blocks; asyncio's flow control drives it through `pause` and `resume`."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._transport = transport
+        self._queue: deque[bytes] = deque()
+        self._queued = 0
+        self._paused = False
+        self._stall: asyncio.TimerHandle | None = None
+
+    @property
+    def open(self) -> bool:
+        """Return whether sent data still has a chance to arrive."""
+        return not self._transport.is_closing()
+
+    def send(self, data: bytes) -> None:
+        """Write `data` now, or after the queued data; drop it if the connection is closing."""
+        if not self.open:
+            return
+        if not self._paused:
+            self._transport.write(data)
+            return
+        self._queue.append(data)
+        self._queued += len(data)
+        if self._queued > MAX_QUEUE:
+            self.disconnect(f"the bus does not read: {self._queued} bytes wait")
+
+    def pause(self) -> None:
+        """Queue data from now on: the socket is full."""
+        self._paused = True
+        self._stall = asyncio.get_running_loop().call_later(STALLED, self.disconnect, "the bus has stopped reading")
+
+    def resume(self) -> None:
+        """Write the queued data: the socket takes data again. Writing may pause the queue again at once."""
+        self._paused = False
+        self._cancel_stall()
+        while self._queue and not self._paused:
+            data = self._queue.popleft()
+            self._queued -= len(data)
+            self._transport.write(data)
+
+    def finish(self) -> None:
+        """Write the queued data, and then close the connection."""
+        while self._queue:
+            self._transport.write(self._queue.popleft())
+        self._transport.close()
+
+    def lost(self) -> None:
+        """Drop the queue: the connection has ended, and no queued data will go out."""
+        self._queue.clear()
+        self._cancel_stall()
+
+    def disconnect(self, why: str) -> None:
+        """End the connection at once, and log why."""
+        if self.open:
+            log.error("%s; leaving the bus", why)
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once, without a log line."""
+        self._transport.abort()
+
+    def _cancel_stall(self) -> None:
+        if self._stall:
+            self._stall.cancel()

@@ -9,8 +9,8 @@ from typing import Any
 
 from kerntune import errors
 from kerntune.dbus import standard
-from kerntune.dbus.blocking import MAX_BODY, MAX_SIGNALS, Signal, is_from, typed_errors
-from kerntune.dbus.connection import Link
+from kerntune.dbus.blocking import MAX_SIGNALS, Signal, is_from, typed_errors
+from kerntune.dbus.connection import Connection
 from kerntune.dbus.messages import Message, MessageType, Variant, unwrap
 from kerntune.dbus.standard import THE_BUS
 
@@ -25,10 +25,10 @@ async def connect(service: str, address: str | None = None, *, hint: str = "") -
     """
     client = Client(address, service, hint)
     try:
-        await client._link.connect()
+        await client._connection.connect()
         yield client
     finally:
-        await client._link.close()
+        await client._connection.close()
 
 
 class Client:
@@ -36,13 +36,13 @@ class Client:
 
     def __init__(self, address: str | None, service: str, hint: str = "") -> None:
         self.service, self.hint = service, hint
-        self._link = Link(self._incoming, address=address, max_body=MAX_BODY)
+        self._connection = Connection(self._incoming, address=address)
         self._listeners: list[Signals] = []
 
     @property
     def name(self) -> str:
         """Our unique name on the bus."""
-        return self._link.unique_name
+        return self._connection.unique_name
 
     async def call(
         self,
@@ -63,13 +63,13 @@ class Client:
         that is not ours becomes Failed.
         """
         how: dict[str, Any] = {"timeout": timeout, "interactive": interactive, "start": start}
-        call = self._link.call(self.service, path, interface, member, signature, *args, **how)
+        call = self._connection.call(self.service, path, interface, member, signature, *args, **how)
         with typed_errors(self.service, self.hint):
             return [unwrap(value) for value in await call]
 
     async def running(self) -> bool:
         """Return whether the service is on the bus; the question does not start it."""
-        (owned,) = await self._link.bus("NameHasOwner", "s", self.service)
+        (owned,) = await self._connection.call_bus("NameHasOwner", "s", self.service)
         return bool(owned)
 
     async def get(self, path: str, interface: str, name: str) -> Any:
@@ -123,7 +123,7 @@ class Signals:
             self._listening = False
             self._client._listeners.remove(self)
             for rule in self._rules():
-                self._client._link.tell(*THE_BUS, "RemoveMatch", "s", rule)
+                self._client._connection.call_oneway(*THE_BUS, "RemoveMatch", "s", rule)
 
     def __aiter__(self) -> Signals:
         return self
@@ -132,7 +132,7 @@ class Signals:
         await self._start()
         if self._heard.empty():
             heard = asyncio.ensure_future(self._heard.get())
-            lost = asyncio.ensure_future(self._client._link.closed())
+            lost = asyncio.ensure_future(self._client._connection.closed())
             try:
                 await asyncio.wait([heard, lost], return_when=asyncio.FIRST_COMPLETED)
                 if not heard.done():
@@ -154,9 +154,9 @@ class Signals:
         self._listening = True
         self._client._listeners.append(self)
         for rule in self._rules():
-            await self._client._link.bus("AddMatch", "s", rule)
+            await self._client._connection.call_bus("AddMatch", "s", rule)
         with typed_errors(self._client.service, self._client.hint):
-            (self._owner,) = await self._client._link.bus("GetNameOwner", "s", self._client.service)
+            (self._owner,) = await self._client._connection.call_bus("GetNameOwner", "s", self._client.service)
 
     def _rules(self) -> tuple[str, str]:
         return standard.signal_rules(self._client.service, self._path, self._interface, self._member)

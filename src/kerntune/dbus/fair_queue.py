@@ -1,4 +1,4 @@
-"""The order of messages: the daemon looks at users in turn, however much one user sends. This module parses nothing.
+"""The order of waiting messages: users have their turns, however much one user sends. This module parses nothing.
 
 It is self-clocked fair queueing, twice: users have equal shares, and the connections of a user have equal shares of
 its share. A waiting message is tagged with the amount of work that its user, or connection, will have caused once it
@@ -7,7 +7,6 @@ is done. The lowest tag is next. A user, or connection, that was idle starts whe
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import math
 from collections import deque
@@ -16,7 +15,7 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from kerntune.dbus.framing import Frame
-from kerntune.dbus.users import UNKNOWN, Users, is_root
+from kerntune.dbus.users import UNKNOWN
 
 # Work is counted in bytes to parse; a message without any bytes costs about as much as this many bytes.
 OVERHEAD: Final = 512
@@ -33,16 +32,6 @@ USER: Final = 2 << 20  # bytes of one user, likewise
 TOTAL: Final = 8 << 20  # bytes of all users, likewise
 SPARE: Final = 4 << 10  # bytes that a sender may have, however much others of its user, or all others, have
 MAX_TOTAL_BYTES: Final = 2 * TOTAL  # bytes of all users
-
-SLICE: Final = 0.001  # seconds to look at messages before other tasks have their turn
-BATCH: Final = 16  # messages in a slice: the calls that they begin cost more, and the socket fills meanwhile
-HEAVY: Final = 16 << 10  # bytes; a longer message waits until no more data comes: messages of others may be behind it
-QUIET: Final = 0.005  # seconds without a read, after which no more data is expected
-LONG_MESSAGE_INTERVAL: Final = 0.5  # seconds between two long messages while more data comes all the time
-
-ASKING: Final = 16  # questions to the bus at once, of the 128 calls that it lets a connection wait for
-ASIDE: Final = 4096  # senders that the bus is asked about; it has 2048 connections (max_completed_connections)
-STALE: Final = 0.05  # seconds that a message has waited, after which its sender may have left the bus
 
 
 class Turn(NamedTuple):
@@ -69,7 +58,7 @@ class _Sender:
 class _User:
     """The connections of one user; `line` has those that wait only for their turn."""
 
-    __slots__ = ("bytes", "held", "line", "messages", "now", "order", "refused", "senders", "tag", "uid")
+    __slots__ = ("bytes", "is_paused", "line", "messages", "now", "order", "refused", "senders", "tag", "uid")
 
     def __init__(self, uid: int | None) -> None:
         self.uid = uid
@@ -77,11 +66,11 @@ class _User:
         self.line: list[tuple[int, int, _Sender]] = []
         self.refused: deque[tuple[bytes, Frame]] = deque()
         self.messages = self.bytes = self.now = self.tag = self.order = 0
-        self.held = False
+        self.is_paused = False
 
     @property
     def ready(self) -> bool:
-        return bool(self.refused or (self.line and not self.held))
+        return bool(self.refused or (self.line and not self.is_paused))
 
     @property
     def first(self) -> Frame:
@@ -96,10 +85,10 @@ def _work(frame: Frame) -> int:
     return OVERHEAD + len(frame.data)
 
 
-class Turns:
+class FairQueue:
     """The waiting messages, at most `MAX_TOTAL_BYTES` bytes of them.
 
-    A user that is held has no turn, but its surplus calls are refused. Those are the calls above `most` of one
+    A user that is paused has no turn, but its surplus calls are refused. Those are the calls above `most` of one
     connection, counted with those that are `busy` already.
     """
 
@@ -119,14 +108,14 @@ class Turns:
     def put(self, uid: int | None, sender: bytes, frame: Frame, now: float = 0.0) -> bool:
         """Queue a message. Return False if it is dropped, because too much waits already.
 
-        Without a uid the sender is set aside, until `found` gives the uid.
+        Without a uid the sender is set aside, until `identify` gives the uid.
         """
         user = self._aside.get(sender) or self._users.get(uid) or _User(uid)
         found = user.senders.get(sender) or _Sender(sender)
         waiting = len(found.frames)
         if waiting >= (UNANSWERED if frame.unanswered else WAITING) or (waiting >= FEW and user.messages >= OF_USER):
             return False
-        if user.held and not frame.unanswered and waiting + self._busy(sender.decode()) >= self._most:
+        if user.is_paused and not frame.unanswered and waiting + self._busy(sender.decode()) >= self._most:
             return self._refuse(user, sender, frame)
         little = found.bytes + len(frame.data) <= SPARE
         crowded = user.bytes + len(frame.data) > USER or self._bytes + len(frame.data) > TOTAL
@@ -161,7 +150,7 @@ class Turns:
 
     @property
     def idle(self) -> bool:
-        """Return whether no message waits, and no user is held."""
+        """Return whether no message waits, and no user is paused."""
         return not self._users and not self._aside
 
     @property
@@ -178,7 +167,7 @@ class Turns:
         came, frame = found.frames[0]
         return Turn(uid, found.name, frame, max(came, found.seen))
 
-    def take(self) -> Turn:
+    def pop(self) -> Turn:
         """Return the message whose turn it is, and end its turn. Raise IndexError if there is none."""
         user = self._first()
         if user is None:
@@ -201,7 +190,7 @@ class Turns:
         return turn
 
     def set_aside(self) -> None:
-        """Set aside the sender whose turn it is, until `found` tells whether it is still there."""
+        """Set aside the sender whose turn it is, until `identify` tells whether it is still there."""
         if user := self._first():
             _, _, found = heapq.heappop(user.line)
             self._aside[found.name] = user
@@ -213,10 +202,10 @@ class Turns:
         return len(self._aside)
 
     def is_aside(self, sender: bytes) -> bool:
-        """Return whether this sender is set aside, until `found` tells about it."""
+        """Return whether this sender is set aside, until `identify` tells about it."""
         return sender in self._aside
 
-    def found(self, sender: bytes, uid: int | None, now: float = 0.0) -> None:
+    def identify(self, sender: bytes, uid: int | None, now: float = 0.0) -> None:
         """Give a sender that was set aside to its user. Without a uid it has left the bus: drop all that it sent."""
         was = self._aside.pop(sender, None)
         if was is None:
@@ -243,12 +232,12 @@ class Turns:
                 heapq.heappush(user.line, (found.tag, next(self._order), found))
             else:
                 self._line_up(user, found)
-        if user.held:
+        if user.is_paused:
             self._trim(user, user.senders[sender])
         self._settle(user)
 
     def _trim(self, user: _User, found: _Sender) -> None:
-        """Refuse the surplus calls of a connection whose user is held."""
+        """Refuse the surplus calls of a connection whose user is paused."""
         allowed = max(1, self._most - self._busy(found.name.decode()))
         while len(found.frames) > allowed:
             _, frame = found.frames.pop()
@@ -256,16 +245,16 @@ class Turns:
             self._grow(user, -1, -len(frame.data))
             self._refuse(user, found.name, frame)
 
-    def hold(self, uid: int) -> None:
-        """Give this user no turn until `go_on`."""
+    def pause(self, uid: int) -> None:
+        """Give this user no turn until `resume`."""
         user = self._users.setdefault(uid, _User(uid))
-        user.held = True
+        user.is_paused = True
         self._settle(user)
 
-    def go_on(self, uid: int) -> None:
+    def resume(self, uid: int) -> None:
         """Give this user its turns again."""
         if user := self._users.get(uid):
-            user.held = False
+            user.is_paused = False
             self._settle(user)
 
     def _first(self) -> _User | None:
@@ -284,7 +273,7 @@ class Turns:
 
     def _settle(self, user: _User) -> None:
         """Update the lists after a change: the user has turns from now on, or none, or is forgotten."""
-        if user.messages or user.held:
+        if user.messages or user.is_paused:
             self._users[user.uid] = user
         else:
             self._users.pop(user.uid, None)
@@ -293,117 +282,3 @@ class Turns:
         elif user.uid not in self._ready:
             user.tag, user.order = max(user.tag, self._now), next(self._order)
             self._ready[user.uid] = user
-
-
-class Intake:
-    """The part that hands the messages in `turns` to `receive`, in the loop's own time, with the uid of the sender."""
-
-    def __init__(self, receive: Callable[[Frame, int], None], users: Users, turns: Turns | None = None) -> None:
-        self.turns = Turns() if turns is None else turns
-        self._receive = receive
-        self._users = users
-        self._next: asyncio.Handle | None = None
-        self._read_at = self._heavy_at = 0.0
-        self._more = False
-        self._at_once = 0
-        self._stopped = False
-        self._doubted: deque[bytes] = deque()
-        self._asking: set[asyncio.Task[None]] = set()
-
-    def put(self, sender: bytes, frame: Frame) -> bool:
-        """Queue a message, and ask the bus for its sender's user. Return False if too much waits already.
-
-        If nothing waits, the first short messages of a read have their turn at once.
-        """
-        uid = self._users.known(sender.decode()) if sender else UNKNOWN
-        if uid is not None and self._at_once and len(frame.data) <= SPARE and self.turns.idle and not self._stopped:
-            self._at_once -= 1
-            self._receive(frame, uid)
-            return True
-        stranger = uid is None and not self.turns.is_aside(sender)
-        if stranger and self.turns.aside >= ASIDE:
-            return False
-        kept = self.turns.put(uid, sender, frame, asyncio.get_running_loop().time())
-        if kept and stranger:
-            self._ask(sender)
-        return kept
-
-    def run(self, *, more: bool) -> None:
-        """Look at the messages that were queued by a read; with `more` the socket still holds others."""
-        self._at_once = BATCH
-        if self.turns.next and not self._stopped:
-            self._read_at = asyncio.get_running_loop().time()
-            self._more = more
-            if self._next is None or isinstance(self._next, asyncio.TimerHandle):
-                self._take()
-
-    def hold(self, uid: int) -> None:
-        """Give this user no turn until `go_on`."""
-        self.turns.hold(uid)
-
-    def go_on(self, uid: int) -> None:
-        """Give this user its turns again."""
-        self.turns.go_on(uid)
-        self._soon()
-
-    def stop(self) -> None:
-        """Look at no more messages: those that wait are of no use any more."""
-        self._stopped = True
-        if self._next:
-            self._next.cancel()
-
-    def _soon(self) -> None:
-        if self._next is None and self.turns.next and not self._stopped:
-            self._next = asyncio.get_running_loop().call_soon(self._take)
-
-    def _take(self) -> None:
-        """Look at messages for a while; then the calls that they began, and the socket, have their turn.
-
-        While the socket holds more, look at one message at a time: others behind it must be sorted before they are too
-        many.
-        """
-        if self._next:
-            self._next.cancel()
-            self._next = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        until = now if self._more else now + SLICE
-        self._more = False
-        for _ in range(BATCH):
-            turn = self.turns.next
-            if turn is None or self._stopped:
-                break
-            if len(turn.frame.data) > HEAVY:
-                if now < min(self._read_at + QUIET, self._heavy_at + LONG_MESSAGE_INTERVAL):
-                    self._next = loop.call_later(QUIET, self._take)
-                    return
-                self._heavy_at = now
-            # The bus is already asked about a sender that was forgotten meanwhile and has sent more.
-            doubted = now - turn.since > STALE and not self.turns.is_aside(turn.sender)
-            if turn.sender and doubted and self.turns.aside < ASIDE:
-                self.turns.set_aside()
-                self._ask(turn.sender)
-            else:
-                self.turns.take()
-                too_long = len(turn.frame.data) > MAX_BODY and turn.frame.body > MAX_BODY and not is_root(turn.uid)
-                self._receive(turn.frame.header() if too_long else turn.frame, turn.uid)
-            now = loop.time()
-            if now >= until:
-                break
-        self._soon()
-
-    def _ask(self, sender: bytes) -> None:
-        """Ask the bus about a sender that was set aside, when the questions before it are answered."""
-        self._doubted.append(sender)
-        if len(self._asking) < ASKING:
-            task = asyncio.get_running_loop().create_task(self._settle())
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
-
-    async def _settle(self) -> None:
-        """Ask the bus about one sender after the other, until none is left."""
-        while self._doubted and not self._stopped:
-            sender = self._doubted.popleft()
-            uid = await self._users.still(sender.decode())
-            self.turns.found(sender, uid, asyncio.get_running_loop().time())
-            self._soon()

@@ -39,9 +39,9 @@ class Frame(NamedTuple):
         return kind == bytes([SIGNAL]) or (kind == bytes([METHOD_CALL]) and bool(self.data[2] & NO_REPLY_EXPECTED))
 
     @property
-    def unasked(self) -> bool:
-        """Return True for a method call or a signal, which is not a reply to us."""
-        return self.data[1:2] in (bytes([METHOD_CALL]), bytes([SIGNAL]))
+    def is_reply(self) -> bool:
+        """Return True for a method return or an error, and for a message of a later D-Bus that has another type."""
+        return self.data[1:2] not in (bytes([METHOD_CALL]), bytes([SIGNAL]))
 
     @property
     def sender(self) -> bytes:

@@ -90,7 +90,7 @@ def parse(data: bytes) -> Message:
     return message
 
 
-class Memo:
+class ParseCache:
     """A parser that remembers the last short calls: a client that polls sends one again with another serial."""
 
     def __init__(self) -> None:

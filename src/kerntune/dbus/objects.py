@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kerntune import errors
 from kerntune.dbus import standard
-from kerntune.dbus.interface import Emits, Interface, Property, parse, snake
+from kerntune.dbus.introspection import Emits, Interface, Property, parse, snake
 from kerntune.dbus.messages import Variant
 
 DOCTYPE: Final = (
@@ -20,7 +20,7 @@ DOCTYPE: Final = (
 Values = dict[str, Variant]
 
 
-class Tree:
+class Objects:
     """The objects, with the implementation of each of their interfaces.
 
     Its methods `ping`, `get` and so on are the handlers of the standard interfaces; they take the object path first.
@@ -30,6 +30,7 @@ class Tree:
         self.root = root
         self.interfaces = {found.name: found for found in parse(standard.INTERFACES)} | dict(interfaces)
         self._objects: dict[str, dict[str, object]] = {}
+        self._published: dict[tuple[str, str], dict[str, Any]] = {}  # values of properties whose changes are published
 
     def add(self, path: str, impls: Mapping[str, object]) -> None:
         """Add an object. Raise TypeError that names what an implementation lacks of its interface."""
@@ -37,10 +38,14 @@ class Tree:
             if lacking := self.interfaces[name].missing(impl):
                 raise TypeError(f"{type(impl).__name__} lacks {', '.join(lacking)} to be {name}")
         self._objects.setdefault(path, {}).update(impls)
+        self._published |= {(path, name): self._emitting(path, name) for name in impls}
 
     def remove(self, path: str) -> list[str]:
         """Remove an object, and return the names of its interfaces."""
-        return list(self._objects.pop(path, {}))
+        removed = self._objects.pop(path, {})
+        for name in removed:
+            del self._published[path, name]
+        return list(removed)
 
     def resolve(self, path: str, interface: str | None, member: str) -> tuple[Interface, object]:
         """Return the interface that has `member` at `path`, and its implementation.
@@ -65,17 +70,27 @@ class Tree:
         model, impl = self.interfaces[interface], self._objects[path][interface]
         return {name: _variant(impl, name, prop) for name, prop in model.properties.items()}
 
-    def changes(self, path: str, interface: str, changed: tuple[str, ...]) -> tuple[Values, list[str]]:
-        """Return the content of PropertiesChanged for these properties: new values, and names without a value.
+    def changes(self, path: str) -> Iterator[tuple[str, Values, list[str]]]:
+        """Yield what has changed of an object since the last time, for each interface that has changes.
 
-        Return nothing for an object that is not there: nobody can know its old values.
+        These are the contents of PropertiesChanged: the interface, new values, and names without a value.
         """
-        impl = self._objects.get(path, {}).get(interface)
-        if impl is None:
-            return {}, []
-        properties = {name: self.interfaces[interface].properties[name] for name in changed}
-        values = {name: _variant(impl, name, prop) for name, prop in properties.items() if prop.emits is Emits.TRUE}
-        return values, [name for name, prop in properties.items() if prop.emits is Emits.INVALIDATES]
+        for interface in self._objects.get(path, {}):
+            before, now = self._published[path, interface], self._emitting(path, interface)
+            self._published[path, interface] = now
+            properties = self.interfaces[interface].properties
+            changed = {name: properties[name] for name, value in now.items() if value != before[name]}
+            if changed:
+                new = {
+                    name: Variant(prop.type, now[name]) for name, prop in changed.items() if prop.emits is Emits.TRUE
+                }
+                yield interface, new, [name for name in changed if name not in new]
+
+    def _emitting(self, path: str, interface: str) -> dict[str, Any]:
+        """Return the values of those properties of an interface whose changes are published."""
+        impl, properties = self._objects[path][interface], self.interfaces[interface].properties
+        emits = (name for name, prop in properties.items() if prop.emits in (Emits.TRUE, Emits.INVALIDATES))
+        return {name: getattr(impl, snake(name)) for name in emits}
 
     async def ping(self, _path: str) -> None:
         """Answer Peer.Ping, for any path."""

@@ -16,8 +16,8 @@ from typing import Final
 
 import pytest
 
+from kerntune.config.active import CONFIG_INVALID, ActiveConfig
 from kerntune.config.schema import Kind
-from kerntune.daemon.active_config import CONFIG_INVALID, ActiveConfig
 from kerntune.daemon.app import restorable
 from kerntune.daemon.demo import demo_host
 from kerntune.engine.claims import Choice, Claims

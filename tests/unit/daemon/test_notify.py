@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon import notify
+from kerntune import notify
 from tests.unit.lab import BOUND
 
 LAST_WORDS = "READY=1\nSTATUS=0 targets managed"

@@ -18,7 +18,7 @@ import asyncio, json, sys
 from collections import Counter
 from pathlib import Path
 
-from kerntune.daemon.active_config import ActiveConfig
+from kerntune.config.active import ActiveConfig
 from tests.unit.lab import large_host, running
 
 FOLDER = Path(sys.argv[1])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from kerntune import notify
+from kerntune.config.active import CONFIG_INVALID, ActiveConfig
 from kerntune.config.content import Content
-from kerntune.daemon import notify
-from kerntune.daemon.active_config import CONFIG_INVALID, ActiveConfig
 from kerntune.engine.claims import Choice
 from kerntune.engine.reconciler import Reconciler
 from kerntune.errors import Failed, InvalidValue

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from kerntune.api.describe import Host, prepare
-from kerntune.api.manager import in_parts
+from kerntune.api.describe import Host, in_parts, prepare
 from kerntune.errors import LimitsExceeded, NoSuchTarget
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Lane, Limits

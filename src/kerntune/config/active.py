@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kerntune import journal
+from kerntune import journal, notify
 from kerntune.config.content import Content, Problem, listed
 from kerntune.config.profiles import Profiles
 from kerntune.config.schema import Kind
 from kerntune.config.sources import ActiveProfile, ConfigFiles
-from kerntune.daemon import notify
 from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Choice, Edit, FilesEdit, Selection
 from kerntune.engine.progress import Progress

@@ -1,4 +1,4 @@
-"""The contract as data: each interface as the files dbus/interfaces/*.xml define it. This module serves nothing."""
+"""Interfaces as data, read from XML ("Introspection Data Format" in the D-Bus Specification)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 
 
 class Emits(StrEnum):
-    """The content of PropertiesChanged for a property ("Introspection Data Format" in the D-Bus Specification)."""
+    """The content of PropertiesChanged for a property, by its annotation EmitsChangedSignal."""
 
     TRUE = "true"
     INVALIDATES = "invalidates"
