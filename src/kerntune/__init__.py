@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from kerntune.errors import KerntuneError
 
 if TYPE_CHECKING:
-    from kerntune.cli.document import Outcome
+    from kerntune.api.document import Outcome
     from kerntune.holding import AsyncHold, Hold, Holding, hold
 
 __all__ = ["AsyncHold", "Hold", "Holding", "KerntuneError", "Outcome", "hold"]

@@ -15,13 +15,12 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from kerntune import errors
+from kerntune import errors, syntax
 from kerntune.api import names
-from kerntune.cli import syntax
-from kerntune.cli.document import Outcome
-from kerntune.cli.remote import BACK_SECONDS, EDIT_SECONDS, LOOK_SECONDS
-from kerntune.cli.syntax import in_utf8
+from kerntune.api.document import Outcome
+from kerntune.api.names import BACK_SECONDS, EDIT_SECONDS, LOOK_SECONDS
 from kerntune.dbus import standard
+from kerntune.syntax import in_utf8
 from kerntune.units import MAX_HOLD, MICROSECONDS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kerntune.api import names
 from kerntune.api.contract import interface_files
-from kerntune.cli.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
+from kerntune.api.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
 from kerntune.cli.remote import Manager
 from kerntune.dbus.introspection import load
 from kerntune.dbus.messages import unwrap

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kerntune.cli.document import GuardChange, Health, Pass
+from kerntune.api.document import GuardChange, Health, Pass
 from kerntune.cli.monitor import Board, screen
 from tests.cli.scripted import document, outcome
 

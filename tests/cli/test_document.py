@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerntune.cli import document as answers
+from kerntune.api import document as answers
 from kerntune.errors import Failed, InvalidValue, NoSuchTarget, NotSupported, UnknownTunable
 from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, document
 

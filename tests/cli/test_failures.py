@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from kerntune.api.calls import outcome_rows
+from kerntune.api.document import Outcome
 from kerntune.api.names import ACTION_SET
 from kerntune.cli.__main__ import main
-from kerntune.cli.document import Outcome
 from kerntune.errors import KerntuneError
 from kerntune.kernel.files import KernelView
 from kerntune.kernel.simulated import Node, SimulatedKernel

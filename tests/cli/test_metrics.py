@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kerntune.api.document import Pool
 from kerntune.cli.__main__ import main
-from kerntune.cli.document import Pool
 from kerntune.cli.metrics import GUARD_STATES, Kind, Metric, Sample, measured, text
 from kerntune.guard.policy import GuardState
 from tests.cli.scripted import Script, claim, document, target

@@ -15,8 +15,8 @@ from functools import partial
 import pytest
 
 from kerntune import errors
+from kerntune.api.document import GuardChange, Health, Pass
 from kerntune.cli.__main__ import main
-from kerntune.cli.document import GuardChange, Health, Pass
 from tests.cli.scripted import Script, outcome, private_bus, serving
 from tests.harness.privatebus import PrivateBus
 

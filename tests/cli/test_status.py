@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from kerntune.api.document import TargetRow
 from kerntune.api.services import RIVALS
 from kerntune.cli import output, status, tables
-from kerntune.cli.document import TargetRow
 from kerntune.cli.output import MEANINGS
 from kerntune.config.active import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED

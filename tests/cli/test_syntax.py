@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerntune.cli import syntax
+from kerntune import syntax
 from kerntune.errors import Usage
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune import explained
-from kerntune.cli import suggest, syntax
+from kerntune import explained, syntax
+from kerntune.cli import suggest
 from kerntune.daemon.demo import demo_host
 from kerntune.doctor.import_plan import claim_key
 from kerntune.explained import Grade, config_table, explanation

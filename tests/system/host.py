@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kerntune.api.document import Outcome
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
-from kerntune.cli.document import Outcome
 from tests.harness.tuned import TUNED, chosen
 from tests.system.machine import Machine
 from tests.system.qmp import MachineError

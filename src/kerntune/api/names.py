@@ -1,4 +1,4 @@
-"""Every name that crosses the bus, in one place."""
+"""Every name that crosses the bus, and how long clients wait for an answer."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ ACTION_MANAGE: Final = f"{BUS_NAME}.manage"
 
 SETTING: Final = "(sss)"
 OUTCOME: Final = "(ssssssss)"
+
+# A user may have to type a password, and then the kernel may have to move a TiB of memory about. The daemon would take
+# back a longer edit. The bus reports at once when the daemon is gone, and users can interrupt.
+EDIT_SECONDS: Final = 3600.0
+BACK_SECONDS: Final = 60.0  # seconds in which a restarted daemon has to be back
+LOOK_SECONDS: Final = 0.2
 
 
 def hold_path(number: int) -> str:

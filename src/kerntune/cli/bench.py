@@ -15,13 +15,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final, NamedTuple
 
+from kerntune import syntax
 from kerntune.bench import experiment, figures, host, legs, page, picture, report, statistics
 from kerntune.bench.experiment import Bench, Command, Switch
 from kerntune.bench.file import ModelFile, open_model, synthetic
 from kerntune.bench.legs import Workload
 from kerntune.bench.model import Change, Leg, Look, Report, Verdict
 from kerntune.bench.runs import Arm
-from kerntune.cli import suggest, syntax, tables
+from kerntune.cli import suggest, tables
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.output_file import check_writable, replace_file
 from kerntune.cli.progress import Bar

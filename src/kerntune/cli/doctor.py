@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from kerntune.cli.document import Document, named
+from kerntune.api.document import Document, named
 from kerntune.cli.output import Advice, Answer, changed
 from kerntune.cli.remote import Connect
 from kerntune.cli.tables import Page, Prose, clean

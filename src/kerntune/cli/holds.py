@@ -10,8 +10,9 @@ from argparse import Namespace
 from collections.abc import Generator, Iterator
 from typing import Any, Final
 
-from kerntune.cli import output, syntax
-from kerntune.cli.document import ClaimRow, Document, HoldRow, named
+from kerntune import syntax
+from kerntune.api.document import ClaimRow, Document, HoldRow, named
+from kerntune.cli import output
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.signals import caught

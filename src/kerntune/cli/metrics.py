@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from kerntune.cli.document import Document, Pool
+from kerntune.api.document import Document, Pool
 from kerntune.cli.output import Answer
 from kerntune.cli.output_file import replace_file
 from kerntune.cli.remote import Connect

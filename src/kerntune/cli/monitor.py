@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
+from kerntune.api.document import Document, Event, GuardChange, Health
 from kerntune.api.names import CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from kerntune.cli import output, tables
-from kerntune.cli.document import Document, Event, GuardChange, Health
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.signals import Caught, caught

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kerntune.cli.document import Change, Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
+from kerntune.api.document import Change, Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
 from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Page, Prose, Row, Table, clean, row, together
 from kerntune.errors import Exit
 from kerntune.model import Reason, State

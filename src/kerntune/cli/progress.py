@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from kerntune.api.document import named
 from kerntune.api.names import MANAGER, ROOT
-from kerntune.cli.document import named
 from kerntune.cli.tables import clean
 
 if TYPE_CHECKING:

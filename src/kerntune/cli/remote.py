@@ -10,8 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kerntune.api.names import BUS_NAME, HINT, HOLD, HUGE_PAGES, MANAGER, MEMORY, ROOT, hold_path
-from kerntune.cli.document import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
+from kerntune.api.document import Change, Document, Event, GuardChange, Health, Outcome, Pass, Pool
+from kerntune.api.names import (
+    BACK_SECONDS,
+    BUS_NAME,
+    EDIT_SECONDS,
+    HINT,
+    HOLD,
+    HUGE_PAGES,
+    LOOK_SECONDS,
+    MANAGER,
+    MEMORY,
+    ROOT,
+    hold_path,
+)
 from kerntune.dbus.standard import OBJECT_MANAGER, PROPERTIES
 from kerntune.errors import Failed, NoSuchHold, UnknownObject, Unreachable
 
@@ -20,11 +32,6 @@ if TYPE_CHECKING:
     from kerntune.model import Setting
 
 READ_SECONDS: Final = 15.0
-# A user may have to type a password, and then the kernel may have to move a TiB of memory about. The daemon would take
-# back a longer edit. The bus reports at once when the daemon is gone, and users can interrupt.
-EDIT_SECONDS: Final = 3600.0
-BACK_SECONDS: Final = 60.0  # seconds in which a restarted daemon has to be back
-LOOK_SECONDS: Final = 0.2
 # A user who interrupts a command does not want its result any more.
 LEAVING: Final = {"cancel-on-leave": True}
 

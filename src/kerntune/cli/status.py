@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from kerntune.api.document import ClaimRow, Document, TargetRow, in_order, named
 from kerntune.cli import output
-from kerntune.cli.document import ClaimRow, Document, TargetRow, in_order, named
 from kerntune.cli.output import explained, nothing_managed
 from kerntune.cli.tables import Page, Prose, Row, Table, clean, short, together
 from kerntune.model import Origin, Reason, State

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+from kerntune import syntax
+from kerntune.api.document import Outcome, named
 from kerntune.bench.model import Change
-from kerntune.cli import syntax
-from kerntune.cli.document import Outcome, named
 from kerntune.cli.remote import Manager
 from kerntune.errors import Failed
 from kerntune.holding import hold

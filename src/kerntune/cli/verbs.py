@@ -7,10 +7,8 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from kerntune.cli import output, suggest, syntax
-from kerntune.cli import status as status_page
-from kerntune.cli.commands import PROFILE_NAME
-from kerntune.cli.document import (
+from kerntune import syntax
+from kerntune.api.document import (
     Change,
     ClaimRow,
     Document,
@@ -23,6 +21,9 @@ from kerntune.cli.document import (
     named,
     tunable_row,
 )
+from kerntune.cli import output, suggest
+from kerntune.cli import status as status_page
+from kerntune.cli.commands import PROFILE_NAME
 from kerntune.cli.output import Advice, Answer, changed, gives_back
 from kerntune.cli.remote import Connect, Manager
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
