@@ -147,3 +147,17 @@ def test_it_writes_what_it_tunes_and_nothing_else(host: Host, vm: Machine) -> No
     assert {path: said[path] for path in MAY} == dict.fromkeys(MAY, "written")
     assert {path: said[path] for path in MAY_NOT if said[path] == "written"} == {}
     assert set(said.values()) <= {"written", "EROFS", "EACCES", "ENOENT", "EPERM", "ENXIO"}
+
+
+def test_the_sandbox_fences_mistakes_not_a_takeover(host: Host, vm: Machine) -> None:
+    """As docs/adr/0002 says: uid 0 on the system bus may still have systemd run any program outside the sandbox."""
+    proof = "/etc/kerntune-proof"
+    unit = ["kerntune-proof.service", "fail", "1", "ExecStart", "a(sasb)", "1"]
+    program = ["/usr/bin/touch", "2", "/usr/bin/touch", proof, "false", "0"]
+    systemd = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    inside = ["nsenter", f"--target={host.pid}", "--mount", "setpriv", *POWERLESS]
+    try:
+        vm.check([*inside, "busctl", "call", *systemd, "StartTransientUnit", "ssa(sv)a(sa(sv))", *unit, *program])
+        assert vm.check(f"timeout 10 sh -c 'until [ -e {proof} ]; do sleep 0.1; done'; ls {proof}").strip() == proof
+    finally:
+        vm.check(f"rm -f {proof}")
