@@ -23,7 +23,7 @@ from kerntune.engine.answers import Answer
 from kerntune.engine.requests import Request
 from kerntune.errors import Failed, InvalidArgs, InvalidValue
 from kerntune.guard.guard import MemoryGuard
-from kerntune.model import Hold, Setting
+from kerntune.model import Setting
 from tests.api.alone import Alone
 from tests.api.test_authorization import Files
 from tests.unit.engine.test_holds import FILE, files_of
@@ -199,14 +199,14 @@ async def test_one_that_cannot_be_released_ends_with_its_client() -> None:
 
 async def test_one_that_is_ended_before_it_is_answered_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scene() as found:
-        begin = found.holds.calls.hold
+        begin = found.holds.calls.change
 
-        async def then_reset(caller: Caller, request: Request, hold: Hold) -> Answer:
-            answer = await begin(caller, request, hold)
+        async def then_reset(caller: Caller, request: Request, *, endable: bool) -> Answer:
+            answer = await begin(caller, request, endable=endable)
             await found.reset()
             return answer
 
-        monkeypatch.setattr(found.holds.calls, "hold", then_reset)
+        monkeypatch.setattr(found.holds.calls, "change", then_reset)
         with pytest.raises(Failed, match="hold 1 was ended before it was answered"):
             await found.hold()
         assert (found.bus.told, found.holds.paths, pages(found.lab.kernel)) == ([], [], [0])

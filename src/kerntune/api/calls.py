@@ -69,34 +69,19 @@ class Calls:
         """Validate, authorise, and carry out; a refused call writes nothing. `endable`: the call ends with its caller.
 
         A request that takes long to validate is authorised before. So a caller without permission makes no work, and
-        an administrator does not wait in one line with strangers.
+        an administrator does not wait in one line with strangers. A detached hold needs the permission to manage. A
+        hold is known by the name that the client gives itself, and by a description of the client.
         """
-        came, world = self._now(), self.engine.world
+        came, world, hold = self._now(), self.engine.world, request.hold
         tunables = {world.tunable(setting.tunable) for setting in request.settings}
         if not self.engine.is_large(request):
             await self.engine.check(request)
-        permit = await self._authorization.permit(caller, tunables)
+        permit = await self._authorization.permit(caller, tunables, manage=bool(hold and not hold.client))
         async with self._recorded(permit, spelled(request.settings)) as record:
             await self._begin(record, came)
-            request = replace(request, who=record.who)
-            changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
-            return await self._answered(record, changing, endable=endable)
-
-    async def hold(self, caller: Caller, request: Request, hold: Hold) -> Answer:
-        """Begin a hold; add a description of the client to the name that the client gives itself.
-
-        If the client leaves halfway, the hold is ended and put back, unless it is detached.
-        """
-        came, world = self._now(), self.engine.world
-        tunables = {world.tunable(setting.tunable) for setting in request.settings}
-        if not self.engine.is_large(request):
-            await self.engine.check(replace(request, hold=hold))
-        permit = await self._authorization.permit(caller, tunables, manage=not hold.client)
-        async with self._recorded(permit, spelled(request.settings)) as record:
-            await self._begin(record, came)
-            who = f"{hold.who}, {record.who}" if hold.who else record.who
-            request = replace(request, who=record.who, hold=replace(hold, who=who))
-            endable = bool(hold.client)
+            if hold:
+                hold = replace(hold, who=", ".join(filter(None, (hold.who, record.who))))
+            request = replace(request, who=record.who, hold=hold)
             changing = self.engine.change(request, caller.member, self._progress(caller), endable=endable)
             return await self._answered(record, changing, endable=endable)
 

@@ -152,10 +152,11 @@ class Holds:
             raise InvalidArgs("nothing is to be held", "Give at least one (tunable, instances, value), or a profile")
         client, bus = "" if detached else caller.name, await bus_id(self.calls.service)
         hold = Hold(engine.number_for_a_hold(), who, why, caller.uid, client, bus, ttl)
-        request = Request(tuple(settings), partial=options.get("allow-partial", False))
+        request = Request(tuple(settings), partial=options.get("allow-partial", False), hold=hold)
         self._beginning.add(hold.number)
         try:
-            answer = await self.calls.hold(caller, request, hold)
+            # If the client leaves halfway, its hold is ended and put back.
+            answer = await self.calls.change(caller, request, endable=bool(client))
             if hold.number in engine.committed.holds:
                 self._add(hold.number, outcome_rows(answer.outcomes))
         finally:
