@@ -222,7 +222,7 @@ class Holding:
         from kerntune.dbus.client import connect  # noqa: PLC0415  # importing kerntune alone should cost nothing
 
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(connect(names.BUS_NAME, hint=names.HINT))
+            client = await stack.enter_async_context(connect(names.BUS_NAME, hint=names.HINT, late=names.LATE))
             held = await begin(client, self._settings, *self._body, **self._options)
             stack.push_async_callback(held.leave)
             return stack.pop_all(), held

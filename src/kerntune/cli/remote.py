@@ -18,6 +18,7 @@ from kerntune.api.names import (
     HINT,
     HOLD,
     HUGE_PAGES,
+    LATE,
     LOOK_SECONDS,
     MANAGER,
     MEMORY,
@@ -202,7 +203,7 @@ def connect() -> Iterator[Manager]:
     """Connect to the daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set). Raise Unreachable."""
     from kerntune.dbus import blocking  # noqa: PLC0415  # importing it takes longer than a call; some verbs ask nobody
 
-    with blocking.connect(BUS_NAME, hint=HINT) as client:
+    with blocking.connect(BUS_NAME, hint=HINT, late=LATE) as client:
         yield Manager(client)
 
 

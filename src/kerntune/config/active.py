@@ -35,7 +35,7 @@ Run = Callable[[Callable[[str], Content], str], Awaitable[Content]]  # reads a p
 
 
 class ActiveConfig:
-    """The Files of the bus (api/manager.py), and the daemon's reloads.
+    """The owner of what is in force of the files.
 
     `troubles` are the daemon's, and have CONFIG_INVALID while a file has errors. `listeners` are called with the
     configuration after each reload.

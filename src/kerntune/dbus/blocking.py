@@ -58,22 +58,22 @@ class Signal:
 
 
 @contextmanager
-def connect(service: str, address: str | None = None, *, hint: str = "") -> Iterator[BlockingClient]:
+def connect(service: str, address: str | None = None, *, hint: str = "", late: str = "") -> Iterator[BlockingClient]:
     """Give a client of `service`; the default is the system bus (or DBUS_SYSTEM_BUS_ADDRESS). Raise Unreachable.
 
-    `hint` says what to try when the service does not answer.
+    `hint` says what to try when the service cannot be reached, `late` when it has not answered in time.
     """
-    with BlockingClient(address_of(address), service, hint) as client:
+    with BlockingClient(address_of(address), service, hint, late) as client:
         yield client
 
 
 @contextmanager
-def typed_errors(service: str, hint: str) -> Iterator[None]:
-    """Turn what can happen to a call into Unreachable, with `hint`, or Usage for a text that is not UTF-8."""
+def typed_errors(service: str, hint: str, late: str) -> Iterator[None]:
+    """Turn what can happen to a call into Unreachable, with a hint, or Usage for a text that is not UTF-8."""
     try:
         yield
     except TimedOut as error:
-        raise errors.Unreachable(error.what, "; ".join(filter(None, ("it may still be at work", hint)))) from error
+        raise errors.Unreachable(error.what, late) from error
     except UnicodeEncodeError as error:
         raise errors.Usage(f"{error.object!r:.60} is no UTF-8", "Write it in UTF-8") from error
     except errors.Unreachable as error:
@@ -96,9 +96,9 @@ class BlockingClient:
     gives them to `on_signal` instead, if the caller has set it.
     """
 
-    def __init__(self, address: str, service: str, hint: str = "") -> None:
+    def __init__(self, address: str, service: str, hint: str = "", late: str = "") -> None:
         """Connect, authenticate and say Hello. Raise Unreachable."""
-        self.address, self.service, self.hint = address, service, hint
+        self.address, self.service, self.hint, self.late = address, service, hint, late
         self.on_signal: Callable[[Signal], None] | None = None
         self._cutter = Cutter(MAX_BODY)
         self._received: deque[tuple[Message, bool]] = deque()  # with False for one whose body was too long
@@ -144,7 +144,7 @@ class BlockingClient:
         if not start:
             flags |= MessageFlag.NO_AUTOSTART
         call = Message(self.service, path, interface, member, flags=flags, signature=signature, body=list(args))
-        with typed_errors(self.service, self.hint):
+        with typed_errors(self.service, self.hint, self.late):
             return [unwrap(value) for value in self._answer(call, timeout, beside)]
 
     def running(self) -> bool:
@@ -170,7 +170,7 @@ class BlockingClient:
             self._listens.add((path, interface, member))
             for rule in standard.signal_rules(self.service, path, interface, member):
                 self._bus("AddMatch", "s", rule)
-        with typed_errors(self.service, self.hint):
+        with typed_errors(self.service, self.hint, self.late):
             (self._owner,) = self._bus("GetNameOwner", "s", self.service)
         self._has_left = False
 

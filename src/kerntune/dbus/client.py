@@ -18,12 +18,12 @@ __all__ = ["Client", "Signal", "Signals", "Variant", "connect"]
 
 
 @asynccontextmanager
-async def connect(service: str, address: str | None = None, *, hint: str = "") -> AsyncIterator[Client]:
+async def connect(service: str, address: str | None = None, *, hint: str = "", late: str = "") -> AsyncIterator[Client]:
     """Give a client of `service`; the default is the system bus (or DBUS_SYSTEM_BUS_ADDRESS). Raise Unreachable.
 
-    `hint` says what to try when the service does not answer.
+    `hint` says what to try when the service cannot be reached, `late` when it has not answered in time.
     """
-    client = Client(address, service, hint)
+    client = Client(address, service, hint, late)
     try:
         await client._connection.connect()
         yield client
@@ -34,8 +34,8 @@ async def connect(service: str, address: str | None = None, *, hint: str = "") -
 class Client:
     """A client of one service. Every error is a class of kerntune.errors, with the text that the service sent."""
 
-    def __init__(self, address: str | None, service: str, hint: str = "") -> None:
-        self.service, self.hint = service, hint
+    def __init__(self, address: str | None, service: str, hint: str = "", late: str = "") -> None:
+        self.service, self.hint, self.late = service, hint, late
         self._connection = Connection(self._incoming, address=address)
         self._listeners: list[Signals] = []
 
@@ -64,7 +64,7 @@ class Client:
         """
         how: dict[str, Any] = {"timeout": timeout, "interactive": interactive, "start": start}
         call = self._connection.call(self.service, path, interface, member, signature, *args, **how)
-        with typed_errors(self.service, self.hint):
+        with typed_errors(self.service, self.hint, self.late):
             return [unwrap(value) for value in await call]
 
     async def running(self) -> bool:
@@ -155,7 +155,7 @@ class Signals:
         self._client._listeners.append(self)
         for rule in self._rules():
             await self._client._connection.call_bus("AddMatch", "s", rule)
-        with typed_errors(self._client.service, self._client.hint):
+        with typed_errors(self._client.service, self._client.hint, self._client.late):
             (self._owner,) = await self._client._connection.call_bus("GetNameOwner", "s", self._client.service)
 
     def _rules(self) -> tuple[str, str]:

@@ -27,7 +27,7 @@ class Objects:
     """
 
     def __init__(self, interfaces: Mapping[str, Interface], root: str) -> None:
-        self.root = root
+        self.root, self.bus_name = root, ""  # the name is for hints only
         self.interfaces = {found.name: found for found in parse(standard.INTERFACES)} | dict(interfaces)
         self._objects: dict[str, dict[str, object]] = {}
         self._published: dict[tuple[str, str], dict[str, Any]] = {}  # values of properties whose changes are published
@@ -37,8 +37,10 @@ class Objects:
         for name, impl in impls.items():
             if lacking := self.interfaces[name].missing(impl):
                 raise TypeError(f"{type(impl).__name__} lacks {', '.join(lacking)} to be {name}")
+        # A getter may fail: then nothing is added.
+        published = {(path, name): self._emitting(name, impl) for name, impl in impls.items()}
         self._objects.setdefault(path, {}).update(impls)
-        self._published |= {(path, name): self._emitting(path, name) for name in impls}
+        self._published |= published
 
     def remove(self, path: str) -> list[str]:
         """Remove an object, and return the names of its interfaces."""
@@ -62,7 +64,7 @@ class Objects:
                 return self.interfaces[name], offered[name]
         raise errors.UnknownMethod(
             f"{path:.200} has no method {f'{interface}.' if interface else ''}{member}",
-            f"Introspect {self.root} lists what there is",
+            f"busctl introspect {self.bus_name} {self.root} lists what there is",
         )
 
     def values(self, path: str, interface: str) -> Values:
@@ -75,8 +77,8 @@ class Objects:
 
         These are the contents of PropertiesChanged: the interface, new values, and names without a value.
         """
-        for interface in self._objects.get(path, {}):
-            before, now = self._published[path, interface], self._emitting(path, interface)
+        for interface, impl in self._objects.get(path, {}).items():
+            before, now = self._published[path, interface], self._emitting(interface, impl)
             self._published[path, interface] = now
             properties = self.interfaces[interface].properties
             changed = {name: properties[name] for name, value in now.items() if value != before[name]}
@@ -86,9 +88,9 @@ class Objects:
                 }
                 yield interface, new, [name for name in changed if name not in new]
 
-    def _emitting(self, path: str, interface: str) -> dict[str, Any]:
+    def _emitting(self, interface: str, impl: object) -> dict[str, Any]:
         """Return the values of those properties of an interface whose changes are published."""
-        impl, properties = self._objects[path][interface], self.interfaces[interface].properties
+        properties = self.interfaces[interface].properties
         emits = (name for name, prop in properties.items() if prop.emits in (Emits.TRUE, Emits.INVALIDATES))
         return {name: getattr(impl, snake(name)) for name in emits}
 

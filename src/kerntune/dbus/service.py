@@ -42,7 +42,9 @@ class Service:
 
     A handler is `async def set_count(self, caller, page_size, count, options)`. It returns None, the value, or a tuple
     for several out arguments. D-Bus structs and arrays are lists; variants stay Variants both ways. A handler raises a
-    KerntuneError to refuse. Properties are attributes without I/O. If an object has `def refresh(self)`, the service
+    KerntuneError to refuse.
+
+    Properties are attributes without I/O; each value is a new object. If an object has `def refresh(self)`, the service
     calls it before it reads a property that others may change. It awaits what `refresh` returns, if anything.
     """
 
@@ -57,6 +59,7 @@ class Service:
 
     async def connect(self, bus_name: str) -> None:
         """Connect and own `bus_name`; calls wait for `open`. Raise Unreachable, NameTaken or AccessDenied."""
+        self._objects.bus_name = bus_name
         await self.connection.connect()
         try:
             (answer,) = await self.connection.call_bus("RequestName", "su", bus_name, DO_NOT_QUEUE)

@@ -20,7 +20,7 @@ class User(NamedTuple):
 
 
 class Users:
-    """The users of connections. `ask`: unique name -> answer of GetConnectionCredentials; raises as Link.call."""
+    """The users of connections. `ask`: unique name -> answer of GetConnectionCredentials; raises as Connection.call."""
 
     def __init__(self, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         self._ask = ask
