@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kerntune.guard.policy import GuardLimits, GuardState
 from tests.harness.memory_host import ALWAYS, ERROR_PART, GIB, MIB, NEVER, MemoryHost, Program, started
-from tests.unit.guard.guarded import LATE, SWITCHES, WRITES, Act, Guarded
+from tests.unit.guard.lab import LATE, SWITCHES, WRITES, Act, Guarded
 
 CUDA: int = 64 * GIB  # addresses that a program of CUDA reserves
 # Without shrinking: what fails is told with its numbers, and each example is seconds of a host.
