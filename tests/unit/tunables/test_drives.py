@@ -1,20 +1,29 @@
-"""io-scheduler: names, patterns, what a queue says, and drives that come and go."""
+"""io-scheduler and read-ahead: what a queue says, drives that come, go and change places, paths of multipath drives."""
 
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
+from kerntune.kernel.files import HostKernel
+from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Reading, Reason, State, Target
-from kerntune.tunables.knobs import IO_SCHEDULER as SCHEDULERS
+from kerntune.tunables.knob import Knob
+from kerntune.tunables.knobs import IO_SCHEDULER, READ_AHEAD
 from tests.hosts import lay_out, plant
-from tests.unit.lab import BOUND, large_host, queue, running
+from tests.hosts.simulated import multipath_host, plug_path
+from tests.unit.lab import BOUND, large_host, queue, running, told
 
-DRIVE = Target("io-scheduler", "nvme0n1", aliases=("by-id/nvme-First", "by-id/nvme-eui.01"))
+DRIVE = Target("io-scheduler", "nvme0n1")
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") >> 10
+
+
+# What a queue says
 
 
 @pytest.mark.parametrize(
@@ -31,139 +40,27 @@ DRIVE = Target("io-scheduler", "nvme0n1", aliases=("by-id/nvme-First", "by-id/nv
 def test_what_a_queue_says(
     tmp_path: Path, text: str, value: str, choices: tuple[str, ...], *, schedulable: bool
 ) -> None:
-    reading = SCHEDULERS.read(plant(tmp_path, f"{queue('nvme0n1')}\t{text}"), DRIVE)
+    reading = IO_SCHEDULER.read(plant(tmp_path, f"{queue('nvme0n1')}\t{text}"), DRIVE)
     assert (reading.value, reading.choices, reading.reason) == (value, choices, Reason.OK)
     assert bool(reading.figures["schedulable"]) is schedulable
 
 
-@pytest.mark.parametrize(
-    ("pattern", "matches"),
-    [
-        ("nvme0n1", True),
-        ("nvme*", True),
-        ("*", True),
-        ("nvme[0-3]n1", True),
-        ("nvme?n1", True),
-        ("by-id/nvme-First", True),
-        ("by-id/nvme-eui.*", True),
-        ("by-id/*", True),
-        ("nvme0n", False),
-        ("nvme0n1p1", False),
-        ("NVME*", False),
-        ("nvme1*", False),
-        ("sda", False),
-        ("by-id/nvme-Second", False),
-        ("by-id/nvme-Firs", False),
-        ("nvme-First", False),
-    ],
-)
-def test_matching(pattern: str, matches: bool) -> None:
-    assert SCHEDULERS.normal(pattern) == pattern
-    assert SCHEDULERS.matches(pattern, DRIVE) is matches
-
-
-@pytest.mark.parametrize(
-    ("pattern", "exact"),
-    [("nvme0n1", True), ("by-id/nvme-First", True), ("nvme*", False), ("nvme?n1", False), ("sd[ab]", False)],
-)
-def test_what_names_one_drive(pattern: str, exact: bool) -> None:
-    assert SCHEDULERS.exact(pattern) is exact
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ".",
-        "..",
-        "../nvme0n1",
-        "nvme0n1/..",
-        "nvme0n1/queue",
-        "/dev/nvme0n1",
-        "nvme0n1\n",
-        "\n",
-        "nvme0n1 ",
-        "nvme 0",
-        "nvme0n1\0",
-        "by-id/",
-        "by-id/..",
-        "by-id/../nvme0n1",
-        "by-path/pci-0000:00",
-        "n\u00fc",
-        "x" * 257,
-    ],
-)
-def test_what_cannot_name_a_drive(name: str) -> None:
-    with pytest.raises(InvalidValue):
-        SCHEDULERS.normal(name)
-
-
-@pytest.mark.parametrize("name", ["nvme0n1", "sda", "dm-0", "md127", "cciss!c0d0", "mmcblk0boot0", "nvme0c0n1"])
-def test_names_the_kernel_gives(name: str) -> None:
-    assert SCHEDULERS.normal(name) == name
-
-
-@pytest.mark.parametrize("value", ["none", "mq-deadline", "bfq", "kyber", "adios", "my_own-2"])
-def test_values(value: str) -> None:
-    assert SCHEDULERS.normal_value(value) == value
-
-
-@pytest.mark.parametrize("value", ["None", "none\n", "-none"])
-def test_what_cannot_be_a_scheduler(value: str) -> None:
-    with pytest.raises(InvalidValue):
-        SCHEDULERS.normal_value(value)
-
-
-def test_only_what_the_kernel_can_load_is_tried() -> None:
-    reading = Reading(DRIVE, "none", choices=("none", "mq-deadline"))
-    for value in ("none", "mq-deadline", "bfq", "kyber"):
-        SCHEDULERS.validate(reading, value)
-    with pytest.raises(InvalidValue, match="offers none, mq-deadline, not adios"):
-        SCHEDULERS.validate(reading, "adios")
-
-
 def test_the_drives_of_a_server(tmp_path: Path) -> None:
-    targets = SCHEDULERS.targets(lay_out("two-sockets", tmp_path))
+    targets = IO_SCHEDULER.targets(lay_out("two-sockets", tmp_path))
     assert [target.instance for target in targets] == ["dm-0", "nvme0n1", "nvme1n1", "nvme10n1", "sda"]
     assert len({target.key for target in targets}) == 5
-    drive = targets[1]
-    assert drive.aliases == (
+    assert targets[1].aliases == (
         "by-id/nvme-SAMSUNG_MZQL23T8_S64HNE0R500123",
         "by-id/nvme-eui.36344830525001230025384500000001",
     )
-    assert not any(SCHEDULERS.matches("by-id/nvme-SAMSUNG_MZQL23T8_S64HNE0R500123-part1", t) for t in targets)
-    assert not any(SCHEDULERS.matches(partition, t) for t in targets for partition in ("nvme0n1p1", "nvme*p*", "sda1"))
 
 
 def test_a_device_without_a_queue_is_no_target(tmp_path: Path) -> None:
-    names = [target.instance for target in SCHEDULERS.targets(lay_out("small-vm", tmp_path))]
+    names = [target.instance for target in IO_SCHEDULER.targets(lay_out("small-vm", tmp_path))]
     assert names == [*(f"loop{number}" for number in range(8)), "vda"]
 
 
-def test_no_device_has_a_queue(tmp_path: Path) -> None:
-    kernel = plant(tmp_path, "proc/sys/kernel/osrelease\t6.1\nboot/config-6.1\tCONFIG_X=y\nsys/block/zram0/diskseq\t1")
-    assert SCHEDULERS.missing(kernel) == (
-        "no block device below /sys/block has a queue/scheduler file. "
-        "/boot/config-6.1 does not set CONFIG_BLOCK: this kernel was built without it"
-    )
-    assert SCHEDULERS.missing(large_host()) == ""
-
-
-async def test_a_pattern_sets_what_it_covers_and_nothing_else() -> None:
-    async with running(large_host()) as lab:
-        answer = await lab.set(("io-scheduler", "nvme*", "mq-deadline"))
-        assert answer.changed
-        assert [(o.target.instance, o.before, o.actual, o.state) for o in answer.outcomes] == [
-            ("nvme0n1", "none", "mq-deadline", State.SATISFIED),
-            ("nvme1n1", "none", "mq-deadline", State.SATISFIED),
-        ]
-        assert sorted(lab.writes()) == [(queue("nvme0n1"), "mq-deadline"), (queue("nvme1n1"), "mq-deadline")]
-
-
-async def test_a_persistent_name_sets_its_drive() -> None:
-    async with running(large_host()) as lab:
-        await lab.set(("io-scheduler", "by-id/ata-Disk", "bfq"))
-        assert lab.writes() == [(queue("sda"), "bfq")]
+# Schedulers
 
 
 async def test_a_scheduler_in_a_module_is_tried_and_believed_when_it_reads_so() -> None:
@@ -172,16 +69,6 @@ async def test_a_scheduler_in_a_module_is_tried_and_believed_when_it_reads_so() 
         outcome = await lab.one("io-scheduler", "nvme0n1", "kyber")
         assert (outcome.state, outcome.actual) == (State.SATISFIED, "kyber")
         assert lab.writes() == [(queue("nvme0n1"), "kyber")]
-
-
-async def test_a_scheduler_without_its_module_is_not_offered() -> None:
-    async with running(large_host()) as lab:
-        lab.kernel.refuse[queue("nvme0n1")] = errno.EINVAL
-        with pytest.raises(
-            InvalidValue, match="nvme0n1 offers none, mq-deadline, not bfq, and the kernel has no module"
-        ):
-            await lab.set(("io-scheduler", "nvme0n1", "bfq"))
-        assert lab.claims == []
 
 
 async def test_a_device_that_offers_only_none_is_not_written() -> None:
@@ -216,10 +103,68 @@ async def test_a_value_that_no_covered_device_can_take_is_refused_before_any_wri
         assert (lab.writes(), lab.claims) == ([], [])
 
 
-async def test_a_partition_is_no_target() -> None:
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (errno.EBUSY, "the controller resets"),
+        (errno.EAGAIN, "the controller resets"),
+        (errno.ENOENT, "the drive is just being added or removed"),
+    ],
+)
+async def test_a_queue_that_is_busy_says_so_and_is_no_queue_without_the_module(code: int, cause: str) -> None:
     async with running(large_host()) as lab:
-        with pytest.raises(NoSuchTarget, match="io-scheduler has no 'nvme0n1p1'"):
-            await lab.set(("io-scheduler", "nvme0n1p1", "none"))
+        lab.kernel.refuse[queue("sda")] = code
+        answer = await lab.set(("io-scheduler", "*", "bfq"))
+        (outcome,) = (outcome for outcome in answer.outcomes if outcome.target.instance == "sda")
+        assert (outcome.actual, outcome.state, outcome.reason) == ("mq-deadline", State.FAILED, Reason.KERNEL_REJECTED)
+        assert cause in outcome.detail
+        assert "tries again" in outcome.detail
+        assert "module" not in outcome.detail
+        with pytest.raises(KernelRejected, match=f"sda keeps mq-deadline.*{errno.errorcode[code]}"):
+            await lab.set(("io-scheduler", "sda", "none"))
+
+
+def test_a_drive_that_went_away_is_not_called_busy() -> None:
+    gone = Reading(DRIVE, None, reason=Reason.DEVICE_GONE)
+    verdict = IO_SCHEDULER.explain_errno(gone, "bfq", errno.ENOENT)
+    assert (verdict.state, verdict.reason) == (State.UNSUPPORTED, Reason.NO_SUCH_TARGET)
+
+
+# Read-ahead in whole pages
+
+
+@pytest.mark.parametrize("kib", [1, PAGE_KIB - 1])
+async def test_less_than_a_page_would_switch_read_ahead_off_and_is_refused(kib: int) -> None:
+    async with running(large_host()) as lab:
+        with pytest.raises(InvalidValue, match=f"whole pages of {PAGE_KIB} KiB") as raised:
+            await lab.set(("read-ahead", "sda", kib))
+        assert "0 to switch it off" in raised.value.hint
+        assert lab.writes() == []
+        for least in (PAGE_KIB, 0):
+            assert told(await lab.one("read-ahead", "sda", least)) == ("sda", str(least), State.SATISFIED, Reason.OK)
+
+
+async def test_what_is_rounded_to_pages_is_as_asked_and_written_once() -> None:
+    async with running(large_host()) as lab:
+        outcome = await lab.one("read-ahead", "sda", 4 * PAGE_KIB + 1)
+        assert told(outcome) == ("sda", str(4 * PAGE_KIB), State.SATISFIED, Reason.OK)
+        assert "whole pages" in outcome.detail
+        await lab.engine.reconcile("again")
+        assert len(lab.writes()) == 1
+
+
+# Drives that come and go
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [(IO_SCHEDULER, "mq-deadline"), (READ_AHEAD, "2048")], ids=lambda one: getattr(one, "name", one)
+)
+async def test_a_drive_that_comes_has_it_too(knob: Knob, value: str) -> None:
+    async with running(large_host()) as lab:
+        await lab.set((knob.name, "nvme*", value))
+        lab.kernel.plug("nvme2n1")
+        await lab.engine.reconcile("hotplug")
+        assert knob.read(lab.kernel, Target(knob.name, "nvme2n1")).value == value
 
 
 async def test_two_drives_are_written_at_the_same_time() -> None:
@@ -277,28 +222,129 @@ async def test_another_drive_under_the_same_name_has_a_baseline_of_its_own() -> 
         assert not lab.store.baselines
 
 
-@pytest.mark.parametrize(
-    ("code", "cause"),
-    [
-        (errno.EBUSY, "the controller resets"),
-        (errno.EAGAIN, "the controller resets"),
-        (errno.ENOENT, "the drive is just being added or removed"),
-    ],
-)
-async def test_a_queue_that_is_busy_says_so_and_is_no_queue_without_the_module(code: int, cause: str) -> None:
-    async with running(large_host()) as lab:
-        lab.kernel.refuse[queue("sda")] = code
-        answer = await lab.set(("io-scheduler", "*", "bfq"))
-        (outcome,) = (outcome for outcome in answer.outcomes if outcome.target.instance == "sda")
-        assert (outcome.actual, outcome.state, outcome.reason) == ("mq-deadline", State.FAILED, Reason.KERNEL_REJECTED)
-        assert cause in outcome.detail
-        assert "tries again" in outcome.detail
-        assert "module" not in outcome.detail
-        with pytest.raises(KernelRejected, match=f"sda keeps mq-deadline.*{errno.errorcode[code]}"):
-            await lab.set(("io-scheduler", "sda", "none"))
+# Which drive a host's own value belongs to: the queue that had it, whatever medium is in the drive
+
+CLAIM = ("read-ahead", "sda", "4096")
+# Kernels before 5.15 have no /sys/block/X/diskseq.
+KERNELS = pytest.mark.parametrize("diskseq", [True, False], ids=["diskseq", "no diskseq"])
 
 
-async def test_a_drive_that_went_away_is_not_called_busy() -> None:
-    gone = Reading(DRIVE, None, reason=Reason.DEVICE_GONE)
-    verdict = SCHEDULERS.explain_errno(gone, "bfq", errno.ENOENT)
-    assert (verdict.state, verdict.reason) == (State.UNSUPPORTED, Reason.NO_SUCH_TARGET)
+def host(*, diskseq: bool) -> SimulatedKernel:
+    kernel = large_host()
+    kernel.has_diskseq = diskseq
+    return kernel
+
+
+@KERNELS
+async def test_another_medium_leaves_the_drive_its_own_value(*, diskseq: bool) -> None:
+    async with running(host(diskseq=diskseq)) as lab:
+        await lab.set(CLAIM)
+        lab.kernel.change_medium("sda")
+        lab.reports.clear()
+        await lab.engine.reconcile("change sda")
+        assert [outcome for report in lab.reports for outcome in report.outcomes] == []
+        await lab.unset(("read-ahead", "sda"))
+        assert lab.kernel.disks["sda"].read_ahead == 128
+        assert not lab.store.baselines
+
+
+@KERNELS
+async def test_a_new_drive_of_the_same_name_never_gets_the_former_ones_value(*, diskseq: bool) -> None:
+    async with running(host(diskseq=diskseq)) as lab:
+        lab.kernel.disks["sda"].read_ahead = 8192
+        await lab.set(CLAIM)
+        lab.kernel.unplug("sda")
+        lab.kernel.plug("sda", read_ahead=256)
+        await lab.engine.reconcile("add sda")
+        assert lab.kernel.disks["sda"].read_ahead == 4096
+        await lab.unset(("read-ahead", "sda"))
+        assert lab.kernel.disks["sda"].read_ahead == 256
+        assert not lab.store.baselines
+
+
+@KERNELS
+async def test_a_new_drive_that_nobody_claims_is_left_alone(*, diskseq: bool) -> None:
+    async with running(host(diskseq=diskseq)) as lab:
+        await lab.set(CLAIM)
+        lab.kernel.unplug("sda")
+        await lab.unset(("read-ahead", "*"))
+        lab.kernel.plug("sda", read_ahead=256)
+        lab.writes()
+        await lab.engine.reconcile("add sda")
+        assert lab.writes() == []
+        assert lab.kernel.disks["sda"].read_ahead == 256
+
+
+async def test_a_value_that_was_saved_under_another_kind_of_key_is_dropped() -> None:
+    former = Target("read-ahead", "sda", key="diskseq of a former release")
+    async with running(large_host(), baselines={former: "999"}) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        assert lab.writes() == []
+        assert not lab.store.baselines
+
+
+def test_in_a_tree_the_inode_of_the_queues_folder_serves(tmp_path: Path) -> None:
+    kernel = plant(tmp_path, "sys/block/sda/queue/read_ahead_kb\t128\nsys/block/sda/diskseq\t7")
+    (target,) = READ_AHEAD.targets(kernel)
+    assert target.key == str((tmp_path / "sys/block/sda/queue").stat().st_ino)
+    assert list(READ_AHEAD.targets(HostKernel(tmp_path))) == [target]
+
+
+class Leaving(SimulatedKernel):
+    """sda goes between the look at the folders and the look at its queue."""
+
+    def identity(self, path: str) -> str:
+        return "" if path == "sys/block/sda/queue" else super().identity(path)
+
+
+def test_a_drive_that_leaves_while_it_is_looked_at_is_no_target() -> None:
+    kernel = Leaving([], disks=large_host().disks)
+    assert [target.instance for target in READ_AHEAD.targets(kernel)] == ["nvme0n1", "nvme1n1"]
+
+
+# NVMe's native multipath: the drive has nothing to schedule, its hidden paths do and go by its names
+
+
+def of_paths(kernel: SimulatedKernel) -> dict[str, str]:
+    """Return the scheduler of each hidden path."""
+    return {name: disk.scheduler for name, disk in kernel.disks.items() if disk.hidden}
+
+
+def test_of_a_multipath_drive_the_paths_have_a_scheduler_and_the_drive_reads_ahead() -> None:
+    kernel = multipath_host()
+    names = ["nvme0c9n9", "nvme0n1", "nvme1c1n1", "nvme1c2n1"]
+    assert [target.instance for target in IO_SCHEDULER.targets(kernel)] == names
+    assert [target.instance for target in READ_AHEAD.targets(kernel)] == ["nvme0c9n9", "nvme0n1", "nvme1n1"]
+
+
+@pytest.mark.parametrize("pattern", ["nvme1n1", "nvme1n?", "by-id/nvme-Shared", "nvme*", "nvme1c*", "*"])
+async def test_the_drives_names_reach_its_paths(pattern: str) -> None:
+    async with running(multipath_host()) as lab:
+        answer = await lab.set(("io-scheduler", pattern, "mq-deadline"))
+        assert {o.state for o in answer.outcomes} == {State.SATISFIED}
+        assert of_paths(lab.kernel) == {"nvme1c1n1": "mq-deadline", "nvme1c2n1": "mq-deadline"}
+
+
+async def test_one_path_by_its_own_name() -> None:
+    async with running(multipath_host()) as lab:
+        await lab.one("io-scheduler", "nvme1c2n1", "mq-deadline")
+        assert of_paths(lab.kernel) == {"nvme1c1n1": "none", "nvme1c2n1": "mq-deadline"}
+
+
+async def test_a_path_that_appears_later_is_set_on_the_next_pass() -> None:
+    async with running(multipath_host()) as lab:
+        await lab.set(("io-scheduler", "nvme1n1", "mq-deadline"))
+        plug_path(lab.kernel, 3)
+        await lab.engine.reconcile("change nvme3")
+        assert of_paths(lab.kernel)["nvme1c3n1"] == "mq-deadline"
+
+
+async def test_a_drive_that_has_lost_its_paths_offers_nothing_and_is_no_failure() -> None:
+    async with running(multipath_host()) as lab:
+        await lab.set(("io-scheduler", "nvme1n1", "mq-deadline"))
+        for controller in (1, 2):
+            lab.kernel.unplug(f"nvme1c{controller}n1")
+        await lab.engine.reconcile("change nvme1")
+        (outcome,) = lab.engine.outcomes.values()
+        assert told(outcome) == ("nvme1n1", "none", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
+        assert lab.engine.troubles == set()

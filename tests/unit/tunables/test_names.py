@@ -1,4 +1,4 @@
-"""sysctl: a short list with ranges, and where the others are to be had."""
+"""thp and sysctl: files of a list. Which names are on it, where the others are to be had, what only a host has."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.daemon.demo import plain_files
-from kerntune.errors import InvalidValue, KernelRejected, NoSuchTarget
-from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Origin, Reason, State
-from kerntune.tunables.knobs import SYSCTL as TUNABLE
+from kerntune.errors import InvalidValue, KernelRejected, NoSuchName, NoSuchTarget
+from kerntune.model import Origin, Reason, State, Target
+from kerntune.tunables.knobs import SYSCTL, THP
 from tests.hosts import plant
-from tests.unit.lab import GIB, claim, running, told
+from tests.unit.lab import SWAPPINESS, claim, running, small_host, told
+from tests.unit.lab import THP as THP_FOLDER
 
-NAME = TUNABLE.name
-SWAPPINESS = "vm.swappiness"
-FILE = "proc/sys/vm/swappiness"
 ZONES = "proc/sys/vm/zone_reclaim_mode"
 BALANCING = "kernel.numa_balancing"
 
 
-def host() -> SimulatedKernel:
-    return SimulatedKernel([Node(4 * GIB)], plain=plain_files())
+# Names
 
 
-def test_dots_or_slashes() -> None:
-    assert TUNABLE.normal("vm/swappiness") == TUNABLE.normal(SWAPPINESS) == SWAPPINESS
+@pytest.mark.parametrize("instances", ["", "shmem_enabled", "khugepaged/defrag", "enabled\n", "hugepages-64kB"])
+def test_what_names_no_file_of_huge_pages(instances: str) -> None:
+    with pytest.raises(NoSuchName, match=r"Give enabled .* or defrag"):
+        THP.normal(instances)
+
+
+def test_both_files_of_huge_pages_at_once_are_not_named() -> None:
+    with pytest.raises(InvalidValue, match="two files") as refusal:
+        THP.normal("*")
+    assert not isinstance(refusal.value, NoSuchName)
+
+
+def test_a_sysctl_has_dots_or_slashes() -> None:
+    assert SYSCTL.normal("vm/swappiness") == SYSCTL.normal("vm.swappiness") == "vm.swappiness"
 
 
 @pytest.mark.parametrize(
@@ -45,71 +52,82 @@ def test_dots_or_slashes() -> None:
         ("../swappiness", "There are"),
     ],
 )
-def test_what_is_not_on_it_is_told_where_to_go(name: str, said: str) -> None:
+def test_a_sysctl_that_is_not_on_the_list_is_told_where_to_go(name: str, said: str) -> None:
     with pytest.raises(InvalidValue) as raised:  # as every reader of names expects
-        TUNABLE.normal(name)
+        SYSCTL.normal(name)
     assert said in (raised.value.hint or "")
     assert (raised.value.dbus_name, raised.value.exit_code) == (NoSuchTarget.dbus_name, NoSuchTarget.exit_code)
 
 
-@pytest.mark.parametrize("value", ["0x1", "ten", "9" * 11])
-def test_what_is_no_number(value: str) -> None:
-    with pytest.raises(InvalidValue):
-        TUNABLE.normal_value(value)
-
-
-def test_a_number_is_told_without_its_zeros() -> None:
-    assert TUNABLE.normal_value("010") == "10"
-
-
 def test_only_those_the_kernel_has(tmp_path: Path) -> None:
-    assert [target.instance for target in TUNABLE.targets(plant(tmp_path, f"{FILE}\t60"))] == [SWAPPINESS]
+    assert [target.instance for target in SYSCTL.targets(plant(tmp_path, f"{SWAPPINESS}\t60"))] == ["vm.swappiness"]
 
 
-async def test_out_of_range_is_refused_before_any_write() -> None:
-    async with running(host()) as lab:
-        with pytest.raises(InvalidValue, match="from 0 to 200, not 201"):
-            await lab.set((NAME, SWAPPINESS, 201))
-        assert (lab.writes(), lab.claims) == ([], [])
+# Values of each name
 
 
-@pytest.mark.parametrize(("name", "most"), [(SWAPPINESS, 200), ("vm.zone_reclaim_mode", 7), (BALANCING, 3)])
-async def test_no_claim_has_a_value_out_of_range(name: str, most: int) -> None:
-    TUNABLE.check(name, "0")
-    TUNABLE.check(name, str(most))
-    with pytest.raises(InvalidValue, match=f"{name} is a whole number from 0 to {most}, not {most + 1}"):
-        TUNABLE.check(name, str(most + 1))
-    saved = [claim(Origin.PERSISTENT, NAME, name, most), claim(Origin.RUNTIME, NAME, name, most + 1)]
-    async with running(host(), claims=saved) as lab:
+def test_what_a_file_of_words_says(tmp_path: Path) -> None:
+    kernel = plant(tmp_path, f"{THP_FOLDER}/defrag\talways defer defer+madvise [madvise] never")
+    assert THP.targets(kernel) == [Target("thp", "defrag")]
+    reading = THP.read(kernel, Target("thp", "defrag"))
+    assert (reading.value, reading.choices) == ("madvise", ("always", "defer", "defer+madvise", "madvise", "never"))
+
+
+def test_a_word_of_the_other_file_is_none() -> None:
+    THP.check("defrag", "defer")
+    with pytest.raises(InvalidValue, match="enabled is one of always, madvise, never, not defer"):
+        THP.check("enabled", "defer")
+
+
+async def test_a_configured_word_that_only_later_kernels_have_is_not_written() -> None:
+    kernel = small_host()
+    kernel.plain[f"{THP_FOLDER}/defrag"].words = ("always", "defer", "madvise", "never")  # Linux 4.10
+    async with running(kernel, claims=[claim(Origin.CONFIG, "thp", "defrag", "defer+madvise")]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        (outcome,) = lab.engine.outcomes.values()
+        assert told(outcome) == ("defrag", "madvise", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
+        assert lab.writes() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("vm.swappiness", 0, 200), ("vm.zone_reclaim_mode", 0, 7), ("vm.watermark_scale_factor", 1, 3000),
+     (BALANCING, 0, 3)],
+)  # fmt: skip
+async def test_a_number_out_of_range_is_refused_before_any_write_and_no_claim(name: str, least: int, most: int) -> None:
+    SYSCTL.check(name, str(least))
+    SYSCTL.check(name, str(most))
+    saved = [claim(Origin.PERSISTENT, "sysctl", name, most), claim(Origin.RUNTIME, "sysctl", name, most + 1)]
+    async with running(small_host(), claims=saved) as lab:
         assert [str(unsound.value) for unsound in lab.engine.unsound] == [str(most + 1)]
+        for beyond in {max(0, least - 1), most + 1} - {least}:
+            with pytest.raises(InvalidValue, match=f"{name} is a whole number from {least} to {most}, not {beyond}"):
+                await lab.set(("sysctl", name, beyond))
+        assert lab.writes() == []
 
 
-async def test_watermarks_have_a_distance() -> None:
-    async with running(host()) as lab:
-        with pytest.raises(InvalidValue, match="from 1 to 3000, not 0"):
-            await lab.set((NAME, "vm.watermark_scale_factor", 0))
-        assert (lab.writes(), lab.claims) == ([], [])
-
-
-async def test_a_value_that_only_the_host_itself_had_is_put_back() -> None:
-    kernel = host()
+async def test_a_number_that_only_the_host_itself_had_is_put_back() -> None:
+    kernel = small_host()
     kernel.plain[ZONES].value = "8"
     async with running(kernel) as lab:
-        await lab.set((NAME, "vm.zone_reclaim_mode", 0))
-        await lab.unset((NAME, "vm.zone_reclaim_mode"))
+        await lab.set(("sysctl", "vm.zone_reclaim_mode", 0))
+        await lab.unset(("sysctl", "vm.zone_reclaim_mode"))
         assert kernel.plain[ZONES].value == "8"
 
 
+# A sysctl that is only compared
+
+
 async def test_what_cannot_be_written_is_told_where_it_is_set_and_not_tried() -> None:
-    async with running(host()) as lab:
+    async with running(small_host()) as lab:
         with pytest.raises(KernelRejected, match=r"= 0 in /etc/sysctl\.d sets it at boot"):
-            await lab.set((NAME, BALANCING, 0))
+            await lab.set(("sysctl", BALANCING, 0))
         assert (lab.writes(), lab.claims) == ([], [])
 
 
 async def test_what_cannot_be_written_may_be_as_it_is_claimed() -> None:
-    kernel = host()
-    async with running(kernel, claims=[claim(Origin.CONFIG, NAME, BALANCING, 0)]) as lab:
+    kernel = small_host()
+    async with running(kernel, claims=[claim(Origin.CONFIG, "sysctl", BALANCING, 0)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         (outcome,) = lab.engine.outcomes.values()
         assert told(outcome) == (BALANCING, "1", State.UNSUPPORTED, Reason.READ_ONLY)
@@ -117,14 +135,6 @@ async def test_what_cannot_be_written_may_be_as_it_is_claimed() -> None:
         await lab.engine.reconcile("drift")
         (outcome,) = lab.engine.outcomes.values()
         assert told(outcome) == (BALANCING, "0", State.SATISFIED, Reason.OK)
-        assert (await lab.one(NAME, BALANCING, 0)).state is State.SATISFIED
-        await lab.unset((NAME, BALANCING))
+        assert (await lab.one("sysctl", BALANCING, 0)).state is State.SATISFIED
+        await lab.unset(("sysctl", BALANCING))
         assert lab.writes() == []
-
-
-async def test_a_host_without_nodes() -> None:
-    kernel = host()
-    del kernel.plain[ZONES]
-    async with running(kernel) as lab:
-        with pytest.raises(NoSuchTarget, match="sysctl has no 'vm"):
-            await lab.set((NAME, "vm.zone_reclaim_mode", 0))
