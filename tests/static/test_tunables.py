@@ -21,7 +21,7 @@ from kerntune.kernel.files import WRITABLE
 from kerntune.patterns import EVERY, HUGE_PAGES, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable, as_number
-from kerntune.tunables.knobs import KNOBS, REPORTED, SYSCTL
+from kerntune.tunables.knobs import REPORTED, SYSCTL
 
 CHECKOUT = Path(__file__).parents[2]
 # Written on behalf of a tunable that does not name them: the remedy, the guard's, and a baseline's other form.
@@ -114,9 +114,3 @@ def test_the_simulated_host_has_it(tunable: Tunable) -> None:
     targets = tunable.targets(kernel)
     assert targets, f"kernel/simulated.py, or demo.py, has no file of {tunable.name}: --demo and the tests need them"
     assert all(reading.value is not None for reading in tunable.read_all(kernel, targets).values())
-
-
-@pytest.mark.parametrize("tunable", [one for one in REGISTRY if one not in KNOBS], ids=named)
-def test_it_has_tests(tunable: Tunable) -> None:
-    """Those of the knobs are in test_knobs.py, which goes through the rows."""
-    assert (CHECKOUT / f"tests/unit/tunables/test_{tunable.name.replace('-', '_')}.py").exists()

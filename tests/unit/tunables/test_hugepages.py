@@ -1,12 +1,13 @@
-"""hugepages: what a host has, what may be asked, whole host and nodes."""
+"""hugepages: what a host has, whole host and nodes, and kernels that give less than asked or do not obey."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from kerntune.errors import InvalidValue, NoSuchTarget, NotSupported
+from kerntune.errors import KernelRejected, NotSupported, PartiallyAllocated
 from kerntune.kernel.files import HostKernel
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Claim, DesiredState, Origin, Reason, State, Target, Verdict, Write
@@ -18,6 +19,8 @@ from tests.unit.lab import (
     MIB,
     PAGE,
     POOL,
+    Clock,
+    claim,
     have_pages,
     large_host,
     node_pool,
@@ -29,6 +32,8 @@ from tests.unit.lab import (
 
 HUGE = HugePages()
 WHOLE = Target("hugepages", "2M")
+POOL_1G = POOL.replace("2048kB", "1048576kB")
+FREE_FOR_100 = 100 * PAGE
 
 
 def judged(kernel: HostKernel, target: Target, wanted: int) -> Verdict:
@@ -55,7 +60,7 @@ def test_a_pool_grows_by_a_gib_at_a_time(path: str) -> None:
     assert carried_out(kernel, path, 1200) == [512, 1024, 1200]
     assert carried_out(kernel, path, 1712) == [1712]
     assert carried_out(kernel, path, 0) == [0]
-    assert carried_out(kernel, POOL.replace("2048kB", "1048576kB"), 3) == [1, 2, 3]
+    assert carried_out(kernel, POOL_1G, 3) == [1, 2, 3]
 
 
 def test_after_a_piece_that_fell_short_there_is_one_more_try() -> None:
@@ -78,16 +83,6 @@ def test_the_pools_of_a_server(tmp_path: Path) -> None:
 def test_nodes_are_in_the_order_of_their_numbers() -> None:
     instances = [target.instance for target in HUGE.targets(large_host(nodes=11))]
     assert instances.index("2M/node2") < instances.index("2M/node10")
-
-
-def test_a_kernel_without_huge_pages_says_why(tmp_path: Path) -> None:
-    board = lay_out("no-hugetlb", tmp_path)
-    assert list(HUGE.targets(board)) == []
-    assert HUGE.missing(board) == (
-        "/sys/kernel/mm/hugepages is missing; "
-        "/boot/config-6.6.31-board does not set CONFIG_HUGETLBFS: this kernel was built without it"
-    )
-    assert HUGE.missing(lay_out("small-vm", tmp_path / "vm")) == ""
 
 
 def test_what_was_asked_leaves_out_what_is_borrowed(tmp_path: Path) -> None:
@@ -123,45 +118,6 @@ def test_pages_of_1g_on_a_captured_server(tmp_path: Path) -> None:
     server = lay_out("two-sockets", tmp_path)
     reading = HUGE.read(server, Target("hugepages", "1G"))
     assert (reading.figures["size"], reading.figures["total"], reading.figures["free"]) == (GIB, 16, 8)
-
-
-# What may be asked
-
-
-@pytest.mark.parametrize(("value", "normal"), [("0", "0"), ("128", "128"), ("0128", "128"), ("9" * 20, "9" * 20)])
-def test_counts(value: str, normal: str) -> None:
-    assert HUGE.normal_value(value) == normal
-
-
-@pytest.mark.parametrize("value", ["", "-1", "1.5", "64G", "0x10", "1 ", "1\n", "1e3", "9" * 21])
-def test_what_is_no_count(value: str) -> None:
-    with pytest.raises(InvalidValue):
-        HUGE.normal_value(value)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "covers"),
-    [
-        ("2M", ["2M"]),
-        ("2M/node1", ["2M/node1"]),
-        ("2M/*", ["2M/node0", "2M/node1", "2M/node10"]),
-        ("1G/*", ["1G/node0"]),
-    ],
-)
-def test_matching(pattern: str, covers: list[str]) -> None:
-    there = [Target("hugepages", at) for at in ("2M", "2M/node0", "2M/node1", "2M/node10", "1G", "1G/node0")]
-    assert [target.instance for target in there if HUGE.matches(pattern, target)] == covers
-    assert HUGE.exact(pattern) is not pattern.endswith("*")
-
-
-async def test_a_node_or_a_size_that_is_not_there() -> None:
-    async with running(large_host()) as lab:
-        for absent in ("2M/node7", "64K"):
-            with pytest.raises(NoSuchTarget, match="hugepages has no"):
-                await lab.set(("hugepages", absent, 1))
-        with pytest.raises(InvalidValue):
-            await lab.set(("hugepages", "*", 1))
-        assert (lab.writes(), lab.claims) == ([], [])
 
 
 async def test_a_kernel_without_huge_pages() -> None:
@@ -339,3 +295,149 @@ async def test_each_node_gets_its_own_number_back() -> None:
         await lab.unset(("hugepages", "2M/node1"))
         assert pages(kernel) == [12, 34]
         assert not lab.store.baselines
+
+
+# Fragmentation
+
+
+async def test_a_shortfall_is_an_error_and_the_old_count_comes_back() -> None:
+    kernel = small_host(whole=FREE_FOR_100)
+    have_pages(kernel, 10)
+    async with running(kernel) as lab:
+        with pytest.raises(PartiallyAllocated, match="150 pages asked for 2M, 110 had"):
+            await lab.set(("hugepages", "2M", 150))
+        # Compacted once, and not again as it did not help.
+        assert lab.writes() == [(POOL, "150"), (COMPACT, "1"), (POOL, "150"), (POOL, "10")]
+        assert (pages(kernel), lab.claims, dict(lab.store.baselines)) == ([10], [], {})
+
+
+async def test_a_shortfall_puts_back_what_another_claim_wants() -> None:
+    async with running(small_host(whole=FREE_FOR_100)) as lab:
+        await lab.set(("hugepages", "2M", 30), persist=True)
+        with pytest.raises(PartiallyAllocated):
+            await lab.set(("hugepages", "2M", 150))
+        assert pages(lab.kernel) == [30]
+        await lab.set(("hugepages", "2M", 40))
+        with pytest.raises(PartiallyAllocated):
+            await lab.set(("hugepages", "2M", 150))
+        assert pages(lab.kernel) == [40]
+        assert lab.claims == ["persistent:hugepages@2M=30", "runtime:hugepages@2M=40"]
+
+
+async def test_with_partial_what_could_be_had_is_kept() -> None:
+    async with running(small_host(whole=FREE_FOR_100)) as lab:
+        outcome = await lab.one("hugepages", "2M", 150, partial=True)
+        assert told(outcome) == ("2M", "100", State.PARTIAL, Reason.PARTIALLY_ALLOCATED)
+        assert pages(lab.kernel) == [100]
+        assert lab.claims == ["runtime:hugepages@2M=150"]
+        assert lab.engine.troubles == {Reason.PARTIALLY_ALLOCATED}
+
+
+async def test_compaction_goes_on_while_it_helps() -> None:
+    async with running(small_host(whole=FREE_FOR_100, compaction=20 * PAGE)) as lab:
+        outcome = await lab.one("hugepages", "2M", 150)
+        assert told(outcome) == ("2M", "150", State.SATISFIED, Reason.OK)
+        assert lab.writes() == [(POOL, "150"), *[(COMPACT, "1"), (POOL, "150")] * 3]
+
+
+async def test_compaction_is_tried_where_nothing_was_had_at_first() -> None:
+    async with running(small_host(whole=0, compaction=20 * PAGE)) as lab:
+        assert told(await lab.one("hugepages", "2M", 15)) == ("2M", "15", State.SATISFIED, Reason.OK)
+
+
+async def test_compaction_takes_no_longer_than_ten_seconds() -> None:
+    clock = Clock()
+    kernel = small_host(whole=FREE_FOR_100, compaction=PAGE)
+
+    def slowly(path: str, text: str) -> None:
+        clock.now += 4.0 if path == COMPACT else 0.0
+
+    kernel.before_write = slowly
+    async with running(kernel, clock=clock) as lab:
+        outcome = await lab.one("hugepages", "2M", 150, partial=True)
+        assert told(outcome) == ("2M", "103", State.PARTIAL, Reason.PARTIALLY_ALLOCATED)
+        assert lab.writes().count((COMPACT, "1")) == 3
+
+
+async def test_compaction_is_for_callers_and_the_first_try() -> None:
+    kernel = small_host(whole=FREE_FOR_100)
+    async with running(kernel, claims=[claim(Origin.PERSISTENT, "hugepages", "2M", 150)]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        assert told(lab.engine.outcomes[WHOLE]) == ("2M", "100", State.PARTIAL, Reason.PARTIALLY_ALLOCATED)
+        assert (COMPACT, "1") in lab.writes()
+        await lab.engine.reconcile("timer")
+        assert (COMPACT, "1") not in lab.writes()
+        assert pages(kernel) == [100]
+
+
+async def test_one_node_of_two_is_fragmented() -> None:
+    kernel = large_host()
+    kernel.nodes[1].whole = 10 * PAGE
+    async with running(kernel) as lab:
+        with pytest.raises(PartiallyAllocated, match="50 pages asked for 2M/node1, 10 had"):
+            await lab.set(("hugepages", "2M/*", 50))
+        assert (pages(kernel), lab.claims) == ([0, 0], [])
+
+
+# Kernels that do not obey
+
+
+async def test_a_kernel_that_ignores_growth() -> None:
+    async with running(small_host()) as lab:
+        lab.kernel.ignore.add(POOL)
+        with pytest.raises(PartiallyAllocated, match="5 pages asked for 2M, 0 had"):
+            await lab.set(("hugepages", "2M", 5))
+        assert lab.claims == []
+
+
+async def test_a_kernel_that_ignores_shrinking() -> None:
+    kernel = small_host()
+    have_pages(kernel, 20)
+    kernel.ignore.add(POOL)
+    async with running(kernel) as lab:
+        with pytest.raises(KernelRejected, match="5 pages asked, the pool reads 20"):
+            await lab.set(("hugepages", "2M", 5))
+        assert lab.claims == []
+
+
+async def test_a_kernel_that_shrinks_late_is_waited_for() -> None:
+    kernel = small_host()
+    have_pages(kernel, 20)
+    kernel.late[POOL] = 2
+    async with running(kernel) as lab:
+        assert told(await lab.one("hugepages", "2M", 5)) == ("2M", "5", State.SATISFIED, Reason.OK)
+
+
+# Pages of the kernel command line only
+
+
+async def test_a_size_that_is_made_at_boot_only() -> None:
+    """What a kernel without CONFIG_CONTIG_ALLOC does: pages go, and none are made."""
+    kernel = small_host()
+    have_pages(kernel, 4, size=GIB)
+    async with running(kernel) as lab:
+        kernel.refuse[POOL_1G] = errno.EINVAL
+        with pytest.raises(NotSupported, match="hugepagesz=1G hugepages=8 on the kernel command line") as raised:
+            await lab.set(("hugepages", "1G", 8))
+        assert "a reboot" in raised.value.hint
+        assert lab.claims == []
+        kernel.refuse.clear()
+        assert told(await lab.one("hugepages", "1G", 2)) == ("1G", "2", State.SATISFIED, Reason.OK)
+
+
+async def test_a_saved_claim_on_such_a_size_says_who_decides() -> None:
+    kernel = small_host()
+    kernel.refuse[POOL_1G] = errno.EINVAL
+    async with running(kernel, claims=[claim(Origin.CONFIG, "hugepages", "1G", 8)]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        outcome = lab.engine.outcomes[Target("hugepages", "1G")]
+        assert told(outcome) == ("1G", "0", State.UNSUPPORTED, Reason.BOOT_PARAMETER_WINS)
+        assert "has those of its command line only" in outcome.detail
+
+
+async def test_a_kernel_without_memory_to_try() -> None:
+    kernel = small_host()
+    async with running(kernel) as lab:
+        kernel.refuse[POOL] = errno.ENOMEM
+        with pytest.raises(KernelRejected, match="no memory left even to try"):
+            await lab.set(("hugepages", "2M", 8))

@@ -10,11 +10,13 @@ from kerntune.kernel.files import KernelView
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Reason, State, Target
 from kerntune.tunables.hugepages import HugePages
+from tests.hosts.simulated import pool_host, use_pages
 from tests.unit.lab import (
     GIB,
     PAGE,
     POOL,
     Clock,
+    Lab,
     have_pages,
     large_host,
     node_pool,
@@ -33,13 +35,7 @@ BORROW = "hugepages-overcommit"
 @pytest.fixture(params=[True, False], ids=["up to 6.13", "since 6.14"])
 def kernel(request: pytest.FixtureRequest) -> SimulatedKernel:
     """Two nodes, on a kernel that counts the surplus of the other node or does not."""
-    nodes = [Node(16 * GIB, programs=GIB) for _ in range(2)]
-    return SimulatedKernel(nodes, sizes=(PAGE,), counts_foreign_surplus=request.param)
-
-
-def used(kernel: SimulatedKernel, *counts: int) -> None:
-    for node, count in zip(kernel.nodes, counts, strict=True):
-        node.pools[PAGE].used = count
+    return pool_host(0, 0, foreign=request.param, memory=16 * GIB)
 
 
 def counted(kernel: SimulatedKernel) -> list[tuple[int, int]]:
@@ -53,7 +49,7 @@ def counted(kernel: SimulatedKernel) -> list[tuple[int, int]]:
 async def test_pages_in_use_on_each_node_go_when_the_programs_end(kernel: SimulatedKernel) -> None:
     async with running(kernel) as lab:
         await lab.set(("hugepages", "2M", 64))
-        used(kernel, 16, 16)
+        use_pages(kernel, 16, 16)
         answer = await lab.unset(("hugepages", "2M"))
         assert [told(o) for o in answer.outcomes] == [("2M", "32", State.PARTIAL, Reason.PAGES_IN_USE)]
         assert counted(kernel) == [(16, 16), (16, 16)]
@@ -61,7 +57,7 @@ async def test_pages_in_use_on_each_node_go_when_the_programs_end(kernel: Simula
         lab.writes()
         await lab.engine.reconcile("timer")
         assert lab.writes() == []
-        used(kernel, 0, 0)
+        use_pages(kernel, 0, 0)
         assert counted(kernel) == [(0, 0), (0, 0)]
         await lab.engine.reconcile("timer")
         assert (lab.writes(), dict(lab.store.baselines), lab.engine.outcomes) == ([], {}, {})
@@ -71,14 +67,14 @@ async def test_each_node_gets_its_number_back_once_only_one_has_pages_in_use(ker
     have_pages(kernel, 10, 2)
     async with running(kernel) as lab:
         await lab.set(("hugepages", "2M", 100))
-        used(kernel, 30, 40)
+        use_pages(kernel, 30, 40)
         await lab.unset(("hugepages", "2M"))
         assert sum(pages(kernel)) == 12
         assert {o.reason for o in lab.engine.outcomes.values()} == {Reason.PAGES_IN_USE}
         lab.writes()
         await lab.engine.reconcile("timer")
         assert lab.writes() == []
-        used(kernel, 5, 40)
+        use_pages(kernel, 5, 40)
         await lab.engine.reconcile("timer")
         assert (pages(kernel), counted(kernel)) == ([10, 2], [(10, 0), (40, 38)])
         assert {t.instance for t in lab.store.baselines} == {"2M", "2M/node1"}
@@ -88,7 +84,7 @@ async def test_pages_that_are_free_on_the_other_node_are_freed(kernel: Simulated
     """They would become surplus that no program gives back."""
     async with running(kernel) as lab:
         await lab.set(("hugepages", "2M", 40))
-        used(kernel, 20, 0)
+        use_pages(kernel, 20, 0)
         await lab.unset(("hugepages", "2M"))
         assert counted(kernel) == [(20, 20), (0, 0)]
 
@@ -97,10 +93,10 @@ async def test_surplus_that_nobody_will_give_back_is_freed(kernel: SimulatedKern
     """A script wrote the numbers of the nodes while a program had pages."""
     async with running(kernel) as lab:
         await lab.set(("hugepages", "2M", 64))
-        used(kernel, 16, 16)
+        use_pages(kernel, 16, 16)
         for number in (0, 1):
             kernel.write(node_pool(number), "0")
-        used(kernel, 0, 0)
+        use_pages(kernel, 0, 0)
         await lab.unset(("hugepages", "2M"))
         assert counted(kernel) == [(0, 0), (0, 0)]
         assert not lab.store.baselines
@@ -134,7 +130,7 @@ async def test_pages_that_programs_were_promised_go_when_they_let_them_go(kernel
     """Mapped and not yet touched: the kernel keeps as many free pages, and no more are made for them."""
     async with running(kernel) as lab:
         await lab.set(("hugepages", "2M", 64))
-        used(kernel, 2, 6)
+        use_pages(kernel, 2, 6)
         assert kernel.reserve(20, PAGE)
         (outcome,) = (await lab.unset(("hugepages", "2M"))).outcomes
         assert told(outcome) == ("2M", "28", State.PARTIAL, Reason.PAGES_IN_USE)
@@ -143,7 +139,7 @@ async def test_pages_that_programs_were_promised_go_when_they_let_them_go(kernel
         await lab.engine.reconcile("timer")
         assert lab.writes() == []
         kernel.reserve(-20, PAGE)
-        used(kernel, 0, 0)
+        use_pages(kernel, 0, 0)
         await lab.engine.reconcile("timer")
         assert (counted(kernel), dict(lab.store.baselines)) == ([(0, 0), (0, 0)], {})
 
@@ -163,7 +159,7 @@ async def test_a_node_reaches_its_number_while_pages_of_the_other_are_borrowed(
         assert told(outcome)[2:] == (State.SATISFIED, Reason.OK)
         assert sum(pages(kernel)) == (80 if instance == "2M" else 85)
         assert instance == "2M" or counted(kernel) == [(80, 0), (25, 20)]
-        used(kernel, 0, 0)
+        use_pages(kernel, 0, 0)
         await lab.unset(("hugepages", instance))
         await lab.engine.reconcile("timer")
         assert (counted(kernel), dict(lab.store.baselines)) == ([(0, 0), (5, 0)], {})
@@ -176,7 +172,7 @@ async def test_each_node_shrinks_below_what_is_in_use(kernel: SimulatedKernel) -
         assert {told(o)[2:] for o in answer.outcomes} == {(State.PARTIAL, Reason.PAGES_IN_USE)}
         assert [total for total, _ in counted(kernel)] == [20, 20]
         assert sum(pages(kernel)) == 10
-        used(kernel, 0, 0)
+        use_pages(kernel, 0, 0)
         await lab.engine.reconcile("timer")
         assert counted(kernel) == [(5, 0), (5, 0)]
 
@@ -303,3 +299,49 @@ def test_another_entry_beside_the_pools_of_a_node_is_none() -> None:
 
     kernel = Other([Node(GIB)], sizes=(PAGE,))
     assert [target.instance for target in HUGE.targets(kernel)] == ["2M", "2M/node0"]
+
+
+# A claim that is smaller than what is in use
+
+
+async def in_use(*, used: int = 90) -> Lab:
+    """A host with 100 pages of which a program has some, after a Set to 10."""
+    kernel = small_host()
+    have_pages(kernel, 100, used=used)
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M", 10))
+    return lab
+
+
+async def test_shrinking_below_what_is_in_use_is_partly_done() -> None:
+    kernel = small_host()
+    have_pages(kernel, 100, used=90)
+    async with running(kernel) as lab:
+        outcome = await lab.one("hugepages", "2M", 10)
+        assert told(outcome) == ("2M", "90", State.PARTIAL, Reason.PAGES_IN_USE)
+        assert "90 in use, 0 free, 80 surplus" in outcome.detail
+        assert "hugetlbfs or shared memory holds them" in outcome.detail
+        assert lab.claims == ["runtime:hugepages@2M=10"]
+        assert lab.writes() == [(POOL, "10")]
+
+
+async def test_pages_in_use_are_not_asked_for_again() -> None:
+    lab = await in_use()
+    lab.writes()
+    async with running(lab.kernel, claims=lab.store.claims.by_id.values(), baselines=lab.store.baselines) as later:
+        for cause in ("boot", "timer", "timer"):
+            await later.engine.reconcile(cause, enforce=cause == "boot")
+        assert later.writes() == []
+        assert told(later.engine.outcomes[WHOLE])[2:] == (State.PARTIAL, Reason.PAGES_IN_USE)
+        later.kernel.nodes[0].pools[PAGE].used = 4  # the program gives them back
+        await later.engine.reconcile("timer")
+        assert later.writes() == []
+        assert told(later.engine.outcomes[WHOLE]) == ("2M", "10", State.SATISFIED, Reason.OK)
+
+
+async def test_pages_in_use_come_back_whole_when_the_claim_goes() -> None:
+    lab = await in_use()
+    async with running(lab.kernel, claims=lab.store.claims.by_id.values(), baselines=lab.store.baselines) as later:
+        await later.unset(("hugepages", "2M"))
+        assert pages(later.kernel) == [100]
+        assert not later.store.baselines

@@ -1,4 +1,4 @@
-"""hugepages: what the host can bear; beyond it nothing is written."""
+"""Pools of huge pages and loans: what the host can bear; beyond it nothing is written."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.errors import OverLimit
+from kerntune.errors import InvalidValue, OverLimit
 from kerntune.kernel.memory import read_memory
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import DesiredState, Limits, Origin, Reason, State, Target
 from kerntune.tunables.hugepages import HugePages
+from kerntune.tunables.hugepages_overcommit import HugePagesOvercommit
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
 from tests.hosts import lay_out
 from tests.unit.lab import (
@@ -31,7 +32,8 @@ from tests.unit.lab import (
 
 HUGE = HugePages()
 WHOLE = Target("hugepages", "2M")
-BORROW = "hugepages-overcommit"
+LOANS = HugePagesOvercommit()
+BORROW = LOANS.name
 
 
 # What the host can bear
@@ -181,13 +183,6 @@ async def test_in_mode_never_with_kilobytes_huge_pages_lower_no_limit() -> None:
     kernel.overcommit = {"memory": 2, "ratio": 0, "kbytes": 4 * MIB}
     async with running(kernel) as lab:
         assert (await lab.one("hugepages", "2M", 6144)).state is State.SATISFIED
-
-
-async def test_overcommit_is_checked_against_what_huge_pages_of_the_same_call_take() -> None:
-    async with running(small_host()) as lab:
-        with pytest.raises(OverLimit, match="never:50 would make the commit limit 2048 MiB"):
-            await lab.set(("hugepages", "2M", 6144), ("overcommit", "", "never:50"))
-        assert (pages(lab.kernel), lab.kernel.overcommit["memory"], lab.claims) == ([0], 0, [])
 
 
 # Pools and loans
@@ -377,3 +372,42 @@ async def test_the_hosts_own_number_goes_back_as_far_as_there_is_memory() -> Non
         kernel.nodes[0].programs = 0
         await lab.engine.reconcile("timer")
         assert (pages(kernel), dict(lab.store.baselines)) == ([7000], {})
+
+
+# Loans: pages that may be borrowed beyond those that a pool keeps
+
+
+def test_only_the_whole_host_can_borrow() -> None:
+    assert LOANS.normal("2048K") == "2M"
+    assert [target.instance for target in LOANS.targets(small_host())] == ["1G", "2M"]
+    for instances in ("2M/node0", "2M/*"):
+        with pytest.raises(InvalidValue, match="only the whole host can borrow"):
+            LOANS.normal(instances)
+
+
+async def test_loans_have_what_pools_leave_of_the_limit() -> None:
+    kernel = small_host()
+    have_pages(kernel, 1000)
+    async with running(kernel, limits=Limits(50)) as lab:
+        with pytest.raises(OverLimit, match="3097 pages to borrow asked for 2M, 3096 possible, 0 there now"):
+            await lab.set((BORROW, "2M", 3097))
+        assert (lab.writes(), lab.claims) == ([], [])
+        assert (await lab.one(BORROW, "2M", 3096)).state is State.SATISFIED
+        with pytest.raises(OverLimit, match="0 possible"):
+            await lab.set((BORROW, "1G", 1))
+
+
+async def test_a_smaller_loan_than_there_is_is_never_too_much() -> None:
+    kernel = small_host()
+    kernel.borrow[PAGE] = 99_999
+    async with running(kernel) as lab:
+        assert (await lab.one(BORROW, "2M", 90_000)).state is State.SATISFIED
+        await lab.unset((BORROW, "2M"))
+        assert kernel.borrow[PAGE] == 99_999
+
+
+async def test_a_configured_loan_beyond_the_limit_is_not_written() -> None:
+    async with running(small_host(), claims=[claim(Origin.CONFIG, BORROW, "2M", 99_999)]) as lab:
+        await lab.engine.reconcile("boot", enforce=True)
+        assert [told(o)[2:] for o in lab.engine.outcomes.values()] == [(State.REFUSED, Reason.OVER_LIMIT)]
+        assert lab.writes() == []

@@ -1,18 +1,20 @@
-"""The arithmetic of huge pages: how a total is divided, and what the host can bear."""
+"""The arithmetic of huge pages: how a total is divided, what the host can bear, and what holds add."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kerntune.model import Claim, DesiredState, Limits, Memory, Origin, Reading, State, Target
+from kerntune.model import Claim, DesiredState, Limits, Memory, Origin, Reading, State, Step, Target
 from kerntune.tunables.overcommit import needed_limit, predicted_limit
 from kerntune.tunables.pool_plan import plan_pools, share, spread
 from kerntune.tunables.pool_room import Room
 from kerntune.tunables.pool_writes import in_order
+from kerntune.tunables.sums import apart, of_pools
 from tests.unit.lab import GIB, PAGE
 
 MANY = 1 << 20
@@ -187,29 +189,36 @@ def test_there_is_no_room_for_a_page_more(host: Memory, percent: int) -> None:
     )
 
 
-def test_kilobytes_are_no_matter_of_huge_pages() -> None:
-    """In mode never with overcommit_kbytes the limit does not depend on huge pages."""
+@pytest.mark.parametrize(("ratio", "kbytes"), [(0, 8 << 20), (0, 0), (-5, 0)])
+def test_without_a_ratio_huge_pages_lower_no_commit_limit(ratio: int, kbytes: int) -> None:
+    """In mode never with overcommit_kbytes, or with a ratio that is none, the limit does not depend on huge pages."""
     bound = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=50)
-    free = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=0, kbytes=8 << 20)
+    free = memory(16 * GIB, 15 * GIB, committed=7 * GIB, mode=2, ratio=ratio, kbytes=kbytes)
     assert possible(bound, Limits()) < possible(free, Limits()) == 6144
 
 
-def plan(
-    group: dict[Target, Reading], *desired_states: DesiredState, host: Memory | None = None
-) -> dict[Target, list[str]]:
-    """What would be written: pool -> texts; a refused one writes nothing."""
-    steps = plan_pools(
+def steps_for(
+    group: dict[Target, Reading],
+    *desired_states: DesiredState,
+    host: Memory | None = None,
+    limits: Limits | None = None,
+) -> Sequence[Step]:
+    """Plan on a host with plenty of memory, if no other is given; the path of a pool is its name."""
+    return plan_pools(
         group,
         {desired.target: desired for desired in desired_states},
         host or memory(64 * GIB, 60 * GIB),
-        Limits(),
+        limits or Limits(),
         path_of=lambda target: target.instance,
     )
-    found: dict[Target, list[str]] = {}
-    for step in steps:
-        for write in step.writes:
-            found.setdefault(Target("hugepages", write.path), []).append(write.text)
-    return found
+
+
+def in_turn(
+    group: dict[Target, Reading], *desired_states: DesiredState, host: Memory | None = None
+) -> list[tuple[str, str]]:
+    """Return what would be written, one after the other; a refused one writes nothing."""
+    steps = steps_for(group, *desired_states, host=host)
+    return [(write.path, write.text) for step in steps for write in step.writes]
 
 
 def two_nodes(*asked: int, whole: bool = True) -> dict[Target, Reading]:
@@ -224,18 +233,6 @@ def busy_nodes(*counts: tuple[int, int]) -> dict[Target, Reading]:
     figures = {name: sum(r.figures[name] for r in group.values()) for name in ("total", "asked", "free", "surplus")}
     whole = replace(pool(WHOLE, 0), value=str(total), figures={**pool(WHOLE, 0).figures, **figures})
     return group | {WHOLE: whole}
-
-
-def in_turn(group: dict[Target, Reading], *desired_states: DesiredState) -> list[tuple[str, str]]:
-    """What would be written, one after the other."""
-    steps = plan_pools(
-        group,
-        {desired.target: desired for desired in desired_states},
-        memory(64 * GIB, 60 * GIB),
-        Limits(),
-        path_of=lambda target: target.instance,
-    )
-    return [(write.path, write.text) for step in steps for write in step.writes]
 
 
 def host_own(target: Target, value: int) -> DesiredState:
@@ -328,6 +325,16 @@ def test_pages_that_are_promised_count_as_surplus_to_come() -> None:
         assert in_turn(group, *own) == [("2M/node0", "0"), *last, ("2M", "0")]
 
 
+def test_while_pages_are_promised_and_the_sum_is_right_nothing_is_written() -> None:
+    """Which node has the pages is settled when programs give some back."""
+    group = busy_nodes((0, 4), (4, 4))
+    goals = desired(node(0), 4), desired(node(1), 0)
+    group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 2})
+    assert in_turn(group, *goals) == []
+    group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 0})
+    assert in_turn(group, *goals) != []
+
+
 def test_growth_comes_first_where_pages_are_promised() -> None:
     group = busy_nodes((20, 0), (5, 0))
     group[WHOLE] = replace(group[WHOLE], figures={**group[WHOLE].figures, "reserved": 12})
@@ -349,10 +356,7 @@ def test_a_node_grows_while_another_has_borrowed_pages() -> None:
 
 def test_the_steps_that_another_carries_out_are_touched_by_it() -> None:
     group = busy_nodes((0, 0), (5, 20), (7, 0))
-    desired_states = {node(0): desired(node(0), 80), node(2): desired(node(2), 3)}
-    steps = plan_pools(
-        group, desired_states, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance
-    )
+    steps = steps_for(group, desired(node(0), 80), desired(node(2), 3))
     (carrier,) = [step for step in steps if step.writes]
     assert set(carrier.touched) == {node(0), node(1), node(2)}
     assert {step.desired.target for step in steps} == {node(0), node(2)}
@@ -360,28 +364,20 @@ def test_the_steps_that_another_carries_out_are_touched_by_it() -> None:
 
 def test_the_total_goes_back_to_what_its_nodes_go_back_to() -> None:
     """Its own number was saved while one of them had another one."""
-    own = {WHOLE: host_own(WHOLE, 90), node(0): host_own(node(0), 4), node(1): host_own(node(1), 4)}
-    steps = plan_pools(
-        two_nodes(9, 9, 5), own, memory(64 * GIB, 60 * GIB), Limits(), path_of=lambda target: target.instance
-    )
+    whole = host_own(WHOLE, 90)
+    steps = steps_for(two_nodes(9, 9, 5), whole, host_own(node(0), 4), host_own(node(1), 4))
     assert {step.desired.target: bool(step.writes) for step in steps} == {WHOLE: False, node(0): True, node(1): True}
     assert {step.desired.value for step in steps if step.desired.target == WHOLE} == {"13"}
-    assert in_turn(two_nodes(9, 9), own[WHOLE]) == [("2M", "90")]
+    assert in_turn(two_nodes(9, 9), whole) == [("2M", "90")]
 
 
 def test_nodes_get_theirs_and_the_others_the_rest() -> None:
-    assert plan(two_nodes(0, 0), desired(WHOLE, 200), desired(node(0), 80)) == {node(0): ["80"], node(1): ["120"]}
+    written = in_turn(two_nodes(0, 0), desired(WHOLE, 200), desired(node(0), 80))
+    assert sorted(written) == [("2M/node0", "80"), ("2M/node1", "120")]
 
 
 def test_a_total_below_the_nodes_is_beaten_by_them() -> None:
-    group = two_nodes(80, 5)
-    steps = plan_pools(
-        group,
-        {WHOLE: desired(WHOLE, 40), node(0): desired(node(0), 80)},
-        memory(64 * GIB, 60 * GIB),
-        Limits(),
-        path_of=lambda target: target.instance,
-    )
+    steps = steps_for(two_nodes(80, 5), desired(WHOLE, 40), desired(node(0), 80))
     overridden = next(step for step in steps if step.desired.target == WHOLE)
     assert overridden.capped is not None
     assert overridden.capped.state is State.OVERRIDDEN
@@ -390,23 +386,13 @@ def test_a_total_below_the_nodes_is_beaten_by_them() -> None:
 
 
 def test_shrinking_comes_before_growing() -> None:
-    group = two_nodes(100, 0)
-    steps = plan_pools(
-        group,
-        {node(1): desired(node(1), 100), node(0): desired(node(0), 0)},
-        memory(64 * GIB, 60 * GIB),
-        Limits(),
-        path_of=lambda target: target.instance,
-    )
-    assert [write.path for step in steps for write in step.writes] == ["2M/node0", "2M/node1"]
-    within = plan_pools(
-        two_nodes(100, 0) | {node(2): pool(node(2), 0)},
-        {WHOLE: desired(WHOLE, 20), node(2): desired(node(2), 10)},
-        memory(64 * GIB, 60 * GIB),
-        Limits(),
-        path_of=lambda target: target.instance,
-    )
-    assert [write.path for step in within for write in step.writes] == ["2M/node0", "2M/node2"]
+    """Their memory may be what the others need: the host as a whole is never asked for more than it ends with."""
+    paths = [path for path, _ in in_turn(two_nodes(100, 0), desired(node(1), 100), desired(node(0), 0))]
+    assert paths == ["2M/node0", "2M/node1"]
+    paths = [path for path, _ in in_turn(two_nodes(100, 0, 0), desired(WHOLE, 20), desired(node(2), 10))]
+    assert paths == ["2M/node0", "2M/node2"]
+    pools = {node(0): pool(node(0), 10), node(1): pool(node(1), 300), node(2): pool(node(2), 200)}
+    assert in_order(by_node(90, 20, 190), pools) == [(node(1), 20), (node(2), 190), (node(0), 90)]
 
 
 @given(
@@ -423,10 +409,10 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
     taken = sum(asked) * PAGE
     host = memory(64 * GIB, 60 * GIB - taken, taken)
     limits = Limits(hugepages_percent=percent)
-    desired_states = {node(n): desired(node(n), count, strict=strict) for n, count in own.items()}
-    desired_states |= {WHOLE: desired(WHOLE, total, strict=strict)} if total is not None else {}
-    steps = plan_pools(group, desired_states, host, limits, path_of=lambda target: target.instance)
-    assert {step.desired.target for step in steps} == set(desired_states)
+    desired_states = [desired(node(n), count, strict=strict) for n, count in own.items()]
+    desired_states += [desired(WHOLE, total, strict=strict)] if total is not None else []
+    steps = steps_for(group, *desired_states, host=host, limits=limits)
+    assert {step.desired for step in steps} == set(desired_states)
     after = {node(n): count for n, count in enumerate(asked)}
     for step in steps:
         assert not (step.verdict and step.writes)
@@ -439,13 +425,8 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
     if any(step.verdict or step.capped for step in steps):
         return
     taken = sum(after.values()) * PAGE
-    again = plan_pools(
-        two_nodes(*after.values()),
-        desired_states,
-        memory(64 * GIB, 60 * GIB - taken, taken),
-        limits,
-        path_of=lambda target: target.instance,
-    )
+    host = memory(64 * GIB, 60 * GIB - taken, taken)
+    again = steps_for(two_nodes(*after.values()), *desired_states, host=host, limits=limits)
     assert not any(step.writes for step in again)
 
 
@@ -453,13 +434,70 @@ def test_a_plan_grows_within_the_room_and_its_outcome_needs_no_plan(
 def test_a_pool_may_shrink_on_a_host_that_is_full(used: int) -> None:
     group = {WHOLE: pool(WHOLE, 100, used=used)}
     full = memory(GIB, 0, GIB)
-    assert plan(group, desired(WHOLE, 20), host=full) == {WHOLE: ["20"]}
-    assert plan(group, desired(WHOLE, 100), host=full) == {}
-    assert plan(group, desired(WHOLE, 101), host=full) == {}
+    assert in_turn(group, desired(WHOLE, 20), host=full) == [("2M", "20")]
+    assert in_turn(group, desired(WHOLE, 100), host=full) == []
+    assert in_turn(group, desired(WHOLE, 101), host=full) == []
 
 
-def test_nodes_that_shrink_are_written_before_those_that_grow() -> None:
-    """Their memory may be what the others need: the host as a whole is never asked for more than it ends with."""
-    pools = {node(0): pool(node(0), 10), node(1): pool(node(1), 300), node(2): pool(node(2), 200)}
-    writes = in_order(by_node(90, 20, 190), pools)
-    assert writes == [(node(1), 20), (node(2), 190), (node(0), 90)]
+# Numbers that holds have a part in, on hosts of none, one and two nodes
+
+
+OWN = 7  # pages that each pool has by itself
+
+
+def claims(*asked: tuple[Origin, str, int]) -> list[Claim]:
+    """Each is newer than the one before."""
+    return [
+        Claim(origin, "hugepages", instances, str(value), seq=seq, hold=seq if origin is Origin.HOLD else 0)
+        for seq, (origin, instances, value) in enumerate(asked)
+    ]
+
+
+def numbers(there: tuple[str, ...], asked: list[Claim]) -> Mapping[str, tuple[int, bool]]:
+    """What the pools should be, each exactly or at least."""
+    own = {Target("hugepages", name): OWN for name in there}
+    covering = {each: [c for c in reversed(asked) if c.instances == each.instance] for each in own}
+    found = of_pools(covering, own)
+    return {target.instance: (total.value, total.sum.at_least) for target, total in found.items()}
+
+
+HOLD, SET = Origin.HOLD, Origin.RUNTIME
+ONE, TWO = ("2M", "2M/node0"), ("2M", "2M/node0", "2M/node1")
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "expected"),
+    [
+        (("2M",), [(HOLD, "2M", 5)], {"2M": (12, False)}),
+        (("2M",), [(HOLD, "2M", 5), (SET, "2M", 20)], {"2M": (25, False)}),
+        (ONE, [(HOLD, "2M", 5), (HOLD, "2M/node0", 3)], {"2M": (15, False), "2M/node0": (15, False)}),
+        (ONE, [(HOLD, "2M", 5), (SET, "2M/node0", 3)], {"2M": (8, False), "2M/node0": (8, False)}),
+        (TWO, [(SET, "2M", 20)], {}),
+        (TWO, [(HOLD, "2M", 5)], {"2M": (19, False)}),
+        (TWO, [(HOLD, "2M/node0", 5)], {"2M/node0": (12, False)}),
+        (TWO, [(SET, "2M", 20), (HOLD, "2M/node0", 5)], {"2M": (25, False), "2M/node0": (5, True)}),
+        (TWO, [(HOLD, "2M", 4), (HOLD, "2M/node0", 5)], {"2M": (23, False), "2M/node0": (12, True)}),
+        (TWO, [(HOLD, "2M", 4), (SET, "2M/node0", 9)], {"2M": (20, False), "2M/node0": (9, True)}),
+        (TWO, [(SET, "2M/node1", 9), (HOLD, "2M/node0", 5)], {"2M/node0": (12, False)}),
+        # Without the host's own pool, which is going away.
+        (("2M/node0",), [(HOLD, "2M/node0", 5)], {"2M/node0": (12, False)}),
+    ],
+)
+def test_what_is_held_is_added(
+    there: tuple[str, ...], asked: list[tuple[Origin, str, int]], expected: dict[str, tuple[int, bool]]
+) -> None:
+    assert numbers(there, claims(*asked)) == expected
+
+
+def test_each_page_size_for_itself() -> None:
+    asked = claims((HOLD, "2M", 5), (HOLD, "1G", 1))
+    assert numbers(("2M", "1G"), asked) == {"2M": (12, False), "1G": (8, False)}
+
+
+def test_apart_each_target_has_its_own() -> None:
+    first, second, nothing = (Target("hugepages", size) for size in ("2M", "1G", "64K"))
+    asked = claims((SET, "2M", 20), (HOLD, "2M", 5), (HOLD, "1G", 1))
+    found = apart({first: asked[1::-1], second: asked[2:], nothing: []}, dict.fromkeys((first, second, nothing), OWN))
+    assert {target.instance: total.value for target, total in found.items()} == {"2M": 25, "1G": 8}
+    assert found[first].sum.base == asked[0]
+    assert found[second].sum.base is None
