@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from kerntune.bench import experiment, legs, runs, statistics
+from kerntune.bench import experiment, runs, statistics
 from kerntune.bench.experiment import Bench, Command
 from kerntune.bench.file import ModelFile, open_model
 from kerntune.bench.legs import Workload
@@ -293,9 +293,3 @@ def hogs() -> list[str]:
             with open(f"/proc/{pid}/cmdline", "rb") as line:
                 found += [pid] if b"hog" in line.read() else []
     return found
-
-
-def test_the_legs_are_those_of_the_worker() -> None:
-    from kerntune.bench.worker import LEGS  # noqa: PLC0415
-
-    assert set(legs.NAMES) | {"hog", "touch"} == set(LEGS)
