@@ -194,6 +194,18 @@ def test_the_last_good_claims_of_the_one_in_force_stay(shelf: Shelf, *, text: st
     assert [claim.value for claim in reader.load("mine", is_selected=True).claims] == ["none"]
 
 
+@pytest.mark.parametrize("is_selected", [True, False], ids=["selected", "named"])
+def test_of_the_one_before_only_that_stays_which_the_files_had_named(shelf: Shelf, *, is_selected: bool) -> None:
+    """Then the files name one with errors: what a caller had selected ends, and a typo of theirs frees nothing."""
+    shelf.write("mine", DISK.format("bfq"))
+    shelf.write("bad", "[")
+    reader = shelf.in_force()
+    reader.load("mine", is_selected=is_selected)
+    found = reader.load("bad", is_selected=False)
+    assert (found.name, [claim.value for claim in found.claims]) == (("bad", []) if is_selected else ("mine", ["bfq"]))
+    assert [problem.is_error for problem in found.problems] == [True]
+
+
 def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
     shelf.write("base", DISK.format("none") + '"nvme*" = "kyber"\n')
     shelf.write("mine", 'include = ["base"]\n' + DISK.format("bfq"))

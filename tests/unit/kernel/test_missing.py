@@ -1,4 +1,4 @@
-"""Why CPU frequencies cannot be set: one cause, by what the host says of itself."""
+"""Why a file of the kernel is missing: what it was built with, and the one cause why no CPU frequency can be set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,48 @@ from pathlib import Path
 import pytest
 
 from kerntune.kernel.cpufreq import why_no_cpufreq
-from tests.hosts import plant
+from kerntune.kernel.kconfig import configured, kernel_release, missing
+from tests.hosts import lay_out, plant
+
+
+def test_the_release(tmp_path: Path) -> None:
+    assert kernel_release(lay_out("two-sockets", tmp_path / "a")) == "6.1.0-28-amd64"
+    assert kernel_release(plant(tmp_path / "b", "sys/")) == "unknown"
+
+
+def test_a_configuration_below_boot(tmp_path: Path) -> None:
+    board = lay_out("no-hugetlb", tmp_path)
+    assert configured(board, "BLOCK") == "/boot/config-6.6.31-board has CONFIG_BLOCK=y"
+    assert configured(board, "HUGETLBFS") == (
+        "/boot/config-6.6.31-board does not set CONFIG_HUGETLBFS: this kernel was built without it"
+    )
+
+
+def test_a_packed_configuration(tmp_path: Path) -> None:
+    assert configured(lay_out("small-vm", tmp_path), "HUGETLBFS") == "/proc/config.gz has CONFIG_HUGETLBFS=y"
+
+
+def test_an_option_is_not_taken_for_a_longer_one(tmp_path: Path) -> None:
+    assert "does not set CONFIG_HUGETLB:" in configured(lay_out("small-vm", tmp_path), "HUGETLB")
+
+
+def test_the_configuration_of_another_kernel_says_nothing(tmp_path: Path) -> None:
+    kernel = plant(tmp_path, "proc/sys/kernel/osrelease\t6.2\nboot/config-6.1\tCONFIG_HUGETLBFS=y")
+    assert configured(kernel, "HUGETLBFS") == ""
+    assert missing(kernel, "sys/kernel/mm/hugepages", "HUGETLBFS") == (
+        "/sys/kernel/mm/hugepages is missing; whether the kernel has CONFIG_HUGETLBFS cannot be read here"
+    )
+
+
+def test_why_a_file_is_missing(tmp_path: Path) -> None:
+    assert missing(lay_out("no-hugetlb", tmp_path), "sys/kernel/mm/hugepages", "HUGETLBFS") == (
+        "/sys/kernel/mm/hugepages is missing; "
+        "/boot/config-6.6.31-board does not set CONFIG_HUGETLBFS: this kernel was built without it"
+    )
+
+
+# Why CPU frequencies cannot be set: one cause, by what the host says of itself
+
 
 RELEASE = "proc/sys/kernel/osrelease\t6.1.0"
 BUILT = f"{RELEASE}\nboot/config-6.1.0\tCONFIG_CPU_FREQ=y"

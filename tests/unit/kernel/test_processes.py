@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import IO
 
 import psutil
@@ -200,20 +201,33 @@ def test_the_processes_of_a_unit_grow_together(monkeypatch: pytest.MonkeyPatch) 
     assert len(named) <= MAX_LINE
 
 
+class Twin(psutil.Process):  # type: ignore[misc]  # psutil has no types
+    """This process, as another one."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 @pytest.mark.parametrize("unit", ["", "container 0123456789ab (abcdefghijabcdefghijabcd)", "u" * 48])
-def test_a_line_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+@pytest.mark.parametrize("together", [1, 256])
+def test_a_line_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch, unit: str, together: int) -> None:
+    """With the longest names, and figures that no host has."""
+    mib = 99_500_000
+    every = [Twin() for _ in range(together)]
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(every))
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _self: SimpleNamespace(rss=mib << 20, shared=0))
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _self: ["w" * 5000])
     monkeypatch.setattr(processes, "unit_of", lambda _text: unit)
     monkeypatch.setattr(processes, "user_name", lambda _uid: "v" * processes.USER)
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda _self: ["w" * 5000])
     consumers = Consumers()
     consumers.look(100.0)
-    for named in (
-        consumers.culprit(),
-        consumers._described(
-            psutil.Process(), ", 99999999 MiB, with 255 more of the unit 99999999 MiB in the last 60 s"
-        ),
-    ):
-        assert len(named) <= MAX_LINE
+    assert consumers.culprit().endswith(", 99500000 MiB")
+    assert len(consumers.culprit()) <= MAX_LINE
+    mib += 390_000
+    consumers.look(160.0)
+    grown = f"with {together - 1} more of the unit 99840000 MiB" if unit and together > 1 else "390000 MiB of it"
+    assert consumers.culprit().endswith(f", 99890000 MiB, {grown} in the last 60 s")
+    assert len(consumers.culprit()) <= MAX_LINE
 
 
 def test_memory_that_is_shared_is_counted_once_and_is_nobodys() -> None:
