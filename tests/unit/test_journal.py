@@ -15,18 +15,27 @@ from tests.unit.lab import BOUND
 
 
 class Journal(logging.Handler):
-    """Takes records when it is let; with `broken` it raises as a handler should not."""
+    """Takes records while `reads` is set."""
 
     def __init__(self) -> None:
         super().__init__()
         self.taken: list[logging.LogRecord] = []
+        self.arrived = threading.Condition()
         self.reads, self.busy = threading.Event(), threading.Event()
         self.reads.set()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.busy.set()
         self.reads.wait(BOUND)
-        self.taken.append(record)
+        with self.arrived:
+            self.taken.append(record)
+            self.arrived.notify_all()
+
+    def until(self, count: int) -> list[str]:
+        """Wait for so many records, and return what they say."""
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.taken) >= count, BOUND), self.said
+        return self.said
 
     @property
     def said(self) -> list[str]:
@@ -47,18 +56,10 @@ def log(journal: Journal) -> logging.Logger:
     return log
 
 
-def flushed(log: logging.Logger, seconds: float = BOUND) -> None:
-    began = time.monotonic()
-    for handler in log.handlers:
-        while not handler._idle.wait(0) and time.monotonic() - began < seconds:  # type: ignore[attr-defined]
-            handler.flush()
-
-
 def test_records_keep_their_order_and_fields(log: logging.Logger, journal: Journal) -> None:
     for number in range(100):
         log.info("message %d", number, extra={"MESSAGE_ID": str(number)})
-    flushed(log)
-    assert journal.said == [f"message {number}" for number in range(100)]
+    assert journal.until(100) == [f"message {number}" for number in range(100)]
     assert [record.MESSAGE_ID for record in journal.taken] == [str(number) for number in range(100)]  # type: ignore[attr-defined]
     assert {record.threadName for record in journal.taken} == {"MainThread"}
 
@@ -70,8 +71,7 @@ def test_a_message_says_what_was_so_when_it_was_logged(log: logging.Logger, jour
     log.info("%s", found)
     found[0] = "after"
     journal.reads.set()
-    flushed(log)
-    assert journal.said == ["['before']"] * 2
+    assert journal.until(2) == ["['before']"] * 2
 
 
 def test_a_traceback_comes_with_it(log: logging.Logger, journal: Journal) -> None:
@@ -79,7 +79,7 @@ def test_a_traceback_comes_with_it(log: logging.Logger, journal: Journal) -> Non
         raise ValueError("wrong")
     except ValueError:
         log.exception("it failed")
-    flushed(log)
+    journal.until(1)
     assert "ValueError: wrong" in logging.Formatter("%(message)s").format(journal.taken[0])
 
 
@@ -96,12 +96,10 @@ def test_a_journal_that_does_not_read_is_not_waited_for(
     logging.shutdown([weakref.ref(log.handlers[0]), weakref.ref(journal)])
     assert time.monotonic() - began < BOUND / 2
     journal.reads.set()
-    flushed(log)
     told = "15 messages were dropped, for the journal did not take them"
-    assert journal.said == ["first", *map(str, range(5)), told]
+    assert journal.until(7) == ["first", *map(str, range(5)), told]
     log.info("and on")
-    flushed(log)
-    assert journal.said[-2:] == [told, "and on"]
+    assert journal.until(8)[-2:] == [told, "and on"]
 
 
 def test_a_message_that_does_not_fit_its_words_ends_nothing(
@@ -109,21 +107,22 @@ def test_a_message_that_does_not_fit_its_words_ends_nothing(
 ) -> None:
     log.info("%d", "word")
     log.info("and on")
-    flushed(log)
-    assert journal.said == ["and on"]
+    assert journal.until(1) == ["and on"]
     assert "Logging error" in capsys.readouterr().err
 
 
 def test_a_record_that_cannot_be_handed_over_does_not_end_the_others(
     log: logging.Logger, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    failed = threading.Event()
+
     def fails(record: logging.LogRecord) -> None:
+        failed.set()
         raise MemoryError
 
     with monkeypatch.context() as broken:
         broken.setattr(journal, "emit", fails)
         log.info("lost")
-        flushed(log)
+        assert failed.wait(BOUND)
     log.info("told")
-    flushed(log)
-    assert journal.said == ["told"]
+    assert journal.until(1) == ["told"]

@@ -1,21 +1,53 @@
-"""Events of devices become requests for passes of their lanes; later looks find what has no event."""
+"""When the daemon looks again by itself: at events of devices, a while after them, and by the drift timer."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, closing
+from functools import partial
+from typing import Any
 
 import pytest
 
 from kerntune.daemon import hotplug
+from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.daemon.hotplug import Hotplug, cause, following
 from kerntune.kernel.devices import Event, Overrun
-from kerntune.model import Lane
+from kerntune.model import Lane, State
+from tests.unit.lab import Lab, large_host, queue, running
 
 ADDED = Event("block", "add", "nvme1n1")
+
+
+class Timers:
+    """The calls that the loop is asked to make later for objects of one class; a test makes them when it wants."""
+
+    def __init__(self, owner: type) -> None:
+        self._made: list[tuple[asyncio.TimerHandle, Callable[[], object]]] = []
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def noted(when: float, callback: Callable[..., object], *args: Any, **context: Any) -> asyncio.TimerHandle:
+            handle = call_at(when, callback, *args, **context)
+            if isinstance(getattr(callback, "__self__", None), owner):
+                self._made.append((handle, partial(callback, *args)))
+            return handle
+
+        loop.call_at = noted  # type: ignore[method-assign,assignment]  # of this loop, which ends with the test
+
+    @property
+    def due(self) -> list[float]:
+        """When each call that waits is due, on the loop's clock."""
+        return [handle.when() for handle, _ in self._made if not handle.cancelled()]
+
+    def fire(self) -> None:
+        """Make the one call that waits, now."""
+        ((handle, call),) = [one for one in self._made if not one[0].cancelled()]
+        handle.cancel()
+        call()
 
 
 class Source:
@@ -140,14 +172,13 @@ async def test_it_looks_again_after_an_event_and_then_rests(source: Source, monk
 
 async def test_another_event_starts_the_later_looks_anew(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "FOLLOW_UPS", (30.0,))
-    source.send(ADDED)
-    follower = Hotplug(Looks())
+    timers, follower = Timers(Hotplug), Hotplug(Looks())
     for _ in range(3):
         source.send(ADDED)
         follower.ready(source)
-    (timer,) = follower._timers.values()
+    assert len(timers.due) == 1
     follower.stop()
-    assert timer.cancelled()
+    assert timers.due == []
 
 
 def test_what_a_pass_says_it_is_for() -> None:
@@ -165,3 +196,75 @@ async def test_without_events_it_says_so_and_goes_on(
     with hotplug.on_host(Looks()):
         pass
     assert "there are no device events here" in caplog.text
+
+
+# The slow look: only while something is managed, only where, and at whole multiples of the interval
+
+DRIVES = ("io-scheduler", "nvme*", "mq-deadline")
+
+
+@asynccontextmanager
+async def timed(interval: int = 60) -> AsyncIterator[tuple[Lab, DriftTimer, Timers]]:
+    async with running(large_host()) as lab:
+        timers, timer = Timers(DriftTimer), DriftTimer(lab.engine)
+        timer.set(interval)
+        lab.engine.listeners.append(timer.update)
+        try:
+            yield lab, timer, timers
+        finally:
+            timer.stop()
+            assert timers.due == []
+
+
+async def test_nothing_wakes_up_where_nothing_is_managed() -> None:
+    async with timed() as (lab, _, timers):
+        await lab.engine.reconcile("boot")
+        assert timers.due == []
+        await lab.set(DRIVES)
+        assert len(timers.due) == 1
+        await lab.unset(("io-scheduler", "nvme*"))
+        assert timers.due == []
+
+
+async def test_it_fires_at_whole_multiples_of_the_interval() -> None:
+    async with timed(60) as (lab, timer, timers):
+        await lab.set(DRIVES)
+        (due,) = timers.due
+        assert due % 60 == 0
+        assert 0 < due - asyncio.get_running_loop().time() <= 60
+        timers.fire()
+        (due,) = timers.due
+        assert due % 60 == 0
+        timer.set(7)
+        (due,) = timers.due
+        assert due % 7 == 0
+
+
+async def test_0_is_never() -> None:
+    async with timed(0) as (lab, _, timers):
+        await lab.set(DRIVES)
+        assert timers.due == []
+
+
+async def test_it_puts_back_what_others_changed_and_says_so() -> None:
+    async with timed() as (lab, _, timers):
+        await lab.set(DRIVES)
+        lab.kernel.disks["nvme0n1"].scheduler = "none"
+        lab.writes()
+        lab.reports.clear()
+        timers.fire()
+        await lab.engine.reconcile("after it")
+        assert lab.writes() == [(queue("nvme0n1"), "mq-deadline")]
+        ((why, outcome),) = [(report.cause, outcome) for report in lab.reports for outcome in report.outcomes]
+        assert why.startswith("drift")
+        assert (outcome.before, outcome.actual, outcome.state) == ("none", "mq-deadline", State.SATISFIED)
+        assert outcome.detail == "something else had set it to none; it was put back"
+
+
+async def test_only_lanes_that_manage_something_are_looked_at() -> None:
+    async with timed() as (lab, _, timers):
+        await lab.set(DRIVES)
+        lab.reports.clear()
+        timers.fire()
+        await lab.engine.reconcile("after it")
+        assert sum(report.cause.startswith("drift") for report in lab.reports) == 1

@@ -1,83 +1,33 @@
-"""From files to the kernel: at start, on request, on a signal; requests share a reading, and readings take turns."""
+"""From files to the kernel: at start, on request, on a signal. Each file is read once; requests share a reading."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
 import logging
-import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import subprocess
+import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from kerntune import notify
-from kerntune.config.active import CONFIG_INVALID, ActiveConfig
-from kerntune.config.content import Content
-from kerntune.engine.claims import Choice
-from kerntune.engine.reconciler import Reconciler
+from kerntune.daemon import notify
+from kerntune.daemon.active_config import CONFIG_INVALID
 from kerntune.errors import Failed, InvalidValue
 from kerntune.journal import CONFIG_PROBLEM
 from kerntune.store import STATE_SET_ASIDE
-from tests.unit.lab import BOUND, FULL, Lab, large_host, running
+from tests.harness.polkitd import CHECKOUT
+from tests.unit.daemon.lab import Slow, booted
+from tests.unit.lab import BOUND, FULL, large_host, running
 
 SWAPPINESS = "proc/sys/vm/swappiness"
 THP_ENABLED = "sys/kernel/mm/transparent_hugepage/enabled"
 BFQ, NONE = ('[io-scheduler]\n"nvme*" = "bfq"\n', '[io-scheduler]\n"nvme*" = "none"\n')
 
 
-class Slow(ActiveConfig):
-    """Counts its readings, and takes its time when it is told to."""
-
-    def __init__(self, folder: Path, engine: Reconciler, troubles: set[str]) -> None:
-        super().__init__(folder, folder / "run", engine, troubles)
-        self.readings = 0
-        self.begun, self.go_on = threading.Event(), threading.Event()
-        self.go_on.set()
-
-    def read(self, choice: Choice) -> tuple[Content, Content]:
-        self.readings += 1
-        self.begun.set()
-        assert self.go_on.wait(BOUND)
-        return super().read(choice)
-
-
-@dataclass
-class Bench:
-    """A daemon's inner parts: the file, what it leads to, and what systemd hears of it."""
-
-    lab: Lab
-    file: Path
-    config: Slow
-    troubles: set[str]
-    told: list[str]
-
-    @property
-    def drive(self) -> str:
-        return self.lab.kernel.disks["nvme0n1"].scheduler
-
-
-@contextlib.asynccontextmanager
-async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str = "") -> AsyncIterator[Bench]:
-    """After the boot pass, with `text` as the configuration."""
-    told: list[str] = []
-    monkeypatch.setattr(notify, "tell", told.append)
-    file = folder / "kerntune.toml"
-    file.write_text(text)
-    troubles: set[str] = set()
-    async with running(large_host()) as lab:
-        config = Slow(folder, lab.engine, troubles)
-        config.start()
-        await lab.engine.reconcile("boot", enforce=True)
-        config.booted()
-        config.readings = 0
-        config.begun.clear()
-        yield Bench(lab, file, config, troubles, told)
-
-
 async def test_the_start_reads_and_a_reload_reads_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started(folder, monkeypatch, BFQ) as bench:
+    async with booted(folder, monkeypatch, BFQ) as bench:
         assert (bench.drive, bench.told) == ("bfq", [])
         bench.file.write_text("[limits]\nclaims = 5\n" + NONE)
         await bench.config.reload()
@@ -91,7 +41,7 @@ async def test_the_start_reads_and_a_reload_reads_again(folder: Path, monkeypatc
 async def test_a_file_that_is_not_in_order_is_an_error_and_what_is_good_is_in_force(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with started(folder, monkeypatch, BFQ) as bench:
+    async with booted(folder, monkeypatch, BFQ) as bench:
         (folder / "kerntune.d").mkdir()
         (folder / "kerntune.d/10.toml").write_text('[overcommit]\n"*" = "always"\n')
         bench.file.write_text(
@@ -128,7 +78,7 @@ async def test_damaged_copies_are_told_from_the_start_on_and_no_question_changes
     """Whoever asks for the profiles first, in whichever thread, changes nothing."""
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run/profile.json").write_text("{")
-    async with started(folder, monkeypatch) as bench:
+    async with booted(folder, monkeypatch) as bench:
         assert bench.troubles == {STATE_SET_ASIDE}
         bench.troubles.clear()
         listings = await asyncio.gather(*(bench.config.listing() for _ in range(8)))
@@ -138,7 +88,7 @@ async def test_damaged_copies_are_told_from_the_start_on_and_no_question_changes
 
 
 async def test_a_broken_file_at_start_is_told_and_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started(folder, monkeypatch, BFQ + "sda = [1]\n") as bench:
+    async with booted(folder, monkeypatch, BFQ + "sda = [1]\n") as bench:
         assert (bench.drive, bench.troubles) == ("bfq", {CONFIG_INVALID})
 
 
@@ -146,7 +96,7 @@ async def test_a_misspelt_table_is_an_error_and_what_is_known_is_taken(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swappiness = '[sysctl]\n"vm.swappiness" = 10\n'
-    async with started(folder, monkeypatch, swappiness + NONE) as bench:
+    async with booted(folder, monkeypatch, swappiness + NONE) as bench:
         bench.file.write_text(swappiness.replace("[sysctl]", "[sysctls]") + BFQ)
         with pytest.raises(InvalidValue) as refusal:
             await bench.config.reload()
@@ -165,7 +115,7 @@ async def test_a_misspelt_table_is_an_error_and_what_is_known_is_taken(
 async def test_a_table_nobody_knows_is_told_also_where_it_is_empty(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started(folder, monkeypatch, "[hugepage]\n") as bench:
+    async with booted(folder, monkeypatch, "[hugepage]\n") as bench:
         assert bench.troubles == {CONFIG_INVALID}
 
 
@@ -173,7 +123,7 @@ async def test_a_value_that_no_kernel_takes_is_an_error_and_the_last_good_one_st
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = '[thp]\nenabled = "madvise"\n[sysctl]\n"vm.swappiness" = {}\n'
-    async with started(folder, monkeypatch, text.format(10)) as bench:
+    async with booted(folder, monkeypatch, text.format(10)) as bench:
         bench.file.write_text(text.format(300).replace("madvise", "never"))
         with pytest.raises(InvalidValue, match=r"kerntune.toml:4: sysctl: vm.swappiness is a .* to 200, not 300"):
             await bench.config.reload()
@@ -187,7 +137,7 @@ async def test_a_value_that_no_kernel_takes_is_an_error_and_the_last_good_one_st
 async def test_who_asks_while_one_waits_shares_it_and_who_asks_while_one_reads_gets_the_next(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started(folder, monkeypatch, BFQ) as bench:
+    async with booted(folder, monkeypatch, BFQ) as bench:
         bench.config.go_on.clear()
         first = [asyncio.create_task(bench.config.reload()) for _ in range(3)]
         assert await asyncio.to_thread(bench.config.begun.wait, BOUND)
@@ -204,7 +154,7 @@ async def test_who_asks_while_one_waits_shares_it_and_who_asks_while_one_reads_g
 async def test_a_long_one_asks_for_more_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = f"EXTEND_TIMEOUT_USEC={notify.EXTEND_BY}"
     monkeypatch.setattr(notify, "EXTEND_EVERY", 0.01)
-    async with started(folder, monkeypatch) as bench:
+    async with booted(folder, monkeypatch) as bench:
         bench.config.go_on.clear()
         heard = asyncio.Event()
 
@@ -225,7 +175,7 @@ async def test_a_long_one_asks_for_more_time(folder: Path, monkeypatch: pytest.M
 async def test_when_the_daemon_stops_one_that_runs_says_no_more_and_none_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started(folder, monkeypatch) as bench:
+    async with booted(folder, monkeypatch) as bench:
         bench.config.go_on.clear()
         call = asyncio.create_task(bench.config.reload())
         assert await asyncio.to_thread(bench.config.begun.wait, BOUND)
@@ -240,7 +190,7 @@ async def test_when_the_daemon_stops_one_that_runs_says_no_more_and_none_begins(
 
 
 async def test_a_caller_who_goes_takes_nobody_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started(folder, monkeypatch) as bench:
+    async with booted(folder, monkeypatch) as bench:
         bench.config.go_on.clear()
         one, other = (asyncio.create_task(bench.config.reload()) for _ in range(2))
         assert await asyncio.to_thread(bench.config.begun.wait, BOUND)
@@ -272,7 +222,7 @@ async def test_nothing_is_read_again_before_the_boot_pass_is_done(
 async def test_a_pass_that_fails_fails_the_reload_and_not_the_daemon(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *, signalled: bool
 ) -> None:
-    async with started(folder, monkeypatch) as bench:
+    async with booted(folder, monkeypatch) as bench:
         bench.file.write_text(BFQ)
         bench.lab.store.full = FULL
         if signalled:
@@ -284,3 +234,71 @@ async def test_a_pass_that_fails_fails_the_reload_and_not_the_daemon(
         bench.lab.store.full = None
         await bench.config.reload()
         assert bench.drive == "bfq"
+
+
+# Each file of the configuration and of the profile is read once in a reload, also in the first one
+
+
+# In a process of its own: an audit hook cannot be removed again.
+SCRIPT: Final = """
+import asyncio, json, sys
+from collections import Counter
+from pathlib import Path
+
+from kerntune.daemon.active_config import ActiveConfig
+from tests.unit.lab import large_host, running
+
+FOLDER = Path(sys.argv[1])
+opened = Counter()
+
+
+def count(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(str(FOLDER / "etc")):
+        opened[str(Path(arguments[0]).relative_to(FOLDER / "etc"))] += 1
+
+
+async def main():
+    sys.addaudithook(count)
+    async with running(large_host()) as lab:
+        config = ActiveConfig(FOLDER / "etc", FOLDER / "run", lab.engine, set())
+        config.start()
+        config.booted()
+        counts = [dict(opened)]
+        for text in sys.argv[2:]:
+            (FOLDER / "etc/kerntune.d/20.toml").write_text(text)
+            opened.clear()
+            await config.reload()
+            counts.append(dict(opened))
+        print(json.dumps(counts))
+
+
+asyncio.run(main())
+"""
+FILES: Final = {
+    "kerntune.toml": "# nothing\n[limits]\n",
+    "kerntune.d/10.toml": "",
+    "kerntune.d/20.toml": "",
+    "profiles/base.toml": '[io-scheduler]\n"sd*" = "none"\n',
+    "profiles/one.toml": 'include = ["base"]\n',
+    "profiles/mine.toml": 'include = ["base", "one"]\n',
+}
+CONFIG: Final = sorted(name for name in FILES if name.startswith("kerntune"))
+
+
+@pytest.mark.parametrize("text", ['profile = "mine"\n', 'profile = "mine"\n[limits]\nclaims = 5\n'])
+def test_each_file_is_opened_once(folder: Path, text: str) -> None:
+    for name, content in FILES.items():
+        (folder / "etc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "etc" / name).write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), "", text, text],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    silent, again, first, second = json.loads(done.stdout)
+    assert silent == dict.fromkeys(CONFIG, 1)
+    assert again == silent
+    assert first == second == dict.fromkeys(FILES, 1)

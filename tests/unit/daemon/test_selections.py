@@ -7,7 +7,6 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from kerntune import notify
 from kerntune.config.active import CONFIG_INVALID, ActiveConfig
 from kerntune.config.content import Content
 from kerntune.config.sources import ActiveProfile
+from kerntune.daemon.active_config import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
 from kerntune.errors import AccessDenied, Failed, InvalidValue, NoSuchProfile
 from kerntune.model import Origin, Reason, State
-from tests.unit.lab import FULL, Lab, claim, large_host, pages, queue, running
+from tests.unit.daemon.lab import Bench, booted
+from tests.unit.lab import FULL, Lab, claim, pages, queue
 
 DISK = '[io-scheduler]\n"sda" = "{}"\n'
 FAST = DISK.format("none") + '[overcommit]\n"*" = "always:95"\n[hugepages]\n"2M" = 10\n'
@@ -29,56 +30,13 @@ BASELINE = Selection(reset=True, baseline=True)
 RESET, CLEAR = Selection(reset=True), Selection("")
 
 
-@dataclass
-class Bench:
-    """A daemon's inner parts, and the files."""
-
-    lab: Lab
-    folder: Path
-    config: ActiveConfig
-    troubles: set[str]
-
-    @property
-    def disk(self) -> str:
-        return self.lab.kernel.disks["sda"].scheduler
-
-    @property
-    def degraded(self) -> set[str]:
-        return self.troubles | self.lab.engine.claims.choice.troubles
-
-    def profile(self, name: str, text: str) -> None:
-        (self.folder / "profiles").mkdir(exist_ok=True)
-        (self.folder / f"profiles/{name}.toml").write_text(text)
-
-    async def choose(self, selection: Selection) -> tuple[bool, dict[str, tuple[str, str, State]]]:
-        """Whether it changed anything, and requested, actual and state by target."""
-        answer = await self.config.choose(selection, "test")
-        return answer.changed, {str(o.target): (o.requested, o.actual, o.state) for o in answer.outcomes}
-
-    def writes(self) -> list[str]:
-        return [path for path, _ in self.lab.writes()]
-
-
 @contextlib.asynccontextmanager
 async def started(
     folder: Path, monkeypatch: pytest.MonkeyPatch, text: str = "", *, lab: Lab | None = None
 ) -> AsyncIterator[Bench]:
-    """After the boot pass; with a `lab` of before, after a restart of the daemon on the same host."""
-    monkeypatch.setattr(notify, "tell", lambda _text: None)
-    (folder / "kerntune.toml").write_text(text)
-    troubles: set[str] = set()
-    async with running(lab.kernel if lab else large_host()) as now:
-        if lab:
-            now.store.claims, now.store.baselines = lab.store.claims, lab.store.baselines
-            now.engine.committed = lab.store.claims
-        config = ActiveConfig(folder, folder / "run", now.engine, troubles)
-        bench = Bench(now, folder, config, troubles)
-        for name, claims in (("fast", FAST), ("fair", DISK.format("bfq"))):
-            bench.profile(name, claims)
-        config.start()
-        await now.engine.reconcile("boot", enforce=True)
-        config.booted()
-        bench.writes()
+    """Give a daemon with two profiles."""
+    profiles = {"fast": FAST, "fair": DISK.format("bfq")}
+    async with booted(folder, monkeypatch, text, lab=lab, profiles=profiles) as bench:
         yield bench
 
 
