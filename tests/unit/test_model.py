@@ -1,13 +1,19 @@
-"""The nouns: the order of the origins, and the words that go over the wire."""
+"""The nouns and the errors: what makes two of them the same, their words, and the exit code that outcomes amount to."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from kerntune import model
-from kerntune.model import Claim, ClaimId, DesiredState, Memory, Origin, Reason, State, Target
+from kerntune import cli, errors, model
+from kerntune.errors import FREEDESKTOP, Exit, KerntuneError, by_name
+from kerntune.model import Claim, ClaimId, DesiredState, Memory, Origin, State, Target
+from kerntune.results import exit_code, is_excused, profile_exit_code, verify_exit_code
+from tests.cli.scripted import claim, outcome
 
 
 def test_the_origins_are_in_the_order_of_the_design() -> None:
@@ -21,46 +27,6 @@ def test_the_origins_are_in_the_order_of_the_design() -> None:
         ("hold", 50),
         ("guard", 60),
     ]
-
-
-def test_the_states_are_those_of_the_design() -> None:
-    assert {str(state) for state in State} == {
-        "satisfied",
-        "planned",
-        "partial",
-        "overridden",
-        "contested",
-        "refused",
-        "unsupported",
-        "failed",
-        "unmanaged",
-    }
-
-
-def test_the_reasons_are_those_of_the_design() -> None:
-    assert {str(reason) for reason in Reason} == {
-        "ok",
-        "no-such-target",
-        "device-gone",
-        "device-hangs",
-        "no-kernel-support",
-        "cpu-offline",
-        "value-not-offered",
-        "out-of-range",
-        "kernel-rejected",
-        "read-back-differs",
-        "partially-allocated",
-        "pages-in-use",
-        "overridden",
-        "config-wins",
-        "guard-limit",
-        "governor-decides",
-        "over-limit",
-        "boot-parameter-wins",
-        "read-only",
-        "changed-by-others",
-        "interrupted",
-    }
 
 
 def test_the_nouns_are_frozen_and_slotted() -> None:
@@ -108,3 +74,137 @@ def test_only_a_baseline_wins_where_nobody_claims() -> None:
 def test_the_reserve_is_512_mib_or_5_percent(total: int, reserve: int) -> None:
     memory = Memory(total, 0, 0, 0, 0, 0, 0, None, 50, 0)
     assert memory.reserve == reserve
+
+
+# Errors
+
+# Classes that only a client raises share a name with what the bus would say.
+IN_CLIENTS = {errors.Unreachable, errors.Usage}
+# Others define classes without a name of their own; they cross the bus as Failed.
+CLASSES = [cls for cls in KerntuneError.__subclasses__() if cls.__module__ == KerntuneError.__module__]
+SERVED = [cls for cls in CLASSES if cls not in IN_CLIENTS]
+
+
+def test_each_name_has_one_class() -> None:
+    assert [name for name, times in Counter(cls.dbus_name for cls in SERVED).items() if times > 1] == []
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_the_name_says_what_the_class_says(cls: type[KerntuneError]) -> None:
+    if cls not in IN_CLIENTS:
+        assert cls.dbus_name.rpartition(".")[2] == cls.__name__
+    assert cls.__doc__
+
+
+def test_a_reply_becomes_the_class_again() -> None:
+    names = by_name()
+    for cls in SERVED:
+        assert names[cls.dbus_name] is cls
+    assert names[FREEDESKTOP + "ServiceUnknown"] is errors.Unreachable
+
+
+def test_a_message_has_two_parts() -> None:
+    error = errors.NoSuchTarget("there is no sdz", "See `kerntune list`")
+    assert (str(error), error.what, error.hint) == (
+        "there is no sdz. See `kerntune list`",
+        "there is no sdz",
+        "See `kerntune list`",
+    )
+    assert str(errors.Failed("internal error")) == "internal error"
+
+
+# Exit codes: what was done, what set would do, what verify found
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        ("", Exit.OK),
+        ("satisfied", Exit.OK),
+        ("satisfied unmanaged", Exit.OK),
+        ("planned", Exit.OK),
+        ("failed", Exit.FAILED),
+        ("refused", Exit.FAILED),
+        ("overridden", Exit.FAILED),
+        ("contested", Exit.FAILED),
+        ("pondering", Exit.FAILED),
+        ("failed unsupported", Exit.FAILED),
+        ("unsupported", Exit.NOT_FOUND),
+        ("unsupported unsupported", Exit.NOT_FOUND),
+        ("satisfied failed", Exit.PARTLY),
+        ("satisfied unsupported", Exit.PARTLY),
+        ("unmanaged overridden", Exit.PARTLY),
+        ("partial", Exit.PARTLY),
+        ("partial failed", Exit.PARTLY),
+        ("partial unsupported", Exit.PARTLY),
+    ],
+)
+def test_exit_code(states: str, code: Exit) -> None:
+    assert exit_code([outcome("overcommit", state) for state in states.split()]) is code
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ("", Exit.OK),
+        ("overridden/config-wins", Exit.OK),
+        ("satisfied/ok overridden/config-wins", Exit.OK),
+        ("planned/ok overridden/config-wins unsupported/no-kernel-support", Exit.OK),
+        ("overridden/overridden", Exit.FAILED),
+        ("satisfied/ok overridden/overridden", Exit.PARTLY),
+        ("satisfied/ok overridden/guard-limit", Exit.PARTLY),
+        ("overridden/config-wins overridden/overridden", Exit.FAILED),
+        ("overridden/config-wins failed/kernel-rejected", Exit.FAILED),
+        ("overridden/config-wins unsupported/read-only", Exit.NOT_FOUND),
+    ],
+)
+def test_what_a_profile_ends_with(rows: str, code: Exit) -> None:
+    """The administrator's own file is no failure of it, nor is what the host lacks; what others claim is."""
+    found = [row.split("/") for row in rows.split()]
+    assert profile_exit_code([outcome("overcommit", state, reason=reason) for state, reason in found]) is code
+
+
+@pytest.mark.parametrize(("wrong", "satisfied", "code"), [(0, 0, 0), (0, 3, 0), (2, 3, 6), (2, 0, 1)])
+def test_verify_exit_code(wrong: int, satisfied: int, code: int) -> None:
+    assert verify_exit_code(wrong=wrong, satisfied=satisfied) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "matches", "reason", "lacking"),
+    [
+        ("profile:io-scheduler@vd*", [], "no-such-target", True),
+        ("config:io-scheduler@sdz", [], "no-such-target", True),
+        ("profile:cpu-governor@*", [], "no-kernel-support", True),
+        ("config:io-scheduler@*", ["sda"], "value-not-offered", True),
+        ("profile:sysctl@kernel.numa_balancing", ["kernel.numa_balancing"], "read-only", False),
+        ("persistent:io-scheduler@vd*", [], "no-such-target", True),
+        ("persistent:io-scheduler@by-id/nvme-Fast_1", [], "no-such-target", False),
+        ("runtime:cpu-governor@*", ["policy1"], "cpu-offline", True),
+        ("runtime:cpu-governor@1", ["policy1"], "cpu-offline", False),
+        ("runtime:io-scheduler@*", ["sda"], "value-not-offered", False),
+    ],
+)
+def test_what_the_host_lacks(name: str, matches: list[str], reason: str, lacking: bool) -> None:
+    row = outcome("io-scheduler@sda", "unsupported", reason=reason)
+    assert is_excused(row, claim(name, "none", matches=matches)) is lacking
+    assert not is_excused(row._replace(state="failed"), claim(name, "none", matches=matches))
+    assert not is_excused(row, None)
+
+
+def test_every_state_has_an_exit_code() -> None:
+    assert {exit_code([outcome("overcommit", state)]) for state in State} == {0, 1, 3, 6}
+
+
+def test_what_the_configuration_overrides_is_excused() -> None:
+    row = outcome("hugepages@2M", "overridden", reason="config-wins")
+    assert is_excused(row, claim("profile:hugepages@2M", "40"))
+    assert not is_excused(row._replace(reason="overridden"), claim("profile:hugepages@2M", "40"))
+
+
+def test_no_other_module_of_the_command_line_chooses_an_exit_code() -> None:
+    chosen = {
+        (path.name, name)
+        for path in Path(cli.__path__[0]).glob("*.py")
+        for name in re.findall(r"\bExit\.([A-Z_]+)", path.read_text(encoding="utf-8"))
+    }
+    assert {name for _, name in chosen} == {"OK"}, chosen

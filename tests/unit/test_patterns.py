@@ -1,74 +1,115 @@
-"""How people name instances: pools, and that what is printed of several in one row can be typed."""
+"""How people name instances, sizes and CPUs: patterns, globs, units; and what patterns cost."""
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterator
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from kerntune import patterns
+from kerntune.engine.answers import by_tunable, own_outcomes
+from kerntune.engine.passes import Result
+from kerntune.engine.resolve import resolve
 from kerntune.errors import InvalidValue
-from kerntune.model import Target
+from kerntune.globs import Glob, Set
+from kerntune.model import Origin, Reading, Target
 from kerntune.patterns import PATTERNS, UNSTABLE, Kind, Pool, joined, parse_pool
-from kerntune.units import spell_size
+from kerntune.tunables.knobs import CPU_GOVERNOR, IO_SCHEDULER
+from kerntune.units import CpuList, in_kib, in_pages, parse_cpus, parse_size, spell_cpus, spell_size
+from tests.unit.lab import claim
+
+KIB, MIB, GIB, TIB = (1 << bits for bits in (10, 20, 30, 40))
+
+
+# Names of each kind
 
 
 @pytest.mark.parametrize(
-    ("size", "text"),
-    [(64 << 10, "64K"), (2 << 20, "2M"), (512 << 20, "512M"), (1 << 30, "1G"), (16 << 30, "16G"), (1 << 40, "1T")],
-)
-def test_the_largest_exact_unit(size: int, text: str) -> None:
-    assert spell_size(size) == text
-    assert parse_pool(text) == Pool(size, "")
-
-
-@pytest.mark.parametrize(
-    ("instance", "normal"),
+    ("kind", "given", "normal"),
     [
-        ("2m", "2M"),
-        ("2MB", "2M"),
-        ("2MiB", "2M"),
-        ("2048K", "2M"),
-        ("1024M", "1G"),
-        ("2M/node0", "2M/node0"),
-        ("2M/NODE12", "2M/node12"),
-        ("2048k/*", "2M/*"),
-        ("2M/node3,0-1", "2M/node0-1,3"),
+        *((Kind.POOLS, given, normal) for given, normal in (
+            ("2m", "2M"), ("2MB", "2M"), ("2MiB", "2M"), ("2048K", "2M"), ("1024M", "1G"), ("2M/node0", "2M/node0"),
+            ("2M/NODE12", "2M/node12"), ("2048k/*", "2M/*"), ("2M/node3,0-1", "2M/node0-1,3"))),
+        *((Kind.CPUS, given, normal) for given, normal in (
+            ("*", "*"), ("policy0", "policy0"), ("policy127", "policy127"), ("0", "0"), ("0-3,8", "0-3,8"),
+            ("3,2,1,0", "0-3"), ("0-3,2-5", "0-5"), ("8,0-1", "0-1,8"), ("cpu3", "3"), ("cpu0-3,8", "0-3,8"),
+            ("policy0-7", "policy0-7"), ("policy3,0-2", "policy0-3"), ("policy?", "policy?"))),
+        *((Kind.DRIVES, name, name) for name in (
+            "nvme0n1", "nvme*", "by-id/nvme-eui.*", "sda", "dm-0", "md127", "cciss!c0d0", "mmcblk0boot0", "nvme0c0n1")),
+        (Kind.NAMES, "vm/swappiness", "vm.swappiness"),
+        (Kind.SINGLE, "", ""), (Kind.SINGLE, "*", ""),
     ],
-)
-def test_normal_form(instance: str, normal: str) -> None:
-    assert str(parse_pool(instance)) == normal
-    assert str(parse_pool(normal)) == normal
+)  # fmt: skip
+def test_a_name_in_normal_form(kind: Kind, given: str, normal: str) -> None:
+    assert PATTERNS[kind].normal(given) == normal
+    assert PATTERNS[kind].normal(normal) == normal
 
 
-@pytest.mark.parametrize(
-    "instance",
-    [
-        "",
-        "*",
-        "2M/",
-        "2M/node",
-        "2M/nodex",
-        "2M/node3-1",
-        "2M/node0,",
-        "2M/node0/x",
-        "2M/../x",
-        "2M\n",
-        " 2M",
-        "0M",
-        "-2M",
-        "1.5G",
-        "G",
-        "2",
-        "2M*",
-    ],
-)
-def test_what_is_no_pool(instance: str) -> None:
+NO_NAMES = {
+    Kind.POOLS: ("", "*", "2M/", "2M/node", "2M/nodex", "2M/node3-1", "2M/node0,", "2M/node0/x", "2M/../x", "2M\n",
+                 " 2M", "0M", "-2M", "1.5G", "3M", "G", "2", "2M*", "node0"),
+    Kind.CPUS: ("", "policy", "policyX", "policy7-0", "cpu?", "cpu*", "policy[0-3", "po*", "?", "cpu", "cpux",
+                "thecpu*/x", "0-", "-1", "3-1", "0,,1", "0 1", "0-3\n", "all", "10000", "1-2-3", "policy0/..",
+                "\u0663"),
+    Kind.DRIVES: ("", ".", "..", "../nvme0n1", "nvme0n1/..", "nvme0n1/queue", "/dev/nvme0n1", "nvme0n1\n", "\n",
+                  "nvme0n1 ", "nvme 0", "nvme0n1\0", "by-id/", "by-id/..", "by-id/../nvme0n1",
+                  "by-path/pci-0000:00", "n\u00fc", "x" * 257),
+    Kind.SINGLE: ("node0", "**"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in NO_NAMES.items() for text in texts])
+def test_what_is_no_name(kind: Kind, text: str) -> None:
     with pytest.raises(InvalidValue):
-        parse_pool(instance)
+        PATTERNS[kind].normal(text)
+
+
+DRIVE = Target("io-scheduler", "nvme0n1", aliases=("by-id/nvme-First", "by-id/nvme-eui.01"))
+POLICY = Target("cpu-governor", "policy4", aliases=("cpu4", "cpu5"))
+POOL = Target("hugepages", "2M/node1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "yes", "no"),
+    [
+        (Kind.DRIVES, DRIVE,
+         "nvme0n1 nvme* * nvme[0-3]n1 nvme?n1 by-id/nvme-First by-id/nvme-eui.* by-id/*",
+         # A glob does not cross the slash of by-id/.
+         "nvme0n nvme0n1p1 NVME* nvme1* sda by-id/nvme-Second by-id/nvme-Firs nvme-First *First b*"),
+        (Kind.CPUS, POLICY, "* policy4 4 5 0-4 5-9 cpu5 policy? policy0-7",
+         "0-3,6 policy5 policy40 44 cpu6 policy[0-3] policy0-3,5-9"),
+        (Kind.POOLS, POOL, "2M/node1 2M/* 2M/node0-3", "2M 2M/node10 2M/node0 1G/* 1G/node1 2M/node0,2"),
+        (Kind.POOLS, Target("hugepages", "2M"), "2M", "2M/* 2M/node0 1G"),
+    ],
+)  # fmt: skip
+def test_what_a_pattern_covers(kind: Kind, target: Target, yes: str, no: str) -> None:
+    def covers(pattern: str) -> bool:
+        return PATTERNS[kind].matcher(PATTERNS[kind].normal(pattern))(target)
+
+    assert [pattern for pattern in yes.split() if not covers(pattern)] == []
+    assert [pattern for pattern in no.split() if covers(pattern)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact", "open_"),
+    [
+        (Kind.DRIVES, "nvme0n1 by-id/nvme-First", "nvme* nvme?n1 sd[ab]"),
+        (Kind.CPUS, "policy0 0-3,8 policy0-7 3", "* policy?"),
+        (Kind.POOLS, "2M 2M/node1 2M/node0-3", "2M/*"),
+    ],
+)
+def test_what_names_present_targets_and_waits_for_none(kind: Kind, exact: str, open_: str) -> None:
+    assert all(PATTERNS[kind].exact(pattern) for pattern in exact.split())
+    assert not any(PATTERNS[kind].exact(pattern) for pattern in open_.split())
 
 
 @given(st.integers(10, 49).map(lambda bits: 1 << bits), st.sampled_from(["", "node3", "*"]))
-def test_there_and_back(size: int, node: str) -> None:
+def test_a_pool_there_and_back(size: int, node: str) -> None:
     assert parse_pool(str(Pool(size, node))) == Pool(size, node)
 
 
@@ -119,3 +160,202 @@ def test_instances_that_share_a_row(names: list[str], patterns: list[str]) -> No
 )  # fmt: skip
 def test_names_that_a_reboot_may_give_to_another_drive(name: str, stable: bool) -> None:
     assert (UNSTABLE.fullmatch(name) is None) is stable
+
+
+# Globs of our own: the same answers as fnmatch gives, without its cache, and never slow
+
+
+TEXTS = st.text("ab-!^[]n01", max_size=9)
+GLOBS = st.text("ab-!^[]n01*?", max_size=12)
+# After an empty range fnmatch takes what is left of the set for its beginning: [b-a!c] is [!c] to it.
+MISREAD = re.compile(r"\[(.-.)+!")
+
+
+@given(GLOBS, TEXTS)
+@example("[]a]", "]")
+@example("[!]a]", "b")
+@example("[a-", "[a-")
+@example("[--0]", ".")
+@example("[b-a]", "a")
+@example("[!b-a]", "a")
+@example("a**?*b", "axb")
+def test_it_says_what_fnmatch_says(pattern: str, name: str) -> None:
+    assume(not MISREAD.search(pattern))
+    assert Glob.parse(pattern).matches(name) is fnmatch.fnmatchcase(name, pattern)
+
+
+class CountedName(str):
+    """A name that counts how often one of its characters is looked at."""
+
+    steps = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for char in str(self):
+            self.steps += 1
+            yield char
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*a" * 127 + "b",
+        "*" * 255 + "b",
+        "*?" * 127 + "b",
+        "*" + "a" * 49 + "b",
+        "*" + "?" * 49 + "b*",
+        "[a-b" * 63,
+        f"*[{'b' * 250}]*",
+        f"*{'[!b-zA-Z]' * 27}b*",
+    ],
+)
+def test_the_work_is_bounded_by_the_length_of_the_name(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set is asked about a character once, however often the name has it."""
+    sets, inner = Counter[str](), Set.has
+
+    def counted(self: Set, char: str) -> bool:
+        sets[char] += 1
+        return inner(self, char)
+
+    monkeypatch.setattr(Set, "has", counted)
+    name = CountedName("a" * 99)
+    glob = Glob.parse(pattern)
+    for _ in range(2):
+        assert not glob.matches(name)
+    assert name.steps <= 2 * len(name)
+    assert sets["a"] <= len(glob.parts)
+
+
+def test_patterns_of_callers_are_kept_nowhere() -> None:
+    before = fnmatch._compile_pattern.cache_info().misses  # type: ignore[attr-defined]
+    for number in range(100):
+        assert not IO_SCHEDULER.matches(f"*no{number}*such?drive*", DRIVE)
+    assert fnmatch._compile_pattern.cache_info().misses == before  # type: ignore[attr-defined]
+
+
+# How sizes and CPU lists are written
+
+
+PAGE_SIZES = st.sampled_from([64 * KIB, 2 * MIB, 16 * MIB, 32 * MIB, 512 * MIB, GIB, 16 * GIB])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("4K", 4 * KIB),
+        ("2M", 2 * MIB),
+        ("2m", 2 * MIB),
+        ("2MB", 2 * MIB),
+        ("2MiB", 2 * MIB),
+        ("2mib", 2 * MIB),
+        ("64G", 64 * GIB),
+        ("1T", TIB),
+        ("0G", 0),
+        ("007M", 7 * MIB),
+    ],
+)
+def test_a_size(text: str, count: int) -> None:
+    assert parse_size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "2", "G", "2X", "-2M", "2 M", "1.5G", "2MM", "2iB", "2B", "٢M", "2M\n", "1e3M"])
+def test_no_size(text: str) -> None:
+    assert parse_size(text) is None
+    assert in_kib(text) == in_pages(text, 2 * MIB) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (1000, "1000"), (KIB, "1K"), (2 * MIB, "2M"), (1536 * MIB, "1536M"), (4 * TIB, "4T")]
+)
+def test_a_size_is_spelt_in_the_largest_exact_unit(count: int, text: str) -> None:
+    assert spell_size(count) == text
+
+
+@given(st.integers(0, 1 << 50))
+def test_a_spelt_size_reads_back(count: int) -> None:
+    text = spell_size(count)
+    assert parse_size(text) == (count if not text.isdigit() else None)
+    assert not text.isdigit() or int(text) == count
+
+
+@given(PAGE_SIZES, st.integers(0, 1 << 30))
+def test_a_size_is_exact_or_refused_with_its_neighbours(page_size: int, kib: int) -> None:
+    pages, rest = divmod(kib * KIB, page_size)
+    if not rest:
+        assert in_pages(f"{kib}K", page_size) == str(pages)
+        return
+    with pytest.raises(InvalidValue) as raised:
+        in_pages(f"{kib}K", page_size)
+    below, above = pages * page_size, (pages + 1) * page_size
+    said = f"{pages} ({spell_size(below)}) and {pages + 1} ({spell_size(above)})"
+    assert raised.value.hint == f"The nearest numbers of pages are {said}"
+
+
+@pytest.mark.parametrize(("text", "kib"), [("4M", "4096"), ("512KiB", "512"), ("0M", "0"), ("128", "128")])
+def test_a_size_in_kib(text: str, kib: str) -> None:
+    assert in_kib(text) == kib
+
+
+def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
+    assert CpuList.parse("0-2,5").bits == 0b100111
+    assert str(CpuList.parse("8,0-2,1-3,4,8")) == "0-4,8"
+    assert parse_cpus("0-2,5\n") == {0, 1, 2, 5}
+    assert parse_cpus("\n") == frozenset()
+    assert spell_cpus({5, 2, 0, 1}) == "0-2,5"
+    assert spell_cpus(()) == ""
+
+
+@pytest.mark.parametrize("text", ["3-1", "0-", "-1", "0,", "a", "0-1-2", "10000", "٢"])
+def test_no_cpu_list(text: str) -> None:
+    with pytest.raises(InvalidValue):
+        parse_cpus(text)
+
+
+# What patterns cost: a claim is parsed once for all targets, whatever its text names
+
+
+POLICIES = [
+    Target("cpu-governor", f"policy{n}", aliases=tuple(f"cpu{cpu}" for cpu in range(8 * n, 8 * n + 8)))
+    for n in range(64)
+]
+DRIVES = [Target("io-scheduler", f"nvme{n}n1", aliases=(f"by-id/nvme-{n}",)) for n in range(64)]
+
+
+class Counted:
+    """Counts how often something is parsed."""
+
+    def __init__(self, cls: type[CpuList] | type[Glob]) -> None:
+        self.parse_text, self.times = cls.parse, 0
+
+    def parse(self, text: str) -> object:
+        self.times += 1
+        return self.parse_text(text)
+
+
+def test_a_cpu_list_is_parsed_once_for_all_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = [",".join(map(str, range(n, n + 400, 7))) for n in range(300)]
+    claims = [claim(Origin.RUNTIME, "cpu-governor", each, "performance", seq) for seq, each in enumerate(lists)]
+    counted = Counted(CpuList)
+    monkeypatch.setattr(patterns, "CpuList", counted)
+    desired_states = resolve(CPU_GOVERNOR, claims, {}, POLICIES)
+    assert len(desired_states) == len(POLICIES)
+    assert counted.times == len(claims)
+
+
+def test_a_glob_is_parsed_once_for_all_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = [claim(Origin.RUNTIME, "io-scheduler", f"nvme{n}*", "none", n) for n in range(64)]
+    counted = Counted(Glob)
+    monkeypatch.setattr(patterns, "Glob", counted)
+    resolve(IO_SCHEDULER, claims, {}, DRIVES)
+    result = Result(readings={target: Reading(target, "none") for target in DRIVES})
+    there = by_tunable(result)
+    for each in claims:
+        own_outcomes(each, IO_SCHEDULER, result, there)
+    assert counted.times == 2 * len(claims)
+
+
+def test_a_list_costs_what_its_text_costs() -> None:
+    """The widest range there is, 40 times, is one range."""
+    everything = CpuList.parse(",".join(["0-9999"] * 40))
+    assert everything.spans == ((0, 9999),)
+    assert CPU_GOVERNOR.normal("0-9999,5-9998,3") == "0-9999"
+    assert CPU_GOVERNOR.matches("0-9999", POLICIES[-1])

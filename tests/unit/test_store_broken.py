@@ -317,6 +317,25 @@ def test_a_claim_that_was_withdrawn_does_not_come_back_with_a_damaged_file(folde
     assert opened(folder).claims.by_id == held(GOOD)
 
 
+def test_what_was_withdrawn_does_not_come_back_though_the_disk_is_full_at_the_first_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing but the file that was set aside tells the next start that the copy of its claims is old."""
+    state = opened(folder)
+    state.commit(Claims.of(NOW, GOOD))
+    state.commit(Claims.of(GOOD))
+    runtime(folder).write_bytes(b"{")
+    with monkeypatch.context() as full:
+
+        def refuse(*_args: object, **_options: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr("kerntune.store.replace_file", refuse)
+        assert opened(folder).claims.by_id == held(GOOD)
+    assert not runtime(folder).exists()
+    assert opened(folder).claims.by_id == held(GOOD)
+
+
 def test_what_is_set_aside_later_does_not_replace_what_was_before(folder: Path) -> None:
     for number in range(3):
         persistent(folder).write_bytes(b"%d" % number)
