@@ -1,4 +1,4 @@
-"""The kernel's command line, sysctl.d(5), tmpfiles.d(5) and udev rules: what is read, in which order, and what masks it."""
+"""The kernel's command line, sysctl.d(5), tmpfiles.d(5) and udev rules: what is read, in which order, what masks it."""
 
 from __future__ import annotations
 

@@ -3,114 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import json
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kerntune.api.describe import guard_row
 from kerntune.engine.requests import Request
-from kerntune.guard import policy
-from kerntune.guard import thread as thread_module
-from kerntune.guard.alerts import Alert, Alerts
-from kerntune.guard.guard import MemoryGuard
-from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
-from kerntune.guard.saved import CAP_FILE, SavedOriginals, Unreadable, undo_cap
-from kerntune.guard.sysctls import KBYTES, MEMINFO, MODE, RATIO, Sysctls
-from kerntune.guard.thread import GuardThread
+from kerntune.guard.policy import GuardLimits, GuardState
+from kerntune.guard.saved import CAP_FILE, undo_cap
+from kerntune.guard.sysctls import KBYTES, MODE, RATIO
 from kerntune.kernel.processes import Consumers
-from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import NO_MEMORY, Claim, Limits, Memory, Origin, Reason, Setting, State
-from tests.unit.lab import Clock, Lab, request, running
+from kerntune.model import NO_MEMORY, Claim, Limits, Origin, Reason, Setting, State
+from tests.unit.guard.lab import CONFIGURED, GIB, PATIENCE, QUICK, scene, told_of
+from tests.unit.lab import Clock, request
 
-GIB = 1 << 30
-QUICK = GuardLimits(calm=0.0)  # of 64 GiB it caps at 5.2 GiB, the floor is 3.2
 WITHDRAW = Request((Setting("overcommit", "", ""),), unset=True)
-PATIENCE = 10.0  # seconds
-ALWAYS = Claim(Origin.CONFIG, "overcommit", "", "always:95", who="config")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room too it looks often, so that no test waits."""
-    monkeypatch.setattr(policy, "LONGEST", 0.03)
-    monkeypatch.setattr(thread_module, "LONGEST", 0.03)
-
-
-class Scene:
-    """A host of 64 GiB with a guard; `news` are its verdicts that were."""
-
-    def __init__(self, lab: Lab, guard: MemoryGuard, news: asyncio.Queue[GuardVerdict], alerts: Alerts) -> None:
-        self.lab, self.guard, self.news, self.alerts = lab, guard, news, alerts
-        self.kernel = lab.kernel
-
-    def leave(self, gib: float) -> None:
-        """Programs take so much, between two looks, that this is left."""
-        with self.guard.lock:
-            self.kernel.nodes[0].programs = int((64 - gib) * GIB)
-            self.kernel.committed = self.kernel.nodes[0].programs
-
-    async def until(self, state: GuardState) -> GuardVerdict:
-        return await self.met(lambda: self.guard.verdict.state is state)
-
-    async def met(self, condition: Callable[[], bool]) -> GuardVerdict:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await self.news.get()
-        return self.guard.verdict
-
-    def written(self) -> asyncio.Queue[tuple[str, str]]:
-        """Return a queue of what is written from now on."""
-        loop, written = asyncio.get_running_loop(), asyncio.Queue[tuple[str, str]]()
-
-        def note(path: str, text: str) -> None:
-            loop.call_soon_threadsafe(written.put_nowait, (path, text))
-
-        self.kernel.before_write = note
-        return written
-
-    @property
-    def settings(self) -> tuple[int, int, int]:
-        """Mode, ratio and kilobytes, as the kernel has them."""
-        now = self.kernel.overcommit
-        return now["memory"], now["ratio"], now["kbytes"]
-
-
-@contextlib.asynccontextmanager
-async def scene(
-    runtime: Path,
-    settings: GuardLimits = QUICK,
-    kernel: SimulatedKernel | None = None,
-    clock: Callable[[], float] = time.monotonic,
-    **overcommit: int,
-) -> AsyncIterator[Scene]:
-    """With alerts, which ask for the passes that follow a cap and its end."""
-    kernel = kernel or SimulatedKernel([Node(64 * GIB)])
-    kernel.overcommit |= overcommit
-    loop, news, alerts = asyncio.get_running_loop(), asyncio.Queue[GuardVerdict](), Alerts()
-
-    def tell(verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
-        alerts.tell(verdict, memory, limits)
-        loop.call_soon_threadsafe(news.put_nowait, verdict)
-
-    guard = MemoryGuard(kernel, runtime, tell, clock)
-    guard.configure(settings)
-    try:
-        async with running(kernel, companion=guard) as lab:
-            guard.preparations += [alerts.prepare, lab.engine.threads.prepare]
-            telling = asyncio.create_task(alerts.work(lab.engine))
-            yield Scene(lab, guard, news, alerts)
-            assert not telling.done(), "the alerts have gone on"
-            telling.cancel()
-    finally:
-        guard.stop()
-        alerts.close()
 
 
 async def test_it_watches_from_the_first_claim_of_always_to_the_last(tmp_path: Path) -> None:
@@ -146,9 +57,7 @@ async def test_when_memory_is_short_it_caps_and_afterwards_all_is_as_before(tmp_
 
 async def test_what_is_set_meanwhile_waits_until_it_lets_go(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         asked = ("overcommit", "", "heuristic")
         planned = (await host.lab.engine.plan(request(asked), strict=True)).outcomes
         outcome = await host.lab.one(*asked)
@@ -167,9 +76,7 @@ async def test_what_is_set_meanwhile_waits_until_it_lets_go(tmp_path: Path) -> N
 
 async def test_who_withdraws_always_ends_it_in_the_same_pass(tmp_path: Path) -> None:
     async with scene(tmp_path, ratio=60) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         planned = (await host.lab.engine.plan(WITHDRAW)).outcomes
         assert [outcome.state for outcome in planned] == [State.PLANNED]
         assert host.settings[0] == 2
@@ -180,9 +87,7 @@ async def test_who_withdraws_always_ends_it_in_the_same_pass(tmp_path: Path) -> 
 
 async def test_a_pass_meanwhile_writes_nothing_and_shows_the_guard_as_the_winner(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        verdict = await host.until(GuardState.CAPPED)
+        verdict = await host.cap()
         host.lab.writes()
         await host.lab.engine.reconcile("drift", enforce=True)
         assert host.lab.writes() == []
@@ -194,9 +99,7 @@ async def test_a_pass_meanwhile_writes_nothing_and_shows_the_guard_as_the_winner
 
 async def test_a_cap_that_somebody_else_changes_is_theirs(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         with host.guard.lock:
             host.lab.writes()
             host.kernel.overcommit |= {"memory": 0, "ratio": 70, "kbytes": 0}
@@ -214,9 +117,7 @@ async def test_a_limit_that_somebody_else_sets_brings_back_the_mode_and_stays(
 ) -> None:
     """Mode never is the guard's: with a limit that is not, nobody may be able to start anything."""
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         with host.guard.lock:
             host.kernel.overcommit |= {"memory": 2, "ratio": 0, "kbytes": 0, name: value}
             host.lab.writes()
@@ -230,9 +131,7 @@ async def test_a_limit_that_somebody_else_sets_brings_back_the_mode_and_stays(
 
 async def test_the_ratio_comes_back_where_somebody_else_changes_only_the_mode(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         assert host.settings[:2] == (2, 0)
         host.kernel.overcommit |= {"memory": 0}
         await host.until(GuardState.OBSERVING)
@@ -250,9 +149,7 @@ async def test_stopping_puts_back_a_host_that_had_kilobytes(tmp_path: Path) -> N
 
 async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         left = (tmp_path / CAP_FILE).read_bytes()
         capped = dict(host.kernel.overcommit)
     assert json.loads(left) == [1, 95, 0]
@@ -261,41 +158,6 @@ async def test_a_daemon_that_is_killed_leaves_what_the_next_one_puts_back(tmp_pa
     assert undo_cap(host.kernel, tmp_path)
     assert host.settings == (1, 95, 0)
     assert not undo_cap(host.kernel, tmp_path)
-
-
-@pytest.mark.parametrize("left", [b"", b" " * 256])
-def test_nothing_is_put_back_where_nothing_was_capped(tmp_path: Path, left: bytes) -> None:
-    kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / CAP_FILE).write_bytes(left)
-    assert not undo_cap(kernel, tmp_path)
-    assert kernel.journal == []
-
-
-@pytest.mark.parametrize(
-    "left",
-    [
-        b"[1, 95",
-        b"[1, 95]",
-        b'["a", 1, 2]',
-        b"\xff",
-        b"[" * 256,
-        b"[1, 95, -8192]",
-        b"[3, 95, 0]",
-    ],
-)
-def test_nothing_is_put_back_from_what_cannot_be_read(tmp_path: Path, left: bytes) -> None:
-    kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / CAP_FILE).write_bytes(left)
-    with pytest.raises(Unreadable):
-        undo_cap(kernel, tmp_path)
-    assert kernel.journal == []
-
-
-def test_nothing_is_put_back_where_somebody_has_set_another_mode_since(tmp_path: Path) -> None:
-    kernel = SimulatedKernel([Node(64 * GIB)])
-    (tmp_path / CAP_FILE).write_text("[1, 95, 0]")
-    assert undo_cap(kernel, tmp_path)
-    assert kernel.journal == []
 
 
 async def test_where_it_may_not_write_it_only_watches_and_says_why(tmp_path: Path) -> None:
@@ -311,8 +173,7 @@ async def test_where_it_may_not_write_it_only_watches_and_says_why(tmp_path: Pat
 
 async def test_a_cap_that_fails_half_way_is_undone(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await host.watch()
         host.kernel.refuse[KBYTES] = errno.EINVAL
         host.leave(5)
         verdict = await host.until(GuardState.OBSERVING)
@@ -346,8 +207,7 @@ async def test_without_room_on_disk_it_only_watches(tmp_path: Path) -> None:
 
 async def test_what_was_there_before_is_saved_before_the_first_write(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await host.watch()
         saved: list[str] = []
         host.kernel.before_write = lambda *_write: saved.append((tmp_path / CAP_FILE).read_text().strip())
         host.leave(5)
@@ -368,9 +228,7 @@ async def test_withdrawing_always_ends_the_cap_whatever_other_claims_are_left(tm
     async with scene(tmp_path) as host:
         config = Claim(Origin.CONFIG, "overcommit", "", "heuristic", who="config")
         await host.lab.engine.reload([config], Limits())
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         await host.lab.unset(("overcommit", ""))
         assert host.guard.verdict.state is GuardState.OFF
         assert host.settings == (0, 95, 0)
@@ -379,8 +237,7 @@ async def test_withdrawing_always_ends_the_cap_whatever_other_claims_are_left(tm
 async def test_a_thread_that_hangs_is_not_alive(tmp_path: Path) -> None:
     clock = Clock()
     async with scene(tmp_path, clock=clock) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        await host.until(GuardState.RELAXED)
+        await host.watch()
         with host.guard.lock:
             clock.now += 29
             assert host.guard.alive
@@ -394,9 +251,7 @@ async def test_a_thread_that_hangs_is_not_alive(tmp_path: Path) -> None:
 async def test_below_the_floor_the_mode_is_written_again_so_that_the_kernel_counts_exactly(tmp_path: Path) -> None:
     clock = Clock()
     async with scene(tmp_path, clock=clock) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(3)
-        await host.until(GuardState.EXHAUSTED)
+        await host.exhaust()
         written = host.written()
         clock.now += 1
         async with asyncio.timeout(PATIENCE):
@@ -421,9 +276,7 @@ async def test_the_dry_run_says_at_which_headroom_it_would_cap_and_whether_it_co
 
 async def test_the_limit_follows_headroom_and_that_is_one_cap(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        before = (await host.until(GuardState.CAPPED)).kbytes
+        before = (await host.cap()).kbytes
         written = host.written()
         async with asyncio.timeout(PATIENCE):
             host.kernel.nodes[0].programs += GIB  # which nobody has committed
@@ -455,15 +308,11 @@ async def test_while_it_caps_passes_use_no_threads_of_their_own(tmp_path: Path) 
 async def test_the_journal_says_when_a_cap_has_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
-        told: asyncio.Queue[GuardState] = asyncio.Queue()
-        host.alerts.listeners.append(lambda alert: told.put_nowait(alert.verdict.state))
+        heard = host.heard()
+        await host.cap()
+        await told_of(heard, GuardState.CAPPED)
         host.leave(40)
-        async with asyncio.timeout(PATIENCE):
-            while await told.get() is not GuardState.RELAXED:
-                pass
+        await told_of(heard, GuardState.RELAXED)
     said = [record.getMessage() for record in caplog.records if "MiB are left" in record.getMessage()]
     assert said[-1].startswith("there is memory again: the cap has ended; 40960 MiB are left")
     assert "the memory guard caps commits (promises of memory); 5120 MiB are left, the floor is 3276 MiB" in caplog.text
@@ -471,9 +320,7 @@ async def test_the_journal_says_when_a_cap_has_ended(tmp_path: Path, caplog: pyt
 
 async def test_a_limit_that_moves_while_somebody_looks_is_nobody_elses(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         await host.lab.engine.reconcile("test")
         with host.guard.lock:  # as between what the guard says and what the kernel does
             host.kernel.overcommit["kbytes"] -= 1000
@@ -486,19 +333,17 @@ async def test_who_has_made_memory_short_is_told_everywhere_and_forgotten_with_t
 ) -> None:
     monkeypatch.setattr(Consumers, "culprit", lambda _self: "hog.service: hog (pid 7, alice), 9 MiB")
     async with scene(tmp_path) as host:
-        told: asyncio.Queue[Alert] = asyncio.Queue()
-        host.alerts.listeners += [host.guard.note, told.put_nowait]
-        await host.lab.one("overcommit", "", "always:95")
+        host.alerts.listeners.append(host.guard.note)
+        heard = host.heard()
+        await host.watch()
+        assert (await told_of(heard, GuardState.RELAXED)).culprit == ""
         host.leave(5)
-        async with asyncio.timeout(PATIENCE):
-            while (alert := await told.get()).verdict.state is not GuardState.CAPPED:
-                assert alert.culprit == ""
-            assert alert.culprit == guard_row(host.guard, None)["culprit"] == "hog.service: hog (pid 7, alice), 9 MiB"
-            memory = replace(NO_MEMORY, commit_limit=9 * GIB, committed=7 * GIB)
-            assert guard_row(host.guard, memory)["room"] == 2 * GIB
-            host.leave(40)
-            while (await told.get()).verdict.state is not GuardState.RELAXED:
-                pass
+        alert = await told_of(heard, GuardState.CAPPED)
+        assert alert.culprit == guard_row(host.guard, None)["culprit"] == "hog.service: hog (pid 7, alice), 9 MiB"
+        memory = replace(NO_MEMORY, commit_limit=9 * GIB, committed=7 * GIB)
+        assert guard_row(host.guard, memory)["room"] == 2 * GIB
+        host.leave(40)
+        await told_of(heard, GuardState.RELAXED)
         row = guard_row(host.guard, memory)
         assert (row["culprit"], row["room"]) == ("", 0)
     assert "; most to do with it: hog.service: hog (pid 7, alice), 9 MiB; largest: " in caplog.text
@@ -524,94 +369,10 @@ async def test_another_ratio_moves_the_floor_of_the_guard_that_watches(tmp_path:
         assert host.guard.limits == replace(QUICK, ratio=80)
 
 
-async def test_what_is_no_news_is_told_once(tmp_path: Path) -> None:
-    told = list[GuardVerdict]()
-    guard = MemoryGuard(SimulatedKernel([Node(64 * GIB)]), tmp_path, lambda verdict, *_: told.append(verdict))
-    for _ in range(3):
-        guard._publish(GuardVerdict(GuardState.RELAXED), None)
-    assert [verdict.state for verdict in told] == [GuardState.RELAXED]
-
-
-@dataclass
-class Reads(SimulatedKernel):
-    """What is read is noted."""
-
-    paths: list[str] = field(default_factory=list)
-
-    def read(self, path: str) -> str:
-        self.paths.append(path)
-        return SimulatedKernel.read(self, path)
-
-
-def test_while_there_is_enough_a_look_reads_one_file_and_each_second_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(thread_module, "LONGEST", 1.0)
-    kernel, clock, limits = Reads([Node(64 * GIB)]), Clock(), GuardLimits()
-    kernel.overcommit |= {"memory": 1, "ratio": 95}
-    kernel.nodes[0].programs = int(58.7 * GIB)
-    saved, told = SavedOriginals(tmp_path), list[GuardVerdict]()
-    thread = GuardThread(
-        Sysctls(kernel),
-        saved,
-        limits,
-        lock=threading.Lock(),
-        publish=lambda verdict, _: told.append(verdict),
-        clock=clock,
-    )
-    read = []
-    for seconds in (0, 0.02, 0.02, 0.99):
-        kernel.paths.clear()
-        clock.now += seconds
-        assert thread.look() == pytest.approx(0.02)
-        read.append(set(kernel.paths))
-    assert MODE in read[0]
-    assert read[1:] == [{MEMINFO}, {MEMINFO}, read[0]]
-    kernel.nodes[0].programs += GIB
-    clock.now += 0.02
-    thread.look()
-    assert thread.verdict.caps
-    assert kernel.overcommit["memory"] == 2
-    kernel.nodes[0].programs -= 20 * GIB
-    capped_with = kernel.overcommit["kbytes"]
-    clock.now += 0.02
-    thread.look()
-    assert kernel.overcommit["kbytes"] > capped_with, "in a cap each look is a whole one"
-
-
-def test_one_that_can_do_nothing_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_module, "LONGEST", 1.0)
-    kernel = SimulatedKernel([Node(64 * GIB)])
-    kernel.nodes[0].programs = 62 * GIB
-    thread = GuardThread(
-        Sysctls(kernel), SavedOriginals(tmp_path), GuardLimits(), lock=threading.Lock(),
-        publish=lambda *_: None, clock=Clock(),
-    )  # fmt: skip
-    assert [thread.look(), thread.look()] == [0.02, 1.0]
-    assert thread.verdict.state is GuardState.OBSERVING
-
-
-def test_how_soon_it_looks_again_rests_on_what_is_in_ram_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Swap may be switched off in between."""
-    monkeypatch.setattr(thread_module, "LONGEST", 1.0)
-    kernel, clock = SimulatedKernel([Node(64 * GIB)]), Clock()
-    kernel.overcommit |= {"memory": 1, "ratio": 95}
-    kernel.nodes[0].programs, kernel.swap = int(58.5 * GIB), 200 * GIB
-    thread = GuardThread(
-        Sysctls(kernel), SavedOriginals(tmp_path), GuardLimits(), lock=threading.Lock(),
-        publish=lambda *_: None, clock=clock,
-    )  # fmt: skip
-    assert thread.look() > 0.02
-    clock.now += 0.01
-    assert thread.look() == pytest.approx(0.02)
-
-
 async def test_a_ratio_that_would_lock_everybody_out_at_once_is_not_taken(tmp_path: Path) -> None:
     """It comes by a configuration, or while another one caps: the guard keeps to the one in force."""
     async with scene(tmp_path) as host:
-        await host.lab.one("overcommit", "", "always:95")
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
+        await host.cap()
         outcome = await host.lab.one("overcommit", "", "always:50")
         assert outcome.reason is Reason.GUARD_LIMIT
         assert host.guard.limits == QUICK
@@ -621,7 +382,7 @@ async def test_a_ratio_that_would_lock_everybody_out_at_once_is_not_taken(tmp_pa
 async def test_with_too_little_left_for_a_ratio_it_observes_until_there_is_more(tmp_path: Path) -> None:
     async with scene(tmp_path, memory=1, ratio=50) as host:
         host.leave(8)
-        host.lab.engine.configure([replace(ALWAYS, value="always:50")], Limits())
+        host.lab.engine.configure([replace(CONFIGURED, value="always:50")], Limits())
         await host.lab.engine.reconcile("reload")
         assert host.guard.verdict.state is GuardState.OBSERVING
         assert "always:50 keeps 32768 MiB free, and 8192 MiB are left" in host.guard.verdict.reason

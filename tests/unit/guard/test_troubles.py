@@ -17,36 +17,42 @@ from kerntune.errors import Failed
 from kerntune.guard import alerts as alerts_module
 from kerntune.guard import guard as guard_module
 from kerntune.guard import thread as thread_module
-from kerntune.guard.alerts import Alert, Named
+from kerntune.guard.alerts import Alert
 from kerntune.guard.policy import GuardState, GuardVerdict, Sample, decide
 from kerntune.guard.saved import CAP_FILE
-from kerntune.guard.sysctls import KBYTES, MODE, RATIO
+from kerntune.guard.sysctls import KBYTES, MEMINFO, MODE, RATIO
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Claim, Limits, Origin, Reason, State
-from tests.unit.guard.test_guard import GIB, PATIENCE, Scene, quick, scene
+from kerntune.model import Limits, Reason, State
+from tests.unit.guard.lab import CONFIGURED, GIB, PATIENCE, Scene, scene, told_of
 from tests.unit.lab import FULL, Clock
 
-__all__ = ["quick"]  # its fixture is in force here too
 ORIGINAL = (1, 95, 0)
-ALWAYS = Claim(Origin.CONFIG, "overcommit", "", "always:95", who="config")
 
 
 @dataclass(slots=True)
 class Faulty(SimulatedKernel):
-    """A read of a file that is named here is refused; `tried` when the guard has met that."""
+    """A read of a file that is named here raises that; `looked` is set whenever the guard looks at memory."""
 
-    unreadable: set[str] = field(default_factory=set)
-    tried: asyncio.Event = field(default_factory=asyncio.Event)
+    faults: dict[str, BaseException] = field(default_factory=dict)
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def read(self, path: str) -> str:
-        if path in self.unreadable:
-            if threading.current_thread().name == "guard":
-                self.loop.call_soon_threadsafe(self.tried.set)
-            raise KernelError(errno.ENOMEM, "Cannot allocate memory", path)
+        if threading.current_thread().name == "guard":
+            if path == MEMINFO:
+                self.loop.call_soon_threadsafe(self.looked.set)
+            if path in self.faults:
+                raise self.faults[path]
         return SimulatedKernel.read(self, path)
+
+    async def looks(self, times: int) -> None:
+        """Wait for so many looks."""
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(times):
+                self.looked.clear()
+                await self.looked.wait()
 
 
 def once(path: str, value: str, error: BaseException) -> Callable[[str, str], None]:
@@ -58,25 +64,6 @@ def once(path: str, value: str, error: BaseException) -> Callable[[str, str], No
             raise left.pop()
 
     return raising
-
-
-async def watching(host: Scene) -> None:
-    """A host with plenty of memory, for which the guard is asked."""
-    await host.lab.one("overcommit", "", "always:95")
-    await host.until(GuardState.RELAXED)
-
-
-async def capped(host: Scene) -> GuardVerdict:
-    await watching(host)
-    host.leave(5)
-    return await host.met(lambda: host.guard.verdict.caps)
-
-
-async def exhausted(host: Scene) -> None:
-    """Less than the floor is left, and it has capped."""
-    await host.lab.one("overcommit", "", "always:95")
-    host.leave(3)
-    await host.until(GuardState.EXHAUSTED)
 
 
 async def passed(host: Scene) -> None:
@@ -93,7 +80,7 @@ async def let_go(host: Scene) -> None:
 
 async def test_who_ends_a_cap_by_hand_is_not_fought(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await capped(host)
+        await host.cap()
         await passed(host)
         host.kernel.overcommit |= {"memory": 0}
         host.lab.writes()
@@ -108,13 +95,13 @@ async def test_who_ends_a_cap_by_hand_is_not_fought(tmp_path: Path) -> None:
         await passed(host)
         assert host.settings[0] == 0
         # Until somebody says so.
-        await watching(host)
+        await host.watch()
         assert host.settings == ORIGINAL
 
 
 async def test_memory_that_goes_while_it_caps_leaves_the_originals_known(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await watching(host)
+        await host.watch()
         host.kernel.before_write = once(MODE, "2", MemoryError())
         host.leave(5)
         await host.until(GuardState.CAPPED)
@@ -123,7 +110,7 @@ async def test_memory_that_goes_while_it_caps_leaves_the_originals_known(tmp_pat
 
 async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await watching(host)
+        await host.watch()
         faults = once(MODE, "2", MemoryError()), once(RATIO, "95", MemoryError())
 
         def failing(path: str, text: str) -> None:
@@ -138,62 +125,60 @@ async def test_memory_that_goes_while_it_caps_and_while_it_undoes_that(tmp_path:
 
 async def test_a_cap_that_could_not_be_told_is_told_later_and_undone(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await watching(host)
-        tell, failures = host.guard._tell, [MemoryError()]
-
-        def failing(verdict: GuardVerdict, *more: Any) -> None:
-            if failures:
-                raise failures.pop()
-            tell(verdict, *more)
-
-        host.guard._tell = failing
+        await host.watch()
+        host.deaf.append(MemoryError())
         host.leave(5)
         await host.until(GuardState.CAPPED)
         assert host.settings[0] == 2
-        assert not failures
+        assert not host.deaf
     assert host.settings == ORIGINAL
 
 
 async def test_looks_that_fail_are_followed_by_others_and_told_once_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(thread_module, "LONGEST", 0.01)
     kernel = Faulty([Node(64 * GIB)])
+    fault = KernelError(errno.ENOMEM, "Cannot allocate memory", MEMINFO)
     async with scene(tmp_path, kernel=kernel) as host:
-        await capped(host)
-        kernel.unreadable.add("proc/meminfo")
+        await host.cap()
+        kernel.faults[MEMINFO] = fault
         host.leave(40)
         assert host.guard.alive
-        async with asyncio.timeout(10):
-            for _ in range(3):
-                kernel.tried.clear()
-                await kernel.tried.wait()
-        kernel.unreadable.clear()
+        await kernel.looks(3)
+        kernel.faults.clear()
         await host.until(GuardState.RELAXED)
         assert host.settings == ORIGINAL
         assert caplog.text.count("goes on trying") == 1
-        kernel.unreadable.add("proc/meminfo")
-        async with asyncio.timeout(10):
+        kernel.faults[MEMINFO] = fault
+        async with asyncio.timeout(PATIENCE):
             while caplog.text.count("goes on trying") == 1:
-                kernel.tried.clear()
-                await kernel.tried.wait()
+                await kernel.looks(1)
 
 
+async def test_what_is_no_news_is_told_once(tmp_path: Path) -> None:
+    kernel = Faulty([Node(64 * GIB)])
+    async with scene(tmp_path, kernel=kernel) as host:
+        await host.watch()
+        await kernel.looks(5)
+        assert host.told == [GuardState.RELAXED]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_thread_that_is_gone_is_not_alive(tmp_path: Path) -> None:
-    async with scene(tmp_path) as host:
+    kernel = Faulty([Node(64 * GIB)])
+    async with scene(tmp_path, kernel=kernel) as host:
         assert host.guard.alive, "there is nothing to look at"
-        await watching(host)
+        await host.watch()
         assert host.guard.alive
-        thread = host.guard._thread
-        assert thread
-        thread._ended.set()
-        thread._thread.join(10)
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "guard")
+        kernel.faults[MEMINFO] = SystemExit()
+        await asyncio.to_thread(thread.join, PATIENCE)
         assert not host.guard.alive
 
 
 async def test_a_cap_that_cannot_be_undone_is_tried_again(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await capped(host)
+        await host.cap()
         host.kernel.refuse[MODE] = errno.EBUSY
         host.leave(40)
         verdict = await host.met(lambda: bool(host.guard.verdict.reason))
@@ -206,7 +191,7 @@ async def test_a_cap_that_cannot_be_undone_is_tried_again(tmp_path: Path) -> Non
 
 async def test_what_cannot_be_undone_at_the_end_is_for_the_next_and_not_written_over(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await watching(host)
+        await host.watch()
         host.kernel.overcommit |= {"ratio": 0, "kbytes": 5 << 20}
         host.leave(5)
         await host.until(GuardState.CAPPED)
@@ -227,7 +212,7 @@ async def test_what_cannot_be_undone_at_the_end_is_for_the_next_and_not_written_
 
 async def test_a_call_that_fails_meanwhile_ends_no_cap(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await capped(host)
+        await host.cap()
         await host.lab.one("overcommit", "", "heuristic")
         host.lab.store.full_for_claims = FULL
         with pytest.raises(Failed):
@@ -239,11 +224,11 @@ async def test_a_call_that_fails_meanwhile_ends_no_cap(tmp_path: Path) -> None:
 
 async def test_a_reload_with_always_in_it_ends_no_cap_and_one_without_does(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
-        await host.lab.engine.reload([ALWAYS], Limits())
+        await host.lab.engine.reload([CONFIGURED], Limits())
         await host.until(GuardState.RELAXED)
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        await host.lab.engine.reload([replace(ALWAYS, value="always:94")], Limits())
+        await host.lab.engine.reload([replace(CONFIGURED, value="always:94")], Limits())
         assert host.guard.verdict.caps
         await host.lab.engine.reload([], Limits())
         assert host.guard.verdict.state is GuardState.OFF
@@ -253,7 +238,7 @@ async def test_a_reload_with_always_in_it_ends_no_cap_and_one_without_does(tmp_p
 async def test_in_a_container_the_reason_is_that_it_may_not_write(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         host.kernel.refuse |= dict.fromkeys((MODE, RATIO, KBYTES), errno.EROFS)
-        await host.lab.engine.reload([ALWAYS], Limits())
+        await host.lab.engine.reload([CONFIGURED], Limits())
         verdict = await host.until(GuardState.OBSERVING)
         assert "cannot be written here" in verdict.reason
 
@@ -271,7 +256,7 @@ async def test_writes_that_hang_delay_no_cap(tmp_path: Path) -> None:
         for number in range(40):
             host.kernel.plug(f"nvme{number}n1")
         await host.lab.engine.observe()
-        await watching(host)
+        await host.watch()
         gate = threading.Event()
 
         def hanging(path: str, text: str) -> None:
@@ -293,7 +278,7 @@ async def test_while_it_caps_no_thread_is_made(tmp_path: Path, monkeypatch: pyte
         for number in range(12):
             host.kernel.plug(f"nvme{number}n1")
         await host.lab.engine.observe()
-        await capped(host)
+        await host.cap()
         assert "psutil" in sys.modules
 
         def refused(thread: threading.Thread) -> None:
@@ -308,38 +293,36 @@ async def test_while_it_caps_no_thread_is_made(tmp_path: Path, monkeypatch: pyte
         await host.until(GuardState.RELAXED)
 
 
-async def test_who_cannot_be_seen_is_not_named_and_all_else_is_told(tmp_path: Path) -> None:
+async def test_who_cannot_be_seen_is_not_named_and_all_else_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with scene(tmp_path) as host:
-        await watching(host)
-        consumers, heard = host.alerts._consumers, asyncio.Queue[GuardState]()
-        assert consumers
-        host.alerts.listeners.append(lambda alert: heard.put_nowait(alert.verdict.state))
-        look, failures = consumers.look, [MemoryError()]
+        heard = host.heard()
+        await host.watch()
+        await told_of(heard, GuardState.RELAXED)
+        look, failures = Consumers.look, [MemoryError()]
 
-        def failing(now: float) -> None:
+        def failing(consumers: Consumers, now: float) -> None:
             if failures:
                 raise failures.pop()
-            look(now)
+            look(consumers, now)
 
-        consumers.look = failing  # type: ignore[method-assign]  # what psutil does where memory is short
+        monkeypatch.setattr(Consumers, "look", failing)  # what psutil does where memory is short
         host.leave(5)
-        async with asyncio.timeout(10):
-            while await heard.get() is not GuardState.CAPPED:
-                pass
+        assert (await told_of(heard, GuardState.CAPPED)).largest == ()
         assert not failures
 
 
-async def test_it_watches_though_nobody_could_be_seen_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_it_watches_though_nobody_could_be_seen_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing() -> Consumers:
+        raise MemoryError
+
+    monkeypatch.setattr(alerts_module, "Consumers", failing)  # where memory is short already
     async with scene(tmp_path) as host:
-
-        def failing(*, named: bool = False) -> Named:
-            raise MemoryError
-
-        host.alerts._look_now = failing  # type: ignore[method-assign]  # where memory is short already
-        await watching(host)
+        await host.cap()
         assert "who holds memory cannot be seen: MemoryError" in caplog.text
-        host.leave(5)
-        await host.until(GuardState.CAPPED)
 
 
 async def test_one_state_with_many_words_is_told_with_the_last(tmp_path: Path) -> None:
@@ -361,8 +344,8 @@ async def test_a_cap_is_told_also_when_nobody_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
 ) -> None:
     async with scene(tmp_path) as host:
-        await watching(host)
-        told = alerts(host)
+        await host.watch()
+        heard = host.heard()
         threads = set[str]()
 
         def fail(*_args: object) -> None:
@@ -372,7 +355,7 @@ async def test_a_cap_is_told_also_when_nobody_can_be_named(
         monkeypatch.setattr(Consumers, method, fail)
         host.leave(5)
         await host.until(GuardState.CAPPED)
-        alert = await told_of(told, lambda state: state is GuardState.CAPPED)
+        alert = await told_of(heard, GuardState.CAPPED)
         assert (alert.largest, alert.growing) == ((), ())
         assert all(name.startswith("consumers") for name in threads), "the loop waits for none of it"
 
@@ -382,7 +365,7 @@ async def test_a_listener_that_fails_ends_nothing(
 ) -> None:
     monkeypatch.setattr(alerts_module, "OFTEN", 0.01)
     async with scene(tmp_path) as host:
-        await watching(host)
+        await host.watch()
         failing = [True]
 
         def fail(_alert: Alert) -> None:
@@ -391,19 +374,12 @@ async def test_a_listener_that_fails_ends_nothing(
                 raise MemoryError
 
         host.alerts.listeners.append(fail)
-        told = alerts(host)
+        heard = host.heard()
         host.leave(5)
         await host.until(GuardState.CAPPED)
         host.leave(40)
-        await told_of(told, lambda state: state is GuardState.RELAXED)
+        await told_of(heard, GuardState.RELAXED)
         assert "cannot be told: MemoryError" in caplog.text
-
-
-async def told_of(told: asyncio.Queue[Alert], wanted: Callable[[GuardState], bool]) -> Alert:
-    async with asyncio.timeout(PATIENCE):
-        while not wanted((alert := await told.get()).verdict.state):
-            pass
-    return alert
 
 
 async def test_the_end_waits_for_no_pass_that_hangs(
@@ -411,18 +387,11 @@ async def test_the_end_waits_for_no_pass_that_hangs(
 ) -> None:
     monkeypatch.setattr(guard_module, "HANGS", 0.05)
     async with scene(tmp_path) as host:
-        await watching(host)
+        await host.watch()
         with host.guard.lock:
             host.guard.stop()
         assert "a pass hangs with the memory guard's files" in caplog.text
         assert host.guard.limits is not None
-
-
-def alerts(host: Scene) -> asyncio.Queue[Alert]:
-    """Those that are told from now on."""
-    told = asyncio.Queue[Alert]()
-    host.alerts.listeners.append(told.put_nowait)
-    return told
 
 
 @pytest.mark.parametrize("error", [KernelError(errno.EINTR, "Interrupted system call", MODE), MemoryError()])
@@ -432,7 +401,7 @@ async def test_a_mode_that_cannot_be_written_again_leaves_the_cap_the_guards_own
     """Near the floor it is written each second; the limit that moves in the same look is not taken for another's."""
     clock = Clock()
     async with scene(tmp_path, clock=clock) as host:
-        await exhausted(host)
+        await host.exhaust()
         tried = asyncio.Event()
         loop = asyncio.get_running_loop()
         fails = once(MODE, "2", error)
@@ -461,7 +430,7 @@ async def test_a_cap_that_cannot_be_undone_for_want_of_memory_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scene(tmp_path) as host:
-        await capped(host)
+        await host.cap()
         host.kernel.before_write = once(MODE, "1", MemoryError())
         host.guard.stop()
         assert "a cap cannot be undone" in caplog.text
@@ -474,7 +443,7 @@ async def test_what_somebody_sets_between_a_look_and_its_write_is_not_overwritte
 ) -> None:
     clock = Clock()
     async with scene(tmp_path, clock=clock) as host:
-        await exhausted(host)
+        await host.exhaust()
         left = [True]
 
         def and_then(sample: Sample, *rest: Any) -> GuardVerdict:
