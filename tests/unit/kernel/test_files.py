@@ -299,10 +299,10 @@ def test_an_identity_that_cannot_be_known_now_is_an_error(
     assert kernel.identity("sys/block/sda/queue") != ""
     assert kernel.identity("sys/block/sdb/queue") == ""
 
-    def fails(self: HostKernel, path: str, flags: int) -> int:
+    def fails(path: str, flags: int) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(HostKernel, "_open", fails)
+    monkeypatch.setattr(os, "open", fails)
     with pytest.raises(KernelError):
         kernel.identity("sys/block/sda/queue")
 
