@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kerntune import notify
+from kerntune.config.active import ActiveConfig
 from kerntune.config.content import Content
-from kerntune.daemon import notify
-from kerntune.daemon.active_config import ActiveConfig
 from kerntune.engine.claims import Choice, Selection
 from kerntune.engine.reconciler import Reconciler
 from kerntune.model import State

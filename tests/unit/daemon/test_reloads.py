@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from kerntune.daemon import notify
-from kerntune.daemon.active_config import CONFIG_INVALID
+from kerntune import notify
+from kerntune.config.active import CONFIG_INVALID
 from kerntune.errors import Failed, InvalidValue
 from kerntune.journal import CONFIG_PROBLEM
 from kerntune.store import STATE_SET_ASIDE
@@ -245,7 +245,7 @@ import asyncio, json, sys
 from collections import Counter
 from pathlib import Path
 
-from kerntune.daemon.active_config import ActiveConfig
+from kerntune.config.active import ActiveConfig
 from tests.unit.lab import large_host, running
 
 FOLDER = Path(sys.argv[1])

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from kerntune import notify
-from kerntune.config.active import CONFIG_INVALID, ActiveConfig
+from kerntune.config.active import CONFIG_INVALID
 from kerntune.config.content import Content
 from kerntune.config.sources import ActiveProfile
-from kerntune.daemon.active_config import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
 from kerntune.errors import AccessDenied, Failed, InvalidValue, NoSuchProfile
 from kerntune.model import Origin, Reason, State

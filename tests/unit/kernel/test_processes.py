@@ -230,6 +230,20 @@ def test_a_line_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch, uni
     assert len(consumers.culprit()) <= MAX_LINE
 
 
+def test_one_that_ends_before_the_line_is_made_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as child:
+        gone = psutil.Process(child.pid)
+        child.wait(timeout=10)
+    mib = 1 << 40
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter([gone]))
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _self: SimpleNamespace(rss=mib << 20, shared=0))
+    consumers = Consumers()
+    consumers.look(100.0)
+    mib *= 2
+    consumers.look(101.0)
+    assert consumers.culprit() == ""
+
+
 def test_memory_that_is_shared_is_counted_once_and_is_nobodys() -> None:
     consumers = Consumers()
     with open("/dev/shm/kerntune-test", "wb") as file:

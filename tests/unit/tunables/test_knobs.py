@@ -153,7 +153,7 @@ def test_no_kernel_takes_what_is_beyond_the_range_or_not_on_the_list() -> None:
         (IO_SCHEDULER, "nvme0n1", "none mq-deadline", "none mq-deadline bfq kyber",
          "nvme0n1 offers none, mq-deadline, not adios"),
     ],
-    ids=str,
+    ids=["thp", "cpu-governor", "cpu-epp", "io-scheduler"],
 )  # fmt: skip
 def test_a_word_is_tried_where_it_is_offered_or_could_be_loaded(
     knob: Knob, instance: str, offered: str, tried: str, said: str
