@@ -26,8 +26,8 @@ from kerntune.daemon.demo import demo_host
 from kerntune.dbus.introspection import load, snake
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
+from kerntune.engine.results import Answer
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Setting
 from kerntune.tunables import REGISTRY

@@ -19,8 +19,8 @@ from kerntune.api.contract import ACTION
 from kerntune.api.describe import Host
 from kerntune.api.holds import HOLD_ENDED, HeldObject, Holds, shown, there
 from kerntune.dbus.service import Caller
-from kerntune.engine.answers import Answer
 from kerntune.engine.requests import Request
+from kerntune.engine.results import Answer
 from kerntune.errors import Failed, InvalidArgs, InvalidValue
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Setting

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kerntune.daemon.demo import plain_files
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Claims
 from kerntune.engine.companion import Companion
 from kerntune.engine.hung import Bounds
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
+from kerntune.engine.results import Answer
 from kerntune.kernel.simulated import Node, SimulatedKernel
 from kerntune.model import Baseline, Claim, Limits, Origin, Outcome, Reason, Report, Setting, State, Target
 from kerntune.tunables import REGISTRY

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from kerntune import patterns
-from kerntune.engine.answers import by_tunable, own_outcomes
+from kerntune.engine.results import by_tunable, own_outcomes
 from kerntune.engine.passes import Result
 from kerntune.engine.resolve import resolve
 from kerntune.errors import InvalidValue

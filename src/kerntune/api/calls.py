@@ -17,11 +17,11 @@ from kerntune.config.active import ActiveConfig
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.name_watch import CallerGone
 from kerntune.dbus.service import Caller, Service
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
 from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
+from kerntune.engine.results import Answer
 from kerntune.errors import InvalidArgs
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel import processes

@@ -16,9 +16,9 @@ from kerntune.api.calls import Calls, Row, options_from, outcome_rows
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
 from kerntune.dbus.users import UNKNOWN
-from kerntune.engine.answers import Answer
 from kerntune.engine.lasting import boottime
 from kerntune.engine.requests import Request, World, claim_for, instances_of
+from kerntune.engine.results import Answer
 from kerntune.errors import Failed, InvalidArgs, NoSuchTarget, NotOffered, NotSupported
 from kerntune.model import Claim, Hold, Setting
 from kerntune.units import MAX_HOLD

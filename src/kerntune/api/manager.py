@@ -10,9 +10,9 @@ from kerntune.api import describe, names
 from kerntune.api.calls import LEAVE, PERSIST, SET, Calls, Options, Row, options_from, outcome_rows, settings_from
 from kerntune.api.holds import Holds
 from kerntune.dbus.service import Caller
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
 from kerntune.engine.requests import Request
+from kerntune.engine.results import Answer
 from kerntune.errors import InvalidArgs
 from kerntune.guard.guard import OBSERVES
 from kerntune.guard.policy import GuardState

@@ -19,10 +19,10 @@ from kerntune.config.content import Content, Problem, listed
 from kerntune.config.profiles import Profiles
 from kerntune.config.schema import Kind
 from kerntune.config.sources import ActiveProfile, ConfigFiles
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Choice, Edit, FilesEdit, Selection
 from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler, stopping
+from kerntune.engine.results import Answer
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.model import Claim, Setting
 from kerntune.paths import folders

@@ -16,7 +16,7 @@ from kerntune.engine.progress import Progress
 from kerntune.engine.resolve import Covered, asked_now, cover, stand_in, unmatched, whom, wishes_of
 from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
 from kerntune.engine.state_store import why_not_saved
-from kerntune.engine.writing import Writer
+from kerntune.engine.writer import Writer
 from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel
 from kerntune.kernel.memory import read_memory

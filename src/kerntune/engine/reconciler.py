@@ -13,17 +13,16 @@ from functools import partial
 from itertools import count, islice
 from typing import Protocol, TypeVar, TypeVarTuple
 
-from kerntune.engine.answers import Answer, Judged, judge, outcomes_known
 from kerntune.engine.changes import changed_since, changes_of, compared, is_due
 from kerntune.engine.claims import Claims, Edit, FilesEdit
 from kerntune.engine.companion import Companion
+from kerntune.engine.dry_runs import DryRuns, Shared
+from kerntune.engine.edits import Named, Pending
 from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Bounds, Hung
-from kerntune.engine.lanes import LaneQueue, PassRequest, merge
 from kerntune.engine.lasting import granted
 from kerntune.engine.observed import Observed
 from kerntune.engine.passes import Group, PassInput, PassRunner, Result
-from kerntune.engine.pending import Named, Pending
 from kerntune.engine.progress import Progress, only_for
 from kerntune.engine.requests import (
     Request,
@@ -36,10 +35,11 @@ from kerntune.engine.requests import (
     within_reason,
     work_of,
 )
+from kerntune.engine.results import Answer, Judged, judge, outcomes_known
 from kerntune.engine.retry import LONGEST_WAIT, SOON
-from kerntune.engine.shared import DryRuns, Shared
 from kerntune.engine.state_store import StateStore, why_not_saved
 from kerntune.engine.threads import Threads
+from kerntune.engine.workers import LaneQueue, PassRequest, merge
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
 from kerntune.kernel.memory import default_page_size

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, TypeVarTuple
 
 from kerntune.engine.hung import Crew
-from kerntune.engine.writing import WRITERS
+from kerntune.engine.writer import WRITERS
 from kerntune.model import Lane
 
 Found = TypeVar("Found")

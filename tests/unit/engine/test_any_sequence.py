@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerntune.engine.answers import Answer
+from kerntune.engine.results import Answer
 from kerntune.errors import KerntuneError, Overridden, PartiallyAllocated
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, State, Target

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Claims, FilesEdit
 from kerntune.engine.lasting import boottime
+from kerntune.engine.results import Answer
 from kerntune.errors import Failed, InvalidValue, LimitsExceeded, OverLimit, PartiallyAllocated
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Hold, Limits, Origin, Reason, State

@@ -19,7 +19,7 @@ from kerntune.engine.claims import Claims, FilesEdit
 from kerntune.engine.hung import Bounds, Crew, Hung, Reader
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.threads import LOOKING
-from kerntune.engine.writing import WRITERS
+from kerntune.engine.writer import WRITERS
 from kerntune.errors import Failed, KernelRejected
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kerntune.engine.answers import Answer
+from kerntune.engine.results import Answer
 from kerntune.errors import KernelRejected, KerntuneError, OverLimit, Overridden
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Reason, State

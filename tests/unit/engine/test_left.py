@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Claims
-from kerntune.engine.lanes import LaneQueue, PassRequest
-from kerntune.engine.pending import Pending
+from kerntune.engine.edits import Pending
+from kerntune.engine.results import Answer
+from kerntune.engine.workers import LaneQueue, PassRequest
 from kerntune.errors import Failed
 from kerntune.model import State
 from tests.unit.engine.test_halt import MANY, endable, slow_pools

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from kerntune.engine.answers import Answer
-from kerntune.engine.shared import Shared, Snapshot
+from kerntune.engine.dry_runs import Shared, Snapshot
+from kerntune.engine.results import Answer
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import State

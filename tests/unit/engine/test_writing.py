@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from kerntune.engine.hung import Bounds, Crew, Hung
-from kerntune.engine.writing import WRITERS, Writer
+from kerntune.engine.writer import WRITERS, Writer
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Claim, DesiredState, Origin, Reading, Step, Target, Write
 from kerntune.tunables.knobs import CPU_GOVERNOR

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kerntune.engine.claims import Edit
-from kerntune.engine.lanes import PassRequest
+from kerntune.engine.workers import PassRequest
 from kerntune.model import Lane, Target
 from kerntune.patterns import Matcher
 from kerntune.tunables.base import Tunable
