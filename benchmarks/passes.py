@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kerntune.engine.claims import PassInput
 from kerntune.engine.hung import Crew
-from kerntune.engine.passes import PassInput, PassRunner
+from kerntune.engine.passes import PassRunner
 from kerntune.kernel.files import HostKernel, Kernel
 from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Baseline, Claim, Limits, Origin, State

@@ -35,7 +35,7 @@ Document = dict[str, Any]
 
 
 class Store:
-    """A StateStore (engine/state_store.py) in two JSON files.
+    """A StateStore (engine/claims.py) in two JSON files.
 
     `set_aside` names the files that could not be used, and `unread` those that could not be read, which may pass. An
     unread file is kept under another name, and the start that can read it takes up its content.

@@ -26,7 +26,9 @@ from kerntune.daemon.demo import demo_host
 from kerntune.dbus.introspection import load, snake
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
-from kerntune.engine.claims import Selection
+from kerntune.engine import reconciler
+from kerntune.engine.claims import Edit, Selection
+from kerntune.engine.requests import edit_for
 from kerntune.engine.results import Answer
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Setting
@@ -156,10 +158,10 @@ def permit(found: Calls, *actions: str) -> NoBus:
 async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
     async with core() as (found, lab, files):
         change = handler(found, interface, member)
-        before = lab.engine.readings
+        before = lab.engine.observed.readings
         with pytest.raises(errors.AccessDenied, match="polkit"):
             await change(caller(STRANGER, interface, member), *CHANGES[interface, member])
-        assert (files.done, lab.engine.claims.by_id, lab.engine.readings) == ([], {}, before)
+        assert (files.done, lab.engine.edits.claims.by_id, lab.engine.observed.readings) == ([], {}, before)
         await change(caller(ROOT, interface, member), *CHANGES[interface, member])
         if CONTRACT[interface].annotations[member][ACTION] == "manage":
             assert files.done == [member]
@@ -183,7 +185,7 @@ async def test_polkit_is_asked_for_the_action_of_the_change(interface: str, memb
         others = permit(found, *(every - {action}))
         with pytest.raises(errors.AccessDenied, match=action):
             await handler(found, interface, member)(asks, *given)
-        assert (others.asked, files.done, lab.engine.claims.by_id) == ([action], [], {})
+        assert (others.asked, files.done, lab.engine.edits.claims.by_id) == ([action], [], {})
         polkit = permit(found, action)
         await handler(found, interface, member)(asks, *given)
         assert polkit.asked == [action]
@@ -199,7 +201,7 @@ async def test_one_action_is_not_enough_for_settings_of_two(change: str, allowed
         permit(found, allowed)
         with pytest.raises(errors.AccessDenied):
             await getattr(manager_of(found), change)(asks, given, {})
-        assert not lab.engine.claims.by_id
+        assert not lab.engine.edits.claims.by_id
         both = permit(found, names.ACTION_SET, names.ACTION_SET_MEMORY)
         await getattr(manager_of(found), change)(asks, given, {})
         assert set(both.asked) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
@@ -216,14 +218,14 @@ async def test_a_hold_needs_its_own_action_and_that_of_each_tunable(lacks: str) 
         permit(found, *(needs - {lacks}))
         with pytest.raises(errors.AccessDenied, match=lacks):
             await manager_of(found).hold(asks, settings, "job", "", {})
-        assert not lab.engine.claims.by_id
+        assert not lab.engine.edits.claims.by_id
         polkit = permit(found, *(needs - {names.ACTION_MANAGE}))
         await manager_of(found).hold(asks, settings, "job", "", {})
         assert names.ACTION_MANAGE not in polkit.asked
         detached = {"detached": Variant("b", True), "ttl-usec": Variant("t", 10**9)}
         with pytest.raises(errors.AccessDenied, match=names.ACTION_MANAGE):
             await manager_of(found).hold(asks, settings, "job", "", detached)
-        assert len(lab.engine.claims.holds) == 1
+        assert len(lab.engine.edits.claims.holds) == 1
 
 
 async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
@@ -231,15 +233,15 @@ async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
     async with core() as (found, lab, _):
         for uid, ends in ((STRANGER, True), (ROOT, False)):
             await manager_of(found).hold(caller(ROOT, names.MANAGER, "Hold"), settings, "job", "", {})
-            (hold,) = (replace(hold, uid=uid) for hold in lab.engine.claims.holds.values())
+            (hold,) = (replace(hold, uid=uid) for hold in lab.engine.edits.claims.holds.values())
             held = HeldObject(found, hold, [])
             if not ends:
                 with pytest.raises(errors.NotOwner, match=f"hold {hold.number} is not yours"):
                     await held.release(asks, {})
-                assert lab.engine.claims.holds
+                assert lab.engine.edits.claims.holds
                 permit(found, names.ACTION_MANAGE)
             await held.release(asks, {})
-            assert not lab.engine.claims.holds
+            assert not lab.engine.edits.claims.holds
 
 
 @pytest.mark.parametrize("action", ["", "none", "anything"])
@@ -274,6 +276,25 @@ async def test_what_takes_long_to_check_is_authorised_before(monkeypatch: pytest
             await manager.set(root, *given)
         with pytest.raises(errors.UnknownTunable):
             await manager.set(stranger, [["nosuch", "", "none"]], {})
+
+
+@pytest.mark.parametrize(("small", "times"), [(reconciler.SMALL, 2), (0, 1)], ids=["small", "large"])
+async def test_a_request_is_validated_before_it_is_authorised_and_after_it(
+    monkeypatch: pytest.MonkeyPatch, small: int, times: int
+) -> None:
+    """A rehearsal before it is carried out, as for several settings, is no reason for a third time."""
+    asked: list[Any] = []
+
+    def noted(request: Any, *known: Any) -> Edit:
+        asked.append(request)
+        return edit_for(request, *known)
+
+    async with core() as (found, _, _files):
+        monkeypatch.setattr(reconciler, "SMALL", small)
+        monkeypatch.setattr(reconciler, "edit_for", noted)
+        settings = [["io-scheduler", "sda", "none"], ["overcommit", "", "always"]]
+        await manager_of(found).set(caller(ROOT, names.MANAGER, "Set"), settings, {})
+        assert len(asked) == times
 
 
 def test_a_call_needs_the_action_of_each_tunable() -> None:

@@ -27,8 +27,7 @@ from kerntune.model import Setting
 from tests.api.alone import Alone
 from tests.api.test_authorization import Files
 from tests.unit.engine.test_holds import FILE, files_of
-from tests.unit.engine.test_lanes import held
-from tests.unit.lab import BOUND, FULL, Lab, pages, running, small_host
+from tests.unit.lab import BOUND, FULL, Lab, held, pages, running, small_host
 
 SLOW = Failed("org.freedesktop.DBus did not answer AddMatch within 5 s")
 CLIENT = ":1.5"
@@ -72,7 +71,7 @@ class Scene:
 
     async def reset(self) -> Answer:
         engine = self.lab.engine
-        return await engine.carry_out(engine.choosing(files_of(engine.claims), reset=True, holds=True), "Reset")
+        return await engine.carry_out(engine.files_edit(files_of(engine.edits.claims), reset=True, holds=True), "Reset")
 
     async def until(self, count: int) -> None:
         """Wait until the pool has so many pages, and the holds of that are published."""
@@ -86,7 +85,7 @@ async def scene() -> AsyncIterator[Scene]:
         guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None)
         core = Calls(bus, lab.engine, Host("6.1", "/", True, 2 << 20), set(), Files(), guard=guard)
         holds = Holds(core)
-        lab.engine.listeners.append(lambda report: holds.sync(report.cause))
+        lab.engine.observed.listeners.append(lambda report: holds.sync(report.cause))
         yield Scene(lab, bus, holds)
 
 
@@ -147,7 +146,7 @@ async def test_a_call_that_cannot_be_watched_begins_nothing() -> None:
         found.lab.writes()
         with pytest.raises(Failed, match="did not answer AddMatch"):
             await found.hold()
-        assert (found.lab.writes(), found.lab.engine.committed.holds, found.holds.paths) == ([], {}, [])
+        assert (found.lab.writes(), found.lab.engine.edits.committed.holds, found.holds.paths) == ([], {}, [])
 
 
 async def test_one_that_cannot_be_published_ends_with_its_client() -> None:
@@ -218,7 +217,7 @@ async def test_its_settings_are_shown_though_a_reset_is_on_its_way() -> None:
         gate = held(found.lab.kernel, FILE)
         resetting = asyncio.create_task(found.reset())
         await gate.reached.wait()
-        (hold,) = found.lab.engine.committed.holds.values()
+        (hold,) = found.lab.engine.edits.committed.holds.values()
         assert HeldObject(found.holds.calls, hold, []).settings == [[*PAGES]]
         gate.free.set()
         await resetting
@@ -234,7 +233,7 @@ async def test_the_journal_has_each_end_and_its_cause(ends: Callable[[], list[tu
         assert [cause for _, cause in told] == ["Release", "Reset", "Reset", "Reset"]
         assert told[0][0].startswith("hold 2 of job, ")
         await found.hold()
-        found.lab.engine.committed = found.lab.store.claims
+        found.lab.engine.edits.committed = found.lab.store.claims
         again = Holds(found.holds.calls)
         found.bus.leaves(CLIENT)
         await again.inherit()
@@ -293,7 +292,7 @@ async def test_a_profile_gives_what_the_host_has_and_the_caller_does_not_set() -
         Setting("cpu-governor", "*", "performance"),
     ]
     async with running(small_host()) as lab:
-        world = lab.engine.world
+        world = lab.engine.observed.world
         own = [Setting("io-scheduler", "nvme0n1", "bfq")]
         assert [each for each in there(asked, own, world) if each.instances != "1G"] == [asked[1]]
         with pytest.raises(InvalidValue, match="300 characters"):

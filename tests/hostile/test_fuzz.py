@@ -270,13 +270,13 @@ async def play(permitted: frozenset[str], uid: int, script: list[Call], kernel: 
         stage = Stage(permitted, uid)
         working = asyncio.create_task(engine.work())
         try:
-            await engine.observe()
+            await engine.observed.read_all()
             troubles: set[str] = set()
             config = ActiveConfig(Path(name), folders[0], engine, troubles)
             config.booted()
             host = Host("6.1", "(simulated)", True, 2 << 20)
             holds = Holds(Calls(stage, engine, host, troubles, config, guard=guard))
-            engine.listeners.append(lambda _report: holds.sync())
+            engine.observed.listeners.append(lambda _report: holds.sync())
             publish(stage, holds)
             for serial, call in enumerate(script, 1):
                 written = len(kernel.journal)
@@ -353,8 +353,8 @@ class TestInProcess:
             with nothing_logged():
                 world = asyncio.run(play(frozenset(), 1000, script))
             assert world.kernel.journal == []
-            assert not world.engine.claims.by_id
-            assert not world.engine.store.claims.by_id
+            assert not world.engine.edits.claims.by_id
+            assert not world.engine.edits.store.claims.by_id
 
         run()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerntune.engine.halt import SIGNAL, Halt, make_endable
+from kerntune.engine.writer import SIGNAL, Halt, make_endable
 from kerntune.kernel.files import HostKernel
 from tests.live import host
 

@@ -1,4 +1,4 @@
-"""The engine on a simulated kernel, with a store in memory: what most tests of the engine are told with."""
+"""The engine on a simulated kernel, with a store in memory: what most tests of the engine work with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from kerntune.daemon.demo import plain_files
 from kerntune.engine.claims import Claims
@@ -31,6 +34,8 @@ SWAPPINESS = "proc/sys/vm/swappiness"
 THP = "sys/kernel/mm/transparent_hugepage"
 SETTINGS = [("io-scheduler", "*", "bfq"), ("hugepages", "2M", "100"), ("overcommit", "", "always:95")]
 BOUND = 10.0  # seconds that anything may take here
+MANY_PAGES = 6000  # which the simulated kernel makes in 12 pieces
+PACE = 0.05  # seconds for a piece
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/kerntune/claims.json")
 
 
@@ -143,13 +148,13 @@ class Lab:
     @property
     def claims(self) -> list[str]:
         """The claims in force, which are those that are saved."""
-        assert dict(self.engine.claims.by_id) == dict(self.store.claims.by_id)
-        return sorted(f"{claim.id}={claim.value}" for claim in self.engine.claims.by_id.values())
+        assert dict(self.engine.edits.claims.by_id) == dict(self.store.claims.by_id)
+        return sorted(f"{claim.id}={claim.value}" for claim in self.engine.edits.claims.by_id.values())
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for a report after which something holds."""
         arrived = asyncio.Event()
-        self.engine.listeners.append(lambda _report: arrived.set())
+        self.engine.observed.listeners.append(lambda _report: arrived.set())
         async with asyncio.timeout(BOUND):
             while not holds():
                 await arrived.wait()
@@ -186,10 +191,10 @@ async def running(
     store = MemoryStore(Claims.of(*claims), baselines or {})
     engine = Reconciler(kernel, REGISTRY, store, limits=limits, companion=companion, clock=clock, bounds=bounds)
     lab = Lab(kernel, store, engine)
-    engine.listeners.append(lab.reports.append)
+    engine.observed.listeners.append(lab.reports.append)
     working = asyncio.create_task(engine.work())
     try:
-        await engine.observe()
+        await engine.observed.read_all()
         yield lab
     finally:
         working.cancel()
@@ -199,7 +204,7 @@ async def running(
 
 @dataclass(slots=True)
 class Clock:
-    """A clock that stands until it is told."""
+    """A clock that stands until it is set."""
 
     now: float = 1000.0
 
@@ -210,3 +215,66 @@ class Clock:
 def told(outcome: Outcome) -> tuple[str, str, State, Reason]:
     """What a caller reads first."""
     return outcome.target.instance, outcome.actual, outcome.state, outcome.reason
+
+
+@dataclass(slots=True)
+class Gate:
+    """A kernel that does not return from its first write to a file until it is let go."""
+
+    path: str
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    free: threading.Event = field(default_factory=threading.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def __call__(self, path: str, text: str) -> None:
+        if path == self.path and not self.free.is_set():
+            self.loop.call_soon_threadsafe(self.reached.set)
+            self.free.wait(BOUND)
+
+
+def held(kernel: SimulatedKernel, path: str) -> Gate:
+    """Have the kernel wait in its first write to a file."""
+    gate = Gate(path)
+    kernel.before_write = gate
+    return gate
+
+
+def slow_pools(kernel: SimulatedKernel) -> asyncio.Event:
+    """Have a piece of a pool take PACE; return what is set when the first one begins."""
+    begins, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def writing(_path: str, _text: str) -> None:
+        loop.call_soon_threadsafe(begins.set)
+
+    kernel.pace, kernel.before_write = PACE, writing
+    return begins
+
+
+async def begun(*requests: Awaitable[Answer]) -> list[asyncio.Task[Answer]]:
+    """Begin the requests; each has asked for its pass, in this order."""
+    tasks = [asyncio.ensure_future(one) for one in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def ends(*tasks: asyncio.Task[Answer]) -> list[Answer | BaseException]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def look(lab: Lab, clock: Clock, seconds: float = 60.0) -> list[tuple[str, str]]:
+    """Make a pass of each lane after so many seconds, and return what it wrote."""
+    clock.now += seconds
+    await lab.engine.reconcile("drift")
+    return lab.writes()
+
+
+@contextlib.contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, error: Exception) -> Iterator[None]:
+    """Calls of the method fail so meanwhile."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, method, fails)
+        yield

@@ -12,9 +12,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from kerntune import patterns
-from kerntune.engine.results import by_tunable, own_outcomes
-from kerntune.engine.passes import Result
-from kerntune.engine.resolve import resolve
+from kerntune.engine.claims import resolve
+from kerntune.engine.results import Result, by_tunable, own_outcomes
 from kerntune.errors import InvalidValue
 from kerntune.globs import Glob, Set
 from kerntune.model import Origin, Reading, Target

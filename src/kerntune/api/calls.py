@@ -18,10 +18,10 @@ from kerntune.dbus.messages import Variant
 from kerntune.dbus.name_watch import CallerGone
 from kerntune.dbus.service import Caller, Service
 from kerntune.engine.claims import Selection
-from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import Request
 from kerntune.engine.results import Answer
+from kerntune.engine.writer import Progress
 from kerntune.errors import InvalidArgs
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel import processes
@@ -72,7 +72,7 @@ class Calls:
         an administrator does not wait in one line with strangers. A detached hold needs the permission to manage. A
         hold is known by the name that the client gives itself, and by a description of the client.
         """
-        came, world, hold = self._now(), self.engine.world, request.hold
+        came, world, hold = self._now(), self.engine.observed.world, request.hold
         tunables = {world.tunable(setting.tunable) for setting in request.settings}
         if not self.engine.is_large(request):
             await self.engine.check(request)

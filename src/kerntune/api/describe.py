@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any, Final
 
 from kerntune import __version__
+from kerntune.engine.claims import resolve
+from kerntune.engine.edits import Edits
+from kerntune.engine.observed import Observed
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import World
-from kerntune.engine.resolve import resolve
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Claim, DesiredState, Hold, Memory, Outcome, Reading, State, Target
 
@@ -28,26 +30,25 @@ class Host:
     default_page_size: int
 
 
-async def document(engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str) -> str:
+async def document(engine: Reconciler, guard: MemoryGuard, host: Host, *, degraded: Sequence[str], profile: str) -> str:
     """Return the document of what is known now, as JSON; a long one is made in a thread."""
-    head, rows = prepare(engine, guard, host, degraded, profile)
-    if len(engine.readings) * (1 + len(engine.claims.by_id)) <= SMALL:
+    head, rows = prepare(engine.observed, engine.edits, guard, host, degraded=degraded, profile=profile)
+    if len(engine.observed.readings) * (1 + len(engine.edits.claims.by_id)) <= SMALL:
         return json.dumps(head | rows(), ensure_ascii=False)
     return await engine.threads.open(in_parts, head, rows)
 
 
 def prepare(
-    engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str
+    observed: Observed, edits: Edits, guard: MemoryGuard, host: Host, *, degraded: Sequence[str], profile: str
 ) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
     """Return the beginning of the document, and a function that makes the rest from a copy of what is known.
 
     The function may run in any thread. The fields have the model's names; later versions only ever add fields.
     """
-    world = replace(engine.world, readings=dict(engine.readings))
-    rows = partial(
-        rows_of, world, tuple(engine.claims.by_id.values()), dict(engine.store.baselines), dict(engine.outcomes_now())
-    )
-    return head_of(engine, guard, host, degraded, profile), rows
+    world = replace(observed.world, readings=dict(observed.readings))
+    claims, baselines = tuple(edits.claims.by_id.values()), dict(edits.store.baselines)
+    rows = partial(rows_of, world, claims, baselines, dict(observed.outcomes_now()))
+    return head_of(observed, edits, guard, host, degraded=degraded, profile=profile), rows
 
 
 def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> str:
@@ -61,12 +62,12 @@ def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> 
 
 
 def head_of(
-    engine: Reconciler, guard: MemoryGuard, host: Host, degraded: Sequence[str], profile: str
+    observed: Observed, edits: Edits, guard: MemoryGuard, host: Host, *, degraded: Sequence[str], profile: str
 ) -> dict[str, Any]:
     """Return the fields that do not grow with the targets and the claims."""
     return {
         "version": __version__,
-        "generation": engine.generation,
+        "generation": observed.generation,
         "degraded": list(degraded),
         "profile": profile,
         "host": {
@@ -74,20 +75,20 @@ def head_of(
             "root": host.root,
             "simulated": host.simulated,
             "default_page_size": host.default_page_size,
-            "memory": figures(engine.memory),
+            "memory": figures(observed.memory),
         },
-        "guard": guard_row(guard, engine.memory),
-        "counters": dict(engine.counters),
-        "holds": [hold_row(hold) for hold in engine.committed.holds.values()],
+        "guard": guard_row(guard, observed.memory),
+        "counters": {**observed.counters, **guard.counters},
+        "holds": [hold_row(hold) for hold in edits.committed.holds.values()],
         "tunables": [
             {
                 "name": tunable.name,
                 "summary": tunable.summary,
                 "kind": tunable.kind,
-                "supported": tunable.name not in engine.missing,
-                "detail": engine.missing.get(tunable.name, ""),
+                "supported": tunable.name not in observed.missing,
+                "detail": observed.missing.get(tunable.name, ""),
             }
-            for tunable in engine.tunables.values()
+            for tunable in observed.tunables.values()
         ],
     }
 

@@ -16,7 +16,7 @@ from kerntune.api.calls import Calls, Row, options_from, outcome_rows
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
 from kerntune.dbus.users import UNKNOWN
-from kerntune.engine.lasting import boottime
+from kerntune.engine.edits import boottime
 from kerntune.engine.requests import Request, World, claim_for, instances_of
 from kerntune.engine.results import Answer
 from kerntune.errors import Failed, InvalidArgs, NoSuchTarget, NotOffered, NotSupported
@@ -47,7 +47,7 @@ class HeldObject:
     def __init__(self, calls: Calls, hold: Hold, outcomes: list[Row]) -> None:
         """Take the hold, with its claims; `outcomes` are those last known."""
         self._calls, self.hold, self._outcomes = calls, hold, outcomes
-        claims = (claim for claim in calls.engine.committed.by_id.values() if claim.hold == hold.number)
+        claims = (claim for claim in calls.engine.edits.committed.by_id.values() if claim.hold == hold.number)
         self.claims: tuple[Claim, ...] = tuple(sorted(claims, key=lambda claim: claim.seq))
 
     @property
@@ -80,7 +80,7 @@ class HeldObject:
 
     async def refresh(self) -> None:
         """Read the outcomes of the hold again."""
-        if waiting := self._calls.engine.refresh():
+        if waiting := self._calls.engine.observed.refresh():
             await waiting
         await self.look_up()
 
@@ -110,11 +110,11 @@ class Holds:
     async def inherit(self) -> None:
         """Drop the holds of a former daemon whose clients have gone meanwhile, before the boot pass."""
         engine = self.calls.engine
-        over = [(hold, why) for hold in engine.committed.holds.values() if (why := await self._why_over(hold))]
+        over = [(hold, why) for hold in engine.edits.committed.holds.values() if (why := await self._why_over(hold))]
         for hold, why in over:
             tell_end(hold, why)
         if over:
-            await engine.drop_holds([hold.number for hold, _ in over])
+            await engine.edits.drop_holds([hold.number for hold, _ in over])
 
     async def _why_over(self, hold: Hold) -> str:
         """Return the reason why a hold of a former daemon is over; "" for one that goes on."""
@@ -147,17 +147,17 @@ class Holds:
         engine = self.calls.engine
         if profile := options.get("profile"):
             asked = await self.calls.config.settings_of(profile)
-            settings = [*await engine.threads.open(there, asked, tuple(settings), engine.world), *settings]
+            settings = [*await engine.threads.open(there, asked, tuple(settings), engine.observed.world), *settings]
         if not settings:
             raise InvalidArgs("nothing is to be held", "Give at least one (tunable, instances, value), or a profile")
         client, bus = "" if detached else caller.name, await bus_id(self.calls.service)
-        hold = Hold(engine.number_for_a_hold(), who, why, caller.uid, client, bus, ttl)
+        hold = Hold(engine.edits.number_for_a_hold(), who, why, caller.uid, client, bus, ttl)
         request = Request(tuple(settings), partial=options.get("allow-partial", False), hold=hold)
         self._beginning.add(hold.number)
         try:
             # If the client leaves halfway, its hold is ended and put back.
             answer = await self.calls.change(caller, request, endable=bool(client))
-            if hold.number in engine.committed.holds:
+            if hold.number in engine.edits.committed.holds:
                 self._add(hold.number, outcome_rows(answer.outcomes))
         finally:
             # A committed hold gets an object and an end, even if the call has failed.
@@ -166,7 +166,7 @@ class Holds:
         if hold.number not in self._objects:
             hint = "Ask again; likely: a reset of everything, kerntune reset --holds"
             raise Failed(f"hold {hold.number} was ended before it was answered", hint)
-        engine.announce(caller.member)
+        engine.observed.notify(caller.member)
         return names.hold_path(hold.number), answer
 
     def sync(self, cause: str = "") -> None:
@@ -174,7 +174,7 @@ class Holds:
 
         `cause` is the reason for the end of holds that are not committed any more.
         """
-        holds = self.calls.engine.committed.holds
+        holds = self.calls.engine.edits.committed.holds
         for number in [number for number in self._objects if number not in holds]:
             tell_end(self._objects.pop(number).hold, cause)
             self.calls.service.retract(names.hold_path(number))
@@ -184,7 +184,7 @@ class Holds:
             self._add(number, [])
 
     def _add(self, number: int, outcomes: list[Row]) -> None:
-        hold = self.calls.engine.committed.holds[number]
+        hold = self.calls.engine.edits.committed.holds[number]
         # The task of its end comes first: without an object a hold would only not be seen.
         self._ends[number] = asyncio.get_running_loop().create_task(self._end(hold), name=f"end of hold {number}")
         self._objects[number] = HeldObject(self.calls, hold, outcomes)
@@ -208,7 +208,7 @@ class Holds:
         del self._ends[hold.number]  # from now on this task is not cancelled
         cause = waiting[over.pop()]
         release = partial(self.calls.engine.release, [hold.number], cause, is_fact=True)
-        while hold.number in self.calls.engine.committed.holds:
+        while hold.number in self.calls.engine.edits.committed.holds:
             await again(release, f"the end of hold {hold.number}")
 
     async def _leave(self, client: str) -> None:
@@ -247,7 +247,7 @@ def there(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> lis
         if (each.tunable, each.instances) in named or (tunable.adds and int(tunable.normal_value(each.value)) == 0):
             continue
         try:
-            claim_for(each, Request((each,)), world, 0)
+            claim_for(each, Request((each,)), world)
         except (NotSupported, NoSuchTarget, NotOffered):
             continue
         found.append(each)

@@ -32,12 +32,12 @@ class Manager:
 
     @property
     def generation(self) -> int:
-        return self._engine.generation
+        return self._engine.observed.generation
 
     @property
     def degraded(self) -> list[str]:
         engine = self._engine
-        slugs = {reason.value for reason in engine.troubles} | engine.claims.choice.troubles
+        slugs = {reason.value for reason in engine.observed.troubles} | engine.edits.claims.choice.troubles
         observes = {OBSERVES} if self._calls.guard.verdict.state is GuardState.OBSERVING else set()
         return sorted(slugs | observes | self._calls.troubles)
 
@@ -116,10 +116,12 @@ class Manager:
         return reply(await self._calls.choose(caller, selection, endable=endable))
 
     async def describe(self, caller: Caller) -> str:  # noqa: ARG002
-        if waiting := self._engine.refresh():
+        if waiting := self._engine.observed.refresh():
             await waiting
         calls = self._calls
-        return await describe.document(self._engine, calls.guard, calls.host, self.degraded, self.active_profile)
+        return await describe.document(
+            self._engine, calls.guard, calls.host, degraded=self.degraded, profile=self.active_profile
+        )
 
 
 def selection_in(chosen: Mapping[str, Any]) -> Selection | None:

@@ -23,18 +23,18 @@ class HugePages:
     """The interface org.kerntune.Tuner1.HugePages."""
 
     def __init__(self, calls: Calls) -> None:
-        self._calls, self._engine = calls, calls.engine
+        self._calls, self._observed = calls, calls.engine.observed
 
     def refresh(self) -> Awaitable[None] | None:
-        return self._engine.refresh(Lane.MEMORY)
+        return self._observed.refresh(Lane.MEMORY)
 
     @property
     def pools(self) -> list[list[Any]]:
         rows = []
-        for target, reading in self._engine.readings.items():
+        for target, reading in self._observed.readings.items():
             if target.tunable == "hugepages" and reading.value is not None:
                 size, node = parse_pool(target.instance)
-                figures, outcome = reading.figures, self._engine.outcomes.get(target)
+                figures, outcome = reading.figures, self._observed.outcomes.get(target)
                 requested = int(outcome.requested) if outcome and outcome.requested else figures["total"]
                 counts = [figures[name] for name in ("total", "free", "reserved", "surplus")]
                 rows.append([size, node.removeprefix("node"), *counts, requested])
@@ -44,7 +44,7 @@ class HugePages:
         chosen = options_from(options, SET | LEAVE | {"node": "u"})
         size = size or self._calls.host.default_page_size
         if not size:
-            why = self._engine.missing.get("hugepages", "/proc/meminfo names no Hugepagesize")
+            why = self._observed.missing.get("hugepages", "/proc/meminfo names no Hugepagesize")
             raise NotSupported(f"this host has no huge pages: {why}", "Another kernel is needed")
         instance = spell_size(size) + (f"/node{chosen['node']}" if "node" in chosen else "")
         setting = Setting("hugepages", instance, str(count))
@@ -59,19 +59,19 @@ class CpuGovernor:
         self._calls = calls
 
     def refresh(self) -> Awaitable[None] | None:
-        return self._calls.engine.refresh(Lane.CPU)
+        return self._calls.engine.observed.refresh(Lane.CPU)
 
     @property
     def policies(self) -> dict[str, list[str]]:
         return {
             target.instance: [reading.value or "", spell_cpus(cpus_in(target.aliases))]
-            for target, reading in self._calls.engine.readings.items()
+            for target, reading in self._calls.engine.observed.readings.items()
             if target.tunable == "cpu-governor"
         }
 
     @property
     def available(self) -> list[str]:
-        readings = self._calls.engine.readings.items()
+        readings = self._calls.engine.observed.readings.items()
         return sorted({name for t, reading in readings if t.tunable == "cpu-governor" for name in reading.choices})
 
     async def set_governor(self, caller: Caller, cpus: str, governor: str, options: Options) -> list[Row]:
@@ -87,13 +87,13 @@ class IoScheduler:
         self._calls = calls
 
     def refresh(self) -> Awaitable[None] | None:
-        return self._calls.engine.refresh(Lane.BLOCK)
+        return self._calls.engine.observed.refresh(Lane.BLOCK)
 
     @property
     def devices(self) -> dict[str, list[Any]]:
         return {
             target.instance: [reading.value, list(reading.choices)]
-            for target, reading in self._calls.engine.readings.items()
+            for target, reading in self._calls.engine.observed.readings.items()
             if target.tunable == "io-scheduler" and reading.value is not None
         }
 
@@ -107,30 +107,30 @@ class Memory:
     """The interface org.kerntune.Tuner1.Memory."""
 
     def __init__(self, calls: Calls) -> None:
-        self._calls, self._engine = calls, calls.engine
+        self._calls, self._observed = calls, calls.engine.observed
 
     def refresh(self) -> Awaitable[None] | None:
-        return self._engine.refresh(Lane.MEMORY)
+        return self._observed.refresh(Lane.MEMORY)
 
     @property
     def overcommit_mode(self) -> str:
-        reading = self._engine.readings.get(Target("overcommit"))
+        reading = self._observed.readings.get(Target("overcommit"))
         return reading.restore.partition(":")[0] if reading and reading.value is not None else ""
 
     @property
     def overcommit_ratio(self) -> int:
-        reading = self._engine.readings.get(Target("overcommit"))
+        reading = self._observed.readings.get(Target("overcommit"))
         # The kernel takes a ratio below 0 from other programs, and the type has no such value.
         return max(0, reading.figures.get("ratio", 0)) if reading else 0
 
     @property
     def commit_limit(self) -> int:
         # With a ratio below 0, or as many kilobytes as possible, the kernel reports more than the type can have.
-        return min(self._engine.memory.commit_limit, LARGEST) if self._engine.memory else 0
+        return min(self._observed.memory.commit_limit, LARGEST) if self._observed.memory else 0
 
     @property
     def committed(self) -> int:
-        return self._engine.memory.committed if self._engine.memory else 0
+        return self._observed.memory.committed if self._observed.memory else 0
 
     @property
     def guard_state(self) -> str:
@@ -142,11 +142,11 @@ class Memory:
 
     @property
     def headroom(self) -> int:
-        return self._engine.memory.headroom if self._engine.memory else 0
+        return self._observed.memory.headroom if self._observed.memory else 0
 
     @property
     def floor(self) -> int:
-        return self._calls.guard.floor(self._engine.memory)
+        return self._calls.guard.floor(self._observed.memory)
 
     def publish(self, alert: Alert) -> None:
         """Send GuardChanged."""

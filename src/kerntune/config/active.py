@@ -20,9 +20,9 @@ from kerntune.config.profiles import Profiles
 from kerntune.config.schema import Kind
 from kerntune.config.sources import ActiveProfile, ConfigFiles
 from kerntune.engine.claims import Choice, Edit, FilesEdit, Selection
-from kerntune.engine.progress import Progress
 from kerntune.engine.reconciler import Reconciler, stopping
 from kerntune.engine.results import Answer
+from kerntune.engine.writer import Progress
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.model import Claim, Setting
 from kerntune.paths import folders
@@ -65,7 +65,7 @@ class ActiveConfig:
     @property
     def profile(self) -> str:
         """The name of the profile in force, "" for none."""
-        choice = self._engine.claims.choice
+        choice = self._engine.edits.claims.choice
         return "" if choice.suspended else choice.profile or self._default
 
     @property
@@ -82,7 +82,7 @@ class ActiveConfig:
 
     def start(self) -> None:
         """Read the files for the boot pass. This blocks, but nothing waits for the daemon yet."""
-        choice = self._engine.claims.choice
+        choice = self._engine.edits.claims.choice
         self._publish(*self.read(choice), choice)
         self._engine.configure(() if choice.suspended else self.claims, self.files.limits)
 
@@ -125,7 +125,7 @@ class ActiveConfig:
             extending = asyncio.create_task(notify.extend(at_once=False))
             try:
                 # A selection whose caller has left may still be on its way back.
-                choice = self._engine.committed.choice
+                choice = self._engine.edits.committed.choice
                 self._publish(*await asyncio.to_thread(self.read, choice), choice)
                 await self._apply(choice)
             finally:
@@ -145,7 +145,7 @@ class ActiveConfig:
             return
         self._engine.configure((), limits)
         files = FilesEdit(self.claims, replace(choice, suspended=False))
-        await self._engine.carry_out(self._engine.choosing(files), "reload")
+        await self._engine.carry_out(self._engine.files_edit(files), "reload")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Log a failed reload: after SIGHUP no caller waits for it, and only the journal can tell."""
@@ -212,23 +212,23 @@ class ActiveConfig:
             edit, profile = await self._edit(selection, self._engine.threads.read)
             answer = await self._engine.carry_out(edit, cause, progress, endable=endable)
             if profile is not self._profile:
-                self._publish_profile(profile, self._engine.claims.choice)
+                self._publish_profile(profile, self._engine.edits.claims.choice)
                 try:
                     save = partial(self._active_profile.save, profile, is_selected=bool(selection.profile))
                     await finish(asyncio.to_thread(save))
                 finally:
-                    self._engine.announce(cause)
+                    self._engine.observed.notify(cause)
         return answer
 
     async def _edit(self, selection: Selection, run: Run) -> tuple[Edit, Content]:
         """Return the edit, and the content of the profile after it."""
-        profile, before = await self._profile_after(selection, run), self._engine.committed.choice
+        profile, before = await self._profile_after(selection, run), self._engine.edits.committed.choice
         after = selection.chosen(before)
         claims = () if after.suspended else (*self.files.claims, *profile.claims)
         # A reset does not answer with the outcomes of claims that were in force all along.
         answered = profile.claims if selection.profile is not None else claims if before.suspended else ()
         files = FilesEdit(claims, after, () if after.suspended else answered)
-        return self._engine.choosing(files, reset=selection.reset, holds=selection.holds), profile
+        return self._engine.files_edit(files, reset=selection.reset, holds=selection.holds), profile
 
     async def _profile_after(self, selection: Selection, run: Run) -> Content:
         """Return the content of the profile that will be in force, as last read; `run` reads it if it is another."""

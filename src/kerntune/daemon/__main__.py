@@ -101,7 +101,7 @@ def start(argv: Sequence[str] | None) -> int:
     if options.demo:
         return simulate(directories)
     directories.make()
-    events = hotplug.on_host if options.root == HOST else lambda _look: contextlib.nullcontext()
+    events = hotplug.on_host if options.root == HOST else lambda *_given: contextlib.nullcontext()
     return live(run(HostKernel(options.root), str(options.root), directories, events))
 
 

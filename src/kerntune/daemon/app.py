@@ -24,11 +24,12 @@ from kerntune.api.holds import LEFT, Holds, tell_end
 from kerntune.api.services import OtherServices
 from kerntune.config.active import ActiveConfig
 from kerntune.daemon.drift_timer import DriftTimer
-from kerntune.daemon.hotplug import Look
+from kerntune.daemon.hotplug import Counters, Look
 from kerntune.dbus.introspection import load
 from kerntune.dbus.service import NameTaken, Service
-from kerntune.engine.halt import make_endable
+from kerntune.engine.observed import Observed
 from kerntune.engine.reconciler import Reconciler
+from kerntune.engine.writer import make_endable
 from kerntune.guard.alerts import Alert, Alerts
 from kerntune.guard.guard import MemoryGuard
 from kerntune.guard.saved import Undone, undo_cap_alone
@@ -52,7 +53,7 @@ LEAVE = 0.4  # seconds of SETTLE for the bus, the threads and the journal
 RESTORE = 30.0  # seconds more to put back the host's own values; TimeoutStopSec= of the unit allows for both
 
 
-Events = Callable[[Look], contextlib.AbstractContextManager[None]]
+Events = Callable[[Look, Counters], contextlib.AbstractContextManager[None]]
 
 
 class Status(IntEnum):
@@ -111,21 +112,21 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         engine = Reconciler(kernel, REGISTRY, store, companion=guard)
         alerts.listeners.append(guard.note)
         guard.preparations += [alerts.prepare, engine.threads.prepare]
-        for claim in engine.unsound:
+        for claim in engine.edits.unsound:
             log.error("left out a saved claim that no call could have made: %s = %s", claim.id, claim.value)
         stack.callback(engine.threads.close)
         stack.callback(guard.stop)
-        set_aside = store.set_aside or engine.unsound or undone is Undone.SET_ASIDE
+        set_aside = store.set_aside or engine.edits.unsound or undone is Undone.SET_ASIDE
         troubles = {STATE_SET_ASIDE} if set_aside else set()
         troubles |= {STATE_UNREAD} if store.unread else set()
         config = ActiveConfig(directories.config, directories.runtime, engine, troubles)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, config.request_reload)
-        drift = DriftTimer(engine)
+        drift = DriftTimer(engine.observed, engine.look_again)
         stack.callback(drift.stop)
         config.listeners += [lambda now: drift.set(now.drift_interval), lambda now: guard.configure(now.guard)]
         config.start()
-        engine.listeners += [journal.recorder(), drift.update]
-        stack.enter_context(events(engine.look_again))
+        engine.observed.listeners += [journal.recorder(), drift.update]
+        stack.enter_context(events(engine.look_again, engine.observed.counters))
         host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
         # If one of these tasks fails, the daemon ends, and systemd starts it again.
         async with asyncio.TaskGroup() as group:
@@ -180,7 +181,7 @@ class Daemon:
         try:
             service = self.service = await connect()
             await self._inherit(service)
-            await self.engine.observe()
+            await self.engine.observed.read_all()
             booting = asyncio.create_task(self.engine.reconcile("boot", enforce=True))
             # The boot pass is queued first; edits that come now wait for it or join it.
             await asyncio.sleep(0)
@@ -212,10 +213,10 @@ class Daemon:
     async def _inherit(self, service: Service | None) -> None:
         """Drop the holds of a former daemon whose clients have gone. Without a bus all clients have gone."""
         if service is None:
-            of_clients = [hold for hold in self.engine.committed.holds.values() if hold.client]
+            of_clients = [hold for hold in self.engine.edits.committed.holds.values() if hold.client]
             for hold in of_clients:
                 tell_end(hold, LEFT)
-            await self.engine.drop_holds([hold.number for hold in of_clients])
+            await self.engine.edits.drop_holds([hold.number for hold in of_clients])
             return
         calls = Calls(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
         self.holds = Holds(calls)
@@ -225,7 +226,7 @@ class Daemon:
         """Wait while udev loads drivers and a claim has no target yet, then make the boot pass again."""
         loop, waited = asyncio.get_running_loop(), False
         deadline = loop.time() + DRIVERS
-        while self.settling() and is_absent(self.engine) and loop.time() < deadline:
+        while self.settling() and is_absent(self.engine.observed) and loop.time() < deadline:
             if not waited:
                 notify.tell("STATUS=waiting for drivers that udev is still loading")
             waited = True
@@ -234,18 +235,18 @@ class Daemon:
             await booted(asyncio.ensure_future(self.engine.reconcile("boot", enforce=True)))
 
     def _open(self, service: Service, holds: Holds) -> None:
-        self.engine.listeners.append(lambda report: holds.sync(report.cause))
+        self.engine.observed.listeners.append(lambda report: holds.sync(report.cause))
         self.alerts.listeners.append(publish(service, holds))
         holds.sync()
         service.connection.open()
 
     async def _ready(self, service: Service) -> None:
         def status() -> str:
-            return f"STATUS={summary(self.engine, self.troubles)}"
+            return f"STATUS={summary(self.engine.observed, self.troubles | self.engine.edits.claims.choice.troubles)}"
 
         notify.tell(f"READY=1\n{status()}")
         # A pass that is told to stop ends with a result that is not the status of the service.
-        self.engine.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
+        self.engine.observed.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
         self.config.booted()
         await OtherServices(service, self.troubles, self.engine.look_again).watch()
 
@@ -275,11 +276,11 @@ async def booted(booting: asyncio.Future[None]) -> None:
         log.error("the boot pass is not complete, and is made again: %s", error)
 
 
-def is_absent(engine: Reconciler) -> bool:
+def is_absent(observed: Observed) -> bool:
     """Return whether a claim on CPUs or drives has found no target. A driver may still bring it."""
-    absent = (target for target, outcome in engine.outcomes.items()
+    absent = (target for target, outcome in observed.outcomes.items()
               if outcome.reason in (Reason.NO_SUCH_TARGET, Reason.NO_KERNEL_SUPPORT))  # fmt: skip
-    return any(engine.tunables[target.tunable].lane is not Lane.MEMORY for target in absent)
+    return any(observed.tunables[target.tunable].lane is not Lane.MEMORY for target in absent)
 
 
 async def connect() -> Service | None:
@@ -315,7 +316,7 @@ def publish(service: Service, holds: Holds) -> Callable[[Alert], None]:
         names.MEMORY: memory,
     }
     service.publish(names.ROOT, impls)
-    calls.engine.listeners.append(manager.publisher(calls))
+    calls.engine.observed.listeners.append(manager.publisher(calls))
     return memory.publish
 
 
@@ -355,9 +356,9 @@ def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def summary(engine: Reconciler, troubles: Set[str]) -> str:
+def summary(observed: Observed, troubles: Set[str]) -> str:
     """Return one line for `systemctl status`."""
-    said = [f"{len(engine.outcomes)} targets managed"]
-    if engine.troubles:
-        said.append(f"not as asked: {', '.join(sorted(engine.troubles))}")
-    return "; ".join([*said, *sorted(troubles | engine.claims.choice.troubles)])
+    said = [f"{len(observed.outcomes)} targets managed"]
+    if observed.troubles:
+        said.append(f"not as asked: {', '.join(sorted(observed.troubles))}")
+    return "; ".join([*said, *sorted(troubles)])

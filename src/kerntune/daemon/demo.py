@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kerntune.daemon.hotplug import Look
+from kerntune.daemon.hotplug import Counters, Look
 from kerntune.kernel.simulated import Node, PlainFile, Policy, SimulatedKernel
 from kerntune.model import Lane
 from kerntune.tunables.knobs import KNOBS
@@ -44,8 +44,8 @@ def plain_files() -> dict[str, PlainFile]:
 
 
 @contextlib.contextmanager
-def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterator[None]:
-    """Carry out the lines written to the FIFO, and call `happened` with each event, while the context lasts."""
+def listening(kernel: SimulatedKernel, runtime: Path, look: Look, counters: Counters) -> Iterator[None]:
+    """Carry out the lines written to the FIFO, and ask for a pass at each event, while the context lasts."""
     path = runtime / FIFO
     with contextlib.suppress(FileExistsError):
         os.mkfifo(path, 0o600)
@@ -56,7 +56,8 @@ def listening(kernel: SimulatedKernel, runtime: Path, happened: Look) -> Iterato
     def read() -> None:
         for line in os.read(fd, LONGEST).decode(errors="replace").splitlines():
             if event := carry_out(kernel, line):
-                happened(event, [Lane.BLOCK], events=1)
+                counters["hotplug_events"] += 1
+                look(event, [Lane.BLOCK])
 
     loop.add_reader(fd, read)
     log.info("plug a simulated drive: echo add nvme2n1 > %s (and: remove nvme2n1)", path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
-from kerntune.engine.reconciler import Reconciler
-from kerntune.model import Report
+from kerntune.engine.observed import Observed
+from kerntune.model import Lane, Report
 
 
 class DriftTimer:
@@ -14,8 +15,9 @@ class DriftTimer:
     It fires at whole multiples of the interval on the monotonic clock, so that similar timers wake the CPU with it.
     """
 
-    def __init__(self, engine: Reconciler) -> None:
-        self._engine, self._interval = engine, 0
+    def __init__(self, observed: Observed, look: Callable[[str, Iterable[Lane]], None]) -> None:
+        """Take what is known, and the function that asks for passes, with a cause and their lanes."""
+        self._observed, self._look, self._interval = observed, look, 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -27,7 +29,7 @@ class DriftTimer:
 
     def update(self, _report: Report) -> None:
         """Start or stop the timer after a pass: there may be a first value to look after, or none any more."""
-        if not self._engine.outcomes:
+        if not self._observed.outcomes:
             self.stop()
         elif self._timer is None:
             self._arm()
@@ -39,11 +41,11 @@ class DriftTimer:
             self._timer = None
 
     def _arm(self) -> None:
-        if self._interval and self._engine.outcomes:
+        if self._interval and self._observed.outcomes:
             now = self._loop.time()
             self._timer = self._loop.call_at((now // self._interval + 1) * self._interval, self._fire)
 
     def _fire(self) -> None:
-        tunables = self._engine.tunables
-        self._engine.look_again("drift", {tunables[target.tunable].lane for target in self._engine.outcomes})
+        tunables = self._observed.tunables
+        self._look("drift", {tunables[target.tunable].lane for target in self._observed.outcomes})
         self._arm()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Final, Protocol
 
 from kerntune.kernel.devices import Event, Overrun, monitors
@@ -23,10 +23,8 @@ LATE_SUBSYSTEMS: Final = {"nvme": Lane.BLOCK, "nvme-subsystem": Lane.BLOCK}
 FOLLOW_UPS: Final = (0.5, 2.0, 8.0)
 
 
-class Look(Protocol):
-    """A function that asks for passes, with a cause, their lanes, and the number of device events behind it."""
-
-    def __call__(self, cause: str, lanes: Iterable[Lane], *, events: int = 0) -> None: ...
+Look = Callable[[str, Iterable[Lane]], None]  # asks for passes, with a cause and their lanes
+Counters = MutableMapping[str, int]
 
 
 class Source(Protocol):
@@ -40,10 +38,10 @@ class Source(Protocol):
 
 
 class Hotplug:
-    """A listener that asks `look` for passes, with a cause and their lanes."""
+    """A listener that asks `look` for passes, and counts the events of devices."""
 
-    def __init__(self, look: Look) -> None:
-        self._look = look
+    def __init__(self, look: Look, counters: Counters) -> None:
+        self._look, self._counters = look, counters
         self._loop = asyncio.get_running_loop()
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
 
@@ -65,7 +63,8 @@ class Hotplug:
         except OSError as error:
             log.warning("device events cannot be read: %s", error)
         for lane, events in found.items():
-            self._look(cause(events), [lane], events=sum(event.subsystem in LANES for event in events))
+            self._counters["hotplug_events"] += sum(event.subsystem in LANES for event in events)
+            self._look(cause(events), [lane])
             self._follow_up(lane, FOLLOW_UPS)
 
     def stop(self) -> None:
@@ -85,19 +84,19 @@ class Hotplug:
         self._follow_up(lane, pauses)
 
 
-def on_host(look: Look) -> contextlib.AbstractContextManager[None]:
+def on_host(look: Look, counters: Counters) -> contextlib.AbstractContextManager[None]:
     """Follow the host's devices. Without their events, as in some containers, the drift timer finds new devices."""
     try:
-        return following(monitors(), look)
+        return following(monitors(), look, counters)
     except OSError as error:
         log.warning("there are no device events here (%s): what is plugged is found when values are checked", error)
         return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def following(sources: Sequence[Source], look: Look) -> Iterator[None]:
+def following(sources: Sequence[Source], look: Look, counters: Counters) -> Iterator[None]:
     """Ask for passes when events come, until the context ends. This needs a running loop."""
-    hotplug, loop = Hotplug(look), asyncio.get_running_loop()
+    hotplug, loop = Hotplug(look, counters), asyncio.get_running_loop()
     for source in sources:
         loop.add_reader(source.fileno(), hotplug.ready, source)
     try:

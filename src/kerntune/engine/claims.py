@@ -1,12 +1,19 @@
-"""The claims there are: who wants what. Pure; an edit is data, so that it can be applied again without a failed one."""
+"""Who wants what, and the desired state that follows from it. Pure.
+
+An edit is data: the claims in force can be made again without an edit that failed. `resolve` makes of claims,
+baselines and targets the desired state of each target.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
-from kerntune.model import Claim, ClaimId, Hold, Origin
+from kerntune.model import Baseline, Claim, ClaimId, DesiredState, Hold, Origin, Reading, Reason, State, Step, Target
+from kerntune.tunables.base import Tunable
+from kerntune.tunables.sums import Total
 
 FILES: Final = frozenset({Origin.CONFIG, Origin.PROFILE})
 SUSPENDED: Final = "config-suspended"
@@ -15,7 +22,7 @@ CALLERS: Final = frozenset({Origin.PERSISTENT, Origin.RUNTIME})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What callers chose of the files: a profile ("": none), or to suspend them all, the configuration included."""
+    """What callers selected of the files: a profile ("": none), or to suspend all files, also the configuration."""
 
     profile: str = ""
     suspended: bool = False
@@ -52,18 +59,18 @@ class Selection:
 class FilesEdit:
     """All claims of the files from then on, and the choice that makes them so; `gone` are those that end with it.
 
-    `told` are those whose outcomes the caller is answered, beside the targets of what goes.
+    The caller is answered the outcomes of those that are `answered`, and of the targets of what goes.
     """
 
     claims: tuple[Claim, ...]
     choice: Choice
-    told: tuple[Claim, ...] = ()
+    answered: tuple[Claim, ...] = ()
     gone: tuple[ClaimId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Claims to put and claims to drop; `seq` is the place of the edit among all edits.
+    """Claims to put and claims to drop; `seq` is the place of the edit among all edits, 0 until it is queued.
 
     `hold` begins with the claims that are put, and the holds with the numbers in `ended` end: `drop` has their claims.
     `is_fact`: nobody asks for it, for these holds are over, whether or not that can be done or saved now.
@@ -76,6 +83,11 @@ class Edit:
     hold: Hold | None = None
     ended: tuple[int, ...] = ()
     is_fact: bool = False
+
+    def numbered(self, last: int) -> Edit:
+        """Return the edit with the numbers after `last`: one for each claim that it puts, and the highest its own."""
+        put = tuple(replace(claim, seq=seq) for seq, claim in enumerate(self.put, last + 1))
+        return replace(self, seq=last + len(put) + 1, put=put)
 
     @property
     def released(self) -> tuple[ClaimId, ...]:
@@ -122,7 +134,7 @@ class Claims:
         others = {claim_id: claim for claim_id, claim in by_id.items() if claim_id.origin not in FILES}
         return replace(after, by_id=others, choice=edit.files.choice).having(edit.files.claims)
 
-    def choosing(self, files: FilesEdit, seq: int, *, reset: bool, holds: bool = False) -> Edit:
+    def files_edit(self, files: FilesEdit, *, reset: bool, holds: bool = False) -> Edit:
         """Return the edit that replaces the claims of the files; `reset` also drops those of all callers.
 
         `holds`: and ends all holds.
@@ -130,13 +142,13 @@ class Claims:
         kept = {claim.id for claim in files.claims}
         gone = tuple(claim_id for claim_id in self.by_id if claim_id.origin in FILES and claim_id not in kept)
         dropped = tuple(claim_id for claim_id in self.by_id if reset and claim_id.origin in CALLERS)
-        ending = self.releasing(self.holds if holds else (), seq)
+        ending = self.releasing(self.holds if holds else ())
         return replace(ending, drop=(*dropped, *ending.drop), files=replace(files, gone=gone))
 
-    def releasing(self, numbers: Collection[int], seq: int) -> Edit:
+    def releasing(self, numbers: Collection[int]) -> Edit:
         """Return the edit that ends those of these holds that exist."""
         ended = tuple(number for number in numbers if number in self.holds)
-        return Edit(seq, drop=tuple(claim_id for claim_id in self.by_id if claim_id.hold in ended), ended=ended)
+        return Edit(drop=tuple(claim_id for claim_id in self.by_id if claim_id.hold in ended), ended=ended)
 
     def without_files(self) -> Claims:
         """Return what is saved: the files keep their own claims."""
@@ -158,3 +170,202 @@ class Claims:
         if (self.choice, self.holds) != (other.choice, other.holds) or self.by_id.keys() != other.by_id.keys():
             return False
         return all(replace(claim, seq=0) == replace(other.by_id[i], seq=0) for i, claim in self.by_id.items())
+
+
+def why_not_saved(error: OSError) -> str:
+    """Return the error in prose, with the file where it names one (a full disk does not)."""
+    return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
+
+
+class StateStore(Protocol):
+    """Claims and baselines on disk. Every method returns after the data is safe, or raises OSError; thread-safe."""
+
+    @property
+    def claims(self) -> Claims:
+        """The claims that were committed last."""
+
+    @property
+    def baselines(self) -> Mapping[Target, str]:
+        """The host's own values of the targets we write."""
+
+    @property
+    def reserved(self) -> Collection[Target]:
+        """Return those of them that may be claimed by somebody who is not known now: they are not put back."""
+
+    def save_baselines(self, baselines: Sequence[Baseline]) -> None:
+        """Save the host's own values, before the first write."""
+
+    def drop_baselines(self, targets: Collection[Target]) -> None:
+        """Drop baselines that were put back."""
+
+    def commit(self, claims: Claims) -> None:
+        """Save the claims, before the caller is answered."""
+
+
+Covered = Mapping[Claim, Collection[Target]]
+NOTHING_READ: Final[Mapping[Target, Reading]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class PassInput:
+    """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
+
+    `asking` are those of them that this pass is for; others have had theirs, or are still to have it.
+
+    `spent` are the targets whose baselines are not owed any more, and could not be dropped. Those of `reserved` targets
+    are not put back, for claims that are not known now may be on them.
+    """
+
+    claims: tuple[Claim, ...]
+    baselines: Mapping[Target, str]
+    named: frozenset[ClaimId] = frozenset()
+    released: frozenset[ClaimId] = frozenset()
+    enforce: bool = False
+    dry: bool = False
+    spent: frozenset[Target] = frozenset()
+    reserved: frozenset[Target] = frozenset()
+    asking: frozenset[ClaimId] = frozenset()
+
+
+def rank(claim: Claim) -> tuple[int, int]:
+    """Return the rank of a claim: the higher origin wins, then the newer claim."""
+    return claim.origin, claim.seq
+
+
+def precedence(tunable: Tunable, claim: Claim) -> tuple[int, int, int]:
+    """Return the rank of a claim on a target: the higher origin wins, then the fastest hold, then the newer claim."""
+    return claim.origin, tunable.speed(claim.value) if claim.origin is Origin.HOLD else 0, claim.seq
+
+
+def cover(tunable: Tunable, claims: Iterable[Claim], targets: Collection[Target]) -> dict[Claim, list[Target]]:
+    """Return what each claim on one tunable covers; a pattern is parsed once, however many targets there are."""
+    mine = {claim: tunable.matcher(claim.instances) for claim in claims if claim.tunable == tunable.name}
+    return {claim: [target for target in targets if matches(target)] for claim, matches in mine.items()}
+
+
+def resolve(
+    tunable: Tunable,
+    claims: Iterable[Claim],
+    baselines: Mapping[Target, str],
+    targets: Collection[Target],
+    strict: Collection[ClaimId] = (),
+    *,
+    readings: Mapping[Target, Reading] = NOTHING_READ,
+    reserved: Collection[Target] = (),
+) -> dict[Target, DesiredState]:
+    """Return the desired state of each target of one tunable: without a claim it is the baseline, if it has one.
+
+    The baselines of `reserved` targets count in sums, and are not put back. `readings` have the own numbers of pools
+    that were never written: what holds add goes on top of them.
+    """
+    covered = cover(tunable, claims, targets)
+    return desired_states_of(tunable, covered, baselines, targets, strict, readings=readings, reserved=reserved)
+
+
+def desired_states_of(
+    tunable: Tunable,
+    covered: Covered,
+    baselines: Mapping[Target, str],
+    targets: Collection[Target],
+    strict: Collection[ClaimId] = (),
+    *,
+    readings: Mapping[Target, Reading] = NOTHING_READ,
+    reserved: Collection[Target] = (),
+) -> dict[Target, DesiredState]:
+    """Return the desired states as `resolve` does, from what each claim covers."""
+    covering: dict[Target, list[Claim]] = {}
+    for claim in sorted(covered, key=partial(precedence, tunable), reverse=True):
+        for target in covered[claim]:
+            covering.setdefault(target, []).append(claim)
+    sums: Mapping[Target, Total] = {}
+    if tunable.adds and any(claim.origin is Origin.HOLD for claim in covered):
+        own = {t: int(baselines.get(t) or own_number(readings.get(t))) for t in targets}
+        sums = tunable.sums({target: covering.get(target, ()) for target in targets}, own)
+    desired_states = {}
+    for target in targets:
+        if asking := covering.get(target):
+            desired_states[target] = desired_state_of(target, asking, sums.get(target), strict)
+        elif target in baselines and target not in reserved:
+            host = Claim(Origin.BASELINE, tunable.name, target.instance, baselines[target], who="the host")
+            desired_states[target] = DesiredState(target, host.value, host)
+    return desired_states
+
+
+def desired_state_of(
+    target: Target, asking: Sequence[Claim], total: Total | None, strict: Collection[ClaimId]
+) -> DesiredState:
+    """Return the desired state of a target that is claimed, by the strongest claim or as the sum of several."""
+    if total is None:
+        return DesiredState(target, asking[0].value, asking[0], tuple(asking[1:]), strict=waits_for(asking[0], strict))
+    parts = total.sum.parts
+    held = [claim for claim in asking if claim.origin is Origin.HOLD]
+    winner = max(held, key=rank) if held else asking[0]
+    overridden = tuple(claim for claim in asking if claim not in parts and claim != winner)
+    return DesiredState(
+        target, str(total.value), winner, overridden, any(waits_for(part, strict) for part in parts), total.sum
+    )
+
+
+def asked_now(desired: DesiredState, asking: Collection[ClaimId], requested: str, reading: Reading) -> DesiredState:
+    """Return a sum with what a pass needs that serves some of its claims; `requested` was the number until now.
+
+    A claim that is added gets all of its own, and takes from no other what it has not. On a node it gets that beside
+    what is there.
+    """
+    if desired.sum is None:
+        return desired
+    number, value = int(own_number(reading)), int(desired.value)
+    asked = tuple(claim for claim in desired.sum.parts if claim.id in asking)
+    more = sum(int(claim.value) for claim in asked if claim.origin is Origin.HOLD)
+    others = sum(int(claim.value) for claim in desired.sum.parts if claim not in asked)
+    new = number if desired.sum.base in asked else value - more
+    before = int(requested) if requested.isdecimal() else new
+    if desired.sum.at_least and more:
+        value = max(value, number + more)
+    lacks = max(0, min(before - number, others))
+    return replace(desired, value=str(value), sum=replace(desired.sum, asked=asked, before=before, lacks=lacks))
+
+
+def whom(step: Step) -> Claim | None:
+    """Return the claim to leave out of a refused sum: the newest that the pass serves; None without a refusal."""
+    asked = step.desired.sum.asked if step.desired.sum else ()
+    if not asked or step.verdict is None or step.verdict.state is not State.REFUSED:
+        return None
+    if step.verdict.reason is Reason.PAGES_IN_USE:
+        asked = tuple(claim for claim in asked if claim.origin is Origin.HOLD)
+    return max([claim for claim in asked if not claim.partial] or asked, key=lambda claim: claim.seq, default=None)
+
+
+def stand_in(
+    claim: Claim, desired_states: Mapping[Target, DesiredState], readings: Mapping[Target, Reading]
+) -> list[Claim]:
+    """Return the claims in place of a refused one: none for that of a hold, else the numbers that there are.
+
+    `desired_states` are those of the targets that it covers.
+    """
+    if claim.origin is Origin.HOLD:
+        return []
+    found = []
+    for target, desired in desired_states.items():
+        parts = desired.sum.parts if desired.sum else ()
+        had = sum(
+            int(p.value) for p in parts if p.origin is Origin.HOLD and not (desired.sum and p in desired.sum.asked)
+        )
+        value = max(0, int(own_number(readings[target])) - had)
+        found.append(replace(claim, instances=target.instance, value=str(value)))
+    return found
+
+
+def waits_for(claim: Claim, strict: Collection[ClaimId]) -> bool:
+    """Return whether somebody waits for exactly this claim."""
+    return claim.id in strict and not claim.partial
+
+
+def own_number(reading: Reading | None) -> str:
+    """Return the number that a target has by itself, as its baseline would be saved now."""
+    return (reading.restore or reading.value or "0") if reading else "0"
+
+
+def unmatched(covered: Covered) -> list[Claim]:
+    """Return the claims that cover nothing now."""
+    return [claim for claim, targets in covered.items() if not targets]

@@ -1,15 +1,15 @@
-"""Whoever claims and writes the value of one tunable by itself, beside the passes: the memory guard, or nobody."""
+"""The companion of the passes, which claims and writes one tunable's value by itself: the memory guard, or none."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from kerntune.model import Claim, ClaimId, Memory
 
 
 class Companion:
-    """The one that does nothing; others override what they do. Passes call it from their own threads."""
+    """A companion that does nothing; a subclass overrides what it does. Passes call it from their own threads."""
 
     tunable = ""  # whose value it claims
 
@@ -27,11 +27,6 @@ class Companion:
         """Return whether a pass may start threads: while memory is short there may be no room for one."""
         return True
 
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """Return what it has counted since the daemon started."""
-        return {"guard_caps": 0}
-
     def sync_with_claims(
         self,
         claims: Sequence[Claim],
@@ -46,5 +41,5 @@ class Companion:
         return tuple(claims)
 
     def remark(self, value: str, memory: Memory) -> str:  # noqa: ARG002
-        """Return what to say of a value of the tunable, "" for nothing."""
+        """Return a remark on a value of the tunable, "" for none."""
         return ""

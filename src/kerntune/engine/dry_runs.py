@@ -1,20 +1,24 @@
-"""What those who only look share: work that has not begun when they ask for it, and what it reads of the host.
+"""Dry runs: passes that stop before they write, for those who only look.
 
-Whoever asks is told what is so after he has asked, as if nobody else had.
+Callers share work that has not begun when they ask for it, and what it reads of the host. Each caller gets an answer
+that was true after the call came, as if there were no other caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Generic, TypeVar
 
-from kerntune.engine.passes import PassInput, PassRunner, Result
+from kerntune.engine.claims import Edit, PassInput
+from kerntune.engine.edits import Edits
+from kerntune.engine.passes import PassRunner
+from kerntune.engine.results import Result, merge
+from kerntune.engine.workers import LaneQueue, Run, Threads
 from kerntune.kernel.files import Kernel, KernelError, OpenFile
 from kerntune.model import Lane
 
@@ -22,7 +26,7 @@ Found = TypeVar("Found")
 
 
 class Shared(Generic[Found]):
-    """Does one thing again and again, once at a time: all who ask before it begins share what it returns."""
+    """Work that runs again and again, once at a time: all callers that come before it begins share its result."""
 
     def __init__(self, work: Callable[[], Awaitable[Found]]) -> None:
         self._work = work
@@ -52,7 +56,7 @@ def seen(task: asyncio.Task[Found]) -> None:
 
 @dataclass(slots=True)
 class Snapshot:
-    """A kernel of which everything is read once; one thread at a time, and nothing is written.
+    """A kernel that reads each file once, in one thread at a time, and writes nothing.
 
     `number` is that of the last dry run that had been asked for when it began, `state` how far the passes were then.
     """
@@ -106,31 +110,61 @@ class Snapshot:
 
 
 class DryRuns:
-    """Dry runs in the one thread for what anybody may ask for: those that wait there share a look at the host.
+    """Dry runs of the lanes. In the one thread for what anybody may ask for, those that wait share a look at the host.
 
     A look serves those who had asked before it began, until a pass begins to write or ends: what passes remember would
     not be that of the same moment.
     """
 
-    def __init__(self, kernel: Kernel, state: Callable[[], object]) -> None:
-        """`state` returns how far the passes are; any thread may call it."""
-        self._kernel, self._state = kernel, state
+    def __init__(
+        self,
+        kernel: Kernel,
+        lanes: Mapping[Lane, LaneQueue],
+        edits: Edits,
+        threads: Threads,
+        passes: Callable[[], tuple[int, ...]],
+    ) -> None:
+        """Take the parts; `passes` returns how many passes of each lane have ended; any thread may call it."""
+        self._kernel, self._lanes, self._edits = kernel, lanes, edits
+        self._threads, self._passes = threads, passes
         self._asked = self._waiting = 0
         self._snapshot: Snapshot | None = None
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[Callable[[PassRunner, PassInput], Result]]:
-        """Give what makes a dry run of a lane, in that thread: it sees nothing that was read before now."""
+    async def read(self, lane: Lane) -> Result:
+        """Read a lane, in the thread for its looks."""
+        return await self._threads.look(lane, self._lanes[lane].runner.run, self._edits.looking())
+
+    async def read_all(self) -> Result:
+        """Read every lane, in the thread for what anybody may ask for."""
+        return merge(await self._look(self._edits.looking(), Lane, self._threads.open))
+
+    async def rehearse(self, edit: Edit, lanes: Iterable[Lane]) -> Result:
+        """Return the result of a pass of these lanes for an edit whose caller was authorised."""
+        return merge(await self._look(self._edits.foreseeing(edit), lanes, self._threads.read))
+
+    async def foresee(self, edit: Edit, lanes: Iterable[Lane]) -> Result:
+        """Return the result of a pass of these lanes for an edit that anybody may ask about."""
         self._asked += 1
         self._waiting += 1
         try:
-            yield partial(self._run, self._asked)
+            run = partial(self._run, self._asked)
+            return merge(await self._look(self._edits.foreseeing(edit), lanes, self._threads.open, run))
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self._snapshot = None
 
+    async def _look(
+        self,
+        given: PassInput,
+        lanes: Iterable[Lane],
+        thread: Run,
+        run: Callable[[PassRunner, PassInput], Result] = PassRunner.run,
+    ) -> list[Result]:
+        return list(await asyncio.gather(*(thread(run, self._lanes[lane].runner, given) for lane in lanes)))
+
     def _run(self, asked: int, runner: PassRunner, given: PassInput) -> Result:
+        """Run it on what was read since it was asked for."""
         # The counters of memory move with every program, and some are read until they stand still; they are few.
         if any(tunable.lane is Lane.MEMORY for tunable in runner.tunables):
             return runner.run(given)
@@ -141,3 +175,7 @@ class DryRuns:
         if known is None or known.number < asked or known.state != state:
             known = self._snapshot = Snapshot(self._kernel, self._asked, state)
         return known
+
+    def _state(self) -> object:
+        """Return what is otherwise when a pass has begun to write, or has ended."""
+        return self._passes(), [bool(queue.runner.writing) for queue in self._lanes.values()]

@@ -28,7 +28,7 @@ class Bounds:
 
     A change of the scheduler waits for the I/O of its queue (elevator_switch in block/elevator.c): it takes 24 ms at
     rest, some hundreds under load, and seconds where a slow drive has much to write. A read takes microseconds, but
-    waits for such a change; who asks for a look waits a second, and is to be told. A bound that is too short costs
+    waits for such a change; who asks for a look waits a second, and should learn of it. A bound that is too short costs
     little: the device is set as soon as the kernel returns.
 
     Reads are one after the other. Where several devices hang, each next one has half the time, down to `least`: a lost
@@ -75,7 +75,7 @@ def over(jobs: Collection[Future[Found]], seconds: float) -> bool:
 
 @dataclass(slots=True)
 class _Mark:
-    """A device that hangs: what is told of it, the files whose reads, and those whose writes, have not returned."""
+    """A device that hangs: what is said of it, the files whose reads, and those whose writes, have not returned."""
 
     why: str
     reads: list[str] = field(default_factory=list)
@@ -84,7 +84,7 @@ class _Mark:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """The devices that hang at one moment, with what is told of each; in these folders no file is read."""
+    """The devices that hang at one moment, with what is said of each; in these folders no file is read."""
 
     why: Mapping[str, str]
     folders: frozenset[str]
@@ -105,9 +105,9 @@ class Hung:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.bounds = bounds or Bounds()
-        self._ended, self._lock, self._clock = ended, threading.Lock(), clock
+        self.ended, self._lock, self._clock = ended, threading.Lock(), clock
         self._marks: dict[str, _Mark] = {}
-        self._returned: dict[str, tuple[float, float]] = {}  # when each returned last, and the wait from then on
+        self.returned: dict[str, tuple[float, float]] = {}  # when each returned last, and the wait from then on
 
     def now(self) -> LeftOut:
         """Return which devices are left out at this moment."""
@@ -138,18 +138,18 @@ class Hung:
                 return
             del self._marks[device]
             wait = self._wait(device)
-        self._ended(wait)
+        self.ended(wait)
 
     def _wait(self, device: str) -> float:
         now = self._clock()
-        self._returned = {name: last for name, last in self._returned.items() if now - sum(last) < AGAIN}
-        wait = min(max(SOON, 2 * self._returned[device][1]), LONGEST_WAIT) if device in self._returned else 0.0
-        self._returned[device] = now, wait
+        self.returned = {name: last for name, last in self.returned.items() if now - sum(last) < AGAIN}
+        wait = min(max(SOON, 2 * self.returned[device][1]), LONGEST_WAIT) if device in self.returned else 0.0
+        self.returned[device] = now, wait
         return wait
 
 
 def said(device: str, path: str, *, write: bool) -> str:
-    """Return what is told of a device that hangs, from now on."""
+    """Return what is said of a device that hangs, from now on."""
     doing = f"a {'write to' if write else 'read of'} /{path}"
     return (
         f"{device} hangs: the kernel has not returned from {doing} since {time.strftime('%Y-%m-%d %H:%M:%S')}. Likely: "
@@ -159,7 +159,7 @@ def said(device: str, path: str, *, write: bool) -> str:
 
 
 def hangs(reading: Reading) -> bool:
-    """Return whether this is the last that is known of a device that hangs."""
+    """Return whether the reading is the last one before the device began to hang."""
     return reading.reason is Reason.DEVICE_HANGS
 
 
@@ -210,7 +210,7 @@ class View:
 
 
 class Seen(NamedTuple):
-    """The targets there are of a tunable, what they hold, and why there are none."""
+    """The targets of a tunable, what they hold, and why there are none."""
 
     targets: Sequence[Target]
     readings: dict[Target, Reading]
@@ -267,7 +267,7 @@ class Reader:
         while True:
             at = view.at
             left = at[1] + patience - time.monotonic() if at else patience
-            if at and left <= 0 and self._leave(view, at):
+            if at and left <= 0 and self._leave_behind(view, at):
                 return None
             # A look that is over its time, and was not left behind, is at no device.
             if over([job], left if left > 0 else patience):
@@ -285,8 +285,8 @@ class Reader:
             if view.left:
                 self.hung.end(*view.left, write=False)
 
-    def _leave(self, view: View, at: tuple[str, float]) -> bool:
-        """Leave a look behind that is still there, if that is at a device; return whether it was."""
+    def _leave_behind(self, view: View, at: tuple[str, float]) -> bool:
+        """Leave a look behind that is still at the same file, if that is a device's; return whether it was."""
         path, _ = at
         with view.lock:
             device = view.device(path)

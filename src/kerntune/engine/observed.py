@@ -1,25 +1,32 @@
-"""The last readings, and the looks that keep them fresh: shared by all who ask, and never in the event loop."""
+"""What was last read and reported, and the looks that keep it fresh: shared by all who ask, never in the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
-from kerntune.engine.passes import Result, changed
-from kerntune.model import Lane, Memory, Outcome, Reading, State, Target
+from kerntune.engine.requests import World
+from kerntune.engine.results import Group, Result, changed, changed_since, changes_of, compared, is_due
+from kerntune.model import NO_MEMORY, Lane, Memory, Outcome, Reading, Reason, Report, State, Target
+from kerntune.tunables.base import Tunable
 
+log = logging.getLogger(__name__)
 FRESH: Final = 0.1  # seconds in which a reading counts as that of now
 LOOK_SECONDS: Final = 1.0  # seconds that somebody waits for a look: a device may hang
 TRIES: Final = 3  # looks in a row that a pass may overtake; its own readings serve then
+TROUBLE: Final = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 
 @dataclass(slots=True)
 class _Lane:
     """A lane: when it was read last, how many passes have ended, and the look that runs.
 
-    Looks have numbers: `begun` is that of the last one, `taken` that of the last one whose readings were taken.
+    Looks have numbers: `begun` is that of the last one, `taken` that of the last one whose readings were taken. `found`
+    are the outcomes of that one, until a pass ends.
     """
 
     read_at: float = float("-inf")
@@ -28,28 +35,66 @@ class _Lane:
     taken: int = 0
     look: asyncio.Task[None] | None = None
     look_at: float = 0.0
+    found: Mapping[Target, Outcome] | None = None
 
 
 class Observed:
-    """The readings of all targets, and by `seen` what the last look of a lane made of them, if it is newer than a pass.
+    """The readings of all targets, the outcomes of the last passes, and the listeners that hear of what changes.
 
-    `look` reads one lane and writes nothing; `changed` is called when that was news.
+    `look` reads one lane and writes nothing. `being_set` returns the groups that are just being set: a look says
+    nothing of them. `due` is called with a lane when a look has found something that a pass should take note of now.
     """
 
     def __init__(
-        self, look: Callable[[Lane], Awaitable[Result]], changed: Callable[[Lane], None], clock: Callable[[], float]
+        self,
+        tunables: Mapping[str, Tunable],
+        page_size: int = 0,
+        *,
+        look: Callable[[Lane], Awaitable[Result]],
+        being_set: Callable[[], AbstractSet[Group]],
+        due: Callable[[Lane], None],
+        clock: Callable[[], float],
     ) -> None:
+        self.tunables, self._page_size = tunables, page_size
         self.readings: dict[Target, Reading] = {}
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, str] = {}  # the tunables that this host lacks, and why
         self.memory: Memory | None = None
-        self._seen: dict[Lane, Mapping[Target, Outcome]] = {}
-        self._look, self._changed, self._clock = look, changed, clock
+        self.outcomes: dict[Target, Outcome] = {}
+        self.generation = 0
+        self.counters = {"hotplug_events": 0, "drift_repairs": 0}  # since the daemon started
+        self.listeners: list[Callable[[Report], None]] = []
+        self._look, self._being_set, self._due, self._clock = look, being_set, due, clock
         self._lanes = {lane: _Lane() for lane in Lane}
 
-    def is_fresh(self, lanes: Iterable[Lane]) -> bool:
-        """Return whether what is known of the lanes is FRESH seconds old at most."""
+    @property
+    def world(self) -> World:
+        """What requests are checked against."""
+        owed = frozenset(target for target, outcome in self.outcomes.items() if outcome.is_owed)
+        return World(self.tunables, self.readings, self.missing, owed, self.memory or NO_MEMORY, self._page_size)
+
+    @property
+    def troubles(self) -> set[Reason]:
+        """The reasons for which something that is managed is not in the desired state."""
+        return {outcome.reason for outcome in self.outcomes.values() if outcome.state in TROUBLE}
+
+    def group(self, target: Target) -> Group:
+        """Return the group of a target: those that one plan sets together."""
+        return target.tunable, self.tunables[target.tunable].group(target)
+
+    # Looks
+
+    async def read_all(self) -> None:
+        """Read everything, however long that takes, and write nothing."""
+        await self.fresh(Lane, 0, None)
+
+    def refresh(self, *lanes: Lane) -> Awaitable[None] | None:
+        """Read the targets of these lanes again, of all where none is named: what to await for it.
+
+        Return None when they were read just now: most of those who poll need not wait.
+        """
+        wanted = lanes or tuple(Lane)
         since = self._clock() - FRESH
-        return all(self._lanes[lane].read_at >= since for lane in lanes)
+        return None if all(self._lanes[lane].read_at >= since for lane in wanted) else self.fresh(wanted)
 
     async def fresh(self, lanes: Iterable[Lane], age: float = FRESH, patience: float | None = LOOK_SECONDS) -> None:
         """Return when what is known of the lanes is `age` seconds old at most: 0 is a look that begins after now.
@@ -60,26 +105,22 @@ class Observed:
         if stale := [lane for lane in lanes if not age or self._lanes[lane].read_at < since]:
             await asyncio.gather(*(self._freshen(lane, since, patience) for lane in stale))
 
-    def seen(self, lane: Lane) -> Mapping[Target, Outcome]:
-        """Return what the last look made of the lane's targets; nothing when a pass has ended since."""
-        return self._seen.get(lane, {})
-
-    def learn(self, lane: Lane, result: Result, written: Collection[Target]) -> None:
-        """Take over what a pass has read; where a look has ended meanwhile, only what the pass has `written`."""
-        state = self._lanes[lane]
-        state.passes += 1
-        self._seen.pop(lane, None)
-        if state.read_at <= result.began:
-            state.read_at = result.began
-            self._take(result)
-        else:
-            # Another mapping: threads may go through the one there is.
-            self.readings = self.readings | {target: result.readings[target] for target in written}
-            self.memory = result.memory or self.memory
-
-    def passes(self, lanes: Iterable[Lane]) -> tuple[int, ...]:
+    def passes(self, lanes: Iterable[Lane] = Lane) -> tuple[int, ...]:
         """Return how many passes of each lane have ended: a look is out of date when that has changed meanwhile."""
         return tuple(self._lanes[lane].passes for lane in lanes)
+
+    def outcomes_now(self) -> Mapping[Target, Outcome]:
+        """Return the outcomes of the last passes, and what Verify would say where a look has found something since."""
+        found, busy = dict(self.outcomes), self._being_set()
+        for target, outcome in (row for state in self._lanes.values() for row in (state.found or {}).items()):
+            last = self.outcomes.get(target)
+            if self.group(target) in busy or (last and compared(last) == compared(outcome)):
+                continue
+            if outcome.requested:
+                found[target] = changed_since(outcome, last)
+            else:
+                found.pop(target, None)  # what was owed is back, or is somebody else's
+        return found
 
     async def _freshen(self, lane: Lane, since: float, patience: float | None) -> None:
         state = self._lanes[lane]
@@ -108,16 +149,65 @@ class Observed:
         if state.passes != passes:
             return  # what a pass has read since then is newer
         state.read_at, state.taken = self._clock(), number
-        before, seen = self.readings, self.seen(lane)
+        before, found = self.readings, state.found or {}
         self._take(result)
-        self._seen[lane] = result.outcomes
-        if self._is_news(before, result) or states(seen) != states(result.outcomes):
-            self._changed(lane)
+        state.found = result.outcomes
+        if self._is_changed(before, result) or states(found) != states(result.outcomes):
+            self.notify("look")
+            if state.passes and self._is_due(result):  # else the boot pass is to come
+                self._due(lane)
 
-    def _is_news(self, before: Mapping[Target, Reading], result: Result) -> bool:
+    def _is_changed(self, before: Mapping[Target, Reading], result: Result) -> bool:
         if before.keys() != self.readings.keys():
             return True
         return any(differs(before[target], reading) for target, reading in result.readings.items())
+
+    def _is_due(self, look: Result) -> bool:
+        """Return whether a pass should take note of something that has become right, or can be set now."""
+        busy = self._being_set()
+        return any(
+            is_due(outcome, self.outcomes.get(target))
+            for target, outcome in look.outcomes.items()
+            if self.group(target) not in busy
+        )
+
+    # Passes
+
+    def learn(self, lane: Lane, result: Result, written: Collection[Target]) -> None:
+        """Take over what a pass has read; where a look has ended meanwhile, only what the pass has `written`."""
+        state = self._lanes[lane]
+        state.passes += 1
+        state.found = None
+        if state.read_at <= result.began:
+            state.read_at = result.began
+            self._take(result)
+        else:
+            # Another mapping: threads may go through the one there is.
+            self.readings = self.readings | {target: result.readings[target] for target in written}
+            self.memory = result.memory or self.memory
+
+    def publish(self, lane: Lane, result: Result, cause: str) -> None:
+        """Take over the outcomes of a pass, and tell the listeners which of them have changed."""
+        own = {name for name, tunable in self.tunables.items() if tunable.lane is lane}
+        old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
+        managed = {t: o for t, o in result.outcomes.items() if o.state is not State.UNMANAGED}
+        self.outcomes = {t: o for t, o in self.outcomes.items() if t.tunable not in own} | managed
+        self.counters["drift_repairs"] += len(result.repaired)
+        if changes := changes_of(old, result):
+            self.generation += 1
+        self.notify(cause, changes)
+
+    def notify(self, cause: str, changes: Sequence[Outcome] = ()) -> None:
+        """Call every listener: these outcomes have changed, or something beside them.
+
+        A listener that fails costs the others nothing, nor the pass, nor who waits for it.
+        """
+        report = Report(self.generation, cause, tuple(changes))
+        for listener in self.listeners:
+            try:
+                listener(report)
+            except Exception:
+                log.exception("a listener failed on the report of %s", cause)
 
     def _take(self, result: Result) -> None:
         names = {target.tunable for target in result.readings} | result.missing.keys()
@@ -133,5 +223,5 @@ def states(outcomes: Mapping[Target, Outcome]) -> dict[Target, State]:
 
 
 def differs(before: Reading, now: Reading) -> bool:
-    """Return whether a reading is news; figures beside it come and go with every program."""
+    """Return whether a reading is otherwise; figures beside it come and go with every program."""
     return changed(before, now) or before.choices != now.choices

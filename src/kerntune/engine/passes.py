@@ -7,16 +7,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-from kerntune.engine.backoff import Backoff
+from kerntune.engine.claims import (
+    Covered,
+    PassInput,
+    asked_now,
+    cover,
+    desired_states_of,
+    stand_in,
+    unmatched,
+    whom,
+    why_not_saved,
+)
 from kerntune.engine.companion import Companion
-from kerntune.engine.drift import DriftLog
-from kerntune.engine.halt import Halt
 from kerntune.engine.hung import Crew, Hung, Reader, hangs, not_answering
-from kerntune.engine.progress import Progress
-from kerntune.engine.resolve import Covered, asked_now, cover, stand_in, unmatched, whom, wishes_of
-from kerntune.engine.retry import LATER, SOON, Retries, Try, Vain, held
-from kerntune.engine.state_store import why_not_saved
-from kerntune.engine.writer import Writer
+from kerntune.engine.results import (
+    WAITS,
+    Group,
+    Result,
+    changed,
+    interrupted,
+    nothing_matches,
+    outcome_of,
+    taken_by_others,
+)
+from kerntune.engine.retry import LATER, SOON, Backoff, DriftLog, Retries, Try, Vain, held
+from kerntune.engine.writer import Halt, Progress, Writer
 from kerntune.errors import Failed
 from kerntune.kernel.files import Kernel
 from kerntune.kernel.memory import read_memory
@@ -24,7 +39,6 @@ from kerntune.model import (
     NO_MEMORY,
     Baseline,
     Claim,
-    ClaimId,
     DesiredState,
     Lane,
     Limits,
@@ -40,64 +54,10 @@ from kerntune.model import (
 )
 from kerntune.tunables.base import Tunable, unreadable
 
-REMEDY_SECONDS = 10.0  # what a lane may spend on making the kernel give more
+RETRY_ACTION_SECONDS = 10.0  # what a lane may spend on making the kernel give more
 LATE = (0.005, 0.02, 0.075)  # seconds to wait for a kernel that obeys late, or is busy for a moment
 # These values are not the ones asked for, and no work of others: kerntuned itself has made them so.
 OURS = frozenset({Reason.GOVERNOR_DECIDES, Reason.PAGES_IN_USE})
-# Why a value waits for what is away or decided elsewhere: there is nothing wrong with it.
-WAITS = frozenset(
-    {
-        Reason.CPU_OFFLINE,
-        Reason.GOVERNOR_DECIDES,
-        Reason.DEVICE_GONE,
-        Reason.DEVICE_HANGS,
-        Reason.NO_SUCH_TARGET,
-    }
-)
-Group = tuple[str, str]  # a tunable's name and a group of its targets
-
-
-@dataclass(frozen=True, slots=True)
-class PassInput:
-    """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
-
-    `asking` are those of them that this pass is for; others have had theirs, or are still to have it.
-
-    `spent` are the targets whose baselines are not owed any more, and could not be dropped. Those of `reserved` targets
-    are not put back, for claims that are not known now may be on them.
-    """
-
-    claims: tuple[Claim, ...]
-    baselines: Mapping[Target, str]
-    named: frozenset[ClaimId] = frozenset()
-    released: frozenset[ClaimId] = frozenset()
-    enforce: bool = False
-    dry: bool = False
-    spent: frozenset[Target] = frozenset()
-    reserved: frozenset[Target] = frozenset()
-    asking: frozenset[ClaimId] = frozenset()
-
-
-@dataclass(slots=True)
-class Result:
-    """What a pass found and did; for a dry run `wrote` is what it would have written.
-
-    `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
-    of no use any more. `refused` are claims that the host cannot bear, by their identity and place. `foreseen` is the
-    memory that a dry run leaves to the next tunable's plan.
-    """
-
-    began: float = 0.0
-    before: dict[Target, Reading] = field(default_factory=dict)
-    readings: dict[Target, Reading] = field(default_factory=dict)
-    desired_states: dict[Target, DesiredState] = field(default_factory=dict)
-    outcomes: dict[Target, Outcome] = field(default_factory=dict)
-    wrote: set[Target] = field(default_factory=set)
-    restored: set[Target] = field(default_factory=set)
-    missing: dict[str, str] = field(default_factory=dict)
-    refused: dict[tuple[ClaimId, int], Verdict] = field(default_factory=dict)
-    memory: Memory | None = None
-    foreseen: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +89,7 @@ class PassRunner:
     def run(self, given: PassInput, progress: Progress | None = None, halt: Halt | None = None) -> Result:
         """Run the whole pass. It blocks for as long as the kernel does, and writes until `halt` is requested."""
         result = Result(began=self.clock())
-        deadline = result.began + REMEDY_SECONDS
+        deadline = result.began + RETRY_ACTION_SECONDS
         if not given.dry:
             self.writing.clear()
         try:
@@ -137,7 +97,7 @@ class PassRunner:
                 _Pass(self, tunable, given, result, deadline, self._writer(tunable, progress, halt)).run()
         except BaseException:
             if not given.dry:
-                self.left.clear()  # what this pass has written is not told from what others write
+                self.left.clear()  # nobody knows what this pass has written, and what others have
             raise
         if any(tunable.lane is Lane.MEMORY for tunable in self.tunables):
             result.memory = read_memory(self.kernel)
@@ -202,7 +162,7 @@ class _Pass:
         targets, before, missing = self.lane.reader.all(self.tunable)
         self.claims, self.before = [each for each in claims if each.tunable == self.tunable.name], before
         covered = cover(self.tunable, self.claims, targets)
-        self.desired_states = self._wishes(covered)
+        self.desired_states = self._desired(covered)
         self.named = self._covered_by_name(targets)
         not_owed = self._taken_by_others(before, self.desired_states)
         contested = self._contested(before, self.desired_states)
@@ -234,11 +194,13 @@ class _Pass:
             outcome = nothing_matches(claim, self.result.missing.get(self.tunable.name, ""))
             self.result.outcomes[outcome.target] = outcome
 
-    def _wishes(self, covered: Covered) -> dict[Target, DesiredState]:
+    def _desired(self, covered: Covered) -> dict[Target, DesiredState]:
         """Return what each target should be, by these claims and what was there before the pass."""
         own = {t: value for t, value in self.given.baselines.items() if t not in self.given.spent}
         named, reserved = self.given.named, self.given.reserved
-        found = wishes_of(self.tunable, covered, own, list(self.before), named, readings=self.before, reserved=reserved)
+        found = desired_states_of(
+            self.tunable, covered, own, list(self.before), named, readings=self.before, reserved=reserved
+        )
         for target, desired in found.items():
             last = self.lane.last.get(target)
             found[target] = asked_now(desired, self.given.asking, last.requested if last else "", self.before[target])
@@ -250,7 +212,7 @@ class _Pass:
         mine = self.tunable.matcher(claim.instances)
         others = stand_in(claim, {t: desired for t, desired in self.desired_states.items() if mine(t)}, self.before)
         self.claims = [*(each for each in self.claims if each != claim), *others]
-        self.desired_states = self._wishes(cover(self.tunable, self.claims, list(self.before)))
+        self.desired_states = self._desired(cover(self.tunable, self.claims, list(self.before)))
 
     def _taken_by_others(
         self, readings: Mapping[Target, Reading], desired_states: Mapping[Target, DesiredState]
@@ -326,7 +288,7 @@ class _Pass:
             self.writer.cut |= {step.desired.target for step in steps if step.writes}
             return steps, readings
         self._save_baselines(readings, steps)
-        first, remedied = steps, False
+        first, retried = steps, False
         seen: Mapping[Target, Reading] = readings
         while True:
             groups = ((self.tunable.name, self.tunable.group(step.desired.target)) for step in steps if step.writes)
@@ -340,11 +302,11 @@ class _Pass:
             if again and not self.writer.halt.asked:
                 readings, seen, steps = now, again, self._plan(again)
                 continue
-            if not self._worth_another_try(readings, now, steps, remedied=remedied):
+            if not self._worth_another_try(readings, now, steps, retried=retried):
                 return first, now
             for write in self.tunable.retry_action:
                 self.writer.attempt(write)
-            remedied, readings, seen = True, now, now
+            retried, readings, seen = True, now, now
             steps = self._plan(readings)
 
     def _write(self, steps: Sequence[Step]) -> None:
@@ -448,7 +410,7 @@ class _Pass:
             del self.lane.left[target]
 
     def _save_baselines(self, readings: Mapping[Target, Reading], steps: Iterable[Step]) -> None:
-        """Saved before the first write: a crash after it can still be put right."""
+        """Save them before the first write: a crash after it can still be put right."""
         new = [
             Baseline(target, readings[target].restore or readings[target].value or "")
             for step in steps
@@ -478,11 +440,11 @@ class _Pass:
         return now
 
     def _worth_another_try(
-        self, old: Mapping[Target, Reading], now: Mapping[Target, Reading], steps: Sequence[Step], *, remedied: bool
+        self, old: Mapping[Target, Reading], now: Mapping[Target, Reading], steps: Sequence[Step], *, retried: bool
     ) -> bool:
-        """Return whether the kernel gave less than asked and may give more after the remedy.
+        """Return whether the kernel gave less than asked and may give more after the retry action.
 
-        The remedy costs time, so it is for callers who wait and for the first try after a start; it goes on while it
+        That action costs time, so it is for callers who wait and for the first try after a start; it goes on while it
         helps and until the lane's time is used up.
         """
         if not self.tunable.retry_action or self.lane.clock() >= self.deadline or self.writer.halt.asked:
@@ -492,7 +454,7 @@ class _Pass:
         ]
         if not any(self._insists(step.desired.target, step.desired) for step in short):
             return False
-        return not remedied or any(now[t].value != old[t].value for step in short for t in step.touched)
+        return not retried or any(now[t].value != old[t].value for step in short for t in step.touched)
 
     def _judge(self, step: Step, now: Mapping[Target, Reading]) -> Verdict:
         """Return what became of a step, by the reading after it."""
@@ -533,12 +495,13 @@ class _Pass:
                 verdict = verdict._replace(detail=detail)
                 if not self.given.dry:
                     self.lane.drift.repaired(target, self.lane.clock())
+                    self.result.repaired.add(target)
             if desired.is_baseline:
                 verdict = self._paid_or_owed(target, verdict)
             self.result.outcomes[target] = outcome_of(desired, before[target], after[target], verdict)
 
     def _paid_or_owed(self, target: Target, verdict: Verdict) -> Verdict:
-        """Return what is told of a value that nobody claims: its own is back, or owed until it reads so.
+        """Return the verdict on a value that nobody claims: its own is back, or owed until it reads so.
 
         A tunable says itself that it is `unmanaged` where there is no way back.
         """
@@ -578,44 +541,6 @@ def foreseen(step: Step) -> DesiredState:
     return replace(step.desired, sum=replace(step.desired.sum, foreseen=step.comes_to))
 
 
-def changed(before: Reading, now: Reading) -> bool:
-    """Return whether a target holds another value, also where only what a baseline would have of it is another."""
-    return (before.value, before.restore) != (now.value, now.restore)
-
-
-def taken_by_others(desired: DesiredState, now: Mapping[Target, Reading]) -> Verdict:
-    """Return what is told once when a debt ends without having been paid."""
-    detail = (
-        f"something else set {desired.target} to {now[desired.target].value}, and that stays; the host's own value was "
-        f"{desired.value}"
-    )
-    return Verdict(State.UNMANAGED, Reason.CHANGED_BY_OTHERS, detail)
-
-
 def written_by(steps: Iterable[Step]) -> set[Target]:
     """Return the targets that the writes of these steps settle."""
     return {target for step in steps if step.writes for target in (step.desired.target, *step.touches)}
-
-
-def outcome_of(desired: DesiredState, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
-    """Return an outcome; a value that cannot be read is empty. A baseline is `requested` until it is back."""
-    owed = desired.is_baseline and verdict.state not in (State.UNMANAGED, State.SATISFIED, State.PLANNED)
-    if owed:
-        again = "the host's own value is owed, and tried again until it is back"
-        verdict = verdict._replace(detail="; ".join(filter(None, (verdict.detail, again))))
-    requested = desired.value if owed or not desired.is_baseline else ""
-    return Outcome(desired.target, requested, before.value or "", after.value or "", *verdict, is_owed=owed)
-
-
-def interrupted(desired: DesiredState, reading: Reading, verdict: Verdict, why: str) -> Verdict:
-    """Return the verdict on writes that were not all made: the value that was reached, and why it is no other."""
-    state = State.PARTIAL if verdict.state is State.PARTIAL else State.FAILED
-    detail = f"{why} when {desired.target} was {reading.value or 'unknown'}, not yet {desired.value}"
-    return Verdict(state, Reason.INTERRUPTED, detail)
-
-
-def nothing_matches(claim: Claim, missing: str) -> Outcome:
-    """Return the outcome of a claim that covers nothing now, and is kept."""
-    reason = Reason.NO_KERNEL_SUPPORT if missing else Reason.NO_SUCH_TARGET
-    detail = missing or f"nothing matches {claim.instances!r} now; the claim waits for a device"
-    return Outcome(Target(claim.tunable, claim.instances), claim.value, "", "", State.UNSUPPORTED, reason, detail)

@@ -1,16 +1,15 @@
-"""From what a caller asks to an edit of the claims, or the error that refuses it without asking the kernel.
+"""Makes an edit of the claims from a request, or the error that refuses it without asking the kernel.
 
 Pure: it sees the last readings, not the kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kerntune.engine.claims import Claims, Edit
-from kerntune.engine.resolve import Covered
+from kerntune.engine.claims import Claims, Covered, Edit
 from kerntune.errors import InvalidValue, LimitsExceeded, NoSuchTarget, NotSupported, OverLimit
 from kerntune.model import (
     NO_MEMORY,
@@ -93,15 +92,12 @@ class World:
         return list(filter(tunable.matcher(instances), self.of(tunable)))
 
 
-def edit_for(request: Request, world: World, known: Claims, sequence: Iterator[int], limits: Limits) -> Edit:
-    """Return the edit of a request, or raise the typed error that refuses it. Change nothing.
-
-    `sequence` has a number for each setting, and one more.
-    """
+def edit_for(request: Request, world: World, known: Claims, limits: Limits) -> Edit:
+    """Return the edit of a request, without numbers, or raise the typed error that refuses it."""
     within_reason(request, world, limits)
     if request.unset:
-        return withdraw(request, world, known, next(sequence))
-    claims = dict(claim_for(setting, request, world, next(sequence)) for setting in request.settings)
+        return withdraw(request, world, known)
+    claims = dict(claim_for(setting, request, world) for setting in request.settings)
     unique = {claim.id: claim for claim in claims}
     if len(unique) < len(request.settings):
         raise InvalidValue("two settings of one call name the same instances", "Give each tunable and instance once")
@@ -109,12 +105,12 @@ def edit_for(request: Request, world: World, known: Claims, sequence: Iterator[i
     if covered > limits.outcomes:
         raise too_much(f"the settings of the call cover {covered} targets together, and {limits.outcomes} are allowed")
     dropped = superseded(claims, world, known) if request.persist else ()
-    edit = Edit(next(sequence), tuple(claims), dropped, hold=request.hold)
+    edit = Edit(put=tuple(claims), drop=dropped, hold=request.hold)
     within_limits(edit, world, known, limits)
     return edit
 
 
-def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tuple[Claim, Sequence[Target]]:
+def claim_for(setting: Setting, request: Request, world: World) -> tuple[Claim, Sequence[Target]]:
     """Return one checked setting as a claim, and what it covers."""
     tunable = world.tunable(setting.tunable)
     instances = instances_of(tunable, setting.instances, world)
@@ -134,13 +130,14 @@ def claim_for(setting: Setting, request: Request, world: World, seq: int) -> tup
         )
     check_value(tunable, [world.readings[target] for target in covered], value)
     if request.hold is None:
-        return Claim(request.origin, tunable.name, instances, value, request.who, "", seq, request.partial), covered
+        return Claim(request.origin, tunable.name, instances, value, request.who, partial=request.partial), covered
     if tunable.adds and int(value) == 0:
         raise InvalidValue(f"a hold of 0 for {tunable.name} adds nothing", "Its number is added to what there is")
     hold = request.hold
-    return Claim(
-        Origin.HOLD, tunable.name, instances, value, hold.who, hold.why, seq, request.partial, hold.number
-    ), covered
+    claim = Claim(
+        Origin.HOLD, tunable.name, instances, value, hold.who, hold.why, partial=request.partial, hold=hold.number
+    )
+    return claim, covered
 
 
 def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
@@ -178,7 +175,7 @@ def normal(tunable: Tunable, instances: str) -> str:
 
 
 def check_value(tunable: Tunable, readings: Iterable[Reading], value: str) -> None:
-    """InvalidValue when no covered target can take the value; some that cannot are told so by their outcomes."""
+    """Raise InvalidValue when no covered target can take the value; where some can, outcomes say which cannot."""
     refusals = []
     for reading in readings:
         try:
@@ -208,7 +205,7 @@ def superseded(claims: Covered, world: World, known: Claims) -> tuple[ClaimId, .
     )
 
 
-def withdraw(request: Request, world: World, known: Claims, seq: int) -> Edit:
+def withdraw(request: Request, world: World, known: Claims) -> Edit:
     """Return the edit that drops the claims a request names. Raise NoSuchTarget for a name that nobody knows."""
     dropped: list[ClaimId] = []
     # Each once: what a name stands for may be all there is.
@@ -226,11 +223,11 @@ def withdraw(request: Request, world: World, known: Claims, seq: int) -> Edit:
         if not is_known and tunable.name not in world.missing:
             raise NoSuchTarget(f"{tunable.name} has no {instances!r}, and no claim names it", "See `kerntune status`")
         dropped.append(claim_id)
-    return Edit(seq, drop=tuple(dropped))
+    return Edit(drop=tuple(dropped))
 
 
 def within_reason(request: Request, world: World, limits: Limits) -> None:
-    """LimitsExceeded for a call that would keep us busy too long; anybody may ask for a plan."""
+    """Raise LimitsExceeded for a call that would keep us busy too long; anybody may ask for a plan."""
     settings = len(request.settings)
     if settings > limits.claims:
         raise too_much(f"a call of {settings} settings is too long, and {limits.claims} are allowed")
@@ -239,7 +236,7 @@ def within_reason(request: Request, world: World, limits: Limits) -> None:
 
 
 def comparisons(names: Iterable[str], world: World) -> int:
-    """Return how often a pattern of these tunables is compared with a target, when each of them is with all of its."""
+    """Return how many comparisons there are of these patterns, given by their tunables, with the targets of each."""
     return sum(len(world.targets.get(name, ())) for name in names)
 
 
@@ -258,7 +255,7 @@ def too_much(what: str) -> LimitsExceeded:
 
 
 def within_limits(edit: Edit, world: World, known: Claims, limits: Limits) -> None:
-    """LimitsExceeded or OverLimit when there would be too many claims or holds of callers after the edit."""
+    """Raise LimitsExceeded or OverLimit when there would be too many claims or holds of callers after the edit."""
     if not edit.put:
         return
     origin = edit.put[0].origin
@@ -272,9 +269,9 @@ def within_limits(edit: Edit, world: World, known: Claims, limits: Limits) -> No
 
 
 def may_hold(hold: Hold, claims: Sequence[Claim], world: World, known: Claims, limits: Limits) -> None:
-    """LimitsExceeded when there are holds enough, OverLimit when one user would have too much of the memory for them.
+    """Raise LimitsExceeded when there are holds enough, OverLimit when one user would hold too much memory.
 
-    Root sets the limits, and is bound by none of a single user's.
+    Root sets the limits; those of a single user do not bind root.
     """
     others = [other for other in known.holds.values() if other.number != hold.number]
     mine = {other.number for other in others if other.uid == hold.uid}

@@ -1,22 +1,84 @@
-"""The answers to callers of a pass: the outcomes of its own claims, or the error that they amount to. Pure."""
+"""What a pass or a look comes to: the answers to callers, and the outcomes to publish. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from kerntune.engine.claims import Edit
+from kerntune.engine.claims import Edit, rank, resolve
 from kerntune.engine.hung import hangs
-from kerntune.engine.passes import Result, nothing_matches
 from kerntune.engine.requests import World
-from kerntune.engine.resolve import rank, resolve
 from kerntune.errors import KerntuneError
-from kerntune.model import Claim, ClaimId, DesiredState, Origin, Outcome, Reading, Reason, State, Sum, Target
+from kerntune.model import (
+    Claim,
+    ClaimId,
+    DesiredState,
+    Memory,
+    Origin,
+    Outcome,
+    Reading,
+    Reason,
+    State,
+    Sum,
+    Target,
+    Verdict,
+)
 from kerntune.results import failure
 from kerntune.tunables.base import Tunable
 
+# Why a value waits for what is away or decided elsewhere: there is nothing wrong with it.
+WAITS = frozenset(
+    {
+        Reason.CPU_OFFLINE,
+        Reason.GOVERNOR_DECIDES,
+        Reason.DEVICE_GONE,
+        Reason.DEVICE_HANGS,
+        Reason.NO_SUCH_TARGET,
+    }
+)
+Group = tuple[str, str]  # a tunable's name and a group of its targets
 Readings = Mapping[Target, Reading]
+
+
+@dataclass(slots=True)
+class Result:
+    """What a pass found and did; for a dry run `wrote` is what it would have written.
+
+    `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
+    of no use any more. `repaired` are those that others had changed. `refused` are claims that the host cannot bear, by
+    their identity and place. `foreseen` is the memory that a dry run leaves to the next tunable's plan.
+    """
+
+    began: float = 0.0
+    before: dict[Target, Reading] = field(default_factory=dict)
+    readings: dict[Target, Reading] = field(default_factory=dict)
+    desired_states: dict[Target, DesiredState] = field(default_factory=dict)
+    outcomes: dict[Target, Outcome] = field(default_factory=dict)
+    wrote: set[Target] = field(default_factory=set)
+    restored: set[Target] = field(default_factory=set)
+    repaired: set[Target] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+    refused: dict[tuple[ClaimId, int], Verdict] = field(default_factory=dict)
+    memory: Memory | None = None
+    foreseen: Memory | None = None
+
+
+def merge(results: Iterable[Result]) -> Result:
+    """Return the results of several lanes as one."""
+    whole = Result()
+    for result in results:
+        whole.before |= result.before
+        whole.readings |= result.readings
+        whole.desired_states |= result.desired_states
+        whole.outcomes |= result.outcomes
+        whole.wrote |= result.wrote
+        whole.restored |= result.restored
+        whole.repaired |= result.repaired
+        whole.missing |= result.missing
+        whole.refused |= result.refused
+        whole.memory = result.memory or whole.memory
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +108,7 @@ def judge(edit: Edit, tunables: Mapping[str, Tunable], result: Result, *, must_w
         there = by_tunable(result)
         found = {outcome.target: outcome for outcome in released_outcomes(edit.released, tunables, result, there)}
         # Of two claims on a target the stronger has the last word.
-        for claim in sorted(edit.files.told if edit.files else (), key=rank):
+        for claim in sorted(edit.files.answered if edit.files else (), key=rank):
             found |= {
                 outcome.target: outcome for outcome in own_outcomes(claim, tunables[claim.tunable], result, there)
             }
@@ -70,7 +132,7 @@ def outcomes_known(
     baselines: Mapping[Target, str],
     outcomes: Mapping[Target, Outcome],
 ) -> Sequence[Outcome]:
-    """Return the outcomes of claims by what was last read, of all targets of the world, and found."""
+    """Return the outcomes of claims by the last readings and the last outcomes of all targets."""
     result = Result(readings=dict(world.readings), outcomes=dict(outcomes), missing=dict(world.missing))
     every = tuple(in_force)
     for name in {claim.tunable for claim in claims}:
@@ -147,29 +209,29 @@ def is_same(claim: Claim, other: Claim) -> bool:
 def part_outcome(claim: Claim, desired: DesiredState, of: Sum, outcome: Outcome) -> Outcome:
     """Return the outcome of one of the claims that make a number together.
 
-    Of a hold it tells what it adds (+N), and the number that there is in all.
+    The outcome of a hold has the number that it adds (+N), and the number in all.
     """
     is_hold, base = claim.origin is Origin.HOLD, int(desired.value) - of.held
-    told = replace(outcome, requested=spelled(claim))
+    own = replace(outcome, requested=spelled(claim))
     if not is_hold and not of.at_least and base != int(claim.value):
         why = f"the claims on single nodes make {base} pages in all"
-        return replace(told, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
+        return replace(own, state=State.OVERRIDDEN, reason=Reason.OVERRIDDEN, detail=why)
     if outcome.state in (State.SATISFIED, State.PLANNED):
         said = f"{of.held} more are held" if of.held and not is_hold else ""
-        return replace(told, detail="; ".join(filter(None, (said, outcome.detail))))
+        return replace(own, detail="; ".join(filter(None, (said, outcome.detail))))
     if outcome.state is not State.PARTIAL or outcome.reason is Reason.PAGES_IN_USE or not outcome.actual:
-        return told
+        return own
     number = int(outcome.actual) if of.foreseen is None else of.foreseen
     share = shares(desired, of, int(outcome.before or 0), number)[claim.id]
     if share == int(claim.value):
-        return replace(told, state=State.SATISFIED, reason=Reason.OK, detail="")
-    return replace(told, detail=f"{share} of {claim.value} pages had: {outcome.detail}")
+        return replace(own, state=State.SATISFIED, reason=Reason.OK, detail="")
+    return replace(own, detail=f"{share} of {claim.value} pages had: {outcome.detail}")
 
 
 def shares(desired: DesiredState, of: Sum, before: int, number: int) -> Mapping[ClaimId, int]:
     """Return what each part has of a number that is too small; `before` is what there was when the pass began.
 
-    Those that the pass is for share what is new, so nobody loses what he had. The others are served in their order.
+    Claims that the pass serves share what is new, so no other claim loses what it had. Then come the others, in order.
     """
     others = [part for part in of.parts if part not in of.asked]
     base = of.base if of.base and int(desired.value) - of.held == int(of.base.value) else None
@@ -189,7 +251,7 @@ def shares(desired: DesiredState, of: Sum, before: int, number: int) -> Mapping[
 
 
 def spelled(claim: Claim) -> str:
-    """Return what a claim asks for: of a hold where such add up, how much more."""
+    """Return the value that a claim asks for; that of a hold, where holds add up, as +N."""
     return f"{'+' if claim.origin is Origin.HOLD and claim.value.isdecimal() else ''}{claim.value}"
 
 
@@ -223,3 +285,112 @@ def released_outcomes(
                 own = Outcome(target, "", result.before[target].value or "", reading.value or "", state)
                 found[target] = result.outcomes.get(target, own)
     return list(found.values())
+
+
+def changes_of(old: Mapping[Target, Outcome], result: Result) -> list[Outcome]:
+    """Return the outcomes to publish after a pass: what changed, was written, released, or is gone."""
+    new = result.outcomes
+    changed = [o for t, o in new.items() if t not in old or compared(old[t]) != compared(o) or is_repaired(o, result)]
+    # Another drive or driver of that name has an outcome of its own: the former one is not missed.
+    there = {(target.tunable, target.instance) for target in result.readings}
+    released, gone = [], []
+    for target, outcome in old.items():
+        if target in new:
+            continue
+        if target not in result.readings:
+            gone += [lost(outcome)] if (target.tunable, target.instance) not in there else []
+        elif outcome.state is not State.UNMANAGED:
+            value = result.readings[target].value or ""
+            released.append(Outcome(target, "", outcome.actual, value, State.UNMANAGED))
+    return [*changed, *released, *(outcome for outcome in gone if outcome.before)]
+
+
+def is_repaired(outcome: Outcome, result: Result) -> bool:
+    """Return whether a value was put back, or set to what it had already; a write in vain is not published."""
+    return outcome.state is State.SATISFIED and outcome.target in result.wrote
+
+
+def compared(outcome: Outcome) -> tuple[str, ...]:
+    """Return the fields by which outcomes are compared: not the figures in their prose."""
+    return outcome.requested, outcome.actual, outcome.state, outcome.reason
+
+
+def lost(outcome: Outcome) -> Outcome:
+    """Return the last outcome of a target that has gone; its claims wait for another."""
+    then = ", and what was owed to it with it" if outcome.is_owed else "; the claim waits for another"
+    detail = f"{outcome.target} has gone{then}"
+    return replace(
+        outcome,
+        before=outcome.actual,
+        actual="",
+        state=State.UNSUPPORTED,
+        reason=Reason.NO_SUCH_TARGET,
+        detail=detail,
+        is_owed=False,
+    )
+
+
+def changed_since(outcome: Outcome, last: Outcome | None) -> Outcome:
+    """Return the outcome of a look as Verify has it, by that of the last pass: what a pass would write is wrong."""
+    if outcome.state is not State.PLANNED:
+        return outcome
+    if last and last.is_owed:
+        return replace(last, actual=outcome.actual)
+    if last is None or last.reason in WAITS:
+        since = "hung until" if last and last.reason is Reason.DEVICE_HANGS else "came"
+        detail = f"{outcome.target} reads {outcome.actual}: it {since} a moment ago, and the next pass sets it"
+        return replace(outcome, detail=detail)
+    if last.state is not State.SATISFIED and (last.requested, last.actual) == (outcome.requested, outcome.actual):
+        return last
+    detail = f"{outcome.target} reads {outcome.actual}: something else changed it, and the next pass puts it right"
+    return replace(outcome, state=State.FAILED, reason=Reason.CHANGED_BY_OTHERS, detail=detail)
+
+
+def is_due(outcome: Outcome, last: Outcome | None) -> bool:
+    """Return whether a pass should take note of a look's outcome now, and not only when its time comes.
+
+    A value that others changed waits for that time, as the configuration has it.
+    """
+    if outcome.reason is Reason.DEVICE_HANGS:
+        return last is None or last.reason is not Reason.DEVICE_HANGS
+    if outcome.state in (State.SATISFIED, State.UNMANAGED):
+        return last is not None and last.state is not outcome.state
+    return outcome.state is State.PLANNED and (last is None or last.reason in WAITS)
+
+
+def changed(before: Reading, now: Reading) -> bool:
+    """Return whether a target holds another value, or one that a baseline would save otherwise."""
+    return (before.value, before.restore) != (now.value, now.restore)
+
+
+def taken_by_others(desired: DesiredState, now: Mapping[Target, Reading]) -> Verdict:
+    """Return the verdict, published once, when a debt ends without having been paid."""
+    detail = (
+        f"something else set {desired.target} to {now[desired.target].value}, and that stays; the host's own value was "
+        f"{desired.value}"
+    )
+    return Verdict(State.UNMANAGED, Reason.CHANGED_BY_OTHERS, detail)
+
+
+def outcome_of(desired: DesiredState, before: Reading, after: Reading, verdict: Verdict) -> Outcome:
+    """Return an outcome; a value that cannot be read is empty. A baseline is `requested` until it is back."""
+    owed = desired.is_baseline and verdict.state not in (State.UNMANAGED, State.SATISFIED, State.PLANNED)
+    if owed:
+        again = "the host's own value is owed, and tried again until it is back"
+        verdict = verdict._replace(detail="; ".join(filter(None, (verdict.detail, again))))
+    requested = desired.value if owed or not desired.is_baseline else ""
+    return Outcome(desired.target, requested, before.value or "", after.value or "", *verdict, is_owed=owed)
+
+
+def interrupted(desired: DesiredState, reading: Reading, verdict: Verdict, why: str) -> Verdict:
+    """Return the verdict on writes that were not all made: the value that was reached, and why it is no other."""
+    state = State.PARTIAL if verdict.state is State.PARTIAL else State.FAILED
+    detail = f"{why} when {desired.target} was {reading.value or 'unknown'}, not yet {desired.value}"
+    return Verdict(state, Reason.INTERRUPTED, detail)
+
+
+def nothing_matches(claim: Claim, missing: str) -> Outcome:
+    """Return the outcome of a claim that covers nothing now, and is kept."""
+    reason = Reason.NO_KERNEL_SUPPORT if missing else Reason.NO_SUCH_TARGET
+    detail = missing or f"nothing matches {claim.instances!r} now; the claim waits for a device"
+    return Outcome(Target(claim.tunable, claim.instances), claim.value, "", "", State.UNSUPPORTED, reason, detail)

@@ -1,13 +1,14 @@
-"""When a write is made again that the kernel refused or did not keep, and what is owed to the host. Pure.
+"""When a write is made again that was in vain, and when to stop a fight with others. Pure; the clock is the caller's.
 
-A write that is refused costs: some make the kernel look for a module each time. So the same write is made again after
-longer and longer waits, or at once when the target reads otherwise. The clock is the caller's.
+A write that is refused costs: some make the kernel look for a module each time. So `Retries` makes the same write again
+after longer and longer waits, or at once when the target reads otherwise. A write to a pool that cannot grow costs the
+kernel a search of all memory: `Backoff` waits until memory has become free. `DriftLog` counts what others undo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from kerntune.model import Reading, Target, Write
@@ -16,6 +17,10 @@ from kerntune.model import Reading, Target, Write
 SOON: Final = 1.0
 LATER: Final = 60.0
 LONGEST_WAIT: Final = 3600.0
+FIRST: Final = 60.0  # seconds to the second request for memory that the kernel did not have
+PARTS: Final = 4  # a quarter of the shortfall has to have become free
+REPAIRS: Final = 3  # so many in WINDOW are a fight
+WINDOW: Final = 600.0  # seconds
 
 Seen = tuple[str | None, tuple[str, ...]]
 
@@ -26,7 +31,7 @@ def seen(reading: Reading) -> Seen:
 
 
 def held(reading: Reading) -> str:
-    """Return the value as a baseline would have it: what somebody else wrote is told by it."""
+    """Return the value as a baseline would save it: a difference means that somebody else wrote it."""
     return reading.restore or reading.value or ""
 
 
@@ -65,7 +70,7 @@ class Try:
 
 
 class Retries:
-    """The last try at each target of a lane whose value is not as it should be."""
+    """The last try at each target of a lane that is not in the desired state."""
 
     def __init__(self) -> None:
         self._tries: dict[Target, Try] = {}
@@ -96,3 +101,83 @@ class Retries:
     def replace(self, tunable: str, tries: Mapping[Target, Try]) -> None:
         """Keep these tries of a tunable's targets, and no other."""
         self._tries = {t: tried for t, tried in self._tries.items() if t.tunable != tunable} | dict(tries)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The last attempt: the value, the bytes that were missing after it, its time, and how long to wait since.
+
+    `free` is the least memory that was free since, in bytes.
+    """
+
+    value: str
+    shortfall: int
+    at: float
+    free: int
+    wait: float = FIRST
+
+
+def is_due(tried: Attempt, now: float, free: int) -> bool:
+    """Return whether the wait is over and so much memory became free that the kernel may have more."""
+    return now - tried.at >= tried.wait and (free - tried.free) * PARTS >= tried.shortfall
+
+
+def next_attempt(before: Attempt | None, value: str, shortfall: int, now: float, free: int) -> Attempt:
+    """Return the record of an attempt that fell short: the wait doubles where it brought nothing."""
+    if before is None or (before.value, before.shortfall) != (value, shortfall):
+        return Attempt(value, shortfall, now, free)
+    return Attempt(value, shortfall, now, free, min(before.wait * 2, LONGEST_WAIT))
+
+
+class Backoff:
+    """The last attempts at the targets that have less than was asked."""
+
+    def __init__(self) -> None:
+        self._tried: dict[Target, Attempt] = {}
+
+    def is_blocked(self, target: Target, value: str, shortfall: int, now: float, free: int) -> bool:
+        """Return whether it is too early to ask again for the same value and the same shortfall."""
+        tried = self._tried.get(target)
+        if tried is None or (tried.value, tried.shortfall) != (value, shortfall):
+            return False
+        return not is_due(tried, now, free)
+
+    def fell_short(self, target: Target, value: str, shortfall: int, now: float, free: int) -> None:
+        """Record that the kernel was asked, and that so many bytes are still missing."""
+        self._tried[target] = next_attempt(self._tried.get(target), value, shortfall, now, free)
+
+    def looked(self, target: Target, free: int) -> None:
+        """Record how much memory was free at a look that was too early to ask."""
+        if tried := self._tried.get(target):
+            self._tried[target] = replace(tried, free=min(tried.free, free))
+
+    def drop(self, target: Target) -> None:
+        """Drop the record: nothing is missing any more, or somebody asks anew."""
+        self._tried.pop(target, None)
+
+
+class DriftLog:
+    """The times at which each target was put right after others had changed it."""
+
+    def __init__(self) -> None:
+        self._repairs: dict[Target, list[float]] = {}
+
+    def repaired(self, target: Target, now: float) -> None:
+        # Drives come and go without end: what is too long ago is of no use for any target.
+        kept = {other: recent for other in self._repairs if (recent := self._recent(other, now))}
+        self._repairs = {**kept, target: [*kept.get(target, ()), now]}
+
+    def __len__(self) -> int:
+        return len(self._repairs)
+
+    def contested(self, target: Target, now: float) -> bool:
+        """Return whether the target has been repaired so often that another repair would be a fight."""
+        return len(self._recent(target, now)) >= REPAIRS
+
+    def forgive(self, targets: Iterable[Target]) -> None:
+        """Have these targets written again: somebody has named them."""
+        for target in targets:
+            self._repairs.pop(target, None)
+
+    def _recent(self, target: Target, now: float) -> list[float]:
+        return [then for then in self._repairs.get(target, ()) if now - then < WINDOW]

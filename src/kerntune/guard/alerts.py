@@ -112,7 +112,7 @@ class Alerts:
         record(alert, LET_GO if ended else STATE_WORDS[told.verdict.state])
         if told.verdict.caps != last.verdict.caps:
             engine.look_again(CAUSE, [Lane.MEMORY])
-        engine.announce(CAUSE)
+        engine.observed.notify(CAUSE)
         for listener in self.listeners:
             listener(alert)
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from kerntune.engine.claims import rank
 from kerntune.engine.companion import Companion
-from kerntune.engine.resolve import rank
 from kerntune.guard.alerts import Alert
 from kerntune.guard.policy import MIB, GuardLimits, GuardState, GuardVerdict, expected_limit, inexpressible
 from kerntune.guard.saved import SavedOriginals, Unreadable, undo_cap
@@ -85,6 +85,7 @@ class MemoryGuard(Companion):
 
     @property
     def counters(self) -> Mapping[str, int]:
+        """Return what it has counted since the daemon started."""
         return {"guard_caps": self._times_capped}
 
     def floor(self, memory: Memory | None) -> int:

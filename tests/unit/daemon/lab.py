@@ -61,7 +61,7 @@ class Bench:
 
     @property
     def degraded(self) -> set[str]:
-        return self.troubles | self.lab.engine.claims.choice.troubles
+        return self.troubles | self.lab.engine.edits.claims.choice.troubles
 
     def profile(self, name: str, text: str) -> None:
         """Write a profile of the administrator."""
@@ -96,7 +96,7 @@ async def booted(
     async with running(lab.kernel if lab else large_host()) as now:
         if lab:
             now.store.claims, now.store.baselines = lab.store.claims, lab.store.baselines
-            now.engine.committed = lab.store.claims
+            now.engine.edits.committed = lab.store.claims
         troubles: set[str] = set()
         bench = Bench(now, folder, Slow(folder, now.engine, troubles), troubles, told)
         bench.file.write_text(text)

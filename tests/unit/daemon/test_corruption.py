@@ -75,11 +75,11 @@ def load(folder: Path) -> Loaded:
     state.drop_baselines({target for target, value in state.baselines.items() if not restorable(target, value)})
     engine = Reconciler(demo_host(), REGISTRY, state)
     try:
-        troubles = {STATE_SET_ASIDE} if state.set_aside or engine.unsound else set()
+        troubles = {STATE_SET_ASIDE} if state.set_aside or engine.edits.unsound else set()
         config = ActiveConfig(folder / "etc", folder / "run", engine, troubles)
         config.start()
         claims: dict[Origin, set[tuple[str, str, str]]] = {}
-        for claim in engine.claims.by_id.values():
+        for claim in engine.edits.claims.by_id.values():
             claims.setdefault(claim.origin, set()).add((claim.tunable, claim.instances, claim.value))
         wrong = [problem.file for problem in config.errors]
         kinds = {problem.kind for problem in config.errors}

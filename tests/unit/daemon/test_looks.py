@@ -82,10 +82,9 @@ class Looks:
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[tuple[str, set[Lane]]] = asyncio.Queue()
-        self.events = 0
+        self.counters = {"hotplug_events": 0}
 
-    def __call__(self, cause: str, lanes: Iterable[Lane], *, events: int = 0) -> None:
-        self.events += events
+    def __call__(self, cause: str, lanes: Iterable[Lane]) -> None:
         self.asked.put_nowait((cause, set(lanes)))
 
     async def next(self) -> tuple[str, set[Lane]]:
@@ -109,7 +108,7 @@ def source() -> Iterator[Source]:
 )
 async def test_an_event_asks_for_a_pass_of_its_lane(source: Source, event: Event, lane: Lane) -> None:
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         source.send(event)
         assert await look.next() == (f"{event.action} {event.device}", {lane})
 
@@ -120,40 +119,40 @@ async def test_a_controller_is_followed_by_later_looks(
 ) -> None:
     monkeypatch.setattr(hotplug, "FOLLOW_UPS", (0.01,))
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         source.send(event)
         assert await look.next() == ("device follow-up", {Lane.BLOCK})
 
 
 async def test_many_at_once_are_one_pass_a_lane(source: Source) -> None:
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         drives = [Event("block", "add", f"nvme{number}n1") for number in range(64)]
         source.send(*drives, Event("cpu", "online", "cpu1"), Event("sound", "add", "card0"))
         assert await look.next() == ("add nvme0n1 and 63 more", {Lane.BLOCK})
         assert await look.next() == ("online cpu1", {Lane.CPU})
         assert look.asked.empty()
-        assert look.events == 65, "those of drives and CPUs"
+        assert look.counters == {"hotplug_events": 65}, "those of drives and CPUs"
 
 
 async def test_a_module_is_no_device_to_count(source: Source) -> None:
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         source.send(Event("module", "add", "acpi_cpufreq"), Event("cpu", "add", "cpu0"))
         assert await look.next() == ("add acpi_cpufreq and 1 more", {Lane.CPU})
-        assert look.events == 1
+        assert look.counters == {"hotplug_events": 1}
 
 
 async def test_after_an_overrun_everything_is_looked_at(source: Source) -> None:
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         source.send(ADDED, Overrun())
         assert await look.next() == ("device events", set(Lane))
 
 
 async def test_an_error_is_no_end(source: Source) -> None:
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         source.send(OSError(errno.EIO, "broken"))
         source.send(ADDED)
         assert await look.next() == ("add nvme1n1", {Lane.BLOCK})
@@ -162,7 +161,7 @@ async def test_an_error_is_no_end(source: Source) -> None:
 async def test_it_looks_again_after_an_event_and_then_rests(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "FOLLOW_UPS", (0.01, 0.02))
     look = Looks()
-    with following([source], look):
+    with following([source], look, look.counters):
         source.send(ADDED)
         seen = [await look.next() for _ in range(3)]
         assert [why for why, _ in seen] == ["add nvme1n1", "device follow-up", "device follow-up"]
@@ -172,7 +171,7 @@ async def test_it_looks_again_after_an_event_and_then_rests(source: Source, monk
 
 async def test_another_event_starts_the_later_looks_anew(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "FOLLOW_UPS", (30.0,))
-    timers, follower = Timers(Hotplug), Hotplug(Looks())
+    timers, follower = Timers(Hotplug), Hotplug(Looks(), {"hotplug_events": 0})
     for _ in range(3):
         source.send(ADDED)
         follower.ready(source)
@@ -193,7 +192,7 @@ async def test_without_events_it_says_so_and_goes_on(
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(hotplug, "monitors", refused)
-    with hotplug.on_host(Looks()):
+    with hotplug.on_host(Looks(), {}):
         pass
     assert "there are no device events here" in caplog.text
 
@@ -206,9 +205,9 @@ DRIVES = ("io-scheduler", "nvme*", "mq-deadline")
 @asynccontextmanager
 async def timed(interval: int = 60) -> AsyncIterator[tuple[Lab, DriftTimer, Timers]]:
     async with running(large_host()) as lab:
-        timers, timer = Timers(DriftTimer), DriftTimer(lab.engine)
+        timers, timer = Timers(DriftTimer), DriftTimer(lab.engine.observed, lab.engine.look_again)
         timer.set(interval)
-        lab.engine.listeners.append(timer.update)
+        lab.engine.observed.listeners.append(timer.update)
         try:
             yield lab, timer, timers
         finally:

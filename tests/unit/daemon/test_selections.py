@@ -75,7 +75,7 @@ async def test_it_is_below_the_configuration_and_the_callers(folder: Path, monke
             assert disk.detail.startswith(f"config:io-scheduler@sda = kyber ({folder}/kerntune.toml:2) wins; ")
             assert (memory.requested, memory.actual, memory.state) == ("always:95", "heuristic", State.OVERRIDDEN)
         assert (bench.disk, pages(bench.lab.kernel)) == ("kyber", [5, 5])
-        (desired,) = [claim for claim in bench.lab.engine.claims.by_id.values() if claim.origin is Origin.CONFIG]
+        (desired,) = [claim for claim in bench.lab.engine.edits.claims.by_id.values() if claim.origin is Origin.CONFIG]
         assert desired.value == "kyber"
         # Without the line the profile has its way, and with it again the line.
         for text, value in (("", "none"), (DISK.format("bfq"), "bfq")):
@@ -238,7 +238,7 @@ async def test_what_cannot_be_chosen_changes_nothing(folder: Path, monkeypatch: 
             await bench.choose(Selection("fast"))
         bench.lab.store.full_for_claims = None
         assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("fair", "bfq", [0, 0])
-        assert bench.lab.engine.claims.choice == Choice("fair")
+        assert bench.lab.engine.edits.claims.choice == Choice("fair")
 
 
 async def test_reset_drops_what_callers_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ async def test_baseline_suspends_the_files_until_it_is_ended(
             bench = await stack.enter_async_context(started(folder, monkeypatch, config, lab=bench.lab))
         assert (bench.disk, bench.lab.kernel.overcommit["memory"]) == (OWN, 0)
         assert (bench.config.profile, bench.degraded) == ("", {SUSPENDED})
-        assert bench.lab.engine.outcomes == {}
+        assert bench.lab.engine.observed.outcomes == {}
         # Neither a claim nor the end of the profile ends it.
         await bench.lab.set(("io-scheduler", "sda", "kyber"))
         await bench.lab.unset(("io-scheduler", "sda"))
@@ -310,13 +310,13 @@ async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypa
     async with started(folder, monkeypatch) as bench:
         await bench.lab.set(("overcommit", "", "always"))
         bench.writes()
-        before = dict(bench.lab.engine.claims.by_id)
+        before = dict(bench.lab.engine.edits.claims.by_id)
         for selection in (Selection("fast"), RESET, BASELINE):
             planned = await bench.config.plan(selection)
             assert planned.changed
             assert State.PLANNED in {outcome.state for outcome in planned.outcomes}
         assert not (await bench.config.plan(CLEAR)).changed
-        assert (bench.writes(), dict(bench.lab.engine.claims.by_id), bench.config.profile) == ([], before, "")
+        assert (bench.writes(), dict(bench.lab.engine.edits.claims.by_id), bench.config.profile) == ([], before, "")
         assert not (folder / "run/profile.json").exists()
         await bench.choose(Selection("fair"))
         kept = (folder / "run/profile.json").read_bytes()
@@ -338,7 +338,8 @@ async def test_choices_beside_each_other_and_beside_reloads_take_turns(
         await bench.choose(RESET)
         await bench.choose(Selection("fair"))
         assert (bench.disk, pages(bench.lab.kernel), bench.config.profile) == ("bfq", [0, 0], "fair")
-        assert {claim.origin for claim in bench.lab.engine.claims.by_id.values()} == {Origin.CONFIG, Origin.PROFILE}
+        origins = {claim.origin for claim in bench.lab.engine.edits.claims.by_id.values()}
+        assert origins == {Origin.CONFIG, Origin.PROFILE}
         await bench.choose(CLEAR)
         assert (bench.disk, bench.lab.kernel.disks["nvme0n1"].scheduler) == (OWN, "kyber")
 
@@ -460,7 +461,7 @@ async def test_a_selection_that_is_being_saved_is_finished(folder: Path, monkeyp
 async def test_the_end_of_a_trouble_is_published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with started(folder, monkeypatch, 'profile = "gone"\n') as bench:
         published: list[set[str]] = []
-        bench.lab.engine.listeners.append(lambda _report: published.append(set(bench.degraded)))
+        bench.lab.engine.observed.listeners.append(lambda _report: published.append(set(bench.degraded)))
         await bench.choose(Selection("fast"))
         assert (published[0], published[-1]) == ({CONFIG_INVALID}, set())
 
@@ -477,7 +478,7 @@ def test_the_book_knows_who_may_go() -> None:
     from kerntune.engine.claims import Claims, FilesEdit  # noqa: PLC0415
 
     claims = Claims.of(*(claim(origin, "io-scheduler", "sda", "none") for origin in Origin))
-    edit = claims.choosing(FilesEdit((), Choice()), 10, reset=True)
+    edit = claims.files_edit(FilesEdit((), Choice()), reset=True).numbered(1)
     assert {claim_id.origin for claim_id in edit.drop} == {Origin.PERSISTENT, Origin.RUNTIME}
     assert {claim_id.origin for claim_id in edit.released} == {
         Origin.PERSISTENT, Origin.RUNTIME, Origin.CONFIG, Origin.PROFILE,

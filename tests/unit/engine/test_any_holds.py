@@ -153,9 +153,9 @@ class Story:
         engine = Reconciler(Mortal(self.kernel, life), REGISTRY, store)
         working = asyncio.create_task(engine.work())
         try:
-            held = engine.committed.holds.values()
-            await engine.drop_holds([hold.number for hold in held if self.has_left(hold)])
-            await engine.observe()
+            held = engine.edits.committed.holds.values()
+            await engine.edits.drop_holds([hold.number for hold in held if self.has_left(hold)])
+            await engine.observed.read_all()
             await engine.reconcile("boot", enforce=True)
             yield Lab(self.kernel, store, engine)  # type: ignore[arg-type]  # nothing of a MemoryStore is asked
         finally:
@@ -173,15 +173,17 @@ class Story:
         with contextlib.suppress(KerntuneError):
             match step.what:
                 case "hold":
-                    hold = Hold(engine.number_for_a_hold(), "job", "", 1000, step.client, str(self.bus))
+                    hold = Hold(engine.edits.number_for_a_hold(), "job", "", 1000, step.client, str(self.bus))
                     await engine.change(request(*step.settings, hold=hold), "Hold")
-                    assert life.is_over or hold.number in engine.committed.holds
+                    assert life.is_over or hold.number in engine.edits.committed.holds
                 case "set":
                     await engine.change(request(*step.settings), "Set")
                 case "unset":
                     await engine.change(request(*step.settings, unset=True), "Unset")
                 case "release":
-                    numbers = [hold.number for hold in engine.committed.holds.values() if hold.client == step.client]
+                    numbers = [
+                        hold.number for hold in engine.edits.committed.holds.values() if hold.client == step.client
+                    ]
                     await engine.release(numbers[:1], "Release")
                 case "leave":
                     await self.leaves(lab, step.client)
@@ -195,7 +197,7 @@ class Story:
 
     async def leaves(self, lab: Lab, client: str) -> None:
         """A client leaves, and comes back under the same name only on another bus."""
-        numbers = [hold.number for hold in lab.engine.committed.holds.values() if hold.client == client]
+        numbers = [hold.number for hold in lab.engine.edits.committed.holds.values() if hold.client == client]
         await lab.engine.release(numbers, "client gone", is_fact=True)
 
 
@@ -245,7 +247,7 @@ async def nobody_else_is_blamed(lab: Lab) -> None:
     lab.writes()
     await lab.engine.reconcile("drift")
     assert lab.writes() == []
-    assert Reason.CHANGED_BY_OTHERS not in lab.engine.troubles
+    assert Reason.CHANGED_BY_OTHERS not in lab.engine.observed.troubles
     assert Reason.CHANGED_BY_OTHERS not in {outcome.reason for outcome in await lab.engine.verify()}
 
 
@@ -275,18 +277,18 @@ async def play(script: Sequence[Step], folder: Path) -> None:
         while left:
             life = Life()
             async with story.daemon(life) as lab:
-                check(kernel, lab.engine.committed, own)
+                check(kernel, lab.engine.edits.committed, own)
                 while left and not life.is_over:
                     step = left.pop(0)
                     await story.happens(lab, step, life)
                     SEEN[f"{step.what}{', killed' if life.is_over else ''}"] += 1
                     if not life.is_over:
                         life.left = NEVER
-                        check(kernel, lab.engine.committed, own)
+                        check(kernel, lab.engine.edits.committed, own)
                         await nobody_else_is_blamed(lab)
         story.bus += 1
         async with story.daemon(Life()) as lab:
-            assert not lab.engine.committed.holds
-            check(kernel, lab.engine.committed, own)
+            assert not lab.engine.edits.committed.holds
+            check(kernel, lab.engine.edits.committed, own)
             await lab.unset(*((name, "*") for name in ("hugepages", "cpu-governor", "io-scheduler")))
             assert host_values(kernel) == own

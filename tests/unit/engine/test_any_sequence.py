@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerntune.engine.results import Answer
 from kerntune.errors import KerntuneError, Overridden, PartiallyAllocated
-from kerntune.kernel.simulated import Policy, SimulatedKernel
+from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Lane, State, Target
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.knobs import SYSCTLS
 from tests.harness.often import often
-from tests.unit.lab import BOUND, PAGE, Lab, have_pages, host_values, large_host, request, running
+from tests.unit.lab import BOUND, GIB, PAGE, Clock, Lab, have_pages, host_values, large_host, request, running
 
 VALUES = {
     "hugepages": ["0", "3", "46", "80", "200", "99999999"],
@@ -114,11 +117,11 @@ async def do(lab: Lab, ask: Ask) -> None:
             assert outcome.actual == (reading or "")
         assert planned is not None
         # Pages are asked for once more where some are missing, which comes to nothing where memory is in pieces.
-        in_vain = any(outcome.state is State.PARTIAL for outcome in lab.engine.outcomes.values())
+        in_vain = any(outcome.state is State.PARTIAL for outcome in lab.engine.observed.outcomes.values())
         assert answer.changed == planned.changed or (planned.changed and in_vain)
-    assert lab.engine.claims == lab.engine.committed
+    assert lab.engine.edits.claims == lab.engine.edits.committed
     assert sum(node.hugetlb for node in lab.kernel.nodes) <= sum(node.memory for node in lab.kernel.nodes) * 75 // 100
-    if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
+    if {outcome.state for outcome in lab.engine.observed.outcomes.values()} <= QUIET:
         lab.writes()
         await lab.engine.reconcile("again")
         assert lab.writes() == []
@@ -160,7 +163,7 @@ def test_after_letting_go_the_host_is_as_it_was(kernel: SimulatedKernel, calls: 
             assert host_values(kernel) == start
             assert lab.claims == []
             assert not lab.store.baselines
-            assert lab.engine.outcomes == {}
+            assert lab.engine.observed.outcomes == {}
 
     asyncio.run(asyncio.wait_for(story(), BOUND))
 
@@ -174,7 +177,7 @@ def test_a_restart_in_between_changes_nothing(kernel: SimulatedKernel, calls: li
         async with running(kernel) as lab:
             for ask in calls:
                 await do(lab, ask)
-            states = {outcome.state for outcome in lab.engine.outcomes.values()}
+            states = {outcome.state for outcome in lab.engine.observed.outcomes.values()}
         before = host_values(kernel)
         saved = lab.store.claims.by_id.values()
         async with running(kernel, claims=saved, baselines=lab.store.baselines) as later:
@@ -207,9 +210,9 @@ def test_calls_at_the_same_moment_leave_what_is_saved_in_force(kernel: Simulated
             ]
             for found in await asyncio.gather(*asked, return_exceptions=True):
                 assert not isinstance(found, BaseException) or isinstance(found, KerntuneError)
-            assert lab.engine.claims == lab.engine.committed
-            assert dict(lab.engine.claims.by_id) == dict(lab.store.claims.by_id)
-            if {outcome.state for outcome in lab.engine.outcomes.values()} <= QUIET:
+            assert lab.engine.edits.claims == lab.engine.edits.committed
+            assert dict(lab.engine.edits.claims.by_id) == dict(lab.store.claims.by_id)
+            if {outcome.state for outcome in lab.engine.observed.outcomes.values()} <= QUIET:
                 lab.writes()
                 await lab.engine.reconcile("again")
                 assert lab.writes() == []
@@ -223,3 +226,82 @@ def test_calls_at_the_same_moment_leave_what_is_saved_in_force(kernel: Simulated
 def test_every_lane_is_asked() -> None:
     names = {tunable.name for tunable in REGISTRY if tunable.lane in Lane}
     assert names == set(VALUES), "a new tunable: say what may be asked of it"
+
+
+# Pools of three nodes in which programs have pages, on old and new kernels
+
+
+SEQUENCES = often(100)  # on each kernel
+NODES = 3
+HOUR = 3600.0
+POOL_INSTANCES = ("2M", "2M", "2M/*", *(f"2M/node{number}" for number in range(NODES)))
+COUNTS = (0, 0, 3, 10, 40, 64, 100)
+
+
+def counters(kernel: SimulatedKernel) -> list[tuple[int, int, int]]:
+    """What the kernel counts on each node: pages, surplus and free ones."""
+    pools = [node.pools[PAGE] for node in kernel.nodes]
+    return [(pool.total, pool.surplus, pool.free) for pool in pools]
+
+
+def a_program(kernel: SimulatedKernel, dice: random.Random) -> None:
+    """A program takes pages on a node, or gives some back; or it is promised some, or lets them go."""
+    number = dice.randrange(NODES)
+    pool = kernel.nodes[number].pools[PAGE]
+    if dice.random() < 0.3:
+        kernel.reserve(dice.choice((-kernel.reserved.get(PAGE, 0), 4, 15)), PAGE)
+    elif dice.random() < 0.6:
+        kernel.take(number, dice.choice((1, 5, 20, 50)), PAGE)
+    else:
+        pool.used -= dice.randint(0, pool.used)
+
+
+async def a_call(lab: Lab, dice: random.Random) -> None:
+    """Somebody sets or withdraws something; a call that cannot be carried out is one that leaves nothing."""
+    name, at = ("hugepages-overcommit", "2M") if dice.random() < 0.2 else ("hugepages", dice.choice(POOL_INSTANCES))
+    with contextlib.suppress(KerntuneError):
+        if dice.random() < 0.3:
+            await lab.unset((name, at))
+        else:
+            await lab.set((name, at, dice.choice(COUNTS)), partial=dice.random() < 0.3)
+
+
+async def story(dice: random.Random, *, counts_foreign_surplus: bool) -> None:
+    nodes, clock = [Node(16 * GIB, programs=GIB) for _ in range(NODES)], Clock()
+    kernel = SimulatedKernel(nodes, sizes=(PAGE,), counts_foreign_surplus=counts_foreign_surplus)
+    have_pages(kernel, *(dice.choice((0, 0, 7, 30)) for _ in range(NODES)))
+    kernel.borrow[PAGE] = dice.choice((0, 0, 25))
+    own, lent = counters(kernel), kernel.borrow[PAGE]
+    async with running(kernel, clock=clock) as lab:
+        for _ in range(10):
+            if dice.random() < 0.5:
+                a_program(kernel, dice)
+            else:
+                await a_call(lab, dice)
+                # What is surplus is in use or promised, so the kernel frees it when it is given back.
+                kept = sum(max(0, surplus - (total - free)) for total, surplus, free in counters(kernel))
+                assert kept <= kernel.reserved.get(PAGE, 0)
+        await lab.unset(("hugepages", "*"), ("hugepages-overcommit", "*"))
+        numbers = list(range(NODES))
+        dice.shuffle(numbers)
+        for number in numbers:
+            kernel.nodes[number].pools[PAGE].used = 0
+            if dice.random() < 0.5:
+                await lab.engine.reconcile("timer")
+        kernel.reserve(-kernel.reserved.get(PAGE, 0), PAGE)
+        for _ in range(3):
+            clock.now += HOUR
+            await lab.engine.reconcile("timer")
+        assert (counters(kernel), kernel.borrow[PAGE]) == (own, lent)
+        assert (lab.claims, dict(lab.store.baselines), lab.engine.observed.outcomes) == ([], {}, {})
+
+
+@pytest.mark.parametrize("counts_foreign_surplus", [True, False], ids=["up to 6.13", "since 6.14"])
+def test_the_host_gets_its_pools_back(counts_foreign_surplus: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerntune.engine.passes.LATE", ())  # this kernel obeys at once
+    for seed in range(SEQUENCES):
+        playing = story(random.Random(seed), counts_foreign_surplus=counts_foreign_surplus)
+        try:
+            asyncio.run(asyncio.wait_for(playing, BOUND))
+        except AssertionError as error:
+            raise AssertionError(f"sequence {seed}: {error}") from error

@@ -11,21 +11,22 @@ from collections.abc import Iterable
 import pytest
 
 from kerntune.engine.claims import Claims, FilesEdit
-from kerntune.engine.lasting import boottime
+from kerntune.engine.edits import boottime
 from kerntune.engine.results import Answer
 from kerntune.errors import Failed, InvalidValue, LimitsExceeded, OverLimit, PartiallyAllocated
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Hold, Limits, Origin, Reason, State
 from kerntune.tunables.hugepages import HugePages
-from tests.unit.engine.test_gone_wrong import failing
-from tests.unit.engine.test_lanes import begun, held
 from tests.unit.lab import (
     FULL,
     GIB,
     PAGE,
     Lab,
+    begun,
     claim,
+    failing,
     have_pages,
+    held,
     large_host,
     pages,
     queue,
@@ -43,7 +44,7 @@ async def hold(
     lab: Lab, *settings: tuple[str, str, str | int], uid: int = ALICE, **options: bool
 ) -> tuple[int, Answer]:
     """What Hold does once it is authorised: the number of the hold, and the answer."""
-    number = lab.engine.number_for_a_hold()
+    number = lab.engine.edits.number_for_a_hold()
     asked = request(*settings, hold=Hold(number, "alice (job)", "a test", uid), **options)
     return number, await lab.engine.change(asked, "Hold")
 
@@ -52,7 +53,7 @@ async def release(lab: Lab, *numbers: int) -> Answer:
     return await lab.engine.release(numbers, "Release")
 
 
-def told(answer: Answer) -> list[tuple[str, str, str, State]]:
+def rows(answer: Answer) -> list[tuple[str, str, str, State]]:
     return [(str(each.target), each.requested, each.actual, each.state) for each in answer.outcomes]
 
 
@@ -65,13 +66,13 @@ async def test_pages_of_holds_add_up_and_go_one_by_one(order: Iterable[int]) -> 
         for count, total in ((10, 17), (20, 37), (40, 77)):
             number, answer = await hold(lab, (*POOL, count))
             numbers.append(number)
-            assert told(answer) == [("hugepages@2M", f"+{count}", str(total), State.SATISFIED)]
+            assert rows(answer) == [("hugepages@2M", f"+{count}", str(total), State.SATISFIED)]
         left = 77
         for each in order:
             left -= (10, 20, 40)[each]
             await release(lab, numbers[each])
             assert pages(kernel) == [left]
-        assert (lab.engine.claims.by_id, lab.engine.claims.holds, lab.store.baselines) == ({}, {}, {})
+        assert (lab.engine.edits.claims.by_id, lab.engine.edits.claims.holds, lab.store.baselines) == ({}, {}, {})
 
 
 async def test_they_go_on_top_of_what_is_claimed_and_of_what_is_claimed_later() -> None:
@@ -107,8 +108,8 @@ async def test_pages_to_borrow_add_up_too() -> None:
     kernel = small_host()
     async with running(kernel) as lab:
         (_, first), (_, second) = [await hold(lab, ("hugepages-overcommit", "2M", count)) for count in (3, 4)]
-        assert told(first) == [("hugepages-overcommit@2M", "+3", "3", State.SATISFIED)]
-        assert told(second) == [("hugepages-overcommit@2M", "+4", "7", State.SATISFIED)]
+        assert rows(first) == [("hugepages-overcommit@2M", "+3", "3", State.SATISFIED)]
+        assert rows(second) == [("hugepages-overcommit@2M", "+4", "7", State.SATISFIED)]
         await release(lab, 1)
         assert kernel.borrow[PAGE] == 4
 
@@ -119,7 +120,7 @@ async def test_of_governors_the_fastest_wins_and_of_schedulers_the_newest() -> N
     async with running(kernel) as lab:
         first, _ = await hold(lab, ("cpu-governor", "*", "performance"), ("io-scheduler", "sda", "bfq"))
         _, answer = await hold(lab, ("cpu-governor", "*", "schedutil"), ("io-scheduler", "sda", "none"), uid=BOB)
-        assert told(answer) == [
+        assert rows(answer) == [
             ("cpu-governor@policy0", "schedutil", "performance", State.OVERRIDDEN),
             ("io-scheduler@sda", "none", "none", State.SATISFIED),
         ]
@@ -138,7 +139,7 @@ async def test_held_on_a_node_and_of_the_host(nodes: int) -> None:
         await hold(lab, ("hugepages", "2M/node0", 6))
         assert pages(kernel) == [16, *[10] * (nodes - 1)]
         _, answer = await hold(lab, (*POOL, 4))
-        assert told(answer) == [("hugepages@2M", "+4", str(10 * nodes + 10), State.SATISFIED)]
+        assert rows(answer) == [("hugepages@2M", "+4", str(10 * nodes + 10), State.SATISFIED)]
         assert sum(pages(kernel)) == 10 * nodes + 10
         assert pages(kernel)[0] >= 16
         await release(lab, 1)
@@ -153,7 +154,7 @@ async def test_held_on_a_node_of_a_total_that_others_claim() -> None:
         await lab.set((*POOL, 40))
         assert pages(kernel) == [20, 20]
         number, answer = await hold(lab, ("hugepages", "2M/node0", 10))
-        assert told(answer) == [("hugepages@2M/node0", "+10", "30", State.SATISFIED)]
+        assert rows(answer) == [("hugepages@2M/node0", "+10", "30", State.SATISFIED)]
         assert pages(kernel) == [30, 20]
         lab.writes()
         await lab.engine.reconcile("boot", enforce=True)
@@ -189,7 +190,7 @@ async def test_held_pages_are_added_to_what_there_would_be_without(
             assert {each.state for each in answer.outcomes} == {State.SATISFIED}
             await nobody_else_is_blamed(lab)
         assert sum(pages(kernel)) == expected
-        for number in list(lab.engine.claims.holds):
+        for number in list(lab.engine.edits.claims.holds):
             await release(lab, number)
             await nobody_else_is_blamed(lab)
         assert sum(pages(kernel)) == sum(before)
@@ -200,11 +201,11 @@ async def nobody_else_is_blamed(lab: Lab) -> None:
     lab.writes()
     await lab.engine.reconcile("drift")
     assert lab.writes() == []
-    assert Reason.CHANGED_BY_OTHERS not in lab.engine.troubles
+    assert Reason.CHANGED_BY_OTHERS not in lab.engine.observed.troubles
     assert Reason.CHANGED_BY_OTHERS not in {outcome.reason for outcome in await lab.engine.verify()}
 
 
-async def test_a_claim_on_single_nodes_beats_one_on_the_total_with_holds_as_without() -> None:
+async def test_a_claim_on_single_nodes_overrides_one_on_the_total_with_holds_as_without() -> None:
     """On a host with one node both name one pool."""
     for nodes in (1, 2):
         async with running(large_host(nodes)) as lab:
@@ -352,7 +353,7 @@ async def test_where_memory_is_in_pieces_nobody_gets_pages_that_others_have() ->
             await lab.set((*POOL, 50))
         kernel.nodes[0].whole = 130 * PAGE
         await hold(lab, (*POOL, 25), uid=BOB)
-        (alice,) = [each for each in lab.engine.claims.by_origin(Origin.HOLD) if each.hold == 1]
+        (alice,) = [each for each in lab.engine.edits.claims.by_origin(Origin.HOLD) if each.hold == 1]
         (outcome,) = lab.engine.looking_up([alice])()
         assert outcome.detail.startswith(f"{pages(kernel)[0] - 25} of 1000 pages had")
 
@@ -396,11 +397,11 @@ async def test_pages_that_the_dead_still_use_are_nobodys(partial: bool) -> None:
 
 
 @pytest.mark.parametrize(("count", "state"), [(50, State.OVERRIDDEN), (70, State.SATISFIED)])
-async def test_one_that_another_claim_beats_is_told_which(count: int, state: State) -> None:
+async def test_the_outcome_of_an_overridden_one_names_the_winner(count: int, state: State) -> None:
     async with running(small_host(), claims=[claim(Origin.PERSISTENT, *POOL, count)]) as lab:
         await lab.set((*POOL, 70))
         await hold(lab, (*POOL, 10))
-        (overridden,) = lab.engine.claims.by_origin(Origin.PERSISTENT)
+        (overridden,) = lab.engine.edits.claims.by_origin(Origin.PERSISTENT)
         (outcome,) = lab.engine.looking_up([overridden])()
         assert (outcome.requested, outcome.actual, outcome.state) == (str(count), "80", state)
         assert "runtime:hugepages@2M = 70, by alice" in outcome.detail
@@ -424,9 +425,9 @@ async def test_one_that_falls_short_leaves_nothing_and_takes_nobodys() -> None:
         with pytest.raises(PartiallyAllocated, match="40 of 60 pages had"):
             await hold(lab, (*POOL, 60))
         assert pages(kernel) == [60]
-        assert list(lab.engine.claims.holds) == [first]
+        assert list(lab.engine.edits.claims.holds) == [first]
         _, answer = await hold(lab, (*POOL, 60), partial=True)
-        assert told(answer) == [("hugepages@2M", "+60", "100", State.PARTIAL)]
+        assert rows(answer) == [("hugepages@2M", "+60", "100", State.PARTIAL)]
         with pytest.raises(PartiallyAllocated, match="0 of 20 pages had"):
             await lab.set((*POOL, 20))
 
@@ -502,12 +503,12 @@ async def test_a_reset_ends_holds_only_when_it_is_asked_to() -> None:
     async with running(kernel) as lab:
         await hold(lab, (*POOL, 5))
         await lab.set((*POOL, 10))
-        claims = lab.engine.claims
-        edit = claims.choosing(files_of(claims), 99, reset=True)
+        claims = lab.engine.edits.claims
+        edit = claims.files_edit(files_of(claims), reset=True)
         assert [str(each) for each in edit.drop] == ["runtime:hugepages@2M"]
-        edit = claims.choosing(files_of(claims), 99, reset=True, holds=True)
+        edit = claims.files_edit(files_of(claims), reset=True, holds=True)
         await lab.engine.carry_out(edit, "Reset")
-        assert (pages(kernel), lab.engine.claims.holds) == ([0], {})
+        assert (pages(kernel), lab.engine.edits.claims.holds) == ([0], {})
 
 
 async def test_a_second_release_is_done_when_it_is_answered() -> None:
@@ -520,7 +521,7 @@ async def test_a_second_release_is_done_when_it_is_answered() -> None:
         assert not second.done()
         gate.free.set()
         assert [(await each).changed for each in (first, second)] == [True, False]
-        assert (pages(kernel), lab.engine.committed.holds) == ([0], {})
+        assert (pages(kernel), lab.engine.edits.committed.holds) == ([0], {})
 
 
 async def test_a_release_does_what_a_reset_could_not_save() -> None:
@@ -528,7 +529,7 @@ async def test_a_release_does_what_a_reset_could_not_save() -> None:
     async with running(kernel) as lab:
         number, _ = await hold(lab, (*POOL, 30))
         gate = held(kernel, FILE)
-        edit = lab.engine.choosing(files_of(lab.engine.claims), reset=True, holds=True)
+        edit = lab.engine.files_edit(files_of(lab.engine.edits.claims), reset=True, holds=True)
         resetting, releasing = await begun(lab.engine.carry_out(edit, "Reset"), release(lab, number))
         await gate.reached.wait()
         lab.store.full_for_claims = FULL
@@ -537,10 +538,10 @@ async def test_a_release_does_what_a_reset_could_not_save() -> None:
             await resetting
         with pytest.raises(Failed):
             await releasing
-        assert (pages(kernel), [*lab.engine.committed.holds]) == ([30], [number])
+        assert (pages(kernel), [*lab.engine.edits.committed.holds]) == ([30], [number])
         lab.store.full_for_claims = None
         await release(lab, number)
-        assert (pages(kernel), lab.engine.committed.holds) == ([0], {})
+        assert (pages(kernel), lab.engine.edits.committed.holds) == ([0], {})
 
 
 async def test_what_is_over_gives_its_pages_back_and_is_saved_when_that_is_possible() -> None:
@@ -550,7 +551,7 @@ async def test_what_is_over_gives_its_pages_back_and_is_saved_when_that_is_possi
         lab.writes()
         lab.store.full_for_claims = FULL
         await lab.engine.release([number], "client gone", is_fact=True)
-        assert (pages(kernel), lab.engine.committed.holds) == ([0], {})
+        assert (pages(kernel), lab.engine.edits.committed.holds) == ([0], {})
         assert [text for path, text in lab.writes() if path == FILE] == ["0"], "they are not reserved again"
         assert [*lab.store.claims.holds] == [number]
         lab.store.full_for_claims = None
@@ -564,8 +565,18 @@ async def test_what_is_over_is_over_though_a_pass_fails(monkeypatch: pytest.Monk
         number, _ = await hold(lab, (*POOL, 30))
         with failing(monkeypatch, HugePages, "plan", MemoryError()):
             await lab.engine.release([number], "client gone", is_fact=True)
-        assert lab.engine.committed.holds == {}
+        assert lab.engine.edits.committed.holds == {}
         await lab.until(lambda: pages(kernel) == [0])
+
+
+async def test_listeners_hear_of_a_hold_when_it_is_committed() -> None:
+    async with running(small_host()) as lab:
+        heard: list[list[int]] = []
+        lab.engine.observed.listeners.append(lambda _report: heard.append([*lab.engine.edits.committed.holds]))
+        number, _ = await hold(lab, (*POOL, 5))
+        assert heard[-1] == [number]
+        await release(lab, number)
+        assert heard[-1] == []
 
 
 async def test_its_time_begins_when_it_is_granted() -> None:
@@ -578,10 +589,10 @@ async def test_its_time_begins_when_it_is_granted() -> None:
         before, uptime = time.time_ns() // 1000, boottime()
         gate.free.set()
         await holding
-        (granted,) = lab.engine.committed.holds.values()
+        (granted,) = lab.engine.edits.committed.holds.values()
         assert before <= granted.since == granted.expires - 1_000_000
         assert uptime + 1_000_000 <= granted.ends_boottime <= boottime() + 1_000_000
-        assert lab.store.claims.holds == lab.engine.committed.holds
+        assert lab.store.claims.holds == lab.engine.edits.committed.holds
 
 
 async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back() -> None:
@@ -594,13 +605,13 @@ async def test_a_reserved_baseline_counts_below_what_is_held_and_is_not_put_back
     # Another daemon, which cannot read who else claims what.
     async with running(kernel, baselines=baselines) as lab:
         lab.store.reserved = frozenset(baselines)
-        lab.engine.committed = claims.without(claims.by_origin(Origin.RUNTIME))
+        lab.engine.edits.committed = claims.without(claims.by_origin(Origin.RUNTIME))
         lab.writes()
         for _ in range(2):
             await lab.engine.reconcile("boot", enforce=True)
             assert (pages(kernel), lab.writes()) == ([12, 12], [])
         assert kernel.disks["sda"].scheduler == "bfq"
-        assert lab.engine.number_for_a_hold() == 1  # has been the other's
+        assert lab.engine.edits.number_for_a_hold() == 1  # has been the other's
         await hold(lab, (*POOL, 4))
         assert (sum(pages(kernel)), {target.tunable for target in lab.store.kept}) == (28, {"hugepages"})
 

@@ -11,21 +11,19 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import pytest
 
 from kerntune.engine.claims import Claims, FilesEdit
 from kerntune.engine.hung import Bounds, Crew, Hung, Reader
-from kerntune.engine.reconciler import Reconciler
-from kerntune.engine.threads import LOOKING
+from kerntune.engine.workers import LOOKING
 from kerntune.engine.writer import WRITERS
 from kerntune.errors import Failed, KernelRejected
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Claim, Lane, Origin, Outcome, Reason, State, Target
 from kerntune.tunables.knobs import IO_SCHEDULER
-from tests.unit.lab import BOUND, Lab, claim, large_host, pages, queue, request, running
+from tests.unit.lab import BOUND, Lab, claim, failing, large_host, pages, queue, request, running
 
 SHORT = Bounds(read=0.1, write=0.2, least=0.02)
 SOON = BOUND / 3  # seconds that a caller may wait though something hangs for BOUND
@@ -53,14 +51,15 @@ class Stuck:
 
 @contextlib.contextmanager
 def ended() -> Iterator[asyncio.Event]:
-    """While inside: is set when the engine has been told that a device answers again."""
+    """While inside: is set when the engine knows that a device answers again."""
     loop, event, end = asyncio.get_running_loop(), asyncio.Event(), Hung.end
 
     def ending(self: Hung, *given: Any, **how: Any) -> None:
         end(self, *given, **how)
         loop.call_soon_threadsafe(event.set)
 
-    with mock.patch.object(Hung, "end", ending):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hung, "end", ending)
         yield event
 
 
@@ -75,7 +74,8 @@ def stuck(kernel: SimulatedKernel, *paths: str, reads: bool = False, writes: boo
 
     if writes:
         kernel.before_write = files.hang_in_write
-    with mock.patch.object(SimulatedKernel, "read", reading if reads else read):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedKernel, "read", reading if reads else read)
         try:
             yield files
         finally:
@@ -97,7 +97,7 @@ def hangs(outcome: Outcome) -> bool:
 
 
 def of(lab: Lab, name: str = "sda") -> Outcome:
-    return next(o for t, o in lab.engine.outcomes.items() if t.instance == name)
+    return next(o for t, o in lab.engine.observed.outcomes.items() if t.instance == name)
 
 
 async def test_of_many_the_others_are_set_and_the_one_that_hung_is_set_when_the_kernel_returns() -> None:
@@ -109,11 +109,11 @@ async def test_of_many_the_others_are_set_and_the_one_that_hung_is_set_when_the_
             assert found["sda"].actual == "mq-deadline", "the last that is known"
             assert "sda hangs: the kernel has not returned from a write to /sys/block/sda" in found["sda"].detail
             assert lab.claims == ["runtime:io-scheduler@*=bfq"]
-            assert lab.engine.troubles == {Reason.DEVICE_HANGS}
+            assert lab.engine.observed.troubles == {Reason.DEVICE_HANGS}
             assert files.inside == [queue("sda")]
         await lab.until(lambda: of(lab).state is State.SATISFIED)
         assert set(schedulers(lab).values()) == {"bfq"}
-        assert lab.engine.counters["drift_repairs"] == 0
+        assert lab.engine.observed.counters["drift_repairs"] == 0
         await lab.unset(("io-scheduler", "*"))
         assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "none", "sda": "mq-deadline"}
         assert lab.store.baselines == {}
@@ -130,7 +130,7 @@ async def test_who_names_only_the_one_that_hangs_gets_an_error_and_its_own_value
             assert list(lab.store.baselines.values()) == ["mq-deadline"]
         await lab.until(lambda: not lab.store.baselines)
         assert schedulers(lab)["sda"] == "mq-deadline"
-        assert lab.engine.outcomes == {}
+        assert lab.engine.observed.outcomes == {}
 
 
 async def test_while_one_hangs_everything_else_is_served_and_nothing_touches_it() -> None:
@@ -145,14 +145,14 @@ async def test_while_one_hangs_everything_else_is_served_and_nothing_touches_it(
             assert sum(pages(lab.kernel)) == 8
             assert [o.target.instance for o in await lab.engine.verify() if hangs(o)] == ["sda"]
             await lab.engine.observed.fresh(Lane, 0, None)
-            described = {t: o for t, o in lab.engine.outcomes_now().items() if t.instance == "sda"}
+            described = {t: o for t, o in lab.engine.observed.outcomes_now().items() if t.instance == "sda"}
             assert [hangs(o) for o in described.values()] == [True]
             lab.kernel.plug("sdz", offered=("none", "bfq"))
             await lab.engine.reconcile("device")
             assert (of(lab, "sdz").state, lab.kernel.disks["sdz"].scheduler) == (State.SATISFIED, "bfq")
-            generation = lab.engine.generation
+            generation = lab.engine.observed.generation
             await lab.engine.reconcile("drift")
-            assert lab.engine.generation == generation, "that it still hangs is no news"
+            assert lab.engine.observed.generation == generation, "that it still hangs is no change"
             assert files.inside == inside, "no other thread went into it"
         await lab.until(lambda: of(lab).state is State.SATISFIED)
         assert schedulers(lab)["sda"] == "bfq"
@@ -165,7 +165,7 @@ async def test_all_that_is_asked_of_the_host_is_dropped_though_one_hangs() -> No
         with stuck(lab.kernel, queue("sda")):
             await lab.engine.reconcile("drift")
             assert hangs(of(lab))
-            reset = lab.engine.choosing(FilesEdit((), Claims().choice), reset=True)
+            reset = lab.engine.files_edit(FilesEdit((), Claims().choice), reset=True)
             await lab.engine.carry_out(reset, "Reset")
             assert lab.claims == []
             assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "none", "sda": "none"}
@@ -239,7 +239,7 @@ async def test_a_stop_names_it_and_does_not_wait() -> None:
 
 
 def key_of(lab: Lab, name: str) -> str:
-    return next(target.key for target in lab.engine.readings if target.instance == name)
+    return next(target.key for target in lab.engine.observed.readings if target.instance == name)
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -253,7 +253,9 @@ async def test_the_others_do_not_wait_for_longer_than_the_bound(*, reads: bool) 
             assert [name for name, outcome in found.items() if hangs(outcome)] == ["nvme0n1", "sda"]
             assert found["nvme1n1"].state is State.SATISFIED
             assert ("a read of" if reads else "a write to") in found["sda"].detail
-        await lab.until(lambda: {outcome.state for outcome in lab.engine.outcomes.values()} == {State.SATISFIED})
+        await lab.until(
+            lambda: {outcome.state for outcome in lab.engine.observed.outcomes.values()} == {State.SATISFIED}
+        )
         assert set(schedulers(lab).values()) == {"bfq"}
 
 
@@ -292,8 +294,8 @@ async def test_however_long_it_hangs_no_thread_more_is_spent_on_it() -> None:
             before = await work(5)
             assert await work(50) < before + 10
             assert files.inside == [queue("sda")]
-            hung = lab.engine._lanes[Lane.BLOCK].runner.hung
-            assert [(len(mark.reads), len(mark.writes)) for mark in hung._marks.values()] == [(1, 0)]
+            hung = lab.engine.lanes[Lane.BLOCK].runner.hung
+            assert (list(hung.now().why), hung.writes) == (["sda"], [])
 
 
 async def test_a_drive_that_is_removed_while_it_hangs_is_gone_and_the_next_of_its_name_is_set() -> None:
@@ -305,7 +307,7 @@ async def test_a_drive_that_is_removed_while_it_hangs_is_gone_and_the_next_of_it
             await lab.engine.reconcile("device")
             gone = [o for report in lab.reports for o in report.outcomes if o.target.instance == "sda"]
             assert [(o.state, o.reason) for o in gone] == [(State.UNSUPPORTED, Reason.NO_SUCH_TARGET)]
-            assert lab.engine.troubles == set()
+            assert lab.engine.observed.troubles == set()
             assert {target.instance for target in lab.store.baselines} == {"nvme0n1", "nvme1n1"}
         lab.kernel.plug("sda", scheduler="none", offered=("none", "bfq"))
         await lab.engine.reconcile("device")
@@ -346,15 +348,15 @@ async def test_plan_and_verify_say_of_it_what_a_set_says() -> None:
             assert foreseen["sda"].detail == verified.detail == done["sda"].detail
 
 
-async def test_a_look_that_finds_it_has_a_pass_tell_everybody() -> None:
+async def test_a_look_that_finds_it_has_a_pass_publish_it() -> None:
     async with lab_on(large_host()) as lab:
         await lab.set(BFQ)
         with stuck(lab.kernel, queue("sda"), reads=True):
             await lab.engine.observed.fresh([Lane.BLOCK], 0)
-            assert hangs(next(o for t, o in lab.engine.outcomes_now().items() if t.instance == "sda"))
-            await lab.until(lambda: lab.engine.troubles == {Reason.DEVICE_HANGS})
-        await lab.until(lambda: lab.engine.troubles == set())
-        assert lab.engine.counters["drift_repairs"] == 0
+            assert hangs(next(o for t, o in lab.engine.observed.outcomes_now().items() if t.instance == "sda"))
+            await lab.until(lambda: lab.engine.observed.troubles == {Reason.DEVICE_HANGS})
+        await lab.until(lambda: lab.engine.observed.troubles == set())
+        assert lab.engine.observed.counters["drift_repairs"] == 0
 
 
 async def test_callers_who_poll_get_what_is_known() -> None:
@@ -364,7 +366,7 @@ async def test_callers_who_poll_get_what_is_known() -> None:
                 began = time.monotonic()
                 await lab.engine.observed.fresh(Lane, 0)
                 assert time.monotonic() - began < SOON
-            values = {t.instance: r for t, r in lab.engine.readings.items() if t.tunable == "io-scheduler"}
+            values = {t.instance: r for t, r in lab.engine.observed.readings.items() if t.tunable == "io-scheduler"}
             assert [reading.value for reading in values.values()] == ["none", "none", "mq-deadline"]
             assert values["sda"].reason is Reason.DEVICE_HANGS
 
@@ -390,7 +392,7 @@ async def test_one_that_answers_before_the_boot_pass_waits_for_that() -> None:
         async with lab_on(kernel, [claim(Origin.PERSISTENT, *BFQ)]) as lab:
             files.go_on.set()
             await returned.wait()
-            assert all(each.idle for each in lab.engine._lanes.values())
+            assert all(each.idle for each in lab.engine.lanes.values())
             await lab.engine.reconcile("boot", enforce=True)
             assert set(schedulers(lab).values()) == {"bfq"}
 
@@ -399,7 +401,7 @@ async def test_one_that_answers_while_the_boot_pass_runs_is_set_after_it() -> No
     kernel = large_host()
     with stuck(kernel, queue("sda"), reads=True, writes=False) as reading, ended() as returned:
         async with lab_on(kernel, [claim(Origin.PERSISTENT, *BFQ)]) as lab:
-            lab.engine._lanes[Lane.BLOCK].runner.hung.bounds = Bounds(write=BOUND)
+            lab.engine.lanes[Lane.BLOCK].runner.hung.bounds = Bounds(write=BOUND)
             kernel.before_write = (writing := Stuck({queue("nvme0n1")})).hang_in_write
             boot = asyncio.ensure_future(lab.engine.reconcile("boot", enforce=True))
             await asyncio.to_thread(writing.began.wait, BOUND)
@@ -413,7 +415,7 @@ async def test_one_that_answers_while_the_boot_pass_runs_is_set_after_it() -> No
 
 async def test_a_stop_does_not_wait_for_the_bound() -> None:
     async with lab_on(large_host()) as lab:
-        lab.engine._lanes[Lane.BLOCK].runner.hung.bounds = Bounds(read=BOUND, write=BOUND)
+        lab.engine.lanes[Lane.BLOCK].runner.hung.bounds = Bounds(read=BOUND, write=BOUND)
         with stuck(lab.kernel, queue("sda")) as files:
             call = asyncio.ensure_future(lab.set(BFQ))
             await asyncio.to_thread(files.began.wait, BOUND)
@@ -442,12 +444,12 @@ async def test_a_caller_who_leaves_while_it_hangs_leaves_nothing_behind() -> Non
         assert schedulers(lab) == {"nvme0n1": "none", "nvme1n1": "kyber", "sda": "mq-deadline"}
 
 
-async def test_where_no_thread_can_be_made_the_look_is_made_all_the_same() -> None:
+async def test_where_no_thread_can_be_made_the_look_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     async with lab_on(large_host()) as lab:
-        with mock.patch.object(Crew, "submit", side_effect=RuntimeError("can't start new thread")):
+        with failing(monkeypatch, Crew, "submit", RuntimeError("can't start new thread")):
             lab.kernel.disks["sda"].scheduler = "none"
             await lab.engine.observed.fresh([Lane.BLOCK], 0)
-        assert {r.value for t, r in lab.engine.readings.items() if t.tunable == "io-scheduler"} == {"none"}
+        assert {r.value for t, r in lab.engine.observed.readings.items() if t.tunable == "io-scheduler"} == {"none"}
 
 
 def test_a_device_that_hangs_at_each_try_is_tried_after_longer_and_longer_waits() -> None:
@@ -468,7 +470,7 @@ def test_a_device_that_hangs_at_each_try_is_tried_after_longer_and_longer_waits(
     now[0] += 3600.0
     hangs("sda", 6.0)
     assert waits[-1] == 0.0, "it did well for an hour"
-    assert len(hung._returned) == 1
+    assert len(hung.returned) == 1
 
 
 async def test_a_slow_refusal_is_not_asked_for_again_and_again() -> None:
@@ -482,19 +484,21 @@ async def test_a_slow_refusal_is_not_asked_for_again_and_again() -> None:
             raise KernelError(errno.EIO, "I/O error", path)
 
     kernel.before_write = refuses
-    waits, twice, again = list[float](), asyncio.Event(), Reconciler._answers_again
+    waits, twice, loop = list[float](), asyncio.Event(), asyncio.get_running_loop()
+    async with running(kernel, bounds=SHORT) as lab, asyncio.timeout(BOUND):
+        hung = lab.engine.lanes[Lane.BLOCK].runner.hung
+        again = hung.ended
 
-    def noted(self: Reconciler, lane: Lane, wait: float) -> None:
-        waits.append(wait)
-        if len(waits) == 2:
-            twice.set()
-        again(self, lane, wait)
+        def noted(wait: float) -> None:
+            waits.append(wait)
+            if len(waits) == 2:
+                loop.call_soon_threadsafe(twice.set)
+            again(wait)
 
-    with mock.patch.object(Reconciler, "_answers_again", noted):
-        async with running(kernel, bounds=SHORT) as lab, asyncio.timeout(BOUND):
-            await lab.set(BFQ)
-            await twice.wait()
-            assert (waits, tries) == ([0.0, 1.0], 2)
+        hung.ended = noted
+        await lab.set(BFQ)
+        await twice.wait()
+        assert (waits, tries) == ([0.0, 1.0], 2)
 
 
 def test_a_read_that_is_cancelled_with_its_threads_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the host's own value is owed: told at once, tried again with longer and longer waits, until it is back."""
+"""What the host's own value is owed: published at once, tried again with longer and longer waits, until it is back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from kerntune.engine.claims import NOTHING_CHOSEN, FilesEdit
-from kerntune.engine.retry import LATER, LONGEST_WAIT, SOON, Retries, Vain
+from kerntune.engine.retry import LONGEST_WAIT, SOON
 from kerntune.kernel.simulated import Policy, SimulatedKernel
-from kerntune.model import Lane, Outcome, Reading, Reason, State, Target, Write
+from kerntune.model import Lane, Outcome, Reason, State, Target
 from tests.unit.lab import (
     BOUND,
     COMPACT,
@@ -23,6 +23,7 @@ from tests.unit.lab import (
     Lab,
     have_pages,
     large_host,
+    look,
     node_pool,
     pages,
     queue,
@@ -36,12 +37,12 @@ GOVERNOR = "sys/devices/system/cpu/cpufreq/policy0/scaling_governor"
 
 
 def only(lab: Lab) -> Outcome:
-    (outcome,) = lab.engine.outcomes.values()
+    (outcome,) = lab.engine.observed.outcomes.values()
     return outcome
 
 
 def last(lab: Lab) -> Sequence[Outcome]:
-    """What was told last; a look at all lanes makes a report of each."""
+    """Return what was published last; a look at all lanes makes a report of each."""
     return next(report.outcomes for report in reversed(lab.reports) if report.outcomes)
 
 
@@ -55,14 +56,8 @@ async def owed(lab: Lab, code: int = errno.EIO) -> Outcome:
     return outcome
 
 
-async def look(lab: Lab, clock: Clock, seconds: float) -> list[tuple[str, str]]:
-    clock.now += seconds
-    await lab.engine.reconcile("drift")
-    return lab.writes()
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.EBUSY, errno.EROFS, errno.EINVAL])
-async def test_a_value_that_cannot_be_put_back_is_told_and_kept(code: int) -> None:
+async def test_a_value_that_cannot_be_put_back_is_published_and_kept(code: int) -> None:
     async with running(large_host(), clock=Clock()) as lab:
         outcome = await owed(lab, code)
         assert (outcome.state, outcome.actual, outcome.requested) == (State.FAILED, "bfq", "mq-deadline")
@@ -70,23 +65,23 @@ async def test_a_value_that_cannot_be_put_back_is_told_and_kept(code: int) -> No
         assert "the host's own value is owed, and tried again until it is back" in outcome.detail
         assert list(lab.store.baselines.values()) == ["mq-deadline"]
         assert only(lab) == outcome
-        assert outcome.reason in lab.engine.troubles
+        assert outcome.reason in lab.engine.observed.troubles
         assert lab.claims == []
 
 
-async def test_it_is_tried_again_after_longer_and_longer_waits_and_told_once() -> None:
+async def test_it_is_tried_again_after_longer_and_longer_waits_and_published_once() -> None:
     clock = Clock()
     async with running(large_host(), clock=clock) as lab:
         await owed(lab)
-        generation, wait = lab.engine.generation, SOON
+        generation, wait = lab.engine.observed.generation, SOON
         for _ in range(4):
             assert await look(lab, clock, wait * 0.9) == []
             assert await look(lab, clock, wait * 0.1) == [(queue("sda"), "mq-deadline")]
             wait *= 2
-        assert lab.engine.generation == generation, "a try in vain is no news"
+        assert lab.engine.observed.generation == generation, "a try in vain is no change"
         lab.kernel.refuse.clear()
         assert await look(lab, clock, wait) == [(queue("sda"), "mq-deadline")]
-        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
+        assert (lab.engine.observed.outcomes, lab.store.baselines) == ({}, {})
         assert [(o.target.instance, o.actual, o.state) for o in last(lab)] == [("sda", "mq-deadline", State.UNMANAGED)]
         assert await look(lab, clock, LONGEST_WAIT) == []
 
@@ -95,7 +90,7 @@ async def test_a_timer_tries_again_where_nothing_else_looks() -> None:
     async with running(large_host()) as lab:
         await owed(lab)
         lab.kernel.refuse.clear()
-        await lab.until(lambda: not lab.engine.outcomes)
+        await lab.until(lambda: not lab.engine.observed.outcomes)
         assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
         assert "retry" in [report.cause for report in lab.reports if report.outcomes]
 
@@ -111,10 +106,10 @@ async def test_what_somebody_else_writes_stays_and_ends_the_debt() -> None:
         (outcome,) = last(lab)
         assert (outcome.actual, outcome.state, outcome.reason) == ("none", State.UNMANAGED, Reason.CHANGED_BY_OTHERS)
         assert "something else set io-scheduler@sda to none, and that stays" in outcome.detail
-        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
+        assert (lab.engine.observed.outcomes, lab.store.baselines) == ({}, {})
         count = len(lab.reports)
         assert await look(lab, clock, LONGEST_WAIT) == []
-        assert not any(report.outcomes for report in lab.reports[count:]), "told once"
+        assert not any(report.outcomes for report in lab.reports[count:]), "published once"
 
 
 async def test_somebody_else_who_puts_it_back_pays_the_debt() -> None:
@@ -147,7 +142,7 @@ async def test_who_asks_again_does_not_wait() -> None:
         assert (outcome.state, lab.writes()) == (State.UNMANAGED, [(queue("sda"), "mq-deadline")])
 
 
-async def test_verify_tells_what_is_owed_and_blames_nobody() -> None:
+async def test_verify_says_what_is_owed_and_blames_nobody() -> None:
     clock = Clock()
     async with running(large_host(), clock=clock) as lab:
         outcome = await owed(lab)
@@ -164,7 +159,7 @@ async def test_a_drive_that_goes_takes_its_debt_along() -> None:
         await lab.engine.reconcile("remove sda")
         (outcome,) = (o for report in lab.reports for o in report.outcomes if report.cause == "remove sda")
         assert "sda has gone, and what was owed to it with it" in outcome.detail
-        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
+        assert (lab.engine.observed.outcomes, lab.store.baselines) == ({}, {})
 
 
 async def test_a_debt_outlives_the_daemon() -> None:
@@ -211,7 +206,7 @@ async def test_pages_that_memory_is_too_fragmented_for_are_owed_until_it_is_whol
         assert await look(lab, clock, SOON) == [(POOL, "1536"), (POOL, "3000")], "without compaction"
         kernel.nodes[0].whole = None
         assert await look(lab, clock, SOON * 2) == [(POOL, "1536"), (POOL, "2048"), (POOL, "2560"), (POOL, "3000")]
-        assert (pages(kernel), lab.engine.outcomes, lab.store.baselines) == ([3000], {}, {})
+        assert (pages(kernel), lab.engine.observed.outcomes, lab.store.baselines) == ([3000], {}, {})
 
 
 async def test_pages_in_use_are_owed_until_their_program_ends() -> None:
@@ -225,19 +220,19 @@ async def test_pages_in_use_are_owed_until_their_program_ends() -> None:
         assert await look(lab, clock, SOON) == [], "the kernel frees them by itself"
         kernel.nodes[0].pools[PAGE].used = 0
         assert await look(lab, clock, 0.1) == []
-        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
+        assert (lab.engine.observed.outcomes, lab.store.baselines) == ({}, {})
 
 
-async def test_a_look_that_finds_a_debt_paid_has_it_told() -> None:
+async def test_a_look_that_finds_a_debt_paid_has_it_published() -> None:
     kernel = small_host()
     async with running(kernel) as lab:
         await lab.set(("hugepages", "2M", 64))
         kernel.nodes[0].pools[PAGE].used = 16
         await lab.unset(("hugepages", "2M"))
-        assert {outcome.is_owed for outcome in lab.engine.outcomes.values()} == {True}
+        assert {outcome.is_owed for outcome in lab.engine.observed.outcomes.values()} == {True}
         kernel.nodes[0].pools[PAGE].used = 0
-        await lab.engine.observe()
-        await lab.until(lambda: not lab.engine.outcomes)
+        await lab.engine.observed.read_all()
+        await lab.until(lambda: not lab.engine.observed.outcomes)
 
 
 def cpus() -> SimulatedKernel:
@@ -257,7 +252,7 @@ async def test_an_offline_cpu_gets_its_own_governor_when_it_comes_back() -> None
         kernel.policies["policy1"].online = True
         await lab.engine.reconcile("cpu online")
         assert kernel.policies["policy1"].governor == "schedutil"
-        assert (lab.engine.outcomes, lab.store.baselines) == ({}, {})
+        assert (lab.engine.observed.outcomes, lab.store.baselines) == ({}, {})
 
 
 async def test_a_preference_that_the_governor_holds_comes_back_with_another_governor() -> None:
@@ -286,7 +281,7 @@ async def both_owed(lab: Lab) -> None:
     await lab.set(("hugepages", "2M/*", 100))
     lab.kernel.refuse |= {node_pool(node): errno.EBUSY for node in range(2)}
     await lab.unset(("hugepages", "2M/*"))
-    assert {o.target.instance for o in lab.engine.outcomes.values() if o.is_owed} >= {"2M/node0", "2M/node1"}
+    assert {o.target.instance for o in lab.engine.observed.outcomes.values() if o.is_owed} >= {"2M/node0", "2M/node1"}
     lab.kernel.refuse.clear()
 
 
@@ -310,7 +305,7 @@ async def test_a_debt_outlasts_a_fight_over_another_node() -> None:
         lab.kernel.refuse.clear()
         lab.kernel.nodes[0].pools[PAGE].asked = 300
         await look(lab, clock, 0.1)
-        states = {o.target.instance: (o.state, o.is_owed) for o in lab.engine.outcomes.values()}
+        states = {o.target.instance: (o.state, o.is_owed) for o in lab.engine.observed.outcomes.values()}
         assert states == {"2M/node0": (State.CONTESTED, False), "2M/node1": (State.CONTESTED, True)}
         await lab.set(("hugepages", "2M/node0", 100))
         await look(lab, clock, SOON)
@@ -334,10 +329,10 @@ async def test_unset_of_everything_and_a_reset_name_what_is_owed() -> None:
     async with running(large_host(), clock=Clock()) as lab:
         outcome = await owed(lab)
         assert (await lab.unset(("io-scheduler", "*"))).outcomes == (outcome,)
-        edit = lab.engine.choosing(FilesEdit((), NOTHING_CHOSEN), reset=True)
+        edit = lab.engine.files_edit(FilesEdit((), NOTHING_CHOSEN), reset=True)
         assert (await lab.engine.carry_out(edit, "Reset")).outcomes == (outcome,)
         lab.kernel.refuse.clear()
-        edit = lab.engine.choosing(FilesEdit((), NOTHING_CHOSEN), reset=True)
+        edit = lab.engine.files_edit(FilesEdit((), NOTHING_CHOSEN), reset=True)
         (paid,) = (await lab.engine.carry_out(edit, "Reset")).outcomes
         assert (paid.actual, paid.state) == ("mq-deadline", State.UNMANAGED)
 
@@ -351,8 +346,8 @@ async def test_what_others_wrote_stays_though_the_debt_cannot_be_dropped() -> No
         lab.kernel.disks["sda"].scheduler = "none"
         for _ in range(3):
             assert await look(lab, clock, 2 * SOON) == []
-        told_so = [o for report in lab.reports for o in report.outcomes if o.reason is Reason.CHANGED_BY_OTHERS]
-        assert len(told_so) == 1
+        published = [o for report in lab.reports for o in report.outcomes if o.reason is Reason.CHANGED_BY_OTHERS]
+        assert len(published) == 1
         lab.store.full = None
         await look(lab, clock, 2 * SOON)
         assert (lab.kernel.disks["sda"].scheduler, lab.store.baselines) == ("none", {})
@@ -364,15 +359,15 @@ async def test_nothing_is_tried_again_after_the_end() -> None:
         assert await lab.engine.end_writes(BOUND) == []
         lab.engine.look_again("an event")
         await asyncio.sleep(0)
-        assert (lab.writes(), lab.engine._lanes[Lane.BLOCK].idle) == ([], True)
-        assert all(timer.cancelled() for timer in lab.engine._retries.values())
+        assert (lab.writes(), lab.engine.lanes[Lane.BLOCK].idle) == ([], True)
+        assert {queue.due for queue in lab.engine.lanes.values()} == {None}
 
 
 async def test_others_do_not_wait_for_what_is_busy() -> None:
     naps: list[float] = []
     async with running(large_host(), clock=Clock()) as lab:
         await owed(lab, errno.EBUSY)
-        queue_of = lab.engine._lanes[Lane.BLOCK]
+        queue_of = lab.engine.lanes[Lane.BLOCK]
         queue_of.runner = replace(queue_of.runner, sleep=naps.append)
         await lab.set(("io-scheduler", "nvme0n1", "kyber"))
         assert naps == []
@@ -390,41 +385,3 @@ async def test_a_cpu_that_refuses_is_not_asked_at_each_pass(code: int) -> None:
         assert [await look(lab, clock, 0.1) for _ in range(5)] == [[]] * 5
         kernel.refuse.clear()
         assert await look(lab, clock, SOON) == [(GOVERNOR, "powersave")]
-
-
-# The times, by themselves
-
-
-def vain(now: float, code: int = errno.EIO) -> Vain:
-    return Vain((Write(queue("sda"), "bfq"),), code, now, LATER)
-
-
-def test_the_same_is_not_tried_before_its_time() -> None:
-    retries, reading = Retries(), Reading(SDA, "none", ("none", "bfq"))
-    retries.replace("io-scheduler", {SDA: retries.after(SDA, "bfq", reading, vain(100.0))})
-    assert retries.waiting(SDA, "bfq", reading, 100.0 + LATER - 1) is not None
-    assert retries.waiting(SDA, "bfq", reading, 100.0 + LATER) is None
-    assert retries.waiting(SDA, "kyber", reading, 101.0) is None, "another value"
-    assert retries.waiting(SDA, "bfq", Reading(SDA, "kyber", ("none", "bfq")), 101.0) is None, "another reading"
-    assert retries.waiting(SDA, "bfq", Reading(SDA, "none", ("none", "bfq", "x")), 101.0) is None, "another choice"
-    assert retries.due == 100.0 + LATER
-
-
-def test_the_wait_doubles_up_to_an_hour_and_begins_anew_with_another_errno() -> None:
-    retries, reading, waits = Retries(), Reading(SDA, "none"), []
-    for _ in range(9):
-        tried = retries.after(SDA, "bfq", reading, vain(0.0))
-        retries.replace("io-scheduler", {SDA: tried})
-        waits.append(tried.wait)
-    assert waits == [60, 120, 240, 480, 960, 1920, LONGEST_WAIT, LONGEST_WAIT, LONGEST_WAIT]
-    assert retries.after(SDA, "bfq", reading, vain(0.0, errno.EBUSY)).wait == LATER
-
-
-def test_what_a_pass_does_not_name_is_forgotten() -> None:
-    retries, reading = Retries(), Reading(SDA, "none")
-    tried = retries.after(SDA, "bfq", reading, vain(0.0))
-    retries.replace("io-scheduler", {SDA: tried})
-    retries.replace("read-ahead", {})
-    assert (retries.tried(SDA), retries.due) == (True, LATER)
-    retries.replace("io-scheduler", {})
-    assert (retries.tried(SDA), retries.due) == (False, None)

@@ -51,7 +51,7 @@ async def test_when_memory_is_short_it_caps_and_afterwards_all_is_as_before(tmp_
         await host.until(GuardState.RELAXED)
         assert host.lab.writes() == [(MODE, "1"), (RATIO, "95")]
         assert host.settings == before
-        assert host.lab.engine.counters["guard_caps"] == 1
+        assert host.guard.counters["guard_caps"] == 1
         assert not (tmp_path / CAP_FILE).read_text().strip()
 
 
@@ -91,9 +91,9 @@ async def test_a_pass_meanwhile_writes_nothing_and_shows_the_guard_as_the_winner
         host.lab.writes()
         await host.lab.engine.reconcile("drift", enforce=True)
         assert host.lab.writes() == []
-        (outcome,) = host.lab.engine.outcomes.values()
+        (outcome,) = host.lab.engine.observed.outcomes.values()
         assert (outcome.requested, outcome.state) == (f"never:{verdict.kbytes}k", State.SATISFIED)
-        assert "guard:overcommit" in [str(claim) for claim in host.lab.engine.claims.by_id]
+        assert "guard:overcommit" in [str(claim) for claim in host.lab.engine.edits.claims.by_id]
         assert "guard:overcommit" not in [str(claim) for claim in host.lab.store.claims.by_id]
 
 
@@ -122,7 +122,7 @@ async def test_a_limit_that_somebody_else_sets_brings_back_the_mode_and_stays(
             host.kernel.overcommit |= {"memory": 2, "ratio": 0, "kbytes": 0, name: value}
             host.lab.writes()
         # While memory is short it caps again, and what was set is what comes back when that cap ends.
-        await host.met(lambda: host.lab.engine.counters["guard_caps"] == 2)
+        await host.met(lambda: host.guard.counters["guard_caps"] == 2)
         assert host.lab.writes()[0] == (MODE, "1")
         host.leave(40)
         await host.until(GuardState.RELAXED)
@@ -283,13 +283,13 @@ async def test_the_limit_follows_headroom_and_that_is_one_cap(tmp_path: Path) ->
             assert await written.get() == (KBYTES, str(before - (1 << 20)))
             host.kernel.nodes[0].programs -= GIB
             assert await written.get() == (KBYTES, str(before))
-        assert host.lab.engine.counters["guard_caps"] == 1
+        assert host.guard.counters["guard_caps"] == 1
 
 
 async def test_while_it_caps_passes_use_no_threads_of_their_own(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         host.kernel.plug("nvme0n1")
-        await host.lab.engine.observe()
+        await host.lab.engine.observed.read_all()
         await host.lab.one("overcommit", "", "always:95")
         writers: list[str] = []
         host.kernel.before_write = lambda path, _text: writers.append(

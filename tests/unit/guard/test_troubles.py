@@ -88,7 +88,7 @@ async def test_who_ends_a_cap_by_hand_is_not_fought(tmp_path: Path) -> None:
         await passed(host)
         assert MODE not in [path for path, _ in host.lab.writes()]
         assert host.settings[0] == 0
-        (outcome,) = host.lab.engine.outcomes.values()
+        (outcome,) = host.lab.engine.observed.outcomes.values()
         assert (outcome.state, outcome.reason) == (State.CONTESTED, Reason.CHANGED_BY_OTHERS)
         assert "heuristic" in outcome.detail
         host.leave(40)
@@ -255,7 +255,7 @@ async def test_writes_that_hang_delay_no_cap(tmp_path: Path) -> None:
     async with scene(tmp_path) as host:
         for number in range(40):
             host.kernel.plug(f"nvme{number}n1")
-        await host.lab.engine.observe()
+        await host.lab.engine.observed.read_all()
         await host.watch()
         gate = threading.Event()
 
@@ -277,7 +277,7 @@ async def test_while_it_caps_no_thread_is_made(tmp_path: Path, monkeypatch: pyte
     async with scene(tmp_path) as host:
         for number in range(12):
             host.kernel.plug(f"nvme{number}n1")
-        await host.lab.engine.observe()
+        await host.lab.engine.observed.read_all()
         await host.cap()
         assert "psutil" in sys.modules
 
@@ -285,7 +285,7 @@ async def test_while_it_caps_no_thread_is_made(tmp_path: Path, monkeypatch: pyte
             raise RuntimeError(f"can't start new thread {thread.name}")
 
         monkeypatch.setattr(threading.Thread, "start", refused)
-        await host.lab.engine.observe()
+        await host.lab.engine.observed.read_all()
         await passed(host)
         outcomes = (await host.lab.set(("io-scheduler", "*", "mq-deadline"))).outcomes
         assert {outcome.actual for outcome in outcomes} == {"mq-deadline"}
@@ -419,7 +419,7 @@ async def test_a_mode_that_cannot_be_written_again_leaves_the_cap_the_guards_own
         async with asyncio.timeout(PATIENCE):
             await tried.wait()
         await host.met(lambda: host.settings[2] == host.guard.verdict.kbytes)
-        assert host.lab.engine.counters["guard_caps"] == 1
+        assert host.guard.counters["guard_caps"] == 1
         host.leave(40)
         clock.now += 10
         await host.until(GuardState.RELAXED)

@@ -94,7 +94,7 @@ async def test_an_offline_cpu_stays_claimed_and_is_set_when_it_comes(name: str, 
         bring_online(lab.kernel)
         await lab.engine.reconcile("cpu online")
         assert [text for _, text in lab.writes()] == [value, value]
-        assert {told(outcome)[1:3] for outcome in lab.engine.outcomes.values()} == {(value, State.SATISFIED)}
+        assert {told(outcome)[1:3] for outcome in lab.engine.observed.outcomes.values()} == {(value, State.SATISFIED)}
 
 
 async def test_every_cpu_of_an_offline_policy_names_it() -> None:
@@ -209,7 +209,7 @@ async def test_another_governor_now_and_then_is_no_fight() -> None:
             assert preferences(lab.kernel) == ["performance"] * 2
             await lab.unset((GOVERNOR, "*"))
             assert preferences(lab.kernel) == ["power"] * 2
-        assert {outcome.state for outcome in lab.engine.outcomes.values()} == {State.SATISFIED}
+        assert {outcome.state for outcome in lab.engine.observed.outcomes.values()} == {State.SATISFIED}
 
 
 async def test_the_hosts_own_waits_for_the_governor_too() -> None:
@@ -248,7 +248,7 @@ def test_the_way_back_is_no_choice() -> None:
 
 async def test_a_preference_without_a_name_is_told_as_unknown_and_may_be_set() -> None:
     async with running(nameless_host()) as lab:
-        (reading,) = (r for r in lab.engine.readings.values() if r.target.tunable == EPP)
+        (reading,) = (r for r in lab.engine.observed.readings.values() if r.target.tunable == EPP)
         assert (reading.value, reading.reason, reading.choices[0]) == ("unknown", Reason.OK, "performance")
         assert "has no name" in reading.detail
         with pytest.raises(InvalidValue):

@@ -345,6 +345,6 @@ async def test_a_drive_that_has_lost_its_paths_offers_nothing_and_is_no_failure(
         for controller in (1, 2):
             lab.kernel.unplug(f"nvme1c{controller}n1")
         await lab.engine.reconcile("change nvme1")
-        (outcome,) = lab.engine.outcomes.values()
+        (outcome,) = lab.engine.observed.outcomes.values()
         assert told(outcome) == ("nvme1n1", "none", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
-        assert lab.engine.troubles == set()
+        assert lab.engine.observed.troubles == set()

@@ -330,7 +330,7 @@ async def test_with_partial_what_could_be_had_is_kept() -> None:
         assert told(outcome) == ("2M", "100", State.PARTIAL, Reason.PARTIALLY_ALLOCATED)
         assert pages(lab.kernel) == [100]
         assert lab.claims == ["runtime:hugepages@2M=150"]
-        assert lab.engine.troubles == {Reason.PARTIALLY_ALLOCATED}
+        assert lab.engine.observed.troubles == {Reason.PARTIALLY_ALLOCATED}
 
 
 async def test_compaction_goes_on_while_it_helps() -> None:
@@ -363,7 +363,7 @@ async def test_compaction_is_for_callers_and_the_first_try() -> None:
     kernel = small_host(whole=FREE_FOR_100)
     async with running(kernel, claims=[claim(Origin.PERSISTENT, "hugepages", "2M", 150)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        assert told(lab.engine.outcomes[WHOLE]) == ("2M", "100", State.PARTIAL, Reason.PARTIALLY_ALLOCATED)
+        assert told(lab.engine.observed.outcomes[WHOLE]) == ("2M", "100", State.PARTIAL, Reason.PARTIALLY_ALLOCATED)
         assert (COMPACT, "1") in lab.writes()
         await lab.engine.reconcile("timer")
         assert (COMPACT, "1") not in lab.writes()
@@ -430,7 +430,7 @@ async def test_a_saved_claim_on_such_a_size_says_who_decides() -> None:
     kernel.refuse[POOL_1G] = errno.EINVAL
     async with running(kernel, claims=[claim(Origin.CONFIG, "hugepages", "1G", 8)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        outcome = lab.engine.outcomes[Target("hugepages", "1G")]
+        outcome = lab.engine.observed.outcomes[Target("hugepages", "1G")]
         assert told(outcome) == ("1G", "0", State.UNSUPPORTED, Reason.BOOT_PARAMETER_WINS)
         assert "has those of its command line only" in outcome.detail
 

@@ -60,7 +60,7 @@ async def test_pages_in_use_on_each_node_go_when_the_programs_end(kernel: Simula
         use_pages(kernel, 0, 0)
         assert counted(kernel) == [(0, 0), (0, 0)]
         await lab.engine.reconcile("timer")
-        assert (lab.writes(), dict(lab.store.baselines), lab.engine.outcomes) == ([], {}, {})
+        assert (lab.writes(), dict(lab.store.baselines), lab.engine.observed.outcomes) == ([], {}, {})
 
 
 async def test_each_node_gets_its_number_back_once_only_one_has_pages_in_use(kernel: SimulatedKernel) -> None:
@@ -70,7 +70,7 @@ async def test_each_node_gets_its_number_back_once_only_one_has_pages_in_use(ker
         use_pages(kernel, 30, 40)
         await lab.unset(("hugepages", "2M"))
         assert sum(pages(kernel)) == 12
-        assert {o.reason for o in lab.engine.outcomes.values()} == {Reason.PAGES_IN_USE}
+        assert {o.reason for o in lab.engine.observed.outcomes.values()} == {Reason.PAGES_IN_USE}
         lab.writes()
         await lab.engine.reconcile("timer")
         assert lab.writes() == []
@@ -109,7 +109,7 @@ async def test_what_may_be_borrowed_is_no_debt(kernel: SimulatedKernel) -> None:
         kernel.take(0, 40, PAGE)
         await lab.unset(("hugepages", "2M"))
         assert counted(kernel) == [(40, 40), (0, 0)]
-        assert (dict(lab.store.baselines), lab.engine.outcomes) == ({}, {})
+        assert (dict(lab.store.baselines), lab.engine.observed.outcomes) == ({}, {})
 
 
 async def test_a_baseline_that_memory_is_too_short_for_is_partial_and_kept() -> None:
@@ -217,8 +217,8 @@ async def test_less_to_borrow_while_pages_are_borrowed_is_no_drift(kernel: Simul
         lab.writes()
         await lab.engine.reconcile("timer")
         assert lab.writes() == []
-        assert told(lab.engine.outcomes[WHOLE])[2:] == (State.PARTIAL, Reason.PAGES_IN_USE)
-        assert "was put back" not in lab.engine.outcomes[WHOLE].detail
+        assert told(lab.engine.observed.outcomes[WHOLE])[2:] == (State.PARTIAL, Reason.PAGES_IN_USE)
+        assert "was put back" not in lab.engine.observed.outcomes[WHOLE].detail
 
 
 @dataclass(slots=True)
@@ -332,11 +332,11 @@ async def test_pages_in_use_are_not_asked_for_again() -> None:
         for cause in ("boot", "timer", "timer"):
             await later.engine.reconcile(cause, enforce=cause == "boot")
         assert later.writes() == []
-        assert told(later.engine.outcomes[WHOLE])[2:] == (State.PARTIAL, Reason.PAGES_IN_USE)
+        assert told(later.engine.observed.outcomes[WHOLE])[2:] == (State.PARTIAL, Reason.PAGES_IN_USE)
         later.kernel.nodes[0].pools[PAGE].used = 4  # the program gives them back
         await later.engine.reconcile("timer")
         assert later.writes() == []
-        assert told(later.engine.outcomes[WHOLE]) == ("2M", "10", State.SATISFIED, Reason.OK)
+        assert told(later.engine.observed.outcomes[WHOLE]) == ("2M", "10", State.SATISFIED, Reason.OK)
 
 
 async def test_pages_in_use_come_back_whole_when_the_claim_goes() -> None:

@@ -99,7 +99,7 @@ async def test_the_limit_can_be_configured() -> None:
 async def test_a_saved_claim_beyond_the_limit_gets_what_is_possible_at_boot() -> None:
     async with running(small_host(), claims=[claim(Origin.PERSISTENT, "hugepages", "2M", 9000)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        assert told(lab.engine.outcomes[WHOLE]) == ("2M", "6144", State.PARTIAL, Reason.OVER_LIMIT)
+        assert told(lab.engine.observed.outcomes[WHOLE]) == ("2M", "6144", State.PARTIAL, Reason.OVER_LIMIT)
 
 
 async def test_two_nodes_in_one_call_do_not_take_the_same_room() -> None:
@@ -127,7 +127,7 @@ async def test_saved_claims_on_two_sizes_share_what_is_possible_at_boot() -> Non
     async with running(small_host(), claims=saved) as lab:
         await lab.engine.reconcile("boot", enforce=True)
         assert lab.kernel.nodes[0].hugetlb <= 12 * GIB
-        assert lab.engine.troubles == {Reason.OVER_LIMIT}
+        assert lab.engine.observed.troubles == {Reason.OVER_LIMIT}
 
 
 async def test_on_a_full_host_pages_of_one_size_become_pages_of_another() -> None:
@@ -356,7 +356,7 @@ async def test_the_hosts_own_number_may_go_back_beyond_every_limit(percent: int)
             (outcome,) = (await lab.unset(("hugepages", "2M"))).outcomes
             assert (outcome.state, outcome.reason) == (State.UNMANAGED, Reason.OK)
             assert pages(kernel) == [own] * len(kernel.nodes)
-            assert (dict(lab.store.baselines), lab.engine.troubles) == ({}, set())
+            assert (dict(lab.store.baselines), lab.engine.observed.troubles) == ({}, set())
 
 
 async def test_the_hosts_own_number_goes_back_as_far_as_there_is_memory() -> None:
@@ -409,5 +409,5 @@ async def test_a_smaller_loan_than_there_is_is_never_too_much() -> None:
 async def test_a_configured_loan_beyond_the_limit_is_not_written() -> None:
     async with running(small_host(), claims=[claim(Origin.CONFIG, BORROW, "2M", 99_999)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        assert [told(o)[2:] for o in lab.engine.outcomes.values()] == [(State.REFUSED, Reason.OVER_LIMIT)]
+        assert [told(o)[2:] for o in lab.engine.observed.outcomes.values()] == [(State.REFUSED, Reason.OVER_LIMIT)]
         assert lab.writes() == []

@@ -268,7 +268,7 @@ async def test_what_is_in_place_is_not_written(case: Case) -> None:
 async def test_a_claim_of_the_configuration_is_in_force_after_boot(case: Case) -> None:
     async with running(host(), claims=[claim(Origin.CONFIG, case.tunable.name, case.instance, case.value)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        (outcome,) = lab.engine.outcomes.values()
+        (outcome,) = lab.engine.observed.outcomes.values()
         assert told(outcome) == (case.instance, case.value, State.SATISFIED, Reason.OK)
 
 

@@ -84,7 +84,7 @@ async def test_a_configured_word_that_only_later_kernels_have_is_not_written() -
     kernel.plain[f"{THP_FOLDER}/defrag"].words = ("always", "defer", "madvise", "never")  # Linux 4.10
     async with running(kernel, claims=[claim(Origin.CONFIG, "thp", "defrag", "defer+madvise")]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        (outcome,) = lab.engine.outcomes.values()
+        (outcome,) = lab.engine.observed.outcomes.values()
         assert told(outcome) == ("defrag", "madvise", State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
         assert lab.writes() == []
 
@@ -99,7 +99,7 @@ async def test_a_number_out_of_range_is_refused_before_any_write_and_no_claim(na
     SYSCTL.check(name, str(most))
     saved = [claim(Origin.PERSISTENT, "sysctl", name, most), claim(Origin.RUNTIME, "sysctl", name, most + 1)]
     async with running(small_host(), claims=saved) as lab:
-        assert [str(unsound.value) for unsound in lab.engine.unsound] == [str(most + 1)]
+        assert [str(unsound.value) for unsound in lab.engine.edits.unsound] == [str(most + 1)]
         for beyond in {max(0, least - 1), most + 1} - {least}:
             with pytest.raises(InvalidValue, match=f"{name} is a whole number from {least} to {most}, not {beyond}"):
                 await lab.set(("sysctl", name, beyond))
@@ -129,11 +129,11 @@ async def test_what_cannot_be_written_may_be_as_it_is_claimed() -> None:
     kernel = small_host()
     async with running(kernel, claims=[claim(Origin.CONFIG, "sysctl", BALANCING, 0)]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        (outcome,) = lab.engine.outcomes.values()
+        (outcome,) = lab.engine.observed.outcomes.values()
         assert told(outcome) == (BALANCING, "1", State.UNSUPPORTED, Reason.READ_ONLY)
         kernel.plain["proc/sys/kernel/numa_balancing"].value = "0"  # by systemd-sysctl, or by hand
         await lab.engine.reconcile("drift")
-        (outcome,) = lab.engine.outcomes.values()
+        (outcome,) = lab.engine.observed.outcomes.values()
         assert told(outcome) == (BALANCING, "0", State.SATISFIED, Reason.OK)
         assert (await lab.one("sysctl", BALANCING, 0)).state is State.SATISFIED
         await lab.unset(("sysctl", BALANCING))

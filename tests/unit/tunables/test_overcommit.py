@@ -231,9 +231,9 @@ async def test_swap_counts_in_full() -> None:
 async def test_a_saved_claim_that_would_lock_out_is_refused_at_boot_too() -> None:
     async with running(host(), claims=[claim(Origin.PERSISTENT, "overcommit", "", "never:1")]) as lab:
         await lab.engine.reconcile("boot", enforce=True)
-        outcome = lab.engine.outcomes[TARGET]
+        outcome = lab.engine.observed.outcomes[TARGET]
         assert (outcome.state, outcome.reason) == (State.REFUSED, Reason.OVER_LIMIT)
-        assert lab.engine.troubles == {Reason.OVER_LIMIT}
+        assert lab.engine.observed.troubles == {Reason.OVER_LIMIT}
         assert lab.writes() == []
 
 
@@ -322,4 +322,4 @@ async def test_a_host_without_it_does_not_support_it() -> None:
         with pytest.raises(NotSupported, match="overcommit_memory is missing"):
             await lab.set(("overcommit", "", "always"))
         assert lab.claims == []
-        assert Target("overcommit") not in lab.engine.readings
+        assert Target("overcommit") not in lab.engine.observed.readings

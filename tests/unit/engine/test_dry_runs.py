@@ -1,9 +1,10 @@
-"""Many who only look cost the host as much as one, and each is told what is so after he has asked."""
+"""Plans write nothing and say what a Set would do; many who only look cost the host as much as one."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -11,11 +12,125 @@ from collections.abc import Callable
 import pytest
 
 from kerntune.engine.dry_runs import Shared, Snapshot
+from kerntune.engine.requests import Request
 from kerntune.engine.results import Answer
+from kerntune.errors import Exit, KernelRejected, KerntuneError, NoSuchTarget, OverLimit
 from kerntune.kernel.files import KernelError
-from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import State
-from tests.unit.lab import BOUND, POOL, Lab, large_host, queue, request, running
+from kerntune.results import exit_code
+from tests.unit.lab import (
+    BOUND,
+    POOL,
+    Lab,
+    have_pages,
+    host_values,
+    large_host,
+    queue,
+    request,
+    running,
+    small_host,
+)
+
+# Dry runs
+
+
+def everything(lab_kernel: SimulatedKernel) -> object:
+    return host_values(lab_kernel), list(lab_kernel.journal)
+
+
+@pytest.mark.parametrize(
+    ("setting", "state", "changed"),
+    [
+        (("hugepages", "2M", 10), State.PLANNED, True),
+        (("hugepages", "2M", 7), State.SATISFIED, True),
+        (("hugepages", "2M", 99999), State.REFUSED, False),
+        (("overcommit", "", "never:1"), State.REFUSED, False),
+        (("overcommit", "", "always"), State.PLANNED, True),
+        (("io-scheduler", "sda", "bfq"), State.PLANNED, True),
+        (("io-scheduler", "nvme0n1", "mq-deadline"), State.SATISFIED, False),
+        (("io-scheduler", "vd*", "bfq"), State.UNSUPPORTED, True),
+    ],
+)
+async def test_a_plan_is_what_a_set_would_do(setting: tuple[str, str, str | int], state: State, changed: bool) -> None:
+    kernel = large_host()
+    have_pages(kernel, 3, 4)
+    async with running(kernel) as lab:
+        await lab.set(("io-scheduler", "nvme0n1", "mq-deadline"))
+        before, claims = everything(kernel), lab.claims
+        answer = await lab.engine.plan(request(setting))
+        assert ([o.state for o in answer.outcomes], answer.changed) == ([state], changed)
+        assert (everything(kernel), lab.claims) == (before, claims)
+
+
+FAST = {"policy0": Policy((0, 1), "performance", ("performance", "powersave"), epp="performance")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "codes"),
+    [
+        # The claim on a preference waits for another governor: what goes with it is set.
+        ([("cpu-epp", "*", "power"), ("io-scheduler", "sda", "bfq")], None, (Exit.PARTLY, Exit.PARTLY)),
+        ([("cpu-epp", "*", "power")], None, (Exit.NOT_FOUND, Exit.NOT_FOUND)),
+        ([("io-scheduler", "vd*", "bfq"), ("io-scheduler", "sda", "bfq")], None, (Exit.PARTLY, Exit.PARTLY)),
+        ([("sysctl", "kernel.numa_balancing", 0), ("sysctl", "vm.swappiness", 1)], KernelRejected, ()),
+        ([("hugepages", "2M", 99999), ("io-scheduler", "sda", "bfq")], OverLimit, ()),
+        ([("io-scheduler", "sda", "bfq"), ("read-ahead", "sda", 512)], None, (Exit.OK, Exit.OK)),
+    ],
+)
+async def test_a_plan_ends_as_the_set_does(
+    settings: list[tuple[str, str, str | int]], error: type[KerntuneError] | None, codes: tuple[Exit, ...]
+) -> None:
+    kernel = large_host()
+    kernel.policies = dict(FAST)
+    async with running(kernel) as lab:
+        asked = request(*settings)
+        planned = await lab.engine.plan(asked)
+        if error:
+            assert not planned.changed
+            for ending in (lab.engine.plan(asked, strict=True), lab.engine.change(asked, "Set")):
+                with pytest.raises(error):
+                    await ending
+            assert lab.claims == []
+            return
+        strict = await lab.engine.plan(asked, strict=True)
+        done = await lab.engine.change(asked, "Set")
+        assert (exit_code(strict.outcomes), exit_code(done.outcomes)) == codes
+        assert (strict, strict.changed) == (planned, done.changed)
+
+
+async def test_a_plan_to_unset() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        lab.writes()
+        answer = await lab.engine.plan(request(("io-scheduler", "sda", ""), unset=True))
+        assert ([(o.state, o.actual) for o in answer.outcomes], answer.changed) == ([(State.PLANNED, "bfq")], True)
+        assert not (await lab.engine.plan(request(("io-scheduler", "vd*", ""), unset=True))).changed
+        assert lab.writes() == []
+        assert lab.claims == ["runtime:io-scheduler@sda=bfq"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+async def test_a_total_of_several_pools_changes_with_its_nodes(nodes: int) -> None:
+    async with running(small_host() if nodes == 1 else large_host(nodes)) as lab:
+        await lab.set(("hugepages", "2M", 64), ("overcommit", "", "heuristic"))
+        lab.writes()
+        named = request(("hugepages", "*", ""), ("overcommit", "", ""))
+        planned = await lab.engine.plan(Request(named.settings, unset=True))
+        assert [(one.target.tunable, one.actual, one.state) for one in planned.outcomes] == [
+            ("hugepages", "64", State.PLANNED),
+            ("overcommit", "heuristic", State.UNMANAGED),
+        ]
+        assert lab.writes() == []
+        done = await lab.unset(("hugepages", "*"), ("overcommit", ""))
+        assert [(one.before, one.actual, one.state) for one in done.outcomes] == [
+            ("64", "0", State.UNMANAGED),
+            ("heuristic", "heuristic", State.UNMANAGED),
+        ]
+
+
+# Sharing
+
 
 MANY = 64
 SDA = queue("sda")
@@ -81,6 +196,18 @@ async def test_plans_that_wait_share_a_look(reads: Reads) -> None:
         assert {outcome.requested for answer in answers for outcome in answer.outcomes} == {"none", "bfq"}
 
 
+async def test_many_who_plan_what_is_not_there_share_a_look(reads: Reads) -> None:
+    async with running(large_host()) as lab:
+        reads.times.clear()
+        with pytest.raises(NoSuchTarget):
+            await plan(lab, "none", "nvme9n9")
+        of_one = reads.times[SDA]
+        reads.times.clear()
+        found = await asyncio.gather(*(plan(lab, "none", "nvme9n9") for _ in range(MANY)), return_exceptions=True)
+        assert all(isinstance(error, NoSuchTarget) for error in found)
+        assert of_one <= reads.times[SDA] <= 2 * of_one
+
+
 async def test_a_plan_does_not_see_what_was_read_before_it_was_asked_for(reads: Reads) -> None:
     async with running(large_host()) as lab:
         reads.hold()
@@ -124,10 +251,11 @@ async def test_a_look_at_memory_is_nobody_elses(reads: Reads) -> None:
         assert reads.times[POOL] == 5 * of_one
 
 
-async def test_what_was_read_is_let_go_of(reads: Reads) -> None:
+async def test_what_was_read_is_let_go_of() -> None:
     async with running(large_host()) as lab:
         await asyncio.gather(*(plan(lab, "none") for _ in range(4)))
-        assert lab.engine._dry_runs._snapshot is None
+        gc.collect()
+        assert not any(isinstance(each, Snapshot) for each in gc.get_objects())
 
 
 async def test_those_who_verify_at_the_same_time_share_a_look(reads: Reads) -> None:

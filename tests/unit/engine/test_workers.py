@@ -1,65 +1,39 @@
-"""Several requests at once: they share passes, each is told the truth, and no lane waits for another."""
+"""Several requests at once share passes, no lane waits for another, and at a stop passes end soon."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
+import time
 
 import pytest
 
 from kerntune.engine.results import Answer
-from kerntune.errors import KernelRejected, KerntuneError, OverLimit, Overridden
+from kerntune.engine.writer import SIGNAL, Halt
+from kerntune.errors import Failed, KernelRejected, KerntuneError, OverLimit, Overridden
 from kerntune.kernel.simulated import SimulatedKernel
-from kerntune.model import Reason, State
+from kerntune.model import Origin, Reason, State, Target
 from tests.unit.lab import (
     BOUND,
     FULL,
+    MANY_PAGES,
     POOL,
     VM,
+    begun,
+    claim,
+    ends,
     have_pages,
+    held,
     host_values,
     large_host,
     pages,
     queue,
     request,
     running,
+    slow_pools,
     small_host,
 )
-
-
-@dataclass(slots=True)
-class Gate:
-    """A kernel that does not return from its first write to a file until it is let go."""
-
-    path: str
-    reached: asyncio.Event = field(default_factory=asyncio.Event)
-    free: threading.Event = field(default_factory=threading.Event)
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-
-    def __call__(self, path: str, text: str) -> None:
-        if path == self.path and not self.free.is_set():
-            self.loop.call_soon_threadsafe(self.reached.set)
-            self.free.wait(BOUND)
-
-
-def held(kernel: SimulatedKernel, path: str) -> Gate:
-    gate = Gate(path)
-    kernel.before_write = gate
-    return gate
-
-
-async def begun(*requests: Awaitable[Answer]) -> list[asyncio.Task[Answer]]:
-    """Each request has asked for its pass, in this order."""
-    tasks = [asyncio.ensure_future(one) for one in requests]
-    await asyncio.sleep(0)
-    return tasks
-
-
-async def ends(*tasks: asyncio.Task[Answer]) -> list[Answer | BaseException]:
-    return await asyncio.gather(*tasks, return_exceptions=True)
-
 
 # Joining
 
@@ -83,7 +57,7 @@ async def test_requests_that_come_during_a_pass_share_the_next() -> None:
         assert len(lab.claims) == 3
 
 
-async def test_of_two_for_the_same_drive_the_later_wins_and_the_earlier_is_told() -> None:
+async def test_of_two_for_the_same_drive_the_later_wins_and_the_earlier_is_answered_so() -> None:
     async with running(large_host()) as lab:
         gate = held(lab.kernel, queue("nvme0n1"))
         (first,) = await begun(lab.set(("io-scheduler", "nvme0n1", "kyber")))
@@ -266,7 +240,7 @@ async def test_looking_waits_for_no_write() -> None:
         async with asyncio.timeout(BOUND):
             planned = await lab.engine.plan(request(("hugepages", "2M", 50)))
             await lab.engine.verify()
-            await lab.engine.observe()
+            await lab.engine.observed.read_all()
         assert not slow.done()
         assert planned.outcomes[0].state is State.PLANNED
         gate.free.set()
@@ -307,10 +281,165 @@ async def test_what_is_withdrawn_while_a_slower_lane_works_stays_withdrawn() -> 
         (both,) = await begun(lab.set(("hugepages", "2M", 100), ("io-scheduler", "sda", "bfq")))
         await gate.reached.wait()
         released = asyncio.Event()
-        lab.engine.listeners.append(lambda report: released.set() if report.cause == "Unset" else None)
+        lab.engine.observed.listeners.append(lambda report: released.set() if report.cause == "Unset" else None)
         (gone,) = await begun(lab.unset(("io-scheduler", "sda")))
         await released.wait()
         assert lab.kernel.disks["sda"].scheduler == "mq-deadline"
         gate.free.set()
         await asyncio.gather(both, gone)
         assert lab.claims == ["runtime:hugepages@2M=100"]
+
+
+# When the daemon is told to stop
+
+
+WHOLE = Target("hugepages", "2M")
+SDA = queue("sda")
+
+
+async def test_what_ends_by_itself_is_not_cut_short() -> None:
+    async with running(large_host()) as lab:
+        gate = held(lab.kernel, SDA)
+        (slow,) = await begun(lab.set(("io-scheduler", "*", "bfq")))
+        await gate.reached.wait()
+        asyncio.get_running_loop().call_later(0.05, gate.free.set)
+        assert await lab.engine.end_writes(BOUND, grace=BOUND) == []
+        assert {outcome.state for outcome in (await slow).outcomes} == {State.SATISFIED}
+        assert lab.claims == ["runtime:io-scheduler@*=bfq"]
+
+
+async def test_nothing_is_waited_for_when_nothing_runs() -> None:
+    async with running(small_host()) as lab:
+        began = time.monotonic()
+        assert await lab.engine.end_writes(BOUND, grace=BOUND) == []
+        assert time.monotonic() - began < 1
+        with pytest.raises(Failed, match="is stopping"):
+            await lab.set(("hugepages", "2M", 4))
+        with pytest.raises(Failed, match="is stopping"):
+            await lab.engine.reload((), lab.engine.limits)
+        assert lab.writes() == []
+
+
+async def test_a_boot_pass_ends_with_what_was_had_and_the_next_start_goes_on() -> None:
+    kernel = small_host()
+    have_pages(kernel, 3)
+    wanted = [claim(Origin.CONFIG, "hugepages", "2M", MANY_PAGES)]
+    async with running(kernel) as lab:
+        lab.engine.configure(wanted, lab.engine.limits)
+        begins = slow_pools(kernel)
+        boot = asyncio.create_task(lab.engine.reconcile("boot", enforce=True))
+        await begins.wait()
+        assert await lab.engine.end_writes(BOUND, grace=0) == []
+        await boot
+        outcome = lab.engine.observed.outcomes[WHOLE]
+        assert (outcome.state, outcome.reason) == (State.PARTIAL, Reason.INTERRUPTED)
+        assert "was told to stop" in outcome.detail
+        had = pages(kernel)[0]
+        assert (3 < had < MANY_PAGES, outcome.actual) == (True, str(had))
+        saved = dict(lab.store.baselines)
+        assert saved[WHOLE] == "3"
+    kernel.pace = 0
+    async with running(kernel, baselines=saved) as lab:
+        lab.engine.configure(wanted, lab.engine.limits)
+        await lab.engine.reconcile("boot", enforce=True)
+        assert pages(kernel) == [MANY_PAGES]
+        assert lab.store.baselines == saved
+
+
+async def test_a_caller_who_wanted_all_of_it_gets_an_error_and_the_old_count_is_back() -> None:
+    async with running(small_host()) as lab:
+        have_pages(lab.kernel, 3)
+        begins = slow_pools(lab.kernel)
+        (slow,) = await begun(lab.set(("hugepages", "2M", MANY_PAGES)))
+        await begins.wait()
+        assert await lab.engine.end_writes(BOUND, grace=0) == []
+        with pytest.raises(Failed, match=r"told to stop.*try again when kerntuned has started"):
+            await slow
+        assert pages(lab.kernel) == [3]
+        assert (lab.claims, lab.store.baselines) == ([], {})
+
+
+async def test_a_caller_who_takes_less_keeps_what_was_had() -> None:
+    async with running(small_host()) as lab:
+        begins = slow_pools(lab.kernel)
+        (slow,) = await begun(lab.set(("hugepages", "2M", MANY_PAGES), partial=True))
+        await begins.wait()
+        assert await lab.engine.end_writes(BOUND, grace=0) == []
+        (outcome,) = (await slow).outcomes
+        assert (outcome.state, outcome.reason) == (State.PARTIAL, Reason.INTERRUPTED)
+        assert 0 < int(outcome.actual) < MANY_PAGES
+        assert lab.claims == [f"runtime:hugepages@2M={MANY_PAGES}"]
+
+
+async def test_what_was_not_reached_is_not_counted_as_done() -> None:
+    async with running(large_host()) as lab:
+        gate = held(lab.kernel, queue("nvme0n1"))
+        (slow,) = await begun(lab.set(("io-scheduler", "*", "mq-deadline")))
+        await gate.reached.wait()
+        asyncio.get_running_loop().call_later(0.05, gate.free.set)
+        assert await lab.engine.end_writes(BOUND, grace=0) == []
+        with pytest.raises(Failed, match="told to stop"):
+            await slow
+        assert {disk.scheduler for name, disk in lab.kernel.disks.items() if name != "sda"} == {"none"}
+        assert (lab.claims, lab.store.baselines) == ([], {})
+
+
+async def test_a_write_that_cannot_be_ended_is_named_and_not_waited_for() -> None:
+    async with running(small_host()) as lab:
+        have_pages(lab.kernel, 3)
+        gate = held(lab.kernel, POOL)
+        (slow,) = await begun(lab.set(("hugepages", "2M", 100)))
+        await gate.reached.wait()
+        assert await lab.engine.end_writes(0.1, grace=0) == [POOL]
+        assert not slow.done()
+        # What the host had is saved, and no claim: the next start puts it back.
+        saved = dict(lab.store.baselines)
+        assert (saved[WHOLE], lab.store.claims.by_id) == ("3", {})
+        gate.free.set()
+        await slow
+    assert pages(lab.kernel) == [100]
+    async with running(lab.kernel, baselines=saved) as after:
+        await after.engine.reconcile("boot", enforce=True)
+        assert (pages(lab.kernel), after.store.baselines) == ([3], {})
+
+
+async def test_at_the_end_of_the_time_no_pass_writes_any_more() -> None:
+    async with running(small_host()) as lab:
+        have_pages(lab.kernel, 3)
+        gate = held(lab.kernel, POOL)
+        (slow,) = await begun(lab.set(("hugepages", "2M", MANY_PAGES)))
+        await gate.reached.wait()
+        await lab.engine.end_writes(0.05, grace=0)
+        gate.free.set()
+        with pytest.raises(Failed, match="told to stop"):
+            await slow
+        # It could not be put back: that is owed.
+        assert pages(lab.kernel)[0] > 3
+        assert lab.store.baselines[WHOLE] == "3"
+        assert await lab.engine.put_back(BOUND)
+        assert (pages(lab.kernel), lab.store.baselines) == ([3], {})
+
+
+def test_a_thread_that_is_inside_a_write_gets_the_signal(endable: None) -> None:
+    halt, inside, got = Halt(), threading.Event(), list[object]()
+
+    def write() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
+        with halt.writing("pool"):
+            inside.set()
+            got.append(signal.sigtimedwait({SIGNAL}, BOUND))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert inside.wait(BOUND)
+    assert halt.interrupt() == ["pool"]
+    thread.join(BOUND)
+    assert [found.si_signo for found in got] == [SIGNAL]  # type: ignore[attr-defined]  # None when it did not come
+    assert halt.interrupt() == []
+
+
+def test_without_a_handler_no_signal_is_sent() -> None:
+    assert signal.getsignal(SIGNAL) is signal.SIG_DFL
+    halt = Halt()
+    with halt.writing("pool"):
+        assert halt.interrupt() == ["pool"]
