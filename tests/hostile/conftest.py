@@ -34,7 +34,6 @@ from tests.hostile.raw import THE_BUS, Raw
 POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
 SYSTEM_POLICIES: Final = Path("/usr/share/dbus-1/system.d")
 GET_ALL: Final = (BUS_NAME, ROOT, f"{THE_BUS}.Properties", "GetAll")
-STATS: Final = (THE_BUS, "/org/freedesktop/DBus", f"{THE_BUS}.Debug.Stats", "GetConnectionStats")
 LONGEST: Final = 40.0  # seconds an attack may take
 OFTEN: Final = 0.05  # seconds between two calls of the bystander
 ANSWERED: Final = 2.0  # seconds
@@ -181,7 +180,7 @@ class Victim:
     def kept(self) -> int:
         """Bytes that the bus keeps of what the daemon has sent and others have not read."""
         with Raw(self.bus.address) as client:
-            return int(client.call(*STATS, signature="s", args=[BUS_NAME]).body[0]["IncomingBytes"])
+            return client.stats(BUS_NAME)["IncomingBytes"]
 
     def _well(self, name: str, before: Health, logged: str, result: Result, growth: int) -> None:
         """Still on the bus and answering, no larger, nothing told to clients that is not theirs, a quiet journal."""

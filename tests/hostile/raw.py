@@ -17,6 +17,7 @@ NO_REPLY: Final = 1
 LIMIT: Final = 20.0  # seconds a socket may keep us waiting
 
 THE_BUS: Final = "org.freedesktop.DBus"
+BUS_PATH: Final = "/org/freedesktop/DBus"
 FIXED: Final = {"y": "B", "b": "I", "n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q", "d": "d", "h": "I"}
 ALIGNMENT: Final = {kind: struct.calcsize(code) for kind, code in FIXED.items()} | dict.fromkeys("soa", 4)
 FIELDS: Final = {1: "o", 2: "s", 3: "s", 4: "s", 5: "u", 6: "s", 7: "s", 8: "g", 9: "u"}
@@ -184,7 +185,7 @@ class Raw:
             self.socket.sendall(b"NEGOTIATE_UNIX_FD\r\n")
             self._line()
         self.socket.sendall(b"BEGIN\r\n")
-        self.name = str(self.call(THE_BUS, "/org/freedesktop/DBus", THE_BUS, "Hello").body[0])
+        self.name = str(self.call(THE_BUS, BUS_PATH, THE_BUS, "Hello").body[0])
 
     def __enter__(self) -> Self:
         return self
@@ -213,6 +214,11 @@ class Raw:
     def call(self, *where: str, signature: str = "", args: Sequence[Any] = (), order: str = "<") -> Got:
         """Call, and wait for the reply."""
         return self.reply(self.send(self.make(*where, signature=signature, args=args, order=order)))
+
+    def stats(self, name: str) -> dict[str, int]:
+        """Return the figures that the bus has of a connection; it gives them to root."""
+        where = (THE_BUS, BUS_PATH, f"{THE_BUS}.Debug.Stats", "GetConnectionStats")
+        return dict(self.call(*where, signature="s", args=[name]).body[0])
 
     def reply(self, serial: int) -> Got:
         """The reply to a call; what comes before it is lost."""

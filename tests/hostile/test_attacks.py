@@ -24,7 +24,7 @@ from tests.harness.polkitd import MEMBER, OTHER, Polkitd, as_user
 from tests.harness.privatebus import PrivateBus
 from tests.hostile.attacker import CROWDED, HOARDED, STRANGERS
 from tests.hostile.conftest import ANSWERED, FIGURES, POLICY, Victim
-from tests.hostile.raw import SIGNAL, THE_BUS, Raw
+from tests.hostile.raw import BUS_PATH, SIGNAL, THE_BUS, Raw
 
 SET: Final = (BUS_NAME, ROOT, MANAGER, "Set")
 UNSET: Final = (BUS_NAME, ROOT, MANAGER, "Unset")
@@ -210,9 +210,7 @@ class TestBus:
                 *SET, signature="a(sss)a{sv}", args=[[["io-scheduler", "nvme1??n1", "mq-deadline"]], {}]
             ).error
             rule = f"type='signal',sender='{BUS_NAME}',member='Changed'"
-            assert not listener.call(
-                THE_BUS, "/org/freedesktop/DBus", THE_BUS, "AddMatch", signature="s", args=[rule]
-            ).error
+            assert not listener.call(THE_BUS, BUS_PATH, THE_BUS, "AddMatch", signature="s", args=[rule]).error
             os.kill(victim.bus.pid, signal.SIGSTOP)
             began = time.monotonic()
             try:

@@ -397,8 +397,7 @@ class TestOverTheBus:
         @settings(HARD, max_examples=500)
         @given(ANY_CALL)
         def collect(call: Call) -> None:
-            message = call.message(serial=len(frames) + 2)
-            frames.append(bytes(message._marshall()))  # type: ignore[no-untyped-call]  # as above
+            frames.append(messages.marshalled(call.message(serial=len(frames) + 2)))
 
         collect()
         victim.give("calls", b"".join(frames))
