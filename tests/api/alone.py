@@ -1,13 +1,17 @@
-"""A service that is on no bus: its connection plays the bus and polkit, and keeps what is sent."""
+"""A service that is on no bus, and the calls of the API on it: a made-up connection plays the bus and polkit."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from kerntune import errors
 from kerntune.api import names
+from kerntune.api.calls import Calls
+from kerntune.api.describe import Host
+from kerntune.config.active import ActiveConfig
 from kerntune.dbus import messages
 from kerntune.dbus.introspection import Interface
 from kerntune.dbus.messages import Message, Variant
@@ -15,19 +19,27 @@ from kerntune.dbus.name_watch import NameWatch
 from kerntune.dbus.server import ServerConnection
 from kerntune.dbus.service import Service
 from kerntune.dbus.standard import BUS
+from kerntune.engine.answers import Answer
+from kerntune.engine.claims import Selection
+from kerntune.guard.guard import MemoryGuard
+from kerntune.model import Setting
+from tests.unit.lab import BOUND, Lab
 
 POLKIT = ":1.2"
+Answering = Callable[[Message], Awaitable[Message]]
+Hearing = Callable[[Message], None]
+Taking = Callable[[Message], bool]
 
 
 class NoBus(ServerConnection):
     """The connection of a service to no bus.
 
-    Every client is of the user `uid`, and there until it `leaves`. Polkit permits the actions in `permitted`. The next
+    Every client is of the user `uid`, and stays until it `leaves`. Polkit permits the actions in `permitted`. The next
     watches on clients fail with the errors in `fails`.
     """
 
-    def __init__(self, service: Service, uid: int) -> None:
-        super().__init__(service._answer, service._heard, service._takes, in_flight=32, address="unix:path=/nowhere")
+    def __init__(self, answer: Answering, heard: Hearing, takes: Taking, uid: int) -> None:
+        super().__init__(answer, heard, takes, in_flight=32, address="unix:path=/nowhere")
         self.uid = uid
         self.permitted: Collection[str] = ()
         self.asked: list[str] = []  # the actions that polkit was asked for
@@ -35,6 +47,7 @@ class NoBus(ServerConnection):
         self.sent: list[Message] = []
         self.logged: list[str] = []
         self.gone: set[str] = set()
+        self.watched: asyncio.Queue[str] = asyncio.Queue()  # the rules of watches that have succeeded
         self.fails: list[Exception] = []
 
     async def call(
@@ -53,6 +66,7 @@ class NoBus(ServerConnection):
         if member == "AddMatch":
             if self.fails:
                 raise self.fails.pop()
+            self.watched.put_nowait(args[0])
             return []
         if member == "CheckAuthorization":
             assert destination == POLKIT
@@ -76,7 +90,7 @@ class NoBus(ServerConnection):
         self._handle(message, self.uid, len(messages.marshalled(message)))
 
     async def rest(self) -> None:
-        """Return when every call is answered."""
+        """Wait until every call is answered."""
         while self._tasks:
             await asyncio.gather(*self._tasks)
 
@@ -88,7 +102,7 @@ class Alone(Service):
 
     def __init__(self, interfaces: Mapping[str, Interface] | None = None, *, uid: int = 0) -> None:
         super().__init__(interfaces or {}, names.ROOT)
-        self.connection = NoBus(self, uid)
+        self.connection = NoBus(self._answer, self._heard, self._takes, uid)
         self.clients = NameWatch(self.connection)
         self.connection.open()
 
@@ -96,3 +110,44 @@ class Alone(Service):
         """Have a client leave the bus."""
         self.connection.gone.add(name)
         self.clients.owner_changed(BUS, name, name, "")
+
+    async def is_watched(self, name: str) -> None:
+        """Wait until the bus is asked to tell when a client leaves."""
+        async with asyncio.timeout(BOUND):
+            while f"'{name}'" not in await self.connection.watched.get():
+                pass
+
+
+class NoFiles(ActiveConfig):
+    """A configuration without files; it keeps the calls that would have changed it in `done`."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.fails: errors.KerntuneError | None = None
+
+    async def settings_of(self, profile: str) -> list[Setting]:
+        return []
+
+    async def check(self, selection: Selection) -> None:
+        pass
+
+    async def plan(self, selection: Selection) -> Answer:
+        return Answer(False, ())
+
+    async def listing(self) -> list[tuple[str, str]]:
+        return []
+
+    async def choose(self, selection: Selection, cause: str, progress: object = None, **_: object) -> Answer:
+        if self.fails:
+            raise self.fails
+        self.done.append(cause)
+        return Answer(True, ())
+
+    async def reload(self) -> None:
+        self.done.append("Reload")
+
+
+def calls_on(service: Alone, lab: Lab, files: NoFiles) -> Calls:
+    """Return the calls of a daemon with this engine."""
+    guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None)
+    return Calls(service, lab.engine, Host("6.1", "/", True, 2 << 20), set(), files, guard=guard)

@@ -1,13 +1,13 @@
-"""The gate: what changes something passes it, it lets nobody pass by default, and the journal has who asked."""
+"""The gate: each change passes it, it opens to nobody by default, and the journal has who asked."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,80 +17,49 @@ from kerntune.api import names
 from kerntune.api.authorization import LOGGED, USERS, Authorization, needed
 from kerntune.api.calls import CHANGE_ASKED, Calls
 from kerntune.api.contract import ACTION, interface_files
-from kerntune.api.describe import Host
 from kerntune.api.holds import HeldObject, Holds
 from kerntune.api.manager import Manager
 from kerntune.api.typed import CpuGovernor, HugePages, IoScheduler, Memory
-from kerntune.config.active import ActiveConfig
 from kerntune.daemon.demo import demo_host
 from kerntune.dbus.introspection import load, snake
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
-from kerntune.engine import reconciler
-from kerntune.engine.claims import Edit, Selection
-from kerntune.engine.requests import edit_for
-from kerntune.engine.results import Answer
-from kerntune.guard.guard import MemoryGuard
-from kerntune.model import Setting
+from kerntune.engine.claims import Claims
 from kerntune.tunables import REGISTRY
-from tests.api.alone import Alone, NoBus
+from tests.api.alone import Alone, NoBus, NoFiles, calls_on
 from tests.unit.lab import Lab, running
 
 CONTRACT = load(interface_files())
 STRANGER, ROOT = 65534, 0
-# Every method that is not open to everybody, with arguments that would be carried out.
-CHANGES: dict[tuple[str, str], tuple[Any, ...]] = {
-    (names.MANAGER, "Set"): ([["io-scheduler", "sda", "none"]], {}),
-    (names.MANAGER, "Unset"): ([["io-scheduler", "sda"]], {}),
-    (names.MANAGER, "SetProfile"): ("one", {}),
-    (names.MANAGER, "ClearProfile"): ({},),
-    (names.MANAGER, "Reset"): ({},),
-    (names.MANAGER, "Reload"): ({},),
-    (names.HUGE_PAGES, "SetCount"): (0, 10, {}),
-    (names.CPU_GOVERNOR, "SetGovernor"): ("*", "powersave", {}),
-    (names.IO_SCHEDULER, "SetScheduler"): ("sda", "none", {}),
-    (names.MEMORY, "SetOvercommit"): ("always", 95, {}),
-}
-ACTIONS = {
-    (names.MANAGER, "Set"): names.ACTION_SET,
-    (names.MANAGER, "Unset"): names.ACTION_SET,
-    (names.MANAGER, "SetProfile"): names.ACTION_MANAGE,
-    (names.MANAGER, "ClearProfile"): names.ACTION_MANAGE,
-    (names.MANAGER, "Reset"): names.ACTION_MANAGE,
-    (names.MANAGER, "Reload"): names.ACTION_MANAGE,
-    (names.HUGE_PAGES, "SetCount"): names.ACTION_SET_MEMORY,
-    (names.CPU_GOVERNOR, "SetGovernor"): names.ACTION_SET,
-    (names.IO_SCHEDULER, "SetScheduler"): names.ACTION_SET,
-    (names.MEMORY, "SetOvercommit"): names.ACTION_SET_MEMORY,
-}
-BASELINE = {"baseline": Variant("b", True)}
+DRIVE, POOL = ["io-scheduler", "sda", "none"], ["hugepages", "2M", "10"]
+ALL = {names.ACTION_SET, names.ACTION_SET_MEMORY, names.ACTION_MANAGE}
+
+
+class Method(NamedTuple):
+    """A method that is not open to everybody: its action, and arguments that would be carried out."""
+
+    interface: str
+    member: str
+    action: str
+    args: tuple[Any, ...]
+
+
+CHANGES = [
+    Method(names.MANAGER, "Set", names.ACTION_SET, ([DRIVE], {})),
+    Method(names.MANAGER, "Unset", names.ACTION_SET, ([DRIVE[:2]], {})),
+    Method(names.MANAGER, "SetProfile", names.ACTION_MANAGE, ("one", {})),
+    Method(names.MANAGER, "ClearProfile", names.ACTION_MANAGE, ({},)),
+    Method(names.MANAGER, "Reset", names.ACTION_MANAGE, ({},)),
+    Method(names.MANAGER, "Reload", names.ACTION_MANAGE, ({},)),
+    Method(names.HUGE_PAGES, "SetCount", names.ACTION_SET_MEMORY, (0, 10, {})),
+    Method(names.CPU_GOVERNOR, "SetGovernor", names.ACTION_SET, ("*", "powersave", {})),
+    Method(names.IO_SCHEDULER, "SetScheduler", names.ACTION_SET, ("sda", "none", {})),
+    Method(names.MEMORY, "SetOvercommit", names.ACTION_SET_MEMORY, ("always", 95, {})),
+]
+HELD = {(names.MANAGER, "Hold"), (names.HOLD, "Release")}
 OPEN = {"Plan", "Verify", "Describe", "ListProfiles"}
-
-
-class Files(ActiveConfig):
-    """The configuration, which keeps what it was asked to do, and does nothing."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-
-    async def settings_of(self, profile: str) -> list[Setting]:
-        return []
-
-    async def check(self, selection: Selection) -> None:
-        pass
-
-    async def plan(self, selection: Selection) -> Answer:
-        return Answer(False, ())
-
-    async def listing(self) -> list[tuple[str, str]]:
-        return []
-
-    async def choose(self, selection: Selection, cause: str, progress: object = None, **_: object) -> Answer:
-        self.done.append(cause)
-        return Answer(True, ())
-
-    async def reload(self) -> None:
-        self.done.append("Reload")
+BASELINE = {"baseline": Variant("b", True)}
+every_change = pytest.mark.parametrize("method", CHANGES, ids=[each.member for each in CHANGES])
 
 
 class Silent(Alone):
@@ -100,152 +69,152 @@ class Silent(Alone):
         pass
 
 
+class Scene(NamedTuple):
+    """The calls of a daemon on a simulated host, and what is behind them; polkit permits nothing at first."""
+
+    calls: Calls
+    lab: Lab
+    files: NoFiles
+
+    @property
+    def manager(self) -> Manager:
+        return Manager(self.calls, Holds(self.calls))
+
+    async def call(self, method: Method, uid: int) -> Any:
+        """Call a method of the contract as this user."""
+        kinds: dict[str, Callable[[Calls], object]] = {
+            names.HUGE_PAGES: HugePages,
+            names.CPU_GOVERNOR: CpuGovernor,
+            names.IO_SCHEDULER: IoScheduler,
+            names.MEMORY: Memory,
+        }
+        impl = self.manager if method.interface == names.MANAGER else kinds[method.interface](self.calls)
+        return await getattr(impl, snake(method.member))(caller(uid, method.member, method.interface), *method.args)
+
+    def permit(self, *actions: str) -> NoBus:
+        """Have polkit permit these actions from now on, and forget what it was asked."""
+        connection = self.calls.service.connection
+        assert isinstance(connection, NoBus)
+        connection.permitted, connection.asked = actions, []
+        return connection
+
+    @property
+    def claims(self) -> Claims:
+        return self.lab.engine.claims
+
+
 @asynccontextmanager
-async def core() -> AsyncIterator[tuple[Calls, Lab, Files]]:
-    """No bus, and a polkit that permits nothing: everybody but root is refused."""
+async def scene() -> AsyncIterator[Scene]:
     async with running(demo_host()) as lab:
-        files = Files()
-        host, guard = (
-            Host("6.1", "/", True, 2 << 20),
-            MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None),
-        )
-        yield Calls(Silent(), lab.engine, host, set(), files, guard=guard), lab, files
+        files = NoFiles()
+        yield Scene(calls_on(Silent(), lab, files), lab, files)
 
 
-def handler(core: Calls, interface: str, member: str) -> Any:
-    kinds: dict[str, Callable[[Calls], object]] = {
-        names.MANAGER: manager_of,
-        names.HUGE_PAGES: HugePages,
-        names.CPU_GOVERNOR: CpuGovernor,
-        names.IO_SCHEDULER: IoScheduler,
-        names.MEMORY: Memory,
-    }
-    return getattr(kinds[interface](core), snake(member))
-
-
-def manager_of(core: Calls) -> Manager:
-    return Manager(core, Holds(core))
-
-
-def caller(uid: int, interface: str, member: str) -> Caller:
+def caller(uid: int, member: str, interface: str = names.MANAGER) -> Caller:
     return Caller(":1.1", uid, 0, False, member, CONTRACT[interface].annotations[member])
 
 
-def test_every_method_says_what_it_needs() -> None:
+def test_every_method_says_which_action_it_needs() -> None:
     said = {
         (name, member): found.annotations[member][ACTION]
         for name, found in CONTRACT.items()
         for member in found.methods
     }
     assert {member for (_, member), action in said.items() if action == "none"} == OPEN
-    held = {(names.MANAGER, "Hold"), (names.HOLD, "Release")}
-    assert {key for key, action in said.items() if action != "none"} == CHANGES.keys() | held
-    manage = {member for (_, member), action in said.items() if action == "manage"}
-    assert manage == {"SetProfile", "ClearProfile", "Reset", "Reload", "Release"}
+    assert {key for key, action in said.items() if action != "none"} == {each[:2] for each in CHANGES} | HELD
+    manage = {each.member for each in CHANGES if each.action == names.ACTION_MANAGE} | {"Release"}
+    assert {member for (_, member), action in said.items() if action == "manage"} == manage
     assert {member for (_, member), action in said.items() if action == "hold"} == {"Hold"}
     assert set(said.values()) == {"none", "manage", "tunable", "hold"}
 
 
-def permit(found: Calls, *actions: str) -> NoBus:
-    """Have polkit permit these actions from now on, and forget what it was asked."""
-    connection = found.service.connection
-    assert isinstance(connection, NoBus)
-    connection.permitted, connection.asked = actions, []
-    return connection
-
-
-@pytest.mark.parametrize(("interface", "member"), CHANGES)
-async def test_a_change_passes_the_gate(interface: str, member: str) -> None:
-    async with core() as (found, lab, files):
-        change = handler(found, interface, member)
-        before = lab.engine.observed.readings
+@every_change
+async def test_a_change_passes_the_gate(method: Method) -> None:
+    async with scene() as found:
+        before = found.lab.engine.readings
         with pytest.raises(errors.AccessDenied, match="polkit"):
-            await change(caller(STRANGER, interface, member), *CHANGES[interface, member])
-        assert (files.done, lab.engine.edits.claims.by_id, lab.engine.observed.readings) == ([], {}, before)
-        await change(caller(ROOT, interface, member), *CHANGES[interface, member])
-        if CONTRACT[interface].annotations[member][ACTION] == "manage":
-            assert files.done == [member]
+            await found.call(method, STRANGER)
+        assert (found.files.done, found.claims.by_id, found.lab.engine.readings) == ([], {}, before)
+        await found.call(method, ROOT)
+        assert found.files.done == ([method.member] if method.action == names.ACTION_MANAGE else [])
 
 
-async def test_reset_to_the_hosts_own_values_passes_it_too() -> None:
-    async with core() as (found, _, files):
+async def test_a_reset_to_the_values_of_the_host_passes_the_gate() -> None:
+    reset = Method(names.MANAGER, "Reset", names.ACTION_MANAGE, (BASELINE,))
+    async with scene() as found:
         with pytest.raises(errors.AccessDenied):
-            await manager_of(found).reset(caller(STRANGER, names.MANAGER, "Reset"), BASELINE)
-        assert not files.done
-        await manager_of(found).reset(caller(ROOT, names.MANAGER, "Reset"), BASELINE)
-        assert files.done == ["Reset"]
+            await found.call(reset, STRANGER)
+        assert not found.files.done
+        await found.call(reset, ROOT)
+        assert found.files.done == ["Reset"]
 
 
-@pytest.mark.parametrize(("interface", "member"), CHANGES)
-async def test_polkit_is_asked_for_the_action_of_the_change(interface: str, member: str) -> None:
-    """Whom polkit allows that one action passes, whoever it is; a caller who has all others does not."""
-    action, every = ACTIONS[interface, member], {names.ACTION_SET, names.ACTION_SET_MEMORY, names.ACTION_MANAGE}
-    asks, given = caller(STRANGER, interface, member), CHANGES[interface, member]
-    async with core() as (found, lab, files):
-        others = permit(found, *(every - {action}))
-        with pytest.raises(errors.AccessDenied, match=action):
-            await handler(found, interface, member)(asks, *given)
-        assert (others.asked, files.done, lab.engine.edits.claims.by_id) == ([action], [], {})
-        polkit = permit(found, action)
-        await handler(found, interface, member)(asks, *given)
-        assert polkit.asked == [action]
+@every_change
+async def test_polkit_decides_by_the_action_of_the_change(method: Method) -> None:
+    """A caller with that one action passes; a caller with all other actions does not."""
+    async with scene() as found:
+        others = found.permit(*(ALL - {method.action}))
+        with pytest.raises(errors.AccessDenied, match=method.action):
+            await found.call(method, STRANGER)
+        assert (others.asked, found.files.done, found.claims.by_id) == ([method.action], [], {})
+        polkit = found.permit(method.action)
+        await found.call(method, STRANGER)
+        assert polkit.asked == [method.action]
 
 
-@pytest.mark.parametrize("change", ["set", "unset"])
+@pytest.mark.parametrize("member", ["Set", "Unset"])
 @pytest.mark.parametrize("allowed", [names.ACTION_SET, names.ACTION_SET_MEMORY])
-async def test_one_action_is_not_enough_for_settings_of_two(change: str, allowed: str) -> None:
-    settings = [["io-scheduler", "sda", "none"], ["hugepages", "2M", "10"]]
-    given = settings if change == "set" else [row[:2] for row in settings]
-    asks = caller(STRANGER, names.MANAGER, change.capitalize())
-    async with core() as (found, lab, _):
-        permit(found, allowed)
+async def test_one_action_is_not_enough_for_settings_of_two(member: str, allowed: str) -> None:
+    settings = [DRIVE, POOL] if member == "Set" else [DRIVE[:2], POOL[:2]]
+    change = Method(names.MANAGER, member, "", (settings, {}))
+    async with scene() as found:
+        found.permit(allowed)
         with pytest.raises(errors.AccessDenied):
-            await getattr(manager_of(found), change)(asks, given, {})
-        assert not lab.engine.edits.claims.by_id
-        both = permit(found, names.ACTION_SET, names.ACTION_SET_MEMORY)
-        await getattr(manager_of(found), change)(asks, given, {})
+            await found.call(change, STRANGER)
+        assert not found.claims.by_id
+        both = found.permit(names.ACTION_SET, names.ACTION_SET_MEMORY)
+        await found.call(change, STRANGER)
         assert set(both.asked) == {names.ACTION_SET, names.ACTION_SET_MEMORY}
 
 
 @pytest.mark.parametrize("lacks", [names.ACTION_HOLD, names.ACTION_SET, names.ACTION_SET_MEMORY])
 async def test_a_hold_needs_its_own_action_and_that_of_each_tunable(lacks: str) -> None:
-    settings, needs = (
-        [["io-scheduler", "sda", "none"], ["hugepages", "2M", "10"]],
-        {*ACTIONS.values()} | {names.ACTION_HOLD},
-    )
-    asks = caller(STRANGER, names.MANAGER, "Hold")
-    async with core() as (found, lab, _):
-        permit(found, *(needs - {lacks}))
+    """A hold that ends with no client needs the action of administrators too."""
+    hold = Method(names.MANAGER, "Hold", "", ([DRIVE, POOL], "job", "", {}))
+    detached = {"detached": Variant("b", True), "ttl-usec": Variant("t", 10**9)}
+    needs = {names.ACTION_HOLD, names.ACTION_SET, names.ACTION_SET_MEMORY}
+    async with scene() as found:
+        found.permit(*(ALL | needs) - {lacks})
         with pytest.raises(errors.AccessDenied, match=lacks):
-            await manager_of(found).hold(asks, settings, "job", "", {})
-        assert not lab.engine.edits.claims.by_id
-        polkit = permit(found, *(needs - {names.ACTION_MANAGE}))
-        await manager_of(found).hold(asks, settings, "job", "", {})
+            await found.call(hold, STRANGER)
+        assert not found.claims.by_id
+        polkit = found.permit(*needs)
+        await found.call(hold, STRANGER)
         assert names.ACTION_MANAGE not in polkit.asked
-        detached = {"detached": Variant("b", True), "ttl-usec": Variant("t", 10**9)}
         with pytest.raises(errors.AccessDenied, match=names.ACTION_MANAGE):
-            await manager_of(found).hold(asks, settings, "job", "", detached)
-        assert len(lab.engine.edits.claims.holds) == 1
+            await found.call(hold._replace(args=([DRIVE, POOL], "job", "", detached)), STRANGER)
+        assert len(found.claims.holds) == 1
 
 
-async def test_its_owner_ends_a_hold_and_others_who_may_manage() -> None:
-    asks, settings = caller(STRANGER, names.HOLD, "Release"), [["io-scheduler", "sda", "none"]]
-    async with core() as (found, lab, _):
-        for uid, ends in ((STRANGER, True), (ROOT, False)):
-            await manager_of(found).hold(caller(ROOT, names.MANAGER, "Hold"), settings, "job", "", {})
-            (hold,) = (replace(hold, uid=uid) for hold in lab.engine.edits.claims.holds.values())
-            held = HeldObject(found, hold, [])
-            if not ends:
-                with pytest.raises(errors.NotOwner, match=f"hold {hold.number} is not yours"):
+async def test_only_its_owner_and_administrators_end_a_hold() -> None:
+    asks = caller(STRANGER, "Release", names.HOLD)
+    hold = Method(names.MANAGER, "Hold", "", ([DRIVE], "job", "", {}))
+    async with scene() as found:
+        for owner in (STRANGER, ROOT):
+            await found.call(hold, ROOT)
+            (begun,) = (replace(begun, uid=owner) for begun in found.claims.holds.values())
+            held = HeldObject(found.calls, begun, [])
+            if owner == ROOT:
+                with pytest.raises(errors.NotOwner, match=f"hold {begun.number} is not yours"):
                     await held.release(asks, {})
-                assert lab.engine.edits.claims.holds
-                permit(found, names.ACTION_MANAGE)
+                assert found.claims.holds
+                found.permit(names.ACTION_MANAGE)
             await held.release(asks, {})
-            assert not lab.engine.edits.claims.holds
+            assert not found.claims.holds
 
 
 @pytest.mark.parametrize("action", ["", "none", "anything"])
-async def test_what_names_no_action_is_roots_alone(action: str) -> None:
+async def test_only_root_may_call_what_names_no_action(action: str) -> None:
     gate = Authorization(Service({}, names.ROOT))
     with pytest.raises(errors.AccessDenied, match="only root may call Chown"):
         await gate.permit(Caller(":1.1", STRANGER, 0, True, "Chown", {ACTION: action}), REGISTRY)
@@ -253,29 +222,25 @@ async def test_what_names_no_action_is_roots_alone(action: str) -> None:
     assert permit.caller.uid == ROOT
 
 
-async def test_no_tunable_is_no_action_and_no_way_in() -> None:
+async def test_only_root_may_change_no_tunable_at_all() -> None:
     gate = Authorization(Service({}, names.ROOT))
     with pytest.raises(errors.AccessDenied, match="only root"):
-        await gate.permit(caller(STRANGER, names.MANAGER, "Set"), ())
+        await gate.permit(caller(STRANGER, "Set"), ())
 
 
-async def test_what_takes_long_to_check_is_authorised_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may not do it makes no work; who may is told what is wrong with it."""
-    given: tuple[Any, ...] = ([["io-scheduler", "nosuch", "none"]], {})
-    async with core() as (found, _, _files):
-        manager, stranger, root = (
-            manager_of(found),
-            *(caller(uid, names.MANAGER, "Set") for uid in (STRANGER, ROOT)),
-        )
+async def test_a_request_that_takes_long_to_check_is_authorised_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller without permission makes no work. A caller with it is told what is wrong with the request."""
+    wrong = Method(names.MANAGER, "Set", "", ([["io-scheduler", "nosuch", "none"]], {}))
+    async with scene() as found:
         with pytest.raises(errors.NoSuchTarget):
-            await manager.set(stranger, *given)
+            await found.call(wrong, STRANGER)
         monkeypatch.setattr("kerntune.engine.reconciler.SMALL", 0)
         with pytest.raises(errors.AccessDenied):
-            await manager.set(stranger, *given)
+            await found.call(wrong, STRANGER)
         with pytest.raises(errors.NoSuchTarget):
-            await manager.set(root, *given)
+            await found.call(wrong, ROOT)
         with pytest.raises(errors.UnknownTunable):
-            await manager.set(stranger, [["nosuch", "", "none"]], {})
+            await found.call(wrong._replace(args=([["nosuch", "", "none"]], {})), STRANGER)
 
 
 @pytest.mark.parametrize(("small", "times"), [(reconciler.SMALL, 2), (0, 1)], ids=["small", "large"])
@@ -306,13 +271,13 @@ def test_a_call_needs_the_action_of_each_tunable() -> None:
 
 
 class TestJournal:
-    async def test_each_change_is_one_line_with_who(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_each_change_is_one_line_with_who_asked(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
-        async with core() as (found, _, _files):
-            await manager_of(found).set(caller(ROOT, names.MANAGER, "Set"), [["io-scheduler", "sda", "none"]], {})
-            await manager_of(found).reload(caller(ROOT, names.MANAGER, "Reload"), {})
+        async with scene() as found:
+            await found.manager.set(caller(ROOT, "Set"), [DRIVE], {})
+            await found.manager.reload(caller(ROOT, "Reload"), {})
             with pytest.raises(errors.NoSuchTarget):
-                await manager_of(found).unset(caller(ROOT, names.MANAGER, "Unset"), [["io-scheduler", "nosuch"]], {})
+                await found.manager.unset(caller(ROOT, "Unset"), [["io-scheduler", "nosuch"]], {})
         lines = [record for record in caplog.records if getattr(record, "MESSAGE_ID", "") == CHANGE_ASKED]
         assert [line.getMessage() for line in lines] == [
             "Set io-scheduler@sda=none, asked by uid 0, uid 0: done",
@@ -322,32 +287,38 @@ class TestJournal:
 
     async def test_a_change_that_fails_says_why_on_the_same_line(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
-        async with core() as (found, _, files):
-
-            async def fails(*_: object, **__: object) -> Answer:
-                raise errors.NoSuchProfile("there is no profile 'x\ny'", "")
-
-            files.choose = fails  # type: ignore[method-assign]  # as when the profile goes at this moment
+        async with scene() as found:
+            # As when the profile is removed at this moment.
+            found.files.fails = errors.NoSuchProfile("there is no profile 'x\ny'", "")
             with pytest.raises(errors.NoSuchProfile):
-                await manager_of(found).set_profile(caller(ROOT, names.MANAGER, "SetProfile"), "x\ny", {})
+                await found.manager.set_profile(caller(ROOT, "SetProfile"), "x\ny", {})
         (line,) = [each for each in caplog.records if getattr(each, "MESSAGE_ID", "") == CHANGE_ASKED]
         assert line.getMessage().startswith("SetProfile x?y, asked by uid 0, uid 0: NoSuchProfile: there is no profile")
         assert "\n" not in line.getMessage()
 
-    async def test_refusals_are_logged_up_to_a_number(
+    async def test_a_user_fills_no_journal_with_refusals(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "MINUTE", 0)
         gate = Authorization(Service({}, names.ROOT))
-        for uid in range(1000, 1000 + USERS + 10):
+
+        async def refused(uid: int) -> None:
+            with pytest.raises(errors.AccessDenied):
+                await gate.permit(Caller(":1.1", uid, 7, False, "Chown"))
+
+        def told_of(uid: int) -> list[str]:
+            return [each.getMessage() for each in caplog.records if f"uid {uid}" in each.getMessage()]
+
+        for uid in range(1000, 1000 + USERS + 1):
             for _ in range(LOGGED + 3):
-                with pytest.raises(errors.AccessDenied):
-                    await gate.permit(Caller(":1.1", uid, 7, False, "Chown"))
-        assert len(gate._refused) <= USERS
-        of_one = [each.getMessage() for each in caplog.records if "uid 1000" in each.getMessage()]
-        assert len(of_one) == LOGGED
-        assert of_one[0].startswith("refused Chown to uid 1000, pid 7: permission denied")
+                await refused(uid)
+        assert len(told_of(1000)) == LOGGED
+        assert told_of(1000)[0].startswith("refused Chown to uid 1000, pid 7: permission denied")
+        assert told_of(1000 + USERS) == [], "so many users are counted at a time"
         caplog.clear()
-        gate._sum_up(1000)
-        assert [each.getMessage() for each in caplog.records] == ["refused 3 more calls to uid 1000 in 0 s"]
-        assert 1000 not in gate._refused
+        while not told_of(1000):  # noqa: ASYNC110  # the journal sends no event
+            await asyncio.sleep(0)
+        assert told_of(1000) == ["refused 3 more calls to uid 1000 in 0 s"]
+        caplog.clear()
+        await refused(1000)
+        assert len(told_of(1000)) == 1, "the next minute begins anew"
