@@ -1,32 +1,35 @@
-"""What anybody reads over the bus is what the files hold now, though nothing is managed; what changed is announced."""
+"""What the daemon tells of the host: properties, Describe and metrics hold what the files hold now."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple, cast
 
 import pytest
 
-from kerntune.api.names import BUS_NAME, CPU_GOVERNOR, IO_SCHEDULER, MANAGER, MEMORY, ROOT
-from kerntune.dbus.client import Client, Signal, connect
+from kerntune.api.calls import Calls
+from kerntune.api.names import CPU_GOVERNOR, IO_SCHEDULER, MEMORY, ROOT
+from kerntune.api.typed import Memory
+from kerntune.dbus.client import Signal
+from kerntune.dbus.standard import PROPERTIES
+from tests.api.lab import BOUND, connected, needs_root, not_started, private_bus, write_config
+from tests.harness import prometheus
 from tests.harness.daemon import Daemon
-from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
-from tests.live.ground import make_tree
+from tests.unit.lab import running, small_host
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the bus policy lets root own the name")
-
-LONGEST: Final = 10.0  # seconds
 POLICY: Final = "sys/devices/system/cpu/cpufreq/policy0"
 
 
-class Change(NamedTuple):
-    """What another hand writes, where it is read, and what is read then."""
+class Write(NamedTuple):
+    """A write by another program, the property that shows it, and its new value."""
 
     path: str
     text: str
@@ -35,85 +38,163 @@ class Change(NamedTuple):
     expected: Any
 
 
-CHANGES: Final = [
-    Change("sys/block/sda/queue/scheduler", "kyber", IO_SCHEDULER, "Devices", {"sda": ["kyber", ["kyber"]]}),
-    Change("proc/sys/vm/overcommit_memory", "1", MEMORY, "OvercommitMode", "always"),
-    Change("proc/sys/vm/overcommit_ratio", "70", MEMORY, "OvercommitRatio", 70),
-    Change(f"{POLICY}/scaling_governor", "powersave", CPU_GOVERNOR, "Policies", {"policy0": ["powersave", "0"]}),
-]
-IDS: Final = ["scheduler", "overcommit", "ratio", "governor"]
+WRITES: Final = {
+    "scheduler": Write(
+        "sys/block/sda/queue/scheduler", "kyber", IO_SCHEDULER, "Devices", {"sda": ["kyber", ["kyber"]]}
+    ),
+    "overcommit": Write("proc/sys/vm/overcommit_memory", "1", MEMORY, "OvercommitMode", "always"),
+    "ratio": Write("proc/sys/vm/overcommit_ratio", "70", MEMORY, "OvercommitRatio", 70),
+    "governor": Write(
+        f"{POLICY}/scaling_governor", "powersave", CPU_GOVERNOR, "Policies", {"policy0": ["powersave", "0"]}
+    ),
+}
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    root = make_tree(tmp_path / "host")
-    for name, text in (("scaling_governor", "schedutil"), ("related_cpus", "0"), ("scaling_driver", "acpi-cpufreq")):
-        path = root / POLICY / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    return root
+@needs_root
+class TestOtherPrograms:
+    """Nothing is managed here, and another program writes the files."""
 
+    @pytest.fixture
+    def tree(self, tree: Path) -> Path:
+        values = {"scaling_governor": "schedutil", "related_cpus": "0", "scaling_driver": "acpi-cpufreq"}
+        for name, text in values.items():
+            path = tree / POLICY / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        return tree
 
-@pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus(include=[CHECKOUT / "dbus/org.kerntune.Tuner1.conf"]) as running:
-        yield running
+    @pytest.fixture
+    def daemon(self, bus: PrivateBus, tree: Path) -> Iterator[Daemon]:
+        with Daemon(bus, "--root", str(tree)) as running:
+            yield running
 
+    @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+    async def test_a_property_has_the_new_value_and_announces_it(
+        self, bus: PrivateBus, daemon: Daemon, tree: Path, write: Write
+    ) -> None:
+        path, text, interface, name, expected = write
+        async with connected(bus) as client, client.client.listen(ROOT) as signals:
+            before = await client.get(name, interface)
+            assert part_of(before, expected) != expected
+            (tree / path).write_text(f"{text}\n")
+            async with asyncio.timeout(BOUND):
+                # Readings of the last tenth of a second serve.
+                while part_of(await client.get(name, interface), expected) != expected:
+                    pass
+                announced = await properties(signals, interface)
+            assert part_of(announced[name], expected) == expected
+            (values,) = await client.call("GetAll", "s", interface, interface=PROPERTIES)
+            assert part_of(values[name], expected) == expected
 
-@pytest.fixture
-def daemon(bus: PrivateBus, tree: Path) -> Iterator[Daemon]:
-    with Daemon(bus, "--root", str(tree)) as running:
-        yield running
-
-
-@asynccontextmanager
-async def calling(bus: PrivateBus) -> AsyncIterator[Client]:
-    async with connect(BUS_NAME, bus.address) as client:
-        yield client
+    async def test_describe_has_the_new_value(self, bus: PrivateBus, daemon: Daemon, tree: Path) -> None:
+        async with connected(bus) as client:
+            assert (await client.target("io-scheduler", "sda"))["value"] == "bfq"
+            (tree / "sys/block/sda/queue/scheduler").write_text("kyber\n")
+            async with asyncio.timeout(BOUND):
+                while (row := await client.target("io-scheduler", "sda"))["value"] != "kyber":
+                    pass
+            assert (row["state"], row["choices"]) == ("unmanaged", ["kyber"])
 
 
 def part_of(value: Any, expected: Any) -> Any:
-    """Of a table only the rows that are expected."""
+    """Return the value; of a table only the rows that are expected."""
     return {name: value.get(name) for name in expected} if isinstance(expected, dict) else value
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=IDS)
-async def test_a_property_is_what_another_hand_has_set(
-    bus: PrivateBus, daemon: Daemon, tree: Path, change: Change
-) -> None:
-    path, text, interface, name, expected = change
-    async with calling(bus) as client, client.listen(ROOT) as signals:
-        before = await client.get(ROOT, interface, name)
-        assert part_of(before, expected) != expected
-        (tree / path).write_text(f"{text}\n")
-        async with asyncio.timeout(LONGEST):
-            # Readings of the last tenth of a second serve.
-            while part_of(await client.get(ROOT, interface, name), expected) != expected:
-                pass
-            announced = await properties(signals, interface)
-        assert part_of(announced[name], expected) == expected
-        values = (await client.call(ROOT, "org.freedesktop.DBus.Properties", "GetAll", "s", interface))[0]
-        assert part_of(values[name], expected) == expected
-
-
-async def test_describe_is_what_another_hand_has_set(bus: PrivateBus, daemon: Daemon, tree: Path) -> None:
-    async with calling(bus) as client:
-        assert (await scheduler(client))["value"] == "bfq"
-        (tree / "sys/block/sda/queue/scheduler").write_text("kyber\n")
-        async with asyncio.timeout(LONGEST):
-            while (row := await scheduler(client))["value"] != "kyber":
-                pass
-        assert (row["state"], row["choices"]) == ("unmanaged", ["kyber"])
-
-
-async def scheduler(client: Client) -> dict[str, Any]:
-    document = json.loads((await client.call(ROOT, MANAGER, "Describe"))[0])
-    return next(row for row in document["targets"] if (row["tunable"], row["instance"]) == ("io-scheduler", "sda"))
-
-
 async def properties(signals: AsyncIterator[Signal], interface: str) -> dict[str, Any]:
-    """The values of the next PropertiesChanged of an interface."""
+    """Return the values of the next PropertiesChanged of an interface."""
     async for signal in signals:
         if signal.member == "PropertiesChanged" and signal.args[0] == interface:
             return dict(signal.args[1])
     raise AssertionError("the bus is gone")
+
+
+@pytest.mark.parametrize(("ratio", "kbytes"), [(-5, 0), (0, (1 << 64) - 1)])
+async def test_a_limit_that_its_type_cannot_hold_is_cut_to_its_range(ratio: int, kbytes: int) -> None:
+    kernel = small_host()
+    kernel.overcommit |= {"ratio": ratio, "kbytes": kbytes}
+    async with running(kernel) as lab:
+        memory = Memory(cast(Calls, SimpleNamespace(engine=lab.engine)))
+        assert memory.overcommit_ratio == 0
+        assert 0 < memory.commit_limit < 1 << 64
+
+
+# Metrics
+
+SETTINGS = """\
+[hugepages]
+"2M" = 128
+[io-scheduler]
+"nvme*" = "none"
+"by-id/ata-\\"quoted\\"" = "bfq"
+[overcommit]
+"*" = "always:95"
+"""
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Give a daemon that has something of everything to tell, where there are programs that read metrics."""
+    if why := prometheus.missing():
+        if os.environ.get("CI", "") not in ("", "0", "false"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with private_bus(tmp_path_factory.mktemp("bus")) as bus, not_started(Daemon(bus, "--demo")) as daemon:
+        write_config(daemon, main=SETTINGS)
+        daemon.start()
+        yield daemon
+
+
+class TestMetrics:
+    """promtool and node_exporter read what `kerntune metrics` prints."""
+
+    def test_promtool_finds_nothing_to_correct(self, counted: Daemon) -> None:
+        text = metrics(counted)
+        assert 'kerntune_target_satisfied{tunable="io-scheduler",target="nvme0n1"} 1' in text
+        assert prometheus.complaints(text) == ""
+
+    def test_promtool_would_find_a_mistake(self, counted: Daemon) -> None:
+        text = metrics(counted)
+        assert "no help text" in prometheus.complaints(re.sub(r"# HELP kerntune_claims .*\n", "", text))
+        assert "parsing error" in prometheus.complaints(text.replace(" gauge\n", " stateset\n"))
+
+    def test_prometheus_takes_it_for_openmetrics(self, counted: Daemon, tmp_path: Path) -> None:
+        text = metrics(counted)
+        assert prometheus.openmetrics_complaints(text, tmp_path) == ""
+        assert "EOF" in prometheus.openmetrics_complaints(text.removesuffix("# EOF\n"), tmp_path)
+
+    def test_node_exporter_hands_it_on(self, counted: Daemon, tmp_path: Path) -> None:
+        file = tmp_path / "kerntune.prom"
+        assert metrics(counted, "--output", str(file)) == ""
+        with prometheus.node_exporter(tmp_path) as address:
+            scraped = prometheus.scrape(address)
+        assert "node_textfile_scrape_error 0" in scraped
+        assert any(line.startswith(f'node_textfile_mtime_seconds{{file="{file}"}}') for line in scraped)
+        ours = samples(file.read_text().splitlines())
+        assert len(ours) > 60
+        assert ours <= samples(scraped)
+        assert "# TYPE kerntune_hotplug_events_total counter" in scraped
+        assert "# TYPE kerntune_guard_state gauge" in scraped
+
+    def test_drives_that_come_are_counted(self, counted: Daemon) -> None:
+        for number in (5, 6):
+            (counted.runtime / "demo").write_text(f"add nvme{number}n1\n")
+        text = metrics(counted)
+        assert "\nkerntune_hotplug_events_total 2\n" in text
+        assert 'target="nvme6n1"} 1\n' in text
+
+
+def metrics(daemon: Daemon, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "kerntune.cli", "metrics", *options],
+        env=daemon.env, capture_output=True, text=True, timeout=2 * BOUND, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def samples(lines: Iterable[str]) -> set[tuple[str, frozenset[str], float]]:
+    """Return names, values, and labels in no order, because node_exporter sorts them."""
+    found = [re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line) for line in lines if not line.startswith("#")]
+    label = re.compile(r'\w+="(?:\\.|[^"])*"')
+    return {(each[1], frozenset(label.findall(each[2] or "")), float(each[3])) for each in found if each}
