@@ -1,218 +1,364 @@
-"""Profiles and Reset over a bus, with the real daemon on a simulated host, and files that were damaged meanwhile."""
+"""The configuration: what is judged of its files, profiles and resets, layers that disagree, and damaged files."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from kerntune import errors
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
-from kerntune.daemon.app import Status
-from kerntune.dbus.client import Client, Signal, Variant, connect
+from kerntune.cli.__main__ import main
+from kerntune.dbus.client import Signal, connect
+from tests.api.lab import BOUND, connected, needs_root, private_bus, variants, write_config
 from tests.harness.daemon import Daemon
+from tests.harness.demo import Shell, demo
 from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
 
-# There is no polkit on this bus: root alone may change anything.
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="what is managed for everybody takes root")
+SHIPPED: Final = (CHECKOUT / "packaging/kerntune.toml").read_text()
+PROFILES: Final = sorted((CHECKOUT / "packaging/profiles").glob("*.toml"))
+MAIN: Final = "kerntune.toml"
+MORE: Final = "kerntune.d/10.toml"
+MINE: Final = "profiles/mine.toml"
+IN_FORCE: Final = {MAIN: 'profile = "mine"\n'}
+Files = dict[str, str | bytes]
 
-LONGEST = 10.0  # seconds
-DISK = 'summary = "{0}"\n[io-scheduler]\n"nvme*" = "{0}"\n'
-BASELINE = {"baseline": Variant("b", True)}
+GOOD: Final[dict[str, Files]] = {
+    "nothing": {},
+    "an empty file": {MAIN: ""},
+    "the shipped file": {MAIN: SHIPPED},
+    "the shipped file without its marks": {MAIN: re.sub(r"^#(?=\S)", "", SHIPPED, flags=re.M)},
+    **{f"profile {file.stem}": {MAIN: f'profile = "{file.stem}"\n'} for file in PROFILES},
+    **{f"a copy of {file.stem}": {**IN_FORCE, MINE: file.read_text()} for file in PROFILES},
+    "values with reasons": {MAIN: '[io-scheduler]\n"nvme*" = { value = "none", why = "its own queue" }\n'},
+    "a drive that is not plugged": {MAIN: '[io-scheduler]\n"sdzz" = "none"\n'},
+    "a governor that is not offered": {MAIN: '[cpu-governor]\n"*" = "interactive"\n'},
+    "a preference that is not offered": {MAIN: '[cpu-epp]\n"*" = "fast"\n'},
+    "a page size that is not here": {MAIN: '[hugepages]\n"4M" = 1\n'},
+    "more pages than memory": {MAIN: '[hugepages]\n"2M" = "900000G"\n'},
+    "the largest sysctls": {
+        MAIN: '[sysctl]\n"vm.swappiness" = 200\n"vm.zone_reclaim_mode" = 7\n"kernel.numa_balancing" = 3\n'
+    },
+    "the words of defrag": {MAIN: '[thp]\ndefrag = "defer+madvise"\nenabled = "never"\n'},
+    "the largest read-ahead": {MAIN: '[read-ahead]\n"*" = "64M"\n'},
+    "the extremes of the guard": {MAIN: "[guard]\nenabled = false\nband = 16777216\ncalm = 0\n"},
+    "limits that meet": {MAIN: "[limits]\nclaims = 20\nholds = 20\n", MORE: "[limits]\nholds-per-user = 20\n"},
+    "a file that no profile is found in": {"profiles/bad name.toml": "[", MAIN: ""},
+    "a file that an editor left": {"kerntune.d/.10.toml": "[", MAIN: ""},
+}
+BAD: Final[dict[str, Files]] = {
+    "no TOML": {MAIN: "["},
+    "no TOML beside": {MAIN: "", MORE: "[io-scheduler]\nnvme* = none\n"},
+    "no UTF-8": {MAIN: b"# caf\xe9\n[limits]\n"},
+    "a table twice": {MAIN: "[limits]\n[limits]\n"},
+    "a misspelt profile": {MAIN: 'profil = "balanced"\n'},
+    "a misspelt table": {MAIN: '[cpu_governor]\n"*" = "performance"\n'},
+    "a misspelt empty table": {MAIN: "[hugepage]\n"},
+    "a misspelt table beside": {MORE: "[hugepage]\n"},
+    "a misspelt setting": {MAIN: "[guard]\ncalmm = 3\n"},
+    "a setting of a former version": {MAIN: "[guard]\ncap = 30\n"},
+    "a setting without its table": {MAIN: "claims = 5\n"},
+    "an option out of range": {MAIN: "[limits]\nhugepages-percent = 96\n"},
+    "an option of another type": {MAIN: "[guard]\nenabled = 1\n"},
+    "a table that is none": {MAIN: "limits = 5\n"},
+    "a tunable that is no table": {MAIN: "hugepages = 5\n"},
+    "limits that contradict": {MAIN: "[limits]\nholds-per-user = 65\n"},
+    "limits that contradict in two files": {MAIN: "[limits]\nholds = 50\n", MORE: "[limits]\nclaims = 49\n"},
+    "a pattern that is none": {MAIN: '[io-scheduler]\n"../sda" = "none"\n'},
+    "no sysctl of ours": {MAIN: '[sysctl]\n"vm.dirty_ratio" = 5\n'},
+    "a page size that none has": {MAIN: '[hugepages]\n"3M" = 1\n'},
+    "no whole number of pages": {MAIN: '[hugepages]\n"2M" = "3M"\n'},
+    "swappiness out of range": {MAIN: '[sysctl]\n"vm.swappiness" = 201\n'},
+    "zone_reclaim_mode out of range": {MAIN: '[sysctl]\n"vm.zone_reclaim_mode" = 8\n'},
+    "numa_balancing out of range": {MAIN: '[sysctl]\n"kernel.numa_balancing" = 4\n'},
+    "no word of enabled": {MAIN: '[thp]\nenabled = "sometimes"\n'},
+    "a word of the other file": {MAIN: '[thp]\nenabled = "defer"\n'},
+    "a ratio out of range": {MAIN: '[overcommit]\n"*" = "always:100"\n'},
+    "a read-ahead out of range": {MAIN: '[read-ahead]\n"*" = 65537\n'},
+    "CPUs backwards": {MAIN: '[cpu-governor]\n"3-0" = "performance"\n'},
+    "a value that is none": {MAIN: '[io-scheduler]\n"*" = 1.5\n'},
+    "no value": {MAIN: '[io-scheduler]\n"*" = { why = "x" }\n'},
+    "a misspelt value": {MAIN: '[io-scheduler]\n"*" = { val = "none" }\n'},
+    "a name with a dot": {MAIN: "[io-scheduler]\na.b = 'none'\n"},
+    "a profile that is not there": {MAIN: 'profile = "nosuch"\n'},
+    "a profile that is no name": {MAIN: "profile = 5\n"},
+    "a profile that includes itself": {**IN_FORCE, MINE: 'include = ["mine"]\n'},
+    "a profile that includes none": {**IN_FORCE, MINE: 'include = ["nosuch"]\n'},
+    "a profile with a misspelt table": {**IN_FORCE, MINE: "[hugepage]\n"},
+    "a profile with a table that only the configuration has": {**IN_FORCE, MINE: "[limits]\nclaims = 5\n"},
+    "a profile with a misspelt include": {**IN_FORCE, MINE: 'includes = ["balanced"]\n'},
+    "a profile with a value out of range": {**IN_FORCE, MINE: '[sysctl]\n"vm.swappiness" = 300\n'},
+}
 
 
 @pytest.fixture(scope="module")
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus(include=[CHECKOUT / "dbus/org.kerntune.Tuner1.conf"]) as running:
-        yield running
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Give a daemon for all cases."""
+    with private_bus(tmp_path_factory.mktemp("bus")) as bus, Daemon(bus, "--demo") as daemon:
+        yield daemon
 
 
 @pytest.fixture
-def daemon(bus: PrivateBus) -> Iterator[Daemon]:
-    """It has profiles of its own, and was not started yet."""
-    daemon = Daemon(bus, "--demo", wait=False)
-    for path, text in (
-        ("kerntune.toml", '[overcommit]\n"*" = "always:95"\n'),
-        ("profiles/fast.toml", DISK.format("none")),
-        ("profiles/fair.toml", DISK.format("bfq")),
-        ("profiles/bad.toml", 'include = ["bad"]\n'),
-    ):
-        (daemon.config / path).parent.mkdir(exist_ok=True)
-        (daemon.config / path).write_text(text)
-    try:
-        yield daemon
-    finally:
-        daemon.__exit__(None, None, None)
+def etc(judge: Daemon) -> Iterator[Path]:
+    """Give the folder that the daemon reads; it is emptied after each case."""
+    yield judge.config
+    for path in sorted(judge.config.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
-class Caller:
-    """Short words for what is asked of the daemon."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def call(self, member: str, signature: str = "", *args: Any) -> Any:
-        return await self._client.call(ROOT, MANAGER, member, signature, *args)
-
-    async def get(self, name: str) -> Any:
-        return await self._client.get(ROOT, MANAGER, name)
-
-    async def profile(self, name: str) -> tuple[bool, dict[str, str]]:
-        return rows(await self.call("SetProfile", "sa{sv}", name, {}))
-
-    async def plan(self, **options: bool | str) -> tuple[bool, dict[str, str]]:
-        chosen = {key: Variant("s" if isinstance(value, str) else "b", value) for key, value in options.items()}
-        return rows(await self.call("Plan", "a(sss)a{sv}", [], chosen))
-
-    async def set(self, tunable: str, instances: str, value: str, **options: bool) -> None:
-        chosen = {key: Variant("b", value) for key, value in options.items()}
-        await self.call("Set", "a(sss)a{sv}", [[tunable, instances, value]], chosen)
+@pytest.mark.parametrize(
+    ("files", "good"),
+    [*((files, True) for files in GOOD.values()), *((files, False) for files in BAD.values())],
+    ids=[*GOOD, *BAD],
+)
+async def test_config_check_judges_as_a_reload_does(
+    judge: Daemon, etc: Path, files: Files, good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (etc / name).parent.mkdir(exist_ok=True)
+        (etc / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(etc))
+    checked = await asyncio.to_thread(main, ["config", "check"])
+    assert (checked, await takes_all(judge)) == (0 if good else 1, good)
 
 
-def rows(answer: list[Any]) -> tuple[bool, dict[str, str]]:
-    """Whether it changed anything; state and value by target."""
-    changed, outcomes = answer
-    return changed, {row[1] or row[0]: f"{row[5]} {row[4]}" for row in outcomes}
+async def takes_all(daemon: Daemon) -> bool:
+    """Return whether a Reload takes all that the files say."""
+    async with connect(BUS_NAME, daemon.env["DBUS_SYSTEM_BUS_ADDRESS"]) as client:
+        try:
+            await client.call(ROOT, MANAGER, "Reload", "a{sv}", {})
+        except errors.InvalidValue:
+            taken = False
+        else:
+            taken = True
+        assert ("config-invalid" not in await client.get(ROOT, MANAGER, "Degraded")) is taken
+        return taken
 
 
-@asynccontextmanager
-async def calling(bus: PrivateBus) -> AsyncIterator[Caller]:
-    async with connect(BUS_NAME, bus.address) as client:
-        yield Caller(client)
+# Profiles, and resets
+
+DISK: Final = 'summary = "{0}"\n[io-scheduler]\n"nvme*" = "{0}"\n'
 
 
-async def test_a_profile_from_its_choice_to_its_end(bus: PrivateBus, daemon: Daemon) -> None:
-    await asyncio.to_thread(daemon.start)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    async with calling(bus) as root:
-        found = dict(await root.call("ListProfiles") and (await root.call("ListProfiles"))[0])
-        assert (found["fast"], found["fair"]) == ("none", "bfq")
-        assert "profiles include each other: bad -> bad" in found["bad"]
-        assert {"ai-inference", "ai-training", "balanced", "model-download"} <= found.keys()
-        assert await root.get("ActiveProfile") == ""
-        assert await root.plan(profile="fair") == (True, {"nvme0n1": "planned none", "nvme1n1": "planned none"})
-        assert await root.profile("fair") == (True, {"nvme0n1": "satisfied bfq", "nvme1n1": "satisfied bfq"})
-        assert (await root.profile("fair"))[0] is False
-        assert await root.get("ActiveProfile") == "fair"
-        for name, error in (("gone", errors.NoSuchProfile), ("bad", errors.InvalidValue), ("", errors.InvalidArgs)):
-            with pytest.raises(error):
-                await root.profile(name)
-        with pytest.raises(errors.InvalidArgs, match="no option 'persist'"):
-            await root.call("SetProfile", "sa{sv}", "fair", {"persist": Variant("b", True)})
-    await asyncio.to_thread(daemon.kill)
-    await asyncio.to_thread(daemon.start)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    async with calling(bus) as root:
-        assert await root.get("ActiveProfile") == "fair"
-        assert rows(await root.call("ClearProfile", "a{sv}", {}))[0] is True
-        assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("", [])
-
-
-async def test_reset_to_the_files_and_to_the_host(bus: PrivateBus, daemon: Daemon) -> None:
-    await asyncio.to_thread(daemon.start)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    async with calling(bus) as root:
-        await root.profile("fair")
-        await root.set("io-scheduler", "nvme0n1", "kyber", persist=True)
-        await root.set("overcommit", "", "heuristic")
-        assert await root.plan(reset=True) == (True, {"nvme0n1": "planned kyber", "overcommit": "planned heuristic"})
-        assert rows(await root.call("Reset", "a{sv}", {})) == (
-            True,
-            {"nvme0n1": "satisfied bfq", "overcommit": "satisfied always:95"},
+@needs_root
+class TestProfiles:
+    @pytest.fixture
+    def daemon(self, stopped: Daemon) -> Daemon:
+        """Return a daemon with three profiles of its own, of which one includes itself."""
+        write_config(
+            stopped,
+            main='[overcommit]\n"*" = "always:95"\n',
+            fast=DISK.format("none"),
+            fair=DISK.format("bfq"),
+            bad='include = ["bad"]\n',
         )
-        for options in (
-            {"baseline": True},
-            {"holds": True},
-            {"reset": True, "profile": "fair"},
-            {"reset": True, "unset": True},
-        ):
-            with pytest.raises(errors.InvalidArgs):
-                await root.plan(**options)
-        planned = await root.plan(reset=True, baseline=True)
-        assert set(planned[1].values()) == {"planned bfq", "planned always:95"}
-        changed, found = rows(await root.call("Reset", "a{sv}", BASELINE))
-        assert changed
-        assert {state.partition(" ")[0] for state in found.values()} == {"unmanaged"}
-        assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("", ["config-suspended"])
-    await asyncio.to_thread(daemon.restart)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    assert "STATUS=0 targets managed; config-suspended" in daemon.messages
-    async with calling(bus) as root:
-        await root.call("Reload", "a{sv}", {})
-        assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("fair", [])
+        stopped.start()
+        return stopped
 
+    async def test_a_profile_is_in_force_from_its_choice_to_its_end(self, bus: PrivateBus, daemon: Daemon) -> None:
+        async with connected(bus) as root:
+            found = dict((await root.call("ListProfiles"))[0])
+            assert (found["fast"], found["fair"]) == ("none", "bfq")
+            assert "profiles include each other: bad -> bad" in found["bad"]
+            assert {"ai-inference", "ai-training", "balanced", "model-download"} <= found.keys()
+            assert await root.get("ActiveProfile") == ""
+            plan = await root.plan(profile="fair")
+            assert (plan.changed, plan.states) == (True, {"nvme0n1": "planned none", "nvme1n1": "planned none"})
+            change = await root.set_profile("fair")
+            assert (change.changed, change.states) == (True, {"nvme0n1": "satisfied bfq", "nvme1n1": "satisfied bfq"})
+            assert not (await root.set_profile("fair")).changed
+            assert await root.get("ActiveProfile") == "fair"
+        await asyncio.to_thread(daemon.kill)
+        await asyncio.to_thread(daemon.start)
+        async with connected(bus) as root:
+            assert await root.get("ActiveProfile") == "fair"
+            changed, _ = await root.call("ClearProfile", "a{sv}", {})
+            assert changed
+            assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("", [])
 
-async def test_everybody_hears_of_it(bus: PrivateBus, daemon: Daemon) -> None:
-    await asyncio.to_thread(daemon.start)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    async with connect(BUS_NAME, bus.address) as ear, ear.listen(ROOT) as signals, calling(bus) as root:
-        await root.profile("fair")
-        await root.call("Reset", "a{sv}", BASELINE)
-        changes: dict[str, list[Any]] = {"ActiveProfile": [], "Degraded": []}
+    async def test_what_cannot_be_meant_is_refused(self, bus: PrivateBus, daemon: Daemon) -> None:
+        async with connected(bus) as root:
+            for name, error in (("gone", errors.NoSuchProfile), ("bad", errors.InvalidValue), ("", errors.InvalidArgs)):
+                with pytest.raises(error):
+                    await root.set_profile(name)
+            with pytest.raises(errors.InvalidArgs, match="no option 'persist'"):
+                await root.set_profile("fair", persist=True)
+            mixed: list[dict[str, Any]] = [
+                {"baseline": True},
+                {"holds": True},
+                {"reset": True, "profile": "fair"},
+                {"reset": True, "unset": True},
+            ]
+            for options in mixed:
+                with pytest.raises(errors.InvalidArgs):
+                    await root.plan(**options)
+            drive = [["io-scheduler", "nvme0n1", "none"]]
+            with pytest.raises(errors.InvalidArgs, match="takes no settings"):
+                await root.call("Plan", "a(sss)a{sv}", drive, variants({"profile": "fair"}))
+
+    async def test_a_reset_goes_back_to_the_files_or_to_the_values_of_the_host(
+        self, bus: PrivateBus, daemon: Daemon
+    ) -> None:
+        async with connected(bus) as root:
+            await root.set_profile("fair")
+            await root.set(["io-scheduler", "nvme0n1", "kyber"], persist=True)
+            await root.set(["overcommit", "", "heuristic"])
+            plan = await root.plan(reset=True)
+            assert (plan.changed, plan.states) == (
+                True,
+                {"nvme0n1": "planned kyber", "overcommit": "planned heuristic"},
+            )
+            done = await root.reset()
+            assert (done.changed, done.states) == (
+                True,
+                {"nvme0n1": "satisfied bfq", "overcommit": "satisfied always:95"},
+            )
+            plan = await root.plan(reset=True, baseline=True)
+            assert set(plan.states.values()) == {"planned bfq", "planned always:95"}
+            done = await root.reset(baseline=True)
+            assert done.changed
+            assert {state.partition(" ")[0] for state in done.states.values()} == {"unmanaged"}
+            assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("", ["config-suspended"])
+        await asyncio.to_thread(daemon.restart)
+        assert "STATUS=0 targets managed; config-suspended" in daemon.messages
+        async with connected(bus) as root:
+            await root.reload()
+            assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("fair", [])
+
+    async def test_everybody_hears_of_a_profile_and_of_a_reset(self, bus: PrivateBus, daemon: Daemon) -> None:
+        profiles: list[str] = []
+        degraded: list[list[str]] = []
         causes = set()
-        async with asyncio.timeout(LONGEST):
-            async for signal in signals:
-                causes |= cause_of(signal)
-                for name, value in properties_of(signal).items():
-                    changes.setdefault(name, []).append(value)
-                if changes["Degraded"] and len(changes["ActiveProfile"]) == 2:
-                    break
-    assert changes["ActiveProfile"] == ["fair", ""]
-    assert changes["Degraded"] == [["config-suspended"]]
-    assert causes >= {"SetProfile"}
+        async with connected(bus) as listener, listener.client.listen(ROOT) as signals, connected(bus) as root:
+            await root.set_profile("fair")
+            await root.reset(baseline=True)
+            async with asyncio.timeout(BOUND):
+                async for signal in signals:
+                    causes |= {signal.args[1]} if signal.member == "Changed" else set()
+                    changes = manager_changes(signal)
+                    profiles += [changes["ActiveProfile"]] if "ActiveProfile" in changes else []
+                    degraded += [changes["Degraded"]] if "Degraded" in changes else []
+                    if degraded and len(profiles) == 2:
+                        break
+        assert profiles == ["fair", ""]
+        assert degraded == [["config-suspended"]]
+        assert causes >= {"SetProfile"}
 
 
-def cause_of(signal: Signal) -> set[str]:
-    return {signal.args[1]} if signal.member == "Changed" else set()
-
-
-def properties_of(signal: Signal) -> dict[str, Any]:
+def manager_changes(signal: Signal) -> dict[str, Any]:
+    """Return the properties of the manager that a signal announces."""
     found: dict[str, Any] = signal.args[1] if signal.member == "PropertiesChanged" and signal.args[0] == MANAGER else {}
     return found
 
 
-@pytest.mark.parametrize("name", ["claims.json", "runtime.json", "config.json", "profile.json", "fair.toml"])
-async def test_a_damaged_file_stops_no_start(bus: PrivateBus, daemon: Daemon, name: str) -> None:
-    await asyncio.to_thread(daemon.start)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    async with calling(bus) as root:
-        await root.profile("fair")
-        await root.set("cpu-governor", "*", "performance", persist=True)
-    await asyncio.to_thread(daemon.kill)
-    (path,) = daemon.folder.rglob(name)
-    path.write_bytes(damaged(path.read_bytes()))
-    await asyncio.to_thread(daemon.start)
-    await asyncio.to_thread(daemon.wait_for, "READY=1")
-    assert str(path) in daemon.journal()
-    async with calling(bus) as root:
-        slug = "config-invalid" if name == "fair.toml" else "state-set-aside"
-        assert slug in await root.get("Degraded")
-        lost = name == "claims.json"
-        assert await root.get("ActiveProfile") == ("" if lost else "fair")
-        claims = (await root.call("Describe"))[0]
-        assert '"config:overcommit"' in claims
-        assert ('"persistent:cpu-governor@*"' in claims) is not lost
-        assert ('"profile:io-scheduler@nvme*"' in claims) is not lost
+# Layers that disagree
+
+DRIVE: Final = "io-scheduler@nvme0n1"
+# From the strongest to the weakest, each with its value, and the command that withdraws it.
+LAYERS: Final = (
+    ("runtime", "bfq", f"kerntune unset {DRIVE}"),
+    ("persistent", "kyber", f"kerntune unset {DRIVE} --persist"),
+    ("config", "none", "sed -i /nvme/d $CONFIGURATION_DIRECTORY/kerntune.toml && kerntune reload"),
+    ("profile", "mq-deadline", ""),
+)
+STATE_FILES: Final = (
+    "config/kerntune.toml", "config/kerntune.d/10-more.toml", "config/profiles/mine.toml",
+    "state/claims.json", "runtime/runtime.json", "runtime/config.json", "runtime/profile.json", "runtime/cap.json",
+)  # fmt: skip
 
 
-def damaged(data: bytes) -> bytes:
-    """Cut off in the middle, and some of the rest changed: nothing of it can be read."""
-    return random.Random(len(data)).randbytes(5) + data[: len(data) // 2]
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """Give a shell beside a daemon with four layers, each with another value for one drive."""
+    with demo(tmp_path) as running:
+        config = running.daemon.config
+        write_config(
+            running.daemon,
+            main='[io-scheduler]\n"nvme*" = { value = "none", why = "a database" }\n',
+            mine='[io-scheduler]\n"nvme*" = { value = "mq-deadline", why = "for models" }\n',
+        )
+        (config / "kerntune.d").mkdir()
+        (config / "kerntune.d/10-more.toml").write_text('[cpu-governor]\n"*" = "performance"\n')
+        running.check("kerntune reload")
+        # What the configuration overrides is no failure; the line that wins is named.
+        for asked in ("kerntune plan --profile mine", "kerntune profile set mine"):
+            assert f"{config}/kerntune.toml:2) wins" in running.check(asked)
+        running.check(f"kerntune set {DRIVE}=kyber --persist")
+        # With the memory guard, which has a file too.
+        running.check(f"kerntune set {DRIVE}=bfq overcommit=always:95")
+        yield running
 
 
-def test_the_shipped_profiles_are_found_in_a_checkout() -> None:
-    assert len(list(Path(CHECKOUT, "packaging/profiles").glob("*.toml"))) == 4
+class TestLayers:
+    def test_status_says_which_layer_wins_over_which_and_why(self, shell: Shell) -> None:
+        for place, (layer, value, withdraw) in enumerate(LAYERS):
+            (line,) = (line for line in shell.check("kerntune status").splitlines() if DRIVE in line)
+            words = line.split()
+            assert words[:4] == [DRIVE, value, value, "satisfied"]
+            assert words[4].rstrip(",") == layer
+            overridden = [(name, other) for name, other, _ in LAYERS[place + 1 :]]
+            for name, other in overridden:
+                assert f"{other} of {name}" in line
+            if overridden:
+                *most, last = [name for name, _ in overridden]
+                others = f"{', '.join(most)} and {last}" if most else last
+                assert f"({layer} wins over {others})" in line
+                shell.check(withdraw)
+            if layer == "config":
+                assert " config, kerntune.toml:2 config: a database overrides " in " ".join(words)
 
+    def test_a_file_that_wins_over_a_profile_is_no_error_on_the_bus(self, shell: Shell) -> None:
+        shell.check(f"kerntune unset {DRIVE} && kerntune unset {DRIVE} --persist")
+        call = "busctl --json=short call org.kerntune.Tuner1 /org/kerntune/Tuner1 org.kerntune.Tuner1.Manager"
+        for asked in ("Plan 'a(sss)a{sv}' 0 1 profile s mine", "SetProfile 'sa{sv}' mine 0"):
+            changed, outcomes = json.loads(shell.check(f"{call} {asked}"))["data"]
+            (drive,) = (row for row in outcomes if row[1] == "nvme0n1")
+            assert (changed, drive[2:7]) == (False, ["mq-deadline", "none", "none", "overridden", "config-wins"])
+            assert f"none ({shell.daemon.config}/kerntune.toml:2) wins" in drive[7]
 
-def test_a_bus_without_our_policy_is_named_as_the_reason() -> None:
-    with PrivateBus() as bare, Daemon(bare, "--demo", wait=False) as daemon:
-        assert daemon.wait() == Status.FAILED
-        assert "is org.kerntune.Tuner1.conf in /usr/share/dbus-1/system.d?" in daemon.journal()
+    def test_the_exit_status_tells_when_a_caller_wins_over_a_profile(self, shell: Shell) -> None:
+        """A caller wins for one of the two drives, which is a failure; the file wins for the other, which is none."""
+        for asked in ("kerntune plan --profile mine", "kerntune profile set mine"):
+            done = shell.run(asked)
+            assert (done.returncode, done.stderr) == (1, ""), done.stdout
+            one, other = sorted(line for line in done.stdout.splitlines() if line.startswith("io-scheduler@"))
+            assert " overridden: runtime:io-scheduler@nvme0n1 = bfq, by root (python) wins; " in one
+            assert " config-wins: config:io-scheduler@nvme* = none (" in other
+
+    @pytest.mark.parametrize("name", STATE_FILES)
+    def test_a_damaged_file_stops_no_start(self, shell: Shell, name: str) -> None:
+        daemon = shell.daemon
+        before = json.loads(shell.check("kerntune --json status"))
+        daemon.kill()
+        path = daemon.folder / name
+        chance = random.Random(name)
+        data = b"[" + chance.randbytes(40) + path.read_bytes()[: chance.randrange(20)]
+        path.write_bytes(data)
+        daemon.start()
+        assert str(path) in daemon.journal()
+        found = json.loads(shell.check("kerntune --json status"))
+        if name.startswith("config/"):
+            assert found["degraded"] == ["config-invalid"]
+            assert claims_in(found) == claims_in(before)
+        else:
+            assert found["degraded"] == ["state-set-aside"]
+            assert path.with_name(f"{path.name}.bad").read_bytes() == data
+            lost = {"state/claims.json": {"persistent", "profile"}, "runtime/runtime.json": {"runtime"}}.get(
+                name, set()
+            )
+            assert {claim["origin"] for claim in found["claims"]} == {layer for layer, _, _ in LAYERS} - lost
+        assert found["profile"] == ("" if name == "state/claims.json" else "mine")
+        shell.check("kerntune verify")
         assert "Traceback" not in daemon.journal()
+
+
+def claims_in(status: dict[str, Any]) -> list[tuple[object, object]]:
+    """Return the claims without their places: a damaged file's claims are those that it had when it was last good."""
+    return [(claim["id"], claim["value"]) for claim in status["claims"]]
