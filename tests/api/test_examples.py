@@ -64,7 +64,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield running
 
 
-def test_nothing_shown_is_overlooked() -> None:
+def test_every_block_is_of_a_known_kind() -> None:
     for page, block in SHOWN:
         known = block.is_shell or block.is_script or block.is_python or block.is_settings or block.lines == UNIT_FILE
         assert known or PROSE.match(block.lines[0]), f"{page.name}: {block.lines}"
@@ -75,8 +75,8 @@ def test_nothing_shown_is_overlooked() -> None:
 
 
 @pytest.mark.parametrize("page", SHELL_PAGES, ids=lambda page: page.name)
-def test_every_command(shell: Shell, page: Path) -> None:
-    """In their order, as somebody types them who reads the page from its beginning."""
+def test_every_command_works(shell: Shell, page: Path) -> None:
+    """The commands run in the order of the page, as a reader types them."""
     variables = ""
     with ExitStack() as stack:
         for line in (line for block in examples(page) if block.is_shell for line in block.commands):
@@ -94,8 +94,8 @@ def test_every_command(shell: Shell, page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.name)
-def test_every_program(shell: Shell, page: Path) -> None:
-    """As it stands there, with a torch that loads nothing."""
+def test_every_program_works(shell: Shell, page: Path) -> None:
+    """The program runs as it stands on the page, with a torch that loads nothing."""
     for block in (block for block in examples(page) if block.is_python):
         text = "\n".join([WITHOUT_TORCH, *block.lines, "assert served"])
         done = subprocess.run(
@@ -107,8 +107,8 @@ def test_every_program(shell: Shell, page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", SCRIPTS, ids=lambda block: block.page.name)
-def test_every_script(shell: Shell, block: Example, tmp_path: Path) -> None:
-    """It has its pages while its server runs, and none after; without them it starts no server."""
+def test_every_script_works(shell: Shell, block: Example, tmp_path: Path) -> None:
+    """The script has its pages while its server runs, and none after. Without its pages it starts no server."""
     server, script = tmp_path / "start-model-server", tmp_path / "script"
     server.write_text("#!/bin/sh\nkerntune holds --json\n")
     script.write_text("\n".join(block.lines) + "\n")
@@ -125,7 +125,7 @@ def test_every_script(shell: Shell, block: Example, tmp_path: Path) -> None:
 
 @contextmanager
 def held(shell: Shell, line: str) -> Iterator[None]:
-    """A command that runs for as long as it holds: Ctrl-C ends it, or `kerntune release`."""
+    """Run a command that holds until it ends: by Ctrl-C, or by `kerntune release`."""
     words = line.partition(" #")[0].removesuffix("&")
     with subprocess.Popen(
         ["bash", "-c", f"exec {words}"], env=shell.environment | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE,
@@ -152,7 +152,7 @@ def run(shell: Shell, variables: str, line: str) -> None:
 
 
 def follow(shell: Shell, line: str) -> None:
-    """Something endless: it shows a change that is made meanwhile."""
+    """Run an endless command, and make changes until it shows one."""
     words = line.partition(" #")[0].replace("| jq", "| jq --unbuffered")
     with subprocess.Popen(
         ["bash", "-c", f"exec timeout {LIMIT} bash -c '{quoted(words)}'"],
@@ -178,8 +178,8 @@ def quoted(words: str) -> str:
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=lambda block: f"{block.page.name}: {block.lines[0]}")
-def test_every_file(shell: Shell, block: Example) -> None:
-    """kerntuned takes it as it stands there, without a remark."""
+def test_every_file_is_taken(shell: Shell, block: Example) -> None:
+    """kerntuned takes the file as it stands on the page, without a remark."""
     text = "\n".join(block.lines) + "\n"
     if "include" in text:
         place = shell.daemon.config / "profiles/mine.toml"
@@ -201,7 +201,7 @@ def test_every_file(shell: Shell, block: Example) -> None:
     assert shell.daemon.journal().count("WARNING") == 0
 
 
-def test_the_table_of_pasted_lines(shell: Shell) -> None:
+def test_the_lines_of_the_table_set_what_they_say(shell: Shell) -> None:
     asked = [code(row[1]) for row in table(README)]
     for line in asked:
         shell.check(line)
@@ -221,8 +221,8 @@ MENTIONS: Final = [
 
 
 @pytest.mark.parametrize(("page", "mentioned"), MENTIONS)
-def test_what_is_mentioned_can_be_typed(page: str, mentioned: str) -> None:
-    """The verb and the options are those of the grammar."""
+def test_a_command_in_the_text_can_be_typed(page: str, mentioned: str) -> None:
+    """Its verb and its options are those of the command line."""
     _, *words = re.split(r"\s+(?:Ar\s+)?", re.split(r"&&|\|", mentioned)[0])
     verbs = {verb.name: verb for verb in VERBS}
     options = {*JSON.names, "--help", "--version"}

@@ -1,16 +1,14 @@
-"""`kerntune.hold` for programs, with the real daemon on a simulated host: plain, with asyncio, in threads and forks."""
+"""`kerntune.hold` for programs, with the daemon on a simulated host: plain, with asyncio, in threads and forks."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import gc
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,50 +17,43 @@ import kerntune
 from kerntune import errors, holding
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.dbus.client import connect
+from tests.api.lab import BOUND, needs_root
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import CHECKOUT
-from tests.harness.privatebus import PrivateBus
 
-# There is no polkit on this bus: root alone may change anything.
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit root alone may hold")
+pytestmark = needs_root
 
-BOUND = 10.0  # seconds
 PAGES = "hugepages@2M=10"
 AGAIN = "this hold is entered already"
 
 
 @pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus(include=[CHECKOUT / "dbus/org.kerntune.Tuner1.conf"]) as running:
-        yield running
+def daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """Return the daemon; its bus is the system bus for the test too."""
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", daemon.env["DBUS_SYSTEM_BUS_ADDRESS"])
+    return daemon
 
 
-@pytest.fixture
-def daemon(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
-    with Daemon(bus, "--demo") as running:
-        yield running
-
-
-async def there() -> list[str]:
-    """The paths of all holds."""
+async def paths() -> list[str]:
+    """Return the paths of all holds."""
     async with connect(BUS_NAME) as client:
         found: list[str] = await client.get(ROOT, MANAGER, "Holds")
         return found
 
 
 def holds() -> list[str]:
-    return asyncio.run(there())
+    return asyncio.run(paths())
 
 
-def until_none() -> None:
+def none_left() -> None:
+    """Wait until nobody holds anything."""
     deadline = time.monotonic() + BOUND
     while holds():
         assert time.monotonic() < deadline, "a hold stays"
 
 
 def run(program: str, daemon: Daemon) -> str:
-    """What a program prints, one of its own process and children."""
+    """Run a program in a process of its own, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program], env=daemon.env | {"PYTHONPATH": str(CHECKOUT / "src")},
         capture_output=True, text=True, timeout=3 * BOUND, check=False,
@@ -71,7 +62,7 @@ def run(program: str, daemon: Daemon) -> str:
     return done.stdout
 
 
-def test_plain(daemon: Daemon) -> None:
+def test_a_with_block_holds_until_its_end(daemon: Daemon) -> None:
     mine = kerntune.hold(PAGES)
     with mine as held:
         assert holds() == [held.path]
@@ -84,16 +75,16 @@ def test_plain(daemon: Daemon) -> None:
     assert holds() == []
 
 
-async def test_with_asyncio(daemon: Daemon) -> None:
+async def test_an_async_with_block_holds_until_its_end(daemon: Daemon) -> None:
     mine = kerntune.hold(PAGES)
     async with mine as held:
-        assert await there() == [held.path]
-    assert await there() == []
+        assert await paths() == [held.path]
+    assert await paths() == []
     async with mine as held:
         assert held.number == 2
 
 
-def test_it_is_entered_once_at_a_time(daemon: Daemon) -> None:
+def test_a_hold_is_entered_once_at_a_time(daemon: Daemon) -> None:
     mine = kerntune.hold(PAGES)
     with mine as held:
         with pytest.raises(errors.Usage, match=AGAIN), mine:
@@ -104,13 +95,13 @@ def test_it_is_entered_once_at_a_time(daemon: Daemon) -> None:
         pass
 
 
-async def test_of_two_tasks_one_enters(daemon: Daemon) -> None:
+async def test_one_of_two_tasks_enters(daemon: Daemon) -> None:
     mine, leave = kerntune.hold(PAGES), asyncio.Event()
 
     async def work() -> int:
         async with mine as held:
             await leave.wait()
-            assert await there() == [held.path]
+            assert await paths() == [held.path]
             return held.number
 
     tasks = [asyncio.create_task(work()) for _ in range(2)]
@@ -121,7 +112,7 @@ async def test_of_two_tasks_one_enters(daemon: Daemon) -> None:
     assert (await asyncio.gather(*tasks, return_exceptions=True)).count(1) == 1
 
 
-def test_of_many_threads_one_enters(daemon: Daemon) -> None:
+def test_one_of_many_threads_enters(daemon: Daemon) -> None:
     mine, refused, leave = kerntune.hold(PAGES), list[str](), threading.Event()
 
     def work() -> None:
@@ -143,7 +134,7 @@ def test_of_many_threads_one_enters(daemon: Daemon) -> None:
     assert holds() == []
 
 
-def test_a_refused_one_may_be_entered_again(daemon: Daemon) -> None:
+def test_a_hold_that_was_refused_may_be_entered_again(daemon: Daemon) -> None:
     too_many = kerntune.hold("hugepages@2M=99999999")
     for _ in range(2):
         with pytest.raises(errors.OverLimit), too_many:
@@ -151,7 +142,7 @@ def test_a_refused_one_may_be_entered_again(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("form", ["with", "async with"])
-def test_a_forked_child_keeps_no_hold_alive(daemon: Daemon, form: str) -> None:
+def test_a_forked_child_does_not_keep_a_hold(daemon: Daemon, form: str) -> None:
     """The child has copies of all descriptors, and lives on when its parent is killed."""
     plain = f"""
 import asyncio, os, signal, time
@@ -192,7 +183,7 @@ print("ended")
 
 @pytest.mark.parametrize("form", ["with", "async with"])
 def test_a_child_that_leaves_the_block_ends_nothing(daemon: Daemon, form: str) -> None:
-    """Nor may it say what becomes of the hold: it is its parent's."""
+    """Nor may it release the hold or wait for its end: it is its parent's."""
     program = f"""
 import asyncio, os
 import kerntune
@@ -241,7 +232,7 @@ asyncio.run(count())
     assert (left, during, after) == ("left", "1", "0")
 
 
-async def test_a_daemon_that_does_not_come_back(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_daemon_that_does_not_come_back_ends_the_wait(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holding, "BACK_SECONDS", 0.1)
     async with kerntune.hold(PAGES) as held:
         ended = asyncio.create_task(held.ended())
@@ -251,7 +242,7 @@ async def test_a_daemon_that_does_not_come_back(daemon: Daemon, monkeypatch: pyt
                 await ended
 
 
-def test_told_of_its_end_by_others(daemon: Daemon) -> None:
+def test_the_holder_learns_that_others_ended_its_hold(daemon: Daemon) -> None:
     with kerntune.hold(PAGES) as held:
         program = f"import asyncio; from tests.api.test_holding import end; asyncio.run(end({held.path!r}))"
         subprocess.run([sys.executable, "-c", program], env=daemon.env, cwd=CHECKOUT, timeout=BOUND, check=True)
@@ -263,26 +254,26 @@ def test_told_of_its_end_by_others(daemon: Daemon) -> None:
 
 
 async def end(path: str) -> None:
-    """Release a hold, as somebody else."""
+    """Release a hold from another process."""
     async with connect(BUS_NAME) as client:
         await client.call(path, "org.kerntune.Tuner1.Hold", "Release", "a{sv}", {})
 
 
-def test_released_before_its_block_ends(daemon: Daemon) -> None:
+def test_a_hold_may_be_released_before_its_block_ends(daemon: Daemon) -> None:
     with kerntune.hold(PAGES) as held:
         held.release()
         assert holds() == []
         assert held.ended() is True
 
 
-async def test_after_its_block_there_is_nothing_to_do(daemon: Daemon) -> None:
+async def test_a_release_after_the_block_does_nothing(daemon: Daemon) -> None:
     async with kerntune.hold(PAGES) as held:
         pass
     await held.release()
     await held.ended()
 
 
-def test_the_block_ends_while_others_wait(daemon: Daemon) -> None:
+def test_the_end_of_the_block_ends_the_wait_of_others(daemon: Daemon) -> None:
     told: list[bool] = []
     with kerntune.hold(PAGES) as held:
         waiting = threading.Thread(target=lambda: told.append(held.ended()))
@@ -313,7 +304,7 @@ def test_an_error_of_the_release_does_not_hide_that_of_the_block(
     assert caught.value.__notes__ == ["the hold was not released in order: the pages are in use"]
     with pytest.raises(errors.KernelRejected), kerntune.hold(PAGES):
         pass
-    until_none()
+    none_left()
 
 
 @pytest.mark.parametrize(
@@ -335,7 +326,7 @@ def test_an_error_of_the_release_does_not_hide_that_of_the_block(
         ({"settings": ()}, "there is nothing to hold"),
     ],
 )
-def test_what_cannot_be_meant_is_told_at_once(asked: dict[str, Any], what: str) -> None:
+def test_an_argument_that_makes_no_sense_is_refused_at_once(asked: dict[str, Any], what: str) -> None:
     settings = asked.pop("settings", (PAGES,))
     with pytest.raises(errors.Usage) as caught:
         kerntune.hold(*settings, **asked)
@@ -347,7 +338,7 @@ class Named(enum.StrEnum):
     PROFILE = "ai-inference"
 
 
-def test_what_can_be_meant_is_taken(daemon: Daemon) -> None:
+def test_arguments_of_similar_types_are_taken(daemon: Daemon) -> None:
     allow_partial: Any = 1
     with kerntune.hold(PAGES, who="  ", profile=Named.PROFILE, allow_partial=allow_partial, ttl=holding.MAX_TTL):
         program = "import json, kerntune.cli.__main__ as it; it.main(['holds', '--json'])"
@@ -355,19 +346,19 @@ def test_what_can_be_meant_is_taken(daemon: Daemon) -> None:
 
 
 async def test_a_cancelled_entry_leaves_nothing(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
-    """At whatever step of it."""
+    """It may be cancelled at any of its steps."""
     for steps in range(0, 60, 2):
         entering = asyncio.create_task(kerntune.hold(PAGES).__aenter__())
         for _ in range(steps):
             await asyncio.sleep(0)
         entering.cancel()
         await asyncio.gather(entering, return_exceptions=True)
-    await asyncio.to_thread(until_none)
+    await asyncio.to_thread(none_left)
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_the_package_says_what_it_has() -> None:
+def test_the_package_lists_its_names() -> None:
     assert {"hold", "Hold", "AsyncHold", "Holding", "KerntuneError", "Outcome"} <= set(dir(kerntune))
     for name in kerntune.__all__:
         assert getattr(kerntune, name)

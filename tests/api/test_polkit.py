@@ -1,4 +1,4 @@
-"""Asking polkit, with an authority of our own on the bus that answers, refuses, asks back, hangs, or is not there."""
+"""Questions to polkit: a played authority answers, refuses, asks for a password, hangs, or is not there."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ HANG = None
 
 
 class Authority:
-    """Gives its answers in order; HANG is no answer, an exception an error reply. As many as like may hang."""
+    """A polkit that gives its answers in order: HANG is no answer, and an exception is an error reply.
+
+    Any number of calls may hang.
+    """
 
     service: Service
 
@@ -94,32 +97,32 @@ def somebody(name: str, *, interactive: bool = False, uid: int = 1000) -> Caller
 
 
 class TestAnswers:
-    async def test_yes(self, bus: PrivateBus) -> None:
+    async def test_polkit_permits(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, YES) as polkit:
             await authorise(service, somebody(":1.7"), ACTION_SET)
             assert polkit.asked == [("system-bus-name", ":1.7", ACTION_SET, 0)]
 
     @pytest.mark.parametrize(("action", "advice"), [(ACTION_SET, "adduser .* kerntune"), (ACTION_MANAGE, "sudo")])
-    async def test_no(self, bus: PrivateBus, action: str, advice: str) -> None:
+    async def test_polkit_refuses(self, bus: PrivateBus, action: str, advice: str) -> None:
         async with lab.serving(bus) as service, authority(bus, NO):
             with pytest.raises(errors.AccessDenied, match=f"uid 1000 .*{action}.*{advice}") as caught:
                 await authorise(service, somebody(":1.7", interactive=True), action)
             assert ("adduser" in str(caught.value)) == (action == ACTION_SET)
 
-    async def test_a_challenge_without_interaction(self, bus: PrivateBus) -> None:
+    async def test_a_caller_without_interaction_is_not_asked_for_a_password(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, CHALLENGE) as polkit:
             with pytest.raises(errors.InteractiveAuthorizationRequired, match="adduser"):
                 await authorise(service, somebody(":1.7"), ACTION_SET)
             assert [flags for *_, flags in polkit.asked] == [0]
 
-    async def test_a_challenge_that_is_met(self, bus: PrivateBus) -> None:
+    async def test_a_person_gives_the_password(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, YES) as polkit:
             await authorise(service, somebody(client.name, interactive=True), ACTION_SET)
             assert [flags for *_, flags in polkit.asked] == [0, 1]
             assert len(set(polkit.ids)) == 2
 
     @pytest.mark.parametrize(("answer", "what"), [(NO, "does not let"), (CHALLENGE, "nobody was there")])
-    async def test_a_challenge_that_is_not_met(self, bus: PrivateBus, answer: list[Any], what: str) -> None:
+    async def test_a_person_does_not_give_the_password(self, bus: PrivateBus, answer: list[Any], what: str) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, answer):
             with pytest.raises(errors.AccessDenied, match=what):
                 await authorise(service, somebody(client.name, interactive=True), ACTION_SET)
@@ -130,36 +133,36 @@ class TestAnswers:
 
 
 class TestNoAnswer:
-    async def test_absent(self, bus: PrivateBus) -> None:
+    async def test_without_polkit_nothing_is_permitted(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service:
             async with asyncio.timeout(2):
                 with pytest.raises(errors.AccessDenied, match="is polkit running"):
                     await authorise(service, somebody(":1.7", interactive=True), ACTION_SET)
 
-    async def test_silent(self, bus: PrivateBus) -> None:
+    async def test_a_silent_polkit_permits_nothing(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, HANG) as polkit:
             with pytest.raises(errors.AccessDenied, match=r"did not say within 0.05 s.*is polkit running"):
                 await authorise(service, somebody(":1.7", interactive=True), ACTION_SET, timeout=0.05)
             assert await polkit.cancelled.get() == polkit.ids[0]
 
-    def test_it_is_waited_for_longer_than_polkitd_can_be_stuck(self) -> None:
+    def test_polkit_is_waited_for_longer_than_it_can_be_stuck(self) -> None:
         """polkitd gives its rules 15 s, and can lose these with a good answer at their end; busctl waits for 25 s."""
         assert 15 < ANSWER < 25
 
-    async def test_nobody_types_the_password(self, bus: PrivateBus) -> None:
+    async def test_a_prompt_that_nobody_answers_ends(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, HANG) as polkit:
             caller = somebody(client.name, interactive=True)
             with pytest.raises(errors.AccessDenied, match="nobody authenticated"):
                 await authorise(service, caller, ACTION_SET, interactive_timeout=0.05)
             assert await polkit.cancelled.get() == polkit.ids[1]
 
-    async def test_an_action_it_does_not_know(self, bus: PrivateBus) -> None:
+    async def test_an_action_that_polkit_does_not_know(self, bus: PrivateBus) -> None:
         unknown = errors.Failed(f"Action {ACTION_SET} is not registered")
         async with lab.serving(bus) as service, authority(bus, unknown):
             with pytest.raises(errors.AccessDenied, match="reinstall"):
                 await authorise(service, somebody(":1.7"), ACTION_SET)
 
-    async def test_others_do_not_wait_meanwhile(self, bus: PrivateBus) -> None:
+    async def test_others_do_not_wait_for_a_silent_polkit(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, HANG, YES) as polkit:
             stuck = asyncio.create_task(authorise(service, somebody(":1.7"), ACTION_SET))
             await polkit.hanging.wait()
@@ -168,7 +171,7 @@ class TestNoAnswer:
             stuck.cancel()
             assert await polkit.cancelled.get() == polkit.ids[0]
 
-    async def test_one_user_does_not_take_up_all_that_may_wait(self, bus: PrivateBus) -> None:
+    async def test_one_user_does_not_take_all_places(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, *[HANG] * QUESTIONS_OF_USER, YES) as played:
             polkit = Polkit(service)
             stuck = [asyncio.create_task(polkit.authorise(somebody(f":1.{n}"), ACTION_SET)) for n in range(WAITING)]
@@ -183,8 +186,8 @@ class TestNoAnswer:
             await asyncio.wait(stuck)
             assert not polkit.users
 
-    async def test_prompts_that_nobody_answers_keep_nothing_else_waiting(self, bus: PrivateBus) -> None:
-        """Of two users; the first one's next prompt waits for a place, its quick question and the other's do not."""
+    async def test_open_prompts_hold_up_no_other_question(self, bus: PrivateBus) -> None:
+        """The next prompt of that user waits for a place; its quick question, and another user's prompt, do not."""
         prompts = [CHALLENGE] * (PROMPTS_OF_USER + 1) + [HANG] * PROMPTS_OF_USER
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, *prompts) as played:
             polkit = Polkit(service)
@@ -201,8 +204,8 @@ class TestNoAnswer:
             await asyncio.wait(stuck)
 
 
-class TestWhoAnswers:
-    async def test_another_polkit_is_found(self, bus: PrivateBus) -> None:
+class TestAuthorityOrClientGoes:
+    async def test_after_a_restart_of_polkit_the_next_is_asked(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service:
             polkit = Polkit(service)
             for _ in range(2):
@@ -210,9 +213,7 @@ class TestWhoAnswers:
                     await polkit.authorise(somebody(":1.7"), ACTION_SET)
                     assert len(played.asked) == 1
 
-
-class TestWithdrawn:
-    async def test_the_client_leaves(self, bus: PrivateBus) -> None:
+    async def test_the_question_is_withdrawn_when_the_client_leaves(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, CHALLENGE, HANG) as polkit:
             async with lab.client(bus) as client:
                 caller = somebody(client.name, interactive=True)
@@ -222,7 +223,7 @@ class TestWithdrawn:
                 await asking
             assert await polkit.cancelled.get() == polkit.ids[1]
 
-    async def test_the_daemon_stops(self, bus: PrivateBus) -> None:
+    async def test_the_question_is_withdrawn_when_the_daemon_stops(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, HANG) as polkit:
             asking = asyncio.create_task(authorise(service, somebody(client.name, interactive=True), ACTION_SET))
             await polkit.hanging.wait()
