@@ -1,4 +1,4 @@
-"""A small service with one of everything, to try the transport on."""
+"""A small service with one of everything, and clients to try it with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from kerntune import errors
+from kerntune.dbus import messages
 from kerntune.dbus.client import Client, connect
-from kerntune.dbus.connection import Connection, Waiting
+from kerntune.dbus.connection import Connection
+from kerntune.dbus.framing import Frame
 from kerntune.dbus.introspection import Interface, parse
 from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.dbus.service import Caller, Service
+from kerntune.dbus.standard import BUS, BUS_PATH, STATS
 from tests.harness.privatebus import PrivateBus
 
 NAME = "org.kerntune.Lab"
 HINT = "is it running? systemctl status lab"
+LATE = "it may still be at work"
 ROOT = "/org/kerntune/Lab"
 IFACE = "org.kerntune.Lab.Bench"
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -64,7 +68,7 @@ def interfaces() -> dict[str, Interface]:
 
 
 class Bench:
-    """Implements the interface above; `release` ends the calls that wait, `cancelled` is set when one was cut short."""
+    """The main object. `release` ends the calls that wait; `cancelled` is set when a call that waits is cancelled."""
 
     version = "1"
 
@@ -132,6 +136,7 @@ class Sample:
 
 @asynccontextmanager
 async def serving(bus: PrivateBus, bench: Bench | None = None, *, in_flight: int = 32) -> AsyncIterator[Service]:
+    """Run the service with its main object; the calls that wait end with the context."""
     bench = bench or Bench()
     service = Service(interfaces(), ROOT, in_flight=in_flight, address=bus.address)
     bench.service = service
@@ -147,22 +152,37 @@ async def serving(bus: PrivateBus, bench: Bench | None = None, *, in_flight: int
 
 @asynccontextmanager
 async def client(bus: PrivateBus) -> AsyncIterator[Client]:
-    async with connect(NAME, bus.address, hint=HINT, late="it may still be at work") as connected:
+    """Connect a client of the service."""
+    async with connect(NAME, bus.address, hint=HINT, late=LATE) as connected:
         yield connected
 
 
 async def settle(client: Client, service: Service) -> None:
-    """Return when the service has received all that the client has sent: the bus keeps the order."""
-    await client._connection.call_bus("GetId")
+    """Wait until the service has received all that the client has sent: the bus keeps the order."""
+    await client.running()
     await service.connection.call_bus("GetId")
 
 
+async def answered(service: Service) -> None:
+    """Wait until every call that the service has received is answered."""
+    while service.connection._tasks:
+        await asyncio.gather(*service.connection._tasks)
+
+
+async def stats(service: Service) -> dict[str, int]:
+    """Return the figures that the bus has of the service's connection."""
+    connection = service.connection
+    where = (BUS, BUS_PATH, STATS, "GetConnectionStats")
+    (found,) = await connection.call(*where, "s", connection.unique_name, timeout=5)
+    return {name: value.value for name, value in found.items()}
+
+
 class Raw:
-    """A client that sends any message, and keeps all that it gets."""
+    """A client that sends any message, and keeps all that it gets from others than the bus itself."""
 
     def __init__(self, bus: PrivateBus) -> None:
         self.got: asyncio.Queue[Message] = asyncio.Queue()
-        self.link = Connection(self.got.put_nowait, address=bus.address)
+        self.link = _Keeping(self.got, bus.address)
 
     async def __aenter__(self) -> Raw:
         await self.link.connect()
@@ -180,27 +200,24 @@ class Raw:
         interface: str | None = IFACE,
         flags: MessageFlag = MessageFlag.NONE,
     ) -> Message:
-        """Send a call without waiting; its reply, if there is one, is kept."""
+        """Send a call without waiting, and return it."""
         message = Message(NAME, path, IFACE, member, flags=flags, signature=signature, body=list(args))
         message.interface = interface  # type: ignore[assignment]  # None is allowed
         self.link.send(message)
-        waiting: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        waiting.add_done_callback(self._keep)
-        self.link._replies[message.serial] = Waiting(NAME, waiting)
         return message
 
     async def next_reply(self) -> Message:
-        """The next method return or error."""
+        """Return the next method return or error."""
         return await self._next(MessageType.METHOD_RETURN, MessageType.ERROR)
 
     async def reply_to(self, call: Message) -> Message:
-        """The reply to a call, others are skipped."""
+        """Return the reply to a call, and skip others."""
         while (message := await self.next_reply()).reply_serial != call.serial:
             pass
         return message
 
     async def method_call(self) -> Message:
-        """The next call to us."""
+        """Return the next call to us."""
         return await self._next(MessageType.METHOD_CALL)
 
     async def _next(self, *kinds: MessageType) -> Message:
@@ -208,6 +225,16 @@ class Raw:
             pass
         return message
 
-    def _keep(self, waiting: asyncio.Future[Message]) -> None:
-        if not waiting.exception():
-            self.got.put_nowait(waiting.result())
+
+class _Keeping(Connection):
+    """A connection that keeps each message that it gets from others than the bus itself."""
+
+    def __init__(self, got: asyncio.Queue[Message], address: str) -> None:
+        super().__init__(lambda _: None, address=address)
+        self._got = got
+
+    def _sort(self, frame: Frame) -> None:
+        message = messages.parse(frame.data)
+        if message.sender != BUS:
+            self._got.put_nowait(message)
+        super()._sort(frame)

@@ -115,6 +115,9 @@ class Reader:
                 size = self.one("u")
                 self.at += -self.at % alignment(kind[1:])
                 end, found = self.at + size, []
+                if kind == "ay":
+                    self.at = end
+                    return self.data[end - size : end]
                 while self.at < end:
                     found.append(self.one(kind[1:]))
                 return dict(found) if kind[1] == "{" else found
