@@ -1,4 +1,4 @@
-"""The blocking client: errors, plain values and signals, as those of the client with an event loop."""
+"""The two clients, with an event loop and without: values, errors and signals are the same with both."""
 
 from __future__ import annotations
 
@@ -9,41 +9,279 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import pytest
 
 from kerntune import errors
-from kerntune.api.names import BUS_NAME
-from kerntune.dbus import blocking
-from kerntune.dbus.blocking import BlockingClient, Signal, connect
+from kerntune.dbus import blocking, standard
+from kerntune.dbus.blocking import BlockingClient, Signal
+from kerntune.dbus.client import connect
+from kerntune.dbus.connection import Connection
 from kerntune.dbus.framing import Cutter
-from kerntune.dbus.messages import Message, Variant, marshalled, parse
+from kerntune.dbus.messages import Message, Variant, parse
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
 from tests.hostile import raw
 
-T = TypeVar("T")
-SOON = 20.0  # seconds
+SOON: Final = 10.0  # seconds in which everything happens
+
+AnyClient = Any  # a Client, or InThread
 
 
-async def aside(work: Callable[[BlockingClient], T], bus: PrivateBus) -> T:
-    """Do what blocks in a thread, with a client of its own."""
+class InThread:
+    """The blocking client with the methods of the other; each call blocks a thread of its own."""
 
-    def run() -> T:
-        with connect(lab.NAME, bus.address, hint=lab.HINT) as client:
-            return work(client)
+    def __init__(self, client: BlockingClient) -> None:
+        self.blocking, self.name = client, client.name
 
-    async with asyncio.timeout(SOON):
-        return await asyncio.to_thread(run)
+    async def call(self, *what: Any, **how: Any) -> list[Any]:
+        return await asyncio.to_thread(self.blocking.call, *what, **how)
+
+    async def get(self, *what: str) -> Any:
+        return await asyncio.to_thread(self.blocking.get, *what)
+
+    async def running(self) -> bool:
+        return await asyncio.to_thread(self.blocking.running)
+
+    @asynccontextmanager
+    async def listen(self, *what: str, restarts: bool = False) -> AsyncIterator[InThread]:
+        await asyncio.to_thread(self.blocking.listen, *what)
+        yield self
+
+    def __aiter__(self) -> InThread:
+        return self
+
+    async def __anext__(self) -> Signal:
+        signal = await asyncio.to_thread(self.blocking.next_signal, timeout=SOON)
+        assert signal is not None, "no signal came"
+        return signal
 
 
-@contextmanager
-def played(folder: Path, part: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Give the address of a bus that is played by a thread; its part is over when the connection ends."""
+@asynccontextmanager
+async def with_loop(address: str, service: str = lab.NAME) -> AsyncIterator[AnyClient]:
+    async with connect(service, address, hint=lab.HINT, late=lab.LATE) as client:
+        yield client
+
+
+@asynccontextmanager
+async def in_thread(address: str, service: str = lab.NAME) -> AsyncIterator[AnyClient]:
+    with await asyncio.to_thread(BlockingClient, address, service, lab.HINT, lab.LATE) as client:
+        yield InThread(client)
+
+
+Connecting = Callable[..., AbstractAsyncContextManager[AnyClient]]
+
+
+@pytest.fixture(params=[with_loop, in_thread], ids=["loop", "blocking"])
+def connecting(request: pytest.FixtureRequest) -> Connecting:
+    """Return a function that connects one of the two clients to a bus at an address."""
+    found: Connecting = request.param
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("blocking", {"asyncio", "kerntune.dbus.connection", "kerntune.dbus.client"}),
+        ("client", {f"kerntune.dbus.{name}" for name in ("server", "service", "objects", "intake")}),
+    ],
+)
+def test_a_client_imports_nothing_that_it_does_without(module: str, others: set[str]) -> None:
+    check = f"import sys, kerntune.dbus.{module}; print({others} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout == "set()\n"
+
+
+class TestCalls:
+    async def test_values_are_plain(self, bus: PrivateBus, connecting: Connecting) -> None:
+        async with lab.serving(bus), connecting(bus.address) as client:
+            assert await client.running()
+            assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text") == ["text"]
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            options = {"who": Variant("s", "me")}
+            assert await client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", options) == [["who:s"]]
+            assert await client.get(lab.ROOT, lab.IFACE, "Count") == 7
+            who = await client.call(lab.ROOT, lab.IFACE, "Who", interactive=True)
+            assert (who[0], who[3]) == (client.name, True)
+            (data,) = await client.call(lab.ROOT, lab.IFACE, "Big", "u", 3 << 20)
+            assert len(data) == 3 << 20
+
+    async def test_an_error_keeps_its_class_and_its_text(self, bus: PrivateBus, connecting: Connecting) -> None:
+        async with lab.serving(bus), connecting(bus.address) as client:
+            with pytest.raises(errors.OverLimit, match=r"too many pages.*ask for fewer"):
+                await client.call(lab.ROOT, lab.IFACE, "Refuse")
+            with pytest.raises(errors.Usage, match=r"'\\udcff' is no UTF-8"):
+                await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "\udcff")
+
+    @pytest.mark.parametrize(
+        ("text", "shown"), [("so it is", r"com\.example\.Odd: so it is"), ("", r"com\.example\.Odd")]
+    )
+    async def test_an_error_of_a_foreign_name_shows_it(
+        self, bus: PrivateBus, connecting: Connecting, text: str, shown: str
+    ) -> None:
+        async with lab.Raw(bus) as service, connecting(bus.address) as client:
+            await service.link.call_bus("RequestName", "su", lab.NAME, 4)
+            call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text"))
+            answer = Message.new_error(await service.method_call(), "com.example.Odd", text)
+            if not text:
+                answer.signature, answer.body = "", []
+            service.link.send(answer)
+            with pytest.raises(errors.Failed, match=f"^{shown}$"):
+                await call
+
+    async def test_without_the_service_the_hint_says_what_to_try(self, bus: PrivateBus, connecting: Connecting) -> None:
+        async with connecting(bus.address) as client:
+            assert not await client.running()
+            with pytest.raises(errors.Unreachable, match=r"Lab cannot be reached.*systemctl status lab"):
+                await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text")
+            with pytest.raises(errors.Unreachable, match=r"Lab cannot be reached.*systemctl status lab"):
+                async with client.listen(lab.ROOT, lab.IFACE):
+                    pass
+
+    async def test_a_call_starts_the_service_unless_told_not_to(self, tmp_path: Path, connecting: Connecting) -> None:
+        marker, services = tmp_path / "started", tmp_path / "services"
+        services.mkdir()
+        program = f"/bin/sh -c 'touch {marker}; exit 1'"
+        (services / "lab.service").write_text(f"[D-BUS Service]\nName={lab.NAME}\nExec={program}\n")
+        include = tmp_path / "activation.conf"
+        allowed = f'<policy context="default"><allow send_destination="{lab.NAME}"/></policy>'
+        include.write_text(f"<busconfig><servicedir>{services}</servicedir>{allowed}</busconfig>\n")
+        with PrivateBus(include=[include]) as bus:
+            async with connecting(bus.address) as client:
+                with pytest.raises(errors.Unreachable, match="systemctl status lab"):
+                    await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text", start=False)
+                assert not marker.exists()
+                with pytest.raises(errors.Unreachable):
+                    await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text")
+                assert marker.exists()
+
+    async def test_a_late_answer_is_that_of_no_later_call(self, bus: PrivateBus, connecting: Connecting) -> None:
+        bench = lab.Bench()
+        async with lab.serving(bus, bench), connecting(bus.address) as client:
+            with pytest.raises(
+                errors.Unreachable, match=r"^org.kerntune.Lab did not answer Wait within 0.05 s.*still be at work"
+            ):
+                await client.call(lab.ROOT, lab.IFACE, "Wait", timeout=0.05)
+            bench.release.set()
+            assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", "later") == ["later"]
+
+    async def test_a_crash_of_the_service_ends_the_call(self, bus: PrivateBus, connecting: Connecting) -> None:
+        bench = lab.Bench()
+        async with connecting(bus.address) as client:
+            async with lab.serving(bus, bench) as service:
+                call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
+                await bench.started.wait()
+                service.connection.disconnect("as a crash would")
+            with pytest.raises(errors.Unreachable, match="systemctl status lab"):
+                await call
+
+    async def test_a_stop_of_the_service_ends_the_call(self, bus: PrivateBus, connecting: Connecting) -> None:
+        bench = lab.Bench()
+        async with connecting(bus.address) as client, lab.serving(bus, bench) as service:
+            call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait"))
+            await bench.started.wait()
+            await service.connection.close()
+            with pytest.raises(errors.Failed, match=r"has stopped before this was done\. Ask again"):
+                await call
+
+    async def test_an_answer_that_is_too_long_is_an_error(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
+        with_limit = Connection(lambda _: None, address=bus.address, max_body=1 << 20)
+        async with lab.serving(bus), in_thread(bus.address) as client:
+            with pytest.raises(errors.LimitsExceeded, match="the answer is too long"):
+                await client.call(lab.ROOT, lab.IFACE, "Big", "u", 2 << 20)
+            await with_limit.connect()
+            with pytest.raises(errors.LimitsExceeded, match="the answer is too long"):
+                await with_limit.call(lab.NAME, lab.ROOT, lab.IFACE, "Big", "u", 2 << 20, timeout=SOON)
+            await with_limit.close()
+
+
+Attempt = Callable[[str], Awaitable[object]]
+
+
+async def attempt_with_loop(address: str) -> None:
+    await Connection(lambda _: None, address=address).connect(timeout=0.2)
+
+
+async def attempt_in_thread(address: str) -> None:
+    await asyncio.to_thread(BlockingClient, address, lab.NAME)
+
+
+class TestBus:
+    @pytest.mark.parametrize("address", ["unix:path=/nonexistent/bus", "tcp:host=localhost", "nonsense", "unix:path"])
+    async def test_there_is_no_bus(self, address: str, connecting: Connecting) -> None:
+        with pytest.raises(errors.Unreachable, match=r"bus at .*is dbus running"):
+            async with connecting(address):
+                pass
+
+    async def test_the_second_address_is_tried(self, bus: PrivateBus, connecting: Connecting) -> None:
+        async with connecting(f"unix:path=/nonexistent;{bus.address}") as client:
+            assert client.name.startswith(":")
+
+    @pytest.mark.parametrize("answer", [b"", b"OK", b"REJECTED EXTERNAL\r\n", b"x" * 70_000])
+    async def test_the_bus_hangs_up_or_refuses(self, tmp_path: Path, connecting: Connecting, answer: bytes) -> None:
+        def refuse(peer: socket.socket) -> None:
+            peer.recv(1024)
+            peer.sendall(answer)
+
+        async with played(tmp_path, refuse) as address:
+            with pytest.raises(errors.Unreachable, match=r"closed the connection|refused to authenticate"):
+                async with connecting(address):
+                    pass
+
+    @pytest.mark.parametrize("attempt", [attempt_with_loop, attempt_in_thread], ids=["loop", "blocking"])
+    @pytest.mark.parametrize("words", [None, b"x", b"OK 0\r\n"], ids=["nothing", "a little", "no hello"])
+    async def test_the_bus_is_silent_or_slow(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: bytes | None, attempt: Attempt
+    ) -> None:
+        """It says nothing, or one letter after the other, or does not answer Hello."""
+        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
+
+        def speak(peer: socket.socket) -> None:
+            with suppress(OSError):
+                if words and len(words) > 1:
+                    peer.recv(1024)
+                    peer.sendall(words)
+                while words == b"x":
+                    peer.sendall(words)
+                    time.sleep(0.05)
+                while peer.recv(1024):
+                    pass
+
+        async with played(tmp_path, speak) as address:
+            with pytest.raises(errors.Unreachable, match="did not answer"):
+                await attempt(address)
+
+    async def test_the_bus_goes(self, bus: PrivateBus, connecting: Connecting) -> None:
+        bench = lab.Bench()
+        async with (
+            lab.serving(bus, bench),
+            connecting(bus.address) as client,
+            connecting(bus.address) as other,
+            client.listen(lab.ROOT) as signals,
+        ):
+            waiting = asyncio.create_task(other.call(lab.ROOT, lab.IFACE, "Wait"))
+            heard = asyncio.create_task(anext(signals))
+            await bench.started.wait()
+            await asyncio.to_thread(bus.stop)
+            with pytest.raises(errors.Unreachable, match="cannot be reached"):
+                await waiting
+            # The bus may still say that the service has left.
+            with pytest.raises(errors.Unreachable, match=r"closed the connection|has left the bus|was lost"):
+                await heard
+            with pytest.raises(errors.Unreachable, match=r"closed the connection|is not connected"):
+                await client.call(lab.ROOT, lab.IFACE, "Both", timeout=SOON)
+
+
+@asynccontextmanager
+async def played(folder: Path, part: Callable[[socket.socket], None]) -> AsyncIterator[str]:
+    """Give the address of a bus that a thread plays; its part is over when the connection ends."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "bus"))
         listener.listen()
@@ -56,170 +294,12 @@ def played(folder: Path, part: Callable[[socket.socket], None]) -> Iterator[str]
         thread = threading.Thread(target=play, daemon=True)
         thread.start()
         yield f"unix:path={folder}/bus"
-        thread.join(SOON)
+        await asyncio.to_thread(thread.join, SOON)
         assert not thread.is_alive()
 
 
-def test_it_needs_no_event_loop() -> None:
-    check = "import sys, kerntune.dbus.blocking; print({'asyncio', 'kerntune.dbus.connection'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=20)
-    assert done.stdout == "set()\n"
-
-
-class TestCalls:
-    async def test_values_are_plain(self, bus: PrivateBus) -> None:
-        def work(client: BlockingClient) -> tuple[object, ...]:
-            assert client.running()
-            return (
-                client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text"),
-                client.call(lab.ROOT, lab.IFACE, "Both"),
-                client.call(lab.ROOT, lab.IFACE, "Options", "a{sv}", {"who": Variant("s", "me")}),
-                client.get(lab.ROOT, lab.IFACE, "Count"),
-                client.call(lab.ROOT, lab.IFACE, "Who", interactive=True)[3],
-                client.call(lab.ROOT, lab.IFACE, "Who")[0] == client.name,
-            )
-
-        async with lab.serving(bus):
-            assert await aside(work, bus) == (["text"], [1, "two"], [["who:s"]], 7, True, True)
-
-    async def test_a_long_answer(self, bus: PrivateBus) -> None:
-        async with lab.serving(bus):
-            (data,) = await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Big", "u", 3 << 20), bus)
-            assert len(data) == 3 << 20
-
-    async def test_an_answer_that_is_too_long(self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
-        async with lab.serving(bus):
-            with pytest.raises(errors.LimitsExceeded, match="the answer is too long"):
-                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Big", "u", 2 << 20), bus)
-
-    async def test_errors_keep_their_class_and_their_text(self, bus: PrivateBus) -> None:
-        async with lab.serving(bus):
-            with pytest.raises(errors.OverLimit, match=r"too many pages.*ask for fewer"):
-                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Refuse"), bus)
-            with pytest.raises(errors.Usage, match=r"'\\udcff' is no UTF-8"):
-                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Echo", "s", "\udcff"), bus)
-
-    async def test_no_daemon(self, bus: PrivateBus) -> None:
-        assert not await aside(BlockingClient.running, bus)
-        with pytest.raises(errors.Unreachable, match=r"Lab cannot be reached.*systemctl status lab"):
-            await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Echo", "s", "text"), bus)
-
-    async def test_no_answer_in_time_spoils_no_later_one(self, bus: PrivateBus) -> None:
-        bench = lab.Bench()
-
-        def work(client: BlockingClient) -> list[object]:
-            with pytest.raises(errors.Unreachable, match=r"^org.kerntune.Lab did not answer Wait within 0.05 s"):
-                client.call(lab.ROOT, lab.IFACE, "Wait", timeout=0.05)
-            loop.call_soon_threadsafe(bench.release.set)
-            return client.call(lab.ROOT, lab.IFACE, "Echo", "s", "later")
-
-        loop = asyncio.get_running_loop()
-        async with lab.serving(bus, bench):
-            assert await aside(work, bus) == ["later"]
-
-    async def test_nobody_is_started_by_who_does_not_want_it(self, tmp_path: Path) -> None:
-        marker, services = tmp_path / "started", tmp_path / "services"
-        services.mkdir()
-        (services / "lab.service").write_text(
-            f"[D-BUS Service]\nName={lab.NAME}\nExec=/bin/sh -c 'touch {marker}; exit 1'\n"
-        )
-        include = tmp_path / "activation.conf"
-        allowed = f'<policy context="default"><allow send_destination="{lab.NAME}"/></policy>'
-        include.write_text(f"<busconfig><servicedir>{services}</servicedir>{allowed}</busconfig>\n")
-        with PrivateBus(include=[include]) as bus:
-            with pytest.raises(errors.Unreachable):
-                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Wait", start=False), bus)
-            assert not marker.exists()
-            with pytest.raises(errors.Unreachable):
-                await aside(lambda client: client.call(lab.ROOT, lab.IFACE, "Wait"), bus)
-            assert marker.exists()
-
-
-class TestBus:
-    @pytest.mark.parametrize("address", ["unix:path=/nonexistent", "tcp:host=localhost", "nonsense"])
-    def test_no_bus(self, address: str) -> None:
-        with pytest.raises(errors.Unreachable, match=r"bus at .*is dbus running"), connect(BUS_NAME, address):
-            pass
-
-    def test_a_later_address_is_tried(self, bus: PrivateBus) -> None:
-        with connect(BUS_NAME, f"unix:path=/nonexistent;{bus.address}") as client:
-            assert client.name.startswith(":")
-
-    @pytest.mark.parametrize(
-        ("answer", "what"), [(b"REJECTED EXTERNAL\r\n", "refused to authenticate us: REJECTED"), (b"", "closed")]
-    )
-    def test_a_bus_that_refuses(self, tmp_path: Path, answer: bytes, what: str) -> None:
-        def refuse(peer: socket.socket) -> None:
-            peer.recv(1024)
-            peer.sendall(answer)
-
-        with (
-            played(tmp_path, refuse) as address,
-            pytest.raises(errors.Unreachable, match=what),
-            connect(BUS_NAME, address),
-        ):
-            pass
-
-    def test_a_bus_that_says_a_little_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
-
-        def trickle(peer: socket.socket) -> None:
-            with suppress(OSError):
-                while True:
-                    peer.sendall(b"x")
-                    time.sleep(0.05)
-
-        with (
-            played(tmp_path, trickle) as address,
-            pytest.raises(errors.Unreachable, match="did not answer"),
-            connect(BUS_NAME, address),
-        ):
-            pass
-
-    def test_a_bus_that_does_not_say_hello(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.2)
-
-        def silent(peer: socket.socket) -> None:
-            peer.recv(1024)
-            peer.sendall(b"OK 0\r\n")
-            while peer.recv(1024):
-                pass
-
-        with (
-            played(tmp_path, silent) as address,
-            pytest.raises(errors.Unreachable, match="did not answer Hello"),
-            connect(BUS_NAME, address),
-        ):
-            pass
-
-    def test_a_bus_that_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocking, "CONNECT_SECONDS", 0.05)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "bus"))
-            listener.listen()
-            with (
-                pytest.raises(errors.Unreachable, match="did not answer"),
-                connect(BUS_NAME, f"unix:path={tmp_path}/bus"),
-            ):
-                pass
-
-    async def test_a_bus_that_goes(self, bus: PrivateBus) -> None:
-        def work(client: BlockingClient) -> None:
-            client.listen(lab.ROOT)
-            bus.stop()
-            # The bus may still say that the service has left.
-            with pytest.raises(errors.Unreachable, match=r"closed the connection|has left the bus"):
-                client.next_signal(timeout=SOON)
-            with pytest.raises(errors.Unreachable, match="closed the connection"):
-                client.call(lab.ROOT, lab.IFACE, "Both", timeout=SOON)
-
-        async with lab.serving(bus):
-            await aside(work, bus)
-
-
-def odd(before: bytes) -> Callable[[socket.socket], None]:
-    """Return a bus that says something else before it answers the second call."""
+def says_before(words: bytes) -> Callable[[socket.socket], None]:
+    """Return the part of a bus that says something else before it answers the second call."""
 
     def serve(peer: socket.socket) -> None:
         cutter = Cutter(1 << 20)
@@ -229,198 +309,214 @@ def odd(before: bytes) -> Callable[[socket.socket], None]:
             for frame in cutter.feed(data.removeprefix(b"BEGIN\r\n")):
                 call = parse(frame.data)
                 if call.serial == 2:
-                    peer.sendall(before)
-                peer.sendall(said(call.destination, f"answer {call.serial}", 2, (5, ("u", call.serial))))
+                    peer.sendall(words)
+                peer.sendall(said(call.destination, "true", kind=raw.RETURN, serial=call.serial))
 
     return serve
 
 
-def said(sender: str, text: str, kind: int, *more: tuple[int, tuple[str, Any]]) -> bytes:
-    """Return a message of that kind with a text, as the bus delivers it; `more` are header fields."""
-    fields = ((7, ("s", sender)), *more)
-    return raw.message(7, "", "/", "a.b", "c", "s", bytes(raw.Writer().all("s", [text])), kind=kind, more=fields)
+def said(sender: str, text: str, *, kind: int, serial: int = 2) -> bytes:
+    """Return a message with a text, as the bus delivers it, that names a call as the one that it answers."""
+    fields = ((7, ("s", sender)), (5, ("u", serial)))
+    body = bytes(raw.Writer().all("s", [text]))
+    return raw.message(7, "", "/", "a.b", "c", "s", body, kind=kind, more=fields)
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        said(":1.1", "of a type that D-Bus does not have yet", 9, (5, ("u", 2))),
-        said(":1.1", "a signal", 4, (5, ("u", 2))),
-        said(":1.5", "of a stranger", 2, (5, ("u", 2))),
-    ],
-    ids=["type", "signal", "stranger"],
-)
-def test_what_is_no_answer_is_none(tmp_path: Path, before: bytes) -> None:
-    with played(tmp_path, odd(before)) as address, connect(":1.1", address) as client:
-        assert client.call("/", "a.b", "c", timeout=SOON) == ["answer 2"]
+@pytest.mark.parametrize("kind", [9, raw.SIGNAL, raw.RETURN], ids=["unknown type", "signal", "stranger"])
+async def test_only_the_reply_of_the_called_is_taken(tmp_path: Path, connecting: Connecting, kind: int) -> None:
+    """A real bus lets no other reply pass."""
+    sender = ":1.5" if kind == raw.RETURN else ":1.1"
+    forged = said(sender, "forged", kind=kind)
+    async with played(tmp_path, says_before(forged)) as address, connecting(address, ":1.1") as client:
+        assert await client.call("/", "a.b", "c", timeout=SOON) == ["true"]
+
+
+async def test_only_the_bus_itself_replies_for_the_bus(tmp_path: Path) -> None:
+    async with played(tmp_path, says_before(said(":1.5", "forged", kind=raw.RETURN))) as address:
+        link = Connection(lambda _: None, address=address)
+        await link.connect()
+        assert await link.call(*standard.THE_BUS, "GetId", timeout=SOON) == ["true"]
+        await link.close()
 
 
 class TestSignals:
-    async def test_only_what_is_asked_for_also_during_a_call(self, bus: PrivateBus) -> None:
-        def work(client: BlockingClient) -> list[Signal | None]:
-            client.listen(lab.ROOT, lab.IFACE, "Tick")
-            emit("Tick", 1)
+    async def test_a_listener_hears_what_it_has_asked_for(self, bus: PrivateBus, connecting: Connecting) -> None:
+        bench = lab.Bench()
+        async with (
+            lab.serving(bus, bench) as service,
+            connecting(bus.address) as client,
+            client.listen(lab.ROOT, lab.IFACE, "Tick") as ticks,
+        ):
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {"kind": Variant("s", "x")})
             bench.count += 1
-            loop.call_soon_threadsafe(service.publish_changes, lab.ROOT)
-            client.call(lab.ROOT, lab.IFACE, "Both")
-            emit("Tick", 2)
-            return [client.next_signal(timeout=SOON), client.next_signal(timeout=SOON), client.next_signal(timeout=0)]
+            service.publish_changes(lab.ROOT)
+            await client.call(lab.ROOT, lab.IFACE, "Both")
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 2, {})
+            assert await anext(ticks) == Signal(lab.ROOT, lab.IFACE, "Tick", [1, {"kind": "x"}])
+            assert (await anext(ticks)).args[0] == 2
 
-        def emit(member: str, number: int) -> None:
-            details = {"kind": Variant("s", "x")}
-            loop.call_soon_threadsafe(service.emit, lab.ROOT, lab.IFACE, member, number, details)
+    async def test_all_signals_of_an_object_come_in_one_order(self, bus: PrivateBus, connecting: Connecting) -> None:
+        bench = lab.Bench()
+        async with (
+            lab.serving(bus, bench) as service,
+            connecting(bus.address) as client,
+            client.listen(lab.ROOT) as signals,
+        ):
+            for number in range(3):
+                bench.count += 1
+                service.publish_changes(lab.ROOT)
+                service.emit(lab.ROOT, lab.IFACE, "Tick", number, {})
+            heard = [(await anext(signals)).member for _ in range(6)]
+            assert heard == ["PropertiesChanged", "Tick"] * 3
 
-        loop, bench = asyncio.get_running_loop(), lab.Bench()
-        async with lab.serving(bus, bench) as service:
-            first, second, none = await aside(work, bus)
-        assert first == Signal(lab.ROOT, lab.IFACE, "Tick", [1, {"kind": "x"}])
-        assert second is not None
-        assert second.args[0] == 2
-        assert none is None
+    async def test_strangers_cannot_send_them(self, bus: PrivateBus, connecting: Connecting) -> None:
+        async with (
+            lab.serving(bus) as service,
+            connecting(bus.address) as client,
+            lab.Raw(bus) as stranger,
+            client.listen(lab.ROOT, lab.IFACE) as ticks,
+        ):
+            await send_to(stranger, client, "Tick", "ua{sv}", 666, {})
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+            assert (await anext(ticks)).args[0] == 1
 
-    async def test_a_call_may_give_them_away(self, bus: PrivateBus) -> None:
+    async def test_they_end_with_the_service_after_those_before(self, bus: PrivateBus, connecting: Connecting) -> None:
+        async with connecting(bus.address) as client:
+            async with lab.serving(bus) as service:
+                listening = client.listen(lab.ROOT, restarts=False)
+                ticks = await listening.__aenter__()
+                service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+            assert (await anext(ticks)).args[0] == 1
+            with pytest.raises(errors.Unreachable, match=r"org\.kerntune\.Lab has left the bus.*systemctl status"):
+                await anext(ticks)
+
+    async def test_two_listeners_hear_their_own(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with (
+            lab.serving(bus, bench) as service,
+            lab.client(bus) as client,
+            client.listen(lab.ROOT, lab.IFACE, "Tick") as ticks,
+            client.listen(lab.ROOT, lab.PROPERTIES) as changes,
+        ):
+            bench.count += 1
+            service.publish_changes(lab.ROOT)
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+            assert (await anext(ticks)).member == "Tick"
+            assert (await anext(changes)).member == "PropertiesChanged"
+
+    async def test_to_iterate_is_enough(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus) as service, lab.client(bus) as client:
+            ticks = client.listen(lab.ROOT, lab.IFACE)
+            first, n = asyncio.create_task(anext(ticks)), 0
+            while not first.done():
+                service.emit(lab.ROOT, lab.IFACE, "Tick", n, {})
+                await lab.settle(client, service)
+                n += 1
+            service.emit(lab.ROOT, lab.IFACE, "Tick", n, {})
+            heard = [(await first).args[0]]
+            async for tick in ticks:
+                heard.append(tick.args[0])
+                if tick.args[0] == n:
+                    break
+            assert heard == list(range(heard[0], n + 1))
+
+    async def test_they_go_on_after_a_restart_of_the_service(self, bus: PrivateBus) -> None:
+        async with lab.client(bus) as client:
+            async with lab.serving(bus):
+                ticks = client.listen(lab.ROOT, lab.IFACE)
+                await ticks.__aenter__()
+            async with lab.serving(bus) as again:
+                again.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+                assert (await anext(ticks)).args[0] == 1
+
+
+async def send_to(stranger: lab.Raw, client: AnyClient, member: str, signature: str, *args: object) -> None:
+    """Send a signal to one client, and return when the bus has delivered it."""
+    signal = Message.new_signal(lab.ROOT, lab.IFACE, member, signature, list(args))
+    signal.destination = client.name
+    stranger.link.send(signal)
+    await stranger.link.call_bus("GetId")  # the bus takes messages in order
+
+
+class TestBlockingSignals:
+    async def test_to_listen_again_hears_the_next_service(self, bus: PrivateBus) -> None:
+        async with in_thread(bus.address) as client:
+            async with lab.serving(bus), client.listen(lab.ROOT):
+                pass
+            with pytest.raises(errors.Unreachable, match="has left the bus"):
+                await anext(client)
+            with pytest.raises(errors.Unreachable, match="cannot be reached"):
+                async with client.listen(lab.ROOT):
+                    pass
+            async with lab.serving(bus) as again, client.listen(lab.ROOT):
+                again.emit(lab.ROOT, lab.IFACE, "Tick", 2, {})
+                assert (await anext(client)).args[0] == 2
+
+    async def test_to_listen_again_takes_no_more_rules(self, bus: PrivateBus) -> None:
+        """The bus lets a connection have 512 (dbus-daemon(1)), and a hold may outlive any number of daemons."""
+        async with lab.serving(bus), in_thread(bus.address) as client:
+            for _ in range(600):
+                async with client.listen(lab.ROOT):
+                    pass
+
+    async def test_a_call_may_hand_them_over(self, bus: PrivateBus) -> None:
         bench, heard = lab.Bench(), list[Signal]()
-
-        def work(client: BlockingClient) -> Signal | None:
-            client.listen(lab.ROOT, lab.IFACE)
-            client.on_signal = heard.append
-            loop.call_soon_threadsafe(tick_and_release)
-            client.call(lab.ROOT, lab.IFACE, "Wait", timeout=SOON)
-            client.on_signal = None
-            return client.next_signal(timeout=0)
-
-        def tick_and_release() -> None:
-            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
-            bench.release.set()
-
-        loop = asyncio.get_running_loop()
-        async with lab.serving(bus, bench) as service:
-            assert await aside(work, bus) is None
+        async with lab.serving(bus, bench) as service, in_thread(bus.address) as client:
+            async with client.listen(lab.ROOT, lab.IFACE):
+                client.blocking.on_signal = heard.append
+                call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait", timeout=SOON))
+                await bench.started.wait()
+                service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+                bench.release.set()
+                await call
+            client.blocking.on_signal = None
+            assert client.blocking.next_signal(timeout=0) is None
         assert [signal.args[0] for signal in heard] == [1]
-
-    async def test_nobody_else_can_send_them(self, bus: PrivateBus) -> None:
-        def work(client: BlockingClient) -> Signal | None:
-            client.listen(lab.ROOT, lab.IFACE)
-            asyncio.run_coroutine_threadsafe(lie(client.name), loop).result(SOON)
-            return client.next_signal(timeout=SOON)
-
-        async def lie(name: str) -> None:
-            signal = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ua{sv}", [666, {}])
-            signal.destination = name
-            liar.link.send(signal)
-            await liar.link.call_bus("GetId")  # the bus takes messages in order: the lie has been delivered
-            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
-
-        loop = asyncio.get_running_loop()
-        async with lab.serving(bus) as service, lab.Raw(bus) as liar:
-            heard = await aside(work, bus)
-        assert heard is not None
-        assert heard.args[0] == 1
 
     async def test_a_long_one_of_a_stranger_ends_nothing(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
-
-        def work(client: BlockingClient) -> tuple[object, Signal | None]:
-            client.listen(lab.ROOT, lab.IFACE)
-            asyncio.run_coroutine_threadsafe(flood(client.name), loop).result(SOON)
-            answer = client.call(lab.ROOT, lab.IFACE, "Both")
-            asyncio.run_coroutine_threadsafe(flood(client.name), loop).result(SOON)
-            loop.call_soon_threadsafe(service.emit, lab.ROOT, lab.IFACE, "Tick", 1, {})
-            return answer, client.next_signal(timeout=SOON)
-
-        async def flood(name: str) -> None:
-            signal = Message.new_signal(lab.ROOT, lab.IFACE, "Tick", "ay", [bytes(2 << 20)])
-            signal.destination = name
-            stranger.link.send(signal)
-            await stranger.link.call_bus("GetId")  # the bus takes messages in order: the flood has been delivered
-
-        loop = asyncio.get_running_loop()
-        async with lab.serving(bus) as service, lab.Raw(bus) as stranger:
-            answer, heard = await aside(work, bus)
-        assert answer == [1, "two"]
-        assert heard is not None
-        assert heard.args[0] == 1
-
-    async def test_to_listen_again_takes_no_more_rules(self, bus: PrivateBus) -> None:
-        """The bus lets a connection have 512 (dbus-daemon(1)), and a hold may outlive any number of daemons."""
-
-        def work(client: BlockingClient) -> None:
-            for _ in range(600):
-                client.listen(lab.ROOT)
-
-        async with lab.serving(bus):
-            await aside(work, bus)
+        async with (
+            lab.serving(bus) as service,
+            lab.Raw(bus) as stranger,
+            in_thread(bus.address) as client,
+            client.listen(lab.ROOT, lab.IFACE),
+        ):
+            await send_to(stranger, client, "Tick", "ay", bytes(2 << 20))
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            await send_to(stranger, client, "Tick", "ay", bytes(2 << 20))
+            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+            assert (await anext(client)).args[0] == 1
 
     async def test_a_flood_of_a_stranger_holds_up_no_deadline(self, bus: PrivateBus) -> None:
         ended = threading.Event()
 
-        def work(client: BlockingClient) -> None:
-            client.listen(lab.ROOT)
+        def flood(name: str) -> None:
+            signal = raw.message(7, name, "/", "a.b", "c", "s", bytes(raw.Writer().all("s", ["x"])), kind=raw.SIGNAL)
+            with raw.Raw(bus.address) as stranger:
+                while not ended.is_set():
+                    stranger.send(signal)
+
+        async with lab.serving(bus), in_thread(bus.address) as client, client.listen(lab.ROOT):
             flooding = threading.Thread(target=flood, args=(client.name,), daemon=True)
             flooding.start()
             try:
                 began = time.monotonic()
                 with pytest.raises(errors.Unreachable, match="did not answer Wait within"):
-                    client.call(lab.ROOT, lab.IFACE, "Wait", timeout=0.2)
-                assert client.next_signal(timeout=0.2) is None
-                assert time.monotonic() - began < SOON / 4
+                    await client.call(lab.ROOT, lab.IFACE, "Wait", timeout=0.2)
+                assert await asyncio.to_thread(client.blocking.next_signal, timeout=0.2) is None
+                assert time.monotonic() - began < SOON / 2
             finally:
                 ended.set()
-                flooding.join(SOON)
+                await asyncio.to_thread(flooding.join, SOON)
 
-        def flood(name: str) -> None:
-            signal = Message.new_signal("/", "a.b", "c", "s", ["x"])
-            signal.destination = name
-            with connect(BUS_NAME, bus.address) as stranger:
-                while not ended.is_set():
-                    signal.serial = 7
-                    stranger._send(marshalled(signal))
-
-        async with lab.serving(bus):
-            await aside(work, bus)
-
-    async def test_they_end_with_the_daemon_and_begin_anew(self, bus: PrivateBus) -> None:
-        steps = [asyncio.Event() for _ in range(3)]
-
-        def work(client: BlockingClient) -> Signal | None:
-            client.listen(lab.ROOT)
-            loop.call_soon_threadsafe(steps[0].set)
-            first = client.next_signal(timeout=SOON)
-            assert first is not None, "what came before is heard first"
-            with pytest.raises(errors.Unreachable, match=r"org\.kerntune\.Lab has left the bus.*systemctl status"):
-                client.next_signal(timeout=SOON)
-            with pytest.raises(errors.Unreachable, match="cannot be reached"):
-                client.listen(lab.ROOT)
-            loop.call_soon_threadsafe(steps[1].set)
-            asyncio.run_coroutine_threadsafe(steps[2].wait(), loop).result(SOON)
-            client.listen(lab.ROOT)
-            loop.call_soon_threadsafe(again.emit, lab.ROOT, lab.IFACE, "Tick", 2, {})
-            return client.next_signal(timeout=SOON)
-
-        loop = asyncio.get_running_loop()
-        async with lab.serving(bus) as service:
-            working = asyncio.create_task(aside(work, bus))
-            await steps[0].wait()
-            service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
-        await steps[1].wait()
-        async with lab.serving(bus) as again:
-            steps[2].set()
-            heard = await working
-        assert heard is not None
-        assert heard.args[0] == 2
-
-    async def test_the_wait_ends_for_a_descriptor_beside(self, bus: PrivateBus) -> None:
-        def work(client: BlockingClient) -> Signal | None:
-            client.listen(lab.ROOT)
-            threading.Timer(0.05, os.write, [woken, b"x"]).start()
-            return client.next_signal([wake], timeout=SOON)
-
+    async def test_a_descriptor_beside_ends_the_wait(self, bus: PrivateBus) -> None:
         wake, woken = os.pipe()
         try:
-            async with lab.serving(bus):
-                assert await aside(work, bus) is None
+            async with lab.serving(bus), in_thread(bus.address) as client, client.listen(lab.ROOT):
+                threading.Timer(0.05, os.write, [woken, b"x"]).start()
+                assert await asyncio.to_thread(client.blocking.next_signal, [wake], timeout=SOON) is None
         finally:
             os.close(wake)
             os.close(woken)
