@@ -41,8 +41,9 @@ OTHERWISE: Final = {
     "kerntune doctor": {0, 1},
 }
 UNIT_FILE: Final = ("[Unit]", "Wants=kerntune.target", "After=kerntune.target")
-# Drawings, formulas, and the signatures of the API.
-PROSE: Final = re.compile(r'^\s{8}|^LEG  |^model, errors|^CommitLimit = |^"\w+[( ]')
+# Figures, layers, formulas, and the signatures of the API; a drawing has a line of nothing but bars.
+PROSE: Final = re.compile(r'^LEG  |^cli \| daemon |^CommitLimit = |^"\w+[( ]')
+DRAWN: Final = re.compile(r"[ |]*\|[ |]*")
 SHOWN: Final = [(page, block) for page in PAGES for block in examples(page)]
 SHELL_PAGES: Final = sorted(
     {page for page, block in SHOWN if block.is_shell and not block.lines[0].startswith(tuple(NOT_HERE))}
@@ -67,7 +68,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 def test_every_block_is_of_a_known_kind() -> None:
     for page, block in SHOWN:
         known = block.is_shell or block.is_script or block.is_python or block.is_settings or block.lines == UNIT_FILE
-        assert known or PROSE.match(block.lines[0]), f"{page.name}: {block.lines}"
+        drawn = any(DRAWN.fullmatch(line) for line in block.lines)
+        assert known or drawn or PROSE.match(block.lines[0]), f"{page.name}: {block.lines}"
     lines = [line for _, block in SHOWN if block.is_shell for line in block.commands]
     for named in (*NOT_HERE, *OTHERWISE):
         assert any(line.startswith(named) for line in lines), f"{named!r} is not in the documentation any more"
