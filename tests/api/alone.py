@@ -19,8 +19,8 @@ from kerntune.dbus.name_watch import NameWatch
 from kerntune.dbus.server import ServerConnection
 from kerntune.dbus.service import Service
 from kerntune.dbus.standard import BUS
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import Selection
+from kerntune.engine.results import Answer
 from kerntune.guard.guard import MemoryGuard
 from kerntune.model import Setting
 from tests.unit.lab import BOUND, Lab

@@ -24,7 +24,9 @@ from kerntune.daemon.demo import demo_host
 from kerntune.dbus.introspection import load, snake
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
-from kerntune.engine.claims import Claims
+from kerntune.engine import reconciler
+from kerntune.engine.claims import Claims, Edit
+from kerntune.engine.requests import edit_for
 from kerntune.tunables import REGISTRY
 from tests.api.alone import Alone, NoBus, NoFiles, calls_on
 from tests.unit.lab import Lab, running
@@ -100,7 +102,7 @@ class Scene(NamedTuple):
 
     @property
     def claims(self) -> Claims:
-        return self.lab.engine.claims
+        return self.lab.engine.edits.claims
 
 
 @asynccontextmanager
@@ -131,10 +133,10 @@ def test_every_method_says_which_action_it_needs() -> None:
 @every_change
 async def test_a_change_passes_the_gate(method: Method) -> None:
     async with scene() as found:
-        before = found.lab.engine.readings
+        before = found.lab.engine.observed.readings
         with pytest.raises(errors.AccessDenied, match="polkit"):
             await found.call(method, STRANGER)
-        assert (found.files.done, found.claims.by_id, found.lab.engine.readings) == ([], {}, before)
+        assert (found.files.done, found.claims.by_id, found.lab.engine.observed.readings) == ([], {}, before)
         await found.call(method, ROOT)
         assert found.files.done == ([method.member] if method.action == names.ACTION_MANAGE else [])
 
@@ -254,11 +256,11 @@ async def test_a_request_is_validated_before_it_is_authorised_and_after_it(
         asked.append(request)
         return edit_for(request, *known)
 
-    async with core() as (found, _, _files):
+    async with scene() as found:
         monkeypatch.setattr(reconciler, "SMALL", small)
         monkeypatch.setattr(reconciler, "edit_for", noted)
         settings = [["io-scheduler", "sda", "none"], ["overcommit", "", "always"]]
-        await manager_of(found).set(caller(ROOT, names.MANAGER, "Set"), settings, {})
+        await Manager(found.calls, Holds(found.calls)).set(caller(ROOT, "Set"), settings, {})
         assert len(asked) == times
 
 

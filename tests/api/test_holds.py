@@ -21,8 +21,8 @@ from kerntune.api.contract import ACTION
 from kerntune.api.holds import HOLD_ENDED, MAX_TEXT_BYTES, HeldObject, Holds, shown, there
 from kerntune.api.names import BUS_NAME, HOLD, ROOT
 from kerntune.dbus.service import Caller
-from kerntune.engine.answers import Answer
 from kerntune.engine.claims import FilesEdit
+from kerntune.engine.results import Answer
 from kerntune.errors import Failed, InvalidArgs, InvalidValue
 from kerntune.model import Setting
 from kerntune.units import MAX_HOLD
@@ -263,7 +263,7 @@ class Scene:
 
     async def reset(self) -> Answer:
         engine = self.lab.engine
-        edit = engine.choosing(FilesEdit((), engine.claims.choice), reset=True, holds=True)
+        edit = engine.files_edit(FilesEdit((), engine.edits.claims.choice), reset=True, holds=True)
         return await engine.carry_out(edit, "Reset")
 
     async def until(self, count: int) -> None:
@@ -277,7 +277,7 @@ async def scene() -> AsyncIterator[Scene]:
         bus = Stage()
         calls = calls_on(bus, lab, NoFiles())
         holds = Holds(calls)
-        lab.engine.listeners.append(lambda report: holds.sync(report.cause))
+        lab.engine.observed.listeners.append(lambda report: holds.sync(report.cause))
         yield Scene(lab, bus, calls, holds)
 
 
@@ -341,7 +341,7 @@ class TestFailures:
             found.lab.writes()
             with pytest.raises(Failed, match="did not answer AddMatch"):
                 await found.hold()
-            assert (found.lab.writes(), found.lab.engine.committed.holds, found.holds.paths) == ([], {}, [])
+            assert (found.lab.writes(), found.lab.engine.edits.committed.holds, found.holds.paths) == ([], {}, [])
 
     async def test_a_hold_that_cannot_be_published_ends_with_its_client(self) -> None:
         async with scene() as found:
@@ -417,7 +417,7 @@ class TestSeveralEnds:
             write = SlowWrite(found.lab)
             resetting = asyncio.create_task(found.reset())
             await write.reached.wait()
-            (hold,) = found.lab.engine.committed.holds.values()
+            (hold,) = found.lab.engine.edits.committed.holds.values()
             assert HeldObject(found.calls, hold, []).settings == [[*PAGES]]
             write.end()
             await resetting
@@ -491,7 +491,7 @@ async def test_a_profile_gives_what_the_host_has_and_the_caller_does_not_set() -
         Setting("cpu-governor", "*", "performance"),
     ]
     async with running(small_host()) as lab:
-        world = lab.engine.world
+        world = lab.engine.observed.world
         own = [Setting("io-scheduler", "nvme0n1", "bfq")]
         assert [each for each in there(asked, own, world) if each.instances != "1G"] == [asked[1]]
         with pytest.raises(InvalidValue, match="300 characters"):
