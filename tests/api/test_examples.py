@@ -20,7 +20,7 @@ from typing import Final
 import pytest
 
 from kerntune.cli.commands import JSON, VERBS
-from tests.harness.demo import LIMIT, Shell, demo
+from tests.harness.command import LIMIT, Shell, demo
 from tests.harness.documented import PAGES, TEXTS, Example, code, examples, table
 from tests.harness.polkitd import CHECKOUT
 

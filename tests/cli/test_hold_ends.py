@@ -23,7 +23,7 @@ from kerntune.dbus import blocking
 from kerntune.dbus.standard import BUS, BUS_PATH
 from kerntune.errors import Unreachable
 from tests.cli.scripted import Script, ScriptedManager, outcome
-from tests.harness.demo import LIMIT, Shell, demo
+from tests.harness.command import LIMIT, Shell, demo
 
 Captured = pytest.CaptureFixture[str]
 COMMAND: Final = (sys.executable, "-m", "kerntune.cli", "hold", "hugepages@2M=64", "--json")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.demo import Shell, demo
+from tests.harness.command import Shell, demo
 from tests.harness.polkitd import CHECKOUT
 
 PROFILES = sorted(path.stem for path in CHECKOUT.glob("packaging/profiles/*.toml"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.live import host
+from tests.harness import host
 from tests.live.book import Book, Key, Operation
 
 GIB_IN_KB: Final = 1 << 20

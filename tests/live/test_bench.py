@@ -16,8 +16,8 @@ from typing import Any, Final
 import pytest
 
 from kerntune.api.names import HOLD, MANAGER
+from tests.harness import host
 from tests.harness.daemon import Daemon
-from tests.live import host
 from tests.live.users import LIMIT, User
 
 SIZE: Final = 128  # MiB, in tensors of 4

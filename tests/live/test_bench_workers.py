@@ -26,8 +26,8 @@ from kerntune.errors import Failed
 from kerntune.run.allocator import environment
 from kerntune.run.launch import command
 from kerntune.run.shield import Shield
+from tests.harness import host
 from tests.harness.workers import LIMIT, MIB, hogging, words, work
-from tests.live import host
 
 ON_DISK = Path("/var/tmp")  # /tmp may be in memory
 SIZE = 256 * MIB

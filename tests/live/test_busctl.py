@@ -16,9 +16,9 @@ from kerntune import errors
 from kerntune.api import names
 from kerntune.api.contract import interface_files
 from kerntune.dbus import standard
+from tests.harness import host
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, OTHER
-from tests.live import host
 from tests.live.users import User
 
 NAME, ROOT = names.BUS_NAME, names.ROOT

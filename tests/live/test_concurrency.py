@@ -14,10 +14,10 @@ import pytest
 from kerntune.api.authorization import ANSWER
 from kerntune.api.names import HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
 from kerntune.errors import AccessDenied, Overridden
+from tests.harness import host
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, Polkitd, accounts
 from tests.harness.privatebus import PrivateBus
-from tests.live import host
 from tests.live.conftest import LOOPS, private_bus
 from tests.live.users import LIMIT, PERSIST, RUNTIME, Heard, Reply, User
 

@@ -12,8 +12,8 @@ import pytest
 
 from kerntune.api.names import MANAGER
 from kerntune.errors import Unreachable
+from tests.harness import host
 from tests.harness.daemon import READY, Daemon
-from tests.live import host
 from tests.live.book import Book, Key, Operation
 from tests.live.ground import Ground, host_ground, make_tree, tree_ground
 from tests.live.users import LIMIT, PERSIST, RUNTIME, Reply, User

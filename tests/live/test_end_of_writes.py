@@ -10,7 +10,7 @@ import pytest
 
 from kerntune.engine.writer import SIGNAL, Halt, make_endable
 from kerntune.kernel.files import HostKernel
-from tests.live import host
+from tests.harness import host
 
 BOUND = 10.0  # seconds
 PATH = "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"

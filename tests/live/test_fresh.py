@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 
 from kerntune.api.names import IO_SCHEDULER
+from tests.harness import host
 from tests.harness.daemon import Daemon
-from tests.live import host
 from tests.live.users import Heard, User
 
 OTHER: Final = "mq-deadline"

@@ -14,8 +14,8 @@ import pytest
 
 from kerntune import errors
 from kerntune.api.names import HOLD, MANAGER
+from tests.harness import host
 from tests.harness.daemon import Daemon
-from tests.live import host
 from tests.live.users import LIMIT, RUNTIME, Options, User
 
 COUNT = 64  # pages

@@ -18,8 +18,8 @@ import pytest
 from kerntune.api.names import HUGE_PAGES, MANAGER, MEMORY
 from kerntune.errors import OverLimit
 from kerntune.model import Claim, Origin
+from tests.harness import host
 from tests.harness.daemon import READY, Daemon
-from tests.live import host
 from tests.live.conftest import saved
 from tests.live.users import LIMIT, PARTIAL, PERSIST, RUNTIME, Options, User
 

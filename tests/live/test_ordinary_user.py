@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import host
 from tests.harness.daemon import READY
 from tests.harness.polkitd import OTHER
-from tests.live import host
 from tests.live.conftest import private_bus
 from tests.live.ground import make_tree
 from tests.live.users import LIMIT, User

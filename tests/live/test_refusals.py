@@ -25,8 +25,8 @@ from kerntune.errors import (
     UnknownProperty,
     UnknownTunable,
 )
+from tests.harness import host
 from tests.harness.daemon import Daemon
-from tests.live import host
 from tests.live.nonsense import COUNT, GENERIC, LONG, OPTIONS, OVERCOMMIT, PLAN, SCHEDULER, SET, TYPED, UNSET
 from tests.live.users import PARTIAL, PERSIST, RUNTIME, Options, User
 

@@ -13,8 +13,8 @@ import pytest
 from kerntune import errors
 from kerntune.api.names import MANAGER
 from kerntune.model import Claim, Origin
+from tests.harness import host
 from tests.harness.daemon import READY, Daemon
-from tests.live import host
 from tests.live.conftest import saved
 from tests.live.users import PERSIST, RUNTIME, User
 

@@ -17,8 +17,8 @@ from typing import Final
 
 import pytest
 
+from tests.harness import host
 from tests.harness.polkitd import ACTIONS, CHECKOUT, MARK, RULES
-from tests.live import host
 from tests.live.users import LIMIT, User
 
 ONCE: Final = {"KERNTUNE_RUN_ONCE": "1"}

@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
+from tests.harness import host
 from tests.harness.tuned import TUNED, in_order
-from tests.live import host
 from tests.live.conftest import differences
 
 # Another value for each kind of file, which does no harm for a moment; the limits are beyond what any host promises. Of

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kerntune.api.names import MANAGER
+from tests.harness import host
 from tests.harness.daemon import READY, Daemon
-from tests.live import host
 from tests.live.users import Heard, User
 
 WANTED, FOREIGN = "mq-deadline", "none"
