@@ -1,4 +1,4 @@
-"""What all tests have: coroutines as tests, and a private bus."""
+"""What all tests have: coroutines as tests, a private bus, and a daemon on a simulated host."""
 
 from __future__ import annotations
 
@@ -6,27 +6,15 @@ import asyncio
 import inspect
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.harness.privatebus import PrivateBus
+from tests.harness.daemon import Daemon
+from tests.harness.polkitd import POLKIT_NAME
+from tests.harness.privatebus import PrivateBus, package_bus
 
 LONGEST: Final = 20.0  # seconds
-
-POLICY: Final = """\
-<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <policy context="default">
-    <allow own="org.kerntune.Lab"/>
-    <allow send_destination="org.kerntune.Lab"/>
-    <allow own="org.freedesktop.PolicyKit1"/>
-    <allow send_destination="org.freedesktop.PolicyKit1"/>
-  </policy>
-</busconfig>
-"""
 
 # A shell starts what runs in the background with SIGINT ignored, and all that the tests start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,9 +32,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture
-def bus(tmp_path: Path) -> Iterator[PrivateBus]:
+def bus() -> Iterator[PrivateBus]:
     """Give a private bus on which everybody may play the service of tests/dbus/lab.py, or polkit."""
-    policy = tmp_path / "lab.conf"
-    policy.write_text(POLICY)
-    with PrivateBus(include=[policy]) as running:
+    with PrivateBus(open_to=["org.kerntune.Lab", POLKIT_NAME]) as running:
         yield running
+
+
+@pytest.fixture
+def demo() -> Iterator[Daemon]:
+    """Give a daemon on the simulated host, on a bus with the package's policy; without polkit root alone may tune."""
+    with package_bus() as running, Daemon(running, "--demo") as daemon:
+        yield daemon

@@ -9,8 +9,8 @@ import pytest
 
 from tests.api import lab
 from tests.harness.daemon import Daemon
+from tests.harness.host import make_tree
 from tests.harness.privatebus import PrivateBus
-from tests.live.ground import make_tree
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from kerntune.api.services import LOGIND, RIVALS
 from kerntune.dbus.client import Client, Variant, connect
 from kerntune.dbus.standard import OBJECT_MANAGER
 from tests.dbus import lab
+from tests.harness import CHECKOUT
 from tests.harness.daemon import Daemon
-from tests.harness.polkitd import CHECKOUT, POLKIT_NAME
+from tests.harness.polkitd import POLKIT_NAME
 from tests.harness.privatebus import PrivateBus
 
 BOUND: Final = 10.0  # seconds that anything may take here

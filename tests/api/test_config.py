@@ -17,9 +17,9 @@ from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.cli.__main__ import main
 from kerntune.dbus.client import Signal, connect
 from tests.api.lab import BOUND, connected, needs_root, private_bus, variants, write_config
+from tests.harness import CHECKOUT
 from tests.harness.command import Shell, demo
 from tests.harness.daemon import Daemon
-from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
 
 SHIPPED: Final = (CHECKOUT / "packaging/kerntune.toml").read_text()

@@ -20,9 +20,9 @@ from typing import Final
 import pytest
 
 from kerntune.cli.commands import JSON, VERBS
+from tests.harness import CHECKOUT
 from tests.harness.command import LIMIT, Shell, demo
 from tests.harness.documented import PAGES, TEXTS, Example, code, examples, table
-from tests.harness.polkitd import CHECKOUT
 
 README: Final = TEXTS[0]
 NOT_HERE: Final = {

@@ -18,8 +18,8 @@ from kerntune import errors, holding
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.dbus.client import connect
 from tests.api.lab import BOUND, needs_root
+from tests.harness import CHECKOUT
 from tests.harness.daemon import Daemon
-from tests.harness.polkitd import CHECKOUT
 
 pytestmark = needs_root
 

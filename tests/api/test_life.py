@@ -26,8 +26,8 @@ from kerntune.errors import Failed
 from kerntune.kernel.kconfig import QUEUE
 from kerntune.tunables.scopes import POLICIES
 from tests.api.lab import BOUND, Change, connected, needs_root, not_started, write_config
+from tests.harness import CHECKOUT
 from tests.harness.daemon import READY, Daemon
-from tests.harness.polkitd import CHECKOUT
 from tests.harness.privatebus import PrivateBus
 from tests.hosts import lay_out
 

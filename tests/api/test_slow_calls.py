@@ -31,8 +31,8 @@ from kerntune.model import Setting
 from tests.api.alone import Alone, NoFiles, calls_on
 from tests.api.lab import Change, Remote, connected, needs_root, variants, write_config
 from tests.harness.daemon import Daemon
+from tests.harness.host import DISKS
 from tests.harness.privatebus import PrivateBus
-from tests.live.ground import DISKS
 from tests.unit.lab import running, small_host
 
 LONGEST: Final = 15.0  # seconds that anything may take here

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 from kerntune.api import names
 from kerntune.api.contract import interface_files
 from kerntune.api.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
+from kerntune.cli import tables
+from kerntune.cli.__main__ import main
 from kerntune.cli.remote import Manager
+from kerntune.cli.tables import Page
 from kerntune.dbus.introspection import load
 from kerntune.dbus.messages import unwrap
 from kerntune.dbus.service import Caller, Service
@@ -24,16 +30,34 @@ from tests.harness.privatebus import PrivateBus
 
 LIMIT = 10.0  # seconds
 
-POLICY = f"""\
-<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <policy context="default">
-    <allow own="{names.BUS_NAME}"/>
-    <allow send_destination="{names.BUS_NAME}"/>
-  </policy>
-</busconfig>
-"""
+Captured = pytest.CaptureFixture[str]
+by_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit on its bus root alone may tune")
+
+
+def run(script: Script, *words: str) -> int:
+    """Run the command in this process, where the script answers; return the exit status."""
+    return main(words, connect=script.connect)
+
+
+def plain(page: Page) -> list[str]:
+    """Return the lines of a page where nobody watches."""
+    stream = io.StringIO()
+    tables.write(page, stream)
+    return stream.getvalue().splitlines()
+
+
+class Watched(io.StringIO):
+    """A terminal, for the page."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(page: Page) -> str:
+    """Return a page as a terminal gets it."""
+    stream = Watched()
+    tables.write(page, stream)
+    return stream.getvalue()
 
 
 def outcome(
@@ -141,8 +165,8 @@ OVERCOMMIT = target("overcommit", "heuristic", choices=["heuristic", "always", "
 class Script:
     """What to answer, and what was asked: `calls` are (member, rows, options).
 
-    `strict` is the error of a plan that is to end as Set would. `events` are what is heard by whoever watches; then
-    `end` happens.
+    `strict` is the error of a plan that is to end as Set would. A watcher hears `events`, and then `end` happens.
+    `manager` is the class that answers, when the verb has to meet another than ScriptedManager.
     """
 
     def __init__(
@@ -155,12 +179,14 @@ class Script:
         strict: KerntuneError | None = None,
         events: Sequence[Event] = (),
         end: BaseException | None = None,
+        manager: type[ScriptedManager] | None = None,
     ) -> None:
         self.described = described or document([*DRIVES, *POOLS, OVERCOMMIT])
         self.change = Change(changed, tuple(outcomes))
         self.error, self.strict = error, strict
         self.events, self.end = list(events), end
         self.running = True
+        self.manager = manager or ScriptedManager
         self.calls: list[tuple[Any, ...]] = []
 
     def answer(self, *call: Any) -> Change:
@@ -172,7 +198,7 @@ class Script:
     @contextmanager
     def connect(self) -> Iterator[ScriptedManager]:
         """In place of the bus."""
-        yield ScriptedManager(self)
+        yield self.manager(self)
 
 
 class ScriptedManager(Manager):
@@ -324,15 +350,6 @@ class ScriptedService:
         self.interactive.append(caller.interactive)
         change = self._script.answer(member, [tuple(row) for row in rows], unwrap(options))
         return change.changed, [list(row) for row in change.outcomes]
-
-
-@contextmanager
-def private_bus(folder: Path) -> Iterator[PrivateBus]:
-    """A bus on which anybody may be the daemon."""
-    policy = folder / "policy.conf"
-    policy.write_text(POLICY)
-    with PrivateBus(include=[policy]) as bus:
-        yield bus
 
 
 @contextmanager

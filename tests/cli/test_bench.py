@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,18 +17,17 @@ from kerntune.cli.__main__ import main
 from kerntune.cli.bench import plan_of, slice_of
 from kerntune.cli.commands import parser, without_command
 from kerntune.errors import Exit, Usage
-from tests.cli.scripted import Script, document, outcome, private_bus, serving, target
-from tests.cli.test_bus import read_all
+from tests.cli.scripted import Captured, Script, document, outcome, run, serving, target
+from tests.harness.command import COMMAND, Terminal, on_terminal
+from tests.harness.privatebus import PrivateBus
 
-Captured = pytest.CaptureFixture[str]
 SMALL = ("--size", "1M", "--pairs", "6")
 INTERRUPTED = 130
-LIMIT = 20.0  # seconds
 MEASURED = (Exit.OK, Exit.NOT_FOUND)  # invalid beside other tests, for the machine is busy then
 
 
-def run(script: Script, *words: str) -> int:
-    return main(["bench", *words], connect=script.connect)
+def bench(script: Script, *words: str) -> int:
+    return run(script, "bench", *words)
 
 
 def nobody() -> Script:
@@ -65,7 +61,7 @@ def nobody() -> Script:
 )
 def test_what_cannot_be_meant_is_refused_before_anything_runs(words: list[str], said: str, capsys: Captured) -> None:
     script = nobody()
-    assert run(script, *words) == Exit.USAGE
+    assert bench(script, *words) == Exit.USAGE
     assert said in capsys.readouterr().err
     assert not script.calls
 
@@ -73,7 +69,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_runs(words: list[str], 
 def test_a_page_that_cannot_be_written_is_told_before_anything_runs(capsys: Captured, tmp_path: Path) -> None:
     script = nobody()
     for path in (tmp_path / "no/page.html", tmp_path, Path("/proc/page.html"), tmp_path / ("x" * 300)):
-        assert run(script, "--slice", "100us", "--html", str(path)) == Exit.FAILED
+        assert bench(script, "--slice", "100us", "--html", str(path)) == Exit.FAILED
         assert "cannot be written" in (said := capsys.readouterr().err) or "not a plain file" in said
     assert not script.calls
 
@@ -81,12 +77,12 @@ def test_a_page_that_cannot_be_written_is_told_before_anything_runs(capsys: Capt
 def test_no_page_is_written_over_a_file_of_another_kind(capsys: Captured, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
-    assert run(nobody(), "--slice", "100us", "--html", str(model)) == Exit.FAILED
+    assert bench(nobody(), "--slice", "100us", "--html", str(model)) == Exit.FAILED
     assert "not of this kind" in capsys.readouterr().err
     assert model.read_bytes() == b"GGUF"
     page = tmp_path / "page.html"
     words = ("--slice", "100us", "--pairs", "6", "--html", str(page), "--", "true")
-    assert all(run(nobody(), *words) in MEASURED for _ in range(2))
+    assert all(bench(nobody(), *words) in MEASURED for _ in range(2))
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 
@@ -120,11 +116,11 @@ def held(**more: Any) -> Script:
 
 
 def test_a_setting_that_is_not_had_is_not_compared(
-    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    script_bus: PrivateBus, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = held(state="overridden", detail="the guard holds it")
-    with private_bus(tmp_path) as bus, serving(bus, script):
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+    with serving(script_bus, script):
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", script_bus.address)
         assert main(["bench", "--set", "overcommit=always:90", "--leg", "copy", *SMALL]) == Exit.FAILED
     assert "overcommit is always:90: overridden, the guard holds it" in capsys.readouterr().err
 
@@ -132,13 +128,13 @@ def test_a_setting_that_is_not_had_is_not_compared(
 def test_a_daemon_that_tunes_another_host_changes_nothing_here(capsys: Captured) -> None:
     script = Script(document([target("overcommit", "heuristic")]))
     script.described["host"]["simulated"] = True
-    assert run(script, "--set", "overcommit=always:90", "--leg", "copy", *SMALL) == Exit.FAILED
+    assert bench(script, "--set", "overcommit=always:90", "--leg", "copy", *SMALL) == Exit.FAILED
     assert "another host than this one" in capsys.readouterr().err
     assert [call[0] for call in script.calls] == ["Describe"]
 
 
 def test_a_command_that_does_nothing_is_timed(capsys: Captured) -> None:
-    code = run(nobody(), "--slice", "100us", "--pairs", "6", "--json", "--", "true", "--secret")
+    code = bench(nobody(), "--slice", "100us", "--pairs", "6", "--json", "--", "true", "--secret")
     found = json.loads(capsys.readouterr().out)
     assert code in MEASURED
     assert found["format"] == 1
@@ -150,40 +146,30 @@ def test_a_command_that_does_nothing_is_timed(capsys: Captured) -> None:
 
 def test_a_command_may_be_left_out_of_what_others_read(capsys: Captured) -> None:
     words = ("--slice", "100us", "--pairs", "6", "--json", "--no-command", "--", "true", "--secret")
-    assert run(nobody(), *words) in MEASURED
+    assert bench(nobody(), *words) in MEASURED
     assert "secret" not in capsys.readouterr().out
 
 
 def test_a_command_that_fails_is_no_measurement(capsys: Captured) -> None:
     words = ("--slice", "100us", "--pairs", "6", "--", "sh", "-c", "echo out of memory >&2; exit 3")
-    assert run(nobody(), *words) == Exit.NOT_FOUND
+    assert bench(nobody(), *words) == Exit.NOT_FOUND
     said = capsys.readouterr().out
     assert "the command failed: it ended with status 3; its last line: out of memory" in said
 
 
 @contextmanager
-def on_a_terminal(*words: str, before: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A measurement, and the terminal on which its bar is drawn."""
-    ours, theirs = pty.openpty()
+def measuring(*words: str, before: Sequence[str] = ()) -> Iterator[Terminal]:
+    """Run a measurement, and give the terminal on which its bar is drawn."""
     cpu = str(min(os.sched_getaffinity(0)))
-    argv = [*before, sys.executable, "-m", "kerntune.cli", "bench", "--cpus", cpu, *words]
-    environment = {**os.environ, "TERM": "xterm"}
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        try:
-            yield process, ours
-        finally:
-            process.kill()
-            os.close(ours)
+    with on_terminal(*before, *COMMAND, "bench", "--cpus", cpu, *words, only_errors=True) as terminal:
+        yield terminal
 
 
 def test_the_making_of_random_data_is_shown_and_ends_at_once() -> None:
-    with on_a_terminal("--leg", "copy", "--size", "512M") as (process, terminal):
-        seen = os.read(terminal, 4096).decode()
-        process.send_signal(signal.SIGINT)
-        seen += read_all(terminal)
-        assert process.wait(LIMIT) == INTERRUPTED
-    assert "random data [" in seen
+    with measuring("--leg", "copy", "--size", "512M") as terminal:
+        terminal.read_until("random data [")
+        code, seen = terminal.end(signal.SIGINT)
+    assert code == INTERRUPTED
     assert " 0 of 512 MiB" in seen
     assert " 496 of 512 MiB" not in seen, "the last piece was made all the same"
 
@@ -192,18 +178,18 @@ def test_the_making_of_random_data_is_shown_and_ends_at_once() -> None:
 @pytest.mark.parametrize("how_often", [1, 5])
 def test_whoever_asks_it_to_end_again_and_again_gets_the_same(before: list[str], how_often: int) -> None:
     script = "trap 'sleep 0.5; exit 0' TERM; echo $$ >&2; setsid sleep 600 & wait"
-    with on_a_terminal("--", "sh", "-c", script, before=before) as (process, terminal):
-        assert "cmd [" in os.read(terminal, 4096).decode()
+    with measuring("--", "sh", "-c", script, before=before) as terminal:
+        terminal.read_until("cmd [")
         for _ in range(how_often):
-            process.send_signal(signal.SIGINT)
+            terminal.process.send_signal(signal.SIGINT)
             time.sleep(0.003)  # an impatient finger; any time will do
-        said = read_all(terminal)
-        assert process.wait(LIMIT) == INTERRUPTED
+        code, said = terminal.end()
+    assert code == INTERRUPTED
     assert "the host is as it was" in said
     assert "Traceback" not in said
 
 
 def test_the_bar_is_there_from_the_first_run() -> None:
     """A command may run for minutes, and the runs that warm up come first."""
-    with on_a_terminal("--", "sleep", "60") as (_, terminal):
-        assert "cmd [" in os.read(terminal, 4096).decode()
+    with measuring("--", "sleep", "60") as terminal:
+        terminal.read_until("cmd [")

@@ -7,7 +7,6 @@ import pty
 import resource
 import select
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from kerntune.cli import complete
+from kerntune.cli.commands import VERBS
 from kerntune.tunables import REGISTRY
 from tests import hosts
+from tests.cli.scripted import Captured
+from tests.harness import CHECKOUT
+from tests.harness.command import LIMIT, run
 from tests.hosts import lay_out, plant
 
-LIMIT = 20.0  # seconds
 QUICK = 0.2  # seconds
-CHECKOUT = Path(__file__).parents[2]
 FILES = CHECKOUT / "packaging/completions"
 SAMSUNG = "by-id/nvme-SAMSUNG_MZQL23T8_S64HNE0R500123"
 NEEDS_ZSH = pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here (make setup installs it)")
@@ -60,7 +61,14 @@ complete.main(sys.argv[2:], root=pathlib.Path({str(root)!r}))"
 # What the shells ask
 
 
-def asked(root: Path, capsys: pytest.CaptureFixture[str], kind: str, word: str) -> list[str]:
+def test_a_word_that_takes_a_value_completes_it() -> None:
+    for verb in VERBS:
+        for argument in verb.arguments:
+            if not argument.is_option or argument.takes_value:
+                assert argument.completes in {*complete.KINDS, "files"} or argument.how["choices"], argument.names
+
+
+def asked(root: Path, capsys: Captured, kind: str, word: str) -> list[str]:
     assert complete.main([kind, word], root=root) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -93,17 +101,17 @@ def asked(root: Path, capsys: pytest.CaptureFixture[str], kind: str, word: str) 
         ("nonsense", "", []),
     ],
 )  # fmt: skip
-def test_what_is_asked(kind: str, word: str, found: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_asked(kind: str, word: str, found: list[str], root: Path, capsys: Captured) -> None:
     assert asked(root, capsys, kind, word) == found
 
 
-def test_no_name_gets_shell_syntax_onto_a_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_name_gets_shell_syntax_onto_a_command_line(root: Path, capsys: Captured) -> None:
     assert (root / "sys/block/odd;name").exists()
     assert not [text for text in asked(root, capsys, "settings", "io-scheduler@") if "odd" in text]
 
 
 @pytest.mark.parametrize("name", hosts.NAMES)
-def test_what_is_offered_is_a_setting(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_offered_is_a_setting(name: str, tmp_path: Path, capsys: Captured) -> None:
     """Every way to the end, on every captured host."""
     lay_out(name, tmp_path)
     found = asked(tmp_path, capsys, "settings", "")
@@ -116,7 +124,7 @@ def test_what_is_offered_is_a_setting(name: str, tmp_path: Path, capsys: pytest.
 
 
 def test_the_administrators_profiles(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles/mine.toml").touch()
@@ -134,9 +142,7 @@ print(sorted({"asyncio", "dbus_next", "argparse"} & sys.modules.keys()), file=sy
     seconds = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT, check=True
-        )
+        done = run([sys.executable, "-c", program])
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         # Of the processor: how long it takes depends on who else is at work here.
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
@@ -173,15 +179,7 @@ def completed(shell: str, line: str, path: str) -> list[str]:
         if shell == "bash"
         else (["zsh", "-f", "-c"], ZSH.format(file=FILES / "_kerntune"))
     )
-    done = subprocess.run(
-        [*start, text, shell, line],
-        env={**os.environ, "PATH": path},
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    done = run([*start, text, shell, line], env={"PATH": path})
     assert done.stderr == ""
     return sorted(word for word in done.stdout.splitlines() if word)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,37 +11,22 @@ import pytest
 
 from kerntune.cli.__main__ import main
 from kerntune.errors import AccessDenied, InvalidValue
-from tests.cli.scripted import Script, claim, document, private_bus, serving, target
+from tests.cli.scripted import Captured, Script, claim, document, run, serving, target
+from tests.harness.command import kerntune
+from tests.harness.command import run as run_program
 from tests.harness.privatebus import PrivateBus
 
-Captured = pytest.CaptureFixture[str]
-
-LIMIT = 20.0  # seconds
 GOOD = '[hugepages]\n"2M" = "64G"\n[io-scheduler]\n"nvme*" = "none"\n'
 BAD = 'x = 1\n[limits]\nclaims = 0\n[hugepages]\n"2M" = "3M"\n[io-scheduler]\n"nvme*" = "none"\n'
 
 
-def cli(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Where no bus can be reached."""
-    return subprocess.run(
-        [sys.executable, "-m", "kerntune.cli", *words],
-        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/bus", **env},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-
 def daemon(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kerntune.daemon", *words], capture_output=True, text=True, timeout=LIMIT, check=False
-    )
+    return run_program([sys.executable, "-m", "kerntune.daemon", *words])
 
 
 def test_what_is_in_order(tmp_path: Path) -> None:
     (tmp_path / "kerntune.toml").write_text(GOOD)
-    done = cli("config", "check", str(tmp_path))
+    done = kerntune("config", "check", str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 file with 2 claims, nothing wrong\n", "")
 
 
@@ -51,7 +35,7 @@ def test_what_is_not(tmp_path: Path) -> None:
     file.write_text(BAD)
     (tmp_path / "kerntune.d").mkdir()
     (tmp_path / "kerntune.d/10.toml").write_text("[")
-    done = cli("config", "check", CONFIGURATION_DIRECTORY=str(tmp_path))
+    done = kerntune("config", "check", env={"CONFIGURATION_DIRECTORY": str(tmp_path)})
     assert (done.returncode, done.stderr) == (1, "")
     *problems, last = done.stdout.splitlines()
     assert [line.partition(". ")[0] for line in problems] == [
@@ -66,7 +50,7 @@ def test_what_is_not(tmp_path: Path) -> None:
 def test_json(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text(BAD)
-    done = cli("config", "check", "--json", str(file))
+    done = kerntune("config", "check", "--json", str(file))
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert report["files"] == [str(file)]
@@ -88,7 +72,7 @@ def test_json(tmp_path: Path) -> None:
 def test_a_misspelt_table_is_a_failure_and_what_may_be_meant_is_said(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('profil = "ai-inference"\n[cpu_governor]\n"*" = "performance"\n')
-    done = cli("config", "check", str(file))
+    done = kerntune("config", "check", str(file))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 file with 0 claims")
     assert f"{file}:1: nothing here is called 'profil'. Did you mean 'profile'? There are " in done.stdout
     assert f"{file}:2: nothing here is called 'cpu_governor'. Did you mean 'cpu-governor'? There are " in done.stdout
@@ -98,7 +82,7 @@ def test_a_warning_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles/bad name.toml").write_text(GOOD)
     (tmp_path / "kerntune.toml").write_text(GOOD)
-    done = cli("config", "check", str(tmp_path))
+    done = kerntune("config", "check", str(tmp_path))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 file with 2 claims")
     assert f"{tmp_path}/profiles/bad name.toml: warning: no profile is found under this name" in done.stdout
 
@@ -113,13 +97,13 @@ def test_no_second_process_is_started(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
-    done = cli("config", "check", str(tmp_path / "no"))
+    done = kerntune("config", "check", str(tmp_path / "no"))
     assert (done.returncode, done.stdout.splitlines()[0]) == (1, f"{tmp_path}/no: there is no such file or folder")
 
 
 def test_a_profile_that_is_named_and_not_there(tmp_path: Path) -> None:
     (tmp_path / "kerntune.toml").write_text('profile = "nosuch"\n')
-    done = cli("config", "check", str(tmp_path))
+    done = kerntune("config", "check", str(tmp_path))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith(f"{tmp_path}/kerntune.toml:1: there is no profile 'nosuch'. There are ")
 
@@ -127,14 +111,14 @@ def test_a_profile_that_is_named_and_not_there(tmp_path: Path) -> None:
 def test_a_profile_is_checked_as_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('include = ["balanced"]\n[overcommit]\n"*" = "always"\n')
-    done = cli("config", "check", str(file))
+    done = kerntune("config", "check", str(file))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("1 file with ")
     assert done.stdout.endswith(" claims, nothing wrong\n")
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
-    done = cli("config", "check", str(tmp_path))
+    done = kerntune("config", "check", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path}: warning: there is no configuration here. kerntuned reads kerntune.toml")
 
@@ -145,7 +129,7 @@ def test_a_module_of_that_name_where_the_user_is_is_not_run(tmp_path: Path) -> N
     (tmp_path / "kerntune.toml").write_text(GOOD)
     program = f"import os, sys; os.chdir({str(tmp_path)!r}); sys.exit(main(['config', 'check', '.']))"
     argv = [sys.executable, "-c", f"from kerntune.cli.__main__ import main; {program}"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = run_program(argv)
     assert done.stdout == "1 file with 2 claims, nothing wrong\n"
 
 
@@ -173,43 +157,32 @@ def test_the_daemon_checks_by_itself(tmp_path: Path) -> None:
 
 def test_reload_says_how_the_host_is_with_it(capsys: Captured) -> None:
     script = Script(document(degraded=["over-limit"]))
-    assert main(["reload"], connect=script.connect) == 0
+    assert run(script, "reload") == 0
     assert script.calls == [("Reload",), ("Describe",)]
     assert "generation 3, degraded: over-limit" in capsys.readouterr().out
-    assert main(["reload", "--json"], connect=script.connect) == 0
+    assert run(script, "reload", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"degraded": ["over-limit"]}
 
 
 @pytest.mark.parametrize(("error", "code"), [(InvalidValue("x.toml:3: no", "Do."), 2), (AccessDenied("no"), 4)])
 def test_a_reload_that_fails_says_why(error: InvalidValue | AccessDenied, code: int, capsys: Captured) -> None:
-    assert main(["reload"], connect=Script(error=error).connect) == code
+    assert run(Script(error=error), "reload") == code
     said = capsys.readouterr()
     assert (said.out, said.err.splitlines()[0]) == ("", f"kerntune: {error.what}")
 
 
-def test_reload_over_the_bus(tmp_path: Path) -> None:
+def test_reload_over_the_bus(script_bus: PrivateBus) -> None:
     script = Script()
-    with private_bus(tmp_path) as bus, serving(bus, script) as manager:
-        done = on(bus, "reload")
+    with serving(script_bus, script) as manager:
+        done = kerntune("reload", env=script_bus.environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert script.calls == [("Reload", {}), ("Describe",)]
     assert manager.interactive == [True]
-
-
-def on(bus: PrivateBus, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kerntune.cli", *words],
-        env=bus.environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
 
 
 def test_status_says_which_line_wants_it(capsys: Captured) -> None:
     place = "/etc/kerntune/kerntune.toml:12"
     wanted = claim("config:io-scheduler@sda", "none", who="config", why=place, place=place)
     row = target("io-scheduler@sda", "none", requested="none", state="satisfied", claim=wanted["id"])
-    assert main(["status"], connect=Script(document([row], [wanted])).connect) == 0
+    assert run(Script(document([row], [wanted])), "status") == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("  config, kerntune.toml:12")

@@ -14,7 +14,6 @@ import pytest
 from kerntune.api.calls import outcome_rows
 from kerntune.api.document import Outcome
 from kerntune.api.names import ACTION_SET
-from kerntune.cli.__main__ import main
 from kerntune.errors import KerntuneError
 from kerntune.kernel.files import KernelView
 from kerntune.kernel.simulated import Node, SimulatedKernel
@@ -22,14 +21,11 @@ from kerntune.model import DesiredState, Origin, Target
 from kerntune.tunables.hugepages import HugePages
 from kerntune.tunables.knobs import CPU_GOVERNOR
 from tests.api.test_polkit import CHALLENGE, NO, authorise, authority, somebody
-from tests.cli.scripted import Script, document, tunable
-from tests.conftest import POLICY
+from tests.cli.scripted import Captured, Script, document, run, tunable
 from tests.dbus import lab as buses
 from tests.harness.privatebus import PrivateBus
 from tests.hosts import lay_out, plant
 from tests.unit.lab import GIB, PAGE, POOL, claim, have_pages, running, small_host
-
-Captured = pytest.CaptureFixture[str]
 
 FIXED_FREQUENCY = "proc/sys/kernel/osrelease\t6.1.0\nboot/config-6.1.0\tCONFIG_CPU_FREQ=y"
 
@@ -50,7 +46,7 @@ def answered(kernel: SimulatedKernel, tunable_: str, instances: str, value: str,
 
 def said(script: Script, capsys: Captured, *words: str) -> tuple[int, str]:
     """The exit code, and all that was written."""
-    code = main(words, connect=script.connect)
+    code = run(script, *words)
     written = capsys.readouterr()
     return code, written.out + written.err
 
@@ -136,18 +132,14 @@ class TestCannotAllocateMemory:
 
 class TestPermissionDenied:
     @pytest.mark.parametrize("answer", [NO, CHALLENGE])
-    def test_neither_root_nor_in_the_group(self, answer: list[object], tmp_path: Path, capsys: Captured) -> None:
-        async def refusal(bus: PrivateBus) -> KerntuneError:
+    def test_neither_root_nor_in_the_group(self, answer: list[object], bus: PrivateBus, capsys: Captured) -> None:
+        async def refusal() -> KerntuneError:
             async with buses.serving(bus) as service, authority(bus, answer):
                 with pytest.raises(KerntuneError) as caught:
                     await authorise(service, somebody(":1.7"), ACTION_SET)
                 return caught.value
 
-        policy = tmp_path / "policy.conf"
-        policy.write_text(POLICY)
-        with PrivateBus(include=[policy]) as bus:
-            error = asyncio.run(refusal(bus))
-        code, text = said(Script(error=error), capsys, "set", "cpu-governor=performance")
+        code, text = said(Script(error=asyncio.run(refusal())), capsys, "set", "cpu-governor=performance")
         assert code == 4
         assert "org.kerntune.Tuner1.set" in text
         assert "Members of the group kerntune may: sudo adduser $USER kerntune, then log in again" in text

@@ -1,29 +1,32 @@
-"""`hold`, `holds` and `release`: what is asked of the daemon, and how the answers look."""
+"""`hold`, `holds` and `release`: what is asked, how the answers look, and how a hold ends."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
+from kerntune.api.names import BUS_NAME
 from kerntune.cli.__main__ import main
 from kerntune.cli.holds import ttl_of
 from kerntune.cli.remote import Manager
-from kerntune.errors import NoSuchHold, NotOwner, OverLimit, Usage
-from tests.cli.scripted import Script, ScriptedManager, claim, document, outcome, target
+from kerntune.dbus import blocking
+from kerntune.dbus.standard import BUS, BUS_PATH
+from kerntune.errors import KerntuneError, NoSuchHold, NotOwner, OverLimit, Unreachable, Usage
+from tests.cli.scripted import Captured, Script, ScriptedManager, by_root, claim, document, outcome, run, target
+from tests.harness.command import COMMAND, LIMIT, Shell, demo
 
-Captured = pytest.CaptureFixture[str]
 SINCE = 1_700_000_000_000_000
 HELD = outcome("hugepages@2M", requested="+64", actual="164")
-
-
-def run(script: Script, *words: str) -> int:
-    return main(list(words), connect=script.connect)
 
 
 def held(number: int, **more: Any) -> dict[str, Any]:
@@ -164,19 +167,14 @@ class Some(ScriptedManager):
 
 
 def test_release_goes_through_the_list(capsys: Captured) -> None:
-    script = Script()
-
-    @contextmanager
-    def connect() -> Iterator[Manager]:
-        yield Some(script)
-
-    assert main(["release", "3", "4", "5", "3", "6"], connect=connect) == 3
+    script = Script(manager=Some)
+    assert run(script, "release", "3", "4", "5", "3", "6") == 3
     assert [number for _, number in script.calls] == [3, 4, 5, 6]
     said = capsys.readouterr()
     assert said.out == "Released: 3, 5\n"
     assert "kerntune: there is no hold 4\n" in said.err
     assert "kerntune: hold 6: it is of another user\n" in said.err
-    assert main(["release", "3", "4", "--json"], connect=connect) == 3
+    assert run(script, "release", "3", "4", "--json") == 3
     error = {"name": NoSuchHold.dbus_name, "message": "there is no hold 4. kerntune holds shows those there are"}
     assert json.loads(capsys.readouterr().out) == {"released": [3], "failed": [{"hold": 4, "error": error}]}
 
@@ -257,3 +255,167 @@ def test_times(text: str, seconds: int) -> None:
 def test_no_times(text: str) -> None:
     with pytest.raises(Usage):
         ttl_of(text)
+
+
+# How a hold ends
+
+
+HOLD: Final = (*COMMAND, "hold", "hugepages@2M=64", "--json")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with demo(tmp_path) as running:
+        yield running
+
+
+@by_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number: signal.Signals) -> None:
+    before = shell.check("kerntune get hugepages@2M")
+    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        granted = json.loads(process.stdout.readline())
+        assert granted["event"] == "held"
+        assert int(shell.check("kerntune get hugepages@2M")) == int(before) + 64
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait(LIMIT) == 0
+    assert json.loads(rest) == {"event": "ended", "hold": granted["hold"]}
+    assert shell.check("kerntune get hugepages@2M") == before
+    assert shell.check("kerntune holds") == "Nobody holds anything."
+
+
+@by_root
+def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path) -> None:
+    """Also with one that is killed, and cannot end it any more."""
+    script = f"kerntune hold --pid $$ hugepages@2M=64 --json >{tmp_path}/told & echo $!; wait"
+    with subprocess.Popen(["bash", "-c", script], env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        hold = os.pidfd_open(int(process.stdout.readline()))
+        shell.check(f"until grep -q held {tmp_path}/told; do sleep 0.01; done")
+        process.kill()
+    assert select.select([hold], (), (), LIMIT)[0]
+    os.close(hold)
+    assert json.loads((tmp_path / "told").read_text().splitlines()[-1])["event"] == "ended"
+    assert shell.check("kerntune holds") == "Nobody holds anything."
+
+
+@by_root
+def test_a_hold_outlives_the_daemon_that_granted_it(shell: Shell) -> None:
+    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = json.loads(process.stdout.readline())["hold"]
+        shell.daemon.restart()
+        assert f'"hold": {number}' in shell.check("kerntune holds --json")
+        shell.check(f"kerntune release {number}")
+        assert json.loads(process.stdout.readline()) == {"event": "ended", "hold": number}
+        assert process.wait(LIMIT) == 0
+
+
+@by_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell, number: signal.Signals) -> None:
+    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        hold = json.loads(process.stdout.readline())["hold"]
+        shell.daemon.kill()
+        with blocking.connect(BUS, shell.environment["DBUS_SYSTEM_BUS_ADDRESS"]) as silent:
+            silent.call(BUS_PATH, BUS, "RequestName", "su", BUS_NAME, 0)
+            time.sleep(0.5)  # until it asks the new one; any time will do
+            process.send_signal(number)
+            assert json.loads(process.stdout.readline()) == {"event": "ending", "hold": hold}
+            assert process.wait(LIMIT) == 0
+
+
+@by_root
+def test_a_hold_whose_time_is_over_ends(shell: Shell) -> None:
+    done = shell.check("kerntune hold hugepages@2M=1 --ttl 1 --json").splitlines()
+    assert [json.loads(line)["event"] for line in done] == ["held", "ended"]
+
+
+@by_root
+def test_what_a_script_starts_in_the_background_ignores_ctrl_c(shell: Shell) -> None:
+    line = "trap '' INT; exec kerntune hold hugepages@2M=64 --json"
+    with subprocess.Popen(["bash", "-c", line], env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = json.loads(process.stdout.readline())["hold"]
+        process.send_signal(signal.SIGINT)
+        shell.check(f"kerntune release {number}")
+        assert json.loads(process.stdout.read())["event"] == "ended"
+        assert process.wait(LIMIT) == 0
+
+
+class Interrupting(ScriptedManager):
+    """Somebody interrupts who waits for the end of a hold; the daemon answers the release with `answer`."""
+
+    answer: KerntuneError | None = None
+
+    def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert select.select(beside, (), (), LIMIT)[0]
+        return False
+
+    def release(self, number: int, *, timeout: float = 0.0) -> None:
+        if self.answer:
+            raise self.answer
+
+
+class Stuck(Interrupting):
+    answer = Unreachable("it did not answer within 5 s")
+
+
+class Over(Interrupting):
+    answer = NoSuchHold("there is no hold 3")
+
+
+@pytest.mark.parametrize(("state", "code"), [("satisfied", 0), ("partial", 6)])
+@pytest.mark.parametrize(("manager", "event"), [(Interrupting, "ended"), (Over, "ended"), (Stuck, "ending")])
+def test_who_interrupts_is_told_whether_it_has_ended(
+    manager: type[ScriptedManager], event: str, state: str, code: int, capsys: Captured
+) -> None:
+    """A daemon that does not answer ends it without us; the exit status says what was had."""
+    script = Script(outcomes=[outcome("hugepages@2M", state)], manager=manager)
+    assert run(script, "hold", "hugepages=1", "--json") == code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"event": event, "hold": 3}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Left(ScriptedManager):
+    """Goes while somebody waits."""
+
+    def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
+        raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
+
+
+def test_a_daemon_that_does_not_come_back(capsys: Captured) -> None:
+    assert run(Script(outcomes=[outcome("hugepages@2M")], manager=Left), "hold", "hugepages=1") == 5
+    assert "kerntuned has left the bus" in capsys.readouterr().err
+
+
+def test_interrupted_before_it_is_granted(capsys: Captured) -> None:
+    @contextmanager
+    def interrupted() -> Iterator[Manager]:
+        raise KeyboardInterrupt
+        yield
+
+    assert main(["hold", "hugepages=1"], connect=interrupted) == 130
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", "kerntune: interrupted")
+
+
+@by_root
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("kerntune hold hugepages@2M=1 --ttl 1 --json >&-", 0, ""),
+        ("kerntune get hugepages@2M >&-", 0, ""),
+        ("kerntune hold hugepages@2M=1 --json >/dev/full", 1, "the answer cannot be written: No space left on device"),
+        ("kerntune get hugepages@2M >/dev/full", 1, "the answer cannot be written: No space left on device"),
+        ("kerntune release 9 2>&-", 3, ""),
+    ],
+)
+def test_nowhere_to_write(shell: Shell, line: str, code: int, said: str) -> None:
+    done = shell.run(line)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr

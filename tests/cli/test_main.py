@@ -1,4 +1,4 @@
-"""The entry: what it loads, how it parses, and how it ends."""
+"""The command as a process: what it loads, how it parses, what it asks over a bus, and how it ends."""
 
 from __future__ import annotations
 
@@ -9,37 +9,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-import kerntune
+from kerntune import __version__, errors
 from kerntune.cli.__main__ import main, run_of
 from kerntune.cli.commands import VERBS, parser
-from kerntune.cli.remote import Manager
-from kerntune.errors import Exit
-from kerntune.model import Reason, State
-from tests.cli.scripted import Script
+from kerntune.cli.remote import LEAVING, Manager
+from tests.cli.scripted import Captured, Script, outcome, run, serving
+from tests.harness import CHECKOUT
+from tests.harness.command import COMMAND, LIMIT, kerntune, on_terminal
+from tests.harness.command import run as run_program
+from tests.harness.privatebus import PrivateBus
 
-Captured = pytest.CaptureFixture[str]
-
-LIMIT = 20.0  # seconds
-MAN_PAGE = Path(__file__).parents[2] / "docs/man/kerntune.1"
-
-
-def cli(*words: str, address: str = "unix:path=/nonexistent/bus") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kerntune.cli", *words],
-        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+PROGRAM = "import sys; from tests.cli.scripted import Script, main; sys.exit(main({}, connect=Script().connect))"
 
 
 def loaded(modules: set[str], *words: str) -> str:
-    """Which of these modules a run has imported."""
+    """Return which of these modules a run has imported."""
     program = f"""
 import sys
 from kerntune.cli.__main__ import main
@@ -49,8 +36,7 @@ except SystemExit:
     pass
 print(sorted({modules!r} & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT, check=True)
-    return done.stdout.splitlines()[-1]
+    return run_program([sys.executable, "-c", program]).stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("words", [["set"], ["no-such-verb"], ["set", "hugepages"]])
@@ -65,18 +51,18 @@ def test_help_loads_next_to_nothing(words: list[str]) -> None:
 
 
 def test_help_names_every_verb_and_exits_with_0() -> None:
-    done = cli("--help")
+    done = kerntune("--help")
     assert done.returncode == 0
     assert all(f"    {verb.name} " in done.stdout for verb in VERBS)
 
 
 def test_version() -> None:
-    done = cli("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"kerntune {kerntune.__version__}\n", "")
+    done = kerntune("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"kerntune {__version__}\n", "")
 
 
 def test_without_a_bus_it_says_so() -> None:
-    done = cli("--json")
+    done = kerntune("--json")
     assert done.returncode == 5
     assert done.stderr.startswith("kerntune: the bus at unix:path=/nonexistent/bus cannot be reached")
     assert json.loads(done.stdout)["error"]["name"] == "org.freedesktop.DBus.Error.ServiceUnknown"
@@ -95,7 +81,7 @@ def test_without_a_bus_it_says_so() -> None:
 )
 def test_usage_errors(words: list[str], complaint: str, capsys: Captured) -> None:
     script = Script()
-    assert main([*words, "--json"], connect=script.connect) == 2
+    assert run(script, *words, "--json") == 2
     assert script.calls == []
     said = capsys.readouterr()
     assert complaint in said.err
@@ -122,13 +108,13 @@ def test_an_unknown_verb_is_told_in_two_lines(word: str, hint: str, capsys: Capt
 
 @pytest.mark.parametrize(("words", "same"), [(["help"], ["--help"]), (["--json", "help", "set"], ["set", "--help"])])
 def test_help_is_a_verb_too(words: list[str], same: list[str]) -> None:
-    done = cli(*words)
-    assert (done.returncode, done.stdout) == (0, cli(*same).stdout)
+    done = kerntune(*words)
+    assert (done.returncode, done.stdout) == (0, kerntune(*same).stdout)
     assert done.stdout.startswith("usage: kerntune")
 
 
 def test_set_s_help_says_where_values_are_shown() -> None:
-    said = " ".join(cli("set", "--help").stdout.split())
+    said = " ".join(kerntune("set", "--help").stdout.split())
     assert "kerntune list" in said
     assert "kerntune explain TUNABLE" in said
 
@@ -148,18 +134,10 @@ def test_an_interrupt_is_told_from_a_failure(capsys: Captured) -> None:
 def test_a_reader_that_has_gone_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    program = (
-        "import sys; from kerntune.cli.__main__ import main; sys.exit(main(['get', 'governor', '--json'], connect=c))"
-    )
+    program = [sys.executable, "-c", PROGRAM.format(["get", "governor", "--json"])]
     with os.fdopen(writing, "wb") as pipe:
         done = subprocess.run(
-            [sys.executable, "-c", f"from tests.cli.scripted import Script; c = Script().connect; {program}"],
-            cwd=Path(__file__).parents[2],
-            stdout=pipe,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=LIMIT,
-            check=False,
+            program, cwd=CHECKOUT, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=LIMIT, check=False
         )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -169,45 +147,112 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_a_locale_without_the_marks_shows_something_else() -> None:
-    program = "import sys; from kerntune.cli.__main__ import main; sys.exit(main(['list'], connect=c))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"from tests.cli.scripted import Script; c = Script().connect; {program}"],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    done = run_program([sys.executable, "-c", PROGRAM.format(["list"])], env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert "io-scheduler@nvme0n1" in done.stdout
-
-
-def test_the_man_page_has_every_verb_and_option() -> None:
-    page = MAN_PAGE.read_text()
-    synopsis = page.partition(".Sh SYNOPSIS\n")[2].partition(".Sh DESCRIPTION\n")[0].split(".Nm\n")
-    for verb in VERBS:
-        assert f".It Cm {verb.name}\n" in page or f".It Cm {verb.name} " in page, verb.name
-        usage = "".join(form for form in synopsis if f"Cm {verb.name}\n" in form)
-        assert usage, verb.name
-        for name in ["--json", *(name for argument in verb.arguments for name in argument.names)]:
-            if name.startswith("--"):
-                # An option stands alone or in front of its argument.
-                option = re.compile(rf"Fl {name.removeprefix('-')}( Ar \w+)?\n")
-                assert re.search(rf"\.It {option.pattern}", page), name
-                assert option.search(usage), (verb.name, name)
-
-
-def test_the_man_page_has_every_exit_code_state_and_reason() -> None:
-    page = MAN_PAGE.read_text()
-    for code in Exit:
-        assert f".It {code.value}\n" in page, code
-    for state in State:
-        assert f".It {state}\n" in page, state
-    for reason in Reason:
-        assert f".It {reason}\n" in page, reason
 
 
 def test_every_verb_is_described() -> None:
     assert parser().prog == "kerntune"
     assert all(verb.summary and run_of(verb.run).__doc__ for verb in VERBS)
+
+
+# Over a bus, where the contract's Manager is a script
+
+
+def test_set(script_bus: PrivateBus) -> None:
+    line = "set hugepages=128M overcommit=always:95 --persist --allow-partial --json"
+    script = Script(outcomes=[outcome("hugepages@2M", requested="64", actual="64"), outcome("overcommit", "failed")])
+    with serving(script_bus, script) as manager:
+        done = kerntune(*line.split(), env=script_bus.environment)
+    assert (done.returncode, done.stderr) == (6, "")
+    assert [row["state"] for row in json.loads(done.stdout)["outcomes"]] == ["satisfied", "failed"]
+    asked = [("hugepages", "", "128M"), ("overcommit", "*", "always:95")]
+    assert script.calls == [("Set", asked, {"persist": True, "allow-partial": True} | LEAVING)]
+    assert manager.interactive == [True]
+
+
+def test_unset(script_bus: PrivateBus) -> None:
+    script = Script(outcomes=[outcome("io-scheduler@sda", "unmanaged", requested="")])
+    with serving(script_bus, script) as manager:
+        done = kerntune("unset", "io-scheduler", env=script_bus.environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "io-scheduler@sda  -          none    unmanaged" in done.stdout
+    assert script.calls == [("Unset", [("io-scheduler", "*")], LEAVING)]
+    assert manager.interactive == [True]
+
+
+def test_plan(script_bus: PrivateBus) -> None:
+    with serving(script_bus, script := Script(outcomes=[outcome("overcommit", "planned", requested="always")])):
+        done = kerntune("plan", "overcommit=always", "--allow-partial", env=script_bus.environment)
+        withdrawn = kerntune("plan", "--unset", "overcommit", env=script_bus.environment)
+    assert (done.returncode, done.stderr) == (withdrawn.returncode, withdrawn.stderr) == (0, "")
+    assert "overcommit  always     none    planned" in done.stdout
+    assert script.calls == [
+        ("Plan", [("overcommit", "*", "always")], {"allow-partial": True}),
+        ("Plan", [("overcommit", "*", "")], {"unset": True}),
+    ]
+
+
+def test_verify(script_bus: PrivateBus) -> None:
+    row = outcome("overcommit", "failed", requested="always", actual="heuristic")
+    with serving(script_bus, Script(outcomes=[row])):
+        done = kerntune("verify", env=script_bus.environment)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "overcommit  always     heuristic  failed" in done.stdout
+
+
+def test_get_prints_the_bare_value(script_bus: PrivateBus) -> None:
+    with serving(script_bus, Script()):
+        done = kerntune("get", "io-scheduler@by-id/nvme-Fast_1", env=script_bus.environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "none\n", "")
+
+
+@pytest.mark.parametrize("words", [[], ["list"]])
+def test_reading_needs_one_call(words: list[str], script_bus: PrivateBus) -> None:
+    script = Script()
+    with serving(script_bus, script):
+        done = kerntune(*words, env=script_bus.environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert script.calls == [("Describe",)]
+
+
+def test_a_refusal_keeps_its_name_and_its_text(script_bus: PrivateBus) -> None:
+    refusal = errors.OverLimit("2000 pages asked, 900 possible", "Ask for fewer")
+    with serving(script_bus, Script(error=refusal)):
+        done = kerntune("set", "hugepages@2M=2000", "--json", env=script_bus.environment)
+    assert done.returncode == 1
+    assert done.stderr == "kerntune: 2000 pages asked, 900 possible\n  Ask for fewer\n"
+    assert json.loads(done.stdout) == {"error": {"name": refusal.dbus_name, "message": str(refusal)}}
+
+
+def test_without_the_daemon(script_bus: PrivateBus) -> None:
+    done = kerntune("set", "overcommit=always", env=script_bus.environment)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "org.kerntune.Tuner1 cannot be reached" in done.stderr
+    assert "is kerntuned running? systemctl status kerntuned" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["status", "set io-scheduler@nvme0n1=none", "verify", "plan hugepages=1", "hold hugepages=1 --detach --ttl 1h"],
+)
+def test_a_verb_needs_no_event_loop(script_bus: PrivateBus, line: str) -> None:
+    """To import asyncio takes longer than all that such a verb does."""
+    program = """import sys
+from kerntune.cli.__main__ import main
+main(sys.argv[1:])
+print(sorted({'asyncio', 'pathlib', 'tomllib', 'kerntune.tunables'} & sys.modules.keys()), file=sys.stderr)
+"""
+    with serving(script_bus, Script(outcomes=[outcome("io-scheduler@nvme0n1")])):
+        done = run_program([sys.executable, "-c", program, *line.split()], env=script_bus.environment)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_on_a_terminal_it_is_coloured(script_bus: PrivateBus) -> None:
+    words = (*COMMAND, "list")
+    with serving(script_bus, Script()), on_terminal(*words, address=script_bus.address, COLUMNS="64") as terminal:
+        code, text = terminal.end()
+    assert code == 0
+    assert "\x1b[" in text
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 64

@@ -1,7 +1,10 @@
-"""How settings are written on the command line: what is split where, and what is no setting."""
+"""The words people type: how settings are written, what they find, what was meant, and what is known of them."""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from contextlib import suppress
 
 import pytest
@@ -9,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerntune import syntax
-from kerntune.errors import Usage
+from kerntune.api import document as answers
+from kerntune.cli import suggest
+from kerntune.errors import Failed, InvalidValue, KerntuneError, NoSuchTarget, NotSupported, UnknownTunable, Usage
+from kerntune.tunables import REGISTRY
+from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, Captured, Script, document, run
 
 
 @pytest.mark.parametrize(
@@ -71,3 +78,196 @@ def test_no_name(text: str) -> None:
 def test_any_text_is_a_setting_or_a_usage_error(text: str) -> None:
     with suppress(Usage):
         assert syntax.setting(text).value
+
+
+# Finding targets in what the daemon describes
+
+
+HOST = document([*DRIVES, *POOLS, OVERCOMMIT])
+
+
+@pytest.mark.parametrize(
+    ("tunable", "pattern", "instances"),
+    [
+        ("io-scheduler", "", ["nvme0n1", "nvme1n1", "sda"]),
+        ("io-scheduler", "*", ["nvme0n1", "nvme1n1", "sda"]),
+        ("io-scheduler", "nvme*", ["nvme0n1", "nvme1n1"]),
+        ("io-scheduler", "nvme[1-9]n1", ["nvme1n1"]),
+        ("io-scheduler", "by-id/nvme-Fast_2", ["nvme1n1"]),
+        ("io-scheduler", "by-id/*", ["nvme0n1", "nvme1n1"]),
+        ("hugepages", "*", ["2M", "2M/node0", "1G"]),
+        ("hugepages", "2M", ["2M"]),
+        ("hugepages", "2M/*", ["2M/node0"]),
+        ("overcommit", "", [""]),
+    ],
+)
+def test_find(tunable: str, pattern: str, instances: list[str]) -> None:
+    assert [row["instance"] for row in answers.find(HOST, tunable, pattern)] == instances
+
+
+@pytest.mark.parametrize(
+    ("host", "tunable", "pattern", "error", "said"),
+    [
+        (HOST, "io-scheduler", "vda", NoSuchTarget,
+         r"nothing matches io-scheduler@vda\. There are nvme0n1, nvme1n1, sda"),
+        (HOST, "overcommit", "x", InvalidValue, "one setting of the host"),
+        (HOST, "hugepages", "2*", InvalidValue, "not a pool of huge pages"),
+        (HOST, "cpu-governor", "*", NotSupported, "no cpufreq driver"),
+        (HOST, "governor", "*", UnknownTunable,
+         r"'governor'\. There are cpu-governor, hugepages, io-scheduler, overcommit"),
+        (document(), "io-scheduler", "*", NoSuchTarget, "This host has no io-scheduler now"),
+    ],
+)  # fmt: skip
+def test_what_is_not_found_is_told_with_what_there_is(
+    host: answers.Document, tunable: str, pattern: str, error: type[KerntuneError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        answers.find(host, tunable, pattern)
+
+
+def test_a_daemon_of_another_version_is_told() -> None:
+    older = document([OVERCOMMIT])
+    older["tunables"] = [{key: value for key, value in row.items() if key != "kind"} for row in older["tunables"]]  # type: ignore[misc]  # as it was before
+    with pytest.raises(Failed, match=r"another version.*systemctl restart kerntuned"):
+        answers.find(older, "overcommit", "")
+
+
+# What was meant
+
+
+NAMES = sorted(tunable.name for tunable in REGISTRY)
+
+
+@pytest.mark.parametrize(
+    ("said", "what", "hint"),
+    [
+        ("it broke", "it broke", ""),
+        ("in part: x:2: claims is 0. Give more. The rest is in force", "in part: x:2: claims is 0. Give more",
+         "The rest is in force"),
+        ("no v'1. 5'. `kerntune list` shows more", "no v'1. 5'", "`kerntune list` shows more"),
+        ("too many. wait for the replies", "too many", "wait for the replies"),
+        ("modprobe acpi_cpufreq. /boot/config has it. It takes another", "modprobe acpi_cpufreq. /boot/config has it",
+         "It takes another"),
+    ],
+)  # fmt: skip
+def test_what_the_daemon_sends_as_one_text(said: str, what: str, hint: str) -> None:
+    assert suggest.parts(Failed(said)) == (what, hint)
+
+
+def test_our_own_have_two_parts_already() -> None:
+    assert suggest.parts(Failed("it broke. Badly", "Try again")) == ("it broke. Badly", "Try again")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("hugepage", "hugepages"),
+        ("io_scheduler", "io-scheduler"),
+        ("scheduler", "io-scheduler"),
+        ("governor", "cpu-governor"),
+        ("scaling_governor", "cpu-governor"),
+        ("epp", "cpu-epp"),
+        ("readahead", "read-ahead"),
+        ("read_ahead_kb", "read-ahead"),
+        ("elevator", "io-scheduler"),
+        ("transparent_hugepage", "thp"),
+        ("defrag", "thp@defrag"),
+        ("energy_performance_preference", "cpu-epp"),
+        ("nr_overcommit_hugepages", "hugepages-overcommit"),
+        ("nr_hugepages", "hugepages"),
+        ("vm.nr_hugepages", "hugepages"),
+        ("vm.overcommit_memory", "overcommit"),
+        ("over-commit", "overcommit"),
+        ("vm.swappiness", "sysctl@vm.swappiness"),
+        ("vm.swapiness", "sysctl@vm.swappiness"),
+        ("swappiness", "sysctl@vm.swappiness"),
+        ("kernel.numa_balancing", "sysctl@kernel.numa_balancing"),
+        ("zzz", ""),
+    ],
+)
+def test_what_was_meant(word: str, meant: str) -> None:
+    assert suggest.tunable(word, NAMES) == meant
+    error = UnknownTunable(f"there is no tunable {word!r}. There are {', '.join(NAMES)}")
+    what, hint = suggest.parts(error)
+    assert what == f"there is no tunable {word!r}"
+    assert hint.startswith(f"Did you mean {meant}? There are " if meant else "There are ")
+
+
+def test_what_things_are_known_as_is_there() -> None:
+    tunables = {tunable.name: tunable for tunable in REGISTRY}
+    for target in suggest.known_as().values():
+        name, _, instance = target.partition("@")
+        assert name in tunables
+        assert not instance or tunables[name].normal(instance) == instance
+
+
+def test_only_what_there_is_can_be_meant() -> None:
+    assert suggest.tunable("governor", ["hugepages"]) == ""
+
+
+# explain: what is known of the tunables there are, without a daemon
+
+
+def explain(*words: str) -> int:
+    script = Script()
+    code = run(script, "explain", *words)
+    assert script.calls == []
+    return code
+
+
+def test_the_list_has_those_there_are(capsys: Captured) -> None:
+    assert explain() == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[0] == "TUNABLE"
+    assert [line.split()[0] for line in lines] == [tunable.name for tunable in REGISTRY]
+
+
+def test_all_there_is_to_know(capsys: Captured) -> None:
+    assert explain("io-scheduler") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("io-scheduler: Who puts the requests")
+    assert "  evidence    vendor documentation: 'none' for NVMe, 'mq-deadline' for disks" in lines
+    assert "              measured: no gain for loading a model by itself" in lines
+    assert "  kernel file /sys/block/*/queue/scheduler" in lines
+    assert "  document    Documentation/block/switching-sched.rst" in lines
+    assert "  example     kerntune set 'io-scheduler@nvme*=none'" in lines
+
+
+def test_on_a_terminal_it_is_fitted(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert explain("overcommit") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any(line.startswith("  risk        With 'always', the kernel") for line in lines)
+
+
+def test_in_json(capsys: Captured) -> None:
+    assert explain("hugepages", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["evidence"][0]["grade"] == "measured"
+    assert said["example"]["command"] == "kerntune set hugepages=64G"
+    assert explain("--json") == 0
+    names = [row["tunable"] for row in json.loads(capsys.readouterr().out)["tunables"]]
+    assert names == [tunable.name for tunable in REGISTRY]
+
+
+@pytest.mark.parametrize("tunable", [one.name for one in REGISTRY])
+def test_no_value_can_be_taken_for_a_word(tunable: str, capsys: Captured) -> None:
+    """`none` is a scheduler, and always and never are values too: in a sentence they are quoted."""
+    assert explain(tunable) == 0
+    prose = [line for line in capsys.readouterr().out.splitlines() if not re.match(r"  (values|example|kernel)", line)]
+    assert not re.findall(r"(?<!['\w:=])(?:none|always|never|madvise|heuristic)(?![':(\w])", "\n".join(prose[1:]))
+
+
+@pytest.mark.parametrize("word", ["thp@enabled", "thp=always", "thp"])
+def test_an_instance_does_not_matter(word: str, capsys: Captured) -> None:
+    assert explain(word) == 0
+    assert capsys.readouterr().out.startswith("thp: Transparent huge pages")
+
+
+def test_another_name_is_told(capsys: Captured) -> None:
+    assert explain("governor") == 2
+    said = capsys.readouterr().err
+    assert "there is no tunable 'governor'" in said
+    assert "cpu-governor" in said

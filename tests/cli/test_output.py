@@ -1,4 +1,4 @@
-"""How answers look: plain where nobody watches, fitted and coloured on a terminal."""
+"""How answers look: plain where nobody watches, fitted and coloured on a terminal; and the progress bar."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ import re
 import pytest
 
 from kerntune.cli import output, status, tables
+from kerntune.cli.progress import line
 from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
-from tests.cli.scripted import DRIVES, claim, document, outcome, target
+from tests.cli.scripted import DRIVES, Watched, claim, document, on_terminal, outcome, plain, target
 
 LONG = "the kernel had fewer pages than asked, because memory is too fragmented: " * 3
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +22,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "72")
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
         monkeypatch.delenv(name, raising=False)
-
-
-def plain(page: tables.Page) -> list[str]:
-    stream = io.StringIO()
-    tables.write(page, stream)
-    return stream.getvalue().splitlines()
-
-
-def on_terminal(page: tables.Page) -> str:
-    stream = Terminal()
-    tables.write(page, stream)
-    return stream.getvalue()
 
 
 def test_every_state_has_a_mark() -> None:
@@ -201,17 +185,22 @@ def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
     assert "mallory�root�" in text
 
 
-def test_an_error_has_two_parts() -> None:
+@pytest.mark.parametrize(
+    ("what", "hint", "said"),
+    [
+        ("it broke", "", "kerntune: it broke\n"),
+        ("it broke", "Try again " * 20, f"kerntune: it broke\n  {'Try again ' * 20}\n"),
+    ],
+)
+def test_an_error_is_a_line_and_its_hint_another(what: str, hint: str, said: str) -> None:
     stream = io.StringIO()
-    tables.error("it broke " * 20, "Try again " * 20, stream)
-    first, second = stream.getvalue().splitlines()
-    assert first.startswith("kerntune: it broke")
-    assert second.startswith("  Try again")
+    tables.error(what, hint, stream)
+    assert stream.getvalue() == said
 
 
 def test_an_error_is_wrapped_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    stream = Terminal()
+    stream = Watched()
     tables.error("it broke " * 20, "Try: kerntune set io-scheduler@by-id/a-very-long-name=none", stream)
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("kerntune: it broke")
@@ -219,7 +208,31 @@ def test_an_error_is_wrapped_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert "  io-scheduler@by-id/a-very-long-name=none" in lines, "a command to copy stays whole"
 
 
-def test_an_error_without_a_hint_is_one_line() -> None:
-    stream = io.StringIO()
-    tables.error("it broke", "", stream)
-    assert stream.getvalue() == "kerntune: it broke\n"
+# The progress bar: as wide as there is room, and about what is told
+
+
+def test_half_of_it() -> None:
+    assert line("hugepages", "2M", 50, 100, columns=48) == "hugepages@2M [########........] 50 of 100 pages"
+
+
+@pytest.mark.parametrize(("done", "full"), [(0, 0), (1, 0), (99, 39), (100, 40), (200, 40)])
+def test_how_much_is_full(done: int, full: int) -> None:
+    drawn = line("hugepages", "2M", done, 100, columns=200)
+    assert (drawn.count("#"), drawn.count("#") + drawn.count(".")) == (full, 40)
+
+
+@pytest.mark.parametrize("columns", range(1, 90))
+def test_it_never_reaches_the_last_column(columns: int) -> None:
+    assert len(line("hugepages", "2M/node0", 12345, 99999, columns=columns)) < columns
+
+
+def test_nothing_wanted_is_no_division() -> None:
+    assert "0 of 0 pages" in line("hugepages", "2M", 0, 0, columns=80)
+
+
+def test_names_move_no_cursor() -> None:
+    assert "\x1b" not in line("huge\x1b[2Jpages", "2M", 1, 2, columns=80)
+
+
+def test_a_later_daemon_may_say_more() -> None:
+    assert "1 of 2 pages" in line("hugepages", "2M", 1, 2, "seconds left", columns=80)

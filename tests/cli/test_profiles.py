@@ -1,45 +1,31 @@
-"""`kerntune profile`, `kerntune reset` and their plans."""
+"""`kerntune profile`, `kerntune reset` and their plans; and each shipped profile beside a running daemon."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kerntune.cli.__main__ import main
 from kerntune.cli.remote import LEAVING
 from kerntune.errors import AccessDenied, NoSuchProfile
-from tests.cli.scripted import Script, document, outcome, private_bus, serving
-
-Captured = pytest.CaptureFixture[str]
-LIMIT = 20.0  # seconds
-
-
-def run(script: Script, *words: str) -> int:
-    return main(words, connect=script.connect)
-
-
-def cli(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Where no bus can be reached, unless the environment has one."""
-    return subprocess.run(
-        [sys.executable, "-m", "kerntune.cli", *words],
-        env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/bus", **env},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+from tests.cli.scripted import Captured, Script, by_root, document, outcome, run, serving
+from tests.harness import CHECKOUT
+from tests.harness.command import NO_BUS, Shell, demo, kerntune
+from tests.harness.privatebus import PrivateBus
 
 
 @pytest.fixture
 def etc(tmp_path: Path) -> Path:
     (tmp_path / "profiles").mkdir()
     return tmp_path
+
+
+def configured(folder: Path) -> dict[str, str]:
+    """Return an environment with this configuration, and without a bus."""
+    return {"CONFIGURATION_DIRECTORY": str(folder), **NO_BUS}
 
 
 # list, set, clear
@@ -148,13 +134,13 @@ def test_errors(error: NoSuchProfile | AccessDenied, code: int) -> None:
     assert run(Script(error=error), "profile", "set", "x") == code
 
 
-def test_on_the_bus(tmp_path: Path) -> None:
+def test_on_the_bus(script_bus: PrivateBus) -> None:
     """Signatures and options as the contract has them; polkit may ask."""
     script = Script(outcomes=[outcome("io-scheduler@sda")])
-    with private_bus(tmp_path) as bus, serving(bus, script) as manager:
+    with serving(script_bus, script) as manager:
         for words in [case[0] for case in CASES]:
-            assert cli(*words, **bus.environment).returncode == 0, words
-        assert "balanced" in cli("profile", **bus.environment).stdout
+            assert kerntune(*words, env=script_bus.environment).returncode == 0, words
+        assert "balanced" in kerntune("profile", env=script_bus.environment).stdout
     assert script.calls[:4] == [
         ("SetProfile", "balanced", LEAVING),
         ("ClearProfile", LEAVING),
@@ -174,13 +160,13 @@ def test_show_needs_no_daemon(etc: Path) -> None:
         'summary = "for me"\ninclude = ["base"]\n[io-scheduler]\n"sd*" = { value = "bfq", why = "measured: fair" }\n'
     )
     (etc / "profiles/base.toml").write_text('[hugepages]\n"2M" = "4G"\n')
-    done = cli("profile", "show", "mine", CONFIGURATION_DIRECTORY=str(etc))
+    done = kerntune("profile", "show", "mine", env=configured(etc))
     assert (done.returncode, done.stderr) == (0, "")
     head, _, pool, disk = done.stdout.splitlines()
     assert head == f"mine: for me ({etc}/profiles/mine.toml)"
     assert pool.split() == ["hugepages@2M", "2048", "base", f"{etc}/profiles/base.toml:2"]
     assert disk.split(maxsplit=3) == ["io-scheduler@sd*", "bfq", "mine", "measured: fair"]
-    page = json.loads(cli("--json", "profile", "show", "mine", CONFIGURATION_DIRECTORY=str(etc)).stdout)
+    page = json.loads(kerntune("--json", "profile", "show", "mine", env=configured(etc)).stdout)
     assert (page["name"], page["summary"], page["problems"]) == ("mine", "for me", [])
     assert page["claims"][1] == {
         "tunable": "io-scheduler",
@@ -193,10 +179,10 @@ def test_show_needs_no_daemon(etc: Path) -> None:
 
 def test_show_of_one_that_is_not_in_order_or_not_there(etc: Path) -> None:
     (etc / "profiles/mine.toml").write_text('[io-scheduler]\n"sd*" = 5.5\n')
-    done = cli("profile", "show", "mine", CONFIGURATION_DIRECTORY=str(etc))
+    done = kerntune("profile", "show", "mine", env=configured(etc))
     assert done.returncode == 1
     assert f"{etc}/profiles/mine.toml:2: io-scheduler: 5.5 is no value" in done.stdout
-    done = cli("profile", "show", "yours", CONFIGURATION_DIRECTORY=str(etc))
+    done = kerntune("profile", "show", "yours", env=configured(etc))
     assert done.returncode == 3
     assert "there is no profile 'yours'" in done.stderr
     assert "ai-inference" in done.stderr
@@ -205,6 +191,59 @@ def test_show_of_one_that_is_not_in_order_or_not_there(etc: Path) -> None:
 def test_config_check_looks_at_the_administrators_profiles(etc: Path) -> None:
     (etc / "profiles/a.toml").write_text('include = ["b"]\n')
     (etc / "profiles/b.toml").write_text('include = ["a"]\n')
-    done = cli("config", "check", str(etc))
+    done = kerntune("config", "check", str(etc))
     assert done.returncode == 1
     assert f"{etc}/profiles/b.toml:1: profiles include each other: a -> b -> a" in done.stdout
+
+
+# Beside a running daemon, on a host that lacks some of what a profile names: verify is content
+
+
+PROFILES = sorted(path.stem for path in CHECKOUT.glob("packaging/profiles/*.toml"))
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    with demo(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+@by_root
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_workload_starts_after_verify(shell: Shell, profile: str) -> None:
+    shell.check(f"kerntune profile set {profile}")
+    said = json.loads(shell.check("kerntune verify --json"))
+    assert said["lacking"] == len(said["outcomes"]) > 0, "no vd* is here"
+    assert said["satisfied"] == said["managed"] - said["lacking"] > 0
+    shell.check("kerntune verify && start-model-server")
+    shell.check("kerntune profile clear")
+
+
+@by_root
+def test_going_back_to_a_profile_is_no_failure_either(shell: Shell) -> None:
+    (shell.daemon.config / "kerntune.toml").write_text('profile = "balanced"\n')
+    shell.check("kerntune reload")
+    shell.check("kerntune profile set ai-inference")
+    assert "io-scheduler@vd*" in shell.check("kerntune profile clear")
+    shell.check("kerntune set overcommit=always --persist")
+    shell.check("kerntune reset")
+    shell.check("kerntune verify")
+    shell.check("kerntune reset --baseline")
+    for verb in ("status", "verify"):
+        said = shell.check(f"kerntune {verb}")
+        assert "no claim has been made" not in said
+        assert "suspended" in said
+        assert "kerntune reload" in said
+    shell.check("kerntune reload")
+
+
+@by_root
+def test_what_was_asked_for_by_name_and_is_gone_is_a_failure(shell: Shell) -> None:
+    shell.check("kerntune set io-scheduler@nvme1n1=bfq 'io-scheduler@sd*=bfq' --persist")
+    fifo = shell.daemon.folder / "runtime/demo"
+    fifo.write_text("remove sda\n")
+    shell.check("timeout 10 bash -c 'until ! kerntune get io-scheduler@sda; do :; done'")
+    shell.check("kerntune verify")
+    fifo.write_text("remove nvme1n1\n")
+    shell.check("timeout 10 bash -c 'until ! kerntune get io-scheduler@nvme1n1; do :; done'")
+    assert shell.run("kerntune verify").returncode == 6

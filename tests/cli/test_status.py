@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,37 +9,16 @@ import pytest
 
 from kerntune.api.document import TargetRow
 from kerntune.api.services import RIVALS
-from kerntune.cli import output, status, tables
+from kerntune.cli import output, status
 from kerntune.cli.output import MEANINGS
 from kerntune.config.active import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.guard import OBSERVES
 from kerntune.store import STATE_SET_ASIDE
-from tests.cli.scripted import claim, document, target
-from tests.harness.daemon import Daemon
-from tests.harness.polkitd import CHECKOUT
-from tests.harness.privatebus import PrivateBus
-
-LIMIT = 20.0  # seconds
-
-
-def plain(page: tables.Page) -> list[str]:
-    stream = io.StringIO()
-    tables.write(page, stream)
-    return stream.getvalue().splitlines()
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def on_terminal(page: tables.Page) -> list[str]:
-    stream = Terminal()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_COLOR", "1")
-        tables.write(page, stream)
-    return stream.getvalue().splitlines()
+from tests.cli.scripted import by_root, claim, document, on_terminal, plain, target
+from tests.harness.command import kerntune
+from tests.harness.daemon import READY, Daemon
+from tests.harness.privatebus import package_bus
 
 
 def satisfied(name: str, value: str, **more: Any) -> TargetRow:
@@ -111,6 +86,7 @@ def test_it_leads_with_what_is_not_in_the_desired_state() -> None:
 def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line for what is in the desired state, and no name is cut."""
     monkeypatch.setenv("COLUMNS", "92")
+    monkeypatch.setenv("NO_COLOR", "1")
     claims = [
         claim("profile:io-scheduler@nvme*", "none", who="balanced", why="documentation: " + "long " * 30),
         claim("runtime:io-scheduler@sda", "none", who="root (python)"),
@@ -123,7 +99,7 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
                detail="the kernel says " + "no " * 30, claim="config:io-scheduler@*"),
     ]  # fmt: skip
     host = document(rows, claims, profile="ai-inference")
-    lines = on_terminal(status.page(host, rows))
+    lines = on_terminal(status.page(host, rows)).splitlines()
     row_lines = [
         "   TARGET                REQUESTED  ACTUAL  STATE      WANTED BY",
         "✘  io-scheduler@sdb      bfq        none    failed     config, kerntune.toml:3",
@@ -138,7 +114,7 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
     assert lines[2:] == [*row_lines[:2], *notes[:2], *row_lines[2:], notes[2]]
     for width in (40, 80, 200):
         monkeypatch.setenv("COLUMNS", str(width))
-        lines = on_terminal(status.page(host, rows))
+        lines = on_terminal(status.page(host, rows)).splitlines()
         assert [line for line in lines if line in row_lines] == row_lines, "prose alone gives way"
 
 
@@ -247,19 +223,18 @@ summary = "for this test"
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with PrivateBus(include=[CHECKOUT / "dbus/org.kerntune.Tuner1.conf"]) as bus:
+    with package_bus() as bus:
         daemon = Daemon(bus, "--demo", wait=False)
         (daemon.config / "profiles").mkdir()
         (daemon.config / "profiles/mine.toml").write_text(PROFILE)
         (daemon.config / "kerntune.toml").write_text(CONFIG)
         with daemon:
-            daemon.wait_for("READY=1")
+            daemon.wait_for(READY)
             yield daemon
 
 
 def cli(daemon: Daemon, *words: str) -> str:
-    command = [sys.executable, "-m", "kerntune.cli", *words]
-    done = subprocess.run(command, env=daemon.env, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = kerntune(*words, env=daemon.env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -270,7 +245,7 @@ def about(daemon: Daemon, drive: str) -> str:
     return " ".join(line.replace(str(daemon.config), "ETC").split())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="there is no polkit on this bus: only root may set anything")
+@by_root
 def test_four_that_disagree(daemon: Daemon) -> None:
     """Each wins over those below it, and says so; when it goes, the next one wins."""
     below = "mq-deadline of config for nvme*: ETC/kerntune.toml:3; none of profile mine"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.harness.polkitd import CHECKOUT
+from tests.harness import CHECKOUT
 
 TEXTS: Final = tuple(CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md"))
 PAGES: Final = tuple(sorted((*TEXTS, *CHECKOUT.glob("docs/**/*.md"), *CHECKOUT.glob("docs/man/*"))))

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-CHECKOUT: Final = Path(__file__).parents[2]
+from tests.harness import CHECKOUT
+
 ACTIONS: Final = Path("/usr/share/polkit-1/actions")
 RULES: Final = Path("/etc/polkit-1/rules.d")
 POLKIT_FILES: Final = {

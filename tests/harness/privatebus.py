@@ -1,4 +1,4 @@
-"""A dbus-daemon of our own with the limits and the closed policy of a system bus; leaves nothing behind."""
+"""A dbus-daemon of our own with the limits and the policies of a system bus; leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 from xml.sax.saxutils import escape
 
-START = 10.0  # seconds
-STOP = 5.0  # seconds
+from kerntune.api.names import BUS_NAME
+from tests.harness import CHECKOUT
+
+START: Final = 10.0  # seconds
+STOP: Final = 5.0  # seconds
+POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
+SYSTEM_POLICIES: Final = Path("/usr/share/dbus-1/system.d")
 
 # As dbus's own system.conf, so that what the tests find holds on a host: clients may not own names nor call anybody
-# but the bus, until a policy file says so.
-CONFIG = """\
+# but the bus, until a policy says so.
+CONFIG: Final = """\
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -46,7 +52,7 @@ CONFIG = """\
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Monitoring"/>
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Debug.Stats"/>
   </policy>
-{includes}
+{policies}
 </busconfig>
 """
 
@@ -54,12 +60,25 @@ CONFIG = """\
 class PrivateBus:
     """`with PrivateBus(...) as bus:` runs a bus at `bus.address` that every user of the host may reach.
 
-    `include` are policy files, `include_dirs` folders of them (such as /usr/share/dbus-1/system.d).
+    `include` are policy files, `include_dirs` folders of them (such as SYSTEM_POLICIES). Every user may own and call
+    the names in `open_to`; and one user, by name or number, may own the name in `owner`.
     """
 
-    def __init__(self, *, include: Sequence[Path] = (), include_dirs: Sequence[Path] = ()) -> None:
-        self._include = tuple(include)
-        self._include_dirs = tuple(include_dirs)
+    def __init__(
+        self,
+        *,
+        include: Sequence[Path] = (),
+        include_dirs: Sequence[Path] = (),
+        open_to: Iterable[str] = (),
+        owner: tuple[str | int, str] | None = None,
+    ) -> None:
+        self._policies = [f'<include ignore_missing="no">{escape(str(path))}</include>' for path in include]
+        self._policies += [f"<includedir>{escape(str(path))}</includedir>" for path in include_dirs]
+        anybody = "".join(f'<allow own="{name}"/><allow send_destination="{name}"/>' for name in open_to)
+        self._policies.append(f'<policy context="default">{anybody}</policy>')
+        if owner is not None:
+            user, name = owner
+            self._policies.append(f'<policy user="{user}"><allow own="{name}"/></policy>')
         self._folder: Path | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -99,15 +118,19 @@ class PrivateBus:
 
     def start(self) -> None:
         """Start the daemon, again after `stop` too; returns when it accepts connections."""
-        included = [f'  <include ignore_missing="no">{escape(str(path))}</include>' for path in self._include]
-        included += [f"  <includedir>{escape(str(path))}</includedir>" for path in self._include_dirs]
         config = self.folder / "bus.conf"
-        config.write_text(CONFIG.format(socket=self.folder / "socket", includes="\n".join(included)))
+        config.write_text(CONFIG.format(socket=self.folder / "socket", policies="\n".join(self._policies)))
         ready, told = os.pipe()
         with open(ready, "rb") as address, (self.folder / "bus.log").open("ab") as log:
             arguments = [f"--config-file={config}", "--nofork", "--nosyslog", "--nopidfile", f"--print-address={told}"]
             try:
-                self._daemon = subprocess.Popen(["dbus-daemon", *arguments], stderr=log, pass_fds=[told])
+                self._daemon = subprocess.Popen(
+                    ["dbus-daemon", *arguments],
+                    stderr=log,
+                    pass_fds=[told],
+                    # Out of reach of the terminal's Ctrl-C: it has to outlive the daemon.
+                    start_new_session=True,
+                )
             finally:
                 os.close(told)
             if not select.select([address], [], [], START)[0] or not address.readline():
@@ -125,3 +148,18 @@ class PrivateBus:
             self._daemon.kill()
             self._daemon.wait(STOP)
         self._daemon = None
+
+
+def package_bus(*, owner: str | int | None = None) -> PrivateBus:
+    """Return a bus, not started yet, with the package's policy and those of the host's other services.
+
+    The policy has root alone own our name. With `owner` that user may too; without one it is whoever runs the tests.
+    """
+    user = os.geteuid() if owner is None else owner
+    own = (user, BUS_NAME) if user else None
+    return PrivateBus(include=[POLICY], include_dirs=[SYSTEM_POLICIES], owner=own)
+
+
+def open_bus() -> PrivateBus:
+    """Return a bus, not started yet, on which every user may be the daemon: for a scripted one, and without polkit."""
+    return PrivateBus(open_to=[BUS_NAME])

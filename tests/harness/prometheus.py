@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.harness.polkitd import CHECKOUT
+from tests.harness import CHECKOUT
 
 FOLDER: Final = CHECKOUT / "build/prometheus"
 PROMTOOL, EXPORTER = FOLDER / "promtool", FOLDER / "prometheus-node-exporter"

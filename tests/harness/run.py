@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from kerntune.api import names
 from kerntune.api.contract import interface_files
 from kerntune.dbus import standard
 from tests.harness.daemon import Daemon, DaemonError
-from tests.harness.polkitd import CHECKOUT, GROUP, POLKIT_FILES, Bus, Polkitd, installed
-from tests.harness.privatebus import PrivateBus
+from tests.harness.polkitd import GROUP, POLKIT_FILES, Bus, Polkitd, installed
+from tests.harness.privatebus import POLICY, package_bus
 
 SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
-BUS_POLICY: Final = CHECKOUT / "dbus/org.kerntune.Tuner1.conf"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_LIMIT: Final = 60.0  # seconds
 SIMULATED: Final = "simulated (--demo), nothing real is changed; root gets the real one where /proc/sys is writable"
@@ -75,18 +73,18 @@ def leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def open_bus(stack: ExitStack) -> Bus:
+def bus_asked_for(stack: ExitStack) -> Bus:
     """The bus asked for, where we may own the name and, as root, everybody is judged by polkit."""
     root = os.geteuid() == 0
     if os.environ.get("BUS") == "system":
         bus: Bus = SystemBus(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS))
         if root:
-            stack.enter_context(installed({BUS_POLICY: Path("/etc/dbus-1/system.d")}))
+            stack.enter_context(installed({POLICY: Path("/etc/dbus-1/system.d")}))
             stack.enter_context(installed(POLKIT_FILES))
             reload_policy(bus)
         say(f"bus:    the system's, {bus.address}")
         return bus
-    bus = private_bus(stack)
+    bus = stack.enter_context(package_bus())
     say(f"bus:    private, {bus.address}")
     say(f"polkit: {private_polkit(stack, bus)}")
     return bus
@@ -102,23 +100,6 @@ def private_polkit(stack: ExitStack, bus: Bus) -> str:
     except (OSError, RuntimeError) as error:
         return f"none, {only_root}: {error}"
     return f"a polkitd of its own, with our policy and the rule for group {GROUP}"
-
-
-def private_bus(stack: ExitStack) -> PrivateBus:
-    include = [BUS_POLICY]
-    if os.geteuid():
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerntune-run-")))
-        own = folder / "own.conf"
-        own.write_text(
-            f'<busconfig><policy user="{os.geteuid()}"><allow own="{NAME}"/></policy></busconfig>\n', encoding="utf-8"
-        )
-        include.append(own)
-    # The terminal's Ctrl-C reaches the bus too; it has to outlive the daemon, and inherits that SIGINT is ignored.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return stack.enter_context(PrivateBus(include=include, include_dirs=[Path("/usr/share/dbus-1/system.d")]))
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def reload_policy(bus: Bus) -> None:
@@ -173,7 +154,7 @@ def show_status(daemon: Daemon) -> None:
 
 def run(stack: ExitStack) -> int:
     """Start everything, show it, follow the daemon to its end; its exit status."""
-    bus = open_bus(stack)
+    bus = bus_asked_for(stack)
     real = host_is_real()
     say(f"host:   {'this machine: values that are set here are really set' if real else SIMULATED}")
     daemon = Daemon(bus, *([] if real else ["--demo"]), stream=True, limit=READY_LIMIT)

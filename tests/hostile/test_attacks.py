@@ -21,9 +21,9 @@ from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.dbus.backpressure import CLIENT, USER
 from tests.harness.daemon import READY, Daemon
 from tests.harness.polkitd import MEMBER, OTHER, Polkitd, as_user
-from tests.harness.privatebus import PrivateBus
+from tests.harness.privatebus import POLICY, PrivateBus
 from tests.hostile.attacker import CROWDED, HOARDED, STRANGERS
-from tests.hostile.conftest import ANSWERED, FIGURES, POLICY, Victim
+from tests.hostile.conftest import ANSWERED, FIGURES, Victim
 from tests.hostile.raw import BUS_PATH, SIGNAL, THE_BUS, Raw
 
 SET: Final = (BUS_NAME, ROOT, MANAGER, "Set")

@@ -21,10 +21,10 @@ import pytest
 from kerntune.engine.claims import Claims
 from kerntune.model import Claim
 from kerntune.store import Store
-from tests.harness import host
+from tests.harness import CHECKOUT, host
 from tests.harness.daemon import Daemon
-from tests.harness.forbidden import kept_from
-from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
+from tests.harness.host import kept_from
+from tests.harness.polkitd import MEMBER, OTHER, Polkitd, accounts
 from tests.harness.privatebus import PrivateBus
 from tests.live.users import User, public_copy
 

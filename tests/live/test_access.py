@@ -21,8 +21,9 @@ from kerntune import errors
 from kerntune.api import names
 from kerntune.api.contract import interface_files
 from kerntune.api.names import CPU_GOVERNOR, HOLD, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
+from tests.harness import CHECKOUT
 from tests.harness.daemon import Daemon
-from tests.harness.polkitd import CHECKOUT, MEMBER, OTHER, Polkitd, accounts
+from tests.harness.polkitd import MEMBER, OTHER, Polkitd, accounts
 from tests.live.conftest import private_bus
 from tests.live.users import PERSIST, User
 

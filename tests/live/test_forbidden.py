@@ -8,7 +8,7 @@ from typing import Final
 
 from kerntune.errors import KernelRejected
 from tests.harness.daemon import Daemon
-from tests.harness.forbidden import kept_from
+from tests.harness.host import kept_from
 from tests.live.users import User
 
 MODE: Final = Path("/proc/sys/vm/overcommit_memory")

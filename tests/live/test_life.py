@@ -19,9 +19,9 @@ from kerntune.journal import TARGET_NOT_SET, TARGET_SET
 from kerntune.model import Claim, Origin
 from tests.harness import host
 from tests.harness.daemon import READY, Daemon
+from tests.harness.host import DISKS, make_tree
 from tests.harness.privatebus import PrivateBus
 from tests.live.conftest import private_bus, saved
-from tests.live.ground import DISKS, make_tree
 from tests.live.users import LIMIT, PERSIST, User
 
 TAKEN: Final = 17

@@ -15,9 +15,9 @@ import pytest
 
 from tests.harness import host
 from tests.harness.daemon import READY
+from tests.harness.host import make_tree
 from tests.harness.polkitd import OTHER
 from tests.live.conftest import private_bus
-from tests.live.ground import make_tree
 from tests.live.users import LIMIT, User
 
 

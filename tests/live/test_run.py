@@ -17,8 +17,8 @@ from typing import Final
 
 import pytest
 
-from tests.harness import host
-from tests.harness.polkitd import ACTIONS, CHECKOUT, MARK, RULES
+from tests.harness import CHECKOUT, host
+from tests.harness.polkitd import ACTIONS, MARK, RULES
 from tests.live.users import LIMIT, User
 
 ONCE: Final = {"KERNTUNE_RUN_ONCE": "1"}

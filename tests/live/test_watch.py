@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from tests.harness import host
-from tests.harness.tuned import TUNED, in_order
+from tests.harness.host import TUNED, in_order
 from tests.live.conftest import differences
 
 # Another value for each kind of file, which does no harm for a moment; the limits are beyond what any host promises. Of

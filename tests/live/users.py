@@ -22,7 +22,8 @@ from typing import Any, Final, Self
 from kerntune import errors
 from kerntune.api.names import BUS_NAME, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY, ROOT
 from kerntune.tunables import REGISTRY
-from tests.harness.polkitd import CHECKOUT, Bus, as_user
+from tests.harness import CHECKOUT
+from tests.harness.polkitd import Bus, as_user
 
 LIMIT: Final = 20.0  # seconds that anything may take
 BY_NAME: Final = errors.by_name()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from kerntune.api.document import Outcome
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
-from tests.harness.tuned import TUNED, chosen
+from tests.harness.host import TUNED, chosen
 from tests.system.machine import Machine
 from tests.system.qmp import MachineError
 from tests.system.shell import LIMIT, Job

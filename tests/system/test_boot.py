@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from tests.harness import CHECKOUT
 from tests.harness.documented import examples
-from tests.harness.polkitd import CHECKOUT
 from tests.system.host import UNIT, Host
 from tests.system.machine import Machine
 

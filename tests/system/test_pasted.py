@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
+from tests.harness import CHECKOUT
 from tests.harness.documented import code, table
-from tests.harness.polkitd import CHECKOUT
 from tests.system.host import Host
 from tests.system.machine import Machine
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.harness.often import often
+from tests.harness import often
 
 # The same examples on every run, so that a failure is the change's and not the day's.
 settings.register_profile(

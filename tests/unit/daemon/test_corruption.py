@@ -28,7 +28,7 @@ from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Baseline, Claim, Origin, Target
 from kerntune.store import STATE_SET_ASIDE, Store
 from kerntune.tunables import REGISTRY
-from tests.harness.often import often
+from tests.harness import often
 
 TIMES: Final = often(500)
 SEED: Final = 20261124

@@ -17,7 +17,7 @@ from kerntune.config.active import CONFIG_INVALID
 from kerntune.errors import Failed, InvalidValue
 from kerntune.journal import CONFIG_PROBLEM
 from kerntune.store import STATE_SET_ASIDE
-from tests.harness.polkitd import CHECKOUT
+from tests.harness import CHECKOUT
 from tests.unit.daemon.lab import Slow, booted
 from tests.unit.lab import BOUND, FULL, large_host, running
 

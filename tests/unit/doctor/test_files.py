@@ -15,7 +15,7 @@ from kerntune.doctor import boot_settings
 from kerntune.doctor.examine import examine, look
 from kerntune.doctor.files import Files, whole
 from kerntune.doctor.shell_script import Script
-from tests.harness.often import often
+from tests.harness import often
 from tests.hosts import lay_out
 from tests.unit.doctor.lab import HANDMADE, write
 

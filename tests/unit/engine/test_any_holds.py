@@ -27,7 +27,7 @@ from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Baseline, Hold, Origin, Reason, Target
 from kerntune.store import Store
 from kerntune.tunables import REGISTRY
-from tests.harness.often import often
+from tests.harness import often
 from tests.unit.lab import BOUND, Lab, MemoryStore, have_pages, host_values, large_host, pages, request
 
 NODES = (12, 34)  # pages that the host has by itself

@@ -18,7 +18,7 @@ from kerntune.kernel.simulated import Node, Policy, SimulatedKernel
 from kerntune.model import Lane, State, Target
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.knobs import SYSCTLS
-from tests.harness.often import often
+from tests.harness import often
 from tests.unit.lab import BOUND, GIB, PAGE, Clock, Lab, have_pages, host_values, large_host, request, running
 
 VALUES = {
