@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 from benchmarks import commands, figures, guard, run, table, watching, wire
@@ -12,7 +11,8 @@ from benchmarks.figures import FLOOR, KERNTUNE, TUNED, Book
 from benchmarks.floor import reply_to
 from benchmarks.lab import OUR_READ, unit_environment
 
-CHECKOUT = Path(__file__).parents[2]
+from tests.harness import CHECKOUT
+
 MACHINE = {"cpus": 2, "cpu": "CPU", "memory_gib": 8, "kernel": "6.1", "versions": {"kerntune": "0", "TuneD": "2"}}
 RUN = {
     "date": "2026-01-01",

@@ -1,10 +1,11 @@
-"""The rows of the settings, the file that is shipped and the manual page agree with each other and with the code."""
+"""What is shipped to configure with: the file, whose lines can be used as they stand, and the profiles."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from kerntune.config import schema
 from kerntune.config.active import ActiveConfig
 from kerntune.config.content import Content
 from kerntune.config.parser import parse
+from kerntune.config.profiles import Profiles
 from kerntune.config.schema import OPTIONS, PROFILE
 from kerntune.config.sources import ConfigFiles
 from kerntune.engine.claims import Choice
@@ -21,12 +23,12 @@ from kerntune.engine.reconciler import Reconciler
 from kerntune.explained import config_table
 from kerntune.kernel.simulated import SimulatedKernel
 from kerntune.model import Limits
+from kerntune.paths import folders
 from kerntune.tunables import REGISTRY
+from tests.harness import CHECKOUT
 from tests.unit.lab import MemoryStore
 
-CHECKOUT = Path(__file__).parents[2]
 TUNABLES = {tunable.name: tunable for tunable in REGISTRY}
-STALE = "make generated brings it up to date"
 
 
 def test_every_limit_is_a_field_of_the_model_and_has_its_default() -> None:
@@ -43,15 +45,6 @@ def test_every_limit_is_a_field_of_the_model_and_has_its_default() -> None:
 
 def test_no_table_has_two_meanings() -> None:
     assert {option.table for option in OPTIONS}.isdisjoint(TUNABLES)
-
-
-def test_the_shipped_file_is_up_to_date() -> None:
-    assert (CHECKOUT / config_reference.FILE).read_text() == config_reference.shipped_file(), STALE
-
-
-def test_the_manual_page_is_up_to_date() -> None:
-    page = (CHECKOUT / config_reference.MANUAL).read_text()
-    assert page == config_reference.inserted(page), STALE
 
 
 def test_the_shipped_file_says_nothing() -> None:
@@ -81,18 +74,38 @@ def test_without_its_marks_the_shipped_file_is_in_order() -> None:
     assert len(found.claims) == sum(len(config_table(tunable).examples) for tunable in REGISTRY)
 
 
-def test_a_page_without_its_marks_is_told() -> None:
-    with pytest.raises(ValueError, match="marks"):
-        config_reference.inserted(".Dd\n")
+# The shipped profiles
 
 
-@pytest.mark.parametrize("page", ["kerntune.toml.5", "kerntune.1", "kerntuned.8", "org.kerntune.Tuner1.5"])
-def test_the_manual_is_well_formed(page: str) -> None:
-    done = subprocess.run(
-        ["groff", "-mandoc", "-Tutf8", "-ww", "-z", str(CHECKOUT / "docs/man" / page)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+FILES = sorted((CHECKOUT / "packaging/profiles").glob("*.toml"))
+PROFILES = Profiles(folders(Path("/nonexistent")), REGISTRY)
+EVIDENCE = ("measured: ", "documentation (kernel): ", "documentation (vendors): ")
+NOT_TABLES = {"summary", "include"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_profile_is_in_order_and_each_value_has_its_reason_and_evidence(file: Path) -> None:
+    profile = PROFILES.read(file.stem)
+    assert profile.summary
+    assert profile.problems == ()
+    # Huge pages and overcommit depend on the model, which its user knows.
+    assert {claim.tunable for claim in profile.claims}.isdisjoint({"hugepages", "overcommit"})
+    assert profile.claims
+    text = file.read_text()
+    tables = {name: table for name, table in tomllib.loads(text).items() if name not in NOT_TABLES}
+    for table, entries in tables.items():
+        for pattern, entry in entries.items():
+            assert entry.keys() == {"value", "why"}, (table, pattern)
+            assert entry["why"].startswith(EVIDENCE), (table, pattern)
+    # Also for who reads the file: a comment above each.
+    lines = text.splitlines()
+    for above, line in pairwise(lines):
+        if "{ value =" in line:
+            assert above.startswith("# "), line
+
+
+def test_profiles_are_named_where_people_look() -> None:
+    manual, readme = (CHECKOUT / page for page in ("docs/man/kerntune.toml.5", "README.md"))
+    listed = re.findall(r"^\.It Li ([a-z]+(?:-[a-z]+)?)$", manual.read_text(), re.M)
+    assert sorted(listed) == list(PROFILES.files()) == [file.stem for file in FILES]
+    assert [name for name in listed if name not in readme.read_text()] == []

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import kerntune
+from tests.harness import CHECKOUT
 
-CHECKOUT = Path(__file__).parents[2]
 DEBIAN = CHECKOUT / "packaging/deb/debian"
 NOT_ROOT = 3  # exit status of the build: tools are missing, and only root can install them
 
@@ -129,7 +129,9 @@ def test_values_and_what_is_saved_outlive_everything_but_a_purge(package: Path) 
     control = {script: run("dpkg-deb", "--info", package, script) for script in ("postinst", "prerm", "postrm")}
     assert "deb-systemd-invoke $_dh_action 'kerntuned.service'" in control["postinst"]
     assert re.search(r'"\$1" = remove \].*\n\s*deb-systemd-invoke stop', control["prerm"])
-    assert re.findall(r"rm -rf (.*)", "".join(control.values())) == ["/var/lib/kerntune /run/kerntune"]
+    saved = "/var/lib/kerntune /run/kerntune"
+    assert re.findall(r"rm -rf (.*)", "".join(control.values())) == [saved]
+    assert re.search(rf'if \[ "\$1" = purge \]; then\n\s*rm -rf {saved}\nfi\n', control["postrm"])
     # The timer is for whoever wants it: it is cleaned up after, not started, and enabled again only where it had been.
     assert "deb-systemd-helper purge 'kerntune-metrics.timer'" in control["postrm"]
     assert "deb-systemd-helper debian-installed 'kerntune-metrics.timer'" in control["postinst"]

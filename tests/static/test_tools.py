@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
+from tests.harness import CHECKOUT
+
 TOOLS = Path(sys.executable).parent
 
 # A first run of mypy, without its cache, on a busy machine.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,6 @@ from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.knobs import REPORTED, SYSCTL
 
-CHECKOUT = Path(__file__).parents[2]
 # Written on behalf of a tunable that does not name them: the remedy, the guard's, and a baseline's other form.
 BESIDE = {"compact_memory", "overcommit_kbytes"}
 
