@@ -113,6 +113,12 @@ class Daemon:
         if self._wait:
             self.wait_for(READY)
 
+    def started(self) -> Self:
+        """Start it, also where entry does not wait, and return when it is ready."""
+        self.start()
+        self.wait_for(READY)
+        return self
+
     def wait_for(self, line: str) -> None:
         """Wait until the daemon has sent this line through the notify socket; DaemonError when it does not."""
         if self._watch is None or not self._watch.wait_for(line, self.limit):

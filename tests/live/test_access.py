@@ -24,7 +24,7 @@ from kerntune.api.names import CPU_GOVERNOR, HOLD, HUGE_PAGES, IO_SCHEDULER, MAN
 from tests.harness import CHECKOUT
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, OTHER, Polkitd, accounts
-from tests.live.conftest import private_bus
+from tests.harness.privatebus import package_bus
 from tests.live.users import PERSIST, User
 
 PAGE: Final = CHECKOUT / "docs/access.md"
@@ -148,7 +148,7 @@ class Scene:
 def scene(machine: None, public: Any) -> Iterator[Scene]:
     """A bus, a polkitd and a daemon for this file: the simulated host is nobody else's."""
     with ExitStack() as stack:
-        bus = stack.enter_context(private_bus())
+        bus = stack.enter_context(package_bus())
         stack.enter_context(accounts())
         stack.enter_context(Polkitd(bus))
         daemon = stack.enter_context(Daemon(bus, "--demo"))

@@ -17,8 +17,8 @@ from kerntune.errors import AccessDenied, Overridden
 from tests.harness import host
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, Polkitd, accounts
-from tests.harness.privatebus import PrivateBus
-from tests.live.conftest import LOOPS, private_bus
+from tests.harness.privatebus import PrivateBus, package_bus
+from tests.live.conftest import LOOPS
 from tests.live.users import LIMIT, PERSIST, RUNTIME, Heard, Reply, User
 
 CLIENTS: Final = 20
@@ -228,7 +228,7 @@ def test_a_member_may_although_polkit_was_stuck(daemon: Daemon, polkitd: Polkitd
 
 @pytest.fixture
 def bus_without_polkit(machine: None) -> Iterator[PrivateBus]:
-    with accounts(), private_bus() as alone:
+    with accounts(), package_bus() as alone:
         yield alone
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +16,7 @@ import pytest
 from kerntune.api.names import MANAGER
 from kerntune.errors import Unreachable
 from tests.harness import host
-from tests.harness.daemon import READY, Daemon
-from tests.live.book import Book, Key, Operation
-from tests.live.ground import Ground, host_ground, make_tree, tree_ground
+from tests.harness.daemon import Daemon
 from tests.live.users import LIMIT, PERSIST, RUNTIME, Reply, User
 
 KILLS_ON_THE_HOST: Final = 10
@@ -26,12 +27,158 @@ WHILE_STARTING: Final = 0.4  # seconds after the start: before READY, as a rule
 UNLUCKY: Final = 5
 
 
+# What the claims must be by what was answered, worked out without the daemon's code
+
+
+Key = tuple[str, str]
+"""A tunable and an instance."""
+
+ORIGINS = ("runtime", "persistent")  # the stronger first
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A Set or an Unset: (tunable, instances, value) each."""
+
+    rows: tuple[tuple[str, str, str], ...]
+    unset: bool
+    persist: bool
+
+    @property
+    def origin(self) -> str:
+        return "persistent" if self.persist else "runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The claims of a host with these targets, in the order in which they were made."""
+
+    targets: tuple[Key, ...]
+    claims: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def after(self, operation: Operation) -> Book:
+        claims = dict(self.claims)
+        for tunable, instances, value in operation.rows:
+            if operation.unset:
+                for claim in [claim for claim in claims if claim[:2] == (operation.origin, tunable)]:
+                    if instances in ("*", claim[2]):
+                        del claims[claim]
+                continue
+            if operation.persist:
+                for claim in [claim for claim in claims if claim[:2] == ("runtime", tunable)]:
+                    if claim[2] == instances or self.covered(tunable, claim[2]) & self.covered(tunable, instances):
+                        del claims[claim]
+            claims.pop((operation.origin, tunable, instances), None)
+            claims[operation.origin, tunable, instances] = value
+        return Book(self.targets, claims)
+
+    def possible(self, unanswered: Sequence[Operation]) -> Iterator[Book]:
+        """This book with each of the operations wholly in or wholly out; they touch different tunables."""
+        for number in range(len(unanswered) + 1):
+            for done in combinations(unanswered, number):
+                book = self
+                for operation in done:
+                    book = book.after(operation)
+                yield book
+
+    def covered(self, tunable: str, instances: str) -> set[Key]:
+        return {(name, it) for name, it in self.targets if name == tunable and fnmatchcase(it, instances)}
+
+    def desired(self, target: Key) -> str | None:
+        """The value of the strongest and newest claim on the target."""
+        for origin in ORIGINS:
+            for (of, tunable, instances), value in reversed(list(self.claims.items())):
+                if of == origin and target in self.covered(tunable, instances):
+                    return value
+        return None
+
+    def ids(self) -> dict[str, str]:
+        """The claims as the daemon describes them."""
+        return {
+            f"{origin}:{tunable}" + (f"@{instances}" if instances else ""): value
+            for (origin, tunable, instances), value in self.claims.items()
+        }
+
+
+# What may be asked of a host
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A host below `root`: its disks, and the values that operations choose from."""
+
+    root: Path
+    disks: Sequence[str]
+    patterns: Sequence[str]
+    schedulers: Sequence[str]
+    pool: str
+    most_pages: int
+
+    @property
+    def targets(self) -> list[Key]:
+        return [("hugepages", self.pool), ("overcommit", ""), *(("io-scheduler", disk) for disk in self.disks)]
+
+    def values(self) -> dict[Key, str]:
+        """What every target holds, in its tunable's words."""
+        return {target: self._value(target) for target in self.targets}
+
+    def _value(self, target: Key) -> str:
+        tunable, instance = target
+        if tunable == "io-scheduler":
+            return host.scheduler(instance, self.root)
+        if tunable == "overcommit":
+            mode, ratio = host.overcommit(self.root)
+            return f"{mode}:{ratio}"
+        return str(host.pages(root=self.root))
+
+    def operations(self, chance: random.Random) -> list[Operation]:
+        """Some that may run at the same time: one on all tunables, or one on each."""
+        tunables = ["io-scheduler", "hugepages", "overcommit"]
+        if chance.random() < 0.4:
+            return [self._operation(chance, chance.sample(tunables, chance.randint(2, 3)))]
+        return [self._operation(chance, [tunable]) for tunable in tunables]
+
+    def _operation(self, chance: random.Random, tunables: Sequence[str]) -> Operation:
+        unset, persist = chance.random() < 0.35, chance.random() < 0.4
+        rows = []
+        for tunable in tunables:
+            every = unset and chance.random() < 0.5
+            where = {"io-scheduler": chance.choice(self.patterns), "hugepages": self.pool, "overcommit": ""}[tunable]
+            value = {
+                "io-scheduler": chance.choice(self.schedulers),
+                "hugepages": str(chance.randint(0, self.most_pages)),
+                "overcommit": chance.choice(["heuristic", "always:95", "always:70", "always:85"]),
+            }[tunable]
+            rows.append((tunable, "*" if every else where, value))
+        return Operation(tuple(rows), unset=unset, persist=persist)
+
+    def book(self) -> Book:
+        return Book(tuple(self.targets))
+
+
+def tree_ground(root: Path) -> Ground:
+    disks = tuple(host.DISKS)
+    return Ground(
+        root, disks, (*disks, "nvme*", "*", "later*"), ("mq-deadline", "kyber", "bfq"), pool="2M", most_pages=4096
+    )
+
+
+def host_ground(loops: Sequence[str]) -> Ground:
+    """This machine: loop devices and a few pages."""
+    disks = tuple(loops[:3])
+    patterns = (*disks, "loop[0-1]", "loop[0-2]", "later*")
+    return Ground(host.HOST, disks, patterns, ("none", "mq-deadline"), pool=host.pool(), most_pages=32)
+
+
+# Crashes
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.soak)])
 def test_crashes_of_a_tree(
     daemon_with: Callable[..., Daemon], own_root: User, chance: random.Random, tmp_path: Path, kills: int
 ) -> None:
-    ground = tree_ground(make_tree(tmp_path / "tree"))
+    ground = tree_ground(host.make_tree(tmp_path / "tree"))
     before = host.snapshot(ground.root)
     daemon = daemon_with("--root", str(ground.root))
     crash(ground, daemon, own_root, chance, kills=kills, latest=LATEST)
@@ -58,7 +205,7 @@ def crash(ground: Ground, daemon: Daemon, user: User, chance: random.Random, *, 
     """Kill it so often, look at what there is after each restart, and let everything go at the end."""
     own = ground.values()
     book, lost, answered = ground.book(), 0, 0
-    ready(daemon)
+    daemon.started()
     for number in range(kills):
         unanswered: list[Operation] = []
         killer = threading.Timer(chance.uniform(0, latest), daemon.process.kill)
@@ -76,7 +223,7 @@ def crash(ground: Ground, daemon: Daemon, user: User, chance: random.Random, *, 
         lost += len(unanswered)
         if number % UNLUCKY == 0:
             crash_at_start(daemon, chance)
-        ready(daemon)
+        daemon.started()
         book = what_is_there(user.describe(), book, unanswered)
         in_force(ground, book, own)
     assert "Traceback" not in daemon.journal()
@@ -85,11 +232,6 @@ def crash(ground: Ground, daemon: Daemon, user: User, chance: random.Random, *, 
     user.release()
     assert ground.values() == own
     assert daemon.terminate() == 0
-
-
-def ready(daemon: Daemon) -> None:
-    daemon.start()
-    daemon.wait_for(READY)
 
 
 def crash_at_start(daemon: Daemon, chance: random.Random) -> None:

@@ -19,7 +19,7 @@ from kerntune.api.names import HUGE_PAGES, MANAGER, MEMORY
 from kerntune.errors import OverLimit
 from kerntune.model import Claim, Origin
 from tests.harness import host
-from tests.harness.daemon import READY, Daemon
+from tests.harness.daemon import Daemon
 from tests.live.conftest import saved
 from tests.live.users import LIMIT, PARTIAL, PERSIST, RUNTIME, Options, User
 
@@ -57,8 +57,7 @@ def memory_watched() -> Iterator[list[dict[str, int]]]:
 def demo(daemon_with: Callable[..., Daemon], own_root: User) -> User:
     """Root before a daemon on the simulated host."""
     daemon = daemon_with("--demo")
-    daemon.start()
-    daemon.wait_for(READY)
+    daemon.started()
     return own_root
 
 
@@ -188,8 +187,7 @@ def test_never_with_a_ratio_of_1_is_refused_at_start(
         Claim(Origin.PERSISTENT, "overcommit", "", "never:1", seq=1),
         Claim(Origin.PERSISTENT, "hugepages", host.pool(), "8", seq=2),
     )
-    daemon.start()
-    daemon.wait_for(READY)
+    daemon.started()
     rows = {(row["tunable"], row["instance"]): row for row in own_root.describe()["targets"]}
     refused, given = rows["overcommit", ""], rows["hugepages", host.pool()]
     assert (refused["state"], refused["reason"]) == ("refused", "over-limit")

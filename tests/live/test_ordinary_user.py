@@ -17,7 +17,7 @@ from tests.harness import host
 from tests.harness.daemon import READY
 from tests.harness.host import make_tree
 from tests.harness.polkitd import OTHER
-from tests.live.conftest import private_bus
+from tests.harness.privatebus import package_bus
 from tests.live.users import LIMIT, User
 
 
@@ -30,13 +30,9 @@ def folder(other: User) -> Iterator[Path]:
 
 
 @pytest.fixture
-def user(other: User, folder: Path, public: Path) -> Iterator[User]:
+def user(other: User, public: Path) -> Iterator[User]:
     """Somebody outside the group, on a bus where he may own the daemon's name."""
-    policy = folder / "own.conf"
-    policy.write_text(
-        f'<busconfig><policy user="{other.name}"><allow own="org.kerntune.Tuner1"/></policy></busconfig>\n'
-    )
-    with private_bus(policy) as bus, User(OTHER, bus, public) as somebody:
+    with package_bus(owner=other.name) as bus, User(OTHER, bus, public) as somebody:
         yield somebody
 
 

@@ -46,16 +46,10 @@ def own(daemon_with: MakeDaemon, own_root: User) -> Iterator[Daemon]:
     assert own_root.get(MANAGER, "Degraded") == []
 
 
-def started(daemon: Daemon) -> Daemon:
-    daemon.start()
-    daemon.wait_for(READY)
-    return daemon
-
-
 def test_the_configuration_is_in_force_at_ready(own: Daemon, own_root: User, loops: Sequence[str]) -> None:
     main = write(own, f'[hugepages]\n"{host.pool()}" = 16\n' + scheduling(**{"loop[0-1]": "mq-deadline"}))
     extra = write(own, scheduling(loop0="none"), "kerntune.d/50-local.toml")
-    started(own)
+    own.started()
     assert host.pages() == 16
     assert [host.scheduler(name) for name in loops[:2]] == ["none", "mq-deadline"]
     claims = {claim["id"]: claim for claim in own_root.describe()["claims"]}
@@ -68,7 +62,7 @@ def test_the_configuration_is_in_force_at_ready(own: Daemon, own_root: User, loo
 
 
 def test_a_reload_is_answered_when_the_values_are_in_force(own: Daemon, own_root: User, loops: Sequence[str]) -> None:
-    started(own)
+    own.started()
     before = host.pages(), host.scheduler("loop0")
     write(own, f'[hugepages]\n"{host.pool()}" = 16\n' + scheduling(loop0="mq-deadline"))
     assert (host.pages(), host.scheduler("loop0")) == before
@@ -84,7 +78,7 @@ def test_a_reload_is_answered_when_the_values_are_in_force(own: Daemon, own_root
 
 
 def test_sighup_does_the_same_and_systemd_is_told(own: Daemon, own_root: User, loops: Sequence[str]) -> None:
-    started(own)
+    own.started()
     write(own, scheduling(**{"loop[0-2]": "mq-deadline"}))
     os.kill(own.pid, signal.SIGHUP)
     own.wait_for("STATUS=3 targets managed")
@@ -99,7 +93,7 @@ def test_a_typo_takes_nothing_away(own: Daemon, own_root: User, loops: Sequence[
     """Not on reload, and not on a restart in between; until the file is in order again."""
     good = f'[hugepages]\n"{host.pool()}" = 16\n'
     write(own, good)
-    started(own)
+    own.started()
     path = write(own, good + "[io-scheduler]\nloop* = none\n")
     with pytest.raises(errors.InvalidValue) as refusal:
         own_root.call(*RELOAD, {})
@@ -125,7 +119,7 @@ def test_callers_win_over_the_configuration_and_unset_gives_it_back(
     own: Daemon, own_root: User, loops: Sequence[str]
 ) -> None:
     write(own, scheduling(loop0="mq-deadline"))
-    started(own)
+    own.started()
     for options in (PERSIST, RUNTIME):
         own_root.set(("io-scheduler", "loop0", "none"), options=options)
         assert host.scheduler("loop0") == "none"
@@ -140,7 +134,7 @@ def test_callers_win_over_the_configuration_and_unset_gives_it_back(
 def test_nothing_of_the_configuration_is_saved_as_a_callers(own: Daemon, own_root: User, loops: Sequence[str]) -> None:
     saved(own, Claim(Origin.PERSISTENT, "io-scheduler", "loop1", "mq-deadline", seq=5))
     write(own, scheduling(loop0="mq-deadline"))
-    started(own)
+    own.started()
     own_root.set_scheduler("loop2", "mq-deadline", PERSIST)
     write(own, "")
     own.restart()
@@ -153,7 +147,7 @@ def test_what_would_endanger_the_host_is_not_done_at_boot(daemon_with: MakeDaemo
     """On the simulated host: far too many pages, and a limit that would lock everybody out."""
     daemon = daemon_with("--demo")
     write(daemon, '[limits]\nhugepages-percent = 10\n[hugepages]\n"2M" = "9999G"\n[overcommit]\n"*" = "never:1"\n')
-    started(daemon)
+    daemon.started()
     rows = {row["tunable"]: row for row in own_root.describe()["targets"] if row["instance"] in ("2M", "")}
     assert (rows["hugepages"]["value"], rows["hugepages"]["reason"]) == (str((128 << 10) // 10 // 2), "over-limit")
     assert (rows["overcommit"]["state"], rows["overcommit"]["reason"]) == ("refused", "over-limit")
@@ -182,7 +176,7 @@ def test_only_administrators_reload(daemon: Daemon, member: User, other: User, r
 
 def test_the_command_line_says_what_is_wrong(own: Daemon, own_root: User) -> None:
     path = write(own, "[limits]\nclaims = 0\n")
-    started(own)
+    own.started()
     done = own_root.kerntune("reload")
     assert done.returncode == errors.Exit.USAGE
     assert f"{path}:2: claims is 0. Give a whole number from 1 to 100000" in " ".join(done.stderr.split())
@@ -195,7 +189,7 @@ def test_the_command_line_says_what_is_wrong(own: Daemon, own_root: User) -> Non
 
 def test_reloads_beside_calls_are_all_answered(own: Daemon, own_root: User, loops: Sequence[str]) -> None:
     write(own, scheduling(loop0="mq-deadline"))
-    started(own)
+    own.started()
     calls = [
         own_root.send(*RELOAD, {}, client=number)
         if number % 2

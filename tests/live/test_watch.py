@@ -1,16 +1,20 @@
-"""What the tests go by: whatever the daemon may write is seen when it has changed, and is put back."""
+"""What the tests go by: a change of any file that the daemon may write is seen and put back; mode never is undone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from kerntune.errors import KernelRejected
 from tests.harness import host
-from tests.harness.host import TUNED, in_order
+from tests.harness.daemon import Daemon
+from tests.harness.host import TUNED, in_order, kept_from
 from tests.live.conftest import differences
+from tests.live.users import User
 
 # Another value for each kind of file, which does no harm for a moment; the limits are beyond what any host promises. Of
 # other sysctls it is the next number.
@@ -75,3 +79,33 @@ def test_nodes_get_their_own_pages_and_the_mode_comes_last() -> None:
         f"{vm}/overcommit_ratio",
         f"{vm}/overcommit_memory",
     ]
+
+
+MODE: Final = Path("/proc/sys/vm/overcommit_memory")
+
+
+def test_a_forbidden_value_is_told_and_undone(tmp_path: Path) -> None:
+    file = tmp_path / "overcommit_memory"
+    file.write_text("0\n")
+    with kept_from(file, "2") as seen:
+        file.write_text("1\n")
+        assert seen == []
+        file.write_text("2\n")
+    assert (seen, file.read_text()) == (["2"], "0\n")
+
+
+def test_the_kernel_tells_of_what_a_daemon_writes(daemon: Daemon, root: User, kernel_as_found: dict[str, str]) -> None:
+    """Here `always` is the mode that is forbidden, for it does no harm; the daemon may find out that it is undone."""
+    with kept_from(MODE, "1") as seen, suppress(KernelRejected):
+        root.set_overcommit("always")
+    assert set(seen) == {"1"}
+    assert MODE.read_text().strip() == kernel_as_found["proc/sys/vm/overcommit_memory"]
+
+
+def test_the_host_s_own_value_is_not_forbidden(tmp_path: Path) -> None:
+    file = tmp_path / "overcommit_memory"
+    file.write_text("2\n")
+    with kept_from(file, "2") as seen:
+        file.write_text("0\n")
+        file.write_text("2\n")
+    assert (seen, file.read_text()) == ([], "2\n")
