@@ -108,6 +108,8 @@ def test_what_is_asked(kind: str, word: str, found: list[str], root: Path, capsy
 def test_no_name_gets_shell_syntax_onto_a_command_line(root: Path, capsys: Captured) -> None:
     assert (root / "sys/block/odd;name").exists()
     assert not [text for text in asked(root, capsys, "settings", "io-scheduler@") if "odd" in text]
+    for name in ("mine$(reboot)", "mine `x`", "mine;x", "mine\n"):
+        assert not complete.is_next(name, "mi")
 
 
 @pytest.mark.parametrize("name", hosts.NAMES)

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -332,6 +333,17 @@ def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell
 def test_a_hold_whose_time_is_over_ends(shell: Shell) -> None:
     done = shell.check("kerntune hold hugepages@2M=1 --ttl 1 --json").splitlines()
     assert [json.loads(line)["event"] for line in done] == ["held", "ended"]
+
+
+@by_root
+def test_the_time_of_a_program_s_hold_is_in_seconds(shell: Shell) -> None:
+    program = """
+import kerntune, subprocess
+with kerntune.hold('hugepages@2M=1', ttl=90.5):
+    subprocess.run(['kerntune', 'holds', '--json'], check=True)
+"""
+    (held,) = json.loads(shell.check(f'{sys.executable} -c "{program}"'))["holds"]
+    assert held["expires_usec"] - held["since_usec"] == pytest.approx(90.5e6, abs=1e6)
 
 
 @by_root

@@ -290,7 +290,8 @@ class TestPlan:
 
     @pytest.mark.parametrize("words", [["--unset", "overcommit"], ["--reset", "--baseline"], ["--profile", "balanced"]])
     def test_what_would_come_back_is_shown(self, words: list[str], capsys: Captured) -> None:
-        host = document([target("overcommit", "always", baseline="heuristic"), target("io-scheduler@sda", "bfq")])
+        own = target("overcommit", "always", baseline="heuristic"), target("io-scheduler@sda", "bfq", baseline="none")
+        host = document(own)
         rows = [
             outcome("overcommit", "planned", requested="", actual="always"),
             outcome("io-scheduler@sda", "unmanaged", requested="", actual="bfq"),
