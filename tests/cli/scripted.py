@@ -117,7 +117,7 @@ def tunable(name: str, *, supported: bool = True, detail: str = "") -> TunableRo
 
 
 def document(targets: Sequence[TargetRow] = (), claims: Sequence[ClaimRow] = (), **more: Any) -> Document:
-    """A host with 2 MiB pages, and a tunable it does not support."""
+    """Return a host with 2 MiB pages, and a tunable it does not support."""
     host: Document = {
         "version": "0.1.0",
         "generation": 3,
@@ -197,7 +197,7 @@ class Script:
 
     @contextmanager
     def connect(self) -> Iterator[ScriptedManager]:
-        """In place of the bus."""
+        """Give the scripted Manager in place of the bus's."""
         yield self.manager(self)
 
 
@@ -332,12 +332,12 @@ class ScriptedService:
         return [list(row) for row in self._script.answer("Verify").outcomes]
 
     def announce(self, cause: str, *outcomes: Outcome) -> None:
-        """A pass has published."""
+        """Announce a pass, as the daemon does."""
         rows = [list(row) for row in outcomes]
         self._soon(self._service.emit, names.ROOT, names.MANAGER, "Changed", self.generation, cause, rows)
 
     def degrade(self, *degraded: str) -> None:
-        """Degraded is another."""
+        """Change Degraded."""
         self.degraded = list(degraded)
         self._soon(self._service.publish_changes, names.ROOT)
 
@@ -354,7 +354,7 @@ class ScriptedService:
 
 @contextmanager
 def serving(bus: PrivateBus, script: Script) -> Iterator[ScriptedService]:
-    """The script as the daemon on a bus, on a loop of its own thread."""
+    """Play the daemon by a script on a bus, on a loop of its own thread."""
     ready, done = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     service = Service(load(interface_files()), names.ROOT, address=bus.address)

@@ -39,7 +39,7 @@ sys/block/odd;name/queue/scheduler\t[none]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A server with drives, pools on two nodes and a frequency policy."""
+    """Return a server with drives, pools on two nodes and a frequency policy."""
     folder = tmp_path_factory.mktemp("host")
     lay_out("two-sockets", folder)
     plant(folder, GOVERNORS)
@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def path(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH on which `kerntune` looks at that host."""
+    """Return a PATH on which `kerntune` looks at that host."""
     folder = tmp_path_factory.mktemp("bin")
     program = f"import sys, pathlib; from kerntune.cli import complete; assert sys.argv[1] == 'complete'; \
 complete.main(sys.argv[2:], root=pathlib.Path({str(root)!r}))"
@@ -175,7 +175,7 @@ complete
 
 
 def completed(shell: str, line: str, path: str) -> list[str]:
-    """What may stand in place of the end of a line."""
+    """Return what may stand in place of the end of a line."""
     start, text = (
         (["bash", "--norc", "-c"], BASH.format(file=FILES / "kerntune"))
         if shell == "bash"
@@ -232,7 +232,7 @@ def test_bash_is_given_what_follows_its_last_break(path: str) -> None:
 
 @contextmanager
 def terminal(shell: str, path: str) -> Iterator[int]:
-    """An interactive shell that completes kerntune, and the terminal to type at."""
+    """Run an interactive shell that completes kerntune, and give the terminal to type at."""
     pid, screen = pty.fork()
     if pid == 0:
         environment = {**os.environ, "PATH": path, "TERM": "dumb", "PS1": "> ", "HISTFILE": "/dev/null"}
@@ -246,7 +246,7 @@ def terminal(shell: str, path: str) -> Iterator[int]:
 
 
 def seen(screen: int, text: str) -> bool:
-    """Whether a text comes in time."""
+    """Return True if a text comes in time."""
     shown = ""
     while text not in shown:
         if not select.select([screen], [], [], LIMIT)[0]:

@@ -148,7 +148,7 @@ def snapshot(root: Path) -> dict[Path, bytes]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tree as if it were this host."""
+    """Return a tree as if it were this host."""
     root = handmade(tmp_path)
     monkeypatch.setattr(doctor, "look", lambda _root, look=examine.look: look(root))
     return root

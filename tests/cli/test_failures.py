@@ -31,7 +31,7 @@ FIXED_FREQUENCY = "proc/sys/kernel/osrelease\t6.1.0\nboot/config-6.1.0\tCONFIG_C
 
 
 def answered(kernel: SimulatedKernel, tunable_: str, instances: str, value: str, *, partial: bool = False) -> Script:
-    """A daemon that answers as the engine on this kernel does."""
+    """Return a daemon that answers as the engine on this kernel does."""
 
     async def ask() -> Script:
         async with running(kernel) as lab:
@@ -45,7 +45,7 @@ def answered(kernel: SimulatedKernel, tunable_: str, instances: str, value: str,
 
 
 def said(script: Script, capsys: Captured, *words: str) -> tuple[int, str]:
-    """The exit code, and all that was written."""
+    """Run the command; return the exit code, and all that was written."""
     code = run(script, *words)
     written = capsys.readouterr()
     return code, written.out + written.err

@@ -240,7 +240,7 @@ def cli(daemon: Daemon, *words: str) -> str:
 
 
 def about(daemon: Daemon, drive: str) -> str:
-    """What status says of a drive, with one space between its words."""
+    """Return what status says of a drive, with one space between its words."""
     (line,) = (line for line in cli(daemon, "status").splitlines() if f"io-scheduler@{drive} " in line)
     return " ".join(line.replace(str(daemon.config), "ETC").split())
 

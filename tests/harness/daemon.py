@@ -134,12 +134,12 @@ class Daemon:
             raise DaemonError(f"kerntuned does not end:\n{self.journal()}") from None
 
     def terminate(self) -> int:
-        """SIGTERM, and its exit status."""
+        """Send SIGTERM, and return the exit status."""
         self.process.terminate()
         return self.wait()
 
     def kill(self) -> None:
-        """SIGKILL: what a crash or the OOM killer does."""
+        """Send SIGKILL, as a crash or the OOM killer does."""
         self.process.kill()
         self.wait()
 
@@ -150,7 +150,7 @@ class Daemon:
         self.start()
 
     def journal(self) -> str:
-        """All it has logged, over all its starts."""
+        """Return all it has logged, over all its starts."""
         return self.log.read_text(errors="replace")
 
     def _open_log(self) -> IO[bytes]:
@@ -224,7 +224,7 @@ class _Watch:
         os.close(self._process)
 
     def _drain(self) -> str:
-        """All that has arrived by now; what a process sent before its end is there when the end is seen."""
+        """Return all that has arrived by now: what a process sent before its end is there when the end is seen."""
         parts = []
         try:
             while True:

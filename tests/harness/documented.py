@@ -59,7 +59,7 @@ def examples(page: Path) -> list[Example]:
 
 
 def markdown(page: Path) -> Iterator[Example]:
-    """Indented and fenced blocks."""
+    """Yield indented and fenced blocks."""
     text = page.read_text(encoding="utf-8")
     for fenced in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S):
         yield Example(page, filled(fenced.splitlines()))
@@ -68,7 +68,7 @@ def markdown(page: Path) -> Iterator[Example]:
 
 
 def manual(page: Path) -> Iterator[Example]:
-    """What stands for itself: .Dl, .Bd -literal, .nf."""
+    """Yield what stands for itself: .Dl, .Bd -literal, .nf."""
     section = ""
     block: list[str] | None = None
     for line in page.read_text(encoding="utf-8").splitlines():
@@ -86,7 +86,7 @@ def manual(page: Path) -> Iterator[Example]:
 
 
 def plain(line: str) -> str:
-    """As it is shown."""
+    """Return a line as it is shown."""
     for code, shown in PLAIN:
         line = line.replace(code, shown)
     return line
@@ -97,13 +97,13 @@ def filled(lines: Sequence[str] | Iterator[str]) -> tuple[str, ...]:
 
 
 def table(page: Path) -> list[list[str]]:
-    """The rows of the first table of a page, without its head."""
+    """Return the rows of the first table of a page, without its head."""
     rows = re.findall(r"^\| (.*) \|$", page.read_text(encoding="utf-8"), re.M)
     return [row.split(" | ") for row in rows[2:]]
 
 
 def code(cell: str) -> str:
-    """What is marked as code in a cell."""
+    """Return what is marked as code in a cell."""
     found = re.match(r"`([^`]+)`", cell)
     assert found, f"nothing to type in {cell!r}"
     return found[1]

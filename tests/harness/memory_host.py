@@ -82,7 +82,7 @@ class MemoryHost:
         return base + self.disk_swap + self.zram
 
     def room(self, addresses: int, *, root: bool) -> int:
-        """The largest request that is granted to a process with so much address space; below 0 when none is."""
+        """Return the largest request that is granted to a process with so much address space; below 0 when none is."""
         if self.mode == ALWAYS:
             return 1 << 62
         if self.mode == HEURISTIC:
@@ -127,7 +127,7 @@ class MemoryHost:
         return self.swapped + stored, taken, max(0, over - int(stored * gain))
 
     def files(self) -> dict[str, str]:
-        """What the kernel shows."""
+        """Return what the kernel shows."""
         in_zram, taken, on_disk = self._in_swap
         in_ram = self.uncounted + self.used - on_disk - in_zram + taken
         arc = max(self.arc_min, min(self.arc, self.ram - in_ram))

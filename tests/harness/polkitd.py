@@ -47,7 +47,7 @@ class Bus(Protocol):
 
 @contextmanager
 def shared(folder: Path, make: Callable[[], None], drop: Callable[[], None]) -> Iterator[None]:
-    """Something host-wide that several runs may use at once: `make` on every entry, `drop` by the last to leave.
+    """Share a host-wide thing between runs: `make` on every entry, `drop` by the last to leave.
 
     The users are counted by shared locks (flock(2)) on `folder`, which must exist: a killed run lets go of its own.
     """
@@ -77,7 +77,7 @@ def _last(users: int) -> bool:
 
 @contextmanager
 def _mutex() -> Iterator[None]:
-    """One run at a time makes or drops, and only for as long as that takes."""
+    """Let one run at a time make or drop, and only for as long as that takes."""
     lock = os.open("/etc/polkit-1", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -88,7 +88,7 @@ def _mutex() -> Iterator[None]:
 
 @contextmanager
 def installed(files: Mapping[Path, Path]) -> Iterator[None]:
-    """Copies of files (file -> folder) in the host's folders; one that a package put there stays as it is."""
+    """Copy files (file -> folder) into the host's folders; one that a package put there stays as it is."""
     copies = {folder / file.name: _marked(file) for file, folder in files.items()}
 
     def make() -> None:
@@ -111,20 +111,20 @@ def installed(files: Mapping[Path, Path]) -> Iterator[None]:
 
 
 def _marked(file: Path) -> str:
-    """The file's text with the mark in a comment at its end."""
+    """Return the file's text with the mark in a comment at its end."""
     comment = f"// {MARK}" if file.suffix == ".rules" else f"<!-- {MARK} -->"
     return f"{file.read_text().rstrip()}\n{comment}\n"
 
 
 @contextmanager
 def accounts() -> Iterator[None]:
-    """The group `kerntune`, kt-member in it and kt-other not; what was made here goes at the end."""
+    """Make the group `kerntune`, kt-member in it and kt-other not; what was made here goes at the end."""
     with shared(Path("/etc"), _make_accounts, _drop_accounts):
         yield
 
 
 def as_user(name: str, argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` as that user, with the user's groups and our environment."""
+    """Return the command line that runs `argv` as that user, with the user's groups and our environment."""
     user = pwd.getpwnam(name)
     return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--", *argv]
 

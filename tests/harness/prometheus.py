@@ -19,12 +19,12 @@ LIMIT: Final = 20.0  # seconds
 
 
 def missing() -> str:
-    """What has to be done before they can be used, or ""."""
+    """Return what has to be done before they can be used, or ""."""
     return "" if PROMTOOL.exists() and EXPORTER.exists() else f"{FOLDER} is empty: `make test` fills it"
 
 
 def complaints(text: str) -> str:
-    """What `promtool check metrics` says of an exposition: parse errors and lint; "" when all is well."""
+    """Return what `promtool check metrics` says of an exposition: parse errors and lint; "" when all is well."""
     done = subprocess.run(
         [PROMTOOL, "check", "metrics"], input=text, capture_output=True, text=True, timeout=LIMIT, check=False
     )
@@ -32,7 +32,7 @@ def complaints(text: str) -> str:
 
 
 def openmetrics_complaints(text: str, folder: Path) -> str:
-    """What Prometheus' parser of OpenMetrics says of it; `folder` is for what it makes of it.
+    """Return what Prometheus' parser of OpenMetrics says of it; `folder` is for what it makes of it.
 
     The tool that has that parser wants a time with each sample, so each gets one here.
     """
@@ -48,7 +48,7 @@ def openmetrics_complaints(text: str, folder: Path) -> str:
 
 @contextmanager
 def node_exporter(folder: Path) -> Iterator[str]:
-    """It runs with nothing but the textfile collector, which reads `folder`; the address to scrape."""
+    """Run it with nothing but the textfile collector, which reads `folder`; give the address to scrape."""
     process = subprocess.Popen(
         [
             EXPORTER,
@@ -79,6 +79,6 @@ def node_exporter(folder: Path) -> Iterator[str]:
 
 
 def scrape(address: str) -> list[str]:
-    """The lines that Prometheus would get."""
+    """Return the lines that Prometheus would get."""
     with urllib.request.urlopen(address, timeout=LIMIT) as answer:
         return answer.read().decode().splitlines()  # type: ignore[no-any-return]  # urlopen answers Any

@@ -69,12 +69,12 @@ def on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handl
 
 
 def leave(number: int, _frame: FrameType | None) -> None:
-    """Before the daemon runs: unwind, and with that clean up."""
+    """Unwind before the daemon runs, and with that clean up."""
     raise SystemExit(128 + number)
 
 
 def bus_asked_for(stack: ExitStack) -> Bus:
-    """The bus asked for, where we may own the name and, as root, everybody is judged by polkit."""
+    """Return the bus asked for; we may own the name there, and as root polkit judges everybody."""
     root = os.geteuid() == 0
     if os.environ.get("BUS") == "system":
         bus: Bus = SystemBus(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS))
@@ -112,7 +112,7 @@ def reload_policy(bus: Bus) -> None:
 
 
 def host_is_real() -> bool:
-    """Whether this machine's kernel can be tuned: in a container its sysctls are read-only, for root too."""
+    """Return True if this machine's kernel can be tuned: in a container its sysctls are read-only, for root too."""
     try:
         os.close(os.open("/proc/sys/vm/overcommit_memory", os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -121,7 +121,7 @@ def host_is_real() -> bool:
 
 
 def lines(bus: Bus) -> list[str]:
-    """Command lines for a second terminal."""
+    """Return command lines for a second terminal."""
     there = {file.stem for file in interface_files()}
     user = os.environ.get("SUDO_USER", "")
     sudo = "sudo --preserve-env=DBUS_SYSTEM_BUS_ADDRESS " if user and not is_member(user) else ""
@@ -180,7 +180,7 @@ def run(stack: ExitStack) -> int:
 
 
 def exit_status(daemon: Daemon) -> int:
-    """As a shell would say it: 128 + N after signal N."""
+    """Return the exit status as a shell says it: 128 + N after signal N."""
     code = daemon.process.returncode
     return code if code >= 0 else 128 - code
 

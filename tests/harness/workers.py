@@ -64,7 +64,7 @@ def work(
 
 @contextmanager
 def hogging(*before: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A hog that is at it; it is killed at the end in any case. `before` are words that stand in front of its own."""
+    """Run a hog, which is killed at the end in any case. `before` are words that stand in front of its own."""
     with subprocess.Popen([*before, *words("hog", {})], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

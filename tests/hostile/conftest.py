@@ -51,14 +51,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def able() -> None:
-    """The attackers are other users, so it takes root."""
+    """Skip the attacks without root: the attackers are other users."""
     if os.geteuid():
         skip("the attacks need root")
 
 
 @pytest.fixture(scope="session")
 def public(able: None) -> Iterator[Path]:
-    """The attackers' program where every user can read it."""
+    """Give the attackers' program where every user can read it."""
     with tempfile.TemporaryDirectory(prefix="kerntune-hostile-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -84,7 +84,7 @@ def polkitd(bus: PrivateBus) -> Iterator[Polkitd]:
 
 @pytest.fixture(scope="session")
 def daemon(bus: PrivateBus, polkitd: Polkitd) -> Iterator[Daemon]:
-    """One daemon for all attacks, as on a host; it has served some calls before the first."""
+    """Give one daemon for all attacks, as on a host; it has served some calls before the first."""
     with Daemon(bus, "--demo") as running:
         with Raw(bus.address) as client:
             for _ in range(300):
@@ -157,7 +157,7 @@ class Victim:
         )
 
     def answer(self) -> float:
-        """Seconds that a new client waits for all properties."""
+        """Return seconds that a new client waits for all properties."""
         began = time.monotonic()
         with Raw(self.bus.address) as client:
             assert not client.call(*GET_ALL, signature="s", args=[""]).error
@@ -168,19 +168,19 @@ class Victim:
         (self._public / "tests/hostile" / name).write_bytes(data)
 
     def targets(self) -> dict[str, str]:
-        """What every target holds; AssertionError when there is a claim."""
+        """Return what every target holds; AssertionError when there is a claim."""
         with Raw(self.bus.address) as client:
             document = json.loads(client.call(BUS_NAME, ROOT, MANAGER, "Describe").body[0])
         assert document["claims"] == []
         return {f"{row['tunable']}@{row['instance']}": row["value"] for row in document["targets"]}
 
     def kept(self) -> int:
-        """Bytes that the bus keeps of what the daemon has sent and others have not read."""
+        """Return bytes that the bus keeps of what the daemon has sent and others have not read."""
         with Raw(self.bus.address) as client:
             return client.stats(BUS_NAME)["IncomingBytes"]
 
     def _well(self, name: str, before: Health, logged: str, result: Result, growth: int) -> None:
-        """Still on the bus and answering, no larger, nothing told to clients that is not theirs, a quiet journal."""
+        """Check that it is on the bus and answers, no larger, tells nobody what is another's, and logs little."""
         assert self.daemon.process.poll() is None, self.daemon.journal()
         after = self.answer()
         now = Health.of(self.daemon.pid)

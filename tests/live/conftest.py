@@ -32,7 +32,7 @@ LOOPS: Final = tuple(f"loop{number}" for number in range(4))
 
 
 def unfit() -> str:
-    """Why the kernel of this machine cannot be tuned by us, or ""."""
+    """Return why we cannot tune the kernel of this machine, or ""."""
     try:
         os.close(os.open("/proc/sys/vm/overcommit_memory", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -42,7 +42,7 @@ def unfit() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> Iterator[None]:
-    """This machine's kernel, for one run of these tests at a time."""
+    """Give this machine's kernel to one run of these tests at a time."""
     if why := unfit():
         skip(why)
     mine = os.open("/proc/sys/vm", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -55,7 +55,7 @@ def machine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def loops(machine: None) -> tuple[str, ...]:
-    """Loop devices with nothing behind them, whose schedulers nobody misses."""
+    """Return loop devices with nothing behind them, whose schedulers nobody misses."""
     if not all(map(host.choices, LOOPS)):
         subprocess.run(["modprobe", "loop", f"max_loop={len(LOOPS)}"], timeout=10, check=False)
     poor = [name for name in LOOPS if "mq-deadline" not in host.choices(name)]
@@ -65,7 +65,7 @@ def loops(machine: None) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def mode_never(machine: None) -> Iterator[list[str]]:
-    """Each time that something has put this host into mode never, where programs get no memory: the guest is for that.
+    """Give each time that something has put this host into mode never, where programs get no memory.
 
     A host that is in that mode by itself is not watched.
     """
@@ -75,7 +75,7 @@ def mode_never(machine: None) -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def kernel_as_found(mode_never: list[str]) -> Iterator[dict[str, str]]:
-    """What the kernel holds before the test, and has to hold after it."""
+    """Give what the kernel holds before the test, and has to hold after it."""
     mode_never.clear()
     before = host.snapshot()
     yield before
@@ -112,7 +112,7 @@ def polkitd(bus: PrivateBus) -> Iterator[Polkitd]:
 
 @pytest.fixture(scope="session")
 def running(bus: PrivateBus, polkitd: Polkitd) -> Iterator[Daemon]:
-    """The daemon that most tests share; it looks for drift when a test asks, and not by the clock."""
+    """Give the daemon that most tests share; it looks for drift when a test asks, and not by the clock."""
     daemon = Daemon(bus)
     (daemon.config / "kerntune.toml").write_text("[drift]\ninterval = 0\n")
     with daemon:
@@ -121,7 +121,7 @@ def running(bus: PrivateBus, polkitd: Polkitd) -> Iterator[Daemon]:
 
 @pytest.fixture
 def daemon(running: Daemon, root: User, kernel_as_found: dict[str, str]) -> Iterator[Daemon]:
-    """The shared daemon; afterwards every claim is withdrawn, and nothing has gone wrong inside it."""
+    """Give the shared daemon; afterwards every claim is withdrawn, and nothing has gone wrong inside it."""
     yield running
     root.release()
     left = root.describe()
@@ -138,21 +138,21 @@ def root(bus: PrivateBus, public: Path) -> Iterator[User]:
 
 @pytest.fixture(scope="session")
 def member(bus: PrivateBus, polkitd: Polkitd, public: Path) -> Iterator[User]:
-    """Somebody in the group kerntune."""
+    """Give somebody in the group kerntune."""
     with User(MEMBER, bus, public) as user:
         yield user
 
 
 @pytest.fixture(scope="session")
 def other(bus: PrivateBus, polkitd: Polkitd, public: Path) -> Iterator[User]:
-    """Somebody outside the group."""
+    """Give somebody outside the group."""
     with User(OTHER, bus, public) as user:
         yield user
 
 
 @pytest.fixture
 def own_bus(machine: None) -> Iterator[PrivateBus]:
-    """A bus for one test, without polkit: root alone may change anything there."""
+    """Give a bus for one test, without polkit: root alone may change anything there."""
     with package_bus() as alone:
         yield alone
 
@@ -165,7 +165,7 @@ def own_root(own_bus: PrivateBus, public: Path) -> Iterator[User]:
 
 @pytest.fixture
 def daemon_with(own_bus: PrivateBus, kernel_as_found: dict[str, str]) -> Iterator[Callable[..., Daemon]]:
-    """Makes daemons on the test's own bus that end with the test; they are not started yet."""
+    """Give a maker of daemons on the test's own bus that end with the test; they are not started yet."""
     with ExitStack() as stack:
 
         def make(*options: str, **how: object) -> Daemon:
@@ -177,13 +177,13 @@ def daemon_with(own_bus: PrivateBus, kernel_as_found: dict[str, str]) -> Iterato
 
 
 def saved(daemon: Daemon, *claims: Claim) -> None:
-    """Persistent claims in the daemon's directory, as they were left before a reboot."""
+    """Save persistent claims in the daemon's directory, as they were left before a reboot."""
     Store(daemon.runtime, daemon.state, boot_id="of another boot").commit(Claims.of(*claims))
 
 
 @pytest.fixture
 def chance() -> random.Random:
-    """Random numbers; the seed is shown when the test fails, and KERNTUNE_TEST_SEED sets it."""
+    """Return random numbers; the seed is shown when the test fails, and KERNTUNE_TEST_SEED sets it."""
     seed = int(os.environ.get("KERNTUNE_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     sys.stdout.write(f"KERNTUNE_TEST_SEED={seed}\n")
     return random.Random(seed)

@@ -75,13 +75,13 @@ async def forward(signals: Signals, client: int) -> None:
 
 
 def arguments(signature: str, values: list[Any]) -> list[Any]:
-    """JSON as the arguments of a call; a lone variant at the end is written [signature, value]."""
+    """Return JSON as the arguments of a call; a lone variant at the end is written [signature, value]."""
     found = [variants(value) for value in values]
     return [*found[:-1], variant(*values[-1])] if signature.endswith("v") else found
 
 
 def variants(value: Any) -> Any:
-    """JSON as a D-Bus value: an object is an a{sv}, each of its values written [signature, value]."""
+    """Return JSON as a D-Bus value: an object is an a{sv}, each of its values written [signature, value]."""
     if isinstance(value, dict):
         return {key: variant(*inner) for key, inner in value.items()}
     return [variants(inner) for inner in value] if isinstance(value, list) else value

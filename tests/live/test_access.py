@@ -146,7 +146,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(machine: None, public: Any) -> Iterator[Scene]:
-    """A bus, a polkitd and a daemon for this file: the simulated host is nobody else's."""
+    """Give a bus, a polkitd and a daemon for this file: the simulated host is nobody else's."""
     with ExitStack() as stack:
         bus = stack.enter_context(package_bus())
         stack.enter_context(accounts())
@@ -159,7 +159,7 @@ def scene(machine: None, public: Any) -> Iterator[Scene]:
 
 @pytest.fixture(scope="module")
 def seen() -> dict[tuple[str, str, str], bool]:
-    """What the calls of this run came to: interface, title and caller -> whether it was let through."""
+    """Return what the calls of this run came to: interface, title and caller -> whether it was let through."""
     return {}
 
 
@@ -180,7 +180,7 @@ def ask(scene: Scene, call: Call, caller: str, *, interactive: bool = False) -> 
 
 
 def shown(value: object) -> str:
-    """A test's id."""
+    """Return a test's id."""
     return f"{value.interface.split('.')[-1]}.{value.title}" if isinstance(value, Call) else str(value)
 
 

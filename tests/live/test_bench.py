@@ -48,7 +48,7 @@ def figures(leg: dict[str, Any], side: str, name: str) -> float:
 
 @contextmanager
 def going_on(user: User, *words: str, sleepers: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """A measurement that has changed the host and runs its command."""
+    """Give a measurement that has changed the host and runs its command."""
     before = host.pages()
     argv = user.python("kerntune.cli", "bench", *words)
     with subprocess.Popen(

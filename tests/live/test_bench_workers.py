@@ -40,7 +40,7 @@ ENDLESS = 256 << 30  # bytes of a file with holes: a read of it does not end bef
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ModelFile]:
-    """A model on a disk."""
+    """Give a model on a disk."""
     with synthetic(str(ON_DISK), SIZE) as made:
         assert disk_of(made.fd).drives, f"{ON_DISK} is on no disk"
         yield made
@@ -48,7 +48,7 @@ def model() -> Iterator[ModelFile]:
 
 @contextmanager
 def reserved(pages: int) -> Iterator[None]:
-    """So many huge pages more, that nobody has; afterwards as many as before."""
+    """Reserve so many huge pages more, that nobody has; afterwards there are as many as before."""
     before = host.pages()
     pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{host.page_size() >> 10}kB/nr_hugepages")
     pool.write_text(str(before + pages))
@@ -61,7 +61,7 @@ def reserved(pages: int) -> Iterator[None]:
 
 @contextmanager
 def transparent(mode: str) -> Iterator[None]:
-    """Transparent huge pages in a mode; afterwards as before."""
+    """Set the mode of transparent huge pages; afterwards it is as before."""
     before = host.value(THP)
     THP.write_text(mode)
     try:

@@ -54,12 +54,12 @@ def anybody(request: pytest.FixtureRequest, member: User, other: User) -> User:
 
 
 def line(user: User, words: str) -> subprocess.CompletedProcess[str]:
-    """A line as it is pasted into a shell."""
+    """Run a line as it is pasted into a shell."""
     return user.busctl(*shlex.split(words))
 
 
 def done(user: User, words: str) -> str:
-    """What the line prints; it has to work."""
+    """Return what a line prints, which has to work."""
     result = line(user, words)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -32,7 +32,7 @@ Key = tuple[str, str]
 
 
 def random_call(chance: random.Random, number: int) -> Call:
-    """One of the calls of the storm; every number of huge pages is asked for once."""
+    """Return one of the calls of the storm; every number of huge pages is asked for once."""
     device = chance.choice([*LOOPS, "loop[0-1]", "loop[0-3]"])
     scheduler = chance.choice(["none", "mq-deadline"])
     mode = chance.choice(["heuristic", "always:95", "always:70", "always:85"])
@@ -52,7 +52,7 @@ def random_call(chance: random.Random, number: int) -> Call:
 
 
 def announced(heard: Sequence[Heard], document: Mapping[str, Any]) -> dict[Key, set[str]]:
-    """What each target was announced to hold, at one time or another; or holds, when it never changed.
+    """Return what each target was announced to hold, at one time or another; or holds, when it never changed.
 
     The pools of one page size share: a claim on one of them moves the others.
     """
@@ -65,7 +65,7 @@ def announced(heard: Sequence[Heard], document: Mapping[str, Any]) -> dict[Key, 
 
 
 def changes(heard: Sequence[Heard]) -> list[list[str]]:
-    """The outcomes in all signals Changed."""
+    """Return the outcomes in all signals Changed."""
     return [row for signal in heard if signal.signal == "Changed" for row in signal.args[2]]
 
 
@@ -74,7 +74,7 @@ def family(tunable: str, instance: str) -> str:
 
 
 def is_true(call: Call, reply: Reply, values: Mapping[Key, set[str]]) -> None:
-    """Whether a reply says what was read back, and does not claim more."""
+    """Check that a reply says what was read back, and does not claim more."""
     member = call[1]
     if reply.error:
         assert reply.error == Overridden.dbus_name, f"{call}: {reply}"
@@ -97,7 +97,7 @@ def is_true(call: Call, reply: Reply, values: Mapping[Key, set[str]]) -> None:
 
 
 def in_force(document: Mapping[str, Any]) -> dict[Key, str]:
-    """What the claims say, worked out anew: for each target the value of the strongest and newest that covers it."""
+    """Return what the claims say, worked out anew: the value of the strongest and newest that covers a target."""
     ranks = {"persistent": 30, "runtime": 40}
     desired_states = {}
     for claim in sorted(document["claims"], key=lambda claim: (ranks[claim["origin"]], claim["seq"])):
@@ -129,7 +129,7 @@ def test_200_calls_that_contradict_each_other(
 
 
 def several_nodes() -> bool:
-    """Then a pool of huge pages is spread in ways that are not foreseen here."""
+    """Return True if a pool of huge pages is spread, in ways that are not foreseen here."""
     return Path("/sys/devices/system/node/node1").exists()
 
 
@@ -165,7 +165,7 @@ def test_the_same_call_from_everybody_is_one_change(daemon: Daemon, member: User
 
 @pytest.fixture
 def silence(polkitd: Polkitd, daemon: Daemon, member: User) -> Iterator[None]:
-    """polkitd has its name and answers nothing."""
+    """Have polkitd keep its name and answer nothing."""
     member.set_scheduler("loop3", "mq-deadline")
     polkitd.stop()
     try:
@@ -175,7 +175,7 @@ def silence(polkitd: Polkitd, daemon: Daemon, member: User) -> Iterator[None]:
 
 
 def swift(reply: Future[Reply]) -> Any:
-    """The value of a call that nobody may hold up."""
+    """Return the value of a call that nobody may hold up."""
     found = reply.result(LIMIT)
     assert found.seconds < SWIFT, found
     return found.get()

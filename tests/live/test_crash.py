@@ -73,7 +73,7 @@ class Book:
         return Book(self.targets, claims)
 
     def possible(self, unanswered: Sequence[Operation]) -> Iterator[Book]:
-        """This book with each of the operations wholly in or wholly out; they touch different tunables."""
+        """Yield this book with each of the operations wholly in or wholly out; they touch different tunables."""
         for number in range(len(unanswered) + 1):
             for done in combinations(unanswered, number):
                 book = self
@@ -85,7 +85,7 @@ class Book:
         return {(name, it) for name, it in self.targets if name == tunable and fnmatchcase(it, instances)}
 
     def desired(self, target: Key) -> str | None:
-        """The value of the strongest and newest claim on the target."""
+        """Return the value of the strongest and newest claim on the target."""
         for origin in ORIGINS:
             for (of, tunable, instances), value in reversed(list(self.claims.items())):
                 if of == origin and target in self.covered(tunable, instances):
@@ -93,7 +93,7 @@ class Book:
         return None
 
     def ids(self) -> dict[str, str]:
-        """The claims as the daemon describes them."""
+        """Return the claims as the daemon describes them."""
         return {
             f"{origin}:{tunable}" + (f"@{instances}" if instances else ""): value
             for (origin, tunable, instances), value in self.claims.items()
@@ -119,7 +119,7 @@ class Ground:
         return [("hugepages", self.pool), ("overcommit", ""), *(("io-scheduler", disk) for disk in self.disks)]
 
     def values(self) -> dict[Key, str]:
-        """What every target holds, in its tunable's words."""
+        """Return what every target holds, in its tunable's words."""
         return {target: self._value(target) for target in self.targets}
 
     def _value(self, target: Key) -> str:
@@ -132,7 +132,7 @@ class Ground:
         return str(host.pages(root=self.root))
 
     def operations(self, chance: random.Random) -> list[Operation]:
-        """Some that may run at the same time: one on all tunables, or one on each."""
+        """Return some that may run at the same time: one on all tunables, or one on each."""
         tunables = ["io-scheduler", "hugepages", "overcommit"]
         if chance.random() < 0.4:
             return [self._operation(chance, chance.sample(tunables, chance.randint(2, 3)))]
@@ -164,7 +164,7 @@ def tree_ground(root: Path) -> Ground:
 
 
 def host_ground(loops: Sequence[str]) -> Ground:
-    """This machine: loop devices and a few pages."""
+    """Return this machine: loop devices and a few pages."""
     disks = tuple(loops[:3])
     patterns = (*disks, "loop[0-1]", "loop[0-2]", "later*")
     return Ground(host.HOST, disks, patterns, ("none", "mq-deadline"), pool=host.pool(), most_pages=32)
@@ -235,7 +235,7 @@ def crash(ground: Ground, daemon: Daemon, user: User, chance: random.Random, *, 
 
 
 def crash_at_start(daemon: Daemon, chance: random.Random) -> None:
-    """A start that is cut short."""
+    """Cut a start short."""
     daemon.start()
     killer = threading.Timer(chance.uniform(0.1, WHILE_STARTING), daemon.process.kill)
     killer.start()
@@ -255,7 +255,7 @@ def replies(user: User, operations: Sequence[Operation]) -> list[Reply]:
 
 
 def what_is_there(document: Mapping[str, Any], book: Book, unanswered: Sequence[Operation]) -> Book:
-    """The claims after the restart: those answered, with each other operation wholly in or wholly out."""
+    """Return the claims after the restart: those answered, with each other operation wholly in or wholly out."""
     there = {claim["id"]: claim["value"] for claim in document["claims"]}
     found = [possible for possible in book.possible(unanswered) if possible.ids() == there]
     assert found, f"claims are {there}; answered were {book.ids()}, and not answered {unanswered}"
@@ -263,7 +263,7 @@ def what_is_there(document: Mapping[str, Any], book: Book, unanswered: Sequence[
 
 
 def in_force(ground: Ground, book: Book, own: Mapping[Key, str]) -> None:
-    """The files hold what the claims say, and where there is no claim the host's own value."""
+    """Check that files hold what the claims say, and where there is no claim the host's own value."""
     for target, value in ground.values().items():
         desired = book.desired(target)
         if desired is None:

@@ -41,7 +41,7 @@ def release(user: User, path: str) -> None:
 
 @contextmanager
 def program(user: User) -> Iterator[subprocess.Popen[str]]:
-    """A program that holds pages, as it stands in the documentation."""
+    """Run a program that holds pages, as it stands in the documentation."""
     argv = user.argv(sys.executable, "-c", PROGRAM)
     with subprocess.Popen(
         argv, env=user.environment, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -55,7 +55,7 @@ def program(user: User) -> Iterator[subprocess.Popen[str]]:
 
 
 def until_there_are(pages: int) -> float:
-    """Seconds until the pool has so many."""
+    """Wait until the pool has so many, and return the seconds."""
     began = time.monotonic()
     while host.pages() != pages:
         assert time.monotonic() - began < LIMIT

@@ -240,7 +240,7 @@ def test_it_says_nothing_where_nobody_asks(daemon_with: MakeDaemon, own_root: Us
 
 @contextmanager
 def journal(daemon: Daemon, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The socket of a journal that only this daemon sees: it runs where /run is another."""
+    """Give the socket of a journal that only this daemon sees: it runs where /run is another."""
     there = folder / "journal"
     there.mkdir()
     wrapper = folder / "python"
@@ -259,7 +259,7 @@ def journal(daemon: Daemon, folder: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def entry(listener: socket.socket, target: str) -> dict[str, str]:
-    """The fields of the next entry about a target (systemd's Native Journal Protocol; no value has a line break)."""
+    """Return the fields of the next entry about a target (Native Journal Protocol; no value has a line break)."""
     while True:
         rows = (line.partition("=") for line in listener.recv(1 << 16).decode().splitlines())
         fields = {name: text for name, _, text in rows}
@@ -324,7 +324,7 @@ def endable() -> Iterator[None]:
 
 
 def grown(halt: Halt, kernel: HostKernel) -> int:
-    """The pages there are after a write that was interrupted from its first moment on; it raised nothing."""
+    """Write, interrupted from the first moment on, and return the pages there are then; it raised nothing."""
     inside, errors = threading.Event(), list[BaseException]()
 
     def write() -> None:

@@ -36,7 +36,7 @@ DEMO_CEILING: Final = DEMO_TOTAL * 75 // 100 // (2 * MIB)
 
 @contextmanager
 def memory_watched() -> Iterator[list[dict[str, int]]]:
-    """Samples of /proc/meminfo throughout, the first from before and the last from after."""
+    """Give samples of /proc/meminfo throughout, the first from before and the last from after."""
     samples, end = [host.meminfo()], threading.Event()
 
     def sample() -> None:
@@ -55,14 +55,14 @@ def memory_watched() -> Iterator[list[dict[str, int]]]:
 
 @pytest.fixture
 def demo(daemon_with: Callable[..., Daemon], own_root: User) -> User:
-    """Root before a daemon on the simulated host."""
+    """Give root before a daemon on the simulated host."""
     daemon = daemon_with("--demo")
     daemon.started()
     return own_root
 
 
 def pool_of(user: User, node: str = "") -> int:
-    """The total of the 2M pool as the daemon reads it."""
+    """Return the total of the 2M pool as the daemon reads it."""
     rows = user.get(HUGE_PAGES, "Pools")
     return next(int(row[2]) for row in rows if row[:2] == [2 * MIB, node])
 

@@ -23,7 +23,7 @@ from tests.live.users import LIMIT, User
 
 @pytest.fixture
 def folder(other: User) -> Iterator[Path]:
-    """A folder of the user's own."""
+    """Give a folder of the user's own."""
     with tempfile.TemporaryDirectory(prefix="kerntune-live-") as name:
         give(other, Path(name))
         yield Path(name)
@@ -31,7 +31,7 @@ def folder(other: User) -> Iterator[Path]:
 
 @pytest.fixture
 def user(other: User, public: Path) -> Iterator[User]:
-    """Somebody outside the group, on a bus where he may own the daemon's name."""
+    """Give somebody outside the group, on a bus where he may own the daemon's name."""
     with package_bus(owner=other.name) as bus, User(OTHER, bus, public) as somebody:
         yield somebody
 
@@ -42,7 +42,7 @@ def give(user: User, path: Path) -> None:
 
 @contextmanager
 def kerntuned(user: User, folder: Path, *options: str, **directories: Path) -> Iterator[None]:
-    """The daemon as that user, until it is told to stop; temporary files go to `folder`/tmp."""
+    """Run the daemon as that user, until it is told to stop; temporary files go to `folder`/tmp."""
     (folder / "tmp").mkdir()
     own = {name: str(path) for name, path in directories.items()}
     environment = user.environment | own | {"TMPDIR": str(folder / "tmp"), "NOTIFY_SOCKET": str(folder / "notify")}

@@ -20,7 +20,7 @@ WANTED, FOREIGN = "mq-deadline", "none"
 
 @pytest.fixture
 def own(daemon_with: Callable[..., Daemon], own_root: User) -> Iterator[Callable[[int], Daemon]]:
-    """Starts a daemon with a drift interval; it has let go of everything at the end."""
+    """Give a starter of daemons with a drift interval; they have let go of everything at the end."""
 
     def start(interval: int) -> Daemon:
         daemon = daemon_with()
@@ -36,7 +36,7 @@ def schedule(device: str, scheduler: str) -> None:
 
 
 def rows(heard: Sequence[Heard]) -> list[tuple[str, tuple[str, ...]]]:
-    """Cause, and before, actual, state and reason, of everything that Changed has told."""
+    """Return cause, and before, actual, state and reason, of everything that Changed has told."""
     told = [signal.args for signal in heard if signal.signal == "Changed"]
     return [(cause, tuple(row[3:7])) for _generation, cause, outcomes in told for row in outcomes]
 
@@ -99,7 +99,7 @@ def file(name: str) -> Path:
 
 @pytest.fixture
 def by_hand(daemon: Daemon, loops: Sequence[str]) -> Iterator[Callable[[], None]]:
-    """Writes another scheduler and read-ahead; what was there is written again in the end."""
+    """Give a writer of another scheduler and read-ahead; what was there is written again in the end."""
     own = {name: host.value(file(name)) for name in ("scheduler", "read_ahead_kb")}
     assert own["scheduler"] != WANTED
     assert own["read_ahead_kb"] != KIB_AHEAD

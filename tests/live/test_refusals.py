@@ -119,7 +119,7 @@ OPTIONS: Final = (
 
 
 def nothing_came_of_it(user: User, daemon: Daemon, before: dict[str, str]) -> None:
-    """The kernel's values are the same, and no claim is left, in the daemon or on disk."""
+    """Check that the kernel's values are the same, and no claim is left, in the daemon or on disk."""
     assert host.snapshot() == before
     document = user.describe()
     assert document["claims"] == []
@@ -144,7 +144,7 @@ def refused(
 
 
 def shown(value: Any) -> str:
-    """A test's id."""
+    """Return a test's id."""
     text = "-".join(map(repr, value[1:] if value[0] == MANAGER else value)) if isinstance(value, tuple) else ""
     return (text if len(text) < 60 else f"{text[:50]}...") or value.__name__
 

@@ -35,7 +35,7 @@ def scheduling(**devices: str) -> str:
 
 @pytest.fixture
 def own(daemon_with: MakeDaemon, own_root: User) -> Iterator[Daemon]:
-    """A daemon on the host, not started yet; afterwards its configuration is empty and it has let go of everything."""
+    """Give a daemon on the host, not started yet; afterwards it has no configuration and no claims."""
     daemon = daemon_with()
     yield daemon
     for path in (*daemon.config.glob("*.toml"), *daemon.config.glob("kerntune.d/*.toml")):

@@ -29,14 +29,14 @@ NOT_PASTED: Final = ("busctl monitor", "/kerntune ", "kerntune monitor", " | jq 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where all temporary files of a run go; nothing is left in it."""
+    """Give where all temporary files of a run go; nothing is left in it."""
     with tempfile.TemporaryDirectory(prefix="kt-") as name:
         Path(name).chmod(0o755)  # polkitd, which is another user, looks for the bus in it
         yield Path(name)
 
 
 def nothing_is_left(folder: Path) -> None:
-    """No file, and no process that was told to put its files there."""
+    """Check that no file is left, and no process that was told to put its files there."""
     assert list(folder.iterdir()) == []
     mark = f"TMPDIR={folder}".encode()
     assert [path for path in Path("/proc").glob("[0-9]*/environ") if mark in environ(path)] == []
@@ -50,14 +50,14 @@ def environ(path: Path) -> Sequence[bytes]:
 
 
 def environment(base: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """For a run: no system bus but its own."""
+    """Return the environment of a run: no system bus but its own."""
     left_out = ("DBUS_SYSTEM_BUS_ADDRESS", "BUS", "SUDO_USER")
     return {name: text for name, text in base.items() if name not in left_out} | {"TMPDIR": str(folder)}
 
 
 @contextmanager
 def in_the_foreground(argv: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A run that is killed if it does not end in time."""
+    """Run it in the foreground; it is killed if it does not end in time."""
     with subprocess.Popen(
         argv, env=env, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -73,7 +73,7 @@ def in_the_foreground(argv: Sequence[str], env: Mapping[str, str]) -> Iterator[s
 
 
 def run_once(folder: Path) -> str:
-    """What a run as root prints that ends after it has shown everything."""
+    """Run it as root, to end after it has shown everything; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", RUN],
         env=environment(os.environ, folder) | ONCE,
@@ -101,7 +101,7 @@ def test_as_root_it_works_on_this_machine(machine: None, folder: Path) -> None:
 
 
 def polkit_files_are_gone() -> None:
-    """Unless somebody uses them now, as other tests of this run may."""
+    """Check that they are gone, unless somebody uses them now, as other tests of this run may."""
     users = os.open(ACTIONS, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,7 +153,7 @@ def test_its_lines_can_be_pasted_and_ctrl_c_ends_it(machine: None, folder: Path)
 
 
 def paste(line: str) -> str:
-    """What a line prints; it has to work."""
+    """Return what a line prints, which has to work."""
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, f"{shlex.quote(line)}: {done.stderr}"
     return done.stdout.strip()

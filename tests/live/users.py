@@ -37,7 +37,7 @@ Options = Mapping[str, Any]
 
 @contextmanager
 def public_copy() -> Iterator[Path]:
-    """The project where every user of the host can read it: a checkout may lie in somebody's home."""
+    """Copy the project to where every user of the host can read it: a checkout may lie in somebody's home."""
     with tempfile.TemporaryDirectory(prefix="kerntune-public-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -104,7 +104,7 @@ class User:
         return as_user(self.name, argv)
 
     def python(self, module: str, *args: str) -> list[str]:
-        """The command line that runs a module of the project as this user."""
+        """Return the command line that runs a module of the project as this user."""
         return self.argv(str(Path(sys.executable).resolve()), "-m", module, *args)
 
     def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ class User:
         return self.send(interface, member, signature, *args, **where).result(LIMIT)
 
     def call(self, interface: str, member: str, signature: str = "", *args: Any, **where: Any) -> list[Any]:
-        """What the method answers; raises the typed error."""
+        """Return what the method answers, or raise the typed error."""
         found: list[Any] = self.reply(interface, member, signature, *args, **where).get()
         return found
 
@@ -149,7 +149,7 @@ class User:
         return self.call("org.freedesktop.DBus.Properties", "Get", "ss", interface, name)[0]
 
     def bus_name(self, *, service: str = BUS_NAME, client: int = 0) -> str:
-        """The unique name of one of our connections."""
+        """Return the unique name of one of our connections."""
         return str(self._ask({"do": "name", "service": service, "client": client}).result(LIMIT).get())
 
     def listen(self) -> int:
@@ -159,7 +159,7 @@ class User:
         return -self._ears
 
     def heard(self, ear: int, until: Callable[[Sequence[Heard]], bool]) -> list[Heard]:
-        """All signals so far, once `until` says that these are enough; AssertionError when that does not come."""
+        """Return all signals so far once `until` says that these are enough; AssertionError when that does not come."""
         assert self._speaker is not None, "nobody listens"
         return self._speaker.heard(ear, until)
 
@@ -195,7 +195,7 @@ class User:
         return document
 
     def claims(self) -> dict[str, str]:
-        """Claim id -> value."""
+        """Return claim id -> value."""
         return {claim["id"]: claim["value"] for claim in self.describe()["claims"]}
 
     def release(self) -> None:

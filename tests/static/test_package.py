@@ -40,7 +40,7 @@ def package() -> Path:
 
 @pytest.fixture(scope="module")
 def files(package: Path) -> dict[str, tarfile.TarInfo]:
-    """What the package installs, by path."""
+    """Return what the package installs, by path."""
     packed = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, timeout=60, check=True)
     with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
         return {member.name.removeprefix("."): member for member in archive if not member.isdir()}
