@@ -23,6 +23,7 @@ from kerntune.api.typed import CpuGovernor, HugePages, IoScheduler, Memory
 from kerntune.daemon.demo import demo_host
 from kerntune.dbus.introspection import load, snake
 from kerntune.dbus.messages import Variant
+from kerntune.dbus.name_watch import CallerGone
 from kerntune.dbus.service import Caller, Service
 from kerntune.engine import reconciler
 from kerntune.engine.claims import Claims, Edit
@@ -202,17 +203,33 @@ async def test_only_its_owner_and_administrators_end_a_hold() -> None:
     asks = caller(STRANGER, "Release", names.HOLD)
     hold = Method(names.MANAGER, "Hold", "", ([DRIVE], "job", "", {}))
     async with scene() as found:
-        for owner in (STRANGER, ROOT):
+        for owner in (STRANGER, STRANGER - 1, STRANGER + 1, ROOT):
             await found.call(hold, ROOT)
             (begun,) = (replace(begun, uid=owner) for begun in found.claims.holds.values())
             held = HeldObject(found.calls, begun, [])
-            if owner == ROOT:
+            if owner != STRANGER:
+                found.permit()
                 with pytest.raises(errors.NotOwner, match=f"hold {begun.number} is not yours"):
                     await held.release(asks, {})
                 assert found.claims.holds
                 found.permit(names.ACTION_MANAGE)
             await held.release(asks, {})
             assert not found.claims.holds
+
+
+@pytest.mark.parametrize("member", ["Set", "Hold"])
+async def test_a_call_whose_caller_left_before_it_began_changes_nothing(
+    member: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kerntune.api.calls.MOMENT", -1.0)
+    async with scene() as found:
+        service = found.calls.service
+        assert isinstance(service, Alone)
+        service.leaves(":1.1")
+        who = [] if member == "Set" else ["job", ""]
+        with pytest.raises(CallerGone, match="before its call had begun"):
+            await found.call(Method(names.MANAGER, member, "", ([DRIVE], *who, {})), ROOT)
+        assert not found.claims.by_id
 
 
 @pytest.mark.parametrize("action", ["", "none", "anything"])

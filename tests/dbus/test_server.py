@@ -16,6 +16,7 @@ from kerntune import errors
 from kerntune.dbus import backpressure, messages
 from kerntune.dbus.backpressure import ALL, CLIENT, CLIENTS, LARGE, OURSELVES, SILENCE, SMALL, USER, Unread
 from kerntune.dbus.connection import MAX_SENT, Connection
+from kerntune.dbus.intake import Intake
 from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
 from kerntune.dbus.server import MAX_CALL, OF_A_CALL, OF_A_PLACE, OF_USER, SHORT
 from kerntune.dbus.service import Caller, Service
@@ -87,6 +88,36 @@ class TestLongMessages:
                     client.send("Echo", "s", "poison")
                 assert await other.call(lab.ROOT, lab.IFACE, "Echo", "s", "fine") == ["fine"]
         assert caplog.text.count("could not be parsed") == 1
+
+    async def test_a_signal_above_the_limit_is_not_answered(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus), lab.Raw(bus) as client:
+            tick = Message(lab.NAME, lab.ROOT, lab.IFACE, "Tick", MessageType.SIGNAL, signature="ay")
+            tick.body = [bytes(MAX_CALL + 1)]
+            client.link.send(tick)
+            ping = client.send("Echo", "s", "first")
+            assert (await client.next_reply()).reply_serial == ping.serial
+
+    async def test_a_long_reply_to_the_service_is_parsed_whole(self, bus: PrivateBus) -> None:
+        """No method or listener takes a reply: it is for the call that waits."""
+        async with lab.serving(bus) as service:
+            where = (lab.NAME, lab.ROOT, lab.IFACE, "Big")
+            assert await service.connection.call(*where, "u", 2 * SHORT, timeout=5) == [bytes(2 * SHORT)]
+
+    async def test_more_is_read_before_long_messages_have_their_turn(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[bool] = []
+        run = Intake.run
+
+        def noted(self: Intake, *, more: bool) -> None:
+            told.append(more)
+            run(self, more=more)
+
+        monkeypatch.setattr(Intake, "run", noted)
+        async with lab.serving(bus), lab.client(bus) as client:
+            text = "x" * (MAX_CALL - 5)
+            assert await client.call(lab.ROOT, lab.IFACE, "Echo", "s", text) == [text]
+        assert set(told) == {True, False}
 
 
 @asynccontextmanager
@@ -276,6 +307,18 @@ class TestPlacesOfOneUser:
                 assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
             assert bench.waiting == OF_USER
 
+    async def test_calls_that_wait_when_the_bus_is_lost_are_not_begun(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with lab.serving(bus, bench) as service, AsyncExitStack() as stack, lab.client(bus) as client:
+            await crowd(bus, stack, OF_USER + 4)
+            await in_service(service, bench, OF_USER)
+            await lab.settle(client, service)
+            service.connection.disconnect("a test")
+            await service.connection.closed()
+            bench.release.set()
+            await lab.answered(service)
+            assert bench.waiting == OF_USER
+
     async def test_a_call_that_ends_while_the_service_closes_is_answered(self, bus: PrivateBus) -> None:
         class Slow(lab.Bench):
             async def wait(self, caller: Caller) -> None:
@@ -358,6 +401,35 @@ class TestUnread:
         account.sent(CLIENT + 1, ":1.1")
         await asyncio.gather(*(account.wait_for_room(":1.1") for _ in range(32)))
         assert bus.asked[":1.1"] == 1
+
+    async def test_calls_that_come_while_the_bus_is_asked_share_its_answer(self) -> None:
+        bus, asked, answers = Bus(c1=0), asyncio.Event(), asyncio.Event()
+
+        async def ask(name: str) -> tuple[int, int]:
+            found = await bus.ask(name)
+            asked.set()
+            await answers.wait()
+            return found
+
+        account = Unread(ask, bus.uid_of)
+        account.sent(CLIENT + 1, ":1.1")
+        calls = [asyncio.create_task(account.wait_for_room(":1.1")) for _ in range(32)]
+        await asked.wait()
+        answers.set()
+        await asyncio.gather(*calls)
+        assert bus.asked[":1.1"] == 1
+
+    async def test_bytes_that_are_sent_while_the_bus_is_asked_count(self) -> None:
+        bus = Bus(c1=0)
+
+        async def ask(name: str) -> tuple[int, int]:
+            account.sent(CLIENT + 1, ":1.1")
+            return await bus.ask(name)
+
+        account = Unread(ask, bus.uid_of)
+        account.sent(CLIENT + 1, ":1.1")
+        with pytest.raises(errors.LimitsExceeded, match="to you wait"):
+            await account.wait_for_room(":1.1")
 
     async def test_a_client_is_refused_until_it_has_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backpressure, "INTERVAL", 0)
@@ -488,6 +560,36 @@ class TestUnreadOnABus:
                 assert await client.call(lab.ROOT, lab.IFACE, "Big", "u", 100) == [bytes(100)]
             await lab.settle(client, service)
             assert (await lab.stats(service))["IncomingBytes"] < BIG
+
+    async def test_signals_to_one_client_count_and_its_next_call_is_not_carried_out(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with lab.serving(bus, bench) as service, lab.client(bus) as client:
+            with raw.Raw(bus.address) as hoarder:
+                size = BIG // 2  # so that a refusal is still sent
+                details = {"data": Variant("s", "x" * size)}
+                for _ in range(CLIENT // size + 1):
+                    service.emit(lab.ROOT, lab.IFACE, "Tick", 1, details, to=hoarder.name)
+                await lab.settle(client, service)
+                call = hoarder.send(hoarder.make(lab.NAME, lab.ROOT, lab.IFACE, "Wait"))
+                await lab.settle(client, service)
+                await lab.answered(service)
+                reply = await asyncio.to_thread(hoarder.reply, call)
+                assert (reply.error, bench.waiting) == (errors.LimitsExceeded.dbus_name, 0)
+
+    async def test_a_client_that_reads_no_errors_gets_no_more_of_them(self, bus: PrivateBus) -> None:
+        class Wordy(lab.Bench):
+            async def refuse(self, caller: Caller) -> None:
+                raise errors.OverLimit("x" * 4000)
+
+        async with lab.serving(bus, Wordy()) as service, lab.client(bus) as client:
+            with raw.Raw(bus.address) as hoarder:
+                for _ in range(60):
+                    for _ in range(30):
+                        hoarder.send(hoarder.make(lab.NAME, lab.ROOT, lab.IFACE, "Refuse"))
+                    await lab.settle(client, service)
+                    await lab.answered(service)
+                # All of them would be 7 MiB.
+                assert SILENCE - BIG < (await lab.stats(service))["IncomingBytes"] < SILENCE + BIG
 
     async def test_a_client_that_reads_late_is_served_again(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch

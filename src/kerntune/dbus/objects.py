@@ -30,7 +30,7 @@ class Objects:
         self.root, self.bus_name = root, ""  # the name is for hints only
         self.interfaces = {found.name: found for found in parse(standard.INTERFACES)} | dict(interfaces)
         self._objects: dict[str, dict[str, object]] = {}
-        self._published: dict[tuple[str, str], dict[str, Any]] = {}  # values of properties whose changes are published
+        self._published: dict[str, dict[str, dict[str, Any]]] = {}  # of properties whose changes are published
 
     def add(self, path: str, impls: Mapping[str, object]) -> None:
         """Add an object. Raise TypeError that names what an implementation lacks of its interface."""
@@ -38,16 +38,14 @@ class Objects:
             if lacking := self.interfaces[name].missing(impl):
                 raise TypeError(f"{type(impl).__name__} lacks {', '.join(lacking)} to be {name}")
         # A getter may fail: then nothing is added.
-        published = {(path, name): self._emitting(name, impl) for name, impl in impls.items()}
+        published = {name: self._emitting(name, impl) for name, impl in impls.items()}
         self._objects.setdefault(path, {}).update(impls)
-        self._published |= published
+        self._published.setdefault(path, {}).update(published)
 
     def remove(self, path: str) -> list[str]:
         """Remove an object, and return the names of its interfaces."""
-        removed = self._objects.pop(path, {})
-        for name in removed:
-            del self._published[path, name]
-        return list(removed)
+        self._published.pop(path, None)
+        return list(self._objects.pop(path, {}))
 
     def resolve(self, path: str, interface: str | None, member: str) -> tuple[Interface, object]:
         """Return the interface that has `member` at `path`, and its implementation.
@@ -78,8 +76,8 @@ class Objects:
         These are the contents of PropertiesChanged: the interface, new values, and names without a value.
         """
         for interface, impl in self._objects.get(path, {}).items():
-            before, now = self._published[path, interface], self._emitting(interface, impl)
-            self._published[path, interface] = now
+            before, now = self._published[path][interface], self._emitting(interface, impl)
+            self._published[path][interface] = now
             properties = self.interfaces[interface].properties
             changed = {name: properties[name] for name, value in now.items() if value != before[name]}
             if changed:

@@ -172,6 +172,28 @@ async def test_what_is_being_saved_is_finished_and_answered(monkeypatch: pytest.
         assert (pages(lab.kernel), lab.claims) == ([4], ["runtime:hugepages@2M=4"])
 
 
+async def test_of_two_that_are_saved_at_the_same_time_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(large_host()) as lab:
+        saving, free, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+        commit = MemoryStore.commit
+
+        def slowly(store: MemoryStore, claims: Claims) -> None:
+            loop.call_soon_threadsafe(saving.set)
+            free.wait(BOUND)
+            commit(store, claims)
+
+        monkeypatch.setattr(MemoryStore, "commit", slowly)
+        (first,) = await begun(lab.set(("hugepages", "2M", 4)))
+        await saving.wait()
+        (second,) = await begun(lab.set(("io-scheduler", "sda", "bfq")))
+        # Of another lane: its pass is over, and it is to be saved too.
+        for _ in range(2):
+            await lab.engine.reconcile("meanwhile")
+        free.set()
+        await asyncio.gather(first, second)
+        assert lab.claims == ["runtime:hugepages@2M=4", "runtime:io-scheduler@sda=bfq"]
+
+
 async def test_who_leaves_before_the_first_step_leaves_nothing() -> None:
     async with running(small_host()) as lab:
         edit = await lab.engine.check(request(("io-scheduler", "nvme0n1", "kyber")))
