@@ -392,3 +392,13 @@ class Consumer(NamedTuple):
     command: str
     uid: int
     size: int
+
+
+class GuardState(StrEnum):
+    """The memory guard's state, with its word on the wire. OFF: no claim asks for `always`, or it is disabled."""
+
+    OFF = "off"
+    RELAXED = "relaxed"
+    CAPPED = "capped"
+    EXHAUSTED = "exhausted"
+    OBSERVING = "observing"

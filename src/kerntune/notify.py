@@ -24,14 +24,14 @@ MAX_WAITING: Final = 16  # messages that wait
 PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-class Outbox:
+class Queue:
     """A queue that sends messages in order; while the socket is full, those that systemd waits for are sent again."""
 
     def __init__(self) -> None:
         self._waiting: list[str] = []
         self._tries = 0
 
-    def tell(self, text: str) -> None:
+    def send(self, text: str) -> None:
         """Send one or more KEY=VALUE lines, now or as soon as there is room."""
         matters = not WAITED_FOR.isdisjoint(text.splitlines())
         if self._waiting:
@@ -59,7 +59,7 @@ class Outbox:
             self._waiting.clear()
 
 
-_outbox = Outbox()
+_queue = Queue()
 
 
 def sent(text: str) -> bool:
@@ -77,14 +77,14 @@ def sent(text: str) -> bool:
     return True
 
 
-def tell(text: str) -> None:
+def send(text: str) -> None:
     """Send one or more KEY=VALUE lines; do nothing where no service manager listens."""
-    _outbox.tell(text)
+    _queue.send(text)
 
 
 def reloading() -> None:
     """Say that the daemon reads the configuration again; READY=1 ends it. systemd 253 and later want the time."""
-    tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+    send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
 async def extend(*, at_once: bool = True) -> None:
@@ -95,7 +95,7 @@ async def extend(*, at_once: bool = True) -> None:
     """
     while True:
         if at_once:
-            tell(f"EXTEND_TIMEOUT_USEC={EXTEND_BY}")
+            send(f"EXTEND_TIMEOUT_USEC={EXTEND_BY}")
         at_once = True
         await asyncio.sleep(EXTEND_EVERY)
 
@@ -107,5 +107,5 @@ async def watchdog(alive: Callable[[], bool]) -> None:
         return
     while True:
         if alive():
-            tell("WATCHDOG=1")
+            send("WATCHDOG=1")
         await asyncio.sleep(usec / 2_000_000)

@@ -191,7 +191,7 @@ class TestCalls:
     async def test_an_answer_that_is_too_long_is_an_error(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
+        monkeypatch.setattr(blocking, "MAX_SENT", 1 << 20)
         with_limit = Connection(lambda _: None, address=bus.address, max_body=1 << 20)
         async with lab.serving(bus), in_thread(bus.address) as client:
             with pytest.raises(errors.LimitsExceeded, match="the answer is too long"):
@@ -476,7 +476,7 @@ class TestBlockingSignals:
     async def test_a_long_one_of_a_stranger_ends_nothing(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(blocking, "MAX_BODY", 1 << 20)
+        monkeypatch.setattr(blocking, "MAX_SENT", 1 << 20)
         async with (
             lab.serving(bus) as service,
             lab.Raw(bus) as stranger,

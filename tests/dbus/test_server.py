@@ -15,9 +15,9 @@ import pytest
 from kerntune import errors
 from kerntune.dbus import backpressure, messages
 from kerntune.dbus.backpressure import ALL, CLIENT, CLIENTS, LARGE, OURSELVES, SILENCE, SMALL, USER, Unread
-from kerntune.dbus.connection import MAX_SENT, Connection
+from kerntune.dbus.connection import Connection
 from kerntune.dbus.intake import Intake
-from kerntune.dbus.messages import Message, MessageFlag, MessageType, Variant
+from kerntune.dbus.messages import MAX_SENT, Message, MessageFlag, MessageType, Variant
 from kerntune.dbus.server import MAX_CALL, OF_A_CALL, OF_A_PLACE, OF_USER, SHORT
 from kerntune.dbus.service import Caller, Service
 from tests.dbus import lab
@@ -561,13 +561,15 @@ class TestUnreadOnABus:
             await lab.settle(client, service)
             assert (await lab.stats(service))["IncomingBytes"] < BIG
 
-    async def test_signals_to_one_client_count_and_its_next_call_is_not_carried_out(self, bus: PrivateBus) -> None:
+    async def test_signals_to_one_client_count_and_its_next_call_is_not_carried_out(
+        self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backpressure, "SILENCE", 4 * CLIENT)  # so that a refusal is still sent
         bench = lab.Bench()
         async with lab.serving(bus, bench) as service, lab.client(bus) as client:
             with raw.Raw(bus.address) as hoarder:
-                size = BIG // 2  # so that a refusal is still sent
-                details = {"data": Variant("s", "x" * size)}
-                for _ in range(CLIENT // size + 1):
+                details = {"data": Variant("s", "x" * BIG)}
+                for _ in range(2 * CLIENT // BIG):
                     service.emit(lab.ROOT, lab.IFACE, "Tick", 1, details, to=hoarder.name)
                 await lab.settle(client, service)
                 call = hoarder.send(hoarder.make(lab.NAME, lab.ROOT, lab.IFACE, "Wait"))

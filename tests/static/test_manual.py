@@ -21,9 +21,8 @@ from kerntune.engine.claims import SUSPENDED
 from kerntune.errors import Exit
 from kerntune.guard.alerts import MESSAGE_ID as GUARD_CHANGED
 from kerntune.guard.guard import OBSERVES
-from kerntune.guard.policy import GuardState
 from kerntune.guard.saved import CAP_FILE
-from kerntune.model import Reason, State
+from kerntune.model import GuardState, Reason, State
 from kerntune.store import STATE_SET_ASIDE
 from kerntune.tunables import REGISTRY
 from tests.harness import CHECKOUT

@@ -15,8 +15,7 @@ from kerntune.engine.requests import Request
 from kerntune.engine.results import Answer
 from kerntune.errors import InvalidArgs
 from kerntune.guard.guard import OBSERVES
-from kerntune.guard.policy import GuardState
-from kerntune.model import Report
+from kerntune.model import GuardState, Report
 
 RESET: Final = {"baseline": "b", "holds": "b"}
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET

@@ -20,10 +20,9 @@ from kerntune.cli.output import Answer
 from kerntune.cli.output_file import replace_file
 from kerntune.cli.remote import Connect
 from kerntune.errors import Unreachable
-from kerntune.model import Origin, State
+from kerntune.model import GuardState, Origin, State
 
 # The states of guard/policy.py; a query for a state that is not in force should get a 0.
-GUARD_STATES: Final = ("off", "relaxed", "capped", "exhausted", "observing")
 COUNTERS: Final = {
     "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
     "drift_repairs": "Values that others had changed and that kerntuned has put back since it started.",
@@ -96,7 +95,7 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
     yield from of_targets(document)
     yield from of_holds(document)
     yield from of_pools(pools)
-    states = dict.fromkeys([*GUARD_STATES, guard["state"]])
+    states = dict.fromkeys([*GuardState, guard["state"]])
     in_force = [Sample(int(state == guard["state"]), {"state": state}) for state in states]
     yield gauge("guard_state", "What the memory guard does: 1 for the state it is in.", *in_force)
     culprit = [Sample(1, {"culprit": guard["culprit"]})] if guard.get("culprit") else []

@@ -131,7 +131,7 @@ class ActiveConfig:
             finally:
                 extending.cancel()
                 if not self._stopped:
-                    notify.tell("READY=1")
+                    notify.send("READY=1")
         if self._stopped:
             raise stopping()  # the pass may have been stopped before it was complete
         if self.errors:

@@ -187,7 +187,7 @@ class Daemon:
             await asyncio.sleep(0)
             if service and self.holds:
                 self._open(service, self.holds)
-            notify.tell("STATUS=applying what is configured; huge pages can take long")
+            notify.send("STATUS=applying what is configured; huge pages can take long")
             await booted(booting)
             await self._drivers_come()
             if self.holds:
@@ -228,7 +228,7 @@ class Daemon:
         deadline = loop.time() + DRIVERS
         while self.settling() and is_absent(self.engine.observed) and loop.time() < deadline:
             if not waited:
-                notify.tell("STATUS=waiting for drivers that udev is still loading")
+                notify.send("STATUS=waiting for drivers that udev is still loading")
             waited = True
             await asyncio.sleep(DRIVERS_LOOK)
         if waited:
@@ -244,15 +244,15 @@ class Daemon:
         def status() -> str:
             return f"STATUS={summary(self.engine.observed, self.troubles | self.engine.edits.claims.choice.troubles)}"
 
-        notify.tell(f"READY=1\n{status()}")
+        notify.send(f"READY=1\n{status()}")
         # A pass that is told to stop ends with a result that is not the status of the service.
-        self.engine.observed.listeners.append(lambda _report: None if self.stopping else notify.tell(status()))
+        self.engine.observed.listeners.append(lambda _report: None if self.stopping else notify.send(status()))
         self.config.booted()
         await OtherServices(service, self.troubles, self.engine.look_again).watch()
 
     async def stop(self, *, told: bool) -> None:
         """Stop all work within SETTLE seconds, and leave the bus. The host's own values may take RESTORE more."""
-        notify.tell("STOPPING=1")
+        notify.send("STOPPING=1")
         self.stopping = True
         self.config.stop()
         busy = await self.engine.end_writes(SETTLE - LEAVE)

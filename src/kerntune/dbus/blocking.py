@@ -20,6 +20,7 @@ from kerntune import errors
 from kerntune.dbus import standard
 from kerntune.dbus.framing import Cutter, StreamError
 from kerntune.dbus.messages import (
+    MAX_SENT,
     UNPARSEABLE,
     InvalidAddressError,
     Message,
@@ -39,7 +40,6 @@ from kerntune.dbus.standard import THE_BUS
 
 __all__ = ["BlockingClient", "Signal", "Variant", "connect"]
 
-MAX_BODY: Final = 4 << 20  # bytes, as much as the daemon sends in one message
 MAX_SIGNALS: Final = 4096  # signals that wait to be read; when full, the oldest are dropped
 CONNECT_SECONDS: Final = 5.0
 PING_SECONDS: Final = 15.0
@@ -100,7 +100,7 @@ class BlockingClient:
         """Connect, authenticate and say Hello. Raise Unreachable."""
         self.address, self.service, self.hint, self.late = address, service, hint, late
         self.on_signal: Callable[[Signal], None] | None = None
-        self._cutter = Cutter(MAX_BODY)
+        self._cutter = Cutter(MAX_SENT)
         self._received: deque[tuple[Message, bool]] = deque()  # with False for one whose body was too long
         self._signals: deque[Signal] = deque(maxlen=MAX_SIGNALS)
         self._listens: set[tuple[str, str | None, str | None]] = set()

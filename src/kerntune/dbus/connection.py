@@ -18,6 +18,7 @@ from kerntune import errors
 from kerntune.dbus.backpressure import WriteQueue
 from kerntune.dbus.framing import Cutter, Frame, StreamError
 from kerntune.dbus.messages import (
+    MAX_SENT,
     UNPARSEABLE,
     InvalidAddressError,
     Message,
@@ -36,7 +37,6 @@ from kerntune.dbus.users import UNKNOWN
 
 log = logging.getLogger(__name__)
 
-MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects a client that sends more than 32 MiB
 CHUNK: Final = 64 << 10  # bytes read before other tasks have their turn
 LOG_INTERVAL: Final = 60.0  # seconds between two log lines of one kind
 LAST_SERIAL: Final = (1 << 32) - 1  # a serial is a UINT32, and not 0 ("Message Format" in the D-Bus Specification)

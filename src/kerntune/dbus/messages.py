@@ -30,6 +30,7 @@ SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
 GONE: Final = frozenset(
     errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
 )
+MAX_SENT: Final = 4 << 20  # bytes; the system bus disconnects a client that sends more than 32 MiB
 UNPARSEABLE: Final = (ValueError, TypeError, LookupError, EOFError, RecursionError, struct.error)
 MAX_TEXT: Final = 4096  # characters of an error; some quote what a client has sent
 MAX_SIGNATURES: Final = 8192  # characters of the signatures that are kept; each character costs about 160 bytes

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from kerntune.engine.reconciler import Reconciler
-from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict
+from kerntune.guard.policy import GuardLimits, GuardVerdict
 from kerntune.kernel.processes import Consumers
-from kerntune.model import Consumer, Lane, Memory
+from kerntune.model import Consumer, GuardState, Lane, Memory
 
 log = logging.getLogger(__name__)
 TOP: Final = 5

@@ -16,13 +16,13 @@ from typing import Final
 from kerntune.engine.claims import rank
 from kerntune.engine.companion import Companion
 from kerntune.guard.alerts import Alert
-from kerntune.guard.policy import MIB, GuardLimits, GuardState, GuardVerdict, expected_limit, inexpressible
+from kerntune.guard.policy import MIB, GuardLimits, GuardVerdict, expected_limit, inexpressible
 from kerntune.guard.saved import SavedOriginals, Unreadable, undo_cap
 from kerntune.guard.sysctls import Sysctls, prepare_for_low_memory
 from kerntune.guard.thread import GuardThread
 from kerntune.kernel.files import Kernel
 from kerntune.kernel.memory import read_memory
-from kerntune.model import Claim, ClaimId, Memory, Origin
+from kerntune.model import Claim, ClaimId, GuardState, Memory, Origin
 from kerntune.tunables.overcommit import Overcommit, least_left, split
 
 log = logging.getLogger(__name__)

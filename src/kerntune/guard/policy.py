@@ -8,10 +8,9 @@ mm/util.c (vm_commit_limit, __vm_enough_memory) say what the kernel counts and r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Final
 
-from kerntune.model import Memory
+from kerntune.model import GuardState, Memory
 from kerntune.tunables.overcommit import ALWAYS_RATIO, kept_free
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -25,16 +24,6 @@ RECOUNT: Final = 1.0  # seconds; writing mode never has the kernel count exactly
 RECOUNT_PART: Final = 128  # part of RAM above the floor, below which it does so: twice the largest error, and more
 ASKED: Final = 96 * MIB  # bytes that a large bystander may ask for at once, and some more
 DEEPEST_PART: Final = 50  # large programs take at most this part of RAM below the floor
-
-
-class GuardState(StrEnum):
-    """The guard's state; the values are the strings on the wire. OFF: no claim asks for `always`, or it is disabled."""
-
-    OFF = "off"
-    RELAXED = "relaxed"
-    CAPPED = "capped"
-    EXHAUSTED = "exhausted"
-    OBSERVING = "observing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from kerntune.guard.policy import (
-    LONGEST,
-    MODE_NEVER,
-    SHORTEST,
-    GuardLimits,
-    GuardState,
-    GuardVerdict,
-    Sample,
-    decide,
-    interval,
-)
+from kerntune.guard.policy import LONGEST, MODE_NEVER, SHORTEST, GuardLimits, GuardVerdict, Sample, decide, interval
 from kerntune.guard.saved import SavedOriginals
 from kerntune.guard.sysctls import Sysctls, TakenByOthers
-from kerntune.model import Memory
+from kerntune.model import GuardState, Memory
 
 log = logging.getLogger(__name__)
 HANGS: Final = 30.0  # seconds without a look

@@ -92,7 +92,7 @@ async def booted(
     With a `lab` of before it is one after a restart on the same host.
     """
     told: list[str] = []
-    monkeypatch.setattr(notify, "tell", told.append)
+    monkeypatch.setattr(notify, "send", told.append)
     async with running(lab.kernel if lab else large_host()) as now:
         if lab:
             now.store.claims, now.store.baselines = lab.store.claims, lab.store.baselines

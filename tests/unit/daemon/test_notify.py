@@ -41,14 +41,14 @@ class Manager:
 
 
 @pytest.fixture
-def outbox(monkeypatch: pytest.MonkeyPatch) -> notify.Outbox:
+def queue(monkeypatch: pytest.MonkeyPatch) -> notify.Queue:
     monkeypatch.setattr(notify, "RETRY", 0.01)
-    monkeypatch.setattr(notify, "_outbox", fresh := notify.Outbox())
+    monkeypatch.setattr(notify, "_queue", fresh := notify.Queue())
     return fresh
 
 
 @pytest.fixture
-def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outbox: notify.Outbox) -> Iterator[Manager]:
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: notify.Queue) -> Iterator[Manager]:
     path = str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     found = Manager(path)
@@ -76,25 +76,25 @@ async def all_of(manager: Manager, wanted: str) -> list[str]:
 
 
 def test_each_message_is_a_datagram(manager: Manager) -> None:
-    notify.tell(LAST_WORDS)
+    notify.send(LAST_WORDS)
     notify.reloading()
     first, second = manager.read()
     assert first == LAST_WORDS
     assert second.startswith("RELOADING=1\nMONOTONIC_USEC=")
 
 
-def test_an_abstract_name(monkeypatch: pytest.MonkeyPatch, outbox: notify.Outbox) -> None:
+def test_an_abstract_name(monkeypatch: pytest.MonkeyPatch, queue: notify.Queue) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "@kerntune-test-notify")
     manager = Manager("\0kerntune-test-notify")
     with manager.socket:
-        notify.tell("READY=1")
+        notify.send("READY=1")
         assert manager.read() == ["READY=1"]
 
 
 @pytest.mark.parametrize("name", ["", "vsock:2:1", "/nowhere/notify", "@nobody-listens-here", "/etc/passwd", "/" * 300])
-def test_nobody_who_listens_is_no_error(name: str, monkeypatch: pytest.MonkeyPatch, outbox: notify.Outbox) -> None:
+def test_nobody_who_listens_is_no_error(name: str, monkeypatch: pytest.MonkeyPatch, queue: notify.Queue) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", name)
-    notify.tell("READY=1")
+    notify.send("READY=1")
 
 
 def test_no_descriptor_is_no_error(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,35 +102,35 @@ def test_no_descriptor_is_no_error(manager: Manager, monkeypatch: pytest.MonkeyP
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(socket, "socket", no_room)
-    notify.tell("READY=1")
+    notify.send("READY=1")
 
 
 async def test_a_full_socket_is_not_waited_for(manager: Manager) -> None:
     manager.fill()
     began = time.monotonic()
     for number in range(1000):
-        notify.tell(f"STATUS={number}")
-        notify.tell("WATCHDOG=1")
+        notify.send(f"STATUS={number}")
+        notify.send("WATCHDOG=1")
     assert time.monotonic() - began < 1
 
 
 async def test_what_is_waited_for_comes_later_in_its_order_and_a_status_may_be_lost(manager: Manager) -> None:
     manager.fill()
-    notify.tell(LAST_WORDS)
-    notify.tell("STATUS=lost")
-    notify.tell("WATCHDOG=1")
-    notify.tell("WATCHDOG=1")
-    notify.tell("STOPPING=1")
+    notify.send(LAST_WORDS)
+    notify.send("STATUS=lost")
+    notify.send("WATCHDOG=1")
+    notify.send("WATCHDOG=1")
+    notify.send("STOPPING=1")
     assert await all_of(manager, "STOPPING=1") == [LAST_WORDS, "WATCHDOG=1", "STOPPING=1"]
-    notify.tell("STATUS=heard")
+    notify.send("STATUS=heard")
     assert manager.read() == ["STATUS=heard"]
 
 
 async def test_only_so_many_wait(manager: Manager) -> None:
     manager.fill()
-    notify.tell("READY=1")
+    notify.send("READY=1")
     for number in range(notify.MAX_WAITING * 2):
-        notify.tell(f"STOPPING=1\nSTATUS={number}")
+        notify.send(f"STOPPING=1\nSTATUS={number}")
     last = f"STOPPING=1\nSTATUS={notify.MAX_WAITING * 2 - 1}"
     came = await all_of(manager, last)
     assert (len(came), came[-1]) == (notify.MAX_WAITING, last)
@@ -147,16 +147,16 @@ async def test_it_gives_up_and_keeps_nothing(manager: Manager, monkeypatch: pyte
 
     with monkeypatch.context() as broken:
         broken.setattr(notify, "sent", full)
-        notify.tell("READY=1")
-        notify.tell("STOPPING=1")
+        notify.send("READY=1")
+        notify.send("STOPPING=1")
         await asyncio.wait_for(given_up.wait(), BOUND)
-    notify.tell("STATUS=heard")
+    notify.send("STATUS=heard")
     assert manager.read() == ["STATUS=heard"]
 
 
 def test_before_there_is_a_loop_it_is_tried_once(manager: Manager) -> None:
     manager.fill()
-    notify.tell("READY=1")
+    notify.send("READY=1")
     manager.read()
-    notify.tell("STATUS=heard")
+    notify.send("STATUS=heard")
     assert manager.read() == ["STATUS=heard"]

@@ -163,7 +163,7 @@ async def test_a_long_one_asks_for_more_time(folder: Path, monkeypatch: pytest.M
             if bench.told.count(asked) == 2:
                 heard.set()
 
-        monkeypatch.setattr(notify, "tell", tell)
+        monkeypatch.setattr(notify, "send", tell)
         call = asyncio.create_task(bench.config.reload())
         await asyncio.wait_for(heard.wait(), BOUND)
         bench.config.go_on.set()
@@ -204,7 +204,7 @@ async def test_a_caller_who_goes_takes_nobody_along(folder: Path, monkeypatch: p
 async def test_nothing_is_read_again_before_the_boot_pass_is_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "tell", lambda text: None)
+    monkeypatch.setattr(notify, "send", lambda text: None)
     (folder / "kerntune.toml").write_text(BFQ)
     async with running(large_host()) as lab:
         config = Slow(folder, lab.engine, set())

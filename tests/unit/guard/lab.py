@@ -19,18 +19,10 @@ from kerntune.guard import policy
 from kerntune.guard import thread as thread_module
 from kerntune.guard.alerts import Alert, Alerts
 from kerntune.guard.guard import MemoryGuard
-from kerntune.guard.policy import (
-    GuardLimits,
-    GuardState,
-    GuardVerdict,
-    Sample,
-    counting_error,
-    decide,
-    interval,
-)
+from kerntune.guard.policy import GuardLimits, GuardVerdict, Sample, counting_error, decide, interval
 from kerntune.kernel.memory import Watermarks, memory_of
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Claim, Memory, Origin
+from kerntune.model import Claim, GuardState, Memory, Origin
 from tests.harness.memory_host import ALWAYS, NEVER, MemoryHost
 from tests.unit.lab import Lab, running
 

@@ -13,11 +13,11 @@ import pytest
 
 from kerntune.api.describe import guard_row
 from kerntune.engine.requests import Request
-from kerntune.guard.policy import GuardLimits, GuardState
+from kerntune.guard.policy import GuardLimits
 from kerntune.guard.saved import CAP_FILE, undo_cap
 from kerntune.guard.sysctls import KBYTES, MODE, RATIO
 from kerntune.kernel.processes import Consumers
-from kerntune.model import NO_MEMORY, Claim, Limits, Origin, Reason, Setting, State
+from kerntune.model import NO_MEMORY, Claim, GuardState, Limits, Origin, Reason, Setting, State
 from tests.unit.guard.lab import CONFIGURED, GIB, PATIENCE, QUICK, scene, told_of
 from tests.unit.lab import Clock, request
 

@@ -9,7 +9,6 @@ import pytest
 
 from kerntune.guard.policy import (
     GuardLimits,
-    GuardState,
     GuardVerdict,
     Sample,
     counting_error,
@@ -19,7 +18,7 @@ from kerntune.guard.policy import (
     interval,
     kbytes_for,
 )
-from kerntune.model import Memory
+from kerntune.model import GuardState, Memory
 
 GIB, MIB = 1 << 30, 1 << 20
 LIMITS = GuardLimits()

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from kerntune.guard.policy import GuardLimits, GuardState
+from kerntune.guard.policy import GuardLimits
 from kerntune.kernel.memory import Watermarks, memory_of
+from kerntune.model import GuardState
 from tests.harness.memory_host import ALWAYS, ERROR_PART, GIB, HEURISTIC, MIB, NEVER, MemoryHost, Program, started
 from tests.unit.guard.lab import LATE, SWITCHES, WRITES, Act, Guarded
 

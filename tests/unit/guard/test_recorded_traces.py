@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kerntune.guard.policy import GuardLimits, GuardState, GuardVerdict, Sample, decide, interval
+from kerntune.guard.policy import GuardLimits, GuardVerdict, Sample, decide, interval
 from kerntune.kernel.memory import Watermarks, memory_of
-from kerntune.model import Memory
+from kerntune.model import GuardState, Memory
 
 FOLDER = Path(__file__).parent / "traces"
 HOGS = ("hog", "hog-swap")

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from kerntune.guard import sysctls
-from kerntune.guard.policy import GuardLimits, GuardState
+from kerntune.guard.policy import GuardLimits
 from kerntune.guard.saved import CAP_FILE, SavedOriginals, Unreadable, undo_cap
 from kerntune.guard.sysctls import MEMINFO, MODE, Sysctls
 from kerntune.guard.thread import GuardThread
 from kerntune.kernel.simulated import Node, SimulatedKernel
+from kerntune.model import GuardState
 from tests.unit.guard.lab import GIB
 from tests.unit.lab import Clock
 

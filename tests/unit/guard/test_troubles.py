@@ -18,13 +18,13 @@ from kerntune.guard import alerts as alerts_module
 from kerntune.guard import guard as guard_module
 from kerntune.guard import thread as thread_module
 from kerntune.guard.alerts import Alert
-from kerntune.guard.policy import GuardState, GuardVerdict, Sample, decide
+from kerntune.guard.policy import GuardVerdict, Sample, decide
 from kerntune.guard.saved import CAP_FILE
 from kerntune.guard.sysctls import KBYTES, MEMINFO, MODE, RATIO
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.processes import Consumers
 from kerntune.kernel.simulated import Node, SimulatedKernel
-from kerntune.model import Limits, Reason, State
+from kerntune.model import GuardState, Limits, Reason, State
 from tests.unit.guard.lab import CONFIGURED, GIB, PATIENCE, Scene, scene, told_of
 from tests.unit.lab import FULL, Clock
 
