@@ -18,7 +18,7 @@ from tests.system.qmp import MachineError
 HERE: Final = Path(__file__).parent
 LIMIT: Final = 120  # seconds for a test that does not say how long it may take
 # The longest first, that of two workers none is left with one of them at the end.
-FIRST: Final = ("test_crash", "test_guard", "test_boot", "test_hotplug", "test_package", "test_pools", "test_hugepages")
+FIRST: Final = ("test_crash", "test_guard", "test_boot", "test_hotplug", "test_package", "test_knobs", "test_hugepages")
 OPEN: Final = pytest.StashKey[ExitStack]()
 
 
