@@ -1,4 +1,4 @@
-"""The virtual machines of the system tests, and what has to be there before the first of them."""
+"""Makes the virtual machines of the system tests, and their image before the first test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.system.qmp import MachineError
 
 HERE: Final = Path(__file__).parent
 LIMIT: Final = 120  # seconds for a test that does not say how long it may take
-# The longest first, that of two workers none is left with one of them at the end.
+# The longest first: otherwise one of two workers still runs a long file when the other has nothing left.
 FIRST: Final = ("test_crash", "test_guard", "test_boot", "test_hotplug", "test_package", "test_knobs", "test_hugepages")
 OPEN: Final = pytest.StashKey[ExitStack]()
 
@@ -52,7 +52,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure comes with what the guest's services have said last."""
+    """Add the last lines of the guest's journal to the report of a failure."""
     report = yield
     machine = getattr(item, "funcargs", {}).get("vm")
     if report.failed and isinstance(machine, Machine):
@@ -69,13 +69,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
-    """It is there by now."""
+    """Give the image, which `pytest_runtestloop` has made."""
     with installed() as found:
         yield found
 
 
 class Shared:
-    """The machine of the files that leave one as they found it; after a failure the next file gets another."""
+    """Keeps one machine for the files that leave it as they found it; after a failure the next file gets a new one."""
 
     def __init__(self, session: pytest.Session, image: Image) -> None:
         self._session, self._image = session, image
@@ -83,6 +83,7 @@ class Shared:
         self._failed = 0
 
     def get(self) -> Machine:
+        """Return the machine, started where there is none or a test has failed since."""
         if self._machine is None or self._failed != self._session.testsfailed:
             self.stop()
             self._failed = self._session.testsfailed
@@ -104,7 +105,7 @@ def shared(request: pytest.FixtureRequest, image: Image) -> Iterator[Shared]:
 
 @pytest.fixture(scope="module")
 def vm(request: pytest.FixtureRequest, shared: Shared, image: Image) -> Iterator[Machine]:
-    """A machine with kerntune installed and running, and nothing set; fresh for a file with the mark `own_machine`."""
+    """Give a machine on which kerntune runs and nothing is set; a file with the mark `own_machine` gets its own."""
     if request.node.get_closest_marker("own_machine") is None:
         machine = shared.get()
         before = Host(machine).snapshot()
@@ -120,7 +121,7 @@ def vm(request: pytest.FixtureRequest, shared: Shared, image: Image) -> Iterator
 
 @pytest.fixture
 def fresh_vm(image: Image, shared: Shared) -> Iterator[Machine]:
-    """A machine for one test."""
+    """Give a machine to one test; the shared one stops, so no test that uses `vm` may come before it in the file."""
     shared.stop()
     with Machine(image) as machine:
         yield machine
@@ -128,7 +129,7 @@ def fresh_vm(image: Image, shared: Shared) -> Iterator[Machine]:
 
 @pytest.fixture
 def host(vm: Machine) -> Iterator[Host]:
-    """The file's machine as an administrator sees it; afterwards every claim is withdrawn, and the daemon is well."""
+    """Give the file's machine as an administrator sees it; afterwards withdraw every claim and see that all is well."""
     seen = Host(vm)
     yield seen
     left = seen.release()

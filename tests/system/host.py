@@ -1,4 +1,4 @@
-"""kerntune on a machine, and the kernel beside it, as the users of that machine see them; decides nothing."""
+"""Asks kerntune on a machine, and the kernel beside it, as the users of that machine do; decides nothing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ UNIT: Final = "kerntuned.service"
 TWO_MIB: Final = 2048  # kB, as in the names of the kernel's directories
 ONE_GIB: Final = 1 << 20
 CPUFREQ: Final = "/sys/devices/system/cpu/cpufreq"
+DRIVE: Final = "/sys/block/nvme0n1/queue"  # of the first drive that is plugged in
+RESET: Final = "Reset 'a{sv}' 0"
+RELOAD: Final = "Reload 'a{sv}' 0"
 BEGUN: Final = "Begun"
 Setting = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a call: outcomes, or the words of the refusal."""
+    """The answer to a call: outcomes, or the words of the refusal."""
 
     changed: bool
     outcomes: tuple[Outcome, ...]
@@ -33,7 +36,7 @@ class Answer:
 
     @property
     def short(self) -> list[tuple[str, str, str]]:
-        """Instance, state and reason of each outcome."""
+        """Return instance, state and reason of each outcome."""
         return [(row.instance, row.state, row.reason) for row in self.outcomes]
 
 
@@ -49,8 +52,19 @@ def listening(vm: Machine, interface: str) -> Job:
     return ear
 
 
+def call(member: str, *options: str) -> str:
+    """Return the shell's line that calls a method of the manager; `member` may have signature and arguments."""
+    return " ".join(["busctl", *options, "call", BUS_NAME, ROOT, MANAGER, member])
+
+
+def plug(vm: Machine, name: str) -> None:
+    """Plug the machine's first NVMe drive in, and return when the guest offers its settings."""
+    vm.nvme_add(name)
+    vm.wait_for(f"[ -e {DRIVE}/scheduler ] && [ -e {DRIVE}/read_ahead_kb ]")
+
+
 class Host:
-    """The machine's daemon, by way of busctl, and the kernel's files without it."""
+    """Asks the machine's daemon through busctl, and reads the kernel's files without it."""
 
     def __init__(self, vm: Machine) -> None:
         self.vm = vm
@@ -58,44 +72,46 @@ class Host:
     # what a user of it asks
 
     def set(self, *settings: Setting, user: str = "root", session: bool = False, **options: bool) -> Answer:
-        """Set; an option is written as `persist=True`, `allow_partial=True`."""
+        """Set claims; an option is written as `persist=True`, `allow_partial=True`."""
         return self._change("Set", settings, 3, user=user, session=session, options=options)
 
     def plan(self, *settings: Setting, user: str = "root", **options: bool) -> Answer:
+        """Ask what `set` would do."""
         return self._change("Plan", settings, 3, user=user, session=False, options=options)
 
     def unset(self, *what: tuple[str, str], user: str = "root", session: bool = False, **options: bool) -> Answer:
+        """Withdraw the claims of these tunables and instances."""
         return self._change("Unset", what, 2, user=user, session=session, options=options)
 
     def describe(self, *, user: str = "root") -> dict[str, Any]:
+        """Return the daemon's description of the host."""
         text = self.vm.check(["busctl", "--json=short", "call", BUS_NAME, ROOT, MANAGER, "Describe"], user=user)
         document: dict[str, Any] = json.loads(json.loads(text)["data"][0])
         return document
 
     def get(self, interface: str, name: str, *, user: str = "root") -> Any:
-        """A property."""
+        """Return a property of the bus object."""
         words = ["busctl", "--json=short", "get-property", BUS_NAME, ROOT, interface, name]
         return json.loads(self.vm.check(words, user=user))["data"]
 
     def target(self, tunable: str, instance: str = "") -> dict[str, Any]:
-        """One row of the description."""
+        """Return one target of the description."""
         rows = self.describe()["targets"]
         (row,) = (row for row in rows if (row["tunable"], row["instance"]) == (tunable, instance))
         found: dict[str, Any] = row
         return found
 
     def reload(self) -> None:
-        """Have the configuration read again; without Python in the guest, which takes seconds to start."""
-        self.vm.check(["busctl", "call", BUS_NAME, ROOT, MANAGER, "Reload", "a{sv}", "0"])
+        """Have the daemon read its configuration again; `kerntune reload` would take seconds to start."""
+        self.vm.check(call(RELOAD))
 
     def claims(self) -> dict[str, str]:
-        """Claim id -> value."""
+        """Return the value of each claim by the claim's id."""
         return {claim["id"]: claim["value"] for claim in self.describe()["claims"]}
 
     def release(self) -> dict[str, Any]:
-        """Withdraw every claim there is, the persistent ones too; returns the description of the host that is left."""
-        call = f"busctl --json=short call {BUS_NAME} {ROOT} {MANAGER}"
-        text = self.vm.check(f"{call} Reset 'a{{sv}}' 0 > /dev/null && {call} Describe")
+        """Withdraw every claim, the persistent ones too; return the description that is left."""
+        text = self.vm.check(f"{call(RESET)} > /dev/null && {call('Describe', '--json=short')}")
         document: dict[str, Any] = json.loads(json.loads(text)["data"][0])
         assert document["claims"] == [] or {claim["origin"] for claim in document["claims"]} == {"config"}
         return document
@@ -123,16 +139,16 @@ class Host:
     # its service
 
     def unit(self, name: str, unit: str = UNIT) -> str:
-        """A property of a unit, as systemd shows it."""
+        """Return a property of a unit, as systemd shows it."""
         return self.vm.check(["systemctl", "show", "--value", f"--property={name}", unit])
 
     @property
     def pid(self) -> int:
-        """The daemon's process, 0 when there is none."""
+        """Return the daemon's process id, 0 when it does not run."""
         return int(self.unit("MainPID"))
 
     def wait_restarted(self, former: int, limit: float = 60) -> int:
-        """Return when the daemon runs and is ready, as another process than `former`: its pid."""
+        """Wait until the daemon is ready as another process than `former`; return its process id."""
         # By their names, for the order in which systemd tells them differs.
         look = f'eval "$(systemctl show --property=MainPID,ActiveState {UNIT})"'
         # Once systemd starts it by itself, another start only waits for that; asking over and over would slow it down.
@@ -141,25 +157,25 @@ class Host:
         return self.pid
 
     def journal(self, after: str = "") -> str:
-        """Return all that the daemon has logged in this boot, or what came after a place that `journal_end` gave."""
+        """Return what the daemon has logged in this boot, or since a place that `journal_end` gave."""
         since = f"--after-cursor='{after}'" if after else ""
         # What was sent to the journal's socket may still wait there.
         return self.vm.check(f"journalctl --sync && journalctl --output=cat --quiet --unit={UNIT} {since}")
 
     def journal_end(self) -> str:
-        """Return the place in the journal where it ends now: other files' tests may have had the machine before."""
+        """Return the place where the journal ends now: other tests may have used the machine before."""
         said = self.vm.check("journalctl --sync && journalctl --quiet --lines=1 --show-cursor --output=cat")
         return said.rpartition("-- cursor: ")[2]
 
     # the kernel
 
     def pages(self, node: int | None = None, *, size: int = TWO_MIB, which: str = "nr") -> int:
-        """Huge pages of a size in kB, of the host or of one node; `which` may be free or surplus too."""
+        """Count the huge pages of a size in kB, of the host or of one node; `which` may be free or surplus too."""
         where = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
         return int(self.vm.read(f"{where}/hugepages/hugepages-{size}kB/{which}_hugepages"))
 
     def pools(self) -> dict[str, int]:
-        """Return all numbers of huge pages of 2 MiB: those there, and the surplus, of the host and of each node."""
+        """Return the number and the surplus of 2 MiB pages, of the host and each node, by the path in /sys."""
         folders = ("kernel/mm", "devices/system/node/node*")
         files = [f"{folder}/hugepages/hugepages-2048kB/{which}_hugepages"
                  for folder in folders for which in ("nr", "surplus")]  # fmt: skip
@@ -167,28 +183,31 @@ class Host:
         return {path: int(number) for path, number in (line.split(":") for line in lines.splitlines())}
 
     def snapshot(self) -> dict[str, str]:
-        """Return every file that kerntuned may write, by its path below the root, and what it holds."""
+        """Return what each file that kerntuned may write holds, by its path below the root."""
         lines = self.vm.check(f"cd / && grep -s . {' '.join(TUNED)} || :").splitlines()
         return {path: chosen(text) for path, text in (line.split(":", 1) for line in lines)}
 
     def governor(self, policy: int) -> str:
+        """Return the CPU governor of one policy."""
         return self.vm.read(f"{CPUFREQ}/policy{policy}/scaling_governor")
 
     def scheduler(self, device: str) -> str:
+        """Return the I/O scheduler that a drive uses."""
         words = self.vm.read(f"/sys/block/{device}/queue/scheduler").split()
         return next((word.strip("[]") for word in words if word.startswith("[")), " ".join(words))
 
     def overcommit(self) -> tuple[int, int]:
-        """The kernel's number of the mode, and the ratio."""
+        """Return the kernel's number of the overcommit mode, and the ratio."""
         mode, ratio = self.vm.check("cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_ratio").split()
         return int(mode), int(ratio)
 
     def meminfo(self) -> dict[str, int]:
-        """/proc/meminfo: bytes, or counts where it has no unit."""
+        """Return the rows of /proc/meminfo in bytes, or as counts where a row has no unit."""
         rows = (line.split() for line in self.vm.read("/proc/meminfo").splitlines())
         return {row[0].rstrip(":"): int(row[1]) * (1024 if row[2:] else 1) for row in rows}
 
     def set_online(self, cpu: int, *, online: bool) -> None:
+        """Take a CPU offline, or bring it back."""
         self.vm.check(f"echo {int(online)} > /sys/devices/system/cpu/cpu{cpu}/online")
         state = self.vm.read("/sys/devices/system/cpu/online")
         if (str(cpu) in state) is not online:
