@@ -31,7 +31,7 @@ NOT_HERE: Final = {
     "alias kerntune=": "the environment that the tests have already",
     "sudo apt install ./build/deb/": "tests/system/image installs the package",
     "kerntune bench": "measures a real host: tests/live/test_bench.py",
-    "systemctl ": "takes a systemd: tests/system/test_package.py, test_activation.py",
+    "systemctl ": "takes a systemd: tests/system/test_package.py, test_boot.py",
     "journalctl ": "takes a journal: tests/system/test_guard.py",
 }
 # How a line may end: meant to be refused, or about the machine below the tests, whose settings are not ours.

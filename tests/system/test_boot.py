@@ -1,14 +1,15 @@
-"""Cold boots: what was saved and configured is in force before any workload starts."""
+"""How the service starts: at a cold boot before any workload, and by a call where it does not start at boot."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from tests.harness import CHECKOUT
 from tests.harness.documented import examples
-from tests.system.host import UNIT, Host
+from tests.system.host import UNIT, Host, plug
 from tests.system.machine import Machine
 
 CONFIG = """
@@ -52,18 +53,17 @@ WORKLOADS = {"ollama": "", "training": "Wants=kerntune.target\nAfter=kerntune.ta
 
 @pytest.fixture
 def untuned(fresh_vm: Machine) -> Host:
-    """A machine with a drive and two workloads."""
-    fresh_vm.nvme_add("first")
+    """Give a machine of its own with a drive and two workloads."""
+    plug(fresh_vm, "first")
     fresh_vm.write("/usr/local/bin/look", LOOK, mode="755")
     for name, order in WORKLOADS.items():
         fresh_vm.write(f"/etc/systemd/system/{name}.service", WORKLOAD.format(name=name, order=order))
     fresh_vm.check(["systemctl", "enable", *WORKLOADS])
-    fresh_vm.wait_for("[ -e /sys/block/nvme0n1/queue/read_ahead_kb ]")
     return Host(fresh_vm)
 
 
 def tune(host: Host) -> Host:
-    """Configuration and saved claims; one is for now only."""
+    """Write a configuration and save claims; one claim is for now only."""
     host.vm.write("/etc/kerntune/kerntune.d/boot.toml", CONFIG)
     host.vm.check("kerntune config check && kerntune reload")
     assert len(EXERCISE) == 3
@@ -84,7 +84,7 @@ def tune(host: Host) -> Host:
     ],
 )
 def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) -> None:
-    """What was configured and saved, and at every other boot a profile."""
+    """The workloads see what was configured and saved, and at every other boot a profile's values."""
     vm = untuned.vm
     own = vm.check(f"look; {OTHERS}")
     seen = [*SEEN, own.split()[len(SEEN)]]
@@ -110,7 +110,7 @@ def test_settings_are_in_force_when_the_system_is_up(untuned: Host, boots: int) 
 
 
 def in_order_after_a_boot(tuned: Host, seen: list[str], origins: set[str]) -> None:
-    """What the workloads have seen is all that was desired, and nothing came in the way."""
+    """Reboot; check that the workloads saw these values and that nothing delayed the service."""
     tuned.vm.reboot()
     for name in WORKLOADS:
         assert tuned.vm.read(f"/run/{name}.saw").split() == seen
@@ -124,16 +124,47 @@ def in_order_after_a_boot(tuned: Host, seen: list[str], origins: set[str]) -> No
 
 
 def not_in_the_desired_state(tuned: Host) -> set[tuple[str, str]]:
-    """Tunables and instances that `kerntune verify` names."""
+    """Return the tunables and instances that `kerntune verify` names."""
     document = json.loads(tuned.vm.run("kerntune verify --json").out)
     assert document["managed"] - document["satisfied"] == len(document["outcomes"])
     return {(row["tunable"], row["instance"]) for row in document["outcomes"]}
 
 
 def entered(host: Host, *units: str) -> list[int]:
-    """When the units became active, in microseconds since the start of the kernel."""
+    """Return when each unit became active, in microseconds since the start of the kernel."""
     words = ["systemctl", "show", "--value", "--property=ActiveEnterTimestampMonotonic", *units]
     when = [int(word) for word in host.vm.check(words).split()]
     assert all(when), f"one of {units} is not active"
     assert len(when) == len(units)
     return when
+
+
+# These use the shared machine, which `fresh_vm` of the test above stops: they come after it.
+
+
+@pytest.fixture
+def disabled(host: Host) -> Iterator[Host]:
+    """Give the machine with the service disabled and stopped; it runs again after the test."""
+    host.vm.check(f"systemctl disable --now {UNIT}")
+    yield host
+    host.vm.check(f"systemctl unmask {UNIT}; systemctl enable --now {UNIT}")
+
+
+def test_a_call_starts_it_and_the_configuration_is_in_force(disabled: Host) -> None:
+    disabled.vm.write("/etc/kerntune/kerntune.d/test.toml", '[hugepages]\n"2M" = "64M"\n')
+    assert disabled.unit("ActiveState") == "inactive"
+    assert disabled.describe(user="alice")["claims"]
+    disabled.vm.wait_for(f"systemctl is-active --quiet {UNIT}")
+    assert disabled.pages() == 32
+    assert disabled.unit("UnitFileState") == "disabled"
+    disabled.vm.check("rm /etc/kerntune/kerntune.d/test.toml && kerntune reload")
+    assert disabled.pages() == 0
+
+
+def test_masked_it_stays_off(disabled: Host) -> None:
+    disabled.vm.check(f"systemctl mask {UNIT}")
+    refused = disabled.set(("hugepages", "2M", "16"))
+    assert "masked" in refused.refusal
+    assert disabled.vm.run("kerntune status").status == 5
+    assert disabled.unit("ActiveState") == "inactive"
+    assert disabled.pages() == 0
