@@ -2,7 +2,7 @@
 
 What comes near the limit is done on the simulated host (`--demo`): to reserve three quarters of this machine's memory
 even for a moment would hurt what else runs on it. What is refused is refused on the real kernel. Mode never itself is
-set in the virtual machine only (tests/system/test_overcommit.py).
+set in the virtual machine only (tests/system/test_knobs.py).
 """
 
 from __future__ import annotations
