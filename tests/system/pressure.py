@@ -1,4 +1,4 @@
-"""Programs that take memory in the guest until somebody stops them; they run there with the guest's own Python."""
+"""Has programs that take memory until somebody stops them; they run in the guest with its own Python."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def install(vm: Machine) -> None:
 
 
 def soon(work: Callable[[], object], limit: float = ROOM) -> None:
-    """Do it as soon as the kernel lets it."""
+    """Repeat some work until the kernel lets it succeed."""
     deadline = time.monotonic() + limit
     while True:
         try:
@@ -173,7 +173,7 @@ def soon(work: Callable[[], object], limit: float = ROOM) -> None:
 
 
 def take(vm: Machine, *words: str, user: str = "root", data: str = "") -> Job:
-    """Start one of them."""
+    """Start the program `take`."""
     return vm.spawn([PLACE, *words], user=user, data=data)
 
 
@@ -188,7 +188,7 @@ def parent(vm: Machine) -> Job:
 
 
 def gate(who: str) -> str:
-    """Return the path of what somebody waits at."""
+    """Return the path of the FIFO at which a program waits."""
     return f"{GATE}-{who}"
 
 
@@ -200,30 +200,30 @@ def _standing_by(vm: Machine, argv: list[str], who: str) -> Job:
 
 
 def go(vm: Machine, who: str) -> None:
-    """Let somebody begin who stands by."""
+    """Let a program that stands by begin."""
     vm.check(f"echo > {gate(who)}")
 
 
 def took(job: Job) -> float:
-    """The seconds until a bystander had what it wanted."""
+    """Return the seconds until a bystander had what it wanted."""
     job.wait_output("took ")
     return float(job.out.partition("took ")[2].split()[0])
 
 
 def lowest(job: Job) -> int:
-    """The least headroom that the program saw, in bytes."""
+    """Return the least headroom that the program saw, in bytes."""
     job.wait_output("lowest ")
     return int(job.out.rpartition("lowest ")[2].split()[0]) << 20
 
 
 def watch_mode(vm: Machine) -> Job:
-    """A job that prints each mode that ends, and the seconds that it was in force."""
+    """Start a job that prints each mode that ends, and the seconds for which it was in force."""
     job = vm.spawn(["python3", "-c", WATCH])
     job.wait_output("watching")
     return job
 
 
 def modes(job: Job) -> list[tuple[int, float]]:
-    """The modes that have ended so far, and the seconds that each was in force."""
+    """Return the modes that have ended so far, and the seconds for which each was in force."""
     rows = (line.split() for line in job.out.splitlines()[1:])
     return [(int(mode), float(seconds)) for mode, seconds in rows]

@@ -17,11 +17,11 @@ Event = dict[str, Any]
 
 
 class MachineError(Exception):
-    """The machine, or a command in it, did not do in time what was asked."""
+    """The machine, or a command in it, failed or took too long."""
 
 
 def connect(path: Path, limit: float = LIMIT) -> socket.socket:
-    """The other end of a socket that QEMU makes as it starts."""
+    """Connect to a socket that QEMU makes as it starts."""
     deadline = time.monotonic() + limit
     while True:
         line = socket.socket(socket.AF_UNIX)
@@ -36,7 +36,7 @@ def connect(path: Path, limit: float = LIMIT) -> socket.socket:
 
 
 class Qmp:
-    """One connection; it keeps the events, which can be waited for."""
+    """Sends commands to one QEMU, and keeps its events for those who wait for them."""
 
     def __init__(self, path: Path) -> None:
         self._line = connect(path)
@@ -61,7 +61,7 @@ class Qmp:
         self._line.close()
 
     def __call__(self, command: str, limit: float = LIMIT, **arguments: Any) -> Any:
-        """What the command returns; underscores in argument names stand for dashes."""
+        """Run a command and return its result; underscores in argument names stand for dashes."""
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         with self._turn:
             self._line.sendall(json.dumps({"execute": command, "arguments": named}).encode() + b"\n")
@@ -73,13 +73,13 @@ class Qmp:
         return answer["return"]
 
     def wait_event(self, match: Callable[[Event], bool], limit: float = LIMIT) -> bool:
-        """Whether there is such an event since the connection was made, or comes within `limit` seconds."""
+        """Return whether such an event has come since the connection was made, or comes within `limit` seconds."""
         with self._change:
             self._change.wait_for(lambda: any(map(match, self._events)) or self._ended, limit)
             return any(map(match, self._events))
 
     def forget(self, match: Callable[[Event], bool]) -> None:
-        """Drop such events, before something is done that causes a new one."""
+        """Drop such events, so that `wait_event` waits for a new one."""
         with self._change:
             self._events = [event for event in self._events if not match(event)]
 

@@ -112,7 +112,7 @@ SCENES: Final = {
 
 
 def record(vm: Machine, scene: Scene) -> str:
-    """The text of one trace: the figures that never change first, then a line for each look."""
+    """Return the text of one trace: the figures that never change, then a line for each look."""
     with ExitStack() as last:
         if scene.swap:
             vm.check(f"mkswap -q {SWAP} && swapon {SWAP}")
@@ -125,14 +125,14 @@ def record(vm: Machine, scene: Scene) -> str:
 
 
 def begun(job: Job, word: str, last: ExitStack) -> None:
-    """Return when it says that it has begun; at last it ends."""
+    """Wait until the program says that it has begun; kill it afterwards."""
     last.callback(job.wait)
     last.callback(job.kill, 9)
     job.wait_output(word, PATIENCE)
 
 
 def looks(vm: Machine, scene: Scene) -> tuple[list[str], list[list[int]]]:
-    """The names of the figures, and those of each look."""
+    """Return the names of the figures, and the figures of each look."""
     # The agent feeds all of its input at once: it ends when the writer of this pipe does.
     vm.check("rm -f /run/enough; mkfifo /run/enough")
     recorder = vm.spawn(["sh", "-c", 'exec python3 -c "$0" <> /run/enough', RECORD])

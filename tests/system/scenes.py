@@ -1,4 +1,4 @@
-"""What is done to a machine to bring it into a state worth testing in."""
+"""Brings a machine's memory into states that are hard to reach: fragmented, and huge pages in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host's end of the guest's agent: commands that run in the guest, and what they print."""
+"""Talks to the guest's agent: starts commands in the guest, and collects what they print."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN: Final = 2000  # characters of output in an error
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a command ended (negative: by a signal) and all it printed."""
+    """The exit status of a command (negative: a signal ended it) and all that it printed."""
 
     status: int
     out: str
@@ -43,32 +43,32 @@ class Job:
 
     @property
     def pid(self) -> int:
-        """Its process in the guest."""
+        """Return the number of its process in the guest."""
         with self._change:
             self._change.wait_for(lambda: self._pid or self._over, LIMIT)
             return self._pid
 
     @property
     def out(self) -> str:
-        """Its standard output so far."""
+        """Return its standard output so far."""
         with self._change:
             return self._printed["out"].decode(errors="replace")
 
     @property
     def ended(self) -> bool:
-        """Whether it is over, well or not."""
+        """Return whether it is over, well or not."""
         with self._change:
             return self._over
 
     def wait_output(self, text: str, limit: float = LIMIT) -> None:
-        """Return when `text` is in its standard output; MachineError when it ends without it, or takes too long."""
+        """Wait for `text` in its standard output; raise MachineError when it ends without that, or takes too long."""
         with self._change:
             self._change.wait_for(lambda: text in self.out or self._over, limit)
             if text not in self.out:
                 raise MachineError(f"{text!r} is not in the output of {self._what}: {self._shown()}")
 
     def wait(self, limit: float = LIMIT) -> Result:
-        """Return when it has ended; when it does not it is killed, and MachineError is raised."""
+        """Wait for its end and return the result; kill it and raise MachineError when it takes too long."""
         with self._change:
             if not self._change.wait_for(lambda: self._over, limit):
                 self.kill(signal.SIGKILL)
@@ -83,7 +83,7 @@ class Job:
         self._shell.say({"id": self._name, "do": "kill", "signal": int(number)})
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """What the agent says about it."""
+        """Take in what the agent says about it."""
         with self._change:
             match message["is"]:
                 case "out" | "err" as name:
@@ -129,7 +129,7 @@ class Shell:
         self._line.close()
 
     def answers(self, limit: float) -> bool:
-        """Whether the agent is there and says so within `limit` seconds."""
+        """Return whether the agent answers within `limit` seconds."""
         try:
             self._ask("ping", {"do": "ping"}).wait(limit)
         except (MachineError, OSError):

@@ -63,7 +63,7 @@ def standing(host: Host) -> tuple[object, ...]:
 
 @pytest.fixture
 def without_polkit(host: Host) -> Iterator[Host]:
-    """Give the machine while nobody can start polkitd; it runs again after the test."""
+    """Give the machine with polkitd stopped and masked; it runs again after the test."""
     host.vm.check("systemctl mask --runtime --now polkit.service")
     yield host
     host.vm.check(POLKIT_BACK)

@@ -25,7 +25,7 @@ DROP_IN: Final = "/run/systemd/system/kerntuned.service.d/by-itself.conf"
 
 @pytest.fixture
 def at_once(host: Host) -> Iterator[Host]:
-    """A host whose guard caps as soon as `always` is claimed; it is the shipped one again afterwards."""
+    """Give a host whose guard caps as soon as `always` is claimed; restore the shipped configuration afterwards."""
     host.vm.write(CONFIG, AT_ONCE)
     host.reload()
     yield host
@@ -78,7 +78,7 @@ def test_it_caps_tells_who_has_the_memory_and_lets_go_with_the_claim(at_once: Ho
 
 @pytest.fixture
 def by_itself(capped: Host) -> Iterator[Host]:
-    """The same, where systemd puts nothing back when the service ends; what comes back shall not cap again."""
+    """Give a capped host where systemd puts nothing back when the service ends, and the next daemon does not cap."""
     capped.vm.write(DROP_IN, "[Service]\nExecStopPost=\n")
     capped.vm.write(CONFIG, "[guard]\nenabled = false\n")
     capped.vm.check("systemctl daemon-reload")
@@ -116,7 +116,7 @@ def test_an_administrators_hand_ends_a_cap_for_good(at_once: Host, vm: Machine) 
 
 @pytest.mark.parametrize(("name", "value"), [("ratio", 1), ("kbytes", 1024)])
 def test_a_limit_that_an_administrator_sets_locks_nobody_out(capped: Host, vm: Machine, name: str, value: int) -> None:
-    """Mode 2 with so little would be below what is committed: the guard takes the mode back, and caps again."""
+    """So low a limit is below what is committed: the guard takes the mode back, and caps again."""
     vm.check(f"echo {value} > /proc/sys/vm/overcommit_{name}")
     # Until the next look nothing can be started.
     soon(

@@ -40,7 +40,7 @@ LEFT: Final = f"while pgrep -x busctl > /dev/null; do :; done; cat {LOG}; cat /p
 
 
 def killed_under_load(host: Host, kills: int) -> None:
-    """After each restart the pool is what was answered last, or what was asked after it and not answered."""
+    """Kill the daemon under load: the pool is what it answered last, or what was asked since without an answer."""
     seed = random.SystemRandom().randrange(1 << 32)
     sys.stdout.write(f"seed {seed}\n")
     chance, vm = random.Random(seed), host.vm
@@ -82,7 +82,7 @@ def test_killed_very_often(host: Host) -> None:
 
 @pytest.fixture
 def impatient(host: Host) -> Iterator[Host]:
-    """The service with a watchdog that waits for 5 seconds instead of 30."""
+    """Give the service a watchdog that waits for 5 seconds instead of 30."""
     host.vm.write(HURRY, "[Service]\nWatchdogSec=5\n")
     host.vm.check("systemctl daemon-reload && systemctl restart kerntuned.service")
     yield host

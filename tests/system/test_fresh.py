@@ -1,4 +1,4 @@
-"""What others write is what kerntune answers next, also of what nobody manages; and who listens is told."""
+"""What others write kerntune answers next, also where nobody manages the value, and it signals the change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WRITE: Final = "; ".join(f"echo {OTHERS[name][0]} > {file}" for name, file in FI
 
 @pytest.fixture
 def unmanaged(host: Host, vm: Machine) -> Iterator[Host]:
-    """A host of which nothing is managed; what is written by hand is put back by hand."""
+    """Give a host of which kerntune manages nothing; put back by hand what the test writes by hand."""
     assert host.claims() == {}
     before = host.snapshot()
     own = {name: before[file.removeprefix("/")] for name, file in FILES.items()}

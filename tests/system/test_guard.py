@@ -63,7 +63,7 @@ def marks(run: tuple[str, bool, str]) -> list[pytest.MarkDecorator]:
 
 @pytest.fixture(scope="module")
 def guarded(vm: Machine) -> Iterator[Host]:
-    """A host without huge pages, of which something else has most of the memory."""
+    """Give a host without huge pages, on which another program holds most of the memory."""
     host = Host(vm)
     pressure.install(vm)
     vm.write(CONFIG, SOON)
@@ -77,7 +77,7 @@ def guarded(vm: Machine) -> Iterator[Host]:
 
 
 def hold(host: Host, left: int) -> Job:
-    """Start something that takes all but so much, and holds it."""
+    """Start a program that takes all memory but `left` bytes, and holds it."""
     job = pressure.take(host.vm, str((host.meminfo()["MemAvailable"] - left) >> 20))
     job.wait_output("held")
     return job
@@ -85,7 +85,7 @@ def hold(host: Host, left: int) -> Job:
 
 @pytest.fixture
 def host(guarded: Host) -> Iterator[Host]:
-    """Every claim is withdrawn afterwards, whatever holds memory is gone, and the host's own values are back."""
+    """Give the host with a claim of `always`; withdraw every claim afterwards, and see that its own mode is back."""
     guarded.set(("overcommit", "", "always:95"))
     yield guarded
     guarded.release()
@@ -93,7 +93,7 @@ def host(guarded: Host) -> Iterator[Host]:
 
 
 def say(figures: str) -> None:
-    """For the report of a run (pytest -rP)."""
+    """Print figures for the report of a run (pytest -rP)."""
     sys.stdout.write(f"{figures}\n")
 
 
@@ -102,13 +102,13 @@ def let_go(host: Host) -> None:
 
 
 def least(host: Host, how: str) -> int:
-    """What a program may leave at least: the floor less 2 % of RAM, half of the floor, or a quarter of it."""
+    """Return the least that a program may leave: the floor less 2 % of RAM, half of the floor, or a quarter of it."""
     floor = int(host.get(MEMORY, "Floor"))
     return {"all": floor - host.meminfo()["MemTotal"] * 2 // 100, "large": floor // 2, SMALL: floor // 4}[how]
 
 
 def work_goes_on(vm: Machine) -> None:
-    """What somebody does who logs in to look; by way of su, for the shell's agent is too large to fork itself."""
+    """Log in and look around as an administrator would; through su, for the agent is too large to fork itself."""
     soon(lambda: vm.check(LOOK))
     soon(lambda: vm.check(["su", "--login", "alice", "--command", LOOK]))
     soon(lambda: vm.check(LOOK, user="alice", session=True))
@@ -209,7 +209,7 @@ def run(host: Host, user: str, how: str, *, swap: bool, asks: float = ASKS) -> N
 
 @pytest.fixture
 def unguarded(host: Host) -> Iterator[Host]:
-    """The same claim of `always`, and nobody who makes its ratio real."""
+    """Give the host with the same claim of `always`, and the guard switched off."""
     host.vm.write(CONFIG, OFF)
     host.reload()
     assert host.get(MEMORY, "GuardState") == "off"
@@ -266,12 +266,12 @@ def test_one_mapping_used_to_the_end_is_named_before_the_oom_killer_comes(host: 
 
 
 def entries(vm: Machine, *which: str) -> list[dict[str, str]]:
-    """What is in the guest's journal, the oldest first."""
+    """Return entries of the guest's journal, the oldest first."""
     return [json.loads(line) for line in vm.check(["journalctl", "--output=json", *which]).splitlines()]
 
 
 def culprit(job: Job) -> str:
-    """The pattern of a report that has the program of alice's in both of its lists."""
+    """Return the pattern of a report that names alice's program in both of its lists."""
     named = f"take \\(pid {job.pid}, uid 1000\\)"
     return f"largest: [^;]*{named}[^;]*; grown lately: [^;]*{named}"
 
@@ -314,7 +314,7 @@ def test_what_is_asked_meanwhile_waits(host: Host) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_runs(host: Host) -> None:
-    """Each scene in turn, and two programs that ask again and again for ten minutes each."""
+    """Play each scene in turn; then two programs ask again and again for ten minutes each."""
     for number in range(HOGS):
         if number % (len(RUNS) + 1) == len(RUNS):
             beside(host)

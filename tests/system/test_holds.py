@@ -35,7 +35,7 @@ def members(vm: Machine) -> Iterator[None]:
 
 
 class Scene:
-    """A host, and the clients that hold something there: their pages and governors, while they live."""
+    """Keeps the clients that hold something on a host, and the pages and governor of each."""
 
     def __init__(self, host: Host, vm: Machine) -> None:
         self.host, self.vm = host, vm
@@ -72,7 +72,7 @@ class Scene:
         self.host.wait_restarted(pid)
 
     def settle(self) -> float:
-        """Wait until the values and the holds are those of the clients that are left; the seconds that took."""
+        """Wait until values and holds are those of the clients that are left; return the seconds that took."""
         began = time.monotonic()
         pages, governor = self.own
         pages += sum(held for held, _ in self.clients.values())
@@ -84,7 +84,7 @@ class Scene:
 
 
 def play(scene: Scene, chance: random.Random, events: int) -> list[str]:
-    """Let random things happen, and have the dust settle after each."""
+    """Let random events happen, and wait after each until the values are right."""
     story = []
     for _ in range(events):
         what = ["hold", *(["hold"] if not scene.clients else ["kill_client", "kill_daemon", "kill_both"])]
@@ -99,7 +99,7 @@ def play(scene: Scene, chance: random.Random, events: int) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_whoever_is_killed_the_values_are_those_of_who_is_left(host: Host, vm: Machine) -> None:
-    """Three at once; then a client, the daemon, both, and the bus."""
+    """Three clients hold at once; then the test kills a client, the daemon, both, and the bus."""
     scene = Scene(host, vm)
     for user, pages, governor in (("bob", 8, "performance"), ("alice", 24, "powersave"), ("root", 40, "schedutil")):
         scene.hold(user, pages, governor)

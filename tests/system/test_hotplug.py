@@ -24,7 +24,7 @@ LONGEST = 60  # seconds that is watched
 
 
 def right(device: str, value: str = WANTED) -> str:
-    """The shell's condition for a device that has the scheduler."""
+    """Return the shell's condition that a device has the scheduler."""
     return f"grep -q '\\[{value}\\]' /sys/block/{device}/queue/scheduler"
 
 
@@ -38,7 +38,7 @@ def gone(pattern: str) -> str:
 
 @pytest.fixture
 def wishing(host: Host) -> Host:
-    """Every NVMe drive has a desired scheduler, and there is none yet."""
+    """Give a host where a claim gives every NVMe drive a scheduler, and no drive is there yet."""
     answer = host.set((SCHEDULER, "nvme*", WANTED), user="bob")
     assert answer.short == [("nvme*", "unsupported", "no-such-target")]
     return host
@@ -46,7 +46,7 @@ def wishing(host: Host) -> Host:
 
 @pytest.fixture
 def checking(host: Host) -> Iterator[Host]:
-    """The values are looked at every second."""
+    """Give a host whose daemon looks at the values every second."""
     host.vm.write("/etc/kerntune/kerntune.d/drift.toml", "[drift]\ninterval = 1\n")
     host.vm.check("kerntune reload")
     yield host
@@ -66,7 +66,7 @@ def errors(host: Host) -> str:
 
 
 def test_at_rest_it_wakes_less_than_once_a_second(wishing: Host) -> None:
-    """The first here: after events it looks again for some seconds. Its look at everything, once a minute, counts."""
+    """This test comes first: after events the daemon looks again for some seconds. Its look once a minute counts."""
     vm = wishing.vm
     vm.wait_for("udevadm settle")
     look = f"awk '/^voluntary/ {{n += $2}} END {{print n}}' /proc/{wishing.pid}/task/*/status"
@@ -132,7 +132,7 @@ def test_a_storm_of_devices(wishing: Host) -> None:
     vm = wishing.vm
 
     def memory() -> int:
-        """Private dirty KiB of the daemon."""
+        """Return the private dirty KiB of the daemon."""
         return int(vm.check(f"awk '/^Private_Dirty/ {{print $2}}' /proc/{wishing.pid}/smaps_rollup"))
 
     sizes = []

@@ -27,7 +27,7 @@ signal.pause()
 
 @pytest.fixture
 def fragmented(host: Host) -> Iterator[Host]:
-    """Node 1 has 700 MiB free, most of it in pieces."""
+    """Give a host whose node 1 has 700 MiB free, most of it in pieces."""
     spoiler = fragment(host, NODE)
     yield host
     spoiler.kill(9)
@@ -106,5 +106,5 @@ def test_pages_in_use_stay_and_their_holder_is_named(host: Host) -> None:
 
 
 def compactions(host: Host) -> int:
-    """How many pages compaction has looked at so far."""
+    """Return how many pages compaction has looked at so far."""
     return int(host.vm.check("awk '/compact_migrate_scanned/ {print $2}' /proc/vmstat"))

@@ -44,7 +44,7 @@ def test_an_upgrade_leaves_values_and_claims(host: Host, vm: Machine) -> None:
 
 
 def test_removed_it_is_gone_and_values_stay_and_the_older_one_knows_them(host: Host, vm: Machine) -> None:
-    """What is removed is the newer version, and the older one comes back: to it the way is the same as from it."""
+    """The newer version is removed, and the older one comes back: a downgrade goes like an upgrade."""
     host.set(RUNTIME, user="bob")
     host.set(SAVED, user="bob", persist=True)
     vm.check("dpkg --remove kerntune")
