@@ -18,7 +18,7 @@ from kerntune import errors
 from kerntune.api import holds as module
 from kerntune.api.calls import Calls
 from kerntune.api.contract import ACTION
-from kerntune.api.holds import HOLD_ENDED, MAX_TEXT_BYTES, HeldObject, Holds, shown, there
+from kerntune.api.holds import HOLD_ENDED, MAX_TEXT_BYTES, HeldObject, Holds, offered, printable
 from kerntune.api.names import BUS_NAME, HOLD, ROOT
 from kerntune.dbus.service import Caller
 from kerntune.engine.claims import FilesEdit
@@ -301,7 +301,7 @@ class SlowWrite:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what fails be tried again without a pause."""
-    monkeypatch.setattr(module, "AGAIN", 0.0)
+    monkeypatch.setattr(module, "RETRY", 0.0)
 
 
 @pytest.fixture
@@ -454,7 +454,7 @@ class TestSeveralEnds:
     ],
 )
 def test_a_text_that_people_can_see_is_taken(given: str, text: str) -> None:
-    assert shown(who=given) == text
+    assert printable(who=given) == text
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_a_text_that_people_can_see_is_taken(given: str, text: str) -> None:
 )
 def test_a_text_that_cannot_be_seen_or_overflows_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgs, match="why "):
-        shown(why=text)
+        printable(why=text)
 
 
 async def test_a_profile_gives_what_the_host_has_and_the_caller_does_not_set() -> None:
@@ -493,6 +493,6 @@ async def test_a_profile_gives_what_the_host_has_and_the_caller_does_not_set() -
     async with running(small_host()) as lab:
         world = lab.engine.observed.world
         own = [Setting("io-scheduler", "nvme0n1", "bfq")]
-        assert [each for each in there(asked, own, world) if each.instances != "1G"] == [asked[1]]
+        assert [each for each in offered(asked, own, world) if each.instances != "1G"] == [asked[1]]
         with pytest.raises(InvalidValue, match="300 characters"):
-            there(asked, [Setting("io-scheduler", "n" * 300, "bfq")], world)
+            offered(asked, [Setting("io-scheduler", "n" * 300, "bfq")], world)

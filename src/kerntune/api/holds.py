@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_TEXT_BYTES: Final = 256  # bytes of `who` and of `why`
-AGAIN: Final = 1.0  # seconds until work that must not fail is tried again, doubled each time
-AGAIN_MOST: Final = 60.0
+RETRY: Final = 1.0  # seconds until work that must not fail is tried again, doubled each time
+MAX_RETRY: Final = 60.0
 LOOK: Final = 60.0  # seconds; while the host sleeps, the clock of timers stands still, but the clock of holds runs
 HOLD_ENDED: Final = "3f8a6d52c1b94e7f9d0e5b27a48c6f13"  # MESSAGE_ID
 LEFT: Final = "client gone"
@@ -112,7 +112,7 @@ class Holds:
         engine = self.calls.engine
         over = [(hold, why) for hold in engine.edits.committed.holds.values() if (why := await self._why_over(hold))]
         for hold, why in over:
-            tell_end(hold, why)
+            log_end(hold, why)
         if over:
             await engine.edits.drop_holds([hold.number for hold, _ in over])
 
@@ -139,7 +139,7 @@ class Holds:
     ) -> tuple[str, Answer]:
         """Begin a hold of the caller, and return its object path with the answer."""
         ttl, detached = options.get("ttl-usec", 0), options.get("detached", False)
-        who, why = shown(who=who), shown(why=why)
+        who, why = printable(who=who), printable(why=why)
         if ttl > MAX_HOLD or ("ttl-usec" in options and not ttl):
             raise InvalidArgs(f"ttl-usec is {ttl}", f"Give microseconds, 1 to {MAX_HOLD}, or leave it out")
         if detached and not ttl:
@@ -147,7 +147,7 @@ class Holds:
         engine = self.calls.engine
         if profile := options.get("profile"):
             asked = await self.calls.config.settings_of(profile)
-            settings = [*await engine.threads.open(there, asked, tuple(settings), engine.observed.world), *settings]
+            settings = [*await engine.threads.open(offered, asked, tuple(settings), engine.observed.world), *settings]
         if not settings:
             raise InvalidArgs("nothing is to be held", "Give at least one (tunable, instances, value), or a profile")
         client, bus = "" if detached else caller.name, await bus_id(self.calls.service)
@@ -176,7 +176,7 @@ class Holds:
         """
         holds = self.calls.engine.edits.committed.holds
         for number in [number for number in self._objects if number not in holds]:
-            tell_end(self._objects.pop(number).hold, cause)
+            log_end(self._objects.pop(number).hold, cause)
             self.calls.service.retract(names.hold_path(number))
             if ending := self._ends.pop(number, None):
                 ending.cancel()
@@ -194,7 +194,7 @@ class Holds:
         """Wait until a hold is over, and end it; try again as often as that fails."""
         waiting: dict[asyncio.Future[None], str] = {}
         if hold.client:
-            left = again(partial(self._leave, hold.client), f"whether the client of hold {hold.number} is there")
+            left = until_done(partial(self._leave, hold.client), f"whether the client of hold {hold.number} is there")
             waiting[asyncio.ensure_future(left)] = LEFT
         if hold.ends_boottime:
             waiting[asyncio.ensure_future(until(hold.ends_boottime))] = EXPIRED
@@ -209,7 +209,7 @@ class Holds:
         cause = waiting[over.pop()]
         release = partial(self.calls.engine.release, [hold.number], cause, is_fact=True)
         while hold.number in self.calls.engine.edits.committed.holds:
-            await again(release, f"the end of hold {hold.number}")
+            await until_done(release, f"the end of hold {hold.number}")
 
     async def _leave(self, client: str) -> None:
         """Wait until a client leaves the bus."""
@@ -217,25 +217,25 @@ class Holds:
             await asyncio.wait([gone])  # others wait for it too, so it must not be cancelled
 
 
-async def again(work: Callable[[], Awaitable[T]], what: str) -> T:
+async def until_done(work: Callable[[], Awaitable[T]], what: str) -> T:
     """Try `work` until it succeeds, and return its result; wait longer after each failure."""
-    wait = AGAIN
+    wait = RETRY
     while True:
         try:
             return await work()
         except Exception as error:  # noqa: BLE001  # after any error the pages would stay for ever
             log.warning("%s: %s; it is tried again in %.0f s", what, error or type(error).__name__, wait)
         await asyncio.sleep(wait)
-        wait = min(2 * wait, AGAIN_MOST)
+        wait = min(2 * wait, MAX_RETRY)
 
 
-def tell_end(hold: Hold, cause: str) -> None:
+def log_end(hold: Hold, cause: str) -> None:
     """Log that a hold has ended, and why."""
     extra = {"MESSAGE_ID": HOLD_ENDED, "KERNTUNE_UID": str(hold.uid), "KERNTUNE_CAUSE": cause}
     log.info("hold %d of %s, uid %d, ends: %s", hold.number, hold.who, hold.uid, cause, extra=extra)
 
 
-def there(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> list[Setting]:
+def offered(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> list[Setting]:
     """Return the settings of a profile that this host has, except those that the caller's `own` settings name.
 
     Some tunables add the held number to the others: a number of 0 adds nothing.
@@ -254,7 +254,7 @@ def there(asked: Sequence[Setting], own: Sequence[Setting], world: World) -> lis
     return found
 
 
-def shown(**text: str) -> str:
+def printable(**text: str) -> str:
     """Return a text as others will see it, without blanks around it.
 
     Raise InvalidArgs for a text that is too long, or that a terminal would not show as text.

@@ -20,7 +20,7 @@ from kerntune.api import manager, names, typed
 from kerntune.api.calls import Calls
 from kerntune.api.contract import interface_files
 from kerntune.api.describe import Host
-from kerntune.api.holds import LEFT, Holds, tell_end
+from kerntune.api.holds import LEFT, Holds, log_end
 from kerntune.api.services import OtherServices
 from kerntune.config.active import ActiveConfig
 from kerntune.daemon.drift_timer import DriftTimer
@@ -215,7 +215,7 @@ class Daemon:
         if service is None:
             of_clients = [hold for hold in self.engine.edits.committed.holds.values() if hold.client]
             for hold in of_clients:
-                tell_end(hold, LEFT)
+                log_end(hold, LEFT)
             await self.engine.edits.drop_holds([hold.number for hold in of_clients])
             return
         calls = Calls(service, self.engine, self.host, self.troubles, self.config, guard=self.guard)
