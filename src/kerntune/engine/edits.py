@@ -101,6 +101,7 @@ class Edits:
         self.committed = store.claims.without(self.unsound)
         self.configured: tuple[Claim, ...] = ()
         self.pending: list[Pending] = []
+        self.version = 0  # another one after each change of the claims in force
         self.ended = False  # no claim is in force any more: what is committed is for the next start
         self.last = max((claim.seq for claim in self.committed.by_id.values()), default=0)  # the last number given
         self._holds = count(self.committed.last_hold + 1)
@@ -117,6 +118,11 @@ class Edits:
         for pending in self.pending:
             claims = claims.apply(pending.edit)
         return claims
+
+    def configure(self, claims: Iterable[Claim]) -> None:
+        """Have these claims of the files in force from now on."""
+        self.configured = tuple(claims)
+        self.version += 1
 
     def number_for_a_hold(self) -> int:
         """Return a number that no hold of this boot has had."""
@@ -138,12 +144,14 @@ class Edits:
             earlier=tuple(other.done for other in self.pending if not requests.keys().isdisjoint(other.lanes)),
         )
         self.pending.append(pending)
+        self.version += 1
         return pending
 
     def withdraw(self, pending: Pending) -> None:
         """Have the edit in force no more; one that is committed stays."""
         if pending in self.pending:
             self.pending.remove(pending)
+            self.version += 1
 
     async def commit(self, pending: Pending) -> bool:
         """Save the edit, then count it as committed; one at a time, so that none is lost.
@@ -183,6 +191,7 @@ class Edits:
         """
         edit = self.foreseen(self.committed.releasing(numbers))
         self.last, self.committed = edit.seq, self.committed.apply(edit)
+        self.version += 1
         try:
             await self._save(self.store.commit, self.committed)
         except OSError as error:

@@ -192,7 +192,6 @@ class Observed:
         old = {t: o for t, o in self.outcomes.items() if t.tunable in own}
         managed = {t: o for t, o in result.outcomes.items() if o.state is not State.UNMANAGED}
         self.outcomes = {t: o for t, o in self.outcomes.items() if t.tunable not in own} | managed
-        self.counters["drift_repairs"] += len(result.repaired)
         if changes := changes_of(old, result):
             self.generation += 1
         self.notify(cause, changes)

@@ -495,7 +495,6 @@ class _Pass:
                 verdict = verdict._replace(detail=detail)
                 if not self.given.dry:
                     self.lane.drift.repaired(target, self.lane.clock())
-                    self.result.repaired.add(target)
             if desired.is_baseline:
                 verdict = self._paid_or_owed(target, verdict)
             self.result.outcomes[target] = outcome_of(desired, before[target], after[target], verdict)

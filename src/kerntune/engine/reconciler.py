@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from kerntune.engine.claims import Claims, Edit, FilesEdit, StateStore
 from kerntune.engine.companion import Companion
@@ -31,7 +32,7 @@ from kerntune.engine.writer import Halt, Progress, only_for
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
 from kerntune.kernel.files import Kernel
 from kerntune.kernel.memory import default_page_size
-from kerntune.model import Claim, ClaimId, Lane, Limits, Origin, Outcome, State
+from kerntune.model import Claim, ClaimId, Lane, Limits, Origin, Outcome, Reading, State, Target
 from kerntune.tunables.base import Tunable
 
 SMALL = 1000  # patterns times targets: less is compared on the event loop, in some milliseconds
@@ -39,6 +40,14 @@ OVERTAKEN = 3  # passes that may end while Verify looks, before it answers all t
 GRACE = 0.3  # seconds in which passes may still end by themselves when we are told to stop
 LAST = 0.4  # seconds before the end in which no write begins any more
 STEP = 0.02  # seconds between two signals to threads that are inside a write
+
+
+class Facts(NamedTuple):
+    """What the check of a request goes by."""
+
+    version: int  # of the claims in force
+    limits: Limits
+    readings: Mapping[Target, Reading]
 
 
 class Reconciler:
@@ -167,7 +176,8 @@ class Reconciler:
 
         These claims are the files': no StateStore saves them, and no Unset withdraws them.
         """
-        self.edits.configured, self.limits = tuple(claims), limits
+        self.edits.configure(claims)
+        self.limits = limits
         for queue in self.lanes.values():
             queue.runner = replace(queue.runner, limits=limits)
 
@@ -200,7 +210,10 @@ class Reconciler:
         What is not there is looked for once: it may have come a moment ago. A large request is checked where `run` runs
         it, or where those are that were authorised.
         """
-        run = run or self.threads.read
+        edit, _ = await self._check(request, run or self.threads.read)
+        return edit
+
+    async def _check(self, request: Request, run: Run) -> tuple[Edit, Facts]:
         # What one user may hold is a part of what the host has left.
         if request.hold and (read := self.observed.refresh(Lane.MEMORY)):
             await read
@@ -211,14 +224,18 @@ class Reconciler:
             await self.observed.fresh({self.tunables[name].lane for name in names}, 0)
             return await self._checked(request, run)
 
-    async def _checked(self, request: Request, run: Run) -> Edit:
-        """Check the request against what is known now; in a thread when it is large."""
-        world, claims = self.observed.world, self.edits.claims
+    async def _checked(self, request: Request, run: Run) -> tuple[Edit, Facts]:
+        """Check the request against what is known now, and return that too; in a thread when it is large."""
+        world, claims, facts = self.observed.world, self.edits.claims, self._facts()
         if not self._takes_long(request, world, claims):
-            return edit_for(request, world, claims, self.limits)
+            return edit_for(request, world, claims, self.limits), facts
         edit = await run(edit_for, request, world, claims, self.limits)
         self._check_number(edit)
-        return edit
+        return edit, facts
+
+    def _facts(self) -> Facts:
+        """Return what a check goes by."""
+        return Facts(self.edits.version, self.limits, self.observed.readings)
 
     def _check_number(self, edit: Edit) -> None:
         """Raise LimitsExceeded where others have made too many claims or holds while this large edit was looked at."""
@@ -228,14 +245,14 @@ class Reconciler:
         self, request: Request, cause: str, progress: Progress | None = None, *, endable: bool = False
     ) -> Answer:
         """Carry out a request: the first pass that starts after it, commit, and what the kernel really did."""
-        last, edit = self.edits.last, await self.check(request)
+        edit, facts = await self._check(request, self.threads.read)
         if len(edit.put) > 1 or (edit.put and Lane.MEMORY in self._lanes_of(edit)):
             # What can be foreseen (limits are memory's) refuses the call before any lane has written its part.
             rehearsed = self.edits.foreseen(edit)
             result = await self._dry_runs.rehearse(rehearsed, self._lanes_of(edit))
             (await self._judge(rehearsed, result, self.threads.read, must_win=request.must_win)).checked()
-            if self.edits.last != last:
-                # What was queued meanwhile counts for the limits, and may be what this request replaces.
+            if self._facts() != facts:
+                # What has changed meanwhile counts for the limits, and may be what this request replaces or names.
                 edit = await self.check(request)
         return await self.carry_out(edit, cause, progress, must_win=request.must_win, endable=endable)
 
@@ -432,6 +449,7 @@ class Reconciler:
         await self.edits.drop_baselines(result)
         written = [target for target in result.readings if self.observed.group(target) in writing]
         self.observed.learn(lane, result, written)
+        self.observed.counters["drift_repairs"] = sum(queue.runner.drift.total for queue in self.lanes.values())
         writing.clear()
         self.observed.publish(lane, result, ", ".join(dict.fromkeys(request.cause for request in requests)))
 

@@ -46,8 +46,8 @@ class Result:
     """What a pass found and did; for a dry run `wrote` is what it would have written.
 
     `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
-    of no use any more. `repaired` are those that others had changed. `refused` are claims that the host cannot bear, by
-    their identity and place. `foreseen` is the memory that a dry run leaves to the next tunable's plan.
+    of no use any more. `refused` are claims that the host cannot bear, by their identity and place. `foreseen` is the
+    memory that a dry run leaves to the next tunable's plan.
     """
 
     began: float = 0.0
@@ -57,7 +57,6 @@ class Result:
     outcomes: dict[Target, Outcome] = field(default_factory=dict)
     wrote: set[Target] = field(default_factory=set)
     restored: set[Target] = field(default_factory=set)
-    repaired: set[Target] = field(default_factory=set)
     missing: dict[str, str] = field(default_factory=dict)
     refused: dict[tuple[ClaimId, int], Verdict] = field(default_factory=dict)
     memory: Memory | None = None
@@ -74,7 +73,6 @@ def merge(results: Iterable[Result]) -> Result:
         whole.outcomes |= result.outcomes
         whole.wrote |= result.wrote
         whole.restored |= result.restored
-        whole.repaired |= result.repaired
         whole.missing |= result.missing
         whole.refused |= result.refused
         whole.memory = result.memory or whole.memory

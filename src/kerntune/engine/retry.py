@@ -161,11 +161,13 @@ class DriftLog:
 
     def __init__(self) -> None:
         self._repairs: dict[Target, list[float]] = {}
+        self.total = 0  # also those that are forgotten by now
 
     def repaired(self, target: Target, now: float) -> None:
         # Drives come and go without end: what is too long ago is of no use for any target.
         kept = {other: recent for other in self._repairs if (recent := self._recent(other, now))}
         self._repairs = {**kept, target: [*kept.get(target, ()), now]}
+        self.total += 1
 
     def __len__(self) -> int:
         return len(self._repairs)

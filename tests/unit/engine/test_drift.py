@@ -10,10 +10,24 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kerntune.engine.retry import WINDOW, DriftLog
+from kerntune.errors import Failed
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Outcome, Reason, State, Target
-from tests.unit.lab import PAGE, VM, Clock, Lab, have_pages, large_host, node_pool, pages, queue, running, small_host
+from tests.unit.lab import (
+    FULL,
+    PAGE,
+    VM,
+    Clock,
+    Lab,
+    have_pages,
+    large_host,
+    node_pool,
+    pages,
+    queue,
+    running,
+    small_host,
+)
 
 CONTESTED = (State.CONTESTED, Reason.CHANGED_BY_OTHERS)
 OVERCOMMIT, WHOLE = Target("overcommit"), Target("hugepages", "2M")
@@ -87,6 +101,19 @@ async def test_repairs_far_apart_are_no_fight() -> None:
         await fight(lab, clock, 8, every=301.0)
         assert lab.writes() == [(queue("sda"), "bfq")] * 8
         assert lab.engine.observed.counters == {"hotplug_events": 0, "drift_repairs": 8}
+
+
+async def test_a_repair_counts_although_its_pass_fails_later() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("io-scheduler", "*", "bfq"))
+        lab.kernel.disks["sda"].scheduler = "none"
+        lab.store.full = FULL  # so that the next tunable of the lane cannot save what it finds
+        with pytest.raises(Failed, match="cannot be saved"):
+            await lab.set(("read-ahead", "*", 512))
+        lab.store.full = None
+        await lab.engine.reconcile("later")
+        assert lab.kernel.disks["sda"].scheduler == "bfq"
+        assert lab.engine.observed.counters["drift_repairs"] == 1
 
 
 @pytest.mark.parametrize("pattern", ["sda", "*", "sd?"])

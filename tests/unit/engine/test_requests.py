@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ from tests.unit.lab import (
     BOUND,
     SETTINGS,
     Lab,
+    held,
     large_host,
+    queue,
     request,
     running,
 )
@@ -136,6 +138,64 @@ async def test_what_is_queued_while_a_persistent_request_is_rehearsed_is_replace
         await asyncio.gather(lab.set(*settings, persist=True), lab.set(("io-scheduler", "nvme0n1", "bfq")))
         assert lab.claims == [f"persistent:{tunable}@{at}={value}" for tunable, at, value in settings]
         assert lab.kernel.disks["nvme0n1"].scheduler == "none"
+
+
+def meanwhile(lab: Lab, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Awaitable[None]]) -> None:
+    """Have something happen once, when the next dry run of a call has ended."""
+    read, events = lab.engine.threads.read, [happens]
+
+    async def then(work: Callable[..., Any], *given: Any) -> Any:
+        found = await read(work, *given)
+        if events:
+            await events.pop()()
+        return found
+
+    monkeypatch.setattr(lab.engine.threads, "read", then)
+
+
+async def test_limits_that_change_while_a_request_is_rehearsed_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("thp", "enabled", "never"))
+        lab.writes()
+        meanwhile(lab, monkeypatch, lambda: lab.engine.reload((), Limits(claims=2)))
+        with pytest.raises(LimitsExceeded, match="there are 2 runtime claims already"):
+            await lab.set(("sysctl", "vm.swappiness", 9), ("io-scheduler", "nvme1n1", "bfq"))
+        assert lab.writes() == []
+
+
+async def test_a_drive_that_goes_while_a_request_is_rehearsed_has_nothing_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(large_host()) as lab:
+
+        async def unplugged() -> None:
+            lab.kernel.unplug("nvme1n1")
+            await lab.engine.reconcile("remove")
+
+        meanwhile(lab, monkeypatch, unplugged)
+        with pytest.raises(NoSuchTarget, match="nvme1n1"):
+            await lab.set(("io-scheduler", "nvme0n1", "kyber"), ("io-scheduler", "nvme1n1", "kyber"))
+        assert (lab.writes(), lab.claims) == ([], [])
+
+
+async def test_an_edit_that_is_withdrawn_while_a_request_is_rehearsed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(large_host(), limits=Limits(claims=3)) as lab:
+        await lab.set(("io-scheduler", "nvme0n1", "bfq"))
+        await lab.set(("io-scheduler", "sda", "bfq"))
+        gate = held(lab.kernel, queue("sda"))
+        unset = request(("io-scheduler", "sda", ""), unset=True)
+        leaving = asyncio.create_task(lab.engine.change(unset, "Unset", endable=True))
+        await gate.reached.wait()
+
+        async def left() -> None:
+            leaving.cancel()
+            gate.free.set()
+            await asyncio.wait([leaving])
+
+        meanwhile(lab, monkeypatch, left)
+        with pytest.raises(LimitsExceeded, match="there are 3 runtime claims already"):
+            await lab.set(("sysctl", "vm.swappiness", 9), ("thp", "enabled", "never"))
+        assert len(lab.claims) == 2
 
 
 async def test_claims_have_numbers_in_the_order_in_which_they_are_queued() -> None:
