@@ -1,4 +1,4 @@
-"""Who wants what, and the desired state that follows from it. Pure.
+"""The claims, which of them wins, and the desired state that follows. Pure.
 
 An edit is data: the claims in force can be made again without an edit that failed. `resolve` makes of claims,
 baselines and targets the desired state of each target.
@@ -22,7 +22,7 @@ CALLERS: Final = frozenset({Origin.PERSISTENT, Origin.RUNTIME})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What callers selected of the files: a profile ("": none), or to suspend all files, also the configuration."""
+    """The choice of callers among the files: a profile ("": none), or to suspend all, the configuration too."""
 
     profile: str = ""
     suspended: bool = False
@@ -38,7 +38,7 @@ NOTHING_CHOSEN: Final = Choice()
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a caller asks of the files and claims as a whole: another profile ("": none), or a reset.
+    """A request for the files and claims as a whole: another profile ("": none), or a reset.
 
     A reset drops all that callers asked for; with `baseline` it suspends the files too, with `holds` it ends all holds.
     """
@@ -208,7 +208,7 @@ NOTHING_READ: Final[Mapping[Target, Reading]] = {}
 
 @dataclass(frozen=True, slots=True)
 class PassInput:
-    """What a pass works on. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
+    """The input of a pass. `named` are the claims a caller waits for; `enforce` overrules drift (boot, reload).
 
     `asking` are those of them that this pass is for; others have had theirs, or are still to have it.
 

@@ -1,4 +1,4 @@
-"""What passes work on: the claims in force, each edit of them from its queue to its commit, and the baselines."""
+"""The claims in force, each edit of them from its queue to its commit, and the baselines: the input of passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was last read and reported, and the looks that keep it fresh: shared by all who ask, never in the event loop."""
+"""The last readings and outcomes, and the looks that keep them fresh: all who ask share a look, in a thread."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Observed:
 
     @property
     def world(self) -> World:
-        """What requests are checked against."""
+        """The facts that requests are checked against."""
         owed = frozenset(target for target, outcome in self.outcomes.items() if outcome.is_owed)
         return World(self.tunables, self.readings, self.missing, owed, self.memory or NO_MEMORY, self._page_size)
 

@@ -43,7 +43,7 @@ STEP = 0.02  # seconds between two signals to threads that are inside a write
 
 
 class Facts(NamedTuple):
-    """What the check of a request goes by."""
+    """The facts that the check of a request goes by."""
 
     version: int  # of the claims in force
     limits: Limits

@@ -57,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True)
 class World:
-    """What requests are checked against: the tunables, the last readings, and which tunables are missing and why.
+    """The facts that requests are checked against: tunables, the last readings, and why a tunable is missing.
 
     `owed` are the targets whose own values are not back yet. `page_size` is the host's default size of huge pages in
     bytes, 0 without any. It has no slots, so that it can keep what it has sorted.

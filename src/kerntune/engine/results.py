@@ -1,4 +1,4 @@
-"""What a pass or a look comes to: the answers to callers, and the outcomes to publish. Pure."""
+"""The results of passes and looks: the answers to callers, and the outcomes to publish. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Readings = Mapping[Target, Reading]
 
 @dataclass(slots=True)
 class Result:
-    """What a pass found and did; for a dry run `wrote` is what it would have written.
+    """The findings and writes of a pass; for a dry run `wrote` is what it would have written.
 
     `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
     of no use any more. `refused` are claims that the host cannot bear, by their identity and place. `foreseen` is the
