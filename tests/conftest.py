@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +16,8 @@ from tests.harness.polkitd import POLKIT_NAME
 from tests.harness.privatebus import PrivateBus, package_bus
 
 LONGEST: Final = 20.0  # seconds
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit root alone may change anything")
 
 # A shell starts what runs in the background with SIGINT ignored, and all that the tests start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import pytest
-
 from kerntune.api.names import BUS_NAME, HOLD, HUGE_PAGES, MANAGER, ROOT
 from kerntune.api.services import LOGIND, RIVALS
 from kerntune.dbus.client import Client, Variant, connect
@@ -22,7 +20,6 @@ from tests.harness.polkitd import POLKIT_NAME
 from tests.harness.privatebus import PrivateBus
 
 BOUND: Final = 10.0  # seconds that anything may take here
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit root alone may change anything")
 
 PLAYED: Final = (lab.NAME, POLKIT_NAME, LOGIND, *RIVALS)
 POLICY: Final = f"""\

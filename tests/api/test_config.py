@@ -16,7 +16,8 @@ from kerntune import errors
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.cli.__main__ import main
 from kerntune.dbus.client import Signal, connect
-from tests.api.lab import BOUND, connected, needs_root, private_bus, variants, write_config
+from tests.api.lab import BOUND, connected, private_bus, variants, write_config
+from tests.conftest import needs_root
 from tests.harness import CHECKOUT
 from tests.harness.command import Shell, demo
 from tests.harness.daemon import Daemon

@@ -17,7 +17,8 @@ import kerntune
 from kerntune import errors, holding
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.dbus.client import connect
-from tests.api.lab import BOUND, needs_root
+from tests.api.lab import BOUND
+from tests.conftest import needs_root
 from tests.harness import CHECKOUT
 from tests.harness.daemon import Daemon
 

@@ -27,7 +27,8 @@ from kerntune.errors import Failed, InvalidArgs, InvalidValue
 from kerntune.model import Setting
 from kerntune.units import MAX_HOLD
 from tests.api.alone import Alone, NoFiles, calls_on
-from tests.api.lab import BOUND, Remote, connected, needs_root
+from tests.api.lab import BOUND, Remote, connected
+from tests.conftest import needs_root
 from tests.harness.daemon import Daemon
 from tests.harness.privatebus import PrivateBus
 from tests.hostile.raw import Raw

@@ -25,7 +25,8 @@ from kerntune.daemon.app import BUS_WAIT, LOCK_WAIT, Status
 from kerntune.errors import Failed
 from kerntune.kernel.kconfig import QUEUE
 from kerntune.tunables.scopes import POLICIES
-from tests.api.lab import BOUND, Change, connected, needs_root, not_started, write_config
+from tests.api.lab import BOUND, Change, connected, not_started, write_config
+from tests.conftest import needs_root
 from tests.harness import CHECKOUT
 from tests.harness.daemon import READY, Daemon
 from tests.harness.privatebus import PrivateBus

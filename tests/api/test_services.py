@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kerntune.api.services import LOGIND, RIVALS, OtherServices
-from kerntune.dbus.connection import Connection
 from kerntune.dbus.messages import Message
 from tests.api.lab import BOUND
 from tests.dbus import lab
@@ -35,17 +34,6 @@ async def watching(bus: PrivateBus) -> AsyncIterator[Watch]:
         yield watch
 
 
-@asynccontextmanager
-async def other(bus: PrivateBus) -> AsyncIterator[Connection]:
-    """Connect another program to the bus."""
-    link = Connection(lambda _message: None, address=bus.address)
-    await link.connect()
-    try:
-        yield link
-    finally:
-        await link.close()
-
-
 def prepare_for_sleep(starts: bool, to: str | None = None) -> Message:
     """Return the signal of logind: a sleep starts, or is over."""
     message = Message.new_signal("/org/freedesktop/login1", f"{LOGIND}.Manager", "PrepareForSleep", "b", [starts])
@@ -56,7 +44,7 @@ def prepare_for_sleep(starts: bool, to: str | None = None) -> Message:
 @pytest.mark.parametrize(("name", "slug"), RIVALS.items())
 async def test_a_rival_is_named_while_it_runs(bus: PrivateBus, name: str, slug: str) -> None:
     async with watching(bus) as watch:
-        async with other(bus) as rival:
+        async with lab.connected(bus) as rival:
             await rival.call_bus("RequestName", "su", name, 4)
             assert await watch.next() == "rival"
             assert watch.troubles == {"config-invalid", slug}
@@ -65,14 +53,14 @@ async def test_a_rival_is_named_while_it_runs(bus: PrivateBus, name: str, slug: 
 
 
 async def test_a_rival_that_ran_before_is_named(bus: PrivateBus) -> None:
-    async with other(bus) as rival:
+    async with lab.connected(bus) as rival:
         await rival.call_bus("RequestName", "su", "com.redhat.tuned", 4)
         async with watching(bus) as watch:
             assert watch.troubles == {"config-invalid", "rival-tuned"}
 
 
 async def test_a_resume_asks_for_a_pass(bus: PrivateBus) -> None:
-    async with watching(bus) as watch, other(bus) as logind:
+    async with watching(bus) as watch, lab.connected(bus) as logind:
         await logind.call_bus("RequestName", "su", LOGIND, 4)
         logind.send(prepare_for_sleep(True))
         logind.send(prepare_for_sleep(False))
@@ -81,7 +69,7 @@ async def test_a_resume_asks_for_a_pass(bus: PrivateBus) -> None:
 
 
 async def test_signals_of_strangers_are_ignored(bus: PrivateBus) -> None:
-    async with watching(bus) as watch, other(bus) as logind, other(bus) as stranger:
+    async with watching(bus) as watch, lab.connected(bus) as logind, lab.connected(bus) as stranger:
         await logind.call_bus("RequestName", "su", LOGIND, 4)
         stranger.send(prepare_for_sleep(False, lab.NAME))
         stranger.send(

@@ -29,7 +29,8 @@ from kerntune.engine.requests import Request
 from kerntune.errors import KerntuneError
 from kerntune.model import Setting
 from tests.api.alone import Alone, NoFiles, calls_on
-from tests.api.lab import Change, Remote, connected, needs_root, variants, write_config
+from tests.api.lab import Change, Remote, connected, variants, write_config
+from tests.conftest import needs_root
 from tests.harness.daemon import Daemon
 from tests.harness.host import DISKS
 from tests.harness.privatebus import PrivateBus

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from tests.harness.privatebus import PrivateBus
 LIMIT = 10.0  # seconds
 
 Captured = pytest.CaptureFixture[str]
-by_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit on its bus root alone may tune")
 
 
 def run(script: Script, *words: str) -> int:

@@ -17,7 +17,8 @@ from kerntune.cli.doctor import daemon_of, findings_page
 from kerntune.doctor import examine
 from kerntune.doctor.types import Daemon, Finding, Severity, Survey, Wanted
 from kerntune.errors import OverLimit
-from tests.cli.scripted import Captured, Script, by_root, claim, document, outcome, plain, run, serving
+from tests.cli.scripted import Captured, Script, claim, document, outcome, plain, run, serving
+from tests.conftest import needs_root
 from tests.harness.command import kerntune
 from tests.harness.daemon import Daemon as Kerntuned
 from tests.harness.privatebus import PrivateBus, package_bus
@@ -250,7 +251,7 @@ def test_a_unit_is_to_be_disabled_if_all_its_commands_are_taken_over(here: Path,
     assert "/etc/systemd/system/llm.service:2" in advice
 
 
-@by_root
+@needs_root
 def test_apply_with_a_real_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """The daemon tunes the same tree; afterwards the doctor finds that the lines say what the claims say."""
     lay_out("small-vm", tmp_path)

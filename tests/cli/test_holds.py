@@ -23,7 +23,8 @@ from kerntune.cli.remote import Manager
 from kerntune.dbus import blocking
 from kerntune.dbus.standard import BUS, BUS_PATH
 from kerntune.errors import KerntuneError, NoSuchHold, NotOwner, OverLimit, Unreachable, Usage
-from tests.cli.scripted import Captured, Script, ScriptedManager, by_root, claim, document, outcome, run, target
+from tests.cli.scripted import Captured, Script, ScriptedManager, claim, document, outcome, run, target
+from tests.conftest import needs_root
 from tests.harness.command import COMMAND, LIMIT, Shell, demo
 
 SINCE = 1_700_000_000_000_000
@@ -270,7 +271,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield running
 
 
-@by_root
+@needs_root
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number: signal.Signals) -> None:
     before = shell.check("kerntune get hugepages@2M")
@@ -287,7 +288,7 @@ def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number
     assert shell.check("kerntune holds") == "Nobody holds anything."
 
 
-@by_root
+@needs_root
 def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path) -> None:
     """Also with one that is killed, and cannot end it any more."""
     script = f"kerntune hold --pid $$ hugepages@2M=64 --json >{tmp_path}/told & echo $!; wait"
@@ -302,7 +303,7 @@ def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path)
     assert shell.check("kerntune holds") == "Nobody holds anything."
 
 
-@by_root
+@needs_root
 def test_a_hold_outlives_the_daemon_that_granted_it(shell: Shell) -> None:
     with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -314,7 +315,7 @@ def test_a_hold_outlives_the_daemon_that_granted_it(shell: Shell) -> None:
         assert process.wait(LIMIT) == 0
 
 
-@by_root
+@needs_root
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell, number: signal.Signals) -> None:
     with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
@@ -329,13 +330,13 @@ def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell
             assert process.wait(LIMIT) == 0
 
 
-@by_root
+@needs_root
 def test_a_hold_whose_time_is_over_ends(shell: Shell) -> None:
     done = shell.check("kerntune hold hugepages@2M=1 --ttl 1 --json").splitlines()
     assert [json.loads(line)["event"] for line in done] == ["held", "ended"]
 
 
-@by_root
+@needs_root
 def test_the_time_of_a_program_s_hold_is_in_seconds(shell: Shell) -> None:
     program = """
 import kerntune, subprocess
@@ -346,7 +347,7 @@ with kerntune.hold('hugepages@2M=1', ttl=90.5):
     assert held["expires_usec"] - held["since_usec"] == pytest.approx(90.5e6, abs=1e6)
 
 
-@by_root
+@needs_root
 def test_what_a_script_starts_in_the_background_ignores_ctrl_c(shell: Shell) -> None:
     line = "trap '' INT; exec kerntune hold hugepages@2M=64 --json"
     with subprocess.Popen(["bash", "-c", line], env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
@@ -416,7 +417,7 @@ def test_interrupted_before_it_is_granted(capsys: Captured) -> None:
     assert (said.out, said.err.splitlines()[0]) == ("", "kerntune: interrupted")
 
 
-@by_root
+@needs_root
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [

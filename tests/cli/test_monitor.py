@@ -20,7 +20,8 @@ from kerntune import errors
 from kerntune.api.document import GuardChange, Health, Pass
 from kerntune.cli.monitor import CLEAR_LINE, CLEAR_REST, ENTER, HOME, LEAVE, Board, screen
 from kerntune.cli.remote import READ_SECONDS
-from tests.cli.scripted import Captured, Script, by_root, document, outcome, run, serving
+from tests.cli.scripted import Captured, Script, document, outcome, run, serving
+from tests.conftest import needs_root
 from tests.harness.command import ADDRESS, COLUMNS, COMMAND, LIMIT, ROWS, Terminal, kerntune, on_terminal
 from tests.harness.daemon import Daemon
 from tests.harness.privatebus import PrivateBus
@@ -291,7 +292,7 @@ def is_stopped(process: subprocess.Popen[bytes]) -> bool:
     return os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
 
 
-@by_root
+@needs_root
 def test_it_shows_the_host_and_what_happens(demo: Daemon) -> None:
     with monitor(demo) as screen:
         assert screen.read_until(ENTER) == ""
@@ -315,7 +316,7 @@ def test_it_shows_the_host_and_what_happens(demo: Daemon) -> None:
         assert screen.end(signal.SIGINT)[0] == 0
 
 
-@by_root
+@needs_root
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
 def test_it_gives_the_terminal_back(demo: Daemon, number: signal.Signals, status: int) -> None:
     with monitor(demo) as screen:
@@ -325,7 +326,7 @@ def test_it_gives_the_terminal_back(demo: Daemon, number: signal.Signals, status
         assert rest.endswith(LEAVE)
 
 
-@by_root
+@needs_root
 def test_it_gives_the_terminal_back_when_the_daemon_goes(demo: Daemon) -> None:
     with monitor(demo) as screen:
         frame(screen)
@@ -337,7 +338,7 @@ def test_it_gives_the_terminal_back_when_the_daemon_goes(demo: Daemon) -> None:
         assert re.search("kerntune: org.kerntune.Tuner1 (has left the bus|cannot be reached)", rest)
 
 
-@by_root
+@needs_root
 def test_it_gives_the_terminal_back_while_it_is_stopped(demo: Daemon) -> None:
     with monitor(demo) as screen:
         frame(screen)
@@ -349,7 +350,7 @@ def test_it_gives_the_terminal_back_while_it_is_stopped(demo: Daemon) -> None:
         frame(screen)
 
 
-@by_root
+@needs_root
 def test_it_can_be_stopped_and_ended_while_the_daemon_hangs(demo: Daemon) -> None:
     with monitor(demo) as screen:
         frame(screen)
@@ -368,7 +369,7 @@ def test_it_can_be_stopped_and_ended_while_the_daemon_hangs(demo: Daemon) -> Non
             os.kill(demo.pid, signal.SIGCONT)
 
 
-@by_root
+@needs_root
 def test_it_is_not_drawn_more_often_than_twice_a_second(demo: Daemon) -> None:
     with monitor(demo) as screen:
         frame(screen)
@@ -380,7 +381,7 @@ def test_it_is_not_drawn_more_often_than_twice_a_second(demo: Daemon) -> None:
         assert (frames - 1) * 0.5 <= time.monotonic() - start + 0.5
 
 
-@by_root
+@needs_root
 @pytest.mark.parametrize("words", [["--events"], ["--json"]])
 def test_lines_are_there_for_the_asking(demo: Daemon, words: list[str]) -> None:
     with monitor(demo, *words) as screen:

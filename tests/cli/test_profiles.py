@@ -11,7 +11,8 @@ import pytest
 
 from kerntune.cli.remote import LEAVING
 from kerntune.errors import AccessDenied, NoSuchProfile
-from tests.cli.scripted import Captured, Script, by_root, document, outcome, run, serving
+from tests.cli.scripted import Captured, Script, document, outcome, run, serving
+from tests.conftest import needs_root
 from tests.harness import CHECKOUT
 from tests.harness.command import NO_BUS, Shell, demo, kerntune
 from tests.harness.privatebus import PrivateBus
@@ -208,7 +209,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         yield running
 
 
-@by_root
+@needs_root
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_workload_starts_after_verify(shell: Shell, profile: str) -> None:
     shell.check(f"kerntune profile set {profile}")
@@ -219,7 +220,7 @@ def test_a_workload_starts_after_verify(shell: Shell, profile: str) -> None:
     shell.check("kerntune profile clear")
 
 
-@by_root
+@needs_root
 def test_going_back_to_a_profile_is_no_failure_either(shell: Shell) -> None:
     (shell.daemon.config / "kerntune.toml").write_text('profile = "balanced"\n')
     shell.check("kerntune reload")
@@ -237,7 +238,7 @@ def test_going_back_to_a_profile_is_no_failure_either(shell: Shell) -> None:
     shell.check("kerntune reload")
 
 
-@by_root
+@needs_root
 def test_what_was_asked_for_by_name_and_is_gone_is_a_failure(shell: Shell) -> None:
     shell.check("kerntune set io-scheduler@nvme1n1=bfq 'io-scheduler@sd*=bfq' --persist")
     fifo = shell.daemon.folder / "runtime/demo"

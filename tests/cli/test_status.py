@@ -15,7 +15,8 @@ from kerntune.config.active import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.guard import OBSERVES
 from kerntune.store import STATE_SET_ASIDE
-from tests.cli.scripted import by_root, claim, document, on_terminal, plain, target
+from tests.cli.scripted import claim, document, on_terminal, plain, target
+from tests.conftest import needs_root
 from tests.harness.command import kerntune
 from tests.harness.daemon import READY, Daemon
 from tests.harness.privatebus import package_bus
@@ -245,7 +246,7 @@ def about(daemon: Daemon, drive: str) -> str:
     return " ".join(line.replace(str(daemon.config), "ETC").split())
 
 
-@by_root
+@needs_root
 def test_four_that_disagree(daemon: Daemon) -> None:
     """Each wins over those below it, and says so; when it goes, the next one wins."""
     below = "mq-deadline of config for nvme*: ETC/kerntune.toml:3; none of profile mine"

@@ -157,6 +157,17 @@ async def client(bus: PrivateBus) -> AsyncIterator[Client]:
         yield connected
 
 
+@asynccontextmanager
+async def connected(bus: PrivateBus) -> AsyncIterator[Connection]:
+    """Connect another program to the bus."""
+    link = Connection(lambda _message: None, address=bus.address)
+    await link.connect()
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
 async def settle(client: Client, service: Service) -> None:
     """Wait until the service has received all that the client has sent: the bus keeps the order."""
     await client.running()

@@ -7,15 +7,13 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import pytest
 
 from kerntune import errors
 from kerntune.dbus import backpressure, messages
 from kerntune.dbus.backpressure import ALL, CLIENT, CLIENTS, LARGE, OURSELVES, SILENCE, SMALL, USER, Unread
-from kerntune.dbus.connection import Connection
 from kerntune.dbus.intake import Intake
 from kerntune.dbus.messages import MAX_SENT, Message, MessageFlag, MessageType, Variant
 from kerntune.dbus.server import MAX_CALL, OF_A_CALL, OF_A_PLACE, OF_USER, SHORT
@@ -56,7 +54,7 @@ class TestLongMessages:
         monkeypatch.setattr(messages, "parse", measured)
         long = bytes(SHORT)
         tick = Message(lab.NAME, lab.ROOT, lab.IFACE, "Tick", MessageType.SIGNAL, signature="ay", body=[long])
-        async with lab.serving(bus), lab.client(bus) as client, connected(bus) as stranger:
+        async with lab.serving(bus), lab.client(bus) as client, lab.connected(bus) as stranger:
             for where, error, text in (
                 ((lab.ROOT, lab.IFACE, "Echo"), errors.InvalidArgs, 'Echo takes "s", not "ay"'),
                 ((lab.ROOT, lab.IFACE, "Nothing"), errors.UnknownMethod, "no method"),
@@ -120,21 +118,11 @@ class TestLongMessages:
         assert set(told) == {True, False}
 
 
-@asynccontextmanager
-async def connected(bus: PrivateBus) -> AsyncIterator[Connection]:
-    link = Connection(lambda _: None, address=bus.address)
-    await link.connect()
-    try:
-        yield link
-    finally:
-        await link.close()
-
-
 class TestManyCalls:
     async def test_calls_that_nobody_waits_for_are_dropped_first(
         self, bus: PrivateBus, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with lab.serving(bus), connected(bus) as stranger, lab.client(bus) as client:
+        async with lab.serving(bus), lab.connected(bus) as stranger, lab.client(bus) as client:
             flags = MessageFlag.NO_REPLY_EXPECTED
             for _ in range(20_000):
                 stranger.send(Message(lab.NAME, lab.ROOT, lab.IFACE, "Echo", flags=flags, signature="s", body=["x"]))

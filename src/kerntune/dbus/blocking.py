@@ -24,7 +24,6 @@ from kerntune.dbus.messages import (
     UNPARSEABLE,
     InvalidAddressError,
     Message,
-    MessageFlag,
     MessageType,
     TimedOut,
     Variant,
@@ -32,6 +31,7 @@ from kerntune.dbus.messages import (
     exception,
     is_reply,
     marshalled,
+    method_call,
     parse,
     sockets,
     unwrap,
@@ -140,10 +140,8 @@ class BlockingClient:
         Raise Unreachable without a bus, a daemon or an answer, and Usage for a text that is not UTF-8. An error name
         that is not ours becomes Failed. Raise Interrupted when one of the descriptors `beside` becomes readable.
         """
-        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
-        if not start:
-            flags |= MessageFlag.NO_AUTOSTART
-        call = Message(self.service, path, interface, member, flags=flags, signature=signature, body=list(args))
+        where = (self.service, path, interface, member)
+        call = method_call(where, signature, args, interactive=interactive, start=start)
         with typed_errors(self.service, self.hint, self.late):
             return [unwrap(value) for value in self._answer(call, timeout, beside)]
 
@@ -196,7 +194,7 @@ class BlockingClient:
 
     def _bus(self, member: str, signature: str = "", *args: Any) -> list[Any]:
         """Call a method of the bus itself (org.freedesktop.DBus). Raise Unreachable if it does not answer."""
-        call = Message(*THE_BUS, member, signature=signature, body=list(args))
+        call = method_call((*THE_BUS, member), signature, args)
         try:
             return self._answer(call, CONNECT_SECONDS)
         except TimedOut as error:

@@ -22,13 +22,13 @@ from kerntune.dbus.messages import (
     UNPARSEABLE,
     InvalidAddressError,
     Message,
-    MessageFlag,
     MessageType,
     TimedOut,
     address_of,
     exception,
     marshalled,
     may_reply,
+    method_call,
     parse,
     sockets,
 )
@@ -142,10 +142,8 @@ class Connection(asyncio.BufferedProtocol):
         """
         if not (self._write_queue and self._write_queue.open):
             raise self._unreachable("is not connected")
-        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
-        if not start:
-            flags |= MessageFlag.NO_AUTOSTART
-        message = Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args))
+        where = (destination, path, interface, member)
+        message = method_call(where, signature, args, interactive=interactive, start=start)
         self.send(message)
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._replies[message.serial] = Waiting(destination, reply)
@@ -166,8 +164,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def call_oneway(self, destination: str, path: str, interface: str, member: str, signature: str, *args: Any) -> None:
         """Call a method without a reply: none is sent, and none is waited for."""
-        flags = MessageFlag.NO_REPLY_EXPECTED
-        self.send(Message(destination, path, interface, member, flags=flags, signature=signature, body=list(args)))
+        self.send(method_call((destination, path, interface, member), signature, args, answered=False))
 
     def disconnect(self, why: str) -> None:
         """End the connection at once, and log why."""

@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec, module_from_spec
 from typing import Any, Final
 
@@ -65,6 +65,28 @@ class _Signatures(dict[str, SignatureTree]):
 
 
 SignatureTree._cache = _Signatures(SignatureTree._cache)
+
+
+def method_call(
+    where: tuple[str, str, str, str],
+    signature: str,
+    args: Sequence[Any],
+    *,
+    interactive: bool = False,
+    start: bool = True,
+    answered: bool = True,
+) -> Message:
+    """Return a call of `where`: destination, path, interface and member.
+
+    `interactive` lets polkit ask for a password. Without `start` no service is started, without `answered` no reply is
+    sent.
+    """
+    flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+    if not start:
+        flags |= MessageFlag.NO_AUTOSTART
+    if not answered:
+        flags |= MessageFlag.NO_REPLY_EXPECTED
+    return Message(*where, flags=flags, signature=signature, body=list(args))
 
 
 def error_reply(call: Message, name: str, text: str) -> Message:

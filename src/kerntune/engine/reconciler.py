@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kerntune.engine.claims import Claims, Edit, FilesEdit, StateStore
 from kerntune.engine.companion import Companion
-from kerntune.engine.dry_runs import DryRuns, Shared
+from kerntune.engine.dry_runs import DryRuns, Shared, seen
 from kerntune.engine.edits import Edits, Named, Pending
 from kerntune.engine.hung import Bounds, Hung
 from kerntune.engine.observed import Observed
@@ -252,7 +252,7 @@ class Reconciler:
             result = await self._dry_runs.rehearse(rehearsed, self._lanes_of(edit))
             (await self._judge(rehearsed, result, self.threads.read, must_win=request.must_win)).checked()
             if self._facts() != facts:
-                # What has changed meanwhile counts for the limits, and may be what this request replaces or names.
+                # The limits count the new claims, and the request may replace them, or name a device that has gone.
                 edit = await self.check(request)
         return await self.carry_out(edit, cause, progress, must_win=request.must_win, endable=endable)
 
@@ -316,7 +316,8 @@ class Reconciler:
         pending = self._begin(edit, named, cause, progress)
         carrying = asyncio.create_task(self._carry_out(pending, cause, must_win=must_win), name=cause)
         self._carrying.add(carrying)
-        carrying.add_done_callback(self._carried_out)
+        carrying.add_done_callback(self._carrying.discard)
+        carrying.add_done_callback(seen)  # its caller may be gone
         try:
             return await asyncio.shield(carrying)
         except asyncio.CancelledError:
@@ -351,11 +352,6 @@ class Reconciler:
         if queue.halt is halt:
             halt.interrupt()
             asyncio.get_running_loop().call_later(STEP, self._interrupt, queue, halt)
-
-    def _carried_out(self, task: asyncio.Task[Answer]) -> None:
-        self._carrying.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, for its caller may be gone
 
     async def _carry_out(self, pending: Pending, cause: str, *, must_win: bool) -> Answer:
         edit, lanes = pending.edit, pending.lanes

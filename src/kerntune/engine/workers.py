@@ -245,7 +245,7 @@ class Threads:
     def prepare(self) -> None:
         """Make the threads that any call may need: while memory is short there may be no room for them."""
         gate = threading.Event()
-        # Where there is no room even now, those that there are have to do.
+        # Where the host has no room even now, the engine works with the threads that it has.
         with contextlib.suppress(RuntimeError):
             pools: list[tuple[ThreadPoolExecutor | Crew, int]] = [
                 (self.passes, len(Lane)),

@@ -55,6 +55,20 @@ def details(lab: Lab) -> Iterator[str]:
     return (outcome.detail for report in lab.reports for outcome in report.outcomes)
 
 
+def slow_saves(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, threading.Event]:
+    """Have saves wait; return an event that is set when the first begins, and the one that lets them go on."""
+    saving, free, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    commit = MemoryStore.commit
+
+    def slowly(store: MemoryStore, claims: Claims) -> None:
+        loop.call_soon_threadsafe(saving.set)
+        free.wait(BOUND)
+        commit(store, claims)
+
+    monkeypatch.setattr(MemoryStore, "commit", slowly)
+    return saving, free
+
+
 async def test_a_slow_pool_is_ended_and_the_old_count_is_back() -> None:
     async with running(small_host()) as lab:
         have_pages(lab.kernel, 3)
@@ -155,15 +169,7 @@ async def test_who_comes_later_in_the_lane_has_what_he_asked_for() -> None:
 
 async def test_what_is_being_saved_is_finished_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(small_host()) as lab:
-        saving, free, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
-        commit = MemoryStore.commit
-
-        def slowly(store: MemoryStore, claims: Claims) -> None:
-            loop.call_soon_threadsafe(saving.set)
-            free.wait(BOUND)
-            commit(store, claims)
-
-        monkeypatch.setattr(MemoryStore, "commit", slowly)
+        saving, free = slow_saves(monkeypatch)
         call = setting(lab, ("hugepages", "2M", 4))
         await saving.wait()
         call.cancel()
@@ -174,15 +180,7 @@ async def test_what_is_being_saved_is_finished_and_answered(monkeypatch: pytest.
 
 async def test_of_two_that_are_saved_at_the_same_time_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(large_host()) as lab:
-        saving, free, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
-        commit = MemoryStore.commit
-
-        def slowly(store: MemoryStore, claims: Claims) -> None:
-            loop.call_soon_threadsafe(saving.set)
-            free.wait(BOUND)
-            commit(store, claims)
-
-        monkeypatch.setattr(MemoryStore, "commit", slowly)
+        saving, free = slow_saves(monkeypatch)
         (first,) = await begun(lab.set(("hugepages", "2M", 4)))
         await saving.wait()
         (second,) = await begun(lab.set(("io-scheduler", "sda", "bfq")))
