@@ -1,14 +1,17 @@
-"""How hard the property tests look, and the folders of a daemon."""
+"""How hard the property tests look, the folders of a daemon, and its signal."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from kerntune.engine.writer import SIGNAL, make_endable
 from tests.harness import often
 
 # The same examples on every run, so that a failure is the change's and not the day's.
@@ -26,3 +29,12 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
     (tmp_path / "lib").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def endable() -> Iterator[None]:
+    """Have the process take the signal that ends a write, as the daemon does."""
+    before = signal.getsignal(SIGNAL)
+    make_endable()
+    yield
+    signal.signal(SIGNAL, before)

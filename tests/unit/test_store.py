@@ -15,10 +15,42 @@ from typing import Any
 import pytest
 
 from kerntune.engine.claims import Choice, Claims
-from kerntune.model import Baseline, Claim, Target
+from kerntune.model import Baseline, Claim, Origin, Target
 from kerntune.plain_files import replace_file
 from kerntune.store import BOOT_ID, Store
-from tests.unit.disk import GOOD, LATER, NOW, POOL, SDA, files, held, opened, persistent, runtime, saved
+
+SDA, POOL = Target("io-scheduler", "sda", key="7"), Target("hugepages", "2M/node0")
+NOW = Claim(Origin.RUNTIME, "io-scheduler", "nvme*", "none", "alice (busctl)", "", 3)
+GOOD = Claim(Origin.PERSISTENT, "hugepages", "2M/node0", "128", "böb", "for the model", 5, partial=True)
+LATER = Claim(Origin.RUNTIME, "overcommit", "", "always:95", "carol", "", 7)
+
+
+def opened(folder: Path, boot: str = "boot-1") -> Store:
+    return Store(folder / "run", folder / "lib", boot_id=boot)
+
+
+def runtime(folder: Path) -> Path:
+    return folder / "run/runtime.json"
+
+
+def persistent(folder: Path) -> Path:
+    return folder / "lib/claims.json"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def saved(folder: Path) -> tuple[dict[Any, Claim], dict[Target, str]]:
+    """What another daemon would find, without the files being touched."""
+    state = opened(folder)
+    assert state.set_aside == []
+    return dict(state.claims.by_id), dict(state.baselines)
+
+
+def held(*claims: Claim) -> dict[Any, Claim]:
+    return {claim.id: claim for claim in claims}
+
 
 BOUND = 10.0  # seconds that a thread may take
 
