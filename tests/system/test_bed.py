@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.system.host import CPUFREQ, ONE_GIB, Host
+from tests.system.host import CPUFREQ, ONE_GIB, Host, fragment
 from tests.system.machine import Machine
-from tests.system.scenes import fragment
 
 NODE_1 = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
 SCHEDULER = "/sys/block/nvme0n1/queue/scheduler"

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.host import ONE_GIB, Host
-from tests.system.scenes import fragment
+from tests.system.host import ONE_GIB, Host, fragment
 
 pytestmark = pytest.mark.own_machine
 

@@ -12,10 +12,9 @@ import pytest
 
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.errors import Exit
-from tests.system.host import CPUFREQ, DRIVE, RESET, Host, Setting, call, plug
+from tests.system.host import CPUFREQ, DRIVE, HOLD, RESET, Host, Setting, call, holder, plug
 from tests.system.machine import Machine
 from tests.system.pressure import MODE
-from tests.system.scenes import HOLD, holder
 from tests.system.shell import Job
 
 # Files that no other test here writes: what is desired, the file, and what the file then reads.
