@@ -18,7 +18,7 @@ from tests.system.qmp import MachineError
 HERE: Final = Path(__file__).parent
 LIMIT: Final = 120  # seconds for a test that does not say how long it may take
 # The longest first: otherwise one of two workers still runs a long file when the other has nothing left.
-FIRST: Final = ("test_crash", "test_guard", "test_boot", "test_host_changes", "test_package", "test_knobs", "test_hugepages")
+FIRST: Final = ("test_boot", "test_guard", "test_host_changes", "test_package", "test_knobs", "test_hugepages")
 OPEN: Final = pytest.StashKey[ExitStack]()
 
 
