@@ -1,4 +1,7 @@
-"""The memory guard under real pressure: a program that takes all it gets is refused and lives, and the host goes on."""
+"""The memory guard: it caps a host that is idle where the thresholds say so, and one where a program takes all it gets.
+
+The program is refused and lives, and the host goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import pytest
 
-from kerntune.api.names import MEMORY
+from kerntune.api.names import BUS_NAME, MANAGER, MEMORY, ROOT
+from kerntune.daemon.app import Status
 from kerntune.guard.alerts import MESSAGE_ID
 from tests.system import pressure
-from tests.system.host import Host
+from tests.system.host import Host, listening
 from tests.system.machine import Machine
 from tests.system.pressure import MODE, ROOM, soon
 from tests.system.shell import Job
@@ -22,6 +27,126 @@ from tests.system.shell import Job
 pytestmark = pytest.mark.own_machine
 
 CONFIG: Final = "/etc/kerntune/kerntune.d/guard.toml"
+# The floor of always:50 is 50 %; it caps below the floor and 1 TiB, and the cap never ends.
+AT_ONCE: Final = "[guard]\nband = 1048576\n"
+CLAIM: Final = ("overcommit", "", "always:50")
+IS_CAPPED: Final = f"[ $(cat {MODE}) = 2 ]"
+DROP_IN: Final = "/run/systemd/system/kerntuned.service.d/by-itself.conf"
+
+# Without pressure; these come first, for under it another program holds most of the memory from then on.
+
+
+@pytest.fixture
+def at_once(host: Host) -> Iterator[Host]:
+    """Give a host whose guard caps as soon as `always` is claimed; restore the shipped configuration afterwards."""
+    before = host.snapshot()
+    host.vm.write(CONFIG, AT_ONCE)
+    host.reload()
+    yield host
+    host.vm.check(f"rm {CONFIG}")
+    host.reload()
+    host.release()
+    assert host.snapshot() == before
+
+
+@pytest.fixture
+def capped(at_once: Host) -> Host:
+    at_once.set(CLAIM)
+    at_once.vm.wait_for(IS_CAPPED)
+    return at_once
+
+
+def reserves(vm: Machine) -> list[str]:
+    """Return what the kernel keeps for root, and from each program."""
+    return vm.check("cd /proc/sys/vm && cat admin_reserve_kbytes user_reserve_kbytes").split()
+
+
+@pytest.mark.every_system
+def test_it_caps_tells_who_has_the_memory_and_lets_go_with_the_claim(at_once: Host, vm: Machine) -> None:
+    reserved = reserves(vm)
+    ear = listening(vm, MEMORY)
+    at_once.set(CLAIM)
+    ear.wait_output('["capped",')
+    ear.kill()
+    line = next(line for line in ear.out.splitlines() if '["capped",' in line)
+    _state, level, values = json.loads(line)["payload"]["data"]
+    given = {name: value["data"] for name, value in values.items()}
+    assert level == 100
+    sizes = [size for _pid, _command, _uid, size in given["largest"]]
+    assert 1 <= len(sizes) <= 5
+    assert sizes == sorted(sizes, reverse=True)
+
+    assert at_once.overcommit()[0] == 2
+    words = ("GuardState", "WarningLevel", "Floor", "Headroom", "CommitLimit")
+    state, warning, floor, headroom, limit = (at_once.get(MEMORY, word) for word in words)
+    assert (state, warning) == ("capped", 100)
+    assert 0 < floor < headroom
+    assert limit == pytest.approx(given["limit"], rel=0.1), "it follows headroom"
+    assert "memory is short: the memory guard caps" in at_once.journal()
+
+    (outcome,) = at_once.set(("overcommit", "", "heuristic")).outcomes
+    assert (outcome.state, outcome.reason) == ("overridden", "guard-limit")
+    at_once.release()
+    assert (at_once.overcommit(), reserves(vm)) == ((0, 50), reserved)
+    assert at_once.get(MEMORY, "GuardState") == "off"
+
+
+@pytest.fixture
+def by_itself(capped: Host) -> Iterator[Host]:
+    """Give a capped host where systemd puts nothing back when the service ends, and the next daemon does not cap."""
+    capped.vm.write(DROP_IN, "[Service]\nExecStopPost=\n")
+    capped.vm.write(CONFIG, "[guard]\nenabled = false\n")
+    capped.vm.check("systemctl daemon-reload")
+    yield capped
+    capped.vm.check(f"rm {DROP_IN} && systemctl daemon-reload")
+
+
+def test_killed_it_leaves_a_cap_that_its_successor_undoes(by_itself: Host, vm: Machine) -> None:
+    pid = by_itself.pid
+    vm.check(f"kill -KILL {pid}")
+    by_itself.wait_restarted(pid)
+    assert by_itself.overcommit()[0] == 1
+    assert "a cap that was left behind is undone" in by_itself.journal()
+
+
+def test_beside_a_running_daemon_nothing_is_undone(capped: Host, vm: Machine) -> None:
+    assert vm.run("kerntuned --uncap").status == Status.TAKEN
+    assert capped.overcommit()[0] == 2
+
+
+def test_an_administrators_hand_ends_a_cap_for_good(at_once: Host, vm: Machine) -> None:
+    reserved = reserves(vm)
+    at_once.set(CLAIM)
+    vm.wait_for(IS_CAPPED)
+    assert reserves(vm) == reserved, "they are the kernel's own"
+    vm.check(f"echo 0 > {MODE}")
+    degraded = f"busctl get-property {BUS_NAME} {ROOT} {MANAGER} Degraded"
+    vm.wait_for(f'[ "$({degraded})" = \'as 2 "changed-by-others" "guard-observing"\' ]')
+    assert at_once.get(MEMORY, "GuardState") == "observing"
+    assert (at_once.overcommit()[0], reserves(vm)) == (0, reserved)
+    verified = vm.check(["busctl", "--json=short", "call", BUS_NAME, ROOT, MANAGER, "Verify"])
+    ((outcome,),) = json.loads(verified)["data"]
+    assert outcome[5:7] == ["contested", "changed-by-others"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("ratio", 1), ("kbytes", 1024)])
+def test_a_limit_that_an_administrator_sets_locks_nobody_out(capped: Host, vm: Machine, name: str, value: int) -> None:
+    """So low a limit is below what is committed: the guard takes the mode back, and caps again."""
+    vm.check(f"echo {value} > /proc/sys/vm/overcommit_{name}")
+    # Until the next look nothing can be started.
+    soon(
+        partial(
+            vm.wait_for, "journalctl --unit=kerntuned --grep 'something else set vm.overcommit_memory to 2' --quiet"
+        )
+    )
+    soon(partial(vm.check, "bash -c true && ps > /dev/null"))
+    vm.wait_for(IS_CAPPED)
+    assert capped.overcommit()[1] == 0, "the limit is the guard's again"
+
+
+# Under pressure
+
+
 CALM: Final = 1  # second
 # Back soon, for the next test.
 SOON: Final = f"[guard]\ncalm = {CALM}\n"
@@ -84,7 +209,7 @@ def hold(host: Host, left: int) -> Job:
 
 
 @pytest.fixture
-def host(guarded: Host) -> Iterator[Host]:
+def full(guarded: Host) -> Iterator[Host]:
     """Give the host with a claim of `always`; withdraw every claim afterwards, and see that its own mode is back."""
     guarded.set(("overcommit", "", "always:95"))
     yield guarded
@@ -115,14 +240,14 @@ def work_goes_on(vm: Machine) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_host_that_is_merely_full_is_left_alone(host: Host) -> None:
-    vm, jobs = host.vm, list[Job]()
+def test_a_host_that_is_merely_full_is_left_alone(full: Host) -> None:
+    vm, jobs = full.vm, list[Job]()
     try:
         jobs.append(parent := pressure.parent(vm))
-        jobs.append(hold(host, int(host.meminfo()["MemTotal"] * AT_REST)))
+        jobs.append(hold(full, int(full.meminfo()["MemTotal"] * AT_REST)))
         watch = pressure.watch_mode(vm)
         vm.wait_for(f"[ $SECONDS -ge {MINUTE} ]", 2 * MINUTE)
-        assert host.get(MEMORY, "GuardState") == "relaxed"
+        assert full.get(MEMORY, "GuardState") == "relaxed"
         watch.kill(9)
         assert pressure.modes(watch) == []
         pressure.go(vm, "parent")
@@ -132,13 +257,13 @@ def test_a_host_that_is_merely_full_is_left_alone(host: Host) -> None:
         for job in jobs:
             job.kill(9)
             job.wait()
-    let_go(host)
+    let_go(full)
 
 
 @pytest.mark.every_system
 @pytest.mark.timeout(240)
-def test_beside_a_program_that_was_refused_others_go_on(host: Host) -> None:
-    beside(host)
+def test_beside_a_program_that_was_refused_others_go_on(full: Host) -> None:
+    beside(full)
 
 
 def beside(host: Host) -> None:
@@ -174,8 +299,8 @@ def beside(host: Host) -> None:
     ("user", "swap", "how"),
     [pytest.param(*each, marks=marks(each)) for each in RUNS],
 )
-def test_a_program_that_takes_all_it_gets_is_refused_and_lives(host: Host, user: str, swap: bool, how: str) -> None:
-    run(host, user, how, swap=swap)
+def test_a_program_that_takes_all_it_gets_is_refused_and_lives(full: Host, user: str, swap: bool, how: str) -> None:
+    run(full, user, how, swap=swap)
 
 
 def run(host: Host, user: str, how: str, *, swap: bool, asks: float = ASKS) -> None:
@@ -208,14 +333,14 @@ def run(host: Host, user: str, how: str, *, swap: bool, asks: float = ASKS) -> N
 
 
 @pytest.fixture
-def unguarded(host: Host) -> Iterator[Host]:
+def unguarded(full: Host) -> Iterator[Host]:
     """Give the host with the same claim of `always`, and the guard switched off."""
-    host.vm.write(CONFIG, OFF)
-    host.reload()
-    assert host.get(MEMORY, "GuardState") == "off"
-    yield host
-    host.vm.write(CONFIG, SOON)
-    host.reload()
+    full.vm.write(CONFIG, OFF)
+    full.reload()
+    assert full.get(MEMORY, "GuardState") == "off"
+    yield full
+    full.vm.write(CONFIG, SOON)
+    full.reload()
 
 
 @pytest.mark.parametrize("user", ["alice", "root"])
@@ -226,32 +351,32 @@ def test_without_the_guard_the_oom_killer_strikes(unguarded: Host, user: str) ->
     unguarded.vm.wait_for(f"journalctl --dmesg --grep 'Out of memory: Killed process {hog.pid} .*take' --quiet")
 
 
-def test_what_was_mapped_before_is_reported_with_its_owner(host: Host) -> None:
-    vm = host.vm
-    floor = int(host.get(MEMORY, "Floor")) >> 20
+def test_what_was_mapped_before_is_reported_with_its_owner(full: Host) -> None:
+    vm = full.vm
+    floor = int(full.get(MEMORY, "Floor")) >> 20
     giant = pressure.take(vm, "late", "1500", user="alice", data=f"{floor - 60}\n")
     try:
         giant.wait_output("used ")
         vm.wait_for("busctl get-property org.kerntune.Tuner1 /org/kerntune/Tuner1 "
                     "org.kerntune.Tuner1.Memory GuardState | grep -q exhausted")  # fmt: skip
-        assert host.get(MEMORY, "WarningLevel") == 255
+        assert full.get(MEMORY, "WarningLevel") == 255
         # What else has most is of the same name: it is told by its number, and by whose it is.
         vm.wait_for(f"journalctl --unit=kerntuned --grep 'below the floor.*{culprit(giant)}' --quiet", 20)
         work_goes_on(vm)
     finally:
         giant.kill(9)
     giant.wait()
-    let_go(host)
+    let_go(full)
 
 
 @pytest.mark.every_system
 @pytest.mark.timeout(300)
-def test_one_mapping_used_to_the_end_is_named_before_the_oom_killer_comes(host: Host) -> None:
-    vm = host.vm
+def test_one_mapping_used_to_the_end_is_named_before_the_oom_killer_comes(full: Host) -> None:
+    vm = full.vm
     unit = ["systemd-run", "--quiet", "--wait", "--collect", "--unit=model", "--uid=alice"]
     model = vm.spawn([*unit, pressure.PLACE, *GIANT])
     assert model.wait(TO_THE_END).status, "the OOM killer ends it"
-    let_go(host)
+    let_go(full)
     named = [(entry, found) for entry in entries(vm, f"MESSAGE_ID={MESSAGE_ID}")
              if (found := NAMED.search(entry["KERNTUNE_CULPRIT"]))]  # fmt: skip
     assert named, "it is in no entry of the journal"
@@ -276,35 +401,35 @@ def culprit(job: Job) -> str:
     return f"largest: [^;]*{named}[^;]*; grown lately: [^;]*{named}"
 
 
-def test_killed_while_capped_it_comes_back_and_nothing_is_left_capped(host: Host) -> None:
-    vm = host.vm
+def test_killed_while_capped_it_comes_back_and_nothing_is_left_capped(full: Host) -> None:
+    vm = full.vm
     vm.write(CONFIG, OFF)  # what comes back shall not cap again at once
     hog = pressure.take(vm, "all", user="alice")
     hog.wait_output("refused")
-    pid = host.pid
+    pid = full.pid
     vm.check(f"kill -9 {pid}")
-    host.wait_restarted(pid)
-    assert host.overcommit() == (1, 95)
+    full.wait_restarted(pid)
+    assert full.overcommit() == (1, 95)
     hog.kill(9)
     vm.write(CONFIG, SOON)
-    host.reload()
+    full.reload()
 
 
-def test_stopped_while_capped_it_puts_everything_back(host: Host) -> None:
-    vm = host.vm
+def test_stopped_while_capped_it_puts_everything_back(full: Host) -> None:
+    vm = full.vm
     hog = pressure.take(vm, "all", user="alice")
     hog.wait_output("refused")
     vm.check("systemctl stop kerntuned")
-    assert host.overcommit() == (1, 95)
+    assert full.overcommit() == (1, 95)
     hog.kill(9)
     vm.check("systemctl start kerntuned")
 
 
-def test_what_is_asked_meanwhile_waits(host: Host) -> None:
-    vm = host.vm
+def test_what_is_asked_meanwhile_waits(full: Host) -> None:
+    vm = full.vm
     hog = pressure.take(vm, "all", user="alice")
     hog.wait_output("refused")
-    (outcome,) = host.set(("overcommit", "", "heuristic")).outcomes
+    (outcome,) = full.set(("overcommit", "", "heuristic")).outcomes
     assert (outcome.state, outcome.reason) == ("overridden", "guard-limit")
     assert re.search("memory guard: (capped|exhausted), .* is refused", vm.check("kerntune status"))
     hog.kill(9)
@@ -313,35 +438,35 @@ def test_what_is_asked_meanwhile_waits(host: Host) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_fifty_runs(host: Host) -> None:
+def test_fifty_runs(full: Host) -> None:
     """Play each scene in turn; then two programs ask again and again for ten minutes each."""
     for number in range(HOGS):
         if number % (len(RUNS) + 1) == len(RUNS):
-            beside(host)
+            beside(full)
         else:
             user, swap, how = RUNS[number % (len(RUNS) + 1)]
-            run(host, user, how, swap=swap)
+            run(full, user, how, swap=swap)
     for user in ("alice", "root"):
-        run(host, user, "large", swap=False, asks=LONG)
+        run(full, user, "large", swap=False, asks=LONG)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_capped_and_released_a_hundred_times(host: Host) -> None:
-    vm, pid = host.vm, host.pid
+def test_capped_and_released_a_hundred_times(full: Host) -> None:
+    vm, pid = full.vm, full.pid
     watch = pressure.watch_mode(vm)
     sizes = []
     for _ in range(CAPS):
         hog = pressure.take(vm, "all", user="alice")
         hog.wait_output("refused")
         hog.kill(9)
-        let_go(host)
-        assert host.overcommit() == (1, 95)
+        let_go(full)
+        assert full.overcommit() == (1, 95)
         sizes.append([int(word) for word in vm.check(SIZES.format(pid=pid)).split()])
     watch.kill(9)
     caps = [seconds for mode, seconds in pressure.modes(watch) if mode == 2]
     say(f"{len(caps)} caps of {min(caps)} to {max(caps)} s; descriptors, maps, threads, kB: {sizes[0]}, {sizes[-1]}")
-    assert host.pid == pid
+    assert full.pid == pid
     assert len(caps) >= CAPS
     assert min(caps) > CALM - SEEN_LATE, "none ends before there was enough for a second"
     # A moment's use goes away again: what is lost with each cap would not.
