@@ -6,14 +6,13 @@ import asyncio
 import logging
 import os
 import shutil
-from collections import Counter
 from contextlib import AsyncExitStack
 
 import pytest
 
 from kerntune import errors
 from kerntune.dbus import backpressure, messages
-from kerntune.dbus.backpressure import ALL, CLIENT, CLIENTS, LARGE, OURSELVES, SILENCE, SMALL, USER, Unread
+from kerntune.dbus.backpressure import CLIENT, SILENCE
 from kerntune.dbus.intake import Intake
 from kerntune.dbus.messages import MAX_SENT, Message, MessageFlag, MessageType, Variant
 from kerntune.dbus.server import MAX_CALL, OF_A_CALL, OF_A_PLACE, OF_USER, SHORT
@@ -348,183 +347,6 @@ async def both_as_nobody(bus: PrivateBus) -> bytes:
 
 
 # Unread replies
-
-
-class Bus:
-    """A played bus: the bytes that it keeps for each client; a client without an entry has left."""
-
-    def __init__(self, **kept: int) -> None:
-        self.kept = {name.replace("c", ":1."): size for name, size in kept.items()}
-        self.asked: Counter[str] = Counter()
-        self.error: errors.KerntuneError | None = None
-        self.users: dict[str, int] = {}
-
-    async def ask(self, name: str) -> tuple[int, int]:
-        self.asked[name] += 1
-        if self.error:
-            raise self.error
-        if name not in self.kept:
-            raise errors.Unreachable("has left")
-        return self.kept[name], self.kept[name]
-
-    async def uid_of(self, name: str) -> int:
-        return self.users.get(name, 1000)
-
-    def account(self) -> Unread:
-        return Unread(self.ask, self.uid_of)
-
-
-class TestUnread:
-    async def test_a_client_that_was_sent_little_costs_no_question(self) -> None:
-        bus = Bus()
-        account = bus.account()
-        account.sent(SMALL, ":1.1")
-        await account.wait_for_room(":1.1")
-        await account.wait_for_room(":1.2")
-        assert not bus.asked
-
-    async def test_a_client_that_has_read_all_goes_on(self) -> None:
-        bus = Bus(c1=0)
-        account = bus.account()
-        account.sent(CLIENT + 1, ":1.1")
-        await asyncio.gather(*(account.wait_for_room(":1.1") for _ in range(32)))
-        assert bus.asked[":1.1"] == 1
-
-    async def test_calls_that_come_while_the_bus_is_asked_share_its_answer(self) -> None:
-        bus, asked, answers = Bus(c1=0), asyncio.Event(), asyncio.Event()
-
-        async def ask(name: str) -> tuple[int, int]:
-            found = await bus.ask(name)
-            asked.set()
-            await answers.wait()
-            return found
-
-        account = Unread(ask, bus.uid_of)
-        account.sent(CLIENT + 1, ":1.1")
-        calls = [asyncio.create_task(account.wait_for_room(":1.1")) for _ in range(32)]
-        await asked.wait()
-        answers.set()
-        await asyncio.gather(*calls)
-        assert bus.asked[":1.1"] == 1
-
-    async def test_bytes_that_are_sent_while_the_bus_is_asked_count(self) -> None:
-        bus = Bus(c1=0)
-
-        async def ask(name: str) -> tuple[int, int]:
-            account.sent(CLIENT + 1, ":1.1")
-            return await bus.ask(name)
-
-        account = Unread(ask, bus.uid_of)
-        account.sent(CLIENT + 1, ":1.1")
-        with pytest.raises(errors.LimitsExceeded, match="to you wait"):
-            await account.wait_for_room(":1.1")
-
-    async def test_a_client_is_refused_until_it_has_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backpressure, "INTERVAL", 0)
-        bus = Bus(c1=CLIENT + 1)
-        account = bus.account()
-        account.sent(CLIENT + 1, ":1.1")
-        with pytest.raises(errors.LimitsExceeded, match="to you wait"):
-            await account.wait_for_room(":1.1")
-        assert not account.is_silent(":1.1")
-        account.sent(SILENCE - CLIENT, ":1.1")
-        assert account.is_silent(":1.1")
-        bus.kept[":1.1"] = 10
-        await account.wait_for_room(":1.1")
-        assert not account.is_silent(":1.1")
-
-    async def test_the_bus_is_not_asked_at_each_refusal(self) -> None:
-        bus = Bus(c1=CLIENT + 1)
-        account = bus.account()
-        account.sent(CLIENT + 1, ":1.1")
-        for _ in range(10):
-            with pytest.raises(errors.LimitsExceeded):
-                await account.wait_for_room(":1.1")
-        assert bus.asked[":1.1"] == 1
-
-    async def test_all_clients_of_a_user_have_one_limit(self) -> None:
-        bus = Bus(**{f"c{n}": CLIENT for n in range(6)})
-        bus.users[":1.5"] = 2000
-        account = bus.account()
-        for n in range(6):
-            account.sent(CLIENT, f":1.{n}")
-        assert USER < 5 * CLIENT
-        for n in range(4):
-            await account.wait_for_room(f":1.{n}")
-        with pytest.raises(errors.LimitsExceeded, match="clients of uid 1000 wait"):
-            await account.wait_for_room(":1.4")
-        await account.wait_for_room(":1.5")
-        account.sent(SMALL, ":1.6")
-        await account.wait_for_room(":1.6")  # another of the user's, which was sent little
-
-    @pytest.mark.parametrize(("others", "is_forgotten"), [(CLIENTS - 1, False), (CLIENTS, True)])
-    async def test_the_oldest_clients_that_were_sent_little_are_forgotten(
-        self, others: int, is_forgotten: bool
-    ) -> None:
-        bus = Bus(c0=0)
-        account = bus.account()
-        account.sent(SMALL, ":1.0")
-        for n in range(1, others + 1):
-            account.sent(1, f":1.{n}")
-        assert not bus.asked
-        account.sent(CLIENT - SMALL + 1, ":1.0")
-        await account.wait_for_room(":1.0")
-        assert bus.asked[":1.0"] == (0 if is_forgotten else 1), "only the sum is above the limit"
-
-    async def test_a_client_that_is_sent_much_has_none_of_the_others_forgotten(self) -> None:
-        bus = Bus(c0=0)
-        account = bus.account()
-        account.sent(SMALL, ":1.0")
-        for n in range(1, CLIENTS):
-            account.sent(1, f":1.{n}")
-        account.sent(SMALL, ":1.1")
-        account.sent(1, ":1.9999")
-        account.sent(CLIENT - SMALL + 1, ":1.0")
-        await account.wait_for_room(":1.0")
-        assert bus.asked[":1.0"] == 1
-
-    async def test_clients_that_were_sent_much_and_left_are_forgotten(self) -> None:
-        """One that is still there, and has not read, is kept."""
-        bus = Bus(c0=0, c1=CLIENT + 1)
-        account = bus.account()
-        account.sent(CLIENT + 1, ":1.1")
-        for n in range(2, 10 * LARGE):
-            account.sent(SMALL + 1, f":1.{n}")
-            await account.too_much(":1.0")
-        left = [name for name in bus.asked if name not in (":1.0", ":1.1")]
-        assert len(left) >= 8 * LARGE
-        assert max(bus.asked[name] for name in left) == 1
-        with pytest.raises(errors.LimitsExceeded):
-            await account.wait_for_room(":1.1")
-
-    @pytest.mark.parametrize("error", [errors.AccessDenied("no"), errors.UnknownMethod("no")])
-    async def test_a_bus_that_does_not_tell_is_asked_once(self, error: errors.KerntuneError) -> None:
-        bus = Bus()
-        bus.error = error
-        account = bus.account()
-        for _ in range(3):
-            account.sent(2 * CLIENT, ":1.1")
-            await account.wait_for_room(":1.1")
-        assert bus.asked[":1.1"] == 1
-        assert not await account.too_much(":1.0")
-
-    async def test_a_bus_that_is_slow_to_tell_lets_nobody_have_more(self) -> None:
-        bus = Bus()
-        bus.error = errors.Failed("timed out")
-        account = bus.account()
-        account.sent(CLIENT + 1, ":1.1")
-        with pytest.raises(errors.LimitsExceeded):
-            await account.wait_for_room(":1.1")
-
-    async def test_all_clients_together_have_a_limit(self) -> None:
-        bus = Bus(c0=100)
-        account = bus.account()
-        assert await account.too_much(":1.0") == 0
-        assert not bus.asked
-        for kept, said in ((ALL, 0), (ALL + 1, ALL + 1)):
-            bus.kept[":1.0"] = kept
-            account.sent(OURSELVES, None)
-            assert await account.too_much(":1.0") == said
 
 
 BIG = 256 << 10
