@@ -1,6 +1,7 @@
 """Every method of the contract with whatever its signature allows: no write that was not permitted, no internal error.
 
-The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones, and more of them.
+The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones, and more of them. Plans that are as
+expensive as can be, on a host with 512 CPUs, keep nobody else waiting.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,7 +40,7 @@ from kerntune.dbus.standard import INTERFACES
 from kerntune.engine.reconciler import Reconciler
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.files import is_writable
-from kerntune.kernel.simulated import SimulatedKernel
+from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.store import Store
 from kerntune.tunables import REGISTRY
 from tests.api.alone import Alone
@@ -406,3 +408,51 @@ class TestOverTheBus:
             assert result.replies == len(frames)
         assert victim.targets() == before
         FIGURES.append(f"fuzz: {result.replies} calls over the bus: {result.errors}")
+
+
+# Expensive plans on a host with 512 CPUs
+
+
+LONGEST = 1.0  # seconds that nobody else is served
+
+SETTINGS = {
+    "CPU lists that cover all": [["cpu-governor", f"0-{last}", "performance"] for last in range(1, 1000)],
+    "CPU lists that cover few": [["cpu-governor", f"{n},{n + 1}", "performance"] for n in range(195)],
+    "globs": [["io-scheduler", f"*{'?' * (n % 50)}{n}*", "none"] for n in range(1000)],
+    "too many": [["io-scheduler", f"*a*b*c*d*e*f*{n}*", "none"] for n in range(6000)],
+    "stars": [["io-scheduler", "*" * 250, "none"]],
+    "a long range": [["cpu-governor", "0-99999999", "performance"]],
+}
+
+
+def large_host() -> SimulatedKernel:
+    kernel = demo_host()
+    kernel.policies = {f"policy{cpu}": Policy((cpu,)) for cpu in range(512)}
+    for number in range(64):
+        kernel.plug(f"nvme{number}n2")
+    return kernel
+
+
+@pytest.mark.parametrize("options", [{}, {"unset": True}, {"persist": True}], ids=["set", "unset", "persist"])
+@pytest.mark.parametrize("what", SETTINGS)
+def test_a_plan_of(what: str, options: dict[str, bool]) -> None:
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(0)
+            now = time.monotonic()
+            gaps.append(now - before)
+            before = now
+
+    async def run() -> None:
+        beating = asyncio.create_task(beat())
+        wanted = {key: Variant("b", value) for key, value in options.items()}
+        call = Call(names.MANAGER, "Plan", [SETTINGS[what], wanted], MessageFlag.NONE)
+        await play(frozenset(), 1000, [call], large_host())
+        beating.cancel()
+
+    asyncio.run(run())
+    FIGURES.append(f"a plan of {what}, {options or 'no options'}: nobody else is served for {max(gaps) * 1e3:.0f} ms")
+    assert max(gaps) < LONGEST
