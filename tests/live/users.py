@@ -1,7 +1,14 @@
-"""Users of the host as the tests meet them: what they run, and what they say to the daemon under their own uid."""
+"""Users of the host as the tests meet them: what they run, and what they say to the daemon under their own uid.
+
+`python -m tests.live.users ADDRESS` speaks for a user, and decides and checks nothing. It reads requests from standard
+input and writes replies and signals to standard output, a line of JSON each. A request names a connection, made when
+first used: several clients in one process.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +27,8 @@ from typing import Any, Final, Self
 
 from kerntune import errors
 from kerntune.api.names import BUS_NAME, HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY, ROOT
+from kerntune.dbus.client import Client, Signals, Variant, connect
+from kerntune.errors import KerntuneError, Unreachable
 from kerntune.tunables import REGISTRY
 from tests.harness import CHECKOUT
 from tests.harness.polkitd import Bus, as_user
@@ -35,7 +43,7 @@ TUNABLES: Final = tuple(tunable.name for tunable in REGISTRY)
 Options = Mapping[str, Any]
 
 
-@contextmanager
+@contextlib.contextmanager
 def public_copy() -> Iterator[Path]:
     """Copy the project to where every user of the host can read it: a checkout may lie in somebody's home."""
     with tempfile.TemporaryDirectory(prefix="kerntune-public-") as name:
@@ -79,15 +87,15 @@ class User:
 
     def __init__(self, name: str, bus: Bus, public: Path) -> None:
         self.name, self.bus, self._public = name, bus, public
-        self._speaker: _Speaker | None = None
+        self._conversation: _Conversation | None = None
         self._ears = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._speaker is not None:
-            self._speaker.close()
+        if self._conversation is not None:
+            self._conversation.close()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -160,14 +168,14 @@ class User:
 
     def heard(self, ear: int, until: Callable[[Sequence[Heard]], bool]) -> list[Heard]:
         """Return all signals so far once `until` says that these are enough; AssertionError when that does not come."""
-        assert self._speaker is not None, "nobody listens"
-        return self._speaker.heard(ear, until)
+        assert self._conversation is not None, "nobody listens"
+        return self._conversation.heard(ear, until)
 
     def _ask(self, request: dict[str, Any]) -> Future[Reply]:
-        if self._speaker is None:
-            argv = self.python("tests.live.speaker", self.bus.address)
-            self._speaker = _Speaker(argv, self.environment)
-        return self._speaker.ask(request)
+        if self._conversation is None:
+            argv = self.python("tests.live.users", self.bus.address)
+            self._conversation = _Conversation(argv, self.environment)
+        return self._conversation.ask(request)
 
     # the daemon's methods
 
@@ -204,8 +212,8 @@ class User:
             self.unset(*((tunable, "*") for tunable in TUNABLES), options=options)
 
 
-class _Speaker:
-    """tests/live/speaker.py in a process of the user's, and a thread that sorts what it says."""
+class _Conversation:
+    """Runs a Speaker in a process of the user's; a thread sorts what that says."""
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -262,3 +270,103 @@ class _Speaker:
                 return
             reply = self._waiting.pop(said["id"])
         reply.set_result(Reply(said.get("value"), said.get("error", ""), said.get("message", ""), said["seconds"]))
+
+
+# What runs as the user
+
+
+LINE = 1 << 20  # bytes
+Request = dict[str, Any]
+
+
+class Speaker:
+    """The connections, each made once."""
+
+    def __init__(self, address: str, stack: contextlib.AsyncExitStack) -> None:
+        self._address, self._stack = address, stack
+        self._clients: dict[tuple[str, int], asyncio.Task[Client]] = {}
+        self._listening: set[asyncio.Task[None]] = set()
+
+    async def serve(self, request: Request) -> None:
+        """Carry out one request and say what came of it."""
+        began = time.monotonic()
+        try:
+            reply: Request = {"value": await self._do(request)}
+        except KerntuneError as error:
+            reply = {"error": error.dbus_name, "message": str(error)}
+        except Exception as error:  # noqa: BLE001  # the test that asked is told, and fails
+            reply = {"error": type(error).__name__, "message": str(error)}
+        say({"id": request["id"], "seconds": time.monotonic() - began, **reply})
+
+    async def _do(self, request: Request) -> Any:
+        key = request["service"], request["client"]
+        if key not in self._clients:
+            self._clients[key] = asyncio.create_task(self._connect(request["service"]))
+        client = await self._clients[key]
+        match request["do"]:
+            case "name":
+                return client.name
+            case "listen":
+                signals = client.listen(request["path"])
+                await self._stack.enter_async_context(signals)
+                self._listening.add(asyncio.create_task(forward(signals, request["client"])))
+                return None
+            case "call":
+                return await client.call(
+                    request["path"],
+                    request["interface"],
+                    request["member"],
+                    request["signature"],
+                    *arguments(request["signature"], request["args"]),
+                    interactive=request["interactive"],
+                )
+        raise ValueError(f"no such request: {request['do']}")
+
+    async def _connect(self, service: str) -> Client:
+        return await self._stack.enter_async_context(connect(service, self._address))
+
+
+async def forward(signals: Signals, client: int) -> None:
+    """Say what is heard, until the bus is lost."""
+    with contextlib.suppress(Unreachable):
+        async for signal in signals:
+            say({"client": client, "signal": signal.member, "args": signal.args})
+
+
+def arguments(signature: str, values: list[Any]) -> list[Any]:
+    """Return JSON as the arguments of a call; a lone variant at the end is written [signature, value]."""
+    found = [variants(value) for value in values]
+    return [*found[:-1], variant(*values[-1])] if signature.endswith("v") else found
+
+
+def variants(value: Any) -> Any:
+    """Return JSON as a D-Bus value: an object is an a{sv}, each of its values written [signature, value]."""
+    if isinstance(value, dict):
+        return {key: variant(*inner) for key, inner in value.items()}
+    return [variants(inner) for inner in value] if isinstance(value, list) else value
+
+
+def variant(signature: str, value: Any) -> Variant:
+    return Variant(signature, variant(*value) if signature == "v" else variants(value))
+
+
+def say(line: Request) -> None:
+    # A variant in a signal is said as its value.
+    sys.stdout.write(json.dumps(line, default=lambda variant: variant.value) + "\n")
+    sys.stdout.flush()
+
+
+async def main(address: str) -> None:
+    requests = asyncio.StreamReader(LINE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
+    async with contextlib.AsyncExitStack() as stack:
+        speaker = Speaker(address, stack)
+        work: set[asyncio.Task[None]] = set()
+        while line := await requests.readline():
+            task = asyncio.create_task(speaker.serve(json.loads(line)))
+            work.add(task)
+            task.add_done_callback(work.discard)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
