@@ -1,12 +1,15 @@
-"""The linters, the type checker and the import layers, as tests."""
+"""The linters, the type checker and the import layers find nothing, and what `make generated` makes is up to date."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tools import completions, config_reference, dbus_manual
 
 from tests.harness import CHECKOUT
 
@@ -31,3 +34,47 @@ def test_tool_finds_nothing(command: str) -> None:
         [str(TOOLS / program), *options], cwd=CHECKOUT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+GENERATED = (completions.BASH, completions.ZSH, config_reference.FILE, config_reference.MANUAL, dbus_manual.MANUAL)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run it in a copy of the generators, beside files that are out of date; their environment is that of the tests."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copy(CHECKOUT / "Makefile", folder)
+    shutil.copytree(CHECKOUT / "tools", folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in GENERATED:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("out of date\n")
+    # The rest of this page is written by hand.
+    page = (CHECKOUT / config_reference.MANUAL).read_text()
+    (folder / config_reference.MANUAL).write_text(page.replace(config_reference.manual_lists(), "out of date\n"))
+    command = ["make", "--assume-old=setup", f"VENV={Path(sys.executable).parents[1]}", "generated"]
+    source = os.environ | {"PYTHONPATH": str(CHECKOUT / "src")}
+    done = subprocess.run(command, cwd=folder, env=source, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder
+
+
+@pytest.mark.parametrize("file", GENERATED)
+def test_it_is_up_to_date(made: Path, file: str) -> None:
+    assert (made / file).read_text() == (CHECKOUT / file).read_text(), "make generated brings it up to date"
+
+
+def test_a_page_without_its_marks_is_told() -> None:
+    with pytest.raises(ValueError, match="marks"):
+        config_reference.inserted(".Dd\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["bash", "-n", completions.BASH], ["zsh", "-n", completions.ZSH], ["shellcheck", "-s", "bash", completions.BASH]],
+    ids=" ".join,
+)
+def test_the_shells_can_read_the_completions(command: list[str]) -> None:
+    if command[0] == "shellcheck" and shutil.which("shellcheck") is None:
+        return
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
