@@ -18,7 +18,7 @@ from tests.system.qmp import MachineError
 HERE: Final = Path(__file__).parent
 LIMIT: Final = 120  # seconds for a test that does not say how long it may take
 # The longest first: otherwise one of two workers still runs a long file when the other has nothing left.
-FIRST: Final = ("test_boot", "test_guard", "test_host_changes", "test_package", "test_knobs", "test_hugepages")
+FIRST: Final = ("test_boot", "test_guard", "test_host_changes", "test_package", "test_knobs")
 OPEN: Final = pytest.StashKey[ExitStack]()
 
 
@@ -117,6 +117,12 @@ def vm(request: pytest.FixtureRequest, shared: Shared, image: Image) -> Iterator
     with Machine(image) as machine:
         yield machine
         assert "Traceback" not in Host(machine).journal()
+
+
+@pytest.fixture(scope="module")
+def as_found(vm: Machine) -> dict[str, str]:
+    """Return what each file that kerntuned may write held before the first test of a file that uses this."""
+    return Host(vm).snapshot()
 
 
 @pytest.fixture

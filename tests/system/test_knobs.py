@@ -1,9 +1,13 @@
-"""What a real kernel makes of each kind of setting: single files, CPU governors, overcommit, and pools in use."""
+"""What a real kernel makes of each kind of setting: single files, CPU governors, overcommit, and pools of huge pages.
+
+The pools are in use, on two nodes and in both sizes, and last in memory that has few huge pages to give.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -12,10 +16,12 @@ import pytest
 
 from kerntune.api.names import BUS_NAME, MANAGER, ROOT
 from kerntune.errors import Exit
-from tests.system.host import CPUFREQ, DRIVE, HOLD, RESET, Host, Setting, call, holder, plug
+from tests.system.host import CPUFREQ, DRIVE, HOLD, ONE_GIB, RESET, Host, Setting, call, fragment, holder, plug
 from tests.system.machine import Machine
 from tests.system.pressure import MODE
 from tests.system.shell import Job
+
+pytestmark = [pytest.mark.own_machine, pytest.mark.usefixtures("as_found")]
 
 # Files that no other test here writes: what is desired, the file, and what the file then reads.
 VALUES: Final[tuple[tuple[Setting, str, str], ...]] = (
@@ -371,3 +377,109 @@ def test_after_the_last_claim_and_the_last_program_every_pool_is_the_hosts_own(
     vm.wait_for(are(before), SOON)
     vm.wait_for(NOTHING_OWED, SOON)
     assert owed(host) == {}
+
+
+def test_all_values_are_as_they_were_found(host: Host, as_found: dict[str, str]) -> None:
+    """It comes before the tests that spoil the memory. The drive of these tests has files that were not there."""
+    now = host.snapshot()
+    assert {path: now.get(path) for path in as_found} == as_found
+
+
+# Pools where memory has few huge pages to give
+
+
+NODE = 1
+MORE = 150  # pages: the node has the memory for them, but in pieces
+HOLDS_PAGES = """
+import mmap, signal
+held = mmap.mmap(-1, 16 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)
+for page in range(16):
+    held[page << 21] = 1
+print("held", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def fragmented(host: Host) -> Iterator[Host]:
+    """Give a host whose node 1 has 700 MiB free, most of it in pieces."""
+    spoiler = fragment(host, NODE)
+    yield host
+    spoiler.kill(9)
+    spoiler.wait()
+    host.release()
+    host.vm.check("echo 0 > /proc/sys/vm/nr_hugepages")
+
+
+@pytest.mark.every_system
+def test_each_node_gets_its_own(host: Host) -> None:
+    answer = host.set((HUGE, "2M/node0", "32"), (HUGE, "2M/node1", "64"), user="bob")
+    assert answer.short == [("2M/node0", "satisfied", "ok"), ("2M/node1", "satisfied", "ok")]
+    assert [host.pages(node) for node in (0, 1, None)] == [32, 64, 96]
+    host.set((HUGE, "2M", "128"), user="bob")
+    assert [host.pages(node) for node in (0, 1, None)] == [32, 64, 96], "the claims on the nodes decide"
+    host.unset((HUGE, "2M/node0"), user="bob")
+    assert [host.pages(node) for node in (0, 1, None)] == [64, 64, 128]
+    host.unset((HUGE, "*"), user="bob")
+    assert host.pages() == 0
+
+
+def test_pages_of_1_gib_go_and_come_back(host: Host) -> None:
+    assert [host.pages(node, size=ONE_GIB) for node in (0, 1)] == [1, 1], "of boot"
+    host.set((HUGE, "1G/node0", "0"), (HUGE, "2M/node0", "16"), user="bob")
+    assert [host.pages(node, size=ONE_GIB) for node in (0, 1)] == [0, 1]
+    assert host.pages(0) == 16
+    answer = host.unset((HUGE, "*"), user="bob")
+    assert host.pages() == 0
+    assert host.pages(1, size=ONE_GIB) == 1
+    if host.pages(0, size=ONE_GIB) == 0:
+        # Something that cannot be moved has come to lie there meanwhile: whoever withdraws the claim is told, and it is
+        # owed until the next boot, which this is for kerntuned.
+        assert ("1G/node0", "partial", "partially-allocated") in answer.short
+        host.vm.check("systemctl stop kerntuned && rm /run/kerntune/runtime.json && systemctl start kerntuned")
+
+
+@pytest.mark.every_system
+def test_fragmented_memory_gives_the_true_number_and_all_or_nothing_puts_back(fragmented: Host) -> None:
+    own = fragmented.pages(NODE)
+    wanted = own + MORE
+    compacted = compactions(fragmented)
+    answer = fragmented.set((HUGE, f"2M/node{NODE}", str(wanted)), user="bob")
+    found = re.search(rf"{wanted} pages asked for 2M/node{NODE}, (\d+) had", answer.refusal)
+    assert found, answer.refusal
+    had = int(found[1])
+    assert own < had < wanted
+    assert compactions(fragmented) > compacted, "compaction comes before giving up"
+    assert fragmented.pages(NODE) == own, "put back"
+    assert fragmented.claims() == {}
+
+
+def test_fragmented_memory_gives_what_it_has_when_a_part_will_do(fragmented: Host) -> None:
+    own = fragmented.pages(NODE)
+    wanted = own + MORE
+    answer = fragmented.set((HUGE, f"2M/node{NODE}", str(wanted)), user="bob", allow_partial=True)
+    (row,) = answer.outcomes
+    assert (row.state, row.reason, row.requested) == ("partial", "partially-allocated", str(wanted))
+    assert own < int(row.actual) == fragmented.pages(NODE) < wanted
+    assert fragmented.describe()["degraded"] == ["partially-allocated"]
+    fragmented.unset((HUGE, "*"), user="bob")
+    assert fragmented.pages(NODE) == own
+
+
+def test_pages_in_use_stay_and_their_holder_is_named(host: Host) -> None:
+    host.set((HUGE, "2M", "16"), user="bob")
+    job = host.vm.spawn(["python3", "-c", HOLDS_PAGES], user="alice")
+    job.wait_output("held")
+    answer = host.set((HUGE, "2M", "4"), user="bob", allow_partial=True)
+    assert not answer.refusal
+    (row,) = answer.outcomes
+    assert (row.state, row.reason, row.actual) == ("partial", "pages-in-use", "16")
+    assert "python3" in row.detail
+    job.kill(9)
+    job.wait()
+    host.vm.wait_for("[ $(cat /proc/sys/vm/nr_hugepages) = 4 ]")
+
+
+def compactions(host: Host) -> int:
+    """Return how many pages compaction has looked at so far."""
+    return int(host.vm.check("awk '/compact_migrate_scanned/ {print $2}' /proc/vmstat"))
