@@ -6,7 +6,7 @@ The daemon, the files and the command line compare patterns with targets here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
@@ -29,6 +29,10 @@ POLICIES: Final = re.compile(rf"{POLICY}({CPU_LIST.pattern})", re.ASCII)
 CPUS: Final = re.compile(rf"(?:{CPU})?({CPU_LIST.pattern})", re.ASCII)
 # Instances that differ in a number, where a pattern may list the numbers.
 NUMBERED: Final = re.compile(rf"({POLICY}|.+/node)[0-9]+", re.ASCII)
+# The numbers in a drive's name, as the kernel writes them, and names that count in letters.
+CANONICAL: Final = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])", re.ASCII)
+LETTERED: Final = re.compile(r"(?:sd|vd|xvd|hd)[a-z]+", re.ASCII)
+ANY_LETTER: Final = "?"
 # Of the names of policies alone: one may have hundreds of CPUs, and each would be another comparison.
 CPU_GLOB: Final = re.compile(rf"{POLICY}(?:[0-9*?]|\[!?[0-9-]+\]){{1,57}}", re.ASCII)
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
@@ -212,47 +216,47 @@ def numbered(pattern: str, stem: str) -> Matcher:
 
 
 def joined(names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Return patterns that cover these instances and no others, each with its instances: `policy0-7`, `sd[a-c]`.
+    """Return patterns that cover these instances and no others, each with its instances: `policy0-7,9`, `sda-sdc`.
 
     So users can type a name that stands for several on a page. An instance that goes with no other stays as it is.
     """
-    alike: dict[tuple[str, str | None], list[str]] = {}
+    alike: dict[tuple[str, str], dict[int, str]] = {}
     for name in names:
-        for key in keys_of(name):
-            alike.setdefault(key, []).append(name)
+        for key, place in places_of(name):
+            alike.setdefault(key, {})[place] = name
     found, taken = dict[str, list[str]](), set[str]()
-    for (before, after), group in sorted(alike.items(), key=lambda pair: -len(pair[1])):
-        rest = [name for name in group if name not in taken]
-        if len(rest) < 2:
-            continue
-        taken.update(rest)
-        if after is None:
-            pattern = before + spell_cpus(int(name.removeprefix(before)) for name in rest)
-        else:
-            pattern = f"{before}[{spell_set({name[len(before)] for name in rest})}]{after}"
-        found[pattern] = rest
+    for key, members in sorted(alike.items(), key=lambda pair: -len(pair[1])):
+        rest = {place: name for place, name in sorted(members.items()) if name not in taken}
+        for pattern, covered in spell_members(*key, rest):
+            taken.update(covered)
+            found[pattern] = covered
     found |= {name: [name] for name in names if name not in taken}
-    places = {name: place for place, name in enumerate(names)}
-    return sorted(found.items(), key=lambda pair: places[pair[1][0]])
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(found.items(), key=lambda pair: order[pair[1][0]])
 
 
-def keys_of(name: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the common parts that an instance may share with others: all but its number, or all but one character."""
+def places_of(name: str) -> Iterator[tuple[tuple[str, str], int]]:
+    """Yield what an instance may share with others, the text before and after a number or its last letter, and that."""
     if found := NUMBERED.fullmatch(name):
-        yield found[1], None
-    elif not POOL.fullmatch(name):
-        yield from ((name[:at], name[at + 1 :]) for at, char in enumerate(name) if char.isascii() and char.isalnum())
+        yield (found[1], ""), int(name.removeprefix(found[1]))
+        return
+    if POOL.fullmatch(name) or "/" in name:
+        return
+    for number in CANONICAL.finditer(name):
+        yield (name[: number.start()], name[number.end() :]), int(number[0])
+    if LETTERED.fullmatch(name):
+        yield (f"{name[:-1]}{ANY_LETTER}", ""), ord(name[-1])
 
 
-def spell_set(chars: Iterable[str]) -> str:
-    """Return characters as they stand between the brackets of a glob: `0-39`."""
-    runs: list[str] = []
-    for char in sorted(chars):
-        if runs and ord(char) == ord(runs[-1][-1]) + 1:
-            runs[-1] += char
-        else:
-            runs.append(char)
-    return "".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else run for run in runs)
+def spell_members(before: str, after: str, members: Mapping[int, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a pattern for the instances between these two texts, or for each run of them, and what it covers."""
+    if not after and NUMBERED.fullmatch(f"{before}0"):
+        if len(members) > 1:
+            yield before + spell_cpus(members), list(members.values())
+        return
+    for first, last in CpuList.of((place, place) for place in members).spans:
+        if last > first:
+            yield f"{members[first]}-{members[last]}", [members[place] for place in range(first, last + 1)]
 
 
 def also_moved(pattern: str, target: Target) -> str:

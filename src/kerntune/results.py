@@ -6,28 +6,17 @@ An error ends with the code of its class (`kerntune.errors`), an answer with tha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from enum import StrEnum
+from typing import Final, Protocol
 
 from kerntune import errors
 from kerntune.errors import Exit
 from kerntune.model import Origin, Reason, State
-from kerntune.patterns import GLOB
 
 CONTENT: Final[frozenset[str]] = frozenset({State.SATISFIED, State.PLANNED, State.UNMANAGED})
 # For these reasons a claim stays, and comes into force later.
 WAITING_REASONS: Final[frozenset[str]] = frozenset(
     {Reason.NO_SUCH_TARGET, Reason.CPU_OFFLINE, Reason.GOVERNOR_DECIDES, Reason.GUARD_LIMIT}
-)
-# The reasons for which this host does not have something, or not now.
-ABSENT_REASONS: Final[frozenset[str]] = frozenset(
-    {
-        Reason.NO_SUCH_TARGET,
-        Reason.CPU_OFFLINE,
-        Reason.NO_KERNEL_SUPPORT,
-        Reason.VALUE_NOT_OFFERED,
-        Reason.DEVICE_GONE,
-        Reason.BOOT_PARAMETER_WINS,
-    }
 )
 SHORTFALL_REASONS: Final[frozenset[str]] = frozenset({Reason.PARTIALLY_ALLOCATED, Reason.OVER_LIMIT})
 ERRORS: Final[Mapping[str, tuple[type[errors.KerntuneError], str]]] = {
@@ -65,6 +54,47 @@ KERNEL_REJECTED: Final = (
 
 
 IN_FILES: Final[frozenset[str]] = frozenset({Origin.CONFIG.word, Origin.PROFILE.word})
+
+
+class Condition(StrEnum):
+    """What an outcome means for the health of the host: the word in tables and metrics.
+
+    Those of WELL need nobody's attention.
+    """
+
+    SATISFIED = "satisfied"
+    PLANNED = "planned"
+    WAITING = "waiting"
+    NOT_APPLICABLE = "not-applicable"
+    OVERRIDDEN = "overridden"
+    PARTIAL = "partial"
+    CONTESTED = "contested"
+    OWED = "owed"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+WELL: Final[frozenset[str]] = frozenset(
+    {
+        Condition.SATISFIED,
+        Condition.PLANNED,
+        Condition.WAITING,
+        Condition.NOT_APPLICABLE,
+        Condition.OVERRIDDEN,
+        State.UNMANAGED,
+    }
+)
+# A claim waits for what may come, and does not apply to what this host never has. Other reasons are failures.
+UNSUPPORTED: Final[Mapping[str, Condition]] = {
+    Reason.NO_SUCH_TARGET: Condition.WAITING,
+    Reason.DEVICE_GONE: Condition.WAITING,
+    Reason.CPU_OFFLINE: Condition.WAITING,
+    Reason.GOVERNOR_DECIDES: Condition.WAITING,
+    Reason.NO_KERNEL_SUPPORT: Condition.NOT_APPLICABLE,
+    Reason.VALUE_NOT_OFFERED: Condition.NOT_APPLICABLE,
+    Reason.BOOT_PARAMETER_WINS: Condition.NOT_APPLICABLE,
+    Reason.OUT_OF_RANGE: Condition.REFUSED,
+}
 
 
 class Outcome(Protocol):
@@ -128,36 +158,28 @@ def profile_exit_code(outcomes: Sequence[Outcome]) -> Exit:
 
     A profile is not to blame for what this host lacks. And the administrator wants what the configuration overrides.
     """
-    wins = Reason.CONFIG_WINS
-    return exit_code([outcome for outcome in outcomes if not is_absent(outcome) and outcome.reason != wins])
+    return exit_code([row for row in outcomes if row.reason != Reason.CONFIG_WINS and not is_absent(row)])
 
 
 def is_absent(outcome: Outcome) -> bool:
     """Return True if the host does not have the target or value of an outcome, or not now."""
-    return outcome.state == State.UNSUPPORTED and outcome.reason in ABSENT_REASONS
+    return condition(outcome.state, outcome.reason) in (Condition.WAITING, Condition.NOT_APPLICABLE)
 
 
-def verify_exit_code(*, wrong: int, satisfied: int) -> Exit:
-    """Return 0 if nothing that is here is wrong; else 6 if other targets are satisfied, or 1 if none is."""
-    if not wrong:
-        return Exit.OK
-    return Exit.PARTLY if satisfied else Exit.FAILED
+def condition(state: str, reason: str, *, owed: bool = False) -> str:
+    """Return the Condition of an outcome, or the state itself where a newer daemon has one that is not here.
 
-
-def is_excused(outcome: Outcome, claim: Mapping[str, Any] | None) -> bool:
-    """Return True if a claim is not to blame for what the host lacks: files are for many hosts, and a pattern waits.
-
-    `claim` is the row of Manager.Describe behind the outcome.
-    A caller who asked for one thing by its name wants to know when it is gone. What the configuration overrides in a
-    profile is what the administrator wants.
+    `owed`: nobody claims the target, and the host's own value is not back yet.
     """
-    if outcome.reason == Reason.CONFIG_WINS:
-        return True
-    if claim is None or not is_absent(outcome):
-        return False
-    waits = not claim["matches"] or outcome.reason in WAITING_REASONS
-    is_pattern = waits and bool(GLOB.search(claim["instances"]))
-    return claim["origin"] in IN_FILES or is_pattern
+    if state == State.UNSUPPORTED:
+        found = UNSUPPORTED.get(reason, Condition.FAILED)
+        return found if found in WELL or not owed else Condition.OWED
+    return Condition.OWED if owed and state not in CONTENT else state
+
+
+def health_exit_code(*, well: bool) -> Exit:
+    """Return 0 where all is well, else 1: of `status` and `verify`."""
+    return Exit.OK if well else Exit.FAILED
 
 
 def get_exit_code(*, unreadable: int) -> Exit:

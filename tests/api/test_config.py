@@ -228,7 +228,7 @@ class TestProfiles:
             assert {state.partition(" ")[0] for state in done.states.values()} == {"unmanaged"}
             assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("", ["config-suspended"])
         await asyncio.to_thread(daemon.restart)
-        assert "STATUS=0 targets managed; config-suspended" in daemon.messages
+        assert "STATUS=0 of 0 targets in the desired state; degraded: config-suspended" in daemon.messages
         async with connected(bus) as root:
             await root.reload()
             assert (await root.get("ActiveProfile"), await root.get("Degraded")) == ("fair", [])
@@ -300,7 +300,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 class TestLayers:
     def test_status_says_which_layer_wins_over_which_and_why(self, shell: Shell) -> None:
         for place, (layer, value, withdraw) in enumerate(LAYERS):
-            (line,) = (line for line in shell.check("kerntune status").splitlines() if DRIVE in line)
+            (line,) = (line for line in shell.check(f"kerntune status {DRIVE}").splitlines() if DRIVE in line)
             words = line.split()
             assert words[:4] == [DRIVE, value, value, "satisfied"]
             assert words[4].rstrip(",") == layer
@@ -336,7 +336,7 @@ class TestLayers:
     @pytest.mark.parametrize("name", STATE_FILES)
     def test_a_damaged_file_stops_no_start(self, shell: Shell, name: str) -> None:
         daemon = shell.daemon
-        before = json.loads(shell.check("kerntune --json status"))
+        before = json.loads(shell.run("kerntune --json status").stdout)
         daemon.kill()
         path = daemon.folder / name
         chance = random.Random(name)
@@ -344,7 +344,7 @@ class TestLayers:
         path.write_bytes(data)
         daemon.start()
         assert str(path) in daemon.journal()
-        found = json.loads(shell.check("kerntune --json status"))
+        found = json.loads(shell.run("kerntune --json status").stdout)
         if name.startswith("config/"):
             assert found["degraded"] == ["config-invalid"]
             assert claims_in(found) == claims_in(before)
@@ -356,7 +356,9 @@ class TestLayers:
             )
             assert {claim["origin"] for claim in found["claims"]} == {layer for layer, _, _ in LAYERS} - lost
         assert found["profile"] == ("" if name == "state/claims.json" else "mine")
-        shell.check("kerntune verify")
+        verified = json.loads(shell.run("kerntune verify --json").stdout)
+        assert verified["managed"] == verified["satisfied"]
+        assert verified["troubles"] == found["degraded"]
         assert "Traceback" not in daemon.journal()
 
 

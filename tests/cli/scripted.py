@@ -14,9 +14,20 @@ import pytest
 
 from kerntune.api import names
 from kerntune.api.contract import interface_files
-from kerntune.api.document import Change, ClaimRow, Document, Event, Outcome, Pool, TargetRow, TunableRow
-from kerntune.cli import tables
+from kerntune.api.document import (
+    Change,
+    ClaimRow,
+    Document,
+    Event,
+    Outcome,
+    Pool,
+    TargetRow,
+    TunableRow,
+    waiting_claims,
+)
+from kerntune.cli import status, tables
 from kerntune.cli.__main__ import main
+from kerntune.cli.health import of_document
 from kerntune.cli.remote import Manager
 from kerntune.cli.tables import Page
 from kerntune.dbus.introspection import load
@@ -42,6 +53,16 @@ def plain(page: Page) -> list[str]:
     stream = io.StringIO()
     tables.write(page, stream)
     return stream.getvalue().splitlines()
+
+
+def status_page(described: Document, rows: Sequence[TargetRow]) -> Page:
+    """Return the page of status."""
+    return status.page(described, of_document(described), rows)
+
+
+def named_page(described: Document, rows: Sequence[TargetRow]) -> Page:
+    """Return the page of status where all of these targets are named."""
+    return status.chosen_page(described, of_document(described), rows, waiting_claims(described))
 
 
 class Watched(io.StringIO):

@@ -159,7 +159,7 @@ def test_reload_says_how_the_host_is_with_it(capsys: Captured) -> None:
     script = Script(document(degraded=["over-limit"]))
     assert run(script, "reload") == 0
     assert script.calls == [("Reload",), ("Describe",)]
-    assert "generation 3, degraded: over-limit" in capsys.readouterr().out
+    assert "The configuration was read again. Not well: over-limit\n! over-limit: " in capsys.readouterr().out
     assert run(script, "reload", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"degraded": ["over-limit"]}
 

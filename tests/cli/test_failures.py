@@ -80,7 +80,10 @@ class TestCannotAllocateMemory:
         script = answered(small_host(whole=96 * PAGE), "hugepages", "2M", "128", partial=True)
         code, text = said(script, capsys, "set", "hugepages@2M=128", "--allow-partial")
         assert code == 6
-        assert "hugepages@2M  128        96      partial  partially-allocated: 128 pages asked for 2M, 96 had" in text
+        assert (
+            "hugepages@2M  256M       192M (96 x 2M)  partial  partially-allocated: 128 pages asked for 2M, 96 had"
+            in text
+        )
 
     def test_it_is_over_the_limit(self, capsys: Captured) -> None:
         script = answered(small_host(), "hugepages", "2M", "99999999")

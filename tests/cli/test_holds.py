@@ -23,7 +23,7 @@ from kerntune.cli.remote import Manager
 from kerntune.dbus import blocking
 from kerntune.dbus.standard import BUS, BUS_PATH
 from kerntune.errors import KerntuneError, NoSuchHold, NotOwner, OverLimit, Unreachable, Usage
-from tests.cli.scripted import Captured, Script, ScriptedManager, claim, document, outcome, run, target
+from tests.cli.scripted import Captured, Script, ScriptedManager, claim, document, outcome, run, target, tunable
 from tests.conftest import needs_root
 from tests.harness.command import COMMAND, LIMIT, Shell, demo
 
@@ -69,7 +69,7 @@ def test_what_a_hold_asks(words: list[str], call: tuple[Any, ...], capsys: Captu
     assert run(script, "hold", *words) == 0
     assert script.calls == [("Hold", *call)]
     said = capsys.readouterr().out
-    assert "hugepages@2M  +64        164     satisfied" in said
+    assert "hugepages@2M  +128M      328M (164 x 2M)  satisfied" in said
     assert ("Hold 3 has ended." in said) is ("--detach" not in words)
 
 
@@ -196,19 +196,21 @@ def test_a_long_name_leaves_room_for_others(capsys: Captured, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("tunable", "values", "rule"),
+    ("name", "values", "rule"),
     [
         ("read-ahead@sda", ("64", "7"), "of holds the newest wins"),
         ("cpu-governor@policy0", ("performance", "powersave"), "of holds the fastest wins"),
     ],
 )
-def test_status_says_what_a_hold_overrides(tunable: str, values: tuple[str, str], rule: str, capsys: Captured) -> None:
+def test_status_says_what_a_hold_overrides(name: str, values: tuple[str, str], rule: str, capsys: Captured) -> None:
     winner, loser = (
-        claim(f"hold/{number}:{tunable}", value, origin="hold", hold=number, who=who)
+        claim(f"hold/{number}:{name}", value, origin="hold", hold=number, who=who)
         for number, value, who in zip((2, 1), values, ("new", "old"), strict=True)
     )
-    row = target(tunable, values[0], state="satisfied", claim=winner["id"], beaten=[loser["id"]])
-    assert run(Script(document([row], [winner, loser])), "status") == 0
+    row = target(name, values[0], state="satisfied", claim=winner["id"], beaten=[loser["id"]])
+    assert (
+        run(Script(document([row], [winner, loser], tunables=[tunable(name.partition("@")[0])])), "status", name) == 0
+    )
     assert f"overrides {values[1]} of hold 1, old ({rule})" in capsys.readouterr().out
 
 
@@ -235,7 +237,7 @@ def test_status_says_whose_each_part_is(capsys: Captured) -> None:
     ]
     row = target("hugepages@2M", "164", requested="164", state="satisfied", claim=claims[1]["id"],
                  parts=[each["id"] for each in claims])  # fmt: skip
-    assert run(Script(document([row], claims)), "status") == 0
+    assert run(Script(document([row], claims)), "status", "hugepages") == 0
     said = capsys.readouterr().out
     assert "hold 3, train" in said
     assert "100 for runtime, alice (kerntune), and 64 for hold 3, train" in said

@@ -76,7 +76,7 @@ def test_without_a_bus_it_says_so() -> None:
         (["get"], "arguments are required"),
         (["unset", "overcommit", "--allow-partial"], "unrecognized arguments: --allow-partial"),
         (["set", "overcommit=always", "--pers"], "unrecognized arguments: --pers"),
-        (["list", "a", "b"], "unrecognized arguments: b"),
+        (["reload", "a"], "unrecognized arguments: a"),
     ],
 )
 def test_usage_errors(words: list[str], complaint: str, capsys: Captured) -> None:
@@ -199,7 +199,7 @@ def test_verify(script_bus: PrivateBus) -> None:
     with serving(script_bus, Script(outcomes=[row])):
         done = kerntune("verify", env=script_bus.environment)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "overcommit  always     heuristic  failed" in done.stdout
+    assert "overcommit  always     heuristic  owed" in done.stdout
 
 
 def test_get_prints_the_bare_value(script_bus: PrivateBus) -> None:
@@ -251,8 +251,8 @@ print(sorted({'asyncio', 'pathlib', 'tomllib', 'kerntune.tunables'} & sys.module
 
 def test_on_a_terminal_it_is_coloured(script_bus: PrivateBus) -> None:
     words = (*COMMAND, "list")
-    with serving(script_bus, Script()), on_terminal(*words, address=script_bus.address, COLUMNS="64") as terminal:
+    with serving(script_bus, Script()), on_terminal(*words, address=script_bus.address, COLUMNS="72") as terminal:
         code, text = terminal.end()
     assert code == 0
     assert "\x1b[" in text
-    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 64
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 72

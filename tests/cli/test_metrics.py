@@ -60,8 +60,12 @@ def test_outcomes_by_tunable_and_state() -> None:
     assert 'kerntune_targets{tunable="io-scheduler",state="satisfied"} 1' in lines
     assert 'kerntune_targets{tunable="hugepages",state="partial"} 1' in lines
     assert 'kerntune_targets{tunable="hugepages",state="failed"} 0' in lines
+    assert "kerntune_well 0" in lines
+    assert "kerntune_well 1" in told(targets=[DRIVE])
+    owed = target("overcommit", "never:50", requested="heuristic", state="failed", reason="kernel-rejected")
+    assert 'kerntune_targets{tunable="overcommit",state="owed"} 1' in told(targets=[owed])
     waiting = claim("runtime:io-scheduler@nvme7*", "none", matches=[])
-    assert 'kerntune_targets{tunable="io-scheduler",state="unsupported"} 1' in told(claims=[waiting])
+    assert 'kerntune_targets{tunable="io-scheduler",state="waiting"} 1' in told(claims=[waiting])
     assert not any("unmanaged" in line or "planned" in line for line in lines)
     assert [line for line in lines if line.startswith("kerntune_target_satisfied")] == [
         'kerntune_target_satisfied{tunable="io-scheduler",target="nvme0n1"} 1',

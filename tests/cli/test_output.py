@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
 
-from kerntune.cli import output, status, tables
+from kerntune.cli import output, tables
 from kerntune.cli.progress import line
+from kerntune.cli.rows import MARKS, shown
 from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
-from tests.cli.scripted import DRIVES, Watched, claim, document, on_terminal, outcome, plain, target
+from kerntune.results import Condition
+from tests.cli.scripted import (
+    DRIVES,
+    Captured,
+    Script,
+    Watched,
+    claim,
+    document,
+    on_terminal,
+    outcome,
+    plain,
+    run,
+    status_page,
+    target,
+)
 
 LONG = "the kernel had fewer pages than asked, because memory is too fragmented: " * 3
 
@@ -25,7 +41,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_state_has_a_mark() -> None:
-    assert set(output.MARKS) == set(State)
+    assert set(MARKS) == {*Condition, State.UNMANAGED}
 
 
 def test_outcomes() -> None:
@@ -39,10 +55,10 @@ def test_outcomes() -> None:
         ]
     )
     assert plain(page) == [
-        "TARGET                REQUESTED  ACTUAL  STATE",
-        "io-scheduler@nvme0n1  none       none    satisfied",
-        "hugepages@2M          128        96      partial    partially-allocated: why",
-        "io-scheduler@sda      none       none    failed     read-back-differs",
+        "TARGET                REQUESTED  ACTUAL          STATE",
+        "io-scheduler@nvme0n1  none       none            satisfied",
+        "hugepages@2M          256M       192M (96 x 2M)  partial    partially-allocated: why",
+        "io-scheduler@sda      none       none            failed     read-back-differs",
     ]
 
 
@@ -68,12 +84,35 @@ def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
 
 def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
     host = document([*DRIVES[:1], target("hugepages@2M", None, state="unsupported", reason="read-only", detail="why")])
-    assert plain(output.targets(host)) == [
-        "TARGET                ACTUAL  STATE        CHOICES",
-        "cpu-governor          -       unsupported  -                 no cpufreq driver is loaded",
-        "hugepages@2M          -       unsupported  -                 read-only: why",
-        "io-scheduler@nvme0n1  none    unmanaged    none mq-deadline",
+    assert plain(output.targets(host, host["targets"], host["tunables"])) == [
+        "TARGET                ACTUAL  STATE           CHOICES",
+        "cpu-governor          -       not-applicable  -                 no cpufreq driver is loaded",
+        "hugepages@2M          -       failed          -                 read-only: why",
+        "io-scheduler@nvme0n1  none    -               none mq-deadline",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text", "brief"),
+    [
+        ("hugepages@2M", "32768", "64G (32768 x 2M)", "64G"),
+        ("hugepages@1G/node0", "3", "3G (3 x 1G)", "3G"),
+        ("hugepages@2M", "+5", "+10M (5 x 2M)", "+10M"),
+        ("hugepages@2M", ">=1024", ">=2G (1024 x 2M)", ">=2G"),
+        ("hugepages@2M", "0", "0", "0"),
+        ("hugepages-overcommit@2M", "512", "1G (512 x 2M)", "1G"),
+        ("read-ahead@sda", "128", "128 KiB", "128 KiB"),
+        ("read-ahead@nvme*", ">=4096", ">=4096 KiB", ">=4096 KiB"),
+        ("overcommit", "always:95", "always:95", "always:95"),
+        ("overcommit", "never:7715872k", "never:7.4 GiB", "never:7.4 GiB"),
+        ("sysctl@vm.swappiness", "10", "10", "10"),
+        ("io-scheduler@sda", "none", "none", "none"),
+        ("hugepages@2M", "", "", ""),
+    ],
+)
+def test_values_have_their_unit(name: str, value: str, text: str, brief: str) -> None:
+    tunable, _, instance = name.partition("@")
+    assert (shown(tunable, instance, value), shown(tunable, instance, value, brief=True)) == (text, brief)
 
 
 def test_values() -> None:
@@ -86,7 +125,11 @@ def test_values() -> None:
 
 
 def test_no_colour_and_no_folding_unless_on_a_terminal() -> None:
-    lines = plain(output.outcomes([outcome("hugepages@2M", "partial", reason="partially-allocated", detail=LONG)] * 3))
+    rows = [
+        outcome(f"hugepages@{size}", "partial", reason="partially-allocated", detail=LONG)
+        for size in ("64K", "2M", "1G")
+    ]
+    lines = plain(output.outcomes(rows))
     assert len(lines) == 4
     assert all(LONG.strip() in line for line in lines[1:])
     assert "\x1b" not in "".join(lines)
@@ -114,11 +157,11 @@ def test_equal_outcomes_share_a_row() -> None:
     rows = [outcome(f"cpu-governor@policy{number}", **long) for number in range(8)]
     rows[3] = outcome("cpu-governor@policy3", "unsupported", reason="cpu-offline")
     assert [line.split("  ")[0] for line in plain(output.outcomes(rows))[1:]] == [
-        "cpu-governor@policy0-2,4-7 (7)",
+        "cpu-governor@policy0-2,4-7",
         "cpu-governor@policy3",
     ]
     drives = [outcome(f"io-scheduler@nvme{number}n1") for number in range(4)]
-    assert plain(output.outcomes(drives))[1].startswith("io-scheduler@nvme[0-3]n1 (4)  ")
+    assert plain(output.outcomes(drives))[1].startswith("io-scheduler@nvme0n1-nvme3n1  ")
 
 
 def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
@@ -131,7 +174,7 @@ def test_prose_is_wrapped_on_a_terminal_and_nothing_else() -> None:
 def test_however_narrow_nothing_is_lost(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     rows = [target("overcommit", "always", requested="never", state="failed", reason="kernel-rejected", claim="hold:o")]
-    text = on_terminal(status.page(document(rows), rows))
+    text = on_terminal(status_page(document(rows), rows))
     assert all(word in text for word in ("overcommit", "always", "never", "failed", "kernel-rejected", "hold:o"))
 
 
@@ -168,9 +211,9 @@ def test_a_terminal_shows_what_was_requested_only_where_it_differs(monkeypatch: 
         "✔  overcommit  always  satisfied",
     ]
     assert on_terminal(output.outcomes([good, partial._replace(requested="128", actual="96")])).splitlines() == [
-        "   TARGET        REQUESTED  ACTUAL  STATE",
-        "✔  overcommit               always  satisfied",
-        "◐  hugepages@2M  128        96      partial",
+        "   TARGET        REQUESTED  ACTUAL          STATE",
+        "✔  overcommit               always          satisfied",
+        "◐  hugepages@2M  256M       192M (96 x 2M)  partial",
     ]
     assert plain(output.outcomes([good]))[1] == "overcommit  always     always  satisfied"
 
@@ -179,7 +222,7 @@ def test_a_terminal_shows_what_was_requested_only_where_it_differs(monkeypatch: 
 def test_no_name_can_move_the_cursor_or_start_a_line(watched: bool) -> None:
     row = target("overcommit", "always", state="satisfied", claim="runtime:overcommit")
     host = document([row], [claim("runtime:overcommit", "always", who="\x1b[2Jmallory\nroot\udcff")])
-    page = status.page(host, [row])
+    page = status_page(host, [row])
     text = on_terminal(page) if watched else "\n".join(plain(page))
     assert "\x1b[2J" not in text
     assert "mallory�root�" in text
@@ -236,3 +279,32 @@ def test_names_move_no_cursor() -> None:
 
 def test_a_later_daemon_may_say_more() -> None:
     assert "1 of 2 pages" in line("hugepages", "2M", 1, 2, "seconds left", columns=80)
+
+
+# Fields, for scripts
+
+
+def test_only_the_fields_that_are_named(capsys: Captured) -> None:
+    words = ("list", "io-scheduler", "--fields", "target, value,choices,claim,condition")
+    assert run(Script(), *words) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "io-scheduler@nvme0n1\tnone\tnone mq-deadline\t\tunmanaged",
+        "io-scheduler@nvme1n1\tmq-deadline\tnone mq-deadline\t\tunmanaged",
+        "io-scheduler@sda\tbfq\tbfq none\t\tunmanaged",
+    ]
+    assert run(Script(), *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["choices"] == ["none", "mq-deadline"]
+
+
+def test_fields_of_outcomes(capsys: Captured) -> None:
+    row = outcome("hugepages@2M", "partial", requested="128", actual="96", reason="partially-allocated", detail="a\tb")
+    assert run(Script(outcomes=[row]), "set", "hugepages=128", "--fields", "target,actual,state,detail") == 6
+    assert capsys.readouterr().out == "hugepages@2M\t96\tpartial\ta\N{REPLACEMENT CHARACTER}b\n"
+
+
+@pytest.mark.parametrize("words", [("status",), ("list",), ("verify",), ("get", "overcommit"), ("holds",)])
+def test_a_field_that_is_not_there_is_told(words: tuple[str, ...], capsys: Captured) -> None:
+    assert run(Script(), *words, "--fields", "colour") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("kerntune: there is no field 'colour' here\n  There are ")

@@ -52,8 +52,8 @@ def test_list_in_json(capsys: Captured) -> None:
 
 
 def test_status_names_it(capsys: Captured) -> None:
-    run(Script(document(profile="balanced", degraded=["config-suspended"])), "status")
-    assert "generation 3, profile balanced, degraded: config-suspended" in capsys.readouterr().out
+    assert run(Script(document(profile="balanced", degraded=["config-suspended"])), "status") == 0
+    assert "generation 3, profile balanced\nAll well\n· config-suspended: " in capsys.readouterr().out
 
 
 CASES: list[tuple[list[str], tuple[Any, ...]]] = [
@@ -165,8 +165,8 @@ def test_show_needs_no_daemon(etc: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     head, _, pool, disk = done.stdout.splitlines()
     assert head == f"mine: for me ({etc}/profiles/mine.toml)"
-    assert pool.split() == ["hugepages@2M", "2048", "base", f"{etc}/profiles/base.toml:2"]
-    assert disk.split(maxsplit=3) == ["io-scheduler@sd*", "bfq", "mine", "measured: fair"]
+    assert pool.split() == ["hugepages@2M", "4G", "from", "base:", f"{etc}/profiles/base.toml:2"]
+    assert disk.split(maxsplit=2) == ["io-scheduler@sd*", "bfq", "measured: fair"]
     page = json.loads(kerntune("--json", "profile", "show", "mine", env=configured(etc)).stdout)
     assert (page["name"], page["summary"], page["problems"]) == ("mine", "for me", [])
     assert page["claims"][1] == {
@@ -239,7 +239,7 @@ def test_going_back_to_a_profile_is_no_failure_either(shell: Shell) -> None:
 
 
 @needs_root
-def test_what_was_asked_for_by_name_and_is_gone_is_a_failure(shell: Shell) -> None:
+def test_what_is_gone_waits_and_is_no_failure(shell: Shell) -> None:
     shell.check("kerntune set io-scheduler@nvme1n1=bfq 'io-scheduler@sd*=bfq' --persist")
     fifo = shell.daemon.folder / "runtime/demo"
     fifo.write_text("remove sda\n")
@@ -247,4 +247,4 @@ def test_what_was_asked_for_by_name_and_is_gone_is_a_failure(shell: Shell) -> No
     shell.check("kerntune verify")
     fifo.write_text("remove nvme1n1\n")
     shell.check("timeout 10 bash -c 'until ! kerntune get io-scheduler@nvme1n1; do :; done'")
-    assert shell.run("kerntune verify").returncode == 6
+    assert "4 of 7 in the desired state; 3 waiting for a device" in shell.check("kerntune verify")

@@ -263,7 +263,7 @@ class TestPlan:
         assert run(script, "plan", "hugepages=8G") == 0
         assert script.calls == [("Plan", [("hugepages", "", "8G")], {})]
         said = capsys.readouterr()
-        assert "hugepages@2M  4096       0       planned" in said.out
+        assert "hugepages@2M  8G         0       planned" in said.out
         assert said.err == ""
 
     def test_unset(self) -> None:
@@ -350,13 +350,13 @@ class TestVerify:
     def test_all_in_the_desired_state(self, capsys: Captured) -> None:
         script = Script(self.HOST)
         assert run(script, "verify") == 0
-        assert capsys.readouterr().out == "3 of 3 in the desired state.\n"
+        assert capsys.readouterr().out == "All well: 3 of 3 in the desired state\n"
         assert script.calls == [("Verify",), ("Describe",)]
 
     def test_part_of_it(self, capsys: Captured) -> None:
-        assert run(Script(self.HOST, outcomes=[self.DRIVE]), "verify") == 6
+        assert run(Script(self.HOST, outcomes=[self.DRIVE]), "verify") == 1
         assert capsys.readouterr().out.splitlines() == [
-            "2 of 3 in the desired state; 1 is not",
+            "Not well: 2 of 3 in the desired state; 1 failed",
             "TARGET                REQUESTED  ACTUAL  STATE",
             "io-scheduler@nvme0n1  none       bfq     failed  changed-by-others: it reads bfq",
         ]
@@ -364,22 +364,28 @@ class TestVerify:
     def test_what_is_not_here_is_no_failure(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify") == 0
         head, _, row = capsys.readouterr().out.splitlines()
-        assert head == "2 of 3 in the desired state; 1 is not here now."
-        assert row.split() == ["io-scheduler@vd*", "none", "-", "unsupported", "no-such-target"]
+        assert head == "All well: 2 of 3 in the desired state; 1 waiting for a device"
+        assert row.split() == ["io-scheduler@vd*=none", "-", "-", "waiting"]
 
     def test_it_says_how_the_daemon_is(self, capsys: Captured) -> None:
-        assert run(Script(self.HOST | {"degraded": ["config-invalid"]}), "verify") == 0
-        assert "! config-invalid: a configuration file" in capsys.readouterr().out
+        assert run(Script(self.HOST | {"degraded": ["config-invalid"]}), "verify") == 1
+        said = capsys.readouterr().out
+        assert said.startswith("Not well: 3 of 3 in the desired state; config-invalid\n")
+        assert "! config-invalid: a configuration file" in said
         assert run(Script(document(degraded=["config-suspended"])), "verify") == 0
-        assert capsys.readouterr().out.startswith("Nothing is managed now: the configuration and the profile are")
+        first, *_, last = capsys.readouterr().out.splitlines()
+        assert first == "All well"
+        assert last.startswith("Nothing is managed now: the configuration and the profile are")
 
     def test_none_of_it(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.DRIVE, self.WAITING, self.OVERCOMMIT]), "verify") == 1
-        assert capsys.readouterr().out.startswith("0 of 3 in the desired state; 1 is not here now; 2 are not\n")
+        assert capsys.readouterr().out.startswith(
+            "Not well: 0 of 3 in the desired state; 2 failed; 1 waiting for a device\n"
+        )
 
     def test_nothing_managed(self, capsys: Captured) -> None:
         assert run(Script(), "verify") == 0
-        assert capsys.readouterr().out.startswith("Nothing is managed: ")
+        assert capsys.readouterr().out.startswith("All well\nNothing is managed: ")
 
     def test_json(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify", "--json") == 0

@@ -54,21 +54,21 @@ def test_ready_comes_after_the_boot_pass(daemon_with: MakeDaemon, own_root: User
     assert [host.scheduler(name) for name in loops] == ["mq-deadline"] * 4
     ready = daemon.messages.index(READY)
     assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in daemon.messages[:ready])
-    assert daemon.messages[ready + 1] == "STATUS=5 targets managed"
-    assert not any("managed" in line for line in daemon.messages[:ready])
+    assert daemon.messages[ready + 1] == "STATUS=5 of 5 targets in the desired state"
+    assert not any("in the desired state" in line for line in daemon.messages[:ready])
     own_root.release()
-    daemon.wait_for("STATUS=0 targets managed")
+    daemon.wait_for("STATUS=0 of 0 targets in the desired state")
 
 
 def test_the_status_says_what_is_not_as_asked(daemon_with: MakeDaemon, own_root: User) -> None:
     daemon = daemon_with("--demo")
     saved(daemon, persistent("overcommit", "", "never:1"))
     daemon.started()
-    assert "STATUS=1 targets managed; not as asked: over-limit" in daemon.messages
+    assert "STATUS=0 of 1 targets in the desired state; degraded: over-limit" in daemon.messages
     own_root.set_count(8)
-    daemon.wait_for("STATUS=2 targets managed; not as asked: over-limit")
+    daemon.wait_for("STATUS=1 of 2 targets in the desired state; degraded: over-limit")
     own_root.release()
-    daemon.wait_for("STATUS=0 targets managed")
+    daemon.wait_for("STATUS=0 of 0 targets in the desired state")
 
 
 def test_a_second_instance_refuses(daemon_with: MakeDaemon, own_root: User) -> None:
@@ -404,7 +404,7 @@ def test_the_configuration_is_in_force_at_ready(own: Daemon, own_root: User, loo
         "config:io-scheduler@loop[0-1]": ("config", "config", f"{main}:4"),
         "config:io-scheduler@loop0": ("config", "config", f"{extra}:2"),
     }
-    assert f"config, {main.name}:4" in own_root.kerntune("status").stdout
+    assert f"config, {main.name}:4" in own_root.kerntune("status", "io-scheduler").stdout
 
 
 def test_a_reload_is_answered_when_the_values_are_in_force(own: Daemon, own_root: User, loops: Sequence[str]) -> None:
@@ -427,7 +427,7 @@ def test_sighup_does_the_same_and_systemd_is_told(own: Daemon, own_root: User, l
     own.started()
     write(own, scheduling(**{"loop[0-2]": "mq-deadline"}))
     os.kill(own.pid, signal.SIGHUP)
-    own.wait_for("STATUS=3 targets managed")
+    own.wait_for("STATUS=3 of 3 targets in the desired state")
     assert [host.scheduler(name) for name in loops[:3]] == ["mq-deadline"] * 3
     # Answered after it: so the reload has ended.
     own_root.call(*RELOAD, {})
@@ -450,7 +450,7 @@ def test_a_typo_takes_nothing_away(own: Daemon, own_root: User, loops: Sequence[
         assert list(own_root.claims()) == [f"config:hugepages@{host.pool()}"]
         own.restart()
         own.wait_for(READY)
-    assert "STATUS=1 targets managed; config-invalid" in own.messages
+    assert "STATUS=1 of 1 targets in the desired state; degraded: config-invalid" in own.messages
     assert f"ERROR: {path}:4: " in own.journal()
 
     ear = own_root.listen()

@@ -20,9 +20,10 @@ from kerntune.daemon.app import Status
 from kerntune.engine.claims import SUSPENDED
 from kerntune.errors import Exit
 from kerntune.guard.alerts import MESSAGE_ID as GUARD_CHANGED
-from kerntune.guard.guard import OBSERVES
+from kerntune.guard.guard import CAPS, OBSERVES
 from kerntune.guard.saved import CAP_FILE
 from kerntune.model import GuardState, Reason, State
+from kerntune.results import Condition
 from kerntune.store import STATE_SET_ASIDE
 from kerntune.tunables import REGISTRY
 from tests.harness import CHECKOUT
@@ -83,7 +84,7 @@ def test_its_formatters_have_no_complaints(page: Path) -> None:
     "word",
     [
         journal.TARGET_SET, journal.TARGET_NOT_SET, journal.CONFIG_PROBLEM, GUARD_CHANGED, CAP_FILE, STATE_SET_ASIDE,
-        CONFIG_INVALID, SUSPENDED, OBSERVES, f" {Status.TAKEN.value} when",
+        CONFIG_INVALID, SUSPENDED, OBSERVES, CAPS, f" {Status.TAKEN.value} when",
     ],
 )  # fmt: skip
 def test_what_the_daemon_says_of_itself_is_explained(word: str) -> None:
@@ -112,7 +113,7 @@ def test_the_man_page_has_every_exit_code_state_and_reason() -> None:
     page = COMMAND
     for code in Exit:
         assert f".It {code.value}\n" in page, code
-    for state in State:
+    for state in (*Condition, State.UNMANAGED):
         assert f".It {state}\n" in page, state
     for reason in Reason:
         assert f".It {reason}\n" in page, reason

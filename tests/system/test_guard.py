@@ -17,6 +17,7 @@ import pytest
 
 from kerntune.api.names import BUS_NAME, MANAGER, MEMORY, ROOT
 from kerntune.daemon.app import Status
+from kerntune.errors import Exit
 from kerntune.guard.alerts import MESSAGE_ID
 from tests.system import pressure
 from tests.system.host import Host, listening
@@ -431,7 +432,10 @@ def test_what_is_asked_meanwhile_waits(full: Host) -> None:
     hog.wait_output("refused")
     (outcome,) = full.set(("overcommit", "", "heuristic")).outcomes
     assert (outcome.state, outcome.reason) == ("overridden", "guard-limit")
-    assert re.search("memory guard: (capped|exhausted), .* is refused", vm.check("kerntune status"))
+    said = vm.run("kerntune status")
+    assert said.status == Exit.FAILED
+    assert re.search("memory guard: (capped|exhausted), .* is refused", said.out)
+    assert re.search("Not well: .*; the memory guard caps", said.out)
     hog.kill(9)
     vm.wait_for(f"[ $(cat {MODE}) = 0 ]")
 

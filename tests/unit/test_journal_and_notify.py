@@ -136,7 +136,7 @@ def test_a_record_that_cannot_be_handed_over_does_not_end_the_others(
 # What the service manager is told: nothing fails because of it, gone, deaf or full
 
 
-LAST_WORDS = "READY=1\nSTATUS=0 targets managed"
+LAST_WORDS = "READY=1\nSTATUS=0 of 0 targets in the desired state"
 
 
 class Manager:

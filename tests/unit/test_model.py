@@ -10,9 +10,9 @@ import pytest
 
 from kerntune import cli, errors, model
 from kerntune.errors import FREEDESKTOP, OURS, Exit, KerntuneError, by_name
-from kerntune.model import Claim, ClaimId, DesiredState, Memory, Origin, State, Target
-from kerntune.results import exit_code, is_excused, profile_exit_code, verify_exit_code
-from tests.cli.scripted import claim, outcome
+from kerntune.model import Claim, ClaimId, DesiredState, Memory, Origin, Reason, State, Target
+from kerntune.results import WELL, Condition, condition, exit_code, profile_exit_code
+from tests.cli.scripted import outcome
 
 
 def test_the_origins_are_in_the_order_of_the_design() -> None:
@@ -174,41 +174,47 @@ def test_what_a_profile_ends_with(rows: str, code: Exit) -> None:
     assert profile_exit_code([outcome("overcommit", state, reason=reason) for state, reason in found]) is code
 
 
-@pytest.mark.parametrize(("wrong", "satisfied", "code"), [(0, 0, 0), (0, 3, 0), (2, 3, 6), (2, 0, 1)])
-def test_verify_exit_code(wrong: int, satisfied: int, code: int) -> None:
-    assert verify_exit_code(wrong=wrong, satisfied=satisfied) == code
-
-
 @pytest.mark.parametrize(
-    ("name", "matches", "reason", "lacking"),
+    ("state", "reason", "owed", "meant"),
     [
-        ("profile:io-scheduler@vd*", [], "no-such-target", True),
-        ("config:io-scheduler@sdz", [], "no-such-target", True),
-        ("profile:cpu-governor@*", [], "no-kernel-support", True),
-        ("config:io-scheduler@*", ["sda"], "value-not-offered", True),
-        ("profile:sysctl@kernel.numa_balancing", ["kernel.numa_balancing"], "read-only", False),
-        ("persistent:io-scheduler@vd*", [], "no-such-target", True),
-        ("persistent:io-scheduler@by-id/nvme-Fast_1", [], "no-such-target", False),
-        ("runtime:cpu-governor@*", ["policy1"], "cpu-offline", True),
-        ("runtime:cpu-governor@1", ["policy1"], "cpu-offline", False),
-        ("runtime:io-scheduler@*", ["sda"], "value-not-offered", False),
+        ("satisfied", "ok", False, Condition.SATISFIED),
+        ("planned", "ok", True, Condition.PLANNED),
+        ("unsupported", "no-such-target", False, Condition.WAITING),
+        ("unsupported", "device-gone", False, Condition.WAITING),
+        ("unsupported", "cpu-offline", False, Condition.WAITING),
+        ("unsupported", "governor-decides", False, Condition.WAITING),
+        ("unsupported", "governor-decides", True, Condition.WAITING),
+        ("unsupported", "no-kernel-support", False, Condition.NOT_APPLICABLE),
+        ("unsupported", "value-not-offered", False, Condition.NOT_APPLICABLE),
+        ("unsupported", "boot-parameter-wins", False, Condition.NOT_APPLICABLE),
+        ("overridden", "guard-limit", False, Condition.OVERRIDDEN),
+        ("overridden", "config-wins", False, Condition.OVERRIDDEN),
+        ("unsupported", "out-of-range", False, Condition.REFUSED),
+        ("unsupported", "read-only", False, Condition.FAILED),
+        ("unsupported", "read-only", True, Condition.OWED),
+        ("partial", "pages-in-use", True, Condition.OWED),
+        ("failed", "kernel-rejected", True, Condition.OWED),
+        ("failed", "kernel-rejected", False, Condition.FAILED),
+        ("partial", "partially-allocated", False, Condition.PARTIAL),
+        ("contested", "changed-by-others", False, Condition.CONTESTED),
+        ("refused", "over-limit", False, Condition.REFUSED),
+        ("pondering", "mood", False, "pondering"),
     ],
 )
-def test_what_the_host_lacks(name: str, matches: list[str], reason: str, lacking: bool) -> None:
-    row = outcome("io-scheduler@sda", "unsupported", reason=reason)
-    assert is_excused(row, claim(name, "none", matches=matches)) is lacking
-    assert not is_excused(row._replace(state="failed"), claim(name, "none", matches=matches))
-    assert not is_excused(row, None)
+def test_what_an_outcome_means_for_the_health(state: str, reason: str, owed: bool, meant: str) -> None:
+    """What waits, is overridden or does not apply is no trouble; all else is, a newer daemon's state too."""
+    well = {"satisfied", "planned", "waiting", "not-applicable", "overridden"}
+    assert condition(state, reason, owed=owed) == meant
+    assert (meant in WELL) is (meant in well)
+
+
+def test_every_state_and_reason_has_a_condition() -> None:
+    found = {condition(state, reason) for state in State for reason in Reason}
+    assert found | {Condition.OWED} == {*Condition, State.UNMANAGED}
 
 
 def test_every_state_has_an_exit_code() -> None:
     assert {exit_code([outcome("overcommit", state)]) for state in State} == {0, 1, 3, 6}
-
-
-def test_what_the_configuration_overrides_is_excused() -> None:
-    row = outcome("hugepages@2M", "overridden", reason="config-wins")
-    assert is_excused(row, claim("profile:hugepages@2M", "40"))
-    assert not is_excused(row._replace(reason="overridden"), claim("profile:hugepages@2M", "40"))
 
 
 def test_no_other_module_of_the_command_line_chooses_an_exit_code() -> None:

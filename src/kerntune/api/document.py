@@ -218,7 +218,12 @@ def kind_of(row: TunableRow) -> Kind:
 def managed(document: Document) -> set[tuple[str, str]]:
     """Return (tunable, instance) of every target that has a claim, and of every pattern kept for later targets."""
     targets = {(row["tunable"], row["instance"]) for row in document["targets"] if row["claim"]}
-    return targets | {(row["tunable"], row["instances"]) for row in document["claims"] if not row["matches"]}
+    return targets | {(row["tunable"], row["instances"]) for row in waiting_claims(document)}
+
+
+def waiting_claims(document: Document) -> list[ClaimRow]:
+    """Return the claims that match no target now, and are kept for later ones."""
+    return [claim for claim in document["claims"] if not claim["matches"]]
 
 
 def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
@@ -227,7 +232,7 @@ def claims_behind(document: Document) -> dict[tuple[str, str], ClaimRow]:
     It is the claim that won there, or the pattern itself that waits for a device.
     """
     claims = {claim["id"]: claim for claim in document["claims"]}
-    waiting = {(row["tunable"], row["instances"]): row for row in document["claims"] if not row["matches"]}
+    waiting = {(row["tunable"], row["instances"]): row for row in waiting_claims(document)}
     won = [(row, claims.get(row["claim"] or "")) for row in document["targets"]]
     return waiting | {(row["tunable"], row["instance"]): claim for row, claim in won if claim}
 

@@ -14,8 +14,7 @@ from kerntune.engine.claims import Selection
 from kerntune.engine.requests import Request
 from kerntune.engine.results import Answer
 from kerntune.errors import InvalidArgs
-from kerntune.guard.guard import OBSERVES
-from kerntune.model import GuardState, Report
+from kerntune.model import Report
 
 RESET: Final = {"baseline": "b", "holds": "b"}
 WHOLE: Final = {"profile": "s", "reset": "b"} | RESET
@@ -37,8 +36,7 @@ class Manager:
     def degraded(self) -> list[str]:
         engine = self._engine
         slugs = {reason.value for reason in engine.observed.troubles} | engine.edits.claims.choice.troubles
-        observes = {OBSERVES} if self._calls.guard.verdict.state is GuardState.OBSERVING else set()
-        return sorted(slugs | observes | self._calls.troubles)
+        return sorted(slugs | self._calls.guard.troubles | self._calls.troubles)
 
     @property
     def active_profile(self) -> str:

@@ -89,7 +89,13 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
         return _follow(answer, as_json=args.json)
     for advice in answer.advice:
         _complain(*advice)
-    _print(answer.data if args.json else answer.page, as_json=args.json)
+    data, page = answer.data, answer.page
+    if getattr(args, "fields", None):
+        from kerntune.cli import output  # noqa: PLC0415
+
+        data = output.fields(data, args.fields)
+        page = output.field_lines(data)
+    _print(data if args.json else page, as_json=args.json)
     return answer.exit_code
 
 

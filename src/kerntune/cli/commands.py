@@ -75,7 +75,11 @@ TARGETS: Final = Argument(
     {"nargs": "+", "metavar": "TUNABLE[@INSTANCES]", "help": "without instances: all of the tunable's"},
     "targets",
 )
-TUNABLE: Final = Argument(("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "only this tunable"}, "tunables")
+SHOWN: Final = Argument(
+    ("targets",),
+    {"nargs": "*", "metavar": "TUNABLE[@INSTANCES]", "help": "only these; left out: all of them"},
+    "targets",
+)
 EXPLAINED: Final = Argument(
     ("tunable",), {"nargs": "?", "metavar": "TUNABLE", "help": "all that is known of this one"}, "tunables"
 )
@@ -166,26 +170,36 @@ HTML: Final = Argument(("--html",), {"metavar": "FILE", "help": "write a page wi
 PNG: Final = Argument(("--png",), {"metavar": "FILE", "help": "write a picture; takes python3-matplotlib"}, "files")
 NO_COMMAND: Final = flag("--no-command", "leave the command line out of JSON and page")
 JSON: Final = flag("--json", "answer in JSON")
+FIELDS: Final = Argument(
+    ("--fields",),
+    {"metavar": "NAMES", "help": "only these fields (target,actual,condition), a line for each row, tabs between"},
+    "texts",
+)
 
 VERBS: Final = (
-    Verb("status", "what is managed, for whom, and what is not in the desired state (the default)", "verbs:status"),
-    Verb("list", "every target with its value and its choices", "verbs:list_", (TUNABLE,)),
+    Verb(
+        "status",
+        "what is managed, for whom, and what is not in the desired state (the default)",
+        "verbs:status",
+        (SHOWN, FIELDS),
+    ),
+    Verb("list", "every target with its value and its choices", "verbs:list_", (SHOWN, FIELDS)),
     Verb(
         "explain",
         "what a tunable does, when it helps and how that is known; needs no daemon",
         "explain:explain",
         (EXPLAINED,),
     ),
-    Verb("get", "print values in force now", "verbs:get", (TARGETS,)),
-    Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL)),
-    Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT)),
+    Verb("get", "print values in force now", "verbs:get", (TARGETS, FIELDS)),
+    Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL, FIELDS)),
+    Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT, FIELDS)),
     Verb(
         "hold",
         "claim values for as long as this command runs; huge pages are added to what there is",
         "holds:hold",
         (HELD, HELD_PROFILE, WHO, WHY, TTL, PID, DETACH, ALLOW_PARTIAL),
     ),
-    Verb("holds", "who holds what", "holds:holds"),
+    Verb("holds", "who holds what", "holds:holds", (FIELDS,)),
     Verb("release", "end holds", "holds:release", (NUMBERS,)),
     Verb(
         "bench",
@@ -222,7 +236,7 @@ VERBS: Final = (
         "verbs:reset",
         (BASELINE, RESET_HOLDS),
     ),
-    Verb("verify", "what is managed and not in the desired state", "verbs:verify"),
+    Verb("verify", "what is managed and not in the desired state", "verbs:verify", (SHOWN, FIELDS)),
     Verb("reload", "read the configuration files again", "verbs:reload"),
     Verb("config", "check the configuration files; needs no daemon", "check:config", (CHECK, PLACE)),
     Verb("doctor", "look at the host: what is missing, and what works against kerntune", "doctor:doctor", (TREE,)),

@@ -15,12 +15,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from kerntune.api.document import Document, Pool
+from kerntune.api.document import Document, Pool, waiting_claims
+from kerntune.cli.health import judged, of_document
 from kerntune.cli.output import Answer
 from kerntune.cli.output_file import replace_file
 from kerntune.cli.remote import Connect
 from kerntune.errors import Unreachable
 from kerntune.model import GuardState, Origin, State
+from kerntune.results import Condition
 
 # The states of guard/policy.py; a query for a state that is not in force should get a 0.
 COUNTERS: Final = {
@@ -35,8 +37,7 @@ POOL_COUNTS: Final = {
     "surplus_pages": ("surplus", "Huge pages in use beyond those that were asked for"),
     "requested_pages": ("requested", "Huge pages requested, or those there are where nobody requests any"),
 }
-# Plans are not kept, and targets without a claim are not counted.
-STATES: Final = tuple(state for state in State if state not in (State.PLANNED, State.UNMANAGED))
+CONDITIONS: Final = tuple(each for each in Condition if each is not Condition.PLANNED)  # plans are not kept
 END: Final = "# EOF"
 ESCAPES: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 
@@ -90,8 +91,9 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
     guard = document["guard"]
     yield gauge("build_info", "The version of kerntuned, as a label.", Sample(1, {"version": document["version"]}))
     yield number("generation", "Passes of kerntuned that changed an outcome or a claim.", document["generation"])
+    yield number("well", "1 where kerntune status says that all is well, else 0.", int(of_document(document).is_well))
     degraded = [Sample(1, {"reason": reason}) for reason in document["degraded"]]
-    yield gauge("degraded", "What is wrong, a sample each; none when all is well.", *degraded)
+    yield gauge("degraded", "The reason slugs of Degraded, a sample each.", *degraded)
     yield from of_targets(document)
     yield from of_holds(document)
     yield from of_pools(pools)
@@ -112,15 +114,14 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
 
 def of_targets(document: Document) -> Iterator[Metric]:
     """Yield the number of managed targets, by their outcome."""
-    managed = [row for row in document["targets"] if row["claim"]]
-    waiting = [claim["tunable"] for claim in document["claims"] if not claim["matches"]]
-    pairs = [(row["tunable"], row["state"]) for row in managed] + [(name, str(State.UNSUPPORTED)) for name in waiting]
-    # A state that no target is in now is a 0, so that a rule about it is never without data.
-    kinds = dict.fromkeys([*((row["name"], str(state)) for row in document["tunables"] for state in STATES), *pairs])
+    managed = [row for row in document["targets"] if row["claim"] or row["requested"]]
+    waiting = [claim["tunable"] for claim in waiting_claims(document)]
+    pairs = [(row["tunable"], judged(row).condition) for row in managed]
+    pairs += [(name, str(Condition.WAITING)) for name in waiting]
+    # A condition that no target is in now is a 0, so that a rule about it is never without data.
+    kinds = dict.fromkeys([*((row["name"], str(each)) for row in document["tunables"] for each in CONDITIONS), *pairs])
     counts = [Sample(pairs.count(pair), {"tunable": pair[0], "state": pair[1]}) for pair in kinds]
-    yield gauge(
-        "targets", "Managed targets by what became of them; unsupported: also claims that wait for one.", *counts
-    )
+    yield gauge("targets", "Managed targets by what became of them; waiting: also claims that wait for one.", *counts)
     satisfied = [
         Sample(int(row["state"] == State.SATISFIED), {"tunable": row["tunable"], "target": row["instance"]})
         for row in managed

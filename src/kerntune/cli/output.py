@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kerntune.api.document import Change, Document, Event, GuardChange, Health, Outcome, TargetRow, in_order, named
-from kerntune.cli.tables import BAD, EMPTY, GOOD, MIXED, QUIET, Page, Prose, Row, Table, clean, row, together
-from kerntune.errors import Exit
+from kerntune.api.document import (
+    Change,
+    Document,
+    Event,
+    GuardChange,
+    Health,
+    HoldRow,
+    Outcome,
+    TargetRow,
+    TunableRow,
+    claims_behind,
+    in_order,
+    named,
+)
+from kerntune.cli.health import CAPPING, NOTES, HostHealth, judged, judged_outcome, of_document
+from kerntune.cli.rows import MARKS, UNHEARD_OF, cpus_of, pair, shown, target_row, together, waiting_row, why
+from kerntune.cli.tables import EMPTY, GOOD, Page, Prose, Row, Table, clean, row
+from kerntune.errors import Exit, Usage
 from kerntune.model import Reason, State
-from kerntune.results import CONTENT, exit_code
+from kerntune.results import WELL, Condition, condition, exit_code
 from kerntune.units import gib
 
 if TYPE_CHECKING:
     from kerntune.config.content import Content, Problem
-
-# State -> (mark, style). A newer daemon's state that is not here gets UNHEARD_OF.
-MARKS: Final[Mapping[str, tuple[str, str]]] = {
-    State.SATISFIED: ("✔", GOOD),
-    State.PLANNED: ("→", GOOD),
-    State.PARTIAL: ("◐", MIXED),
-    State.OVERRIDDEN: ("≠", MIXED),
-    State.CONTESTED: ("!", BAD),
-    State.REFUSED: ("✘", BAD),
-    State.FAILED: ("✘", BAD),
-    State.UNSUPPORTED: ("○", MIXED),
-    State.UNMANAGED: ("·", QUIET),
-}
-CAPPING: Final = frozenset({"capped", "exhausted"})  # states of the memory guard
-UNHEARD_OF: Final = ("?", MIXED)
 
 SUSPENDED: Final = "config-suspended"
 NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
@@ -72,12 +72,27 @@ MEANINGS: Final[Mapping[str, str]] = {
     Reason.PAGES_IN_USE: "huge pages in use cannot be given back; they go when the programs that hold them end",
     Reason.OVER_LIMIT: "a value would endanger the host and was not set, or in part; its row has the figures",
     Reason.CHANGED_BY_OTHERS: (
-        "something else keeps changing a value, and kerntuned has stopped; kerntune doctor looks for it, kerntune "
-        "reload tries again"
+        "something else keeps changing a value, and kerntuned leaves that one alone; kerntune doctor looks for it, "
+        "kerntune set or kerntune reload tries again"
     ),
     Reason.KERNEL_REJECTED: "the kernel refused a value; its log (dmesg) may say why",
     Reason.READ_BACK_DIFFERS: "the kernel took a value and holds another; its row has both",
+    "guard-capping": (
+        "memory is short: until there is memory again, programs that ask for more than the memory guard grants get "
+        "ENOMEM"
+    ),
+    Reason.OUT_OF_RANGE: "a value is one that the kernel does not take; its row says which it takes",
     Reason.READ_ONLY: "a setting cannot be written here; its row says who can",
+}
+
+
+NAMED_ROWS: Final = frozenset({"outcomes", "targets"})
+# The rows of an answer for programs, and their fields.
+ROWS: Final[Mapping[str, Sequence[str]]] = {
+    "outcomes": (*Outcome._fields, "condition"),
+    "targets": (*TargetRow.__annotations__, "condition"),
+    "profiles": ("name", "summary"),
+    "holds": tuple(HoldRow.__annotations__),
 }
 
 
@@ -109,10 +124,49 @@ def changed(
 
     `none` is the text for an answer without outcomes. With a document people also see what a target would get back.
     """
-    data = {"changed": change.changed, "outcomes": [outcome._asdict() for outcome in change.outcomes]}
+    data = {"changed": change.changed, "outcomes": [outcome_data(outcome) for outcome in change.outcomes]}
     code = exit_code(change.outcomes) if code is None else code
     rows = returning(change.outcomes, document) if document else change.outcomes
     return Answer(data, outcomes(rows, none=none), code, tuple(advice))
+
+
+def outcome_data(row: Outcome, *, owed: bool = False) -> dict[str, str]:
+    """Return an outcome for programs, with its condition."""
+    return {**row._asdict(), "condition": condition(row.state, row.reason, owed=owed)}
+
+
+def target_data(row: TargetRow) -> dict[str, Any]:
+    """Return a target for programs, with its condition."""
+    return {**row, "condition": judged(row).condition}
+
+
+def fields(data: Mapping[str, Any], names: str) -> list[dict[str, Any]]:
+    """Return only these fields (their names between commas) of the rows of an answer. Raise Usage for another name.
+
+    `target` is what people type: TUNABLE@INSTANCE.
+    """
+    kind = next(name for name in ROWS if name in data)
+    known = [*("target",) * (kind in NAMED_ROWS), *ROWS[kind]]
+    wanted = [name.strip() for name in names.split(",")]
+    if unknown := next((name for name in wanted if name not in known), None):
+        raise Usage(f"there is no field {unknown!r} here", f"There are {', '.join(known)}")
+    rows = [{**row, "target": named(row["tunable"], row["instance"])} if kind in NAMED_ROWS else row
+            for row in data[kind]]  # fmt: skip
+    return [{name: row.get(name) for name in wanted} for row in rows]
+
+
+def field_lines(rows: Iterable[Mapping[str, Any]]) -> Page:
+    """Return a line for each row, with a tab between its fields."""
+    return ["\t".join(clean(_field(value)) for value in row.values()) for row in rows]
+
+
+def _field(value: Any) -> str:
+    """Return a field as text: a list has blanks between its parts, and what is not there is empty."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
 
 
 def gives_back(change: Change) -> bool:
@@ -137,26 +191,48 @@ def _gets_back(outcome: Outcome) -> bool:
     return not outcome.requested and outcome.state != State.UNMANAGED
 
 
-def outcomes(rows: Iterable[Outcome], *, none: str = "Nothing changed.") -> Page:
-    """Return a table of the outcomes of the named targets; without a row return the text `none`."""
-    table = [
-        state_row(row.state, (named(row.tunable, row.instance), row.requested, row.actual, row.state), why(*row[5:]))
-        for row in rows
-    ]
+def outcomes(
+    rows: Iterable[Outcome],
+    *,
+    none: str = "Nothing changed.",
+    document: Document | None = None,
+    brief: bool = False,
+) -> Page:
+    """Return a table of the outcomes of the named targets; without a row return the text `none`.
+
+    With a document it tells what is owed to the host, and shows policies as their CPUs. If it is to be `brief`, only
+    troubles have notes.
+    """
+    claims = claims_behind(document) if document else None
+    table = []
+    for one in rows:
+        owed = claims is not None and (one.tunable, one.instance) not in claims
+        found = condition(one.state, one.reason, owed=owed)
+        table.append(
+            _outcome_row(one, found, "" if brief and found in WELL else why(one.state, one.reason, one.detail))
+        )
     columns = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE")
-    return [Table(columns, tuple(together(table)), same=("REQUESTED", "ACTUAL"))] if table else [none]
+    cpus = cpus_of(document) if document else None
+    return [Table(columns, tuple(together(table, cpus)), same=("REQUESTED", "ACTUAL"))] if table else [none]
 
 
-def targets(document: Document, name: str | None = None) -> Page:
-    """Return a table of every target, or of one tunable's, with value and choices, and of unsupported tunables."""
+def _outcome_row(row: Outcome, found: str, note: str) -> Row:
+    if found == Condition.WAITING and not row.actual:
+        return waiting_row(row.tunable, row.instance, row.requested, notes=[note])
+    values = pair(row.tunable, row.instance, row.requested, row.actual)
+    return target_row(found, named(row.tunable, row.instance), *values, found, notes=[note])
+
+
+def targets(document: Document, rows: Sequence[TargetRow], tunables: Sequence[TunableRow]) -> Page:
+    """Return a table of these targets with value and choices, and of these tunables if this host lacks them."""
     table: list[Row] = []
-    for tunable in document["tunables"]:
-        if name in (None, tunable["name"]):
-            mine = [row for row in document["targets"] if row["tunable"] == tunable["name"]]
-            table += map(_target, in_order(document, mine))
-            if not tunable["supported"]:
-                cells = (tunable["name"], "", State.UNSUPPORTED, "")
-                table.append(state_row(State.UNSUPPORTED, cells, tunable["detail"]))
+    for tunable in tunables:
+        mine = [row for row in rows if row["tunable"] == tunable["name"]]
+        table += map(_target, in_order(document, mine))
+        if not tunable["supported"]:
+            cells = ("", Condition.NOT_APPLICABLE, "")
+            table.append(target_row(Condition.NOT_APPLICABLE, tunable["name"], *cells, notes=[tunable["detail"]]))
+    table = together(table, cpus_of(document))
     return (
         [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), tuple(table), wraps=True)]
         if table
@@ -165,9 +241,14 @@ def targets(document: Document, name: str | None = None) -> Page:
 
 
 def _target(row: TargetRow) -> Row:
-    name = named(row["tunable"], row["instance"])
-    cells = (name, row["value"] or "", row["state"], " ".join(row["choices"]))
-    return state_row(row["state"], cells, why(row["state"], row["reason"], row["detail"]))
+    found = judged(row).condition
+    value = shown(row["tunable"], row["instance"], row["value"] or "")
+    # Most targets are unmanaged: the word in every row would say nothing.
+    state = "" if found == State.UNMANAGED else found
+    notes = [why(row["state"], row["reason"], row["detail"])] if row["value"] is None or found not in WELL else []
+    return target_row(
+        found, named(row["tunable"], row["instance"]), value, state, " ".join(row["choices"]), notes=notes
+    )
 
 
 def values(rows: Sequence[TargetRow]) -> Page:
@@ -177,35 +258,34 @@ def values(rows: Sequence[TargetRow]) -> Page:
     return [f"{named(row['tunable'], row['instance'])} {row['value'] or EMPTY}" for row in rows]
 
 
-def verified(
-    wrong: Sequence[Outcome], lacking: Sequence[Outcome], *, managed: int, satisfied: int, degraded: Sequence[str]
-) -> Page:
-    """Return the page of `verify`: targets not in the desired state, those that this host lacks, and the numbers."""
-    health = explained(degraded)
-    if not managed:
-        return [nothing_managed(degraded), *health]
-    missing = f"; {len(lacking)} {'is' if len(lacking) == 1 else 'are'} not here now" if lacking else ""
-    sentence = f"{satisfied} of {managed} in the desired state{missing}"
-    if not wrong:
-        return [f"{sentence}.", *health, *(outcomes(lacking) if lacking else ())]
-    sentence += f"; {len(wrong)} {'is' if len(wrong) == 1 else 'are'} not"
-    return [sentence, *health, *outcomes([*wrong, *lacking])]
+def verified(rows: Sequence[Outcome], document: Document, health: HostHealth) -> Page:
+    """Return the page of `verify`: the health, then the targets not in the desired state, troubles first."""
+    head = [Prose(health.sentence), *explained(document["degraded"])]
+    if not health.counts:
+        return [*head, nothing_managed(document["degraded"])]
+    claims = claims_behind(document)
+    wrong = [row for row in rows if not judged_outcome(row, claims).is_well]
+    others = [row for row in rows if row not in wrong]
+    return [*head, *outcomes([*wrong, *others], document=document, brief=True)] if rows else head
 
 
 def reloaded(document: Document) -> Page:
     """Return the page of `reload`."""
-    return [Prose(f"The configuration was read again: {head(document)}"), *explained(document["degraded"])]
+    return [
+        Prose(f"The configuration was read again. {of_document(document).sentence}"),
+        *explained(document["degraded"]),
+    ]
 
 
 def watching(document: Document) -> Page:
     """Return the first line of a running watch."""
-    return [f"Watching {head(document)}; Ctrl-C ends it"]
+    return [f"Watching {head(document)}. {of_document(document).sentence}. Ctrl-C ends it"]
 
 
 def happened(clock: str, event: Event) -> Page:
     """Return a line for each change, with the time in front of it."""
     if isinstance(event, Health):
-        health = f"degraded: {', '.join(event.degraded)}" if event.degraded else "all well again"
+        health = f"degraded: {', '.join(event.degraded)}" if event.degraded else "degraded: nothing any more"
         return [f"{clock}  {clean(health)}"]
     if isinstance(event, GuardChange):
         return [f"{clock}  memory guard  {part}" for part in _guard_change(event)]
@@ -225,9 +305,10 @@ def _guard_change(event: GuardChange) -> Iterable[str]:
 
 
 def _step(row: Outcome) -> str:
-    mark, _ = MARKS.get(row.state, UNHEARD_OF)
+    state = condition(row.state, row.reason)
+    mark, _ = MARKS.get(state, UNHEARD_OF)
     values = f"{row.before or EMPTY} -> {row.actual or EMPTY}"
-    parts = (mark, named(row.tunable, row.instance), values, row.state, why(row.state, row.reason, row.detail))
+    parts = (mark, named(row.tunable, row.instance), values, state, why(row.state, row.reason, row.detail))
     return "  ".join(clean(part) for part in parts if part)
 
 
@@ -237,9 +318,8 @@ def head(document: Document) -> str:
     where = "a simulated host" if host["simulated"] else f"Linux {host['kernel']}"
     if host["root"] != "/" and not host["simulated"]:
         where += f" at {host['root']}"
-    health = f"degraded: {', '.join(document['degraded'])}" if document["degraded"] else "all well"
-    profile = f"profile {document['profile']}, " if document["profile"] else ""
-    return f"kerntuned {document['version']} on {where}, generation {document['generation']}, {profile}{health}"
+    profile = f", profile {document['profile']}" if document["profile"] else ""
+    return f"kerntuned {document['version']} on {where}, generation {document['generation']}{profile}"
 
 
 def guard(document: Document) -> Iterable[Prose]:
@@ -259,19 +339,6 @@ def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
     return clean(", ".join(part for part in (state, left, reason) if part))
 
 
-def why(state: str, reason: str, detail: str) -> str:
-    """Return prose about a state: the detail, after the reason where something is not as it should be."""
-    if reason == Reason.OK or state in CONTENT:
-        return detail
-    return f"{reason}: {detail}" if detail else reason
-
-
-def state_row(state: str, cells: tuple[str, ...], *notes: str) -> Row:
-    """Return the row of a target in that state, with notes."""
-    mark, style = MARKS.get(state, UNHEARD_OF)
-    return row(mark, cells, style, *notes)
-
-
 def profiles(found: Sequence[tuple[str, str]], active: str) -> Page:
     """Return a table of the profiles; a mark, or a word where there are no marks, shows the one in force."""
     if not found:
@@ -285,11 +352,14 @@ def profiles(found: Sequence[tuple[str, str]], active: str) -> Page:
 
 
 def profile(found: Content) -> Page:
-    """Return what a profile says, with the reason of each value, below what is wrong in it."""
-    rows = [row("", (named(one.tunable, one.instances), one.value, one.who, one.why)) for one in found.claims]
+    """Return what a profile says, with the reason of each value below it, below what is wrong in it."""
+    rows = []
+    for one in found.claims:
+        source = f"from {one.who}: " if one.who != found.name else ""
+        value = shown(one.tunable, one.instances, one.value, brief=True)
+        rows.append(row("", (named(one.tunable, one.instances), value), "", f"{source}{one.why}"))
     head = Prose(f"{found.name}: {found.summary or 'no summary'} ({found.files[0]})")
-    table = [Table(("", "TARGET", "VALUE", "FROM", "WHY"), tuple(rows), wraps=True)] if rows else []
-    return [*_problems(found.problems), head, *table]
+    return [*_problems(found.problems), head, *([Table(("", "TARGET", "VALUE"), tuple(rows))] if rows else [])]
 
 
 def checked(problems: Sequence[Problem], *, files: int, claims: int) -> Page:
@@ -306,7 +376,8 @@ def _problems(problems: Iterable[Problem]) -> Iterator[Prose]:
 def explained(slugs: Iterable[str]) -> Iterator[Prose]:
     """Yield a line for each slug; for a slug without a text here it points to the target's row."""
     for slug in slugs:
-        yield Prose(f"! {slug}: {MEANINGS.get(slug, 'a value is not in the desired state; its row says more')}")
+        mark = "·" if slug in NOTES else "!"
+        yield Prose(f"{mark} {slug}: {MEANINGS.get(slug, 'a value is not in the desired state; its row says more')}")
 
 
 def nothing_managed(slugs: Iterable[str]) -> Prose:

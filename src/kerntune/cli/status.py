@@ -2,81 +2,102 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from kerntune.api.document import ClaimRow, Document, TargetRow, in_order, named
 from kerntune.cli import output
+from kerntune.cli.health import HostHealth, judged
 from kerntune.cli.output import explained, nothing_managed
-from kerntune.cli.tables import Page, Prose, Row, Table, clean, short, together
-from kerntune.model import Origin, Reason, State
-from kerntune.results import CONTENT, IN_FILES
+from kerntune.cli.rows import cpus_of, pair, target_row, together, waiting_row, why
+from kerntune.cli.tables import Page, Prose, Row, Table, short
+from kerntune.model import Origin, State
+from kerntune.results import IN_FILES, WELL, Condition
 
 COLUMNS: Final = ("", "TARGET", "REQUESTED", "ACTUAL", "STATE", "WANTED BY")
 THE_HOST: Final = "the host"
+USUAL_OWNER: Final = re.compile(r"root \(|root$|the daemon")
+AT_HAND: Final = frozenset({Condition.SATISFIED, Condition.PLANNED, State.UNMANAGED})
 
 Claims = Mapping[str, ClaimRow]
 
 
-def page(document: Document, managed: Sequence[TargetRow]) -> Page:
+def page(document: Document, health: HostHealth, rows: Sequence[TargetRow]) -> Page:
     """Return the line about the daemon, then the managed targets: those not in the desired state come first."""
-    above = [Prose(output.head(document)), *explained(document["degraded"]), *output.guard(document)]
+    above = [Prose(output.head(document)), *output.guard(document), Prose(health.sentence)]
+    above += explained(document["degraded"])
     waiting = [claim for claim in document["claims"] if not claim["matches"]]
-    if not managed and not waiting:
+    if not rows and not waiting:
         return [*above, nothing_managed(document["degraded"])]
+    return [*above, *_table(document, rows, waiting, full=False)]
+
+
+def chosen_page(document: Document, health: HostHealth, rows: Sequence[TargetRow], waiting: Sequence[ClaimRow]) -> Page:
+    """Return all that is known of some targets, and of some claims that wait for one."""
+    return [Prose(health.sentence), *_table(document, rows, waiting, full=True)]
+
+
+def _table(
+    document: Document, rows: Sequence[TargetRow], waiting: Sequence[ClaimRow], *, full: bool
+) -> Iterator[Table | Prose]:
+    """Yield a table: troubles first, and what needs nobody's attention last. Only with `full` all rows have notes."""
     claims = {claim["id"]: claim for claim in document["claims"]}
-    profile = document["profile"]
-    rows = [(row["state"] in CONTENT, _row(row, claims, profile)) for row in in_order(document, managed)]
-    table = [
-        *together(row for content, row in rows if not content),
-        *(_waiting(claim, profile) for claim in waiting),
-        *together(row for content, row in rows if content),
-    ]
-    return [*above, Prose(_summary(managed, len(waiting))), Table(COLUMNS, tuple(table), same=("REQUESTED", "ACTUAL"))]
+    cpus = cpus_of(document)
+    lines: dict[int, list[Row]] = {0: [], 1: [], 2: []}
+    for row in in_order(document, rows):
+        found = judged(row)
+        place = 0 if not found.is_well else 1 if found.condition in AT_HAND else 2
+        lines[place].append(_row(row, found.condition, claims, full=full))
+    table = [line for place in lines.values() for line in together(place, cpus)]
+    table += [_waiting(claim, full=full) for claim in waiting]
+    yield Table(COLUMNS, tuple(table), same=("REQUESTED", "ACTUAL"))
+    hidden = [row for row in rows if row["beaten"] and judged(row).is_well]
+    if hidden and not full:
+        one = len(hidden) == 1
+        who = "One claim overrides" if one else f"{len(hidden)} claims override"
+        yield Prose(f"{who} others (kerntune status TARGET shows which)")
 
 
-def _summary(managed: Sequence[TargetRow], waiting: int) -> str:
-    """Return how many targets are in the desired state, and the states of the others."""
-    counts = Counter(row["state"] for row in managed if row["state"] not in CONTENT)
-    others = [f"{count} {clean(state)}" for state, count in counts.most_common()]
-    others += [f"{waiting} waiting for a device"] if waiting else []
-    satisfied = len(managed) - sum(counts.values())
-    return "; ".join([f"{satisfied} of {len(managed) + waiting} in the desired state", *others])
-
-
-def _row(row: TargetRow, claims: Claims, profile: str) -> Row:
+def _row(row: TargetRow, condition: str, claims: Claims, *, full: bool) -> Row:
+    tunable, instance = row["tunable"], row["instance"]
     # A target that has a requested value but no claim still has to get the host's value back.
     owed = row["claim"] is None and row["requested"]
-    wanted_by = THE_HOST if owed else _wanted_by(row["claim"], claims, profile)
-    cells = (named(row["tunable"], row["instance"]), row["requested"], row["value"] or "", row["state"], wanted_by)
-    note = [
-        output.why(row["state"], row["reason"], row["detail"]),
-        *_reason(row, claims),
-        *_parts(row, claims, profile),
-        *_overridden(row, claims),
-    ]
-    return output.state_row(row["state"], cells, *note)
+    wanted_by = THE_HOST if owed else _wanted_by(row["claim"], claims)
+    notes: list[str] = []
+    if full or condition not in WELL:
+        notes = [
+            why(row["state"], row["reason"], row["detail"]),
+            *_reason(row, claims),
+            *_parts(row, claims),
+            *_overridden(row, claims),
+        ]
+    values = pair(tunable, instance, row["requested"], row["value"] or "")
+    return target_row(condition, named(tunable, instance), *values, condition, wanted_by, notes=notes)
 
 
-def _waiting(claim: ClaimRow, profile: str) -> Row:
+def _waiting(claim: ClaimRow, *, full: bool) -> Row:
     """Return the row of a claim that is kept for later targets."""
-    wanted_by = _wanted_by(claim["id"], {claim["id"]: claim}, profile)
-    cells = (named(claim["tunable"], claim["instances"]), claim["value"], "", State.UNSUPPORTED, wanted_by)
-    why = f"{Reason.NO_SUCH_TARGET}: nothing matches now; the claim waits for a device"
-    return output.state_row(State.UNSUPPORTED, cells, why, *_given_reason(claim))
+    wanted_by = _wanted_by(claim["id"], {claim["id"]: claim})
+    notes = ["nothing matches now; the claim waits for a device", *_given_reason(claim)] if full else []
+    return waiting_row(claim["tunable"], claim["instances"], claim["value"], wanted_by, notes=notes)
 
 
-def _wanted_by(claim_id: str | None, claims: Claims, profile: str) -> str:
-    """Return the origin and the owner of a claim in a few words: `profile show` has the reasons of a profile."""
+def _wanted_by(claim_id: str | None, claims: Claims) -> str:
+    """Return the origin and the owner of a claim in a few words: `profile show` has the reasons of a profile.
+
+    An owner that most claims have would only fill the row.
+    """
     if claim_id is None:
         return ""
     if (claim := claims.get(claim_id)) is None:
         return claim_id
     if claim["origin"] == Origin.PROFILE.word:
-        return f"{claim['origin']} {profile or claim['who']}"
-    # In a claim of the configuration the owner is the origin's own word, so equal words stand once.
-    return ", ".join(dict.fromkeys(part for part in (_origin(claim), _who(claim), _place(claim)) if part))
+        return claim["origin"]  # the first line names the one in force
+    if claim["origin"] == Origin.GUARD.word:
+        return "memory guard"
+    who = "" if USUAL_OWNER.match(claim["who"]) or claim["who"] == claim["origin"] else short(claim["who"])
+    return ", ".join(part for part in (_origin(claim), who, _place(claim)) if part)
 
 
 def _reason(row: TargetRow, claims: Claims) -> Iterator[str]:
@@ -111,11 +132,11 @@ def _who(claim: ClaimRow) -> str:
     return short(claim["who"]) if claim.get("hold") else claim["who"]
 
 
-def _parts(row: TargetRow, claims: Claims, profile: str) -> Iterator[str]:
+def _parts(row: TargetRow, claims: Claims) -> Iterator[str]:
     """Yield the owner of each part of a number to which holds add up."""
     parts = [claims[name] for name in row.get("parts", ()) if name in claims]
     if len(parts) > 1:
-        yield ", and ".join(f"{claim['value']} for {_wanted_by(claim['id'], claims, profile)}" for claim in parts)
+        yield ", and ".join(f"{claim['value']} for {_wanted_by(claim['id'], claims)}" for claim in parts)
 
 
 def _overridden(row: TargetRow, claims: Claims) -> Iterator[str]:

@@ -7,8 +7,6 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TextIO
 
-from kerntune.patterns import joined
-
 GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"
 SGR: Final = {GOOD: "32", MIXED: "33", BAD: "1;31", QUIET: "2"}
 
@@ -16,7 +14,6 @@ EMPTY: Final = "-"
 GAP: Final = "  "
 INDENT: Final = "   "  # of lines below a row: as far as the mark reaches
 SHORT: Final = 20  # characters of a name that its owner chose
-ALIKE: Final = 4  # from so many on, rows with nothing to tell them apart share a line
 WIDEST: Final = 100  # characters: longer lines of prose are hard to read
 NARROWEST: Final = 8  # characters: prose in a table gets no less
 
@@ -33,7 +30,7 @@ class Table(NamedTuple):
     """Rows below a heading; `toned` are the columns that take a row's style. A column without a name holds marks.
 
     The last column is prose that may be broken between its words, if it `wraps`. A terminal shows the first of two
-    columns `same` only where it differs from the other.
+    columns `same` only where it differs from the other, and no column without a cell.
     """
 
     columns: tuple[str, ...]
@@ -42,19 +39,18 @@ class Table(NamedTuple):
     wraps: bool = False
     same: tuple[str, str] | None = None
 
-    def without_same(self) -> Table:
-        """Return the table without the cells that say the same twice, and without their column if none is left."""
-        if self.same is None:
-            return self
-        place, other = map(self.columns.index, self.same)
-        cells = [["" if i == place and cell == row.cells[other] else cell for i, cell in enumerate(row.cells)]
-                 for row in self.rows]  # fmt: skip
-        columns = list(self.columns)
-        if not any(line[place] for line in cells):
-            for line in (columns, *cells):
-                del line[place]
-        rows = (row._replace(cells=tuple(line)) for row, line in zip(self.rows, cells, strict=True))
-        return self._replace(columns=tuple(columns), rows=tuple(rows), same=None)
+    def without_spare(self) -> Table:
+        """Return the table without the cells that say the same twice, and without columns that say nothing."""
+        cells = [list(row.cells) for row in self.rows]
+        if self.same:
+            place, other = map(self.columns.index, self.same)
+            for line in cells:
+                line[place] = "" if line[place] == line[other] else line[place]
+        kept = [place for place, name in enumerate(self.columns) if not name or any(line[place] for line in cells)]
+        rows = [row._replace(cells=tuple(line[place] for place in kept))
+                for row, line in zip(self.rows, cells, strict=True)]  # fmt: skip
+        columns = tuple(self.columns[place] for place in kept)
+        return self._replace(columns=columns, rows=tuple(rows), wraps=self.wraps and kept[-1] == len(self.columns) - 1)
 
 
 class Prose(NamedTuple):
@@ -88,25 +84,6 @@ def short(name: str) -> str:
     return name if len(name) <= SHORT else f"{name[: SHORT - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def together(rows: Iterable[Row]) -> list[Row]:
-    """Join many rows that differ only in the instance into one, where a pattern names just these."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for one in rows:
-        mark, name, *cells = one.cells
-        groups.setdefault((mark, name.partition("@")[0], *cells, one.note), []).append(one)
-    found: list[Row] = []
-    for alike in groups.values():
-        if len(alike) < ALIKE:
-            found += alike
-            continue
-        mark, first, *cells = alike[0].cells
-        tunable = first.partition("@")[0]
-        for pattern, names in joined([one.cells[1].partition("@")[2] for one in alike]):
-            number = f" ({len(names)})" if len(names) > 1 else ""
-            found.append(Row((mark, f"{tunable}@{pattern}{number}", *cells), alike[0].style, alike[0].note))
-    return found
-
-
 def write(page: Page, stream: TextIO) -> None:
     """Write a page: fitted and coloured on a terminal, elsewhere one row one line without either."""
     width = columns() if stream.isatty() else 0
@@ -117,7 +94,7 @@ def write(page: Page, stream: TextIO) -> None:
         elif isinstance(part, Prose):
             lines = _sentence(part, width)
         else:
-            lines = _fitted(part.without_same(), width) if width else _plain(part)
+            lines = _fitted(part.without_spare(), width) if width else _plain(part)
         for line in lines:
             print(line, file=stream)
 

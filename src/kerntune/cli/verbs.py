@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -12,7 +13,6 @@ from kerntune.api.document import (
     Change,
     ClaimRow,
     Document,
-    Outcome,
     TargetRow,
     claims_behind,
     covered,
@@ -20,45 +20,66 @@ from kerntune.api.document import (
     managed,
     named,
     tunable_row,
+    waiting_claims,
 )
 from kerntune.cli import output, suggest
 from kerntune.cli import status as status_page
 from kerntune.cli.commands import PROFILE_NAME
-from kerntune.cli.output import Advice, Answer, changed, gives_back
+from kerntune.cli.health import HostHealth, Judged, conditions_of, judged_outcome, of_document, of_host
+from kerntune.cli.output import Advice, Answer, changed, gives_back, outcome_data, target_data
 from kerntune.cli.remote import Connect, Manager
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
 from kerntune.model import Origin, Setting, State
 from kerntune.patterns import EVERY, UNSTABLE
-from kerntune.results import (
-    exit_code,
-    get_exit_code,
-    is_excused,
-    profile_exit_code,
-    verify_exit_code,
-)
+from kerntune.results import Condition, exit_code, get_exit_code, health_exit_code, profile_exit_code
 
 NO_CHANGE: Final = "Nothing would change."
 NAMING: Final = frozenset(PROFILE_NAME.after)  # actions that take a name
 MAX_LISTED_CLAIMS: Final = 3  # claims that the advice names; it counts the others
 
 
-def status(connect: Connect, _args: Namespace) -> Answer:
-    """Show what is managed, and for whom."""
+def status(connect: Connect, args: Namespace) -> Answer:
+    """Show what is managed, and for whom; of named targets all that is known."""
     with connect() as manager:
         document = manager.describe()
-    rows = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
-    return Answer({**document, "targets": rows}, status_page.page(document, rows))
+    if args.targets:
+        rows, waiting = _named(document, args.targets)
+        health = HostHealth(conditions_of(rows, waiting))
+        page = status_page.chosen_page(document, health, rows, waiting)
+    else:
+        rows = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
+        health = of_document(document)
+        page = status_page.page(document, health, rows)
+    data = {**document, "targets": [target_data(row) for row in rows], "health": health.as_data()}
+    return Answer(data, page, health_exit_code(well=health.is_well))
 
 
 def list_(connect: Connect, args: Namespace) -> Answer:
-    """Show every target."""
+    """Show every target, or those that are named."""
     with connect() as manager:
         document = manager.describe()
-    tunables, targets = document["tunables"], document["targets"]
-    if args.tunable:
-        tunables = [tunable_row(document, args.tunable)]
-        targets = [row for row in targets if row["tunable"] == args.tunable]
-    return Answer({"tunables": tunables, "targets": targets}, output.targets(document, args.tunable))
+    tunables, rows = document["tunables"], document["targets"]
+    if args.targets:
+        names = [syntax.what(text) for text in args.targets]
+        tunables = [tunable_row(document, name) for name in dict.fromkeys(name for name, _ in names)]
+        found = [row for name in names for row in covered(document, *name)]
+        rows = list({(row["tunable"], row["instance"]): row for row in found}.values())
+    data = {"tunables": tunables, "targets": [target_data(row) for row in rows]}
+    return Answer(data, output.targets(document, rows, tunables))
+
+
+def _named(document: Document, texts: Iterable[str]) -> tuple[list[TargetRow], list[ClaimRow]]:
+    """Return the targets of these names, and the claims on such that wait for one. Raise as `find` does."""
+    rows: dict[tuple[str, str], TargetRow] = {}
+    waiting: dict[str, ClaimRow] = {}
+    for text in texts:
+        tunable, instances = syntax.what(text)
+        own = [claim for claim in waiting_claims(document) if claim["tunable"] == tunable
+               and instances in (EVERY, claim["instances"])]  # fmt: skip
+        found = covered(document, tunable, instances) if own else find(document, tunable, instances)
+        waiting |= {claim["id"]: claim for claim in own}
+        rows |= {(row["tunable"], row["instance"]): row for row in found}
+    return list(rows.values()), list(waiting.values())
 
 
 def get(connect: Connect, args: Namespace) -> Answer:
@@ -75,7 +96,9 @@ def get(connect: Connect, args: Namespace) -> Answer:
     if len(unreadable) == len(rows):
         names = ", ".join(named(row["tunable"], row["instance"]) for row in rows)
         raise NotSupported(f"{names} cannot be read", rows[0]["detail"])
-    return Answer({"targets": rows}, output.values(rows), get_exit_code(unreadable=len(unreadable)))
+    return Answer(
+        {"targets": [target_data(row) for row in rows]}, output.values(rows), get_exit_code(unreadable=len(unreadable))
+    )
 
 
 def set_(connect: Connect, args: Namespace) -> Answer:
@@ -122,23 +145,33 @@ def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[st
     return None
 
 
-def verify(connect: Connect, _args: Namespace) -> Answer:
+def verify(connect: Connect, args: Namespace) -> Answer:
     """Show what is not in the desired state; change nothing."""
     with connect() as manager:
         outcomes = manager.verify()
         document = manager.describe()
-    there, others = managed(document), {(row.tunable, row.instance) for row in outcomes}
+    there = managed(document)
+    if args.targets:
+        rows, waiting = _named(document, args.targets)
+        named_ones = {(row["tunable"], row["instance"]) for row in rows}
+        named_ones |= {(claim["tunable"], claim["instances"]) for claim in waiting}
+        outcomes = tuple(row for row in outcomes if (row.tunable, row.instance) in named_ones)
+        there &= named_ones
     claims = claims_behind(document)
-    wrong: list[Outcome] = []
-    lacking: list[Outcome] = []
-    for row in outcomes:
-        excused = is_excused(row, claims.get((row.tunable, row.instance)))
-        (lacking if excused else wrong).append(row)
-    counts = {"managed": len(there | others), "satisfied": len(there - others)}
-    page = output.verified(wrong, lacking, **counts, degraded=document["degraded"])
-    rows = [outcome._asdict() for outcome in outcomes]
-    data = {**counts, "lacking": len(lacking), "degraded": document["degraded"], "outcomes": rows}
-    return Answer(data, page, verify_exit_code(wrong=len(wrong), satisfied=counts["satisfied"]))
+    judgements = dict.fromkeys(there, Judged(Condition.SATISFIED))
+    judgements |= {(row.tunable, row.instance): judged_outcome(row, claims) for row in outcomes}
+    counts = Counter(judgements.values())
+    health = HostHealth(counts) if args.targets else of_host(document, counts)
+    lacking = sum(each.condition in (Condition.WAITING, Condition.NOT_APPLICABLE) for each in judgements.values())
+    data = {
+        "managed": len(judgements),
+        "satisfied": health.conditions[Condition.SATISFIED],
+        "lacking": lacking,
+        "degraded": document["degraded"],
+        **health.as_data(),
+        "outcomes": [outcome_data(row, owed=(row.tunable, row.instance) not in claims) for row in outcomes],
+    }
+    return Answer(data, output.verified(outcomes, document, health), health_exit_code(well=health.is_well))
 
 
 def unset(connect: Connect, args: Namespace) -> Answer:

@@ -36,7 +36,7 @@ from kerntune.guard.saved import Undone, undo_cap_alone
 from kerntune.kernel.files import Kernel, read_or_none
 from kerntune.kernel.kconfig import kernel_release, settling
 from kerntune.kernel.memory import default_page_size
-from kerntune.model import Lane, Reason, Target
+from kerntune.model import Lane, Reason, State, Target
 from kerntune.store import BOOT_ID, STATE_SET_ASIDE, STATE_UNREAD, Store
 from kerntune.tunables import REGISTRY
 
@@ -242,7 +242,8 @@ class Daemon:
 
     async def _ready(self, service: Service) -> None:
         def status() -> str:
-            return f"STATUS={summary(self.engine.observed, self.troubles | self.engine.edits.claims.choice.troubles)}"
+            slugs = self.troubles | self.engine.edits.claims.choice.troubles | self.guard.troubles
+            return f"STATUS={summary(self.engine.observed, slugs)}"
 
         notify.send(f"READY=1\n{status()}")
         # A pass that is told to stop ends with a result that is not the status of the service.
@@ -358,7 +359,8 @@ def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
 
 def summary(observed: Observed, troubles: Set[str]) -> str:
     """Return one line for `systemctl status`."""
-    said = [f"{len(observed.outcomes)} targets managed"]
-    if observed.troubles:
-        said.append(f"not as asked: {', '.join(sorted(observed.troubles))}")
-    return "; ".join([*said, *sorted(troubles)])
+    outcomes = observed.outcomes.values()
+    satisfied = sum(outcome.state is State.SATISFIED for outcome in outcomes)
+    said = f"{satisfied} of {len(outcomes)} targets in the desired state"
+    slugs = sorted({*observed.troubles, *troubles})
+    return f"{said}; degraded: {', '.join(slugs)}" if slugs else said

@@ -12,13 +12,13 @@ from typing import Final
 from kerntune.engine.requests import World
 from kerntune.engine.results import Group, Result, changed, changed_since, changes_of, compared, is_due
 from kerntune.model import NO_MEMORY, Lane, Memory, Outcome, Reading, Reason, Report, State, Target
+from kerntune.results import WELL, condition
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
 FRESH: Final = 0.1  # seconds in which a reading counts as that of now
 LOOK_SECONDS: Final = 1.0  # seconds that somebody waits for a look: a device may hang
 TRIES: Final = 3  # looks in a row that a pass may overtake; its own readings serve then
-TROUBLE: Final = frozenset({State.FAILED, State.REFUSED, State.CONTESTED, State.PARTIAL})
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Observed:
     @property
     def troubles(self) -> set[Reason]:
         """The reasons for which something that is managed is not in the desired state."""
-        return {outcome.reason for outcome in self.outcomes.values() if outcome.state in TROUBLE}
+        return {outcome.reason for outcome in self.outcomes.values() if conditioned(outcome) not in WELL}
 
     def group(self, target: Target) -> Group:
         """Return the group of a target: those that one plan sets together."""
@@ -214,6 +214,11 @@ class Observed:
         missing = {name: why for name, why in self.missing.items() if name not in names} | result.missing
         self.missing = {name: why for name, why in missing.items() if why}
         self.memory = result.memory or self.memory
+
+
+def conditioned(outcome: Outcome) -> str:
+    """Return the Condition of an outcome."""
+    return condition(outcome.state, outcome.reason, owed=outcome.is_owed)
 
 
 def states(outcomes: Mapping[Target, Outcome]) -> dict[Target, State]:

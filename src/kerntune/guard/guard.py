@@ -28,6 +28,7 @@ from kerntune.tunables.overcommit import Overcommit, least_left, split
 log = logging.getLogger(__name__)
 HANGS: Final = 0.5  # seconds to wait at the guard's stop for a pass that has the files
 DISABLED: Final = "disabled in the configuration ([guard] enabled)"
+CAPS: Final = "guard-capping"  # the slug in Degraded: memory is short, and programs get less than they ask for
 OBSERVES: Final = "guard-observing"  # the slug in Degraded: `always` is in force, and nothing makes it safe
 
 Tell = Callable[[GuardVerdict, Memory | None, GuardLimits | None], None]
@@ -58,6 +59,14 @@ class MemoryGuard(Companion):
         """The last verdict."""
         thread = self._thread
         return thread.verdict if thread else self._idle
+
+    @property
+    def troubles(self) -> frozenset[str]:
+        """The slugs of the guard in Degraded."""
+        verdict = self.verdict
+        if verdict.caps:
+            return frozenset({CAPS})
+        return frozenset({OBSERVES} if verdict.state is GuardState.OBSERVING else ())
 
     @property
     def limits(self) -> GuardLimits | None:
