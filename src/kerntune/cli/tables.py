@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TextIO
 
@@ -108,6 +107,8 @@ def columns() -> int:
 
 def wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
     """Return indented lines that fit; words stay whole, because they may be names to copy."""
+    import textwrap  # noqa: PLC0415  # a pipe needs none
+
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
