@@ -45,10 +45,16 @@ class InvalidArgs(KerntuneError):
 
 
 class AccessDenied(KerntuneError):
-    """The caller may not do this."""
+    """The bus does not let the caller do this; refusals of the daemon are NotAuthorized."""
 
     dbus_name = FREEDESKTOP + "AccessDenied"
     exit_code = Exit.NOT_AUTHORISED
+
+
+class NotAuthorized(AccessDenied):
+    """The caller may not do this; the message says why (busctl shows none of AccessDenied)."""
+
+    dbus_name = OURS + "NotAuthorized"
 
 
 class InteractiveAuthorizationRequired(KerntuneError):
@@ -195,6 +201,7 @@ class Usage(KerntuneError):
 
 def by_name() -> dict[str, type[KerntuneError]]:
     """Return the class of each D-Bus error name, for clients that turn a reply into an exception again."""
-    ours = [cls for cls in KerntuneError.__subclasses__() if cls.__module__ == __name__]
-    # Classes that only clients raise share a name with a class that the daemon sends: the first one stands for it.
-    return {cls.dbus_name: cls for cls in reversed(ours)}
+    found = [cls for cls in KerntuneError.__subclasses__() if cls.__module__ == __name__]
+    found += [finer for cls in found for finer in cls.__subclasses__() if finer.__module__ == __name__]
+    # Some classes share a name, among them those that only clients raise: the first one stands for it.
+    return {cls.dbus_name: cls for cls in reversed(found)}

@@ -330,7 +330,7 @@ def hold(
     outcomes. A program enters a Holding once at a time; a forked child has no part in it.
 
     Raise Usage, here or at entering, for arguments without a meaning. Entering raises other KerntuneErrors
-    (kerntune.errors): OverLimit and PartiallyAllocated without enough memory, AccessDenied, NotSupported, Unreachable
+    (kerntune.errors): OverLimit and PartiallyAllocated without enough memory, NotAuthorized, NotSupported, Unreachable
     without a daemon.
     """
     asked = tuple(in_utf8("a setting", each) for each in settings)

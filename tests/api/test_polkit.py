@@ -151,7 +151,7 @@ def test_every_method_says_which_action_it_needs() -> None:
 async def test_a_change_passes_the_gate(method: Method) -> None:
     async with scene() as found:
         before = found.lab.engine.observed.readings
-        with pytest.raises(errors.AccessDenied, match="polkit"):
+        with pytest.raises(errors.NotAuthorized, match="polkit"):
             await found.call(method, STRANGER)
         assert (found.files.done, found.claims.by_id, found.lab.engine.observed.readings) == ([], {}, before)
         await found.call(method, ROOT)
@@ -161,7 +161,7 @@ async def test_a_change_passes_the_gate(method: Method) -> None:
 async def test_a_reset_to_the_values_of_the_host_passes_the_gate() -> None:
     reset = Method(names.MANAGER, "Reset", names.ACTION_MANAGE, (BASELINE,))
     async with scene() as found:
-        with pytest.raises(errors.AccessDenied):
+        with pytest.raises(errors.NotAuthorized):
             await found.call(reset, STRANGER)
         assert not found.files.done
         await found.call(reset, ROOT)
@@ -173,7 +173,7 @@ async def test_polkit_decides_by_the_action_of_the_change(method: Method) -> Non
     """A caller with that one action passes; a caller with all other actions does not."""
     async with scene() as found:
         others = found.permit(*(ALL - {method.action}))
-        with pytest.raises(errors.AccessDenied, match=method.action):
+        with pytest.raises(errors.NotAuthorized, match=method.action):
             await found.call(method, STRANGER)
         assert (others.asked, found.files.done, found.claims.by_id) == ([method.action], [], {})
         polkit = found.permit(method.action)
@@ -188,7 +188,7 @@ async def test_one_action_is_not_enough_for_settings_of_two(member: str, allowed
     change = Method(names.MANAGER, member, "", (settings, {}))
     async with scene() as found:
         found.permit(allowed)
-        with pytest.raises(errors.AccessDenied):
+        with pytest.raises(errors.NotAuthorized):
             await found.call(change, STRANGER)
         assert not found.claims.by_id
         both = found.permit(names.ACTION_SET, names.ACTION_SET_MEMORY)
@@ -204,13 +204,13 @@ async def test_a_hold_needs_its_own_action_and_that_of_each_tunable(lacks: str) 
     needs = {names.ACTION_HOLD, names.ACTION_SET, names.ACTION_SET_MEMORY}
     async with scene() as found:
         found.permit(*(ALL | needs) - {lacks})
-        with pytest.raises(errors.AccessDenied, match=lacks):
+        with pytest.raises(errors.NotAuthorized, match=lacks):
             await found.call(hold, STRANGER)
         assert not found.claims.by_id
         polkit = found.permit(*needs)
         await found.call(hold, STRANGER)
         assert names.ACTION_MANAGE not in polkit.asked
-        with pytest.raises(errors.AccessDenied, match=names.ACTION_MANAGE):
+        with pytest.raises(errors.NotAuthorized, match=names.ACTION_MANAGE):
             await found.call(hold._replace(args=([DRIVE, POOL], "job", "", detached)), STRANGER)
         assert len(found.claims.holds) == 1
 
@@ -251,7 +251,7 @@ async def test_a_call_whose_caller_left_before_it_began_changes_nothing(
 @pytest.mark.parametrize("action", ["", "none", "anything"])
 async def test_only_root_may_call_what_names_no_action(action: str) -> None:
     gate = Authorization(Service({}, names.ROOT))
-    with pytest.raises(errors.AccessDenied, match="only root may call Chown"):
+    with pytest.raises(errors.NotAuthorized, match="only root may call Chown"):
         await gate.permit(Caller(":1.1", STRANGER, 0, True, "Chown", {ACTION: action}), REGISTRY)
     permit = await gate.permit(Caller(":1.1", ROOT, 0, True, "Chown", {ACTION: action}))
     assert permit.caller.uid == ROOT
@@ -259,7 +259,7 @@ async def test_only_root_may_call_what_names_no_action(action: str) -> None:
 
 async def test_only_root_may_change_no_tunable_at_all() -> None:
     gate = Authorization(Service({}, names.ROOT))
-    with pytest.raises(errors.AccessDenied, match="only root"):
+    with pytest.raises(errors.NotAuthorized, match="only root"):
         await gate.permit(caller(STRANGER, "Set"), ())
 
 
@@ -270,7 +270,7 @@ async def test_a_request_that_takes_long_to_check_is_authorised_before(monkeypat
         with pytest.raises(errors.NoSuchTarget):
             await found.call(wrong, STRANGER)
         monkeypatch.setattr("kerntune.engine.reconciler.SMALL", 0)
-        with pytest.raises(errors.AccessDenied):
+        with pytest.raises(errors.NotAuthorized):
             await found.call(wrong, STRANGER)
         with pytest.raises(errors.NoSuchTarget):
             await found.call(wrong, ROOT)
@@ -338,7 +338,7 @@ class TestJournal:
         gate = Authorization(Service({}, names.ROOT))
 
         async def refused(uid: int) -> None:
-            with pytest.raises(errors.AccessDenied):
+            with pytest.raises(errors.NotAuthorized):
                 await gate.permit(Caller(":1.1", uid, 7, False, "Chown"))
 
         def told_of(uid: int) -> list[str]:
@@ -449,7 +449,7 @@ class TestAnswers:
     @pytest.mark.parametrize(("action", "advice"), [(ACTION_SET, "adduser .* kerntune"), (ACTION_MANAGE, "sudo")])
     async def test_polkit_refuses(self, bus: PrivateBus, action: str, advice: str) -> None:
         async with lab.serving(bus) as service, authority(bus, NO):
-            with pytest.raises(errors.AccessDenied, match=f"uid 1000 .*{action}.*{advice}") as caught:
+            with pytest.raises(errors.NotAuthorized, match=f"uid 1000 .*{action}.*{advice}") as caught:
                 await authorise(service, somebody(":1.7", interactive=True), action)
             assert ("adduser" in str(caught.value)) == (action == ACTION_SET)
 
@@ -468,7 +468,7 @@ class TestAnswers:
     @pytest.mark.parametrize(("answer", "what"), [(NO, "does not let"), (CHALLENGE, "nobody was there")])
     async def test_a_person_does_not_give_the_password(self, bus: PrivateBus, answer: list[Any], what: str) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, answer):
-            with pytest.raises(errors.AccessDenied, match=what):
+            with pytest.raises(errors.NotAuthorized, match=what):
                 await authorise(service, somebody(client.name, interactive=True), ACTION_SET)
 
 
@@ -476,12 +476,12 @@ class TestNoAnswer:
     async def test_without_polkit_nothing_is_permitted(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service:
             async with asyncio.timeout(2):
-                with pytest.raises(errors.AccessDenied, match="is polkit running"):
+                with pytest.raises(errors.NotAuthorized, match="is polkit running"):
                     await authorise(service, somebody(":1.7", interactive=True), ACTION_SET)
 
     async def test_a_silent_polkit_permits_nothing(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, HANG) as polkit:
-            with pytest.raises(errors.AccessDenied, match=r"did not say within 0.05 s.*is polkit running"):
+            with pytest.raises(errors.NotAuthorized, match=r"did not say within 0.05 s.*is polkit running"):
                 await authorise(service, somebody(":1.7", interactive=True), ACTION_SET, timeout=0.05)
             assert await polkit.cancelled.get() == polkit.ids[0]
 
@@ -492,14 +492,14 @@ class TestNoAnswer:
     async def test_a_prompt_that_nobody_answers_ends(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, lab.client(bus) as client, authority(bus, CHALLENGE, HANG) as polkit:
             caller = somebody(client.name, interactive=True)
-            with pytest.raises(errors.AccessDenied, match="nobody authenticated"):
+            with pytest.raises(errors.NotAuthorized, match="nobody authenticated"):
                 await authorise(service, caller, ACTION_SET, interactive_timeout=0.05)
             assert await polkit.cancelled.get() == polkit.ids[1]
 
     async def test_an_action_that_polkit_does_not_know(self, bus: PrivateBus) -> None:
         unknown = errors.Failed(f"Action {ACTION_SET} is not registered")
         async with lab.serving(bus) as service, authority(bus, unknown):
-            with pytest.raises(errors.AccessDenied, match="reinstall"):
+            with pytest.raises(errors.NotAuthorized, match="reinstall"):
                 await authorise(service, somebody(":1.7"), ACTION_SET)
 
     async def test_others_do_not_wait_for_a_silent_polkit(self, bus: PrivateBus) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kerntune.cli.__main__ import main
-from kerntune.errors import AccessDenied, InvalidValue
+from kerntune.errors import InvalidValue, NotAuthorized
 from tests.cli.scripted import Captured, Script, claim, document, run, serving, target
 from tests.harness.command import kerntune
 from tests.harness.command import run as run_program
@@ -164,8 +164,8 @@ def test_reload_says_how_the_host_is_with_it(capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out) == {"degraded": ["over-limit"]}
 
 
-@pytest.mark.parametrize(("error", "code"), [(InvalidValue("x.toml:3: no", "Do."), 2), (AccessDenied("no"), 4)])
-def test_a_reload_that_fails_says_why(error: InvalidValue | AccessDenied, code: int, capsys: Captured) -> None:
+@pytest.mark.parametrize(("error", "code"), [(InvalidValue("x.toml:3: no", "Do."), 2), (NotAuthorized("no"), 4)])
+def test_a_reload_that_fails_says_why(error: InvalidValue | NotAuthorized, code: int, capsys: Captured) -> None:
     assert run(Script(error=error), "reload") == code
     said = capsys.readouterr()
     assert (said.out, said.err.splitlines()[0]) == ("", f"kerntune: {error.what}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kerntune.cli.remote import LEAVING
-from kerntune.errors import AccessDenied, NoSuchProfile
+from kerntune.errors import NoSuchProfile, NotAuthorized
 from tests.cli.scripted import Captured, Script, document, outcome, run, serving
 from tests.conftest import needs_root
 from tests.harness import CHECKOUT
@@ -130,8 +130,8 @@ def test_nothing_to_do(capsys: Captured) -> None:
     assert said == ["Nothing changed.", "Nothing would change.", "Done; no target is concerned."]
 
 
-@pytest.mark.parametrize(("error", "code"), [(NoSuchProfile("there is no profile 'x'"), 3), (AccessDenied("no"), 4)])
-def test_errors(error: NoSuchProfile | AccessDenied, code: int) -> None:
+@pytest.mark.parametrize(("error", "code"), [(NoSuchProfile("there is no profile 'x'"), 3), (NotAuthorized("no"), 4)])
+def test_errors(error: NoSuchProfile | NotAuthorized, code: int) -> None:
     assert run(Script(error=error), "profile", "set", "x") == code
 
 

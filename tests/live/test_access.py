@@ -40,7 +40,7 @@ NEEDED: Final = {
     "manage": frozenset({"root"}),
 }
 REFUSALS: Final = {
-    each.dbus_name for each in (errors.AccessDenied, errors.InteractiveAuthorizationRequired, errors.NotOwner)
+    each.dbus_name for each in (errors.NotAuthorized, errors.InteractiveAuthorizationRequired, errors.NotOwner)
 }
 
 

@@ -160,11 +160,28 @@ def test_the_command_line_sets_shows_and_unsets(
 # What somebody else may not
 
 
+@pytest.mark.parametrize("options", ["", "--allow-interactive-authorization=no "], ids=["asked", "not-asked"])
+@pytest.mark.parametrize("words", SETTERS)
+def test_somebody_else_is_refused_and_reads_why(
+    daemon: Daemon, other: User, loops: Sequence[str], words: str, options: str
+) -> None:
+    """busctl shows two words of its own in place of org.freedesktop.DBus.Error.AccessDenied's text."""
+    before = host.snapshot()
+    refused = line(other, options + words)
+    assert refused.returncode != 0
+    assert re.search(
+        r"org\.kerntune\.Tuner1\.set\S* needs authentication.*sudo adduser \$USER kerntune", refused.stderr
+    )
+    assert refused.stdout == ""
+    assert host.snapshot() == before
+    assert other.claims() == {}
+
+
 @pytest.mark.parametrize(
     ("interactive", "error"),
     [
         pytest.param(False, errors.InteractiveAuthorizationRequired, id="a-password-would-do"),
-        pytest.param(True, errors.AccessDenied, id="nobody-is-there-to-ask"),
+        pytest.param(True, errors.NotAuthorized, id="nobody-is-there-to-ask"),
     ],
 )
 @pytest.mark.parametrize(

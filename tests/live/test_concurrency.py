@@ -13,7 +13,7 @@ import pytest
 
 from kerntune.api.authorization import ANSWER
 from kerntune.api.names import HUGE_PAGES, IO_SCHEDULER, MANAGER, MEMORY
-from kerntune.errors import AccessDenied, Overridden
+from kerntune.errors import NotAuthorized, Overridden
 from tests.harness import host
 from tests.harness.daemon import Daemon
 from tests.harness.polkitd import MEMBER, Polkitd, accounts
@@ -204,7 +204,7 @@ def test_a_silent_polkit_holds_up_only_who_needs_it(
 
     for reply in waiting:
         refused = reply.result(BOUNDED)
-        assert refused.error == AccessDenied.dbus_name, refused
+        assert refused.error == NotAuthorized.dbus_name, refused
         assert "polkit did not say" in refused.message
         assert refused.seconds < BOUNDED
     assert host.scheduler("loop0") == before["sys/block/loop0/queue/scheduler"]
@@ -239,14 +239,14 @@ def test_without_polkit_root_alone_may_change_anything(bus_without_polkit: Priva
         swift(root.send(HUGE_PAGES, "SetCount", "tta{sv}", 0, 8, {}))
         assert host.pages() == 8
         refused = member.reply(HUGE_PAGES, "SetCount", "tta{sv}", 0, 16, {})
-        assert refused.error == AccessDenied.dbus_name
+        assert refused.error == NotAuthorized.dbus_name
         assert "is polkit running?" in refused.message
         assert refused.seconds < BOUNDED
         assert len(swift(member.send(MANAGER, "Describe"))) == 1
         assert host.pages() == 8
         with Polkitd(bus):
             assert member.set_count(16) == 16
-        with pytest.raises(AccessDenied):
+        with pytest.raises(NotAuthorized):
             member.set_count(24)
         assert host.pages() == 16
         root.release()

@@ -113,6 +113,13 @@ def test_a_reply_becomes_the_class_again() -> None:
     assert names[FREEDESKTOP + "ServiceUnknown"] is errors.Unreachable
 
 
+def test_a_refusal_has_a_name_of_which_busctl_shows_the_text_and_is_caught_as_the_bus_own() -> None:
+    assert errors.NotAuthorized.dbus_name == OURS + "NotAuthorized"
+    assert by_name()[OURS + "NotAuthorized"] is errors.NotAuthorized
+    assert issubclass(errors.NotAuthorized, errors.AccessDenied)
+    assert errors.NotAuthorized.exit_code == errors.AccessDenied.exit_code == Exit.NOT_AUTHORISED
+
+
 def test_a_message_has_two_parts() -> None:
     error = errors.NoSuchTarget("there is no sdz", "See `kerntune list`")
     assert (str(error), error.what, error.hint) == (

@@ -21,7 +21,7 @@ from kerntune.dbus.messages import Variant
 from kerntune.dbus.service import Caller, Service
 from kerntune.dbus.standard import THE_BUS
 from kerntune.dbus.users import is_root
-from kerntune.errors import AccessDenied, InteractiveAuthorizationRequired, NotOwner
+from kerntune.errors import InteractiveAuthorizationRequired, NotAuthorized, NotOwner
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Authorization:
     async def permit(self, caller: Caller, tunables: Iterable[Tunable] = (), *, manage: bool = False) -> Permit:
         """Return a permit if the caller may do this with these tunables; with `manage` it needs that action too.
 
-        Raise AccessDenied or InteractiveAuthorizationRequired otherwise. A call that needs no polkit action is only
+        Raise NotAuthorized or InteractiveAuthorizationRequired otherwise. A call that needs no polkit action is only
         for root and for the user that runs the daemon. No call that comes here is open to everybody.
         """
         try:
@@ -81,10 +81,10 @@ class Authorization:
             )
             if not actions and not is_root(caller.uid):
                 why = "The contract names no polkit action for it"
-                raise AccessDenied(f"permission denied: only root may call {caller.member}", why)
+                raise NotAuthorized(f"permission denied: only root may call {caller.member}", why)
             for action in sorted(actions):
                 await self._polkit.authorise(caller, action)
-        except (AccessDenied, InteractiveAuthorizationRequired) as error:
+        except (NotAuthorized, InteractiveAuthorizationRequired) as error:
             self._log_refusal(caller, error)
             raise
         self._service.connection.authorised()
@@ -97,11 +97,11 @@ class Authorization:
             return Permit(caller)
         try:
             return await self.permit(caller)
-        except (AccessDenied, InteractiveAuthorizationRequired) as error:
+        except (NotAuthorized, InteractiveAuthorizationRequired) as error:
             hint = f"Its owner may, and whoever may do {names.ACTION_MANAGE} (sudo)"
             raise NotOwner(f"permission denied: {what} is not yours, uid {caller.uid}", hint) from error
 
-    def _log_refusal(self, caller: Caller, error: AccessDenied | InteractiveAuthorizationRequired) -> None:
+    def _log_refusal(self, caller: Caller, error: NotAuthorized | InteractiveAuthorizationRequired) -> None:
         """Log only the first refusals of a user, because anybody can cause any number."""
         uid = caller.uid
         if uid not in self._refused:
@@ -148,7 +148,7 @@ class Polkit:
 
         The first question to polkit is without interaction. So a silent polkit is noticed after `timeout`, and not
         only after the time that a person may take for a password. Root, and the user that runs the daemon, may do
-        everything without a question. Raise AccessDenied, InteractiveAuthorizationRequired or CallerGone; and
+        everything without a question. Raise NotAuthorized, InteractiveAuthorizationRequired or CallerGone; and
         LimitsExceeded if WAITING calls of the caller's user wait for polkit already.
         """
         if is_root(caller.uid):
@@ -178,14 +178,14 @@ class Polkit:
             answer = await self._service.clients.while_present(caller.name, asking)
             if answer.challenge and not answer.authorised:
                 what = f"permission denied: {action} needs authentication, and nobody was there to ask for the password"
-                raise errors.AccessDenied(what, _advice(action))
+                raise errors.NotAuthorized(what, _advice(action))
         if not answer.authorised:
-            raise errors.AccessDenied(
+            raise errors.NotAuthorized(
                 f"permission denied: polkit does not let uid {caller.uid} do {action}", _advice(action)
             )
 
     async def _check(self, user: _User, caller: Caller, action: str, flags: int, timeout: float) -> _Answer:
-        """Call CheckAuthorization at its turn; `timeout` counts from now. Raise AccessDenied without an answer."""
+        """Call CheckAuthorization at its turn; `timeout` counts from now. Raise NotAuthorized without an answer."""
         prompts = bool(flags & ALLOW_INTERACTION)
         own, all_of_them = (user.prompts, self._prompts) if prompts else (user.questions, self._questions)
         try:
@@ -194,13 +194,13 @@ class Polkit:
         except TimeoutError as error:
             if prompts:
                 what = f"nobody authenticated for {action} in {timeout:g} s"
-                raise errors.AccessDenied(what, _advice(action)) from error
-            raise errors.AccessDenied(
+                raise errors.NotAuthorized(what, _advice(action)) from error
+            raise errors.NotAuthorized(
                 f"polkit did not say within {timeout:g} s whether {action} is allowed", RUNNING
             ) from error
         except errors.KerntuneError as error:
             hint = INSTALLED if "not registered" in str(error) else RUNNING
-            raise errors.AccessDenied(f"polkit could not say whether {action} is allowed: {error}", hint) from error
+            raise errors.NotAuthorized(f"polkit could not say whether {action} is allowed: {error}", hint) from error
 
     async def _ask(self, caller: Caller, action: str, flags: int) -> _Answer:
         """Make the call itself, and withdraw it when cancelled. If the known polkit has gone, ask the next one."""

@@ -32,7 +32,7 @@ class Users:
         return found.uid if found else None
 
     async def of(self, name: str) -> User:
-        """Return the user of a connection. Raise AccessDenied if the bus does not say, Unreachable if it has ended."""
+        """Return the user of a connection. Raise NotAuthorized if the bus does not say, Unreachable if it has ended."""
         return self._known.get(name) or await self._look(name)
 
     async def still(self, name: str) -> int | None:
@@ -51,7 +51,7 @@ class Users:
     async def _look(self, name: str) -> User:
         found = await self._ask(name)
         if "UnixUserID" not in found:
-            raise errors.AccessDenied(f"the bus does not know the user of {name}")
+            raise errors.NotAuthorized(f"the bus does not know the user of {name}")
         while len(self._known) >= REMEMBERED and name not in self._known:
             del self._known[next(iter(self._known))]
         pid = found["ProcessID"].value if "ProcessID" in found else 0

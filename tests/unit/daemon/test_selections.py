@@ -16,7 +16,7 @@ from kerntune.config.active import CONFIG_INVALID
 from kerntune.config.content import Content
 from kerntune.config.sources import ActiveProfile
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
-from kerntune.errors import AccessDenied, Failed, InvalidValue, NoSuchProfile
+from kerntune.errors import Failed, InvalidValue, NoSuchProfile, NotAuthorized
 from kerntune.model import Origin, Reason, State
 from tests.unit.daemon.lab import Bench, booted
 from tests.unit.lab import FULL, Lab, claim, pages, queue
@@ -427,10 +427,10 @@ async def test_no_selection_and_no_reload_begins_before_the_one_before_has_ended
 
 async def test_who_is_not_permitted_selects_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refused() -> None:
-        raise AccessDenied("no")
+        raise NotAuthorized("no")
 
     async with started(folder, monkeypatch) as bench:
-        with pytest.raises(AccessDenied):
+        with pytest.raises(NotAuthorized):
             await bench.config.choose(Selection("fast"), "test", begins=refused)
         assert (bench.config.profile, bench.disk, bench.writes()) == ("", OWN, [])
 
