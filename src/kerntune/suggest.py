@@ -1,10 +1,17 @@
-"""Suggestions for an unknown name, for the daemon's messages and those of the command line."""
+"""Errors for names that are not there, and suggestions, for the daemon's messages and those of the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
-from kerntune.errors import UnknownTunable
+from kerntune.errors import NoSuchTarget, UnknownTunable
+from kerntune.globs import natural_sort_key
+from kerntune.model import Target
+from kerntune.patterns import Kind, cpus_in, joined
+from kerntune.units import CPU_LIST, spell_cpus
+
+MAX_LISTED: Final = 6  # names, or patterns of several, that a message lists; it counts the others
 
 
 def closest(word: str, names: Iterable[str]) -> str:
@@ -19,6 +26,34 @@ def there_are(names: Iterable[str], word: str) -> str:
     known = sorted(names)
     meant = closest(word, known)
     return (f"Did you mean '{meant}'? " if meant else "") + f"There are {', '.join(known) or 'none'}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return a few names as prose, those that are alike as one pattern, and how many more there are."""
+    found = joined(sorted(set(names), key=natural_sort_key))
+    more = sum(len(group) for _, group in found[MAX_LISTED:])
+    return ", ".join(pattern for pattern, _ in found[:MAX_LISTED]) + (f" and {more} more" if more else "")
+
+
+def no_such_target(tunable: str, kind: Kind, pattern: str, there: Sequence[Target]) -> NoSuchTarget:
+    """Return the error for instances that a tunable does not have, with a few of those that `there` are."""
+    names = [target.instance for target in there if target.instance]
+    numbers = [cpu for target in there for cpu in cpus_in(target.aliases)] if kind is Kind.CPUS else []
+    if numbers and CPU_LIST.fullmatch(pattern):
+        said = f"CPUs {spell_cpus(numbers)}" if len(numbers) > 1 else f"CPU {numbers[0]} alone"
+    else:
+        said = listed(names)
+    is_one = len(names) == 1 or len(numbers) == 1
+    hint = f"There {'is' if is_one else 'are'} {said}" if names else f"This host has no {tunable} now"
+    return NoSuchTarget(lacks(tunable, kind, pattern), hint)
+
+
+def lacks(tunable: str, kind: Kind, pattern: str) -> str:
+    """Return what is said of instances that are not there, as prose."""
+    if kind is Kind.NAMES and tunable == "sysctl":  # the kernel may well have it
+        return f"kerntune tunes no sysctl {pattern!r} here"
+    named = f"CPU {pattern}" if kind is Kind.CPUS and CPU_LIST.fullmatch(pattern) else repr(pattern)
+    return f"{tunable} has no {named}"
 
 
 def no_such_tunable(name: str, names: Iterable[str]) -> UnknownTunable:

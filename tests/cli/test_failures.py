@@ -114,7 +114,7 @@ class TestCannotAllocateMemory:
         code, text = said(script, capsys, "set", "hugepages@16G=1")
         assert code == 3
         assert "hugepages has no '16G'" in text
-        assert "What there is: 1G, 1G/node0, 2M, 2M/node0" in text
+        assert "There are 1G, 1G/node0, 2M, 2M/node0" in text
 
     @pytest.mark.parametrize(
         ("number", "exit_code", "what", "remedy"),

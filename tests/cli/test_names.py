@@ -109,7 +109,7 @@ def test_find(tunable: str, pattern: str, instances: list[str]) -> None:
     ("host", "tunable", "pattern", "error", "said"),
     [
         (HOST, "io-scheduler", "vda", NoSuchTarget,
-         r"nothing matches io-scheduler@vda\. There are nvme0n1, nvme1n1, sda"),
+         r"io-scheduler has no 'vda'\. There are nvme\[01\]n1, sda"),
         (HOST, "overcommit", "x", InvalidValue, "one setting of the host"),
         (HOST, "hugepages", "2*", InvalidValue, "not a pool of huge pages"),
         (HOST, "cpu-governor", "*", NotSupported, "no cpufreq driver"),

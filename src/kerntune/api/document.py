@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from kerntune import errors
 from kerntune.globs import natural_sort_key
 from kerntune.model import Target
 from kerntune.patterns import EVERY, PATTERNS, Kind
-from kerntune.suggest import no_such_tunable
-
-MAX_LISTED_INSTANCES: Final = 16  # instances that a message lists; it counts the others
+from kerntune.suggest import no_such_target, no_such_tunable
 
 
 class Outcome(NamedTuple):
@@ -255,18 +253,17 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     """Return the targets of a tunable that a pattern covers, at least one.
 
     Raise UnknownTunable, InvalidValue for a text that is no pattern, NotSupported when this host does not have the
-    tunable, and NoSuchTarget, which lists the instances.
+    tunable, and NoSuchTarget, which lists a few instances.
     """
     if found := covered(document, name, pattern):
         return found
     row = tunable_row(document, name)
     if not row["supported"]:
         raise errors.NotSupported(f"this host does not support {name}", row["detail"])
-    there = covered(document, name, EVERY)
-    instances = [target["instance"] for target in there if target["instance"]]
-    if instances:
-        more = f" and {len(instances) - MAX_LISTED_INSTANCES} more" if len(instances) > MAX_LISTED_INSTANCES else ""
-        hint = f"There {'is' if len(instances) == 1 else 'are'} {', '.join(instances[:MAX_LISTED_INSTANCES])}{more}"
-    else:
-        hint = f"This host has no {name} now"
-    raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", hint)
+    kind = kind_of(row)
+    there = [Target(name, each["instance"], aliases=tuple(each["aliases"])) for each in covered(document, name, EVERY)]
+    normal = PATTERNS[kind].normal(pattern)
+    missing = no_such_target(name, kind, normal, there)
+    if pattern == EVERY or not PATTERNS[kind].exact(normal):
+        raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", missing.hint)
+    raise missing

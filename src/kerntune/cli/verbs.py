@@ -32,6 +32,7 @@ from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
 from kerntune.model import Origin, Setting, State
 from kerntune.patterns import EVERY, UNSTABLE
 from kerntune.results import Condition, exit_code, get_exit_code, health_exit_code, profile_exit_code
+from kerntune.suggest import listed
 
 NO_CHANGE: Final = "Nothing would change."
 NAMING: Final = frozenset(PROFILE_NAME.after)  # actions that take a name
@@ -94,11 +95,13 @@ def get(connect: Connect, args: Namespace) -> Answer:
     rows = list(found.values())
     unreadable = [row for row in rows if row["value"] is None]
     if len(unreadable) == len(rows):
-        names = ", ".join(named(row["tunable"], row["instance"]) for row in rows)
-        raise NotSupported(f"{names} cannot be read", rows[0]["detail"])
-    return Answer(
-        {"targets": [target_data(row) for row in rows]}, output.values(rows), get_exit_code(unreadable=len(unreadable))
-    )
+        names = {
+            row["tunable"]: [each["instance"] for each in rows if each["tunable"] == row["tunable"]] for row in rows
+        }
+        what = ", ".join(named(tunable, listed(instances)) for tunable, instances in names.items())
+        raise NotSupported(f"{what} cannot be read", rows[0]["detail"])
+    data = {"targets": [target_data(row) for row in rows]}
+    return Answer(data, output.values(rows), get_exit_code(unreadable=len(unreadable)))
 
 
 def set_(connect: Connect, args: Namespace) -> Answer:

@@ -24,7 +24,7 @@ from kerntune.model import (
     Target,
 )
 from kerntune.patterns import EVERY, Kind
-from kerntune.suggest import no_such_tunable
+from kerntune.suggest import lacks, no_such_target, no_such_tunable
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.pool_room import Room
 from kerntune.units import spell_size
@@ -123,11 +123,7 @@ def claim_for(setting: Setting, request: Request, world: World) -> tuple[Claim, 
         )
     covered = world.covered(tunable, instances)
     if not covered and tunable.exact(instances):
-        there = ", ".join(sorted({target.instance for target in world.of(tunable)})) or "nothing"
-        raise NoSuchTarget(
-            f"{tunable.name} has no {instances!r}",
-            f"What there is: {there}; a pattern may name a device that comes later",
-        )
+        raise no_such_target(tunable.name, tunable.kind, instances, world.of(tunable))
     check_value(tunable, [world.readings[target] for target in covered], value)
     if request.hold is None:
         return Claim(request.origin, tunable.name, instances, value, request.who, partial=request.partial), covered
@@ -221,7 +217,8 @@ def withdraw(request: Request, world: World, known: Claims) -> Edit:
         claim_id = ClaimId(request.origin, tunable.name, instances)
         is_known = claim_id in known.by_id or not tunable.exact(instances) or world.covered(tunable, instances)
         if not is_known and tunable.name not in world.missing:
-            raise NoSuchTarget(f"{tunable.name} has no {instances!r}, and no claim names it", "See `kerntune status`")
+            what = f"{lacks(tunable.name, tunable.kind, instances)}, and no claim names it"
+            raise NoSuchTarget(what, "See `kerntune status`")
         dropped.append(claim_id)
     return Edit(drop=tuple(dropped))
 

@@ -40,9 +40,9 @@ THP = Knob(
         "sys/kernel/mm/transparent_hugepage",
         ("enabled", "defrag"),
         option="TRANSPARENT_HUGEPAGE",
-        unknown="thp has no file {}",
-        hint="Give enabled (who gets huge pages) or defrag (who waits for them)",
+        tunable="thp",
         not_together="thp has two files, and their values differ in what they cost",
+        hint="Give enabled (who gets huge pages) or defrag (who waits for them)",
     ),
     Word(
         shape=re.compile(r"[a-z][a-z+_]{0,31}"),
@@ -109,8 +109,7 @@ SYSCTL = Knob(
         "proc/sys",
         tuple(SYSCTLS),
         option="SYSCTL",
-        unknown="{} is no sysctl that kerntune tunes",
-        hint=f"There are {', '.join(SYSCTLS)}",
+        tunable="sysctl",
         elsewhere={
             "vm.overcommit_memory": "overcommit",
             "vm.overcommit_ratio": "overcommit",

@@ -13,6 +13,7 @@ from kerntune.kernel import kconfig
 from kerntune.kernel.files import KernelError, KernelView, read_or_none
 from kerntune.model import Lane, Reading, Reason, Target
 from kerntune.patterns import EVERY, PATTERNS, Kind, also_moved
+from kerntune.suggest import no_such_target
 
 CPUS = "sys/devices/system/cpu"
 POLICIES = f"{CPUS}/cpufreq"
@@ -198,11 +199,11 @@ class Names(Scope):
     listed: tuple[str, ...]
     # The build option of the kernel that brings them.
     option: str
-    # What is said of a name that is not on the list, and what to do about it.
-    unknown: str
-    hint: str
-    # Why all of them cannot be named at once, where that is to be told apart from a name that is not on the list.
+    # The name of the tunable.
+    tunable: str
+    # Why all of them cannot be named at once, and what to do about it.
     not_together: str = ""
+    hint: str = ""
     # Names for which another tunable is there.
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
@@ -240,7 +241,9 @@ class Names(Scope):
         if name == EVERY and self.not_together:
             raise InvalidValue(self.not_together, self.hint)
         if name not in self.names:
-            raise NoSuchName(self.unknown.format(repr(instances)), self.hint)
+            there = [Target(self.tunable, each) for each in self.names]
+            error = no_such_target(self.tunable, self.kind, instances, there)
+            raise NoSuchName(error.what, error.hint)
         return name
 
     def unreadable(self, target: Target, error: KernelError) -> Reading:
