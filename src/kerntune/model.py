@@ -123,6 +123,7 @@ class Claim:
     `seq` is a saved counter (never a clock): of two claims of one origin the higher wins.
     `partial` accepts fewer huge pages than asked. `hold` is the number of the hold that it belongs to, or 0.
     `place` is the file and line that make the claim (FILE:LINE), or "" where no file does.
+    `unit` is that of the size that was asked (`G` of 64G), or "" for a plain number. It is for messages, and not saved.
     """
 
     origin: Origin
@@ -135,6 +136,7 @@ class Claim:
     partial: bool = False
     hold: int = 0
     place: str = ""
+    unit: str = field(default="", compare=False)
 
     @property
     def id(self) -> ClaimId:

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Final
 
 CONFIG: Final = "/etc/kerntune"  # unless CONFIGURATION_DIRECTORY names another folder
+CONFIG_FILE: Final = f"{CONFIG}/kerntune.toml"
 FOLDER: Final = "profiles"
 PROFILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+def setting(table: str, name: str) -> str:
+    """Return, as prose, which setting an administrator may change, and in which file."""
+    return f"{table}.{name} in {CONFIG_FILE}"
 
 
 def files_in(folder: Path) -> list[Path]:

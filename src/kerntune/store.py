@@ -328,7 +328,7 @@ def load_claims(rows: Iterable[Document], origin: Origin) -> list[Claim]:
     for claim in claims:
         texts = (claim.tunable, claim.instances, claim.value, claim.who, claim.why, claim.place)
         kinds = type(claim.seq), type(claim.partial), type(claim.hold)
-        if not all(isinstance(text, str) for text in texts) or kinds != (int, bool, int):
+        if not all(isinstance(text, str) for text in texts) or kinds != (int, bool, int) or claim.unit:
             raise ValueError("a claim has a field of the wrong type")
         if origin is Origin.HOLD and not fits_dbus(*texts):
             raise ValueError("a claim has a text that cannot be told on the bus")

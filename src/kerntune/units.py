@@ -11,6 +11,7 @@ from kerntune.errors import InvalidValue
 
 FACTORS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT])(?:i?B)?", re.IGNORECASE | re.ASCII)
+ENDLESS: Final = re.compile(r"[0-9]{19,}[KMGT](?:i?B)?|[0-9]{21,}", re.IGNORECASE | re.ASCII)
 DURATION: Final = re.compile(r"([0-9]{1,9})(us|ms|[smhd]?)", re.ASCII)
 SECOND: Final = 10**6  # microseconds
 MICROSECONDS: Final = {"us": 1, "ms": 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
@@ -40,6 +41,35 @@ def parse_duration(text: str, *, unit: str = "s") -> int | None:
     """
     found = DURATION.fullmatch(text)
     return int(found[1]) * MICROSECONDS[found[2] or unit] if found else None
+
+
+def unit_of(text: str) -> str:
+    """Return the unit of a size (`G` of `64g`), or "" for any other text."""
+    found = SIZE.fullmatch(text)
+    return found[2].upper() if found else ""
+
+
+def is_endless(text: str) -> bool:
+    """Return True for a number, with or without a unit, of more digits than anything here can have."""
+    return ENDLESS.fullmatch(text) is not None
+
+
+def spell_alike(counts: Iterable[int], unit: str = "") -> list[str]:
+    """Return bytes, rounded down, all in one unit, so that people can compare them.
+
+    Without a unit it is GiB if each count has one, else MiB, or KiB if none of them has that much.
+    """
+    found = list(counts)
+    least, most = min(filter(None, found), default=FACTORS["G"]), max(found, default=0)
+    unit = unit or ("G" if least >= FACTORS["G"] else "M" if most >= FACTORS["M"] else "K")
+    return [f"{decimals(count, FACTORS[unit])} {unit}iB" for count in found]
+
+
+def decimals(count: int, factor: int) -> str:
+    """Return a number of factors as far as people read it: `12.3` GiB, `819` MiB, and `0.004` rather than 0."""
+    places = 3 if count * 10 < factor else 1 if factor > FACTORS["M"] or count < factor else 0
+    whole, rest = divmod(count * 10**places // factor, 10**places)
+    return f"{whole}.{rest:0{places}}".rstrip("0").rstrip(".") if rest else str(whole)
 
 
 def gib(count: int) -> str:

@@ -70,7 +70,8 @@ class TestCannotAllocateMemory:
         code, text = said(script, capsys, "set", "hugepages@2M=128")
         assert code == 6
         assert text == (
-            "kerntune: 128 pages asked for 2M, 96 had: memory is too fragmented for the rest; ask again when programs "
+            "kerntune: 128 pages (256 MiB) asked for 2M, 96 (192 MiB) had: memory is too "
+            "fragmented for the rest; ask again when programs "
             "have ended, or reserve them at boot, with hugepagesz=2M hugepages=128 on the kernel command line\n"
             "  The old count was put back; ask for fewer, or keep what can be had "
             "(--allow-partial, option allow-partial)\n"
@@ -81,15 +82,18 @@ class TestCannotAllocateMemory:
         code, text = said(script, capsys, "set", "hugepages@2M=128", "--allow-partial")
         assert code == 6
         assert (
-            "hugepages@2M  256M       192M (96 x 2M)  partial  partially-allocated: 128 pages asked for 2M, 96 had"
-            in text
+            "hugepages@2M  256M       192M (96 x 2M)  partial  partially-allocated: 128 pages (256 MiB) asked for "
+            "2M, 96 (192 MiB) had" in text
         )
 
     def test_it_is_over_the_limit(self, capsys: Captured) -> None:
         script = answered(small_host(), "hugepages", "2M", "99999999")
         code, text = said(script, capsys, "set", "hugepages@2M=99999999")
         assert code == 1
-        assert "99999999 pages asked for 2M, 6144 possible, 0 there now: huge pages may have 12288 MiB in all" in text
+        assert (
+            "99999999 pages (195312.4 GiB) asked for 2M, 6144 (12 GiB) possible, 0 there now: "
+            "huge pages may have 12 GiB in all" in text
+        )
         assert "Nothing was written; ask for less, or stop programs that hold memory" in text
 
     def test_the_host_needs_the_memory(self, capsys: Captured) -> None:

@@ -48,3 +48,69 @@ class TestNotThere:
     def test_a_cpu(self, shell: Shell) -> None:
         said = "kerntune: cpu-governor has no CPU 500\n  There are CPUs 0-7\n"
         assert refused(shell, "set cpu-governor@500=performance", 3) == said
+
+
+LIMIT = "limits.hugepages-percent in /etc/kerntune/kerntune.toml"
+
+
+class TestUnits:
+    """All numbers of a message in the unit that was asked, and the setting to change where one is the reason."""
+
+    @pytest.mark.parametrize(
+        ("setting", "said"),
+        [
+            (
+                "hugepages=100G",
+                f"100 GiB asked for 2M, 96 GiB possible, 1 GiB there now: huge pages may have 96 GiB in all (75 % of "
+                f"RAM, {LIMIT}) and have 1 GiB",
+            ),
+            (
+                "hugepages=102400M",
+                f"102400 MiB asked for 2M, 98304 MiB possible, 1024 MiB there now: huge pages may have 98304 MiB in all "
+                f"(75 % of RAM, {LIMIT}) and have 1024 MiB",
+            ),
+            (
+                "hugepages=51200",
+                f"51200 pages (100 GiB) asked for 2M, 49152 (96 GiB) possible, 512 (1 GiB) there now: huge pages may "
+                f"have 96 GiB in all (75 % of RAM, {LIMIT}) and have 1 GiB",
+            ),
+            (
+                "hugepages@1G=100G",
+                f"100 GiB asked for 1G, 95 GiB possible, 0 GiB there now: huge pages may have 96 GiB in all (75 % of "
+                f"RAM, {LIMIT}) and have 1 GiB",
+            ),
+            (
+                "hugepages-overcommit=100G",
+                f"100 GiB to borrow asked for 2M, 95 GiB possible, 0 GiB there now: those kept and those borrowed may "
+                f"have 96 GiB together (75 % of RAM, {LIMIT})",
+            ),
+        ],
+    )
+    def test_over_the_limit(self, setting: str, said: str, shell: Shell) -> None:
+        shell.check("kerntune set hugepages=512")
+        assert refused(shell, f"set {setting}", 1).startswith(f"kerntune: {said}\n  Nothing was written;")
+
+    def test_a_hold(self, shell: Shell) -> None:
+        shell.check("kerntune set hugepages=512")
+        said = refused(shell, "hold hugepages=100G", 1)
+        assert "+100 GiB asked for hugepages@2M, +95 GiB possible, 1 GiB there now: " in said
+        assert LIMIT in said
+
+    @pytest.mark.parametrize(
+        ("setting", "said"),
+        [
+            ("read-ahead=1G", "1G is too large for a read-ahead\n  Give 65536 KiB (64M) at most"),
+            ("read-ahead=1048576", "1048576 KiB is too large for a read-ahead\n  Give 65536 KiB (64M) at most"),
+            ("read-ahead=1K", "a read-ahead of 1K would be none: the kernel rounds down to whole pages of 4 KiB\n"),
+            (f"hugepages={'9' * 23}", f"{'9' * 23} is too large for huge pages\n  Give a number of pages, or a size"),
+            (f"hugepages={'9' * 23}G", f"{'9' * 23}G is too large for huge pages\n"),
+            (f"hugepages={'9' * 300}", f"{'9' * 40} is too large for huge pages\n"),
+            (f"read-ahead={'9' * 23}", f"{'9' * 23} KiB is too large for a read-ahead\n"),
+            (f"sysctl@vm.swappiness={'9' * 23}", f"{'9' * 23} is too large for a value of a sysctl\n"),
+            ("sysctl@vm.swappiness=999", "vm.swappiness is a whole number from 0 to 200, not 999\n"),
+            ("hugepages@1G=100M", "100M is not a whole number of 1G pages\n"),
+            ("overcommit=3", "'3' is not an overcommit setting\n  Give heuristic, always, always:RATIO or never:RATIO"),
+        ],
+    )
+    def test_a_number_that_nothing_takes(self, setting: str, said: str, shell: Shell) -> None:
+        assert refused(shell, f"set {setting}", 2).startswith(f"kerntune: {said}")

@@ -367,7 +367,7 @@ def test_partitions_are_no_devices(daemon: Daemon, member: User) -> None:
 MIB: Final = 1 << 20
 FAR_TOO_MANY: Final = 99_999_999
 NOISE: Final = 512 * MIB  # what else runs here may take as much; the pages asked for are a thousand times that
-FIGURES: Final = re.compile(r"(\d+) pages asked for (\S+), (\d+) possible, (\d+) there now")
+FIGURES: Final = re.compile(r"(\d+) pages \(.*\) asked for (\S+), (\d+) \(.*\) possible, (\d+) \(.*\) there now")
 SAMPLE: Final = 0.001  # seconds
 
 # `--demo`: two nodes of 32 GiB, 6 GiB of them taken by programs.

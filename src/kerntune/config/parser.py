@@ -17,6 +17,7 @@ from kerntune.explained import ConfigTable, config_table
 from kerntune.model import Claim, Origin
 from kerntune.suggest import closest, there_are
 from kerntune.tunables.base import Tunable, as_number
+from kerntune.units import unit_of
 
 MAX_TEXT: Final = 256  # characters of a value or of a reason
 CONFIG: Final = "config"  # who makes the claims of the configuration
@@ -213,9 +214,17 @@ class Reader:
             else:
                 place = f"{self.file}:{self._line(key)}"
                 # No caller waits for an answer: the pages that memory has are better than none.
-                partial = tunable.has_progress
+                partial, unit = tunable.has_progress, unit_of(plain(value)) if tunable.sizes else ""
                 yield Claim(
-                    self.origin, tunable.name, instances, text, self.who, reason or place, partial=partial, place=place
+                    self.origin,
+                    tunable.name,
+                    instances,
+                    text,
+                    self.who,
+                    reason or place,
+                    partial=partial,
+                    place=place,
+                    unit=unit,
                 )
 
     def _line(self, key: Key) -> int:
@@ -266,9 +275,9 @@ def normal_entry(tunable: Tunable, pattern: str, value: str) -> tuple[str, str]:
     except InvalidValue as error:
         table = table_of(tunable)
         raise InvalidValue(error.what, f"The name before the = is {table.patterns}" if table else error.hint) from error
-    counted = as_number(tunable, instances, value)
+    counted, typed = as_number(tunable, instances, value), value if unit_of(value) and tunable.sizes else ""
     try:
-        normal_value = tunable.normal_value(counted)
+        normal_value = tunable.normal_value(counted, typed)
         tunable.check(instances, normal_value)
     except InvalidValue as error:
         table = table_of(tunable)

@@ -23,11 +23,12 @@ from kerntune.model import (
     Setting,
     Target,
 )
+from kerntune.paths import setting as setting_named
 from kerntune.patterns import EVERY, Kind
 from kerntune.suggest import lacks, no_such_target, no_such_tunable
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.pool_room import Room
-from kerntune.units import spell_size
+from kerntune.units import spell_alike, spell_size, unit_of
 
 ROOT = 0  # uid
 POOLS = "hugepages"
@@ -114,7 +115,8 @@ def claim_for(setting: Setting, request: Request, world: World) -> tuple[Claim, 
     """Return one checked setting as a claim, and what it covers."""
     tunable = world.tunable(setting.tunable)
     instances = instances_of(tunable, setting.instances, world)
-    value = tunable.normal_value(as_number(tunable, instances, setting.value))
+    number, unit = as_number(tunable, instances, setting.value), unit_of(setting.value) if tunable.sizes else ""
+    value = tunable.normal_value(number, typed=setting.value if unit else "")
     tunable.check(instances, value)
     if missing := world.missing.get(tunable.name):
         raise NotSupported(
@@ -126,12 +128,21 @@ def claim_for(setting: Setting, request: Request, world: World) -> tuple[Claim, 
         raise no_such_target(tunable.name, tunable.kind, instances, world.of(tunable))
     check_value(tunable, [world.readings[target] for target in covered], value)
     if request.hold is None:
-        return Claim(request.origin, tunable.name, instances, value, request.who, partial=request.partial), covered
+        claim = Claim(request.origin, tunable.name, instances, value, request.who, partial=request.partial, unit=unit)
+        return claim, covered
     if tunable.adds and int(value) == 0:
         raise InvalidValue(f"a hold of 0 for {tunable.name} adds nothing", "Its number is added to what there is")
     hold = request.hold
     claim = Claim(
-        Origin.HOLD, tunable.name, instances, value, hold.who, hold.why, partial=request.partial, hold=hold.number
+        Origin.HOLD,
+        tunable.name,
+        instances,
+        value,
+        hold.who,
+        hold.why,
+        partial=request.partial,
+        hold=hold.number,
+        unit=unit,
     )
     return claim, covered
 
@@ -259,7 +270,7 @@ def within_limits(edit: Edit, world: World, known: Claims, limits: Limits) -> No
     if len(known.apply(edit).by_origin(origin)) > limits.claims:
         raise LimitsExceeded(
             f"there are {limits.claims} {origin.word} claims already",
-            "Withdraw some: kerntune unset, or patterns",
+            f"Withdraw some (kerntune unset), use patterns, or change {setting_named('limits', 'claims')}",
         )
     if edit.hold:
         may_hold(edit.hold, edit.put, world, known, limits)
@@ -273,13 +284,17 @@ def may_hold(hold: Hold, claims: Sequence[Claim], world: World, known: Claims, l
     others = [other for other in known.holds.values() if other.number != hold.number]
     mine = {other.number for other in others if other.uid == hold.uid}
     if len(others) >= limits.holds:
-        raise LimitsExceeded(f"there are {limits.holds} holds already", "`kerntune holds` shows them; [limits] holds")
+        raise LimitsExceeded(
+            f"there are {limits.holds} holds already",
+            f"`kerntune holds` shows them; the administrator may change {setting_named('limits', 'holds')}",
+        )
     if hold.uid == ROOT:
         return
     if len(mine) >= limits.holds_per_user:
         raise LimitsExceeded(
             f"uid {hold.uid} has {limits.holds_per_user} holds already",
-            "Release some: kerntune holds, kerntune release; [limits] holds-per-user",
+            "Release some (kerntune holds, kerntune release); the administrator may change "
+            f"{setting_named('limits', 'holds-per-user')}",
         )
     # Or one user's claims would leave the others none.
     share = limits.claims * limits.holds_per_user // max(1, limits.holds)
@@ -290,11 +305,13 @@ def may_hold(hold: Hold, claims: Sequence[Claim], world: World, known: Claims, l
     has = sum(size for claim, size in held.items() if claim.hold in mine)
     may = (sum(held.values()) + spare(world, limits)) * limits.held_percent_per_user // 100
     if asked and has + asked > may:
+        unit = next((claim.unit for claim in claims if claim.unit), "")
+        figures = spell_alike((asked, max(0, may - has), has, may), unit)
         raise OverLimit(
-            f"{asked >> 20} MiB in huge pages asked, {max(0, may - has) >> 20} MiB possible: uid {hold.uid} holds "
-            f"{has >> 20} MiB, and one user may hold {may >> 20} MiB, {limits.held_percent_per_user} % of what can be "
-            "held now",
-            "Ask for less, or release what is held; the administrator may change held-percent-per-user in [limits]",
+            "{} in huge pages asked, {} possible: uid {uid} holds {}, and one user may hold {}, {percent} % of what "
+            "can be held now".format(*figures, uid=hold.uid, percent=limits.held_percent_per_user),
+            "Ask for less, or release what is held; the administrator may change "
+            f"{setting_named('limits', 'held-percent-per-user')}",
         )
 
 

@@ -125,8 +125,11 @@ class Tunable(ABC):
         return {target: self.read(kernel, target) for target in targets}
 
     @abstractmethod
-    def normal_value(self, value: str) -> str:
-        """Return a value in normal form. Raise InvalidValue when no target could ever take it."""
+    def normal_value(self, value: str, typed: str = "") -> str:
+        """Return a value in normal form. Raise InvalidValue when no target could ever take it.
+
+        `typed` is the size (64G) that the value was made of, which messages repeat.
+        """
 
     def check(self, instances: str, value: str) -> None:  # noqa: B027  # most take every value in normal form
         """Raise InvalidValue when no kernel could ever take the value on these instances (both in normal form)."""

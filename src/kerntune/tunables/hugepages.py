@@ -34,11 +34,12 @@ from kerntune.model import (
     reserve_of,
 )
 from kerntune.patterns import Kind, Pool, parse_pool
+from kerntune.tunables.amounts import amounts
 from kerntune.tunables.base import Tunable, unreadable
 from kerntune.tunables.pool_plan import plan_pools
 from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
 from kerntune.tunables.sums import Asking, Total, of_pools
-from kerntune.units import spell_size
+from kerntune.units import is_endless, spell_size
 
 POOLS = "sys/kernel/mm/hugepages"
 IN_PATH = r"hugepages-(?P<kb>[0-9]{1,12})kB"  # a page size in a path of the kernel
@@ -129,7 +130,7 @@ class HugePages(Tunable):
             readings |= {target: replace(readings[target], detail=held) for target in stuck}
         return readings
 
-    def normal_value(self, value: str) -> str:
+    def normal_value(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # every size has a number of pages
         return count_of(value)
 
     def plan(
@@ -207,7 +208,7 @@ class HugePages(Tunable):
             return Verdict(
                 State.PARTIAL,
                 Reason.PAGES_IN_USE,
-                f"{wanted} pages asked for {reading.target.instance}, {asked} had: programs have pages on several "
+                f"{fewer(desired, wanted, reading)}: programs have pages on several "
                 "nodes, which this kernel counts together; it is put right when they give some back"
                 f"{reading.detail and '; '}{reading.detail}",
             )
@@ -215,8 +216,8 @@ class HugePages(Tunable):
             return Verdict(
                 State.PARTIAL,
                 Reason.PARTIALLY_ALLOCATED,
-                f"{wanted} pages asked for {reading.target.instance}, {asked} had: memory is too fragmented for the "
-                f"rest; ask again when programs have ended, or {at_boot(reading, wanted)}",
+                f"{fewer(desired, wanted, reading)}: memory is too fragmented for the rest; ask again when programs "
+                f"have ended, or {at_boot(reading, wanted)}",
             )
         return Verdict(State.FAILED, Reason.READ_BACK_DIFFERS, f"{wanted} pages asked, the pool reads {asked}")
 
@@ -252,9 +253,17 @@ class HugePages(Tunable):
 
 def count_of(value: str) -> str:
     """Return a number of pages in normal form. Raise InvalidValue for what is none."""
+    if is_endless(value):
+        raise InvalidValue(f"{value:.40} is too large for huge pages", "Give a number of pages, or a size: 64G")
     if not COUNT.fullmatch(value):
         raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
     return str(int(value))
+
+
+def fewer(desired: DesiredState, wanted: int, reading: Reading) -> str:
+    """Prose: how many pages were asked, and how many the pool has."""
+    asked, had = amounts(desired.winner.unit, reading.figures["size"], (wanted, reading.figures["asked"]))
+    return f"{asked} asked for {reading.target.instance}, {had} had"
 
 
 def at_boot(reading: Reading, wanted: int) -> str:

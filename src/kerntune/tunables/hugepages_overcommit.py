@@ -14,10 +14,12 @@ from kerntune.globs import natural_sort_key
 from kerntune.kernel import kconfig
 from kerntune.kernel.files import KernelView, read_int, read_or_none
 from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
+from kerntune.paths import setting
 from kerntune.patterns import Kind, parse_pool
+from kerntune.tunables.amounts import Bound, refused
 from kerntune.tunables.base import Tunable, unreadable
 from kerntune.tunables.hugepages import IN_PATH, POOLS, count_of
-from kerntune.tunables.sums import refusal
+from kerntune.tunables.sums import refused_claim
 from kerntune.units import spell_size
 
 FILE = "nr_overcommit_hugepages"
@@ -69,7 +71,7 @@ class HugePagesOvercommit(Tunable):
         }
         return Reading(target, text, figures=figures)
 
-    def normal_value(self, value: str) -> str:
+    def normal_value(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # as of pools
         return count_of(value)
 
     def takes(self, target: Target, value: str) -> int:
@@ -98,10 +100,10 @@ class HugePagesOvercommit(Tunable):
             if wanted > now[target] and wanted > possible and not desired.is_baseline:
                 # Of these nobody is given a part.
                 newest = max(desired.sum.asked if desired.sum else (), key=lambda claim: claim.seq, default=None)
-                refused = refusal(desired, newest, now[target], possible, too_many(limits))
-                steps.append(
-                    Step(desired, before, verdict=refused or over_limit(desired, now[target], possible, limits))
-                )
+                size, bound = before.figures["size"], too_many(memory, limits)
+                verdict = refused_claim(desired, newest, now[target], possible, bound, size=size)
+                verdict = verdict or over_limit(desired, now[target], possible, bound, size)
+                steps.append(Step(desired, before, verdict=verdict))
                 continue
             writes = (Write(f"{folder_of(target)}/{FILE}", desired.value),) if wanted != now[target] else ()
             steps.append(Step(desired, before, writes))
@@ -132,16 +134,15 @@ def most(reading: Reading, lent: int, memory: Memory, limits: Limits) -> int:
     return max(0, memory.total * limits.hugepages_percent // 100 - kept - lent)
 
 
-def over_limit(desired: DesiredState, now: int, possible: int, limits: Limits) -> Verdict:
+def over_limit(desired: DesiredState, now: int, possible: int, bound: Bound, size: int) -> Verdict:
     """Return the refusal, with what was asked, what is possible and what there is."""
-    return Verdict(
-        State.REFUSED,
-        Reason.OVER_LIMIT,
-        f"{desired.value} pages to borrow asked for {desired.target.instance}, {possible} possible, {now} there now: "
-        f"{too_many(limits)}",
-    )
+    pages, name = (int(desired.value), possible, now), desired.target.instance
+    said = refused(desired.winner.unit, size, pages, name, bound, noun="pages to borrow")
+    return Verdict(State.REFUSED, Reason.OVER_LIMIT, said)
 
 
-def too_many(limits: Limits) -> str:
-    """Prose: the limit on all huge pages."""
-    return f"those kept and those borrowed may have {limits.hugepages_percent} % of RAM together"
+def too_many(memory: Memory, limits: Limits) -> Bound:
+    """Return the limit on all huge pages."""
+    ceiling, percent = memory.total * limits.hugepages_percent // 100, limits.hugepages_percent
+    why = f"those kept and those borrowed may have {{}} together ({percent} % of RAM, "
+    return Bound(ceiling, f"{why}{setting('limits', 'hugepages-percent')})", (ceiling,))

@@ -18,6 +18,7 @@ from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, 
 from kerntune.patterns import Kind
 from kerntune.tunables.base import Action, Sizes, Tunable, unlike, unreadable
 from kerntune.tunables.scopes import Scope, first, offline
+from kerntune.units import is_endless, spell_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,11 @@ class Value(ABC):
     listed_in: str = ""
 
     @abstractmethod
-    def normal(self, value: str) -> str:
-        """Return a value in normal form. Raise InvalidValue when no target could ever take it."""
+    def normal(self, value: str, typed: str = "") -> str:
+        """Return a value in normal form. Raise InvalidValue when no target could ever take it.
+
+        `typed` is the size (64G) that the value was made of, which messages repeat.
+        """
 
     @abstractmethod
     def check(self, instance: str, value: str) -> None:
@@ -97,7 +101,7 @@ class Word(Value):
     # All words from the slowest on, where holds go by that; "" stands for every other word.
     by_speed: tuple[str, ...] = ("",)
 
-    def normal(self, value: str) -> str:
+    def normal(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # a word is no size
         if not self.shape.fullmatch(value):
             raise InvalidValue(f"{value!r} {self.wrong}", f"Examples: {self.examples}")
         return value
@@ -148,17 +152,31 @@ class Number(Value):
     # By instance, where they differ: the numbers that the kernel gives a meaning.
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
-    def normal(self, value: str) -> str:
-        if not re.fullmatch(rf"[0-9]{{1,{self.digits}}}", value, re.ASCII) or int(value) > (self.most or int(value)):
-            unit = f"{self.unit}, " if self.unit else ""
+    def normal(self, value: str, typed: str = "") -> str:
+        said = typed or (f"{value:.40} {self.unit}" if self.unit else f"{value:.40}")
+        unit = f"{self.unit}, " if self.unit else ""
+        if re.fullmatch("[0-9]+", value, re.ASCII) and (
+            len(value.lstrip("0")) > self.digits or int(value) > (self.most or int(value))
+        ):
+            raise InvalidValue(f"{said} is too large for a {self.noun}", self.at_most)
+        if not re.fullmatch(rf"[0-9]{{1,{self.digits}}}", value, re.ASCII):
             bounds = ", 0 or more" if self.most is None else f" from 0 to {self.most}"
-            raise InvalidValue(f"{value!r} is no {self.noun}", f"Give {unit}a whole number{bounds}")
+            what = f"{value:.40} is too large for a" if is_endless(value) else f"{value!r} is no"
+            raise InvalidValue(f"{what} {self.noun}", f"Give {unit}a whole number{bounds}")
         if 0 < int(value) < self.step:
             raise InvalidValue(
-                f"a {self.noun} of {int(value)} {self.unit} would be none: the kernel rounds down to {self.whole}",
+                f"a {self.noun} of {said} would be none: the kernel rounds down to {self.whole}",
                 f"Give {self.step} or more, or 0 to switch it off",
             )
         return str(int(value))
+
+    @property
+    def at_most(self) -> str:
+        """What may be given, as prose, where there is a largest number."""
+        if self.most is None:
+            return "Give a smaller one"
+        size = f" ({spell_size(self.most << 10)})" if self.unit == "KiB" else ""
+        return f"Give {self.most} {self.unit}{size} at most"
 
     @property
     def whole(self) -> str:
@@ -253,8 +271,8 @@ class Knob(Tunable):
     def normal(self, instances: str) -> str:
         return self.scope.normal(instances)
 
-    def normal_value(self, value: str) -> str:
-        return self.value.normal(value)
+    def normal_value(self, value: str, typed: str = "") -> str:
+        return self.value.normal(value, typed)
 
     def check(self, instances: str, value: str) -> None:
         self.value.check(instances, value)

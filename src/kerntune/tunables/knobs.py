@@ -175,7 +175,7 @@ UNKNOWN = "unknown"
 class Preference(Word):
     """A word of energy_performance_preference."""
 
-    def normal(self, value: str) -> str:
+    def normal(self, value: str, typed: str = "") -> str:
         if value == self.nameless:
             raise InvalidValue(f"{value!r} {self.wrong}", f"Examples: {self.examples}")
         if value == DEFAULT:
@@ -183,7 +183,7 @@ class Preference(Word):
                 f"{DEFAULT} is no preference that can be kept: it reads as another",
                 "Choose one of the others, or unset cpu-epp to have the host's own",
             )
-        return super().normal(value)
+        return super().normal(value, typed)
 
     def reading(self, target: Target, text: str, listed: Sequence[str], figures: Mapping[str, int]) -> Reading:
         named = tuple(choice for choice in listed if choice != DEFAULT)

@@ -57,7 +57,7 @@ class Overcommit(Tunable):
         shown = word if word == "heuristic" else whole
         return Reading(target, shown, choices=MODES, restore=restore, figures={"ratio": ratio, "kbytes": kbytes})
 
-    def normal_value(self, value: str) -> str:
+    def normal_value(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # it is no size
         found = CLAIMED.fullmatch(value)
         hint = (
             "Give heuristic, always, always:RATIO or never:RATIO, with a RATIO from 1 to 100 percent (99 with always)"

@@ -19,10 +19,11 @@ from kerntune.model import (
     Verdict,
     Write,
 )
+from kerntune.tunables.amounts import Bound, refused
 from kerntune.tunables.base import unreadable
 from kerntune.tunables.pool_room import Room, node_of
 from kerntune.tunables.pool_writes import Pools, Work, carry_out, is_full, nodes_of, persistent
-from kerntune.tunables.sums import refusal
+from kerntune.tunables.sums import refused_claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,16 +241,18 @@ def fit(part: Part, group: Pools, room: Room) -> tuple[Fitted, Room]:
     bounds = [(room.for_memory(node_of(desired.target)), grows)]
     if not desired.is_baseline:
         bounds.append((room.for_pools, max(grows, more - stuck)))
-    over = [(more - pages + bound.pages(size), bound.why) for bound, pages in bounds if pages > bound.pages(size)]
+    over = [(more - pages + bound.pages(size), bound) for bound, pages in bounds if pages > bound.pages(size)]
     wants, capped = part.wants, part.overridden
     if over and more > 0:
-        possible, why = min(over)
+        possible, bound = min(over)
         most = now["asked"] + max(0, possible)
-        verdict = over_limit(desired, now["total"], most, why)
+        verdict = over_limit(desired, now["total"], most, bound, size)
         if desired.sum is None and desired.strict:
             return Fitted(part, {}, verdict), room
-        if refused := refusal(desired, desired.sum.newest if desired.sum else None, now["asked"], most, why):
-            return Fitted(part, {}, refused), room
+        if refusal := refused_claim(
+            desired, desired.sum.newest if desired.sum else None, now["asked"], most, bound, size=size
+        ):
+            return Fitted(part, {}, refusal), room
         if part.takes is None:
             capped = part.overridden or verdict._replace(state=State.PARTIAL)
         wants = reduce(part.wants, group, max(0, possible))
@@ -271,19 +274,13 @@ def among_those_in_use(desired: DesiredState, pool: Reading, stuck: int) -> Verd
     )
 
 
-def over_limit(desired: DesiredState, now: int, possible: int, why: str) -> Verdict:
+def over_limit(desired: DesiredState, now: int, possible: int, bound: Bound, size: int) -> Verdict:
     """Return the refusal, with what was asked, what is possible and what there is."""
-    return Verdict(
-        State.REFUSED,
-        Reason.OVER_LIMIT,
-        f"{desired.value} pages asked for {desired.target.instance}{of_holds(desired)}, {possible} possible, "
-        f"{now} there now: {why}",
-    )
-
-
-def of_holds(desired: DesiredState) -> str:
-    """Prose: what of a number is held."""
-    return f" ({desired.sum.held} of them held)" if desired.sum else ""
+    pages, name, unit = (int(desired.value), possible, now), desired.target.instance, desired.winner.unit
+    if desired.sum and desired.sum.held:
+        bound = bound._replace(why=f"{bound.why}; {{}} of what is asked are held")
+        bound = bound._replace(figures=(*bound.figures, desired.sum.held * size))
+    return Verdict(State.REFUSED, Reason.OVER_LIMIT, refused(unit, size, pages, name, bound))
 
 
 def reduce(wants: Mapping[Target, int], group: Pools, pages: int) -> dict[Target, int]:

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from kerntune.model import Limits, Memory, Reading, Target
+from kerntune.paths import setting
+from kerntune.tunables.amounts import Bound
 from kerntune.tunables.overcommit import NEVER, needed_limit, predicted_limit
 
 MODE_NEVER = 2
-
-
-class Bound(NamedTuple):
-    """Bytes that may still be taken (below 0: too many are taken already), and what the bound is."""
-
-    spare: int
-    why: str
-
-    def pages(self, size: int) -> int:
-        """Return how many pages of that many bytes."""
-        return max(0, self.spare // size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +62,29 @@ class Room:
         Of a node ("node0") less may be had than of the whole host.
         """
         memory = self.memory
-        said = f"{memory.available >> 20} MiB are available and {memory.reserve >> 20} MiB stay for the host"
-        bounds = [Bound(self.available - memory.reserve, said)]
+        said = "{} are available and {} stay for the host"
+        bounds = [Bound(self.available - memory.reserve, said, (memory.available, memory.reserve))]
         if self.committable is not None:
             why = (
                 f"overcommit is {NEVER}:{memory.overcommit_ratio}, where huge pages lower the commit limit and "
-                f"{needed_limit(memory) >> 20} MiB of it are needed"
+                "{} of it are needed"
             )
-            bounds.append(Bound(self.committable, why))
+            bounds.append(Bound(self.committable, why, (needed_limit(memory),)))
         if node in self.nodes:
-            why = f"{max(0, self.nodes[node]) >> 20} MiB of {node} can be had, the rest stays for what runs there"
-            bounds.append(Bound(self.nodes[node], why))
+            why = f"{{}} of {node} can be had, the rest stays for what runs there"
+            bounds.append(Bound(self.nodes[node], why, (max(0, self.nodes[node]),)))
         return min(bounds)
 
     @property
     def for_pools(self) -> Bound:
         """Return what is left of the limit on all pools together."""
         ceiling, percent = self.memory.total * self.limits.hugepages_percent // 100, self.limits.hugepages_percent
-        borrow = f" and may borrow {self.lent >> 20} MiB more (hugepages-overcommit)" if self.lent else ""
+        borrow = " and may borrow {} more (hugepages-overcommit)" if self.lent else ""
         return Bound(
             self.shared,
-            f"huge pages may have {ceiling >> 20} MiB in all ({percent} % of RAM) and have "
-            f"{self.memory.hugetlb >> 20} MiB{borrow}",
+            f"huge pages may have {{}} in all ({percent} % of RAM, {setting('limits', 'hugepages-percent')}) and have "
+            f"{{}}{borrow}",
+            (ceiling, self.memory.hugetlb, self.lent) if self.lent else (ceiling, self.memory.hugetlb),
         )
 
     @property

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kerntune.model import Claim, DesiredState, Origin, Reason, State, Sum, Target, Verdict
 from kerntune.patterns import parse_pool
+from kerntune.tunables.amounts import Bound, refused
 
 Asking = Mapping[Target, Sequence[Claim]]  # the claims on each target, the strongest first
 
@@ -86,12 +87,16 @@ def other(claims: Iterable[Claim]) -> Claim | None:
     return next((claim for claim in claims if claim.origin is not Origin.HOLD), None)
 
 
-def refusal(desired: DesiredState, claim: Claim | None, number: int, most: int, why: str) -> Verdict | None:
-    """Return what is told of the claim that is refused where `most` is not enough for a sum; None where it is."""
+def refused_claim(
+    desired: DesiredState, claim: Claim | None, number: int, most: int, bound: Bound, *, size: int
+) -> Verdict | None:
+    """Return what is told of the claim that is refused where `most` pages are not enough for a sum; None if they are.
+
+    `size` is that of a page, in bytes.
+    """
     if desired.sum is None or claim is None or int(desired.value) - desired.sum.lacks <= most:
         return None
     possible = max(0, most + desired.sum.lacks - int(desired.value) + int(claim.value))
     more = "+" if claim.origin is Origin.HOLD else ""
-    name = Target(claim.tunable, claim.instances)
-    said = f"{more}{claim.value} asked for {name}, {more}{possible} possible, {number} there now: {why}"
-    return Verdict(State.REFUSED, Reason.OVER_LIMIT, said)
+    pages, name = (int(claim.value), possible, number), str(Target(claim.tunable, claim.instances))
+    return Verdict(State.REFUSED, Reason.OVER_LIMIT, refused(claim.unit, size, pages, name, bound, plus=more))
