@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,10 @@ def refused(shell: Shell, words: str, code: int) -> str:
     done = shell.run(f"kerntune {words}")
     assert (done.returncode, done.stdout) == (code, ""), done
     return done.stderr
+
+
+def described(shell: Shell) -> Any:
+    return json.loads(shell.check("kerntune list --json"))
 
 
 class TestNotThere:
@@ -66,8 +72,8 @@ class TestUnits:
             ),
             (
                 "hugepages=102400M",
-                f"102400 MiB asked for 2M, 98304 MiB possible, 1024 MiB there now: huge pages may have 98304 MiB in all "
-                f"(75 % of RAM, {LIMIT}) and have 1024 MiB",
+                f"102400 MiB asked for 2M, 98304 MiB possible, 1024 MiB there now: huge pages may have 98304 MiB in "
+                f"all (75 % of RAM, {LIMIT}) and have 1024 MiB",
             ),
             (
                 "hugepages=51200",
@@ -114,3 +120,38 @@ class TestUnits:
     )
     def test_a_number_that_nothing_takes(self, setting: str, said: str, shell: Shell) -> None:
         assert refused(shell, f"set {setting}", 2).startswith(f"kerntune: {said}")
+
+
+class TestChoices:
+    """What `list` shows can be chosen, and what can be chosen is shown."""
+
+    @pytest.mark.parametrize("tunable", ["io-scheduler", "cpu-governor", "thp", "sysctl", "read-ahead", "overcommit"])
+    def test_each_can_be_set(self, tunable: str, shell: Shell) -> None:
+        rows = json.loads(shell.check(f"kerntune list {tunable} --json"))["targets"]
+        row = rows[0]
+        name = f"{tunable}@{row['instance']}" if row["instance"] else tunable
+        for choice in row["choices"]:
+            before, dots, most = choice.rpartition("..")
+            mode, colon, least = before.rpartition(":")
+            for value in [f"{mode}{colon}{least}", f"{mode}{colon}{most}"] if dots else [choice]:
+                # With a ratio that leaves nobody memory, overcommit is refused for that.
+                code = shell.run(f"kerntune set {name}={value}").returncode
+                assert code == 0 or (tunable == "overcommit" and code == 1), value
+        shell.check(f"kerntune unset {name}")
+
+    @pytest.mark.parametrize(("name", "value"), [("io-scheduler@nvme1n1", "bfq"), ("cpu-governor@policy7", "ondemand")])
+    def test_what_a_module_has_is_among_them_before_it_is_loaded(self, name: str, value: str, shell: Shell) -> None:
+        tunable, _, instance = name.partition("@")
+        rows = {(row["tunable"], row["instance"]): row for row in described(shell)["targets"]}
+        row = rows[tunable, instance]
+        assert value in row["choices"]
+        shell.check(f"kerntune set {name}={value}")
+        assert shell.check(f"kerntune get {name}") == value
+
+    def test_what_is_not_shown_is_refused(self, shell: Shell) -> None:
+        said = refused(shell, "set cpu-governor@7=nonesuch", 2)
+        assert "kernel loads the module of another of its own governors" in " ".join(said.split())
+
+    def test_units(self, shell: Shell) -> None:
+        units = {row["name"]: row["unit"] for row in described(shell)["tunables"] if row["unit"]}
+        assert units == {"hugepages": "pages", "hugepages-overcommit": "pages", "read-ahead": "KiB"}

@@ -25,7 +25,7 @@ from kerntune.engine.writer import Progress
 from kerntune.errors import InvalidArgs
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel import processes
-from kerntune.model import Hold, Outcome, Setting, Target
+from kerntune.model import Hold, Outcome, Reading, Setting, Target
 
 log = logging.getLogger(__name__)
 Options = Mapping[str, Variant]
@@ -168,6 +168,11 @@ class Calls:
             self.service.emit(names.ROOT, names.MANAGER, "Progress", *what, to=caller.name)
 
         return progress
+
+    def choices(self, target: Target, reading: Reading) -> list[str]:
+        """Return the values that can be chosen for a target."""
+        tunable = self.engine.observed.world.tunable(target.tunable)
+        return tunable.choices(reading, self.host.loads.get(tunable.name, ()))
 
     async def set_one(self, caller: Caller, setting: Setting, options: Mapping[str, Any]) -> Answer:
         """Carry out a typed setter: one setting that must win somewhere."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -15,19 +15,31 @@ from kerntune.engine.observed import Observed
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import World
 from kerntune.guard.guard import MemoryGuard
+from kerntune.kernel.files import KernelView
+from kerntune.kernel.modules import loadable
 from kerntune.model import Claim, DesiredState, Hold, Memory, Outcome, Reading, State, Target
+from kerntune.tunables.base import Tunable
 
 SMALL: Final = 1000  # targets, and comparisons with claims; with less the event loop makes a document, in milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The facts that do not change while the daemon runs; the page size is in bytes."""
+    """The facts that do not change while the daemon runs; the page size is in bytes.
+
+    `loads` are the values of each tunable for which the kernel has a module that it loads when they are written.
+    """
 
     kernel: str
     root: str
     simulated: bool
     default_page_size: int
+    loads: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+def loads_of(kernel: KernelView, tunables: Iterable[Tunable]) -> dict[str, frozenset[str]]:
+    """Return the values of each tunable that this host has a module for."""
+    return {tunable.name: loadable(kernel, tunable.modules) for tunable in tunables if tunable.modules}
 
 
 async def document(engine: Reconciler, guard: MemoryGuard, host: Host, *, degraded: Sequence[str], profile: str) -> str:
@@ -47,7 +59,7 @@ def prepare(
     """
     world = replace(observed.world, readings=dict(observed.readings))
     claims, baselines = tuple(edits.claims.by_id.values()), dict(edits.store.baselines)
-    rows = partial(rows_of, world, claims, baselines, dict(observed.outcomes_now()))
+    rows = partial(rows_of, world, claims, baselines, dict(observed.outcomes_now()), host.loads)
     return head_of(observed, edits, guard, host, degraded=degraded, profile=profile), rows
 
 
@@ -85,6 +97,7 @@ def head_of(
                 "name": tunable.name,
                 "summary": tunable.summary,
                 "kind": tunable.kind,
+                "unit": tunable.sizes,
                 "supported": tunable.name not in observed.missing,
                 "detail": observed.missing.get(tunable.name, ""),
             }
@@ -94,7 +107,11 @@ def head_of(
 
 
 def rows_of(
-    world: World, claims: Sequence[Claim], baselines: Mapping[Target, str], outcomes: Mapping[Target, Outcome]
+    world: World,
+    claims: Sequence[Claim],
+    baselines: Mapping[Target, str],
+    outcomes: Mapping[Target, Outcome],
+    loads: Mapping[str, frozenset[str]],
 ) -> dict[str, Any]:
     """Return the rows of the targets and of the claims."""
     desired_states: dict[Target, DesiredState] = {}
@@ -103,6 +120,7 @@ def rows_of(
     return {
         "targets": [
             target_row(target, reading, desired_states.get(target), outcomes.get(target), baselines.get(target))
+            | {"choices": world.tunables[target.tunable].choices(reading, loads.get(target.tunable, ()))}
             for target, reading in world.readings.items()
         ],
         "claims": [claim_row(claim, world) for claim in claims],
@@ -144,7 +162,6 @@ def target_row(
         "instance": target.instance,
         "aliases": list(target.aliases),
         "value": reading.value,
-        "choices": list(reading.choices),
         "requested": claimed.value if claimed else owed,
         "before": outcome.before if outcome else "",
         "state": outcome.state if outcome else State.UNMANAGED,

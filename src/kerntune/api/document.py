@@ -110,19 +110,24 @@ class GuardRow(TypedDict):
 
 
 class TunableRow(TypedDict):
-    """A tunable; `kind` is the kind of its instances, `detail` says why it is not supported."""
+    """A tunable; `kind` is the kind of its instances, `detail` says why it is not supported.
+
+    `unit` is what its values count: "pages", "KiB", or "" for other values.
+    """
 
     name: str
     summary: str
     kind: str
     supported: bool
     detail: str
+    unit: NotRequired[str]
 
 
 class TargetRow(TypedDict):
     """A target; `claim`, `beaten` and `parts` (the summands of its number) are claim ids.
 
-    `value` is None when it cannot be read.
+    `value` is None when it cannot be read. `choices` are the values that can be chosen, those of modules that the
+    kernel would load included, or a range such as 0..200.
     """
 
     tunable: str

@@ -72,7 +72,10 @@ class CpuGovernor:
     @property
     def available(self) -> list[str]:
         readings = self._calls.engine.observed.readings.items()
-        return sorted({name for t, reading in readings if t.tunable == "cpu-governor" for name in reading.choices})
+        rows = (
+            self._calls.choices(target, reading) for target, reading in readings if target.tunable == "cpu-governor"
+        )
+        return sorted({name for row in rows for name in row})
 
     async def set_governor(self, caller: Caller, cpus: str, governor: str, options: Options) -> list[Row]:
         chosen = options_from(options, PERSIST | LEAVE)
@@ -92,7 +95,7 @@ class IoScheduler:
     @property
     def devices(self) -> dict[str, list[Any]]:
         return {
-            target.instance: [reading.value, list(reading.choices)]
+            target.instance: [reading.value, self._calls.choices(target, reading)]
             for target, reading in self._calls.engine.observed.readings.items()
             if target.tunable == "io-scheduler" and reading.value is not None
         }

@@ -108,10 +108,16 @@ def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
 
 def values(tunable: Tunable, kernel: KernelView, pattern: str) -> Iterator[str]:
     """Yield the values that the targets offer; a word that takes an argument ends in a colon."""
+    from kerntune.kernel.modules import loadable  # noqa: PLC0415  # as above
+
     targets = tunable.targets(kernel)
     matching = filter(tunable.matcher(tunable.normal(pattern)), targets) if pattern else targets
     readings = tunable.read_all(kernel, list(matching))
-    for choice in dict.fromkeys(choice for reading in readings.values() for choice in reading.choices):
+    loads = loadable(kernel, tunable.modules) if tunable.modules else ()
+    offered = (
+        choice for reading in readings.values() for choice in (*reading.choices, *tunable.choices(reading, loads))
+    )
+    for choice in dict.fromkeys(offered):
         if is_good(tunable.normal_value, choice):
             yield choice
         if is_good(tunable.normal_value, f"{choice}:{RATIO}"):

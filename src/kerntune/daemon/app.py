@@ -19,7 +19,7 @@ from kerntune import errors, journal, notify
 from kerntune.api import manager, names, typed
 from kerntune.api.calls import Calls
 from kerntune.api.contract import interface_files
-from kerntune.api.describe import Host
+from kerntune.api.describe import Host, loads_of
 from kerntune.api.holds import LEFT, Holds, log_end
 from kerntune.api.services import OtherServices
 from kerntune.config.active import ActiveConfig
@@ -127,7 +127,8 @@ async def run(kernel: Kernel, root: str, directories: Directories, events: Event
         config.start()
         engine.observed.listeners += [journal.recorder(), drift.update]
         stack.enter_context(events(engine.look_again, engine.observed.counters))
-        host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel))
+        loads = loads_of(kernel, REGISTRY)
+        host = Host(kernel_release(kernel), root, kernel.simulated, default_page_size(kernel), loads)
         # If one of these tasks fails, the daemon ends, and systemd starts it again.
         async with asyncio.TaskGroup() as group:
             working = [

@@ -36,7 +36,9 @@ def demo_host() -> SimulatedKernel:
 
 def plain_files() -> dict[str, PlainFile]:
     """Return the files that have a fixed name and no effects, as a kernel starts with them."""
-    return {
+    options = [module.option for knob in KNOBS for module in knob.modules.values()]
+    config = "\n".join(f"CONFIG_{option}=m" for option in options)
+    return {"proc/config.gz": PlainFile(config)} | {
         knob.scope.path(name): PlainFile(knob.value.default(name), knob.value.choices(name))
         for knob in KNOBS
         for name in knob.names

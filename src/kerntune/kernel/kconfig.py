@@ -25,9 +25,23 @@ def missing(kernel: KernelView, path: str, option: str) -> str:
     return f"/{path} is missing; " + (said or f"whether the kernel has CONFIG_{option} cannot be read here")
 
 
+def built_as_modules(kernel: KernelView) -> frozenset[str]:
+    """Return the options that the kernel was built with as modules; none if no configuration is readable."""
+    for place in places(kernel):
+        if text := read_or_none(kernel, place):
+            lines = (line.partition("=") for line in text.splitlines())
+            return frozenset(name.removeprefix("CONFIG_") for name, _, value in lines if value == "m")
+    return frozenset()
+
+
+def places(kernel: KernelView) -> tuple[str, str]:
+    """Return the files that may have the build configuration."""
+    return f"boot/config-{kernel_release(kernel)}", "proc/config.gz"
+
+
 def configured(kernel: KernelView, option: str) -> str:
     """Return one sentence on CONFIG_`option` with its source, or "" if no configuration is readable."""
-    for place in (f"boot/config-{kernel_release(kernel)}", "proc/config.gz"):
+    for place in places(kernel):
         text = read_or_none(kernel, place)
         if text is None:
             continue

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from kerntune.errors import InvalidValue
 from kerntune.kernel.files import KernelView
+from kerntune.kernel.modules import Module
 from kerntune.model import (
     SATISFIED,
     DesiredState,
@@ -130,6 +131,18 @@ class Tunable(ABC):
 
         `typed` is the size (64G) that the value was made of, which messages repeat.
         """
+
+    @property
+    def modules(self) -> Mapping[str, Module]:
+        """The values for which the kernel loads a module when they are written, and that it lists only afterwards."""
+        return {}
+
+    def choices(self, reading: Reading, loads: Collection[str] = ()) -> list[str]:  # noqa: ARG002
+        """Return the values that can be chosen, or a range (0..200); empty where only the host's size is a bound.
+
+        `loads` are the values with a module that this host can load.
+        """
+        return list(reading.choices)
 
     def check(self, instances: str, value: str) -> None:  # noqa: B027  # most take every value in normal form
         """Raise InvalidValue when no kernel could ever take the value on these instances (both in normal form)."""

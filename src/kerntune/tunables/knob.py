@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kerntune.errors import InvalidValue, NotOffered
 from kerntune.kernel.files import KernelError, KernelView
+from kerntune.kernel.modules import Module
 from kerntune.model import DesiredState, Lane, Limits, Memory, Reading, Reason, State, Step, Target, Verdict, Write
 from kerntune.patterns import Kind
 from kerntune.tunables.base import Action, Sizes, Tunable, unlike, unreadable
@@ -55,6 +56,10 @@ class Value(ABC):
         """Return all values that an instance of a list takes on any kernel, where they are words."""
         return ()
 
+    def offered(self, reading: Reading, loads: Collection[str]) -> list[str]:  # noqa: ARG002
+        """Return the values that can be chosen, or a range; see Tunable.choices."""
+        return list(reading.choices)
+
     def restorable(self, value: str) -> bool:
         """Return whether a saved baseline is a value that can be written back."""
         try:
@@ -91,8 +96,12 @@ class Word(Value):
     # What is said of a text that is no such word, and which words there are.
     wrong: str
     examples: str
-    # Words that are not listed and yet taken: the kernel loads a module when one is written.
-    unlisted: frozenset[str] = frozenset()
+    # Words that may not be listed and yet be taken: the kernel loads their module when one is written.
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    # Words that are taken on every target, listed or not.
+    everywhere: frozenset[str] = frozenset()
+    # Why a target takes what it lists and nothing else, whatever modules there are; "" where it takes more.
+    closed: Callable[[Reading], str] = lambda _reading: ""
     # What to do about a word that is not taken.
     hint: str = "Choose one of these"
     # Words by instance, where no kernel has others, and which of them a kernel starts with.
@@ -125,8 +134,17 @@ class Word(Value):
         return Reading(target, *bracketed(text), figures=figures)
 
     def validate(self, reading: Reading, value: str, called: str) -> None:
-        if reading.value is not None and value not in self.unlisted.union(reading.choices):
+        if reading.value is None or value in reading.choices or value in self.everywhere:
+            return
+        if value not in self.modules:
             raise NotOffered(offers(called, reading, value), self.hint)
+        if why := self.closed(reading):
+            raise NotOffered(f"{offers(called, reading, value)}, {why}", "Choose one of these")
+
+    def offered(self, reading: Reading, loads: Collection[str]) -> list[str]:
+        if reading.value is None or self.closed(reading):
+            return list(reading.choices)
+        return [*reading.choices, *(word for word in self.modules if word in loads and word not in reading.choices)]
 
     def speed(self, value: str) -> int:
         return self.by_speed.index(value if value in self.by_speed else "")
@@ -188,6 +206,11 @@ class Number(Value):
         if bounds and not bounds.least <= int(value) <= bounds.most:
             what = f"{instance} is a whole number from {bounds.least} to {bounds.most}, not {value}"
             raise InvalidValue(what, "Choose one in that range")
+
+    def offered(self, reading: Reading, loads: Collection[str]) -> list[str]:  # noqa: ARG002
+        bounds = self.ranges.get(reading.target.instance)
+        least, most = (bounds.least, bounds.most) if bounds else (0, self.most)
+        return [] if reading.value is None or most is None else [f"{least}..{most}"]
 
     def prose(self, instance: str) -> str:
         return f"{self.ranges[instance].least} to {self.ranges[instance].most}"
@@ -273,6 +296,13 @@ class Knob(Tunable):
 
     def normal_value(self, value: str, typed: str = "") -> str:
         return self.value.normal(value, typed)
+
+    @property
+    def modules(self) -> Mapping[str, Module]:
+        return self.value.modules if isinstance(self.value, Word) else {}
+
+    def choices(self, reading: Reading, loads: Collection[str] = ()) -> list[str]:
+        return self.value.offered(reading, loads)
 
     def check(self, instances: str, value: str) -> None:
         self.value.check(instances, value)

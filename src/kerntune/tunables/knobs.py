@@ -15,6 +15,7 @@ from typing import Final
 from kerntune.errors import InvalidValue
 from kerntune.kernel.cpufreq import why_no_cpufreq
 from kerntune.kernel.files import KernelView, read_or_none
+from kerntune.kernel.modules import Module
 from kerntune.model import DesiredState, Reading, Reason, State, Target, Verdict
 from kerntune.tunables.knob import Knob, Number, Range, Word, cpus_offline, no_module, not_offered, offers
 from kerntune.tunables.scopes import POLICIES, Drives, Names, Policies, first
@@ -128,6 +129,9 @@ SYSCTL = Knob(
 
 # cpu-governor: how a CPU frequency policy chooses its frequency (Documentation/admin-guide/pm/cpufreq.rst).
 
+# Drivers that choose frequencies by themselves; their governor performance decides the preference too.
+ACTIVE = frozenset({"intel_pstate", "amd-pstate-epp"})
+
 
 def no_policies(kernel: KernelView) -> str:
     if kernel.glob(f"{POLICIES}/policy*"):
@@ -135,6 +139,21 @@ def no_policies(kernel: KernelView) -> str:
     cause = why_no_cpufreq(kernel)
     why = f"there is no scaling_governor, for /{POLICIES} has no policy: {cause.why}"
     return "".join((why, *(f" ({evidence})" for evidence in cause.evidence), f". {cause.fix}"))
+
+
+# request_module("cpufreq_%s") of drivers/cpufreq/cpufreq.c.
+GOVERNORS: Final = {
+    name: Module(f"cpufreq_{name}", f"CPU_FREQ_GOV_{name.upper()}")
+    for name in ("performance", "schedutil", "ondemand", "conservative", "powersave", "userspace")
+}
+# All that such a driver has instead of governors (show_scaling_available_governors of drivers/cpufreq/cpufreq.c).
+POLICIES_OF_DRIVER: Final = {"performance", "powersave"}
+
+
+def decides_itself(reading: Reading) -> str:
+    """Return that the driver chooses frequencies by itself, where it does and so loads no governor."""
+    is_so = reading.target.key in ACTIVE and set(reading.choices) == POLICIES_OF_DRIVER
+    return f"because its driver {reading.target.key} chooses frequencies by itself" if is_so else ""
 
 
 CPU_GOVERNOR = Knob(
@@ -146,7 +165,9 @@ CPU_GOVERNOR = Knob(
         wrong="cannot be the name of a governor",
         examples="performance, powersave",
         listed_in="scaling_available_governors",
-        unlisted=frozenset({"conservative", "ondemand", "performance", "powersave", "schedutil", "userspace"}),
+        modules=GOVERNORS,
+        closed=decides_itself,
+        hint="Choose one of these; the kernel loads the module of another of its own governors when it is named",
         # One that is not among them is between `powersave` and those that follow the load.
         by_speed=("powersave", "", "userspace", "conservative", "ondemand", "schedutil", "performance"),
     ),
@@ -164,8 +185,6 @@ CPU_GOVERNOR = Knob(
 # goes back by `default`, which is what the firmware had.
 
 PERFORMANCE = "performance"
-# Drivers whose governor performance decides the preference too.
-ACTIVE = frozenset({"intel_pstate", "amd-pstate-epp"})
 # Not a preference but the way back to the firmware's, which then reads as one of the others, or as none.
 DEFAULT = "default"
 UNKNOWN = "unknown"
@@ -310,6 +329,7 @@ NONE = "none"
 # All that the file says where there is no queue to schedule. In brackets it is the choice of a queue whose schedulers
 # are modules that are not loaded yet (elv_iosched_show of block/elevator.c).
 NO_QUEUE = NONE
+NOTHING_TO_SCHEDULE = "because it has no queue to schedule"
 RESETS = "the controller resets, or changes the number of its queues"
 
 
@@ -317,7 +337,7 @@ def no_queue(desired: DesiredState, before: Reading) -> Verdict | None:
     """Return the verdict on a device without a choice, which is not even asked."""
     if before.figures["schedulable"]:
         return None
-    return not_offered(before, desired.value, "because it has no queue to schedule")
+    return not_offered(before, desired.value, NOTHING_TO_SCHEDULE)
 
 
 def no_scheduler(reading: Reading, value: str) -> Verdict | None:
@@ -341,6 +361,14 @@ def queue_busy(code: int, cause: str) -> Callable[[Reading, str], Verdict | None
     return verdict
 
 
+# request_module("%s-iosched") of block/elevator.c.
+SCHEDULERS: Final = {
+    "mq-deadline": Module("mq_deadline", "MQ_IOSCHED_DEADLINE"),
+    "kyber": Module("kyber_iosched", "MQ_IOSCHED_KYBER"),
+    "bfq": Module("bfq", "IOSCHED_BFQ"),
+}
+
+
 IO_SCHEDULER = Knob(
     "io-scheduler",
     "I/O scheduler of a block device",
@@ -349,7 +377,9 @@ IO_SCHEDULER = Knob(
         shape=re.compile(r"[a-z0-9][a-z0-9_-]{0,31}"),
         wrong="cannot be the name of a scheduler",
         examples="none, mq-deadline, bfq, kyber",
-        unlisted=frozenset({NONE, "bfq", "kyber", "mq-deadline"}),
+        modules=SCHEDULERS,
+        everywhere=frozenset({NONE}),
+        closed=lambda reading: "" if reading.figures.get("schedulable", 1) else NOTHING_TO_SCHEDULE,
         hint="Choose one of these; a scheduler in a module of another name must be loaded first (modprobe)",
     ),
     # Errnos of elv_iosched_store (block/elevator.c) that pass by the next try. EBUSY: somebody else holds

@@ -7,7 +7,7 @@ CommitLimit = (overcommit_kbytes, or (RAM - huge pages) * ratio / 100) + swap, a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kerntune.errors import InvalidValue
 from kerntune.kernel import kconfig
@@ -56,6 +56,9 @@ class Overcommit(Tunable):
         restore = whole if kbytes or read_or_none(kernel, f"{VM}/overcommit_ratio") is not None else word
         shown = word if word == "heuristic" else whole
         return Reading(target, shown, choices=MODES, restore=restore, figures={"ratio": ratio, "kbytes": kbytes})
+
+    def choices(self, reading: Reading, loads: Collection[str] = ()) -> list[str]:  # noqa: ARG002  # no module has any
+        return [] if reading.value is None else ["heuristic", "always", "always:1..99", "never:1..100"]
 
     def normal_value(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # it is no size
         found = CLAIMED.fullmatch(value)

@@ -36,7 +36,7 @@ class Named(Overcommit):
             raise InvalidValue(f"{instances} is not on the list")
         return instances
 
-    def normal_value(self, value: str) -> str:
+    def normal_value(self, value: str, typed: str = "") -> str:
         return value
 
     def missing(self, kernel: KernelView) -> str:
