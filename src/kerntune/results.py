@@ -45,7 +45,7 @@ ERRORS: Final[Mapping[str, tuple[type[errors.KerntuneError], str]]] = {
     Reason.CONFIG_WINS: (errors.Overridden, "The configuration files say otherwise: `kerntune status` names the line"),
     Reason.BOOT_PARAMETER_WINS: (errors.NotSupported, "It takes another kernel command line, and a reboot"),
     Reason.INTERRUPTED: (errors.Failed, "Nothing of this call was kept; try again when kerntuned has started"),
-    Reason.READ_ONLY: (errors.KernelRejected, "In a container, run kerntuned on the host itself, as root"),
+    Reason.READ_ONLY: (errors.KernelRejected, ""),  # the outcome itself says who can set it
 }
 KERNEL_REJECTED: Final = (
     errors.KernelRejected,

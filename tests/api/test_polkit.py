@@ -476,12 +476,12 @@ class TestNoAnswer:
     async def test_without_polkit_nothing_is_permitted(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service:
             async with asyncio.timeout(2):
-                with pytest.raises(errors.NotAuthorized, match="is polkit running"):
+                with pytest.raises(errors.NotAuthorized, match="Is polkit running"):
                     await authorise(service, somebody(":1.7", interactive=True), ACTION_SET)
 
     async def test_a_silent_polkit_permits_nothing(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, HANG) as polkit:
-            with pytest.raises(errors.NotAuthorized, match=r"did not say within 0.05 s.*is polkit running"):
+            with pytest.raises(errors.NotAuthorized, match=r"did not say within 0.05 s.*Is polkit running"):
                 await authorise(service, somebody(":1.7", interactive=True), ACTION_SET, timeout=0.05)
             assert await polkit.cancelled.get() == polkit.ids[0]
 
@@ -499,7 +499,7 @@ class TestNoAnswer:
     async def test_an_action_that_polkit_does_not_know(self, bus: PrivateBus) -> None:
         unknown = errors.Failed(f"Action {ACTION_SET} is not registered")
         async with lab.serving(bus) as service, authority(bus, unknown):
-            with pytest.raises(errors.NotAuthorized, match="reinstall"):
+            with pytest.raises(errors.NotAuthorized, match="Reinstall"):
                 await authorise(service, somebody(":1.7"), ACTION_SET)
 
     async def test_others_do_not_wait_for_a_silent_polkit(self, bus: PrivateBus) -> None:

@@ -158,7 +158,7 @@ class TestPermissionDenied:
         kernel.refuse = {POOL: errno.EACCES}
         code, text = said(answered(kernel, "hugepages", "2M", "64"), capsys, "set", "hugepages@2M=64")
         assert code == 1
-        assert "hugepages@2M is read-only here: Permission denied (EACCES); in a container the host must set it" in text
+        assert "hugepages@2M is read-only here: Permission denied (EACCES)\n" in text
         assert "In a container, run kerntuned on the host itself, as root" in text
 
 

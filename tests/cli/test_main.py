@@ -230,7 +230,7 @@ def test_without_the_daemon(script_bus: PrivateBus) -> None:
     done = kerntune("set", "overcommit=always", env=script_bus.environment)
     assert (done.returncode, done.stdout) == (5, "")
     assert "org.kerntune.Tuner1 cannot be reached" in done.stderr
-    assert "is kerntuned running? systemctl status kerntuned" in done.stderr
+    assert "Is kerntuned running? systemctl status kerntuned" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class TestMonitor:
         outcome("cpu-governor@policy1", "unsupported", actual="", reason="cpu-offline", detail="set when it comes"),
     )
     EVENTS = (Pass(4, "Set", GOVERNORS), Health(("cpu-offline",)), Health(()))
-    GONE = errors.Unreachable("org.kerntune.Tuner1 has left the bus", "is kerntuned running?")
+    GONE = errors.Unreachable("org.kerntune.Tuner1 has left the bus", "Is kerntuned running?")
 
     def test_a_line_for_each_thing_until_the_daemon_goes(self, capsys: Captured) -> None:
         script = Script(events=self.EVENTS, end=self.GONE)
@@ -48,7 +48,7 @@ class TestMonitor:
             "degraded: cpu-offline",
             "all well again",
         ]
-        assert said.err == "kerntune: org.kerntune.Tuner1 has left the bus\n  is kerntuned running?\n"
+        assert said.err == "kerntune: org.kerntune.Tuner1 has left the bus\n  Is kerntuned running?\n"
 
     def test_json_is_a_line_each(self, capsys: Captured) -> None:
         assert run(Script(events=self.EVENTS, end=self.GONE), "monitor", "--json") == 5
@@ -150,7 +150,7 @@ def test_it_says_that_the_daemon_has_gone(script_bus: PrivateBus) -> None:
     assert process.returncode == 5
     assert json.loads(rest)["error"]["name"] == errors.Unreachable.dbus_name
     assert complaint.decode() == (
-        "kerntune: org.kerntune.Tuner1 has left the bus\n  is kerntuned running? systemctl status kerntuned\n"
+        "kerntune: org.kerntune.Tuner1 has left the bus\n  Is kerntuned running? systemctl status kerntuned\n"
     )
 
 

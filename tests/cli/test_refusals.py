@@ -155,3 +155,17 @@ class TestChoices:
     def test_units(self, shell: Shell) -> None:
         units = {row["name"]: row["unit"] for row in described(shell)["tunables"] if row["unit"]}
         assert units == {"hugepages": "pages", "hugepages-overcommit": "pages", "read-ahead": "KiB"}
+
+
+class TestWhoCan:
+    def test_a_sysctl_that_is_only_compared(self, shell: Shell) -> None:
+        said = " ".join(refused(shell, "set sysctl@kernel.numa_balancing=0", 1).split())
+        assert "kerntuned has no capability" in said
+        assert said.endswith("in /etc/sysctl.d sets it at boot, and sudo sysctl -w kernel.numa_balancing=0 now")
+
+    @pytest.mark.parametrize("name", ["io-scheduler@sda", "read-ahead@nvme0n1"])
+    def test_a_name_that_may_mean_another_drive(self, name: str, shell: Shell) -> None:
+        value = "none" if name.startswith("io") else "256"
+        done = shell.run(f"kerntune set {name}={value} --persist")
+        assert "may be another drive after a reboot\n  To follow the drive: kerntune set " in done.stderr
+        shell.check(f"kerntune unset {name} --persist")

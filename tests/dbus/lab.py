@@ -20,7 +20,7 @@ from tests.harness.privatebus import PrivateBus
 
 NAME = "org.kerntune.Lab"
 HINT = "is it running? systemctl status lab"
-LATE = "it may still be at work"
+LATE = "It may still be at work"
 ROOT = "/org/kerntune/Lab"
 IFACE = "org.kerntune.Lab.Bench"
 PROPERTIES = "org.freedesktop.DBus.Properties"

@@ -240,7 +240,7 @@ def test_without_polkit_root_alone_may_change_anything(bus_without_polkit: Priva
         assert host.pages() == 8
         refused = member.reply(HUGE_PAGES, "SetCount", "tta{sv}", 0, 16, {})
         assert refused.error == NotAuthorized.dbus_name
-        assert "is polkit running?" in refused.message
+        assert "Is polkit running?" in refused.message
         assert refused.seconds < BOUNDED
         assert len(swift(member.send(MANAGER, "Describe"))) == 1
         assert host.pages() == 8

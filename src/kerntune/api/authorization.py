@@ -51,8 +51,8 @@ JOIN: Final = (
     "or run it with sudo"
 )
 SUDO: Final = "This is for administrators: run it with sudo"
-RUNNING: Final = "is polkit running? systemctl status polkit; root may do it without"
-INSTALLED: Final = "is the policy file in /usr/share/polkit-1/actions? reinstall kerntune"
+RUNNING: Final = "Is polkit running? systemctl status polkit; root may do it without"
+INSTALLED: Final = "Is the policy file in /usr/share/polkit-1/actions? Reinstall kerntune"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Polkit:
         user = self.users.setdefault(caller.uid, _User())
         if user.waiting >= WAITING:
             what = f"{WAITING} calls of uid {caller.uid} wait for polkit already"
-            raise errors.LimitsExceeded(what, "wait for the replies")
+            raise errors.LimitsExceeded(what, "Wait for the replies")
         user.waiting += 1
         try:
             with self._service.connection.aside():

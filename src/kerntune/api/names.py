@@ -6,8 +6,8 @@ from typing import Final
 
 BUS_NAME: Final = "org.kerntune.Tuner1"
 ROOT: Final = "/org/kerntune/Tuner1"
-HINT: Final = "is kerntuned running? systemctl status kerntuned"
-LATE: Final = "it may still be at work: journalctl -u kerntuned"
+HINT: Final = "Is kerntuned running? systemctl status kerntuned"
+LATE: Final = "It may still be at work: journalctl -u kerntuned"
 
 MANAGER: Final = f"{BUS_NAME}.Manager"
 HUGE_PAGES: Final = f"{BUS_NAME}.HugePages"

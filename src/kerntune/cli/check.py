@@ -17,7 +17,7 @@ from kerntune.results import findings_exit_code
 def config(_connect: Connect, args: Namespace) -> Answer:
     """Show what is wrong in a folder or a file; without a name, in the folder that the daemon reads."""
     report = check.look(Path(args.path) if args.path else folder(), folder())
-    page = output.checked(report.problems, files=len(report.files), claims=len(report.claims))
+    page = output.checked(report.problems, check.summary(report))
     return Answer(check.document(report), page, findings_exit_code(wrong=len(report.errors)))
 
 

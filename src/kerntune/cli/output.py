@@ -362,10 +362,9 @@ def profile(found: Content) -> Page:
     return [*_problems(found.problems), head, *([Table(("", "TARGET", "VALUE"), tuple(rows))] if rows else [])]
 
 
-def checked(problems: Sequence[Problem], *, files: int, claims: int) -> Page:
+def checked(problems: Sequence[Problem], summary: str) -> Page:
     """Return the report on configuration files."""
-    sentence = f"{files} file{'' if files == 1 else 's'} with {claims} claim{'' if claims == 1 else 's'}"
-    return [*_problems(problems), sentence if problems else f"{sentence}, nothing wrong"]
+    return [*_problems(problems), summary]
 
 
 def _problems(problems: Iterable[Problem]) -> Iterator[Prose]:

@@ -158,12 +158,12 @@ def problem_row(problem: Problem) -> dict[str, Any]:
 
 
 def summary(report: Content) -> str:
-    """Return a summary of the report in one line."""
-    errors = len(report.errors)
-    counts = [
-        (len(report.files), "file"),
-        (len(report.claims), "claim"),
-        (errors, "error"),
-        (len(report.problems) - errors, "warning"),
-    ]
-    return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+    """Return a summary of the report in one line, for `kerntuned --check` and `kerntune config check`."""
+    errors, warnings = len(report.errors), len(report.problems) - len(report.errors)
+    found = [counted(count, noun) for count, noun in ((errors, "error"), (warnings, "warning")) if count]
+    head = f"{counted(len(report.files), 'file')} with {counted(len(report.claims), 'claim')}"
+    return ", ".join([head, *(found or ["nothing wrong"])])
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -26,7 +26,7 @@ SLOWEST = 10_000  # milliseconds
 def demo_host() -> SimulatedKernel:
     """Return the host that `kerntuned --demo` shows: two NUMA nodes of 64 GiB, 8 CPUs, two NVMe drives and a disk."""
     nodes = [Node(64 << 30, programs=4 << 30), Node(64 << 30, programs=2 << 30)]
-    kernel = SimulatedKernel(nodes, plain=plain_files())
+    kernel = SimulatedKernel(nodes, plain=plain_files() | {"proc/config.gz": PlainFile(build_configuration())})
     kernel.policies = {f"policy{cpu}": Policy((cpu,), epp="balance_performance") for cpu in range(8)}
     for number in range(2):
         kernel.plug(f"nvme{number}n1", by_id=f"nvme-Simulated_SSD_{number}")
@@ -34,11 +34,14 @@ def demo_host() -> SimulatedKernel:
     return kernel
 
 
+def build_configuration() -> str:
+    """Return what the kernel was built with: all that it loads when it is named is in modules."""
+    return "\n".join(f"CONFIG_{module.option}=m" for knob in KNOBS for module in knob.modules.values())
+
+
 def plain_files() -> dict[str, PlainFile]:
     """Return the files that have a fixed name and no effects, as a kernel starts with them."""
-    options = [module.option for knob in KNOBS for module in knob.modules.values()]
-    config = "\n".join(f"CONFIG_{option}=m" for option in options)
-    return {"proc/config.gz": PlainFile(config)} | {
+    return {
         knob.scope.path(name): PlainFile(knob.value.default(name), knob.value.choices(name))
         for knob in KNOBS
         for name in knob.names

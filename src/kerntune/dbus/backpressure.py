@@ -98,11 +98,11 @@ class Unread:
             return
         if client.sent > CLIENT:
             raise errors.LimitsExceeded(
-                f"{client.sent} bytes of replies to you wait", "read them before you ask for more"
+                f"{client.sent} bytes of replies to you wait", "Read them before you ask for more"
             )
         if client.sent > SMALL and (waiting := self._of_user(client.uid)) > USER:
             raise errors.LimitsExceeded(
-                f"{waiting} bytes of replies to clients of uid {client.uid} wait", "some of them do not read"
+                f"{waiting} bytes of replies to clients of uid {client.uid} wait", "Some of them do not read"
             )
 
     async def too_much(self, ourselves: str) -> int:

@@ -215,7 +215,7 @@ class BlockingClient:
                 if not is_reply(message, call):
                     self._hear(message, is_whole)
                 elif not is_whole:
-                    raise errors.LimitsExceeded("the answer is too long", "ask for less at once")
+                    raise errors.LimitsExceeded("the answer is too long", "Ask for less at once")
                 elif message.message_type is MessageType.ERROR:
                     raise exception(message)
                 else:
@@ -320,4 +320,4 @@ class BlockingClient:
             raise self._unreachable(f"cannot be reached: {error.strerror or error}") from error
 
     def _unreachable(self, what: str) -> errors.Unreachable:
-        return errors.Unreachable(f"the bus at {self.address} {what}", "is dbus running? systemctl status dbus")
+        return errors.Unreachable(f"the bus at {self.address} {what}", "Is dbus running? systemctl status dbus")

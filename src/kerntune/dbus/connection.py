@@ -108,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
             message.serial = self._next_serial()
         data = marshalled(message)
         if len(data) > MAX_SENT:
-            raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"the limit is {MAX_SENT}")
+            raise errors.LimitsExceeded(f"the message of {len(data)} bytes is too long", f"The limit is {MAX_SENT}")
         return data
 
     def _next_serial(self) -> int:
@@ -281,7 +281,7 @@ class Connection(asyncio.BufferedProtocol):
                 if frame.whole:
                     waiting.reply.set_result(message)
                 else:
-                    waiting.reply.set_exception(errors.LimitsExceeded("the answer is too long", "ask for less at once"))
+                    waiting.reply.set_exception(errors.LimitsExceeded("the answer is too long", "Ask for less at once"))
         elif frame.whole:
             self._handle(message, uid, len(frame.data))
         else:
@@ -299,7 +299,7 @@ class Connection(asyncio.BufferedProtocol):
         """Refuse a message whose body was too long to look at."""
 
     def _unreachable(self, what: str) -> errors.Unreachable:
-        return errors.Unreachable(f"the bus at {self.address} {what}", "is dbus running? systemctl status dbus")
+        return errors.Unreachable(f"the bus at {self.address} {what}", "Is dbus running? systemctl status dbus")
 
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()

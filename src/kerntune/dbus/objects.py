@@ -134,7 +134,7 @@ class Objects:
     async def set(self, path: str, interface: str, name: str, _value: Variant) -> None:
         """Refuse Properties.Set: every property of the contract is read-only."""
         if any(name in self.interfaces[found].properties for found in self._with_properties(path, interface)):
-            raise errors.PropertyReadOnly(f"{name} cannot be set", "use the method that goes with it")
+            raise errors.PropertyReadOnly(f"{name} cannot be set", "Use the method that goes with it")
         raise errors.UnknownProperty(f"{interface or path} has no property {name:.200}")
 
     async def get_managed_objects(self, _path: str) -> dict[str, dict[str, Values]]:
@@ -166,7 +166,7 @@ class Objects:
         return [interface] if interface else list(ours)
 
     def _unknown_object(self, path: str) -> errors.UnknownObject:
-        return errors.UnknownObject(f"there is no object {path:.200}", f"the main one is {self.root}")
+        return errors.UnknownObject(f"there is no object {path:.200}", f"The main one is {self.root}")
 
 
 def _variant(impl: object, name: str, prop: Property) -> Variant:

@@ -150,7 +150,7 @@ class ServerConnection(Connection):
         if message.message_type is MessageType.SIGNAL:
             super()._handle(message, uid, size)
         elif self._busy[sender] >= self._in_flight:
-            many = errors.LimitsExceeded(f"more than {self._in_flight} calls at once", "wait for the replies")
+            many = errors.LimitsExceeded(f"more than {self._in_flight} calls at once", "Wait for the replies")
             self._refuse(message, many)
         else:
             self._busy[sender] += 1
@@ -177,7 +177,7 @@ class ServerConnection(Connection):
             raise
         except Exception as error:  # noqa: BLE001  # the edge: a client gets no traceback, the journal gets it once
             self._log_once(call, error)
-            self._refuse(call, errors.Failed("internal error", "the daemon's journal has the details"))
+            self._refuse(call, errors.Failed("internal error", "The daemon's journal has the details"))
         finally:
             place.give_back()
             self._busy[call.sender] -= 1
@@ -214,7 +214,7 @@ class ServerConnection(Connection):
         if message.message_type is MessageType.METHOD_CALL:
             self._refuse(
                 message,
-                errors.LimitsExceeded("the message is too long, or too many of yours wait", "ask for less at once"),
+                errors.LimitsExceeded("the message is too long, or too many of yours wait", "Ask for less at once"),
             )
 
     # questions to the bus

@@ -65,7 +65,7 @@ class Service:
             (answer,) = await self.connection.call_bus("RequestName", "su", bus_name, DO_NOT_QUEUE)
             if answer not in OWNER:
                 raise NameTaken(
-                    f"{bus_name} has another owner", f"is the daemon running already? busctl status {bus_name}"
+                    f"{bus_name} has another owner", f"Is the daemon running already? busctl status {bus_name}"
                 )
         except errors.AccessDenied as error:
             await self.connection.close()

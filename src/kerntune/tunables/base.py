@@ -257,7 +257,7 @@ def refused_write(target: Target, value: str, code: int) -> Verdict:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
             return Verdict(State.UNSUPPORTED, Reason.NO_SUCH_TARGET, f"{target} went away while it was set: {why}")
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            detail = f"{target} is read-only here: {why}; in a container the host must set it"
+            detail = f"{target} is read-only here: {why}. In a container, run kerntuned on the host itself, as root"
             return Verdict(State.UNSUPPORTED, Reason.READ_ONLY, detail)
         case _:
             return Verdict(State.FAILED, Reason.KERNEL_REJECTED, f"the kernel refused {value} for {target}: {why}")

@@ -305,7 +305,7 @@ async def test_a_kernel_that_obeys_late_is_believed(case: Case) -> None:
     [
         (errno.EINVAL, None, ""),
         (errno.EROFS, KernelRejected, r"read-only here: Read-only file system \(EROFS\)"),
-        (errno.EACCES, KernelRejected, "in a container the host must set it"),
+        (errno.EACCES, KernelRejected, "In a container, run kerntuned on the host itself"),
         (errno.EIO, KernelRejected, r"the kernel refused .* \(EIO\)"),
         (errno.ENODEV, NoSuchTarget, "went away while it was set"),
     ],
