@@ -22,17 +22,21 @@ def closest(word: str, names: Iterable[str]) -> str:
 
 
 def there_are(names: Iterable[str], word: str) -> str:
-    """Return the hint for an unknown name: the most similar name, and the list of names."""
+    """Return the hint for an unknown name: the most similar name, and a few of those that there are."""
     known = sorted(names)
     meant = closest(word, known)
-    return (f"Did you mean '{meant}'? " if meant else "") + f"There are {', '.join(known) or 'none'}"
+    return (f"Did you mean '{meant}'? " if meant else "") + f"There are {few(known, len(known) - MAX_LISTED) or 'none'}"
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return a few names as prose, those that are alike as one pattern, and how many more there are."""
+    """Return a few instances as prose, those that are alike as one pattern, and how many more there are."""
     found = joined(sorted(set(names), key=natural_sort_key))
-    more = sum(len(group) for _, group in found[MAX_LISTED:])
-    return ", ".join(pattern for pattern, _ in found[:MAX_LISTED]) + (f" and {more} more" if more else "")
+    return few([pattern for pattern, _ in found], sum(len(group) for _, group in found[MAX_LISTED:]))
+
+
+def few(names: Sequence[str], more: int) -> str:
+    """Return the first names as prose, and that there are so many more."""
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def no_such_target(tunable: str, kind: Kind, pattern: str, there: Sequence[Target]) -> NoSuchTarget:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kerntune import errors
+from kerntune.config.schema import CONFIG_OPTIONS
 from tests.harness import CHECKOUT
 
 SOURCES = CHECKOUT / "src/kerntune"
@@ -60,3 +61,15 @@ def test_hints_begin_with_a_capital() -> None:
     found = list(hints())
     assert len(found) > 100
     assert [(place, text) for place, text in found if not BEGINS.match(text)] == []
+
+
+def test_settings_that_messages_name_are_there() -> None:
+    named = [
+        tuple(arg.value for arg in node.args if isinstance(arg, ast.Constant))
+        for _, tree in EACH
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("setting", "setting_named")
+    ]
+    of_options = [path for path in named if len(path) == 2]
+    assert len(of_options) > 5
+    assert set(of_options) <= set(CONFIG_OPTIONS)

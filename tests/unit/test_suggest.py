@@ -7,7 +7,7 @@ import pytest
 from kerntune.errors import NoSuchTarget
 from kerntune.model import Target
 from kerntune.patterns import Kind
-from kerntune.suggest import MAX_LISTED, listed, no_such_target
+from kerntune.suggest import MAX_LISTED, listed, no_such_target, there_are
 
 POLICIES = [Target("cpu-governor", f"policy{n}", aliases=(f"cpu{n}",)) for n in reversed(range(192))]
 DRIVES = [Target("io-scheduler", f"{name}") for name in ("sdb", "nvme10n1", "nvme2n1", "vda", "sdc")]
@@ -39,3 +39,10 @@ def test_a_message_lists_a_handful_and_counts_the_others() -> None:
     assert listed(names) == "aa[0-2], bb[0-2], cc[0-2], dd[0-2], ee[0-2], ff[0-2] and 6 more"
     assert listed(names).count(",") == MAX_LISTED - 1
     assert listed([]) == ""
+
+
+def test_of_many_settings_or_profiles_a_few_are_named_as_they_are() -> None:
+    names = [f"web{n}" for n in range(9)]
+    assert there_are(names, "wob3") == "Did you mean 'web3'? There are web0, web1, web2, web3, web4, web5 and 3 more"
+    assert there_are(names[:6], "x") == "There are web0, web1, web2, web3, web4, web5"
+    assert there_are([], "x") == "There are none"

@@ -31,7 +31,7 @@ def loadable(kernel: KernelView, modules: Mapping[str, Module]) -> frozenset[str
         return frozenset()
     if read_or_none(kernel, "proc/sys/kernel/modprobe") == "":
         return frozenset()
-    built, barred = built_as_modules(kernel), barred_by(kernel)
+    built, barred = built_as_modules(kernel, [module.option for module in modules.values()]), barred_by(kernel)
     return frozenset(word for word, module in modules.items() if module.option in built and module.name not in barred)
 
 
