@@ -256,6 +256,8 @@ class Knob(Tunable):
     figures: Callable[[KernelView, Target, str], Mapping[str, int]] = no_figures
     transient: frozenset[int] = frozenset()
     moved_by: str = ""
+    # Instances that are only compared with the desired value: nothing can be chosen for them.
+    compared: frozenset[str] = frozenset()
 
     @property
     def lane(self) -> Lane:
@@ -302,7 +304,7 @@ class Knob(Tunable):
         return self.value.modules if isinstance(self.value, Word) else {}
 
     def choices(self, reading: Reading, loads: Collection[str] = ()) -> list[str]:
-        return self.value.offered(reading, loads)
+        return [] if reading.target.instance in self.compared else self.value.offered(reading, loads)
 
     def check(self, instances: str, value: str) -> None:
         self.value.check(instances, value)

@@ -124,6 +124,7 @@ SYSCTL = Knob(
     action="set-memory",
     refusals={errno.EINVAL: too_new},
     forbidden=not_for_us,
+    compared=REPORTED,
 )
 
 

@@ -94,6 +94,8 @@ GOVERNORS = frozenset({"ondemand", "performance", "powersave"})
         (Reading(Target("cpu-governor", "policy0"), None), GOVERNORS, ""),
         (Reading(Target("sysctl", "vm.swappiness"), "60"), (), "0..200"),
         (Reading(Target("sysctl", "vm.watermark_scale_factor"), "10"), (), "1..3000"),
+        # The service may not write it.
+        (Reading(Target("sysctl", "kernel.numa_balancing"), "1"), (), ""),
         (Reading(Target("read-ahead", "sda"), "128"), (), "0..65536"),
         (Reading(Target("thp", "enabled"), "always", ("always", "never")), (), "always never"),
         (
