@@ -135,7 +135,7 @@ def test_two_users_who_both_want_everything(host: Host, vm: Machine) -> None:
     for users in (("alice", "bob"), ("bob", "alice")):
         scene = Scene(host, vm)
         for user in users:
-            asked = vm.run(["kerntune", "hold", f"hugepages@2M={everything}"], user=user)
+            asked = vm.run(["kerntune", "hold", f"hugepages@2M={everything << 1}M"], user=user)
             assert asked.status == 1
             possible = re.search(r"(\d+) MiB possible: uid \d+ holds 0 MiB, and one user may hold", asked.err)
             assert possible, asked.err
