@@ -29,6 +29,7 @@ NVME: Final = f'call {NAME} {ROOT} {NAME}.IoScheduler SetScheduler "ssa{{sv}}" "
 LOOP: Final = f'call {NAME} {ROOT} {NAME}.IoScheduler SetScheduler "ssa{{sv}}" "loop[0-1]" mq-deadline 0'
 OVERCOMMIT: Final = f'call {NAME} {ROOT} {NAME}.Memory SetOvercommit "sua{{sv}}" always 95 0'
 GOVERNOR: Final = f'call {NAME} {ROOT} {NAME}.CpuGovernor SetGovernor "ssa{{sv}}" "*" performance 0'
+SETTERS: Final = (COUNT, LOOP, OVERCOMMIT)
 
 READS: Final = (
     f"get-property {NAME} {ROOT} {NAME}.HugePages Pools",
