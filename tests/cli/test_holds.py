@@ -425,8 +425,8 @@ def test_interrupted_before_it_is_granted(capsys: Captured) -> None:
     [
         ("kerntune hold hugepages@2M=1 --ttl 1 --json >&-", 0, ""),
         ("kerntune get hugepages@2M >&-", 0, ""),
-        ("kerntune hold hugepages@2M=1 --json >/dev/full", 1, "the answer cannot be written: No space left on device"),
-        ("kerntune get hugepages@2M >/dev/full", 1, "the answer cannot be written: No space left on device"),
+        ("kerntune hold hugepages@2M=1 --json >/dev/full", 1, "answer could not be written: No space left on device"),
+        ("kerntune get hugepages@2M >/dev/full", 1, "the answer could not be written: No space left on device"),
         ("kerntune release 9 2>&-", 3, ""),
     ],
 )

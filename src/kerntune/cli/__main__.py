@@ -5,12 +5,12 @@ Modules that help and completion can do without are imported where they are used
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kerntune.errors import Exit, Failed, KerntuneError, Usage
+from kerntune.cli import streams
+from kerntune.errors import Exit, KerntuneError, Usage
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,23 +22,19 @@ if TYPE_CHECKING:
 
 INTERRUPTED: Final = 130
 COMPLETE: Final = "complete"  # the word that the shells send; it is no verb
+HOLD: Final = "hold"
+EDITS: Final = frozenset({"set", "unset", "reset", "reload", "release"})  # verbs that always change something
 
 
 def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -> int:
     """Run the command line and return its exit code; `argv` is without the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == [COMPLETE]:
-        from kerntune.cli import complete  # noqa: PLC0415
-
-        return complete.main(words[1:])
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the stream was closed (`>&-`): the verb runs all the same
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    # A locale that cannot write a mark shows another character in its place.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    streams.prepare()
     try:
+        if words[:1] == [COMPLETE]:
+            from kerntune.cli import complete  # noqa: PLC0415
+
+            return complete.main(words[1:])
         return _run(words, connect)
     except KerntuneError as error:
         from kerntune.cli.commands import without_command  # noqa: PLC0415
@@ -48,6 +44,8 @@ def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -
         what = "What was asked for may be done all the same: see kerntune status"
         _complain("interrupted", str(interrupt) or what)
         return INTERRUPTED
+    except streams.Unwritten as error:  # of the texts that no verb writes, such as --help
+        return _unwritten(error, Exit.OK)
 
 
 def run_of(name: str) -> Run:
@@ -85,8 +83,11 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
     from kerntune.cli import remote  # noqa: PLC0415
 
     answer = run_of(args.run)(connect or remote.connect, args)
-    if isinstance(answer, Generator):
-        return _follow(answer, as_json=args.json)
+    return _follow(answer, args) if isinstance(answer, Generator) else _show(answer, args)
+
+
+def _show(answer: Answer, args: Namespace) -> int:
+    """Print an answer, and return the exit code."""
     for advice in answer.advice:
         _complain(*advice)
     data, page = answer.data, answer.page
@@ -95,11 +96,14 @@ def _run(words: Sequence[str], connect: Connect | None) -> int:
 
         data = output.fields(data, args.fields)
         page = output.field_lines(data)
-    _print(data if args.json else page, as_json=args.json)
+    try:
+        _print(data if args.json else page, as_json=args.json)
+    except streams.Unwritten as error:
+        return _unwritten(error, answer.exit_code, done=_changes_host(args))
     return answer.exit_code
 
 
-def _follow(answers: Generator[Answer, None, None], *, as_json: bool) -> int:
+def _follow(answers: Generator[Answer, None, None], args: Namespace) -> int:
     """Print answers as they come, one line of JSON each, until Ctrl-C, which is the usual end.
 
     The exit code is that of the first answer that has one.
@@ -112,14 +116,24 @@ def _follow(answers: Generator[Answer, None, None], *, as_json: bool) -> int:
         with closing(answers):
             for answer in answers:
                 codes.append(answer.exit_code)
-                if not _print(answer.data if as_json else answer.page, as_json=as_json, indent=None):
-                    break
+                _print(answer.data if args.json else answer.page, as_json=args.json, indent=None)
+    except streams.Unwritten as error:
+        detached = getattr(args, "detach", False)
+        hint = "The hold has ended" if args.verb == HOLD and not detached else ""
+        return _unwritten(error, next(filter(None, codes), Exit.OK), hint, done=detached)
     except KerntuneError as error:
-        return _fail(error, as_json=as_json, indent=None)
+        return _fail(error, as_json=args.json, indent=None)
     except KeyboardInterrupt:
         if not codes:
             raise
     return next(filter(None, codes), Exit.OK)
+
+
+def _changes_host(args: Namespace) -> bool:
+    """Return whether the command line asks for a change: `profile` and `import` do so in one form only."""
+    if getattr(args, "dry_run", False):
+        return False
+    return args.verb in EDITS or getattr(args, "action", "") in ("set", "clear") or getattr(args, "apply", False)
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:
@@ -127,8 +141,20 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
 
     _complain(*suggest.parts(error))
     if as_json:
-        _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
+        try:
+            _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
+        except streams.Unwritten as unwritten:
+            return _unwritten(unwritten, error.exit_code)
     return error.exit_code
+
+
+def _unwritten(error: streams.Unwritten, code: int, hint: str = "", *, done: bool = False) -> int:
+    """Say that an answer could not be written; return the exit code of the call, or FAILED if it would be 0."""
+    if not error.reason:
+        return code
+    what = f"the answer could not be written: {error.reason}"
+    _complain(f"done, but {what}" if done and code == Exit.OK else what, hint)
+    return code or Exit.FAILED
 
 
 def _complain(what: str, hint: str) -> None:
@@ -137,25 +163,17 @@ def _complain(what: str, hint: str) -> None:
     tables.error(what, hint, sys.stderr)
 
 
-def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> bool:
-    """Print the answer and flush; return False when its reader has closed the pipe (`| head`), which is no error."""
+def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> None:
+    """Print the answer and flush. Raise Unwritten."""
     import json  # noqa: PLC0415
 
     from kerntune.cli import tables  # noqa: PLC0415
 
-    try:
+    with streams.written(sys.stdout):
         if as_json:
             print(json.dumps(answer, indent=indent))
         else:
             tables.write(answer, sys.stdout)
-        sys.stdout.flush()
-    except OSError as error:
-        # The interpreter flushes once more at exit, and would report the error again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return False
-        raise Failed(f"the answer cannot be written: {error.strerror}", "What was asked for may be done") from error
-    return True
 
 
 if __name__ == "__main__":

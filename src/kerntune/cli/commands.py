@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import kerntune
+from kerntune.cli import streams
 from kerntune.errors import Usage
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 EPILOG: Final = """\
 exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not authorised, 5 kerntuned not reachable, \
@@ -259,6 +264,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Usage(message, f"See {self.prog} --help")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:  # noqa: ARG002
+        """Print a help text or the version, which end the command. Raise Unwritten."""
+        with streams.written(sys.stdout):
+            sys.stdout.write(message)
 
 
 def parser() -> Parser:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from kerntune.cli.streams import written
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.paths import CONFIG, files_in, folders
 from kerntune.patterns import EVERY, Kind
@@ -28,13 +29,14 @@ RATIO: Final = "50"  # an example: any ratio would do
 
 
 def main(words: Sequence[str], *, root: Path = Path("/")) -> int:
-    """Print the possible replacements of the word, one to a line."""
+    """Print the possible replacements of the word, one to a line. Raise Unwritten."""
     kind, word = (*words, "", "")[:2]
     try:
         found = [text for text in KINDS[kind](word, root) if is_next(text, word)]
     except (KeyError, KerntuneError, OSError):
         found = []
-    sys.stdout.write("".join(f"{text}\n" for text in dict.fromkeys(found)))
+    with written(sys.stdout):
+        sys.stdout.write("".join(f"{text}\n" for text in dict.fromkeys(found)))
     return 0
 
 

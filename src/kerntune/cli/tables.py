@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple, TextIO
+
+from kerntune.cli import streams
 
 GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"
 SGR: Final = {GOOD: "32", MIXED: "33", BAD: "1;31", QUIET: "2"}
@@ -165,8 +168,9 @@ def _styled(text: str, style: str) -> str:
 
 
 def error(what: str, hint: str, stream: TextIO) -> None:
-    """Write what happened, then the hint; wrap them on a terminal only."""
+    """Write what happened, then the hint; wrap them on a terminal only. It is no failure that nobody can read them."""
     page = [Prose(text, first) for text, first in ((what, "kerntune: "), (hint, "  ")) if text]
     width = columns() if stream.isatty() else 0
-    for prose in page:
-        print("\n".join(_sentence(prose, width)), file=stream)
+    with suppress(streams.Unwritten), streams.written(stream):
+        for prose in page:
+            print("\n".join(_sentence(prose, width)), file=stream)

@@ -1,0 +1,55 @@
+"""The standard streams: they are open, take every character, and a write that fails is reported once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, TextIO
+
+STANDARD: Final = (0, 1, 2)  # descriptors
+
+
+class Unwritten(Exception):
+    """Standard output did not take a text. `reason` is empty when its reader has gone (`| head`), which is no error."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.reason = "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
+
+
+def prepare() -> None:
+    """Open the streams that the caller has closed (`>&-`), which is no error; let all of them take every character."""
+    for descriptor in STANDARD:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # This takes the lowest free descriptor, so that no file or socket of ours becomes a standard stream.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # the parameter has no name
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    # A locale that cannot write a mark shows another character in its place.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def written(stream: TextIO) -> Iterator[None]:
+    """Flush what is written inside. Raise Unwritten if the stream does not take it."""
+    try:
+        yield
+        stream.flush()
+    except OSError as error:
+        drop(stream)
+        raise Unwritten(error) from error
+
+
+def drop(stream: TextIO) -> None:
+    """Throw away what a stream still holds, and all that follows: the interpreter would flush it, and fail, at exit."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
