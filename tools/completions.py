@@ -12,14 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from kerntune.cli.commands import JSON, VERBS
+from kerntune.cli.commands import EVERYWHERE, VERBS
 from kerntune.cli.complete import OPEN
 
 CHECKOUT: Final = Path(__file__).parents[1]
 BASH: Final = "packaging/completions/kerntune"
 ZSH: Final = "packaging/completions/_kerntune"
 
-ALWAYS: Final = ("--help", *JSON.names)
+# The values of an option that every verb has are written with it: the shells then need not know where it stands.
+ALWAYS: Final = (
+    "--help",
+    *(
+        f"{name}={choice}" if choice else name
+        for option in EVERYWHERE
+        for name in option.names
+        for choice in option.how.get("choices", ("",))
+    ),
+)
 TOP: Final = (*ALWAYS, "--version")
 WRITTEN: Final = "written by python -m tools.completions; do not edit"
 
@@ -66,8 +75,8 @@ _kerntune()
     fi
     COMPREPLY=()
     if [[ $word == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
-        return
+        choices=$options
+        live=""
     fi
     case $live in
         "") mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word") ;;
@@ -155,8 +164,9 @@ def filled(text: str) -> str:
 
 def option_values() -> Iterator[str]:
     """Yield what completes the word after each option that takes a value."""
-    every = (argument for verb in VERBS for argument in verb.arguments if argument.is_option and argument.takes_value)
-    for names, completes in dict.fromkeys((argument.names, argument.completes) for argument in every):
+    every = [*EVERYWHERE, *(argument for verb in VERBS for argument in verb.arguments if argument.is_option)]
+    taking = [argument for argument in every if argument.takes_value]
+    for names, completes in dict.fromkeys((argument.names, argument.completes) for argument in taking):
         yield f"{'|'.join(names)}) live={completes} ;;"
 
 

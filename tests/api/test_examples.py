@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-from kerntune.cli.commands import JSON, VERBS
+from kerntune.cli.commands import EVERYWHERE, VERBS
 from tests.harness import CHECKOUT
 from tests.harness.command import LIMIT, Shell, demo
 from tests.harness.documented import PAGES, TEXTS, Example, code, examples, table
@@ -227,8 +227,8 @@ def test_a_command_in_the_text_can_be_typed(page: str, mentioned: str) -> None:
     """Its verb and its options are those of the command line."""
     _, *words = re.split(r"\s+(?:Ar\s+)?", re.split(r"&&|\|", mentioned)[0])
     verbs = {verb.name: verb for verb in VERBS}
-    options = {*JSON.names, "--help", "--version"}
-    given = [word for word in words if word.startswith("-")]
+    options = {*(name for option in EVERYWHERE for name in option.names), "--help", "--version"}
+    given = [word.partition("=")[0] for word in words if word.startswith("-")]
     verb = next((word for word in words if word in verbs), None)
     assert verb or not [word for word in words if not word.startswith("-")], mentioned
     if verb:

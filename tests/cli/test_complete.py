@@ -205,6 +205,8 @@ def completed(shell: str, line: str, path: str) -> list[str]:
         ("kerntune nonsense ", []),
         ("kerntune set hugepages=64 overc", ["overcommit="]),
         ("kerntune set --persist overc", ["overcommit="]),
+        ("kerntune set --color=never overc", ["overcommit="]),
+        ("kerntune --color never ver", ["verify"]),
     ],
 )
 def test_verbs_options_and_live_values(shell: str, line: str, found: list[str], path: str) -> None:
@@ -214,8 +216,9 @@ def test_verbs_options_and_live_values(shell: str, line: str, found: list[str], 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_options_are_those_of_the_verb(shell: str, path: str) -> None:
-    assert completed(shell, "kerntune set -", path) == ["--allow-partial", "--help", "--json", "--persist"]
-    assert completed(shell, "kerntune -", path) == ["--help", "--json", "--version"]
+    colors = ["--color=always", "--color=auto", "--color=never"]
+    assert completed(shell, "kerntune set -", path) == ["--allow-partial", *colors, "--help", "--json", "--persist"]
+    assert completed(shell, "kerntune -", path) == [*colors, "--help", "--json", "--version"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -228,6 +231,7 @@ def test_bash_is_given_what_follows_its_last_break(path: str) -> None:
     assert completed("bash", "kerntune set hugepages@2M/", path) == ["2M/node0=", "2M/node1="]
     assert completed("bash", "kerntune set io-scheduler@sda=", path) == ["mq-deadline", "none"]
     assert completed("bash", "kerntune set 'io-scheduler@sda=n", path) == ["io-scheduler@sda=none"]
+    assert completed("bash", "kerntune set --color=a", path) == ["always", "auto"]
 
 
 @contextmanager

@@ -256,3 +256,31 @@ def test_on_a_terminal_it_is_coloured(script_bus: PrivateBus) -> None:
     assert code == 0
     assert "\x1b[" in text
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 72
+
+
+@pytest.mark.parametrize(
+    "words", [["list", "--color=always"], ["--color=always", "list"], ["list", "--color", "always"]]
+)
+def test_colours_are_there_for_the_asking(script_bus: PrivateBus, words: list[str]) -> None:
+    """`watch --color kerntune list --color=always` gives its width in COLUMNS, and no terminal."""
+    environment = {**script_bus.environment, "COLUMNS": "74", "NO_COLOR": "1", "TERM": "dumb"}
+    with serving(script_bus, Script()):
+        done = kerntune(*words, env=environment)
+        in_json = kerntune(*words, "--json", env=environment)
+    assert (done.returncode, done.stderr) == (in_json.returncode, in_json.stderr) == (0, "")
+    assert "\x1b[" in done.stdout
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines())) <= 74
+    assert "\x1b" not in in_json.stdout
+
+
+def test_never_is_also_for_a_terminal(script_bus: PrivateBus) -> None:
+    words = (*COMMAND, "list", "--color=never")
+    with serving(script_bus, Script()), on_terminal(*words, address=script_bus.address, FORCE_COLOR="1") as terminal:
+        code, text = terminal.end()
+    assert code == 0
+    assert "\x1b" not in text
+
+
+def test_a_colour_is_no_value_of_color(capsys: Captured) -> None:
+    assert main(["list", "--color=red"]) == 2
+    assert "--color" in capsys.readouterr().err

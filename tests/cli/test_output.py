@@ -308,3 +308,31 @@ def test_a_field_that_is_not_there_is_told(words: tuple[str, ...], capsys: Captu
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("kerntune: there is no field 'colour' here\n  There are ")
+
+
+FAILED = [outcome("overcommit", "failed", reason="kernel-rejected")]
+PAGE = output.outcomes(FAILED)
+
+
+@pytest.mark.parametrize(
+    ("color", "environment", "piped", "terminal"),
+    [
+        ("auto", {}, False, True),
+        ("auto", {"TERM": "dumb"}, False, False),
+        ("auto", {"NO_COLOR": "", "FORCE_COLOR": ""}, False, True),
+        ("auto", {"FORCE_COLOR": "1", "TERM": "dumb"}, True, True),
+        ("auto", {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
+        ("always", {"NO_COLOR": "1", "TERM": "dumb"}, True, True),
+        ("never", {"FORCE_COLOR": "1"}, False, False),
+    ],
+)
+def test_the_option_wins_over_no_color_and_that_over_force_color(
+    color: str, environment: dict[str, str], *, piped: bool, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for stream, coloured in ((io.StringIO(), piped), (Watched(), terminal)):
+        tables.write(PAGE, stream, color)
+        assert ("\x1b[" in stream.getvalue()) == coloured
+        # What is coloured has the layout of a terminal, and a terminal always has it.
+        assert stream.getvalue().startswith("TARGET") == (not coloured and not stream.isatty())

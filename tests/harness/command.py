@@ -89,7 +89,8 @@ def on_terminal(
     """Run a program on a terminal, which is as wide as COLUMNS; it is killed at the end in any case."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
+    taken = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"}
+    environment = {name: value for name, value in os.environ.items() if name not in taken}
     with subprocess.Popen(
         argv,
         env={**environment, "TERM": "xterm", ADDRESS: address, **env},

@@ -90,14 +90,13 @@ def _show(answer: Answer, args: Namespace) -> int:
     """Print an answer, and return the exit code."""
     for advice in answer.advice:
         _complain(*advice)
-    data, page = answer.data, answer.page
     if getattr(args, "fields", None):
         from kerntune.cli import output  # noqa: PLC0415
 
-        data = output.fields(data, args.fields)
-        page = output.field_lines(data)
+        rows = output.fields(answer.data, args.fields)
+        answer = answer._replace(data=rows, page=output.field_lines(rows))
     try:
-        _print(data if args.json else page, as_json=args.json)
+        _print(answer, args)
     except streams.Unwritten as error:
         return _unwritten(error, answer.exit_code, done=_changes_host(args))
     return answer.exit_code
@@ -116,7 +115,7 @@ def _follow(answers: Generator[Answer, None, None], args: Namespace) -> int:
         with closing(answers):
             for answer in answers:
                 codes.append(answer.exit_code)
-                _print(answer.data if args.json else answer.page, as_json=args.json, indent=None)
+                _print(answer, args, indent=None)
     except streams.Unwritten as error:
         detached = getattr(args, "detach", False)
         hint = "The hold has ended" if args.verb == HOLD and not detached else ""
@@ -142,7 +141,7 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
     _complain(*suggest.parts(error))
     if as_json:
         try:
-            _print({"error": {"name": error.dbus_name, "message": str(error)}}, as_json=True, indent=indent)
+            _print_json({"error": {"name": error.dbus_name, "message": str(error)}}, indent)
         except streams.Unwritten as unwritten:
             return _unwritten(unwritten, error.exit_code)
     return error.exit_code
@@ -163,17 +162,23 @@ def _complain(what: str, hint: str) -> None:
     tables.error(what, hint, sys.stderr)
 
 
-def _print(answer: Any, *, as_json: bool, indent: int | None = 2) -> None:
-    """Print the answer and flush. Raise Unwritten."""
-    import json  # noqa: PLC0415
-
+def _print(answer: Answer, args: Namespace, *, indent: int | None = 2) -> None:
+    """Print an answer and flush. Raise Unwritten."""
+    if args.json:
+        _print_json(answer.data, indent)
+        return
     from kerntune.cli import tables  # noqa: PLC0415
 
     with streams.written(sys.stdout):
-        if as_json:
-            print(json.dumps(answer, indent=indent))
-        else:
-            tables.write(answer, sys.stdout)
+        tables.write(answer.page, sys.stdout, args.color)
+
+
+def _print_json(data: Any, indent: int | None) -> None:
+    """Print data and flush. Raise Unwritten."""
+    import json  # noqa: PLC0415
+
+    with streams.written(sys.stdout):
+        print(json.dumps(data, indent=indent))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from kerntune.errors import Usage
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+ALWAYS, AUTO, NEVER = "always", "auto", "never"  # values of --color
 EPILOG: Final = """\
 exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not authorised, 5 kerntuned not reachable, \
 6 done in part. See kerntune(1)."""
@@ -180,6 +181,16 @@ FIELDS: Final = Argument(
     {"metavar": "NAMES", "help": "only these fields (target,actual,condition), a line for each row, tabs between"},
     "texts",
 )
+COLOR: Final = Argument(
+    ("--color",),
+    {
+        "choices": (ALWAYS, AUTO, NEVER),
+        "default": AUTO,
+        "help": "auto (the default): colours on a terminal; always: colours and layout of a terminal also elsewhere",
+    },
+    "texts",
+)
+EVERYWHERE: Final = (JSON, COLOR)  # options of every verb, which may stand in front of it too
 
 VERBS: Final = (
     Verb(
@@ -276,7 +287,8 @@ def parser() -> Parser:
     about = "Tune the kernel by way of kerntuned."
     top = Parser(prog="kerntune", description=about, epilog=EPILOG, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"kerntune {kerntune.__version__}")
-    top.add_argument(*JSON.names, **JSON.how)
+    for argument in EVERYWHERE:
+        top.add_argument(*argument.names, **argument.how)
     rows = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     for verb in VERBS:
         about = f"{verb.summary[0].upper()}{verb.summary[1:]}."
@@ -285,8 +297,9 @@ def parser() -> Parser:
             row.add_argument(*argument.names, **argument.how)
         if verb.takes_command:
             row.usage = f"{row.format_usage().removeprefix('usage: ').rstrip()} [-- CMD ...]"
-        # An absent option here must not undo a --json in front of the verb.
-        row.add_argument(*JSON.names, default=argparse.SUPPRESS, **JSON.how)
+        # An absent option here must not undo one in front of the verb.
+        for argument in EVERYWHERE:
+            row.add_argument(*argument.names, **{**argument.how, "default": argparse.SUPPRESS})
         row.set_defaults(run=verb.run)
     return top
 
@@ -302,7 +315,7 @@ def without_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def options_first(verb: str, words: Iterable[str]) -> list[str]:
     """Return the words with the options before the arguments: argparse takes an option as the end of these."""
     arguments = next((row.arguments for row in VERBS if row.name == verb), ())
-    taking = {name for argument in arguments if argument.takes_value for name in argument.names}
+    taking = {name for argument in (*arguments, *EVERYWHERE) if argument.takes_value for name in argument.names}
     first: list[str] = []
     rest: list[str] = []
     words = iter(words)

@@ -1,16 +1,19 @@
-"""The form of a page: fitted and coloured on a terminal, elsewhere one row one line; it decides nothing."""
+"""The form of a page: fitted and coloured on a terminal, elsewhere one row one line. Only here colour is decided."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, TextIO
 
 from kerntune.cli import streams
+from kerntune.cli.commands import ALWAYS, AUTO
 
 GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"
 SGR: Final = {GOOD: "32", MIXED: "33", BAD: "1;31", QUIET: "2"}
+COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 EMPTY: Final = "-"
 GAP: Final = "  "
@@ -86,9 +89,19 @@ def short(name: str) -> str:
     return name if len(name) <= SHORT else f"{name[: SHORT - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def write(page: Page, stream: TextIO) -> None:
-    """Write a page: fitted and coloured on a terminal, elsewhere one row one line without either."""
-    width = columns() if stream.isatty() else 0
+def is_coloured(stream: TextIO, color: str = AUTO) -> bool:
+    """Return whether to write colours: `--color` decides, else NO_COLOR, else FORCE_COLOR, else the terminal."""
+    if color != AUTO:
+        return color == ALWAYS
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM", "dumb") != "dumb")
+
+
+def write(page: Page, stream: TextIO, color: str = AUTO) -> None:
+    """Write a page: fitted on a terminal, and where it is coloured; elsewhere one row one line."""
+    coloured = is_coloured(stream, color)
+    width = columns() if coloured or stream.isatty() else 0
     for part in page:
         lines: Iterable[str]
         if isinstance(part, str):
@@ -98,11 +111,11 @@ def write(page: Page, stream: TextIO) -> None:
         else:
             lines = _fitted(part.without_spare(), width) if width else _plain(part)
         for line in lines:
-            print(line, file=stream)
+            print(line if coloured else COLOUR.sub("", line), file=stream)
 
 
 def columns() -> int:
-    """Return the width of the terminal."""
+    """Return the width of the terminal: COLUMNS if it is set, and 80 where there is no terminal."""
     import shutil  # noqa: PLC0415  # it imports archivers, and a pipe has no width
 
     return shutil.get_terminal_size().columns
@@ -138,15 +151,15 @@ def _fitted(table: Table, width: int) -> Iterator[str]:
     """Yield the lines of a table, the same at every width but for where prose is broken; notes stand below a row."""
     *widths, _ = _widths([table.columns, *(row.cells for row in table.rows)])
     margin = sum(widths) + len(GAP) * len(widths)
-    yield _styled(_line(table.columns, widths), QUIET)
+    yield styled(_line(table.columns, widths), QUIET)
     for row in table.rows:
         tones = [row.style if name in table.toned else "" for name in table.columns]
         *cells, last = row.cells
         lines = (wrapped(last, max(NARROWEST, width - margin), "", "") if table.wraps else [last]) or [""]
         yield _line([*cells, lines[0]], widths, tones)
-        yield from (_styled(f"{' ' * margin}{line}", tones[-1]) for line in lines[1:])
+        yield from (styled(f"{' ' * margin}{line}", tones[-1]) for line in lines[1:])
         for note in row.note.splitlines():
-            yield from (_styled(line, QUIET) for line in wrapped(note, width, INDENT, INDENT))
+            yield from (styled(line, QUIET) for line in wrapped(note, width, INDENT, INDENT))
 
 
 def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
@@ -157,14 +170,14 @@ def _line(cells: Sequence[str], widths: Sequence[int], tones: Sequence[str] = ()
     """Return cells side by side; the last one, which has no width, as it is."""
     padding = [max(0, width - len(cell)) for cell, width in zip(cells, widths, strict=False)]
     styles = [*tones, *([""] * len(cells))]
-    texts = [_styled(cell, style) for cell, style in zip(cells, styles, strict=False)]
+    texts = [styled(cell, style) for cell, style in zip(cells, styles, strict=False)]
     spaces = [*(" " * count for count in padding), ""]
     return GAP.join(f"{text}{space}" for text, space in zip(texts, spaces, strict=False)).rstrip()
 
 
-def _styled(text: str, style: str) -> str:
-    plain = not style or not text or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    return text if plain else f"\x1b[{SGR[style]}m{text}\x1b[0m"
+def styled(text: str, style: str) -> str:
+    """Return a text in the colour of a style; `write` takes the colours out again where there are to be none."""
+    return f"\x1b[{SGR[style]}m{text}\x1b[0m" if style and text else text
 
 
 def error(what: str, hint: str, stream: TextIO) -> None:
