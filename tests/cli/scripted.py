@@ -229,7 +229,7 @@ class ScriptedManager(Manager):
     def running(self) -> bool:
         return self._script.running
 
-    def describe(self) -> Document:
+    def describe(self, beside: Sequence[int] = (), *, start: bool = True) -> Document:
         self._script.answer("Describe")
         return self._script.described
 
@@ -285,8 +285,11 @@ class ScriptedManager(Manager):
         self._script.answer("GetAll", interface)
         return {}
 
-    def watch(self) -> None:
+    def watch(self, *, start: bool = True) -> None:
         self._script.answer("watch")
+
+    def has_left(self) -> bool:
+        return False
 
     def next_event(self, beside: Sequence[int] = (), *, timeout: float | None = None) -> Event | None:
         if self._script.events:

@@ -8,23 +8,27 @@ import re
 import select
 import signal
 import subprocess
+import sys
+import termios
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 
 from kerntune import errors
-from kerntune.api.document import GuardChange, Health, Pass
-from kerntune.cli.monitor import CLEAR_LINE, CLEAR_REST, ENTER, HOME, LEAVE, Board, screen
+from kerntune.api.document import Document, Event, GuardChange, Health, Pass
+from kerntune.cli import output
+from kerntune.cli.board import Board, screen
 from kerntune.cli.remote import READ_SECONDS
-from tests.cli.scripted import Captured, Script, document, outcome, run, serving
+from kerntune.cli.terminal import CLEAR_LINE, CLEAR_REST, ENTER, HOME, LEAVE
+from tests.cli.scripted import Captured, Script, ScriptedService, document, outcome, run, serving
 from tests.conftest import needs_root
 from tests.harness.command import ADDRESS, COLUMNS, COMMAND, LIMIT, ROWS, Terminal, kerntune, on_terminal
 from tests.harness.daemon import Daemon
-from tests.harness.privatebus import PrivateBus
+from tests.harness.privatebus import PrivateBus, open_bus, package_bus
 
 
 class TestMonitor:
@@ -49,6 +53,19 @@ class TestMonitor:
             "all well again",
         ]
         assert said.err == "kerntune: org.kerntune.Tuner1 has left the bus\n  Is kerntuned running?\n"
+
+    def test_changes_that_differ_in_the_name_alone_share_a_line(self, capsys: Captured) -> None:
+        """JSON keeps a line each."""
+        rows = [outcome(f"cpu-governor@policy{n}", requested="performance", actual="performance") for n in range(192)]
+        drives = [outcome(f"io-scheduler@nvme{n}n1")._replace(before="none") for n in range(8)]
+        for words, number in (([], 2), (["--json"], 200)):
+            assert run(Script(events=[Pass(4, "Set", (*rows, *drives))], end=self.GONE), "monitor", *words) == 5
+            _, *lines = capsys.readouterr().out.splitlines()
+            assert len(lines) == number + len(words)
+            if not words:
+                assert re.search("  Set  ✔  cpu-governor@policy0-191.*  before -> performance  satisfied$", lines[0])
+                # The value was there already: it has not changed.
+                assert re.search(r"  Set  ✔  io-scheduler@nvme0n1-nvme7n1  satisfied$", lines[1])
 
     def test_json_is_a_line_each(self, capsys: Captured) -> None:
         assert run(Script(events=self.EVENTS, end=self.GONE), "monitor", "--json") == 5
@@ -98,7 +115,9 @@ class TestMonitor:
 
 
 @contextmanager
-def piped(bus: PrivateBus, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+def piped(
+    bus: PrivateBus, *words: str, command: Sequence[str] = (*COMMAND, "monitor")
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
     """Give the process, and a function for its next line, which has to come in time though nobody makes it flush.
 
     The pipe is unbuffered bytes: a text reader would take in the lines after it, and neither select nor communicate
@@ -106,7 +125,7 @@ def piped(bus: PrivateBus, *words: str) -> Iterator[tuple[subprocess.Popen[bytes
     """
     environment = {name: value for name, value in bus.environment.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [*COMMAND, "monitor", *words],
+        [*command, *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -116,6 +135,17 @@ def piped(bus: PrivateBus, *words: str) -> Iterator[tuple[subprocess.Popen[bytes
             yield process, partial(line, process)
         finally:
             process.kill()
+
+
+@contextmanager
+def piped_beside(
+    bus: PrivateBus,
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str], ScriptedService]]:
+    """Give the process that answers in JSON, its next line, and a daemon that may leave before it."""
+    with ExitStack() as stack:
+        daemon = stack.enter_context(serving(bus, Script()))
+        process, next_line = stack.enter_context(piped(bus, "--json"))
+        yield process, next_line, daemon
 
 
 def line(process: subprocess.Popen[bytes]) -> str:
@@ -140,18 +170,74 @@ def test_it_is_live_and_ends_with_an_interrupt(script_bus: PrivateBus) -> None:
         assert process.returncode == 0
 
 
-def test_it_says_that_the_daemon_has_gone(script_bus: PrivateBus) -> None:
-    with serving(script_bus, Script()) as daemon, piped(script_bus, "--json") as (process, next_line):
+def test_it_goes_on_with_the_next_daemon(script_bus: PrivateBus) -> None:
+    with piped_beside(script_bus) as (process, next_line, daemon):
         assert json.loads(next_line())["event"] == "watching"
         daemon.announce("drift", outcome("overcommit", "contested"))
         daemon.leave()
         assert json.loads(next_line())["cause"] == "drift"
+        assert json.loads(next_line())["event"] == "left"
+        with serving(script_bus, script := Script(document(generation=9))) as following:
+            back = json.loads(next_line())
+            assert (back["event"], back["generation"], back["version"]) == ("back", 9, "0.1.0")
+            assert script.calls == [("Describe",)]
+            following.announce("Set", outcome("overcommit"))
+            assert json.loads(next_line())["cause"] == "Set"
+        assert json.loads(next_line())["event"] == "left"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=LIMIT) == (b"", b"")
+        assert process.returncode == 0
+
+
+IMPATIENT = """import sys
+from kerntune.cli import __main__, monitor
+monitor.BACK_SECONDS = 0.1
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_it_ends_when_no_daemon_comes_back(script_bus: PrivateBus) -> None:
+    command = (sys.executable, "-c", IMPATIENT, "monitor")
+    with serving(script_bus, Script()) as daemon, piped(script_bus, command=command) as (process, next_line):
+        next_line()
+        daemon.leave()
+        assert next_line().endswith("  kerntuned has left the bus; waiting until it is back\n")
+        assert process.communicate(timeout=LIMIT) == (
+            b"", b"kerntune: kerntuned has left the bus\n  systemctl status kerntuned\n",
+        )  # fmt: skip
+        assert process.returncode == 5
+
+
+def test_it_ends_with_its_bus() -> None:
+    with open_bus() as bus, serving(bus, Script()), piped(bus, "--json") as (process, next_line):
+        assert json.loads(next_line())["event"] == "watching"
+        bus.stop()
         rest, complaint = process.communicate(timeout=LIMIT)
     assert process.returncode == 5
     assert json.loads(rest)["error"]["name"] == errors.Unreachable.dbus_name
-    assert complaint.decode() == (
-        "kerntune: org.kerntune.Tuner1 has left the bus\n  Is kerntuned running? systemctl status kerntuned\n"
-    )
+    assert complaint.startswith(b"kerntune: the bus at unix:path=")
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_it_ends_at_once_when_its_reader_goes(script_bus: PrivateBus, words: list[str]) -> None:
+    """As with `| head -1`: nothing has to happen for that."""
+    with serving(script_bus, Script()), piped(script_bus, *words) as (process, next_line):
+        next_line()
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(LIMIT) == 0
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+def test_it_ends_when_its_reader_goes_while_there_is_no_daemon(script_bus: PrivateBus) -> None:
+    with piped_beside(script_bus) as (process, next_line, daemon):
+        next_line()
+        daemon.leave()
+        assert json.loads(next_line())["event"] == "left"
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(LIMIT) == 0
 
 
 def test_a_reader_that_has_seen_enough_ends_it(script_bus: PrivateBus) -> None:
@@ -175,15 +261,19 @@ MEMORY: dict[str, Any] = {
 
 
 def lines(board: Board, *, width: int = 80, height: int = 24, coloured: bool = False) -> list[str]:
-    return screen(board, "12:00:00", width=width, height=height, coloured=coloured)
+    return screen(board, "12:00:00", width=width, height=height, coloured=coloured, ending="Ctrl-C ends it")
 
 
-def board(**more: Any) -> Board:
-    return Board(document(), **{"memory": MEMORY, **more})
+def board(described: Document | None = None, **more: Any) -> Board:
+    return Board(described or document(), **{"memory": MEMORY, **more})
+
+
+def note(host: Board, clock: str, event: Event) -> None:
+    host.note(output.happened(clock, event))
 
 
 def test_the_first_line_is_the_daemon_s_health_now() -> None:
-    shown = lines(board(manager={"Generation": 7, "Degraded": ["over-limit"], "ActiveProfile": "balanced"}), width=120)
+    shown = lines(board(document(generation=7, degraded=["over-limit"], profile="balanced")), width=120)
     assert shown[0].startswith("kerntuned 0.1.0 on Linux 6.1.0, generation 7, profile balanced, degraded: over-limit")
     assert shown[0].endswith("  12:00:00")
 
@@ -226,8 +316,8 @@ def test_pools_governors_and_drives() -> None:
 def test_the_newest_events_are_kept_and_nothing_is_too_large() -> None:
     host = board(drives={"Devices": {f"nvme{number}n1": ("none", []) for number in range(40)}})
     for number in range(300):
-        host.note("11:00:00", Pass(number, "Set", (outcome("overcommit", requested="always", detail="why " * 40),)))
-    host.note("11:00:01", Health(("over-limit",)))
+        note(host, "11:00:00", Pass(number, "Set", (outcome("overcommit", requested="always", detail="why " * 40),)))
+    note(host, "11:00:01", Health(("over-limit",)))
     for width, height in ((80, 24), (40, 8), (200, 50), (20, 4)):
         shown = lines(host, width=width, height=height)
         assert len(shown) <= height
@@ -241,7 +331,7 @@ def test_the_newest_event_has_room_in_a_small_window(height: int) -> None:
     host = board()
     assert "Nothing has changed yet" in lines(host, height=height)
     for state in ("capped", "released", "relaxed"):
-        host.note("11:00:00", GuardChange(state, 0, "", GIB, GIB, 0, (), ()))
+        note(host, "11:00:00", GuardChange(state, 0, "", GIB, GIB, 0, (), ()))
     shown = lines(host, height=height)
     assert len(shown) <= height
     assert shown[-2] == "11:00:00  memory guard  relaxed, 1.0 GiB left, floor 1.0 GiB"
@@ -249,9 +339,75 @@ def test_the_newest_event_has_room_in_a_small_window(height: int) -> None:
     assert "Nothing has changed yet" not in shown
 
 
+def degraded(*slugs: str, **more: Any) -> Document:
+    return document(generation=68, degraded=list(slugs), profile="ai-inference", **more)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_health_is_whole_and_says_what_it_means(width: int) -> None:
+    host = board(degraded("config-invalid", "state-unread"))
+    for number in range(30):
+        note(host, "11:00:00", Pass(number, "Set", (outcome("overcommit", detail="because " * 9),)))
+    shown = lines(host, width=width, height=30)
+    text = " ".join(" ".join(shown).replace("12:00:00", "").split())
+    assert "generation 68, profile ai-inference, degraded: config-invalid, state-unread" in text
+    assert "! config-invalid: a configuration file or profile is not in order" in text
+    assert max(map(len, shown)) <= width
+
+
+@pytest.mark.parametrize("height", [5, 6, 8])
+def test_health_goes_before_all_else_in_a_small_window(height: int) -> None:
+    host = board(degraded("config-invalid"))
+    note(host, "11:00:00", Pass(1, "Set", (outcome("overcommit", detail="because " * 40),)))
+    text = " ".join(" ".join(lines(host, height=height)).replace("12:00:00", "").split())
+    assert "profile ai-inference, degraded: config-invalid" in text
+
+
+def test_the_newest_event_is_whole() -> None:
+    """The names of those who have the memory are at its end."""
+    rows = tuple((number, f"qemu-system-x86_{number}", 0, GIB) for number in range(30300, 30310))
+    host = board()
+    note(host, "11:00:00", GuardChange("capped", 100, "", GIB, GIB, GIB, rows, ()))
+    shown = lines(host)
+    text = " ".join(" ".join(shown).split())
+    assert all(f"qemu-system-x86_{pid} (pid {pid}, uid 0) 1.0 GiB" in text for pid, *_ in rows)
+    assert max(map(len, shown)) <= 80
+    start = next(place for place, line in enumerate(shown) if "largest: " in line)
+    assert all(line.startswith(" " * 10) for line in shown[start + 1 : -1])
+    assert f"qemu-system-x86_{rows[-1][0]}" in " ".join(lines(host, height=14))
+
+
+def test_one_line_for_a_change_of_many() -> None:
+    host = board()
+    rows = [outcome(f"cpu-governor@policy{number}", actual="performance") for number in range(192)]
+    note(host, "11:00:00", Pass(1, "SetProfile", tuple(rows)))
+    (shown,) = [line for line in lines(host, width=100) if "policy" in line]
+    assert re.search("  SetProfile  ✔  cpu-governor@policy0-191.*  before -> performance  satisfied$", shown)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ratio", "shown"),
+    [("always", 95, "always:95"), ("never", 80, "never:80"), ("never", 0, "never"), ("heuristic", 50, "heuristic")],
+)
+def test_overcommit_has_its_ratio(mode: str, ratio: int, shown: str) -> None:
+    assert f"guard       relaxed, overcommit {shown}" in lines(
+        board(memory=MEMORY | {"OvercommitMode": mode, "OvercommitRatio": ratio})
+    )
+
+
+def test_a_host_without_its_daemon() -> None:
+    host = board()
+    host.lose("11:00:00")
+    assert lines(host)[0].startswith("kerntuned has left the bus. This is what it has told last:")
+    assert lines(host)[-2] == "11:00:00  kerntuned has left the bus; waiting until it is back"
+    host.find("11:00:09", document(generation=1))
+    assert "generation 1" in lines(host)[0]
+    assert lines(host)[-2] == "11:00:09  kerntuned is back, generation 1"
+
+
 def test_an_alarm_is_red_and_no_name_can_move_the_cursor() -> None:
     host = board(memory=MEMORY | {"GuardState": "capped", "WarningLevel": 100})
-    host.note("11:00:00", GuardChange("capped", 100, "", GIB, GIB, GIB, ((1, "\x1b[2Jhog", 0, GIB),), ()))
+    note(host, "11:00:00", GuardChange("capped", 100, "", GIB, GIB, GIB, ((1, "\x1b[2Jhog", 0, GIB),), ()))
     shown = lines(host, coloured=True)
     assert "\x1b[1;31mguard       capped, overcommit always\x1b[0m" in shown
     assert not any("\x1b[2J" in line for line in shown)
@@ -301,7 +457,7 @@ def test_it_shows_the_host_and_what_happens(demo: Daemon) -> None:
         assert "guard       off, overcommit heuristic" in lines
         assert "governors   schedutil (8)" in lines
         assert "drives      mq-deadline: sda; none: nvme0n1 nvme1n1" in lines
-        assert lines[-2:] == ["Nothing has changed yet", "Ctrl-C ends it"]
+        assert lines[-2:] == ["Nothing has changed yet", "q or Ctrl-C ends it"]
         change(demo, "set", "hugepages@2M=64", "overcommit=always:95", "io-scheduler@nvme0n1=mq-deadline")
         lines = frame_with(screen, "memory guard  relaxed")
         lines = frame(screen)
@@ -309,33 +465,128 @@ def test_it_shows_the_host_and_what_happens(demo: Daemon) -> None:
         assert len(lines) <= ROWS
         text = "\n".join(lines)
         assert re.search(r"^memory +[\d.]+ GiB left  \[#+\|#+\] \| floor [\d.]+ GiB, end [\d.]+ GiB$", text, re.M)
-        assert "guard       relaxed, overcommit always" in lines
+        assert "guard       relaxed, overcommit always:95" in lines
         assert "huge pages  2M 64 pages, 64 free (node0 32, node1 32)" in lines
         assert "drives      mq-deadline: nvme0n1 sda; none: nvme1n1" in lines
         assert re.search(r"^\d\d:\d\d:\d\d  Set  ✔  hugepages@2M  0 -> 64  satisfied$", text, re.M)
         assert screen.end(signal.SIGINT)[0] == 0
 
 
+USUAL, RAW = termios.ICANON | termios.ECHO, 0
+ENDS = [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP), ("q", 0), ("Q", 0)]
+
+
+def local_modes(screen: Terminal) -> int:
+    """Return the modes by which a terminal waits for whole lines, and shows what is typed."""
+    return int(screen.modes()[3]) & USUAL
+
+
 @needs_root
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
-def test_it_gives_the_terminal_back(demo: Daemon, number: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(("how", "status"), ENDS)
+def test_it_gives_the_terminal_back(demo: Daemon, how: signal.Signals | str, status: int) -> None:
     with monitor(demo) as screen:
         frame(screen)
-        code, rest = screen.end(number)
+        assert local_modes(screen) == RAW
+        if isinstance(how, str):
+            screen.type(how)
+            code, rest = screen.end()
+        else:
+            code, rest = screen.end(how)
         assert code == status
         assert rest.endswith(LEAVE)
+        assert local_modes(screen) == USUAL
 
 
 @needs_root
-def test_it_gives_the_terminal_back_when_the_daemon_goes(demo: Daemon) -> None:
+def test_no_other_key_ends_it(demo: Daemon) -> None:
     with monitor(demo) as screen:
+        frame(screen)
+        screen.type("x \x1b[A\x1b[B\x04\r")
+        for _ in range(3):
+            lines = frame(screen)
+        assert lines[-1] == "q or Ctrl-C ends it"
+        screen.type("q")
+        assert screen.end()[0] == 0
+
+
+@needs_root
+@pytest.mark.parametrize("state", ["</dev/null", "<&-"])
+def test_q_is_not_offered_where_nobody_can_type(demo: Daemon, state: str) -> None:
+    words = ("bash", "-c", f"exec {' '.join(COMMAND)} monitor {state}")
+    with on_terminal(*words, address=demo.env[ADDRESS], NO_COLOR="1") as screen:
+        assert frame(screen)[-1] == "Ctrl-C ends it"
+        assert local_modes(screen) == USUAL
+        assert screen.end(signal.SIGINT)[0] == 0
+
+
+@needs_root
+def test_it_goes_on_when_the_daemon_is_restarted(demo: Daemon) -> None:
+    with monitor(demo) as screen:
+        frame(screen)
+        demo.terminate()
+        lines = frame_with(screen, "waiting until it is back")
+        assert lines[0].startswith("kerntuned has left the bus. This is what it has told last:")
+        assert lines[1].startswith("kerntuned ")
+        demo.start()
+        lines = frame_with(screen, "kerntuned is back, generation ")
+        assert lines[0].startswith("kerntuned ")
+        assert "has left" not in lines[0]
+        change(demo, "set", "hugepages@2M=64")
+        frame_with(screen, "2M 64 pages, 64 free")
+        screen.type("q")
+        assert screen.end()[0] == 0
+
+
+@needs_root
+def test_q_ends_it_while_there_is_no_daemon(demo: Daemon) -> None:
+    with monitor(demo) as screen:
+        frame(screen)
+        demo.terminate()
+        frame_with(screen, "waiting until it is back")
+        screen.type("q")
+        assert screen.end()[0] == 0
+
+
+@needs_root
+def test_it_gives_the_terminal_back_when_no_daemon_comes(demo: Daemon) -> None:
+    command = (sys.executable, "-c", IMPATIENT, "monitor")
+    with on_terminal(*command, address=demo.env[ADDRESS], NO_COLOR="1") as screen:
         frame(screen)
         demo.terminate()
         screen.read_until(LEAVE)
         code, rest = screen.end()
         assert code == 5
-        # It was heard of, or a question came too late.
-        assert re.search("kerntune: org.kerntune.Tuner1 (has left the bus|cannot be reached)", rest)
+        assert "kerntune: kerntuned has left the bus" in rest
+        assert local_modes(screen) == USUAL
+
+
+@needs_root
+def test_it_gives_the_terminal_back_when_the_bus_goes() -> None:
+    with package_bus() as bus, Daemon(bus, "--demo") as daemon, monitor(daemon) as screen:
+        frame(screen)
+        bus.stop()
+        screen.read_until(LEAVE)
+        code, rest = screen.end()
+        assert code == 5
+        assert "kerntune: the bus at unix:path=" in rest
+
+
+def test_it_gives_the_terminal_back_after_an_error(script_bus: PrivateBus) -> None:
+    """The scripted daemon has no memory guard."""
+    with serving(script_bus, Script()), on_terminal(*COMMAND, "monitor", address=script_bus.address) as screen:
+        screen.read_until(LEAVE)
+        code, rest = screen.end()
+        assert code == 1
+        assert "Traceback" not in rest
+        assert local_modes(screen) == USUAL
+
+
+@needs_root
+def test_it_ends_with_its_terminal(demo: Daemon) -> None:
+    with monitor(demo) as screen:
+        frame(screen)
+        screen.hang_up()
+        assert screen.process.wait(LIMIT) == 1
 
 
 @needs_root
@@ -345,9 +596,14 @@ def test_it_gives_the_terminal_back_while_it_is_stopped(demo: Daemon) -> None:
         screen.process.send_signal(signal.SIGTSTP)
         screen.read_until(LEAVE)
         assert is_stopped(screen.process)
+        assert local_modes(screen) == USUAL
         screen.process.send_signal(signal.SIGCONT)
         screen.read_until(ENTER)
         frame(screen)
+        assert local_modes(screen) == RAW
+        screen.type("q")
+        assert screen.end()[0] == 0
+        assert local_modes(screen) == USUAL
 
 
 @needs_root

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.harness import CHECKOUT
 from tests.harness.daemon import Daemon
@@ -62,6 +62,18 @@ class Terminal:
             self.text += os.read(self._screen, 1 << 16).decode()
         before, _, self.text = self.text.partition(wanted)
         return before
+
+    def type(self, text: str) -> None:
+        """Type a text."""
+        os.write(self._screen, text.encode())
+
+    def hang_up(self) -> None:
+        """Take the terminal away."""
+        os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), self._screen)
+
+    def modes(self) -> list[Any]:
+        """Return the modes of the terminal, as tcgetattr does."""
+        return termios.tcgetattr(self._screen)
 
     def end(self, number: signal.Signals | None = None) -> tuple[int, str]:
         """Send a signal, if one is named; return the exit status and the rest of what comes."""

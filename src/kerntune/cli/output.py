@@ -20,7 +20,7 @@ from kerntune.api.document import (
     named,
 )
 from kerntune.cli.health import CAPPING, NOTES, HostHealth, judged, judged_outcome, of_document
-from kerntune.cli.rows import MARKS, UNHEARD_OF, cpus_of, pair, shown, target_row, together, waiting_row, why
+from kerntune.cli.rows import cpus_of, pair, shown, target_row, together, waiting_row, why
 from kerntune.cli.tables import EMPTY, GOOD, Page, Prose, Row, Table, clean, row
 from kerntune.errors import Exit, Usage
 from kerntune.model import Reason, State
@@ -289,7 +289,17 @@ def happened(clock: str, event: Event) -> Page:
         return [f"{clock}  {clean(health)}"]
     if isinstance(event, GuardChange):
         return [f"{clock}  memory guard  {part}" for part in _guard_change(event)]
-    return [f"{clock}  {clean(event.cause)}  {_step(row)}" for row in event.outcomes]
+    return [f"{clock}  {clean(event.cause)}  {step}" for step in _steps(event.outcomes)]
+
+
+def left(clock: str) -> Page:
+    """Return the line for a daemon that has gone."""
+    return [f"{clock}  kerntuned has left the bus; waiting until it is back"]
+
+
+def back(clock: str, document: Document) -> Page:
+    """Return the line for the daemon that follows it."""
+    return [f"{clock}  kerntuned is back, generation {document['generation']}"]
 
 
 def _guard_change(event: GuardChange) -> Iterable[str]:
@@ -304,12 +314,17 @@ def _guard_change(event: GuardChange) -> Iterable[str]:
             yield clean(f"{title}: {', '.join(rows)}")
 
 
-def _step(row: Outcome) -> str:
-    state = condition(row.state, row.reason)
-    mark, _ = MARKS.get(state, UNHEARD_OF)
-    values = f"{row.before or EMPTY} -> {row.actual or EMPTY}"
-    parts = (mark, named(row.tunable, row.instance), values, state, why(row.state, row.reason, row.detail))
-    return "  ".join(clean(part) for part in parts if part)
+def _steps(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Yield a line for each change of a target, and for changes of several that differ in their names alone."""
+    rows = []
+    for one in outcomes:
+        found = condition(one.state, one.reason)
+        before, after = (shown(one.tunable, one.instance, value) for value in (one.before, one.actual))
+        values = "" if one.before == one.actual else f"{before or EMPTY} -> {after or EMPTY}"
+        notes = [why(one.state, one.reason, one.detail)]
+        rows.append(target_row(found, named(one.tunable, one.instance), values, found, notes=notes))
+    for each in together(rows):
+        yield "  ".join(filter(None, (*each.cells, each.note)))
 
 
 def head(document: Document) -> str:

@@ -47,9 +47,12 @@ class Manager:
         """Return True if the daemon runs now; every other call starts it where the bus knows how to."""
         return self._client.running()
 
-    def describe(self) -> Document:
-        """Return the daemon's description of everything."""
-        (text,) = self._client.call(ROOT, MANAGER, "Describe", "", timeout=READ_SECONDS)
+    def describe(self, beside: Sequence[int] = (), *, start: bool = True) -> Document:
+        """Return the daemon's description of everything.
+
+        Raise Interrupted when one of the descriptors `beside` becomes readable.
+        """
+        (text,) = self._client.call(ROOT, MANAGER, "Describe", "", start=start, timeout=READ_SECONDS, beside=beside)
         try:
             return cast(Document, json.loads(text))
         except ValueError as error:
@@ -162,9 +165,31 @@ class Manager:
         )
         return cast("Mapping[str, Any]", found)
 
-    def watch(self) -> None:
+    def watch(self, *, start: bool = True) -> None:
         """Keep every change from now on for `next_event`."""
-        self._client.listen(ROOT, start=True)
+        self._client.listen(ROOT, start=start)
+
+    def has_left(self) -> bool:
+        """Return whether the daemon has left the bus since `watch`; the next one may be there. Raise Unreachable."""
+        self._client.running()  # the bus has told us before it answers this
+        return self._client.has_left
+
+    def next_daemon(self, deadline: float, beside: Sequence[int] = ()) -> Document | None:
+        """Watch the daemon that follows one that has left, and return its description; None while there is none.
+
+        Raise Unreachable without a bus, and when there is none at the deadline (of time.monotonic).
+        """
+        if not self._client.running():
+            if time.monotonic() >= deadline:
+                raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
+            return None
+        try:
+            self.watch(start=False)
+            return self.describe(beside, start=False)
+        except Unreachable:
+            if not self.has_left():
+                raise
+            return None
 
     def next_event(self, beside: Sequence[int] = (), *, timeout: float | None = None) -> Event | None:
         """Wait for the next change. Return None after `timeout` seconds, or when one `beside` is readable.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, TextIO
 
-STANDARD: Final = (0, 1, 2)  # descriptors
+STDIN: Final = 0  # descriptor
+STANDARD: Final = (STDIN, 1, 2)
 
 
 class Unwritten(Exception):
@@ -53,3 +55,15 @@ def drop(stream: TextIO) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+@contextmanager
+def reader_gone(stream: TextIO) -> Iterator[list[int]]:
+    """Give a descriptor that is readable when nobody reads the stream any more; none where the kernel does not tell."""
+    with select.epoll() as watch:
+        try:
+            watch.register(stream.fileno(), 0)  # the ends of pipes and terminals are told without being asked for
+            told = [watch.fileno()]
+        except OSError:  # such as a file, which has no reader
+            told = []
+        yield told

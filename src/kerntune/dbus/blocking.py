@@ -145,6 +145,11 @@ class BlockingClient:
         with typed_errors(self.service, self.hint, self.late):
             return [unwrap(value) for value in self._answer(call, timeout, beside)]
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the service has left the bus since the last `listen`, as far as the bus has told."""
+        return self._has_left
+
     def running(self) -> bool:
         """Return whether the service is on the bus; the question does not start it."""
         (owned,) = self._bus("NameHasOwner", "s", self.service)
