@@ -34,7 +34,9 @@ LINES = (
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with demo(tmp_path_factory.mktemp("programs")) as running:
+    with demo(tmp_path_factory.mktemp("programs")) as running, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONUNBUFFERED", raising=False)  # what is kept back fails late, as at a user's
+        running.daemon.env.pop("PYTHONUNBUFFERED", None)
         running.check("kerntune set hugepages@2M=8")
         yield running
 
