@@ -21,6 +21,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit root a
 
 # A shell starts what runs in the background with SIGINT ignored, and all that the tests start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# What tests read is plain, also where CI systems want colours.
+os.environ.pop("FORCE_COLOR", None)
 
 
 @pytest.hookimpl(tryfirst=True)

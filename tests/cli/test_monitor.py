@@ -498,6 +498,14 @@ def test_it_gives_the_terminal_back(demo: Daemon, how: signal.Signals | str, sta
 
 
 @needs_root
+@pytest.mark.parametrize(("words", "coloured"), [(["--color=always"], True), (["--color=never"], False), ([], False)])
+def test_colour_is_decided_as_for_all_verbs(demo: Daemon, words: list[str], *, coloured: bool) -> None:
+    """NO_COLOR is set."""
+    with monitor(demo, *words) as screen:
+        assert ("\x1b[2m" in "".join(frame(screen))) == coloured
+
+
+@needs_root
 def test_no_other_key_ends_it(demo: Daemon) -> None:
     with monitor(demo) as screen:
         frame(screen)

@@ -178,21 +178,30 @@ def test_streams_that_keep_nothing_back(shell: Shell, line: str) -> None:
     assert (done.returncode, done.stdout) == (plain.returncode, plain.stdout)
 
 
+def on_a_small_disk(shell: Shell, folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line where the disk at `folder` has 4 KiB left; nobody else sees this disk, and it ends with the line."""
+    script = f"""
+mount -t tmpfs -o size=8k none {folder} && echo old > {folder}/old
+{line}; echo $?; cat {folder}/old; ls {folder}
+"""
+    return run_program(["unshare", "--mount", "bash", "-c", script], env=shell.environment)
+
+
 @needs_root
 def test_metrics_on_a_full_disk_leave_the_old_file(shell: Shell, tmp_path: Path) -> None:
-    """The disk is there for this line alone."""
-    script = f"""
-mount -t tmpfs -o size=8k none {tmp_path} && echo old > {tmp_path}/kerntune.prom
-head -c 8k /dev/zero > {tmp_path}/rest 2>/dev/null
-kerntune metrics --output {tmp_path}/kerntune.prom; echo $?
-cat {tmp_path}/kerntune.prom; ls {tmp_path}
-"""
-    done = run_program(["unshare", "--mount", "bash", "-c", script], env=shell.environment)
-    assert done.stdout.splitlines() == ["1", "old", "kerntune.prom", "rest"]
+    done = on_a_small_disk(shell, tmp_path, f"kerntune metrics --output {tmp_path}/old")
+    assert done.stdout.splitlines() == ["1", "old", "old"]
     assert done.stderr.splitlines() == [
-        f"kerntune: {tmp_path}/kerntune.prom cannot be written: {FULL}",
-        "  Make room there, or name a file elsewhere",
-    ]
+        f"kerntune: {tmp_path}/old cannot be written: {FULL}", "  Make room there, or name a file elsewhere",
+    ]  # fmt: skip
+
+
+@needs_root
+@pytest.mark.parametrize("line", ["list --json", "metrics"])
+def test_an_answer_of_which_a_part_has_room(shell: Shell, tmp_path: Path, line: str) -> None:
+    done = on_a_small_disk(shell, tmp_path, f"kerntune {line} > {tmp_path}/new")
+    assert done.stdout.splitlines() == ["1", "old", "new", "old"]
+    assert done.stderr.splitlines() == [f"kerntune: the answer could not be written: {FULL}"]
 
 
 ASCII = (
