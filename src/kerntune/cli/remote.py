@@ -138,12 +138,18 @@ class Manager:
         Raise Unreachable when the bus is gone, or no daemon comes.
         """
         deadline = time.monotonic() + BACK_SECONDS
-        while not self._client.running():
-            if time.monotonic() >= deadline:
-                raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
+        while not self._is_there(deadline):
             if select.select(beside, (), (), LOOK_SECONDS)[0]:
                 return False
         return True
+
+    def _is_there(self, deadline: float) -> bool:
+        """Return whether a daemon is on the bus. Raise Unreachable without a bus, or without one at the deadline."""
+        if self._client.running():
+            return True
+        if time.monotonic() >= deadline:
+            raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
+        return False
 
     def verify(self) -> tuple[Outcome, ...]:
         """Return the outcomes of managed targets that are not in the desired state."""
@@ -177,11 +183,9 @@ class Manager:
     def next_daemon(self, deadline: float, beside: Sequence[int] = ()) -> Document | None:
         """Watch the daemon that follows one that has left, and return its description; None while there is none.
 
-        Raise Unreachable without a bus, and when there is none at the deadline (of time.monotonic).
+        Raise Unreachable without a bus, and without a daemon at the deadline (of time.monotonic).
         """
-        if not self._client.running():
-            if time.monotonic() >= deadline:
-                raise Unreachable("kerntuned has left the bus", "systemctl status kerntuned")
+        if not self._is_there(deadline):
             return None
         try:
             self.watch(start=False)
