@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kerntune.api.document import Document
 from kerntune.cli import output, tables
+from kerntune.cli.health import of_document
 from kerntune.cli.tables import Page, Prose, styled
 from kerntune.model import Reason
 from kerntune.units import gib, spell_size
@@ -58,7 +59,8 @@ class Board:
 def screen(board: Board, clock: str, *, width: int, height: int, coloured: bool, ending: str) -> list[str]:
     """Return the lines to show, none too wide and not too many; the newest event is the last, and whole."""
     health = list(_health(board, clock, width))
-    lines = [*health, *_meanings(board, width), ("", ""), *_values(board, width), ("", "")]
+    daemon = [(text, "") for text in _wrapped(output.head(board.document), width, "  ")]
+    lines = [*health, *daemon, *_meanings(board, width), ("", ""), *_values(board, width), ("", "")]
     events = [_wrapped(event, width, " " * CLOCK) for event in board.events]
     newest = len(events[-1]) if events else 0
     # In a small window health matters most, then the newest event, then the other lines about the host.
@@ -80,8 +82,9 @@ def _latest(events: Sequence[Sequence[str]], room: int) -> list[str]:
 
 
 def _health(board: Board, clock: str, width: int) -> Iterator[Line]:
-    """Yield the lines about the daemon and its health, with the time behind the first."""
-    page, style = [Prose(output.head(board.document))], tables.MIXED if board.document["degraded"] else ""
+    """Yield the lines about the health, with the time behind the first."""
+    health = of_document(board.document)
+    page, style = [Prose(health.sentence)], "" if health.is_well else tables.BAD
     if board.is_lost:
         page, style = [Prose("kerntuned has left the bus. This is what it has told last:"), *page], tables.BAD
     room = width - len(clock) - len(tables.GAP)
