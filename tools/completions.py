@@ -7,12 +7,13 @@ complete` for live values. shtab is no substitute: in bash it reads COMP_WORDS, 
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from kerntune.cli.commands import EVERYWHERE, VERBS
+from kerntune.cli.commands import EVERYWHERE, HELP, VERBS, Argument
 from kerntune.cli.complete import OPEN
 
 CHECKOUT: Final = Path(__file__).parents[1]
@@ -21,7 +22,6 @@ ZSH: Final = "packaging/completions/_kerntune"
 
 # The values of an option that every verb has are written with it: the shells then need not know where it stands.
 ALWAYS: Final = (
-    "--help",
     *(
         f"{name}={choice}" if choice else name
         for option in EVERYWHERE
@@ -29,7 +29,6 @@ ALWAYS: Final = (
         for choice in option.how.get("choices", ("",))
     ),
 )
-TOP: Final = (*ALWAYS, "--version")
 WRITTEN: Final = "written by python -m tools.completions; do not edit"
 
 # Bash cuts the words of COMP_WORDS at each @, = and : (what COMP_WORDBREAKS has), so this reads COMP_LINE. What it
@@ -104,7 +103,8 @@ ZSH_FILE: Final = r"""
 
 local word=${${(Q)words[CURRENT]}#[\"\']} verb="" last="" live="" choices="" options="" one
 local -i next=0
-local -a found
+local -a found shown
+local -A about
 for one in "${(@)words[2,CURRENT-1]}"; do
     if [[ -n $live ]]; then
         live=""
@@ -128,11 +128,21 @@ if [[ -z $live ]]; then
     fi
 fi
 if [[ $word == -* ]]; then
-    compadd -- ${=options}
-    return
+    choices=$options live=""
 fi
 case $live in
-    "") found=(${=choices}) ;;
+    "")
+        case $verb in
+            @ABOUT@
+        esac
+        found=(${=choices})
+        for one in $found; do
+            one="${(r:16:)one} ${about[${one%%=*}]}"
+            shown+=("${one[1,COLUMNS-1]}")
+        done
+        compadd -l -d shown -- $found
+        return
+        ;;
     files)
         _files
         return
@@ -156,7 +166,7 @@ def zsh() -> str:
 
 def filled(text: str) -> str:
     """Return a file with its tables, each indented as its mark is."""
-    tables = {"VALUES": option_values(), "OPTIONS": options(), "ARGUMENTS": arguments()}
+    tables = {"VALUES": option_values(), "OPTIONS": options(), "ARGUMENTS": arguments(), "ABOUT": descriptions()}
     branches = {mark: "\n".join(lines) for mark, lines in tables.items()}
     text = re.sub(r"^( *)@([A-Z]+)@$", lambda mark: textwrap.indent(branches[mark[2]], mark[1]), text, flags=re.M)
     return text.replace("@WRITTEN@", WRITTEN).replace("@OPEN@", OPEN)
@@ -172,7 +182,7 @@ def option_values() -> Iterator[str]:
 
 def options() -> Iterator[str]:
     """Yield the options of each verb."""
-    yield f'"") options="{" ".join(TOP)}" ;;'
+    yield f'"") options="{" ".join(ALWAYS)}" ;;'
     for verb in VERBS:
         names = [name for argument in verb.arguments if argument.is_option for name in argument.names]
         yield f'{verb.name}) options="{" ".join([*names, *ALWAYS])}" ;;'
@@ -180,7 +190,8 @@ def options() -> Iterator[str]:
 
 def arguments() -> Iterator[str]:
     """Yield what completes each argument of each verb, by the number of arguments before it."""
-    yield f'" 0") choices="{" ".join(verb.name for verb in VERBS)}" ;;'
+    for before in ("", HELP):
+        yield f'"{before} 0") choices="{" ".join(verb.name for verb in VERBS)}" ;;'
     for verb in VERBS:
         for number, argument in enumerate(one for one in verb.arguments if not one.is_option):
             place = f'"{verb.name} "*' if argument.how.get("nargs") in {"+", "*"} else f'"{verb.name} {number}"'
@@ -191,6 +202,25 @@ def arguments() -> Iterator[str]:
                 yield f"{place}) if [[ {tests} ]]; then live={argument.completes}; fi ;;"
             elif argument.completes:
                 yield f"{place}) live={argument.completes} ;;"
+
+
+def descriptions() -> Iterator[str]:
+    """Yield what is said of the verbs, and of the options of each verb."""
+    verbs = {verb.name: verb.summary for verb in VERBS}
+    yield described(f'""|{HELP}', verbs | about_options(EVERYWHERE))
+    for verb in VERBS:
+        yield described(verb.name, about_options(verb.options))
+
+
+def about_options(options: Iterable[Argument]) -> dict[str, str]:
+    """Return what is said of options, by each of their names."""
+    return {name: option.how["help"] for option in options for name in option.names}
+
+
+def described(verb: str, about: Mapping[str, str]) -> str:
+    """Return a branch of zsh that fills the array `about`."""
+    words = " ".join(f"{name} {shlex.quote(text)}" for name, text in about.items())
+    return f"{verb}) about=({words}) ;;"
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class UnknownTunable(KerntuneError):
     """No tunable of that name."""
 
     dbus_name = OURS + "UnknownTunable"
-    exit_code = Exit.USAGE
+    exit_code = Exit.NOT_FOUND
 
 
 class NoSuchTarget(KerntuneError):

@@ -6,13 +6,13 @@ The daemon, the files and the command line compare patterns with targets here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from kerntune.errors import InvalidValue, NoSuchName
-from kerntune.globs import Glob
+from kerntune.globs import DIGITS, Glob
 from kerntune.model import Target
 from kerntune.units import CPU_LIST, CpuList, parse_size, spell_cpus, spell_size
 
@@ -21,7 +21,10 @@ Matcher = Callable[[Target], bool]
 EVERY: Final = "*"
 # The tunables whose instances are pools: without one, the default page size is meant.
 HUGE_PAGES: Final = frozenset({"hugepages", "hugepages-overcommit"})
-POOL: Final = re.compile(rf"([0-9]{{1,9}}[KMGT](?:i?B)?)(?:/(node({CPU_LIST.pattern})|\*))?", re.IGNORECASE | re.ASCII)
+NODES: Final = rf"{CPU_LIST.pattern}|\*"
+POOL: Final = re.compile(rf"([0-9]{{1,9}}[KMGT](?:i?B)?)(?:/(?:node)?({NODES}))?", re.IGNORECASE | re.ASCII)
+# Nodes alone: their pools have the default page size.
+NODES_ALONE: Final = re.compile(rf"node({NODES})", re.IGNORECASE | re.ASCII)
 POLICY: Final = "policy"
 CPU: Final = "cpu"
 # `policy0`, `policy0-3,8`: the form in which `kerntune status` writes several in one row.
@@ -29,15 +32,20 @@ POLICIES: Final = re.compile(rf"{POLICY}({CPU_LIST.pattern})", re.ASCII)
 CPUS: Final = re.compile(rf"(?:{CPU})?({CPU_LIST.pattern})", re.ASCII)
 # Instances that differ in a number, where a pattern may list the numbers.
 NUMBERED: Final = re.compile(rf"({POLICY}|.+/node)[0-9]+", re.ASCII)
-# The numbers in a drive's name, as the kernel writes them, and names that count in letters.
+# The numbers in a drive's name, as the kernel writes them.
 CANONICAL: Final = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])", re.ASCII)
-LETTERED: Final = re.compile(r"(?:sd|vd|xvd|hd)[a-z]+", re.ASCII)
 ANY_LETTER: Final = "?"
 # Of the names of policies alone: one may have hundreds of CPUs, and each would be another comparison.
 CPU_GLOB: Final = re.compile(rf"{POLICY}(?:[0-9*?]|\[!?[0-9-]+\]){{1,57}}", re.ASCII)
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 DRIVE: Final = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
 GLOB: Final = re.compile(r"[*?\[]")
+# Devices that pass requests on to memory, or to the queue of another device: only a name of their own means them.
+# Others that make no requests to hardware stay: read-ahead counts most on md and dm, which have it instead of their
+# members, and behind nbd and rbd there is no other queue of this host.
+LEFT_OUT: Final = re.compile(r"(loop|ram|zram)[0-9]+", re.ASCII)
+# Drives that are counted in letters: sdz is followed by sdaa.
+LETTERED: Final = re.compile(r"(sd|vd|xvd|hd)([a-z]{1,5})", re.ASCII)
 # The kernel gives these names in the order in which it finds the drives.
 UNSTABLE: Final = re.compile(
     r"nvme[0-9]+(?:c[0-9]+)?n[0-9]+|(?:sd|vd|xvd|hd)[a-z]+|(?:mmcblk|pmem|nbd|rbd|dm-|md)[0-9]+", re.ASCII
@@ -88,7 +96,13 @@ def parse_pool(instance: str) -> Pool:
         )
     if size & (size - 1):
         raise NoSuchName(f"{instance!r} is no page size: each is a power of two", "Examples: 2M, 1G")
-    return Pool(size, f"node{CpuList.parse(found[3])}" if found[3] else found[2] or "")
+    node = found[2] or ""
+    return Pool(size, f"node{CpuList.parse(node)}" if node not in ("", EVERY) else node)
+
+
+def with_size(pattern: str, page_size: int) -> str:
+    """Return a pattern of pools with the default page size, in bytes, where it names nodes alone (`node0`)."""
+    return f"{spell_size(page_size)}/{pattern}" if page_size and NODES_ALONE.fullmatch(pattern) else pattern
 
 
 class PoolPatterns:
@@ -151,22 +165,36 @@ class GlobPatterns:
 
 
 class DrivePatterns(GlobPatterns):
-    """Drives: `nvme0n1`, `nvme*`, `by-id/...`."""
+    """Drives: `nvme0n1`, `nvme*`, `nvme0n1-nvme3n1`, `sda-sdd`, `by-id/...`, each also with /dev in front.
+
+    A glob leaves out loop, ram and zram devices, unless it begins with that word: `loop*`, `zram[0-3]`.
+    """
 
     def normal(self, text: str) -> str:
-        if not DRIVE.fullmatch(text) or text.removeprefix("by-id/") in (".", ".."):
-            raise InvalidValue(
-                f"{text!r} cannot name a block device",
-                "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
-            )
-        return text
+        name = text.removeprefix("/dev/").removeprefix("disk/") if text.startswith("/dev/") else text
+        if not DRIVE.fullmatch(name) or name.removeprefix("by-id/") in (".", ".."):
+            hint = "Give a name (nvme0n1), a glob (nvme*), a range (sda-sdd) or by-id/NAME as in /dev/disk/by-id"
+            if text.startswith("/dev/"):
+                hint = "For another link below /dev, give the device's own name: readlink -f prints it"
+            raise InvalidValue(f"{text!r} cannot name a block device", hint)
+        if (span := Span.parse(name)) and span.last < span.first:
+            raise InvalidValue(f"{name!r} runs backwards", "Give the lower name first, as in nvme0n1-nvme3n1")
+        return name
+
+    def matcher(self, pattern: str) -> Matcher:
+        if span := Span.parse(pattern):
+            return lambda target: pattern == target.instance or span.has(target.instance)
+        matches = super().matcher(pattern)
+        if self.exact(pattern):
+            return matches
+        return lambda target: matches(target) and pattern.startswith(left_out_word(target.instance))
 
 
 class NamePatterns(GlobPatterns):
-    """A name from a fixed list (`vm.swappiness`, also `vm/swappiness`), or a glob of such names."""
+    """A name from a fixed list (`vm.swappiness`, also `vm/swappiness` and below /proc/sys), or a glob of such names."""
 
     def normal(self, text: str) -> str:
-        return text.replace("/", ".")
+        return text.removeprefix("/proc/sys/").replace("/", ".")
 
 
 class SinglePattern:
@@ -191,6 +219,74 @@ PATTERNS: Final[Mapping[Kind, Patterns]] = {
     Kind.NAMES: NamePatterns(),
     Kind.SINGLE: SinglePattern(),
 }
+
+
+class Span(NamedTuple):
+    """The drives from one to another: `nvme0n1-nvme3n1`, `sda-sdd`. They differ in one number, or in their letters."""
+
+    before: str
+    first: int
+    last: int
+    after: str
+    lettered: bool
+
+    @classmethod
+    def parse(cls, pattern: str) -> Span | None:
+        """Return the span that a pattern is, or None; its two names are alike, so the middle hyphen is between them."""
+        hyphens = pattern.count("-")
+        if hyphens % 2 == 0 or "/" in pattern or GLOB.search(pattern):
+            return None
+        words = pattern.split("-")
+        names = "-".join(words[: len(words) // 2]), "-".join(words[len(words) // 2 :])
+        letters = [LETTERED.fullmatch(name) for name in names]
+        if letters[0] and letters[1] and letters[0][1] == letters[1][1]:
+            return cls(letters[0][1], count_letters(letters[0][2]), count_letters(letters[1][2]), "", lettered=True)
+        first, last = (DIGITS.split(name) for name in names)
+        other = [at for at, (one, two) in enumerate(zip(first, last, strict=False)) if one != two]
+        # Every second part is a number.
+        if len(first) != len(last) or len(other) != 1 or not other[0] % 2 or not first[0]:
+            return None
+        at = other[0]
+        if any(len(part[at]) > 9 or part[at] != str(int(part[at])) for part in (first, last)):
+            return None
+        return cls("".join(first[:at]), int(first[at]), int(last[at]), "".join(first[at + 1 :]), lettered=False)
+
+    def has(self, name: str) -> bool:
+        """Return True if a device's name is in the span."""
+        if not (name.startswith(self.before) and name.endswith(self.after)):
+            return False
+        part = name[len(self.before) : len(name) - len(self.after)]
+        if self.lettered:
+            return part.isalpha() and part.islower() and self.first <= count_letters(part) <= self.last
+        return part.isdecimal() and self.first <= int(part) <= self.last
+
+
+def count_letters(letters: str) -> int:
+    """Return the number of a drive that is counted in letters: 1 for a, 26 for z, 27 for aa."""
+    number = 0
+    for letter in letters:
+        number = number * 26 + ord(letter) - ord("a") + 1
+    return number
+
+
+def left_out_word(name: str) -> str:
+    """Return the word that a glob has to begin with to cover this device, "" for most."""
+    found = LEFT_OUT.fullmatch(name)
+    return found[1] if found else ""
+
+
+def is_unstable(pattern: str) -> bool:
+    """Return True if a pattern names drives that a reboot may find in another order."""
+    name = pattern.removeprefix("/dev/")
+    names = name.split("-") if Span.parse(name) and name.count("-") == 1 else [name]
+    return any(map(UNSTABLE.fullmatch, names))
+
+
+def full_name(name: str, listed: Iterable[str]) -> str:
+    """Return the one listed name of which this is the last part (`swappiness`), or else the name as it is."""
+    known = list(listed)
+    found = [full for full in known if full.endswith(f".{name}")]
+    return found[0] if len(found) == 1 and name and name not in known else name
 
 
 def glob_matcher(pattern: str) -> Matcher:
@@ -244,8 +340,8 @@ def places_of(name: str) -> Iterator[tuple[tuple[str, str], int]]:
         return
     for number in CANONICAL.finditer(name):
         yield (name[: number.start()], name[number.end() :]), int(number[0])
-    if LETTERED.fullmatch(name):
-        yield (f"{name[:-1]}{ANY_LETTER}", ""), ord(name[-1])
+    if found := LETTERED.fullmatch(name):
+        yield (f"{found[1]}{ANY_LETTER}", ""), count_letters(found[2])
 
 
 def spell_members(before: str, after: str, members: Mapping[int, str]) -> Iterator[tuple[str, list[str]]]:

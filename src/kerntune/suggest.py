@@ -49,6 +49,8 @@ def no_such_target(tunable: str, kind: Kind, pattern: str, there: Sequence[Targe
         said = listed(names)
     is_one = len(names) == 1 or len(numbers) == 1
     hint = f"There {'is' if is_one else 'are'} {said}" if names else f"This host has no {tunable} now"
+    if kind is Kind.NAMES and (meant := closest(pattern, names)):
+        hint = f"Did you mean {meant}? {hint}"
     return NoSuchTarget(lacks(tunable, kind, pattern), hint)
 
 

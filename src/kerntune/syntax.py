@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from kerntune.errors import Usage
 from kerntune.model import Setting
 from kerntune.patterns import EVERY, HUGE_PAGES
 
+# A sysctl by itself: vm.swappiness, vm/swappiness or its path. The name of a tunable has no dot and no slash.
+SYSCTL: Final = re.compile(r"/proc/sys/.+|[a-z0-9_-]+(?:[./][a-z0-9_*?\[\]!-]+)+", re.ASCII)
 SHAPE: Final = "Write TUNABLE[@INSTANCES]=VALUE, for example hugepages=128 or io-scheduler@nvme*=none"
 
 
@@ -19,14 +22,14 @@ class What(NamedTuple):
 
 
 def what(text: str) -> What:
-    """Read `TUNABLE[@INSTANCES]`. Raise Usage."""
+    """Read `TUNABLE[@INSTANCES]`, or a sysctl by itself. Raise Usage."""
     if "=" in _printable(text).partition("@")[0]:
         raise Usage(f"{text} has a value where only a name is expected", f"To set it: kerntune set {text}")
     return _what(text, text)
 
 
 def setting(text: str) -> Setting:
-    """Read `TUNABLE[@INSTANCES]=VALUE`. Raise Usage.
+    """Read `TUNABLE[@INSTANCES]=VALUE`, or `SYSCTL=VALUE`. Raise Usage.
 
     Without instances all of them are meant, and of huge pages the default size. The value follows the last `=`: names
     below /dev/disk/by-id may contain one (and `@`), values do not.
@@ -46,6 +49,8 @@ def _printable(text: str) -> str:
 
 
 def _what(text: str, name: str) -> What:
+    if SYSCTL.fullmatch(name):
+        return What("sysctl", name)
     tunable, at, instances = name.partition("@")
     if not tunable:
         raise Usage(f"{text!r} names no tunable", "kerntune list shows those of this host")

@@ -15,7 +15,7 @@ import pytest
 
 from kerntune.cli.__main__ import main
 from kerntune.cli.bench import plan_of, slice_of
-from kerntune.cli.commands import parser, without_command
+from kerntune.cli.commands import parse, sort
 from kerntune.errors import Exit, Usage
 from tests.cli.scripted import Captured, Script, document, outcome, run, serving, target
 from tests.harness.command import COMMAND, Terminal, on_terminal
@@ -87,10 +87,11 @@ def test_no_page_is_written_over_a_file_of_another_kind(capsys: Captured, tmp_pa
 
 
 def test_the_words_of_a_command_are_not_ours() -> None:
-    words, command = without_command(["bench", "--slice", "1ms", "--", "prog", "--json", "--pairs", "--", "x"])
-    assert words == ["bench", "--slice", "1ms"]
-    assert command == ["prog", "--json", "--pairs", "--", "x"]
-    assert without_command(["set", "a=b", "--", "x"]) == (["set", "a=b", "--", "x"], [])
+    words = sort(["--slice", "1ms", "bench", "--", "prog", "--json", "--pairs", "-h", "--", "x"])
+    assert (words.verb, words.arguments) == ("bench", ())
+    assert parse(words).command == ["prog", "--json", "--pairs", "-h", "--", "x"]
+    words = sort(["set", "a=b", "--", "--json"])
+    assert (words.arguments, words.options, words.command) == (("a=b", "--json"), (), None)
 
 
 @pytest.mark.parametrize(("text", "microseconds"), [(None, 0), ("100us", 100), ("250", 250), ("3ms", 3000)])
@@ -99,7 +100,7 @@ def test_a_slice_has_units(text: str | None, microseconds: int) -> None:
 
 
 def test_options_become_a_plan() -> None:
-    args = parser().parse_args(["bench", "--set", "hugepages=640", "--set", "overcommit=always:90", "--slice", "1ms"])
+    args = parse(sort(["bench", "--set", "hugepages=640", "--set", "overcommit=always:90", "--slice", "1ms"]))
     args.command = []
     plan = plan_of(args)
     assert plan.change.settings == ("hugepages=640", "overcommit=always:90")

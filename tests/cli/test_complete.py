@@ -34,6 +34,8 @@ sys/devices/system/cpu/cpufreq/policy0/scaling_governor\tpowersave
 sys/devices/system/cpu/cpufreq/policy0/scaling_available_governors\tperformance powersave
 sys/devices/system/cpu/cpufreq/policy0/related_cpus\t0 1
 sys/block/odd;name/queue/scheduler\t[none]
+sys/block/loop0/queue/scheduler\t[none]
+sys/block/zram0/queue/scheduler\tnone
 """
 
 
@@ -84,6 +86,8 @@ def asked(root: Path, capsys: Captured, kind: str, word: str) -> list[str]:
         ("targets", "io-s", ["io-scheduler", "io-scheduler@"]),
         ("settings", "overc", ["overcommit="]),
         ("settings", "hugepages@1G", ["hugepages@1G=", "hugepages@1G/node0=", "hugepages@1G/node1="]),
+        ("settings", "io-scheduler@lo", ["io-scheduler@loop0="]),
+        ("targets", "io-scheduler@zram", ["io-scheduler@zram0"]),
         ("settings", "hugepages=", []),
         ("settings", "io-scheduler@nvme1n", ["io-scheduler@nvme1n1="]),
         ("settings", "io-scheduler@by-id/nvme-SAM", [f"io-scheduler@{SAMSUNG}=", f"io-scheduler@{SAMSUNG[:-1]}4="]),
@@ -103,6 +107,12 @@ def asked(root: Path, capsys: Captured, kind: str, word: str) -> list[str]:
 )  # fmt: skip
 def test_what_is_asked(kind: str, word: str, found: list[str], root: Path, capsys: Captured) -> None:
     assert asked(root, capsys, kind, word) == found
+
+
+def test_what_a_star_leaves_out_is_offered_when_it_is_begun(root: Path, capsys: Captured) -> None:
+    offered = asked(root, capsys, "settings", "io-scheduler@")
+    assert "io-scheduler@sda=" in offered
+    assert not any("loop" in text or "zram" in text for text in offered)
 
 
 def test_no_name_gets_shell_syntax_onto_a_command_line(root: Path, capsys: Captured) -> None:
@@ -199,9 +209,11 @@ def completed(shell: str, line: str, path: str) -> list[str]:
         ("kerntune profile list ", []),
         ("kerntune plan --profile ba", ["balanced"]),
         ("kerntune plan --unset overc", ["overcommit"]),
-        ("kerntune list io", ["io-scheduler"]),
+        ("kerntune list io", ["io-scheduler", "io-scheduler@"]),
+        ("kerntune help ver", ["verify"]),
         ("kerntune config ", ["check"]),
-        ("kerntune status ", []),
+        ("kerntune reload ", []),
+        ("kerntune status io-", ["io-scheduler", "io-scheduler@"]),
         ("kerntune nonsense ", []),
         ("kerntune set hugepages=64 overc", ["overcommit="]),
         ("kerntune set --persist overc", ["overcommit="]),
@@ -217,14 +229,29 @@ def test_verbs_options_and_live_values(shell: str, line: str, found: list[str], 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_options_are_those_of_the_verb(shell: str, path: str) -> None:
     colors = ["--color=always", "--color=auto", "--color=never"]
-    assert completed(shell, "kerntune set -", path) == ["--allow-partial", *colors, "--help", "--json", "--persist"]
-    assert completed(shell, "kerntune -", path) == [*colors, "--help", "--json", "--version"]
+    short = ["-V", "-h", "-j", "-q"]
+    every = [*colors, "--help", "--json", "--quiet", "--version", *short]
+    own = ["--allow-partial", "--dry-run", "--fields", "--persist", "-n"]
+    assert completed(shell, "kerntune set -", path) == sorted([*own, *every])
+    assert completed(shell, "kerntune -", path) == every
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_files(shell: str, path: str) -> None:
     assert completed(shell, "kerntune config check pyproj", path) == ["pyproject.toml" if shell == "bash" else "FILES"]
     assert completed(shell, "kerntune doctor --root pyproj", path) == ["pyproject.toml" if shell == "bash" else "FILES"]
+
+
+@NEEDS_ZSH
+def test_zsh_says_what_verbs_and_options_are_for(path: str) -> None:
+    start = f"fpath=({FILES} $fpath); autoload -U compinit; compinit -u -D; print rea''dy\n"
+    with terminal("zsh", path) as screen:
+        os.write(screen, start.encode())
+        assert seen(screen, "ready\r\n")
+        os.write(screen, b"kerntune re\t")
+        assert seen(screen, "withdraw everybody's claims")
+        os.write(screen, b"\x15kerntune set --\t")
+        assert seen(screen, "also after a reboot")
 
 
 def test_bash_is_given_what_follows_its_last_break(path: str) -> None:

@@ -16,7 +16,7 @@ from kerntune.api import document as answers
 from kerntune.cli import suggest
 from kerntune.errors import Failed, InvalidValue, KerntuneError, NoSuchTarget, NotSupported, UnknownTunable, Usage
 from kerntune.tunables import REGISTRY
-from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, Captured, Script, document, run
+from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, Captured, Script, claim, document, run, target, tunable
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,12 @@ from tests.cli.scripted import DRIVES, OVERCOMMIT, POOLS, Captured, Script, docu
         ("read-ahead=4.5M", ("read-ahead", "*", "4.5M")),
         ("overcommit=always:95", ("overcommit", "*", "always:95")),
         ("no-such-thing=5", ("no-such-thing", "*", "5")),
+        ("vm.swappiness=10", ("sysctl", "vm.swappiness", "10")),
+        ("vm/swappiness=10", ("sysctl", "vm/swappiness", "10")),
+        ("/proc/sys/vm/swappiness=10", ("sysctl", "/proc/sys/vm/swappiness", "10")),
+        ("/sys/block/sda/queue/scheduler=none", ("/sys/block/sda/queue/scheduler", "*", "none")),
+        ("io-scheduler@/dev/disk/by-id/a.b/c=none", ("io-scheduler", "/dev/disk/by-id/a.b/c", "none")),
+        ("hugepages@node0=64G", ("hugepages", "node0", "64G")),
     ],
 )
 def test_a_setting_is_sent_as_it_is_typed(text: str, setting: tuple[str, str, str]) -> None:
@@ -62,6 +68,8 @@ def test_a_setting_that_cannot_be_read(text: str, complaint: str) -> None:
         ("hugepages@2MiB/node0", ("hugepages", "2MiB/node0")),
         ("io-scheduler@nvme*", ("io-scheduler", "nvme*")),
         ("io-scheduler@by-id/a=b", ("io-scheduler", "by-id/a=b")),
+        ("vm.swappiness", ("sysctl", "vm.swappiness")),
+        ("cpu-*", ("cpu-*", "*")),
     ],
 )
 def test_a_name(text: str, what: tuple[str, str]) -> None:
@@ -109,7 +117,7 @@ def test_find(tunable: str, pattern: str, instances: list[str]) -> None:
     ("host", "tunable", "pattern", "error", "said"),
     [
         (HOST, "io-scheduler", "vda", NoSuchTarget,
-         r"io-scheduler has no 'vda'\. There are nvme\[01\]n1, sda"),
+         r"io-scheduler has no 'vda'\. There are nvme0n1-nvme1n1, sda"),
         (HOST, "overcommit", "x", InvalidValue, "one setting of the host"),
         (HOST, "hugepages", "2*", InvalidValue, "not a pool of huge pages"),
         (HOST, "cpu-governor", "*", NotSupported, "no cpufreq driver"),
@@ -123,6 +131,96 @@ def test_what_is_not_found_is_told_with_what_there_is(
 ) -> None:
     with pytest.raises(error, match=said):
         answers.find(host, tunable, pattern)
+
+
+LOOPS = [target(f"io-scheduler@loop{number}", "none") for number in range(2)]
+MORE = document(
+    [*DRIVES, *LOOPS, target("io-scheduler@zram0", "none", claim="runtime:io-scheduler@zram0"), *POOLS, OVERCOMMIT,
+     target("sysctl@vm.swappiness", "60"), target("sysctl@vm.watermark_scale_factor", "10")],
+    [claim("profile:io-scheduler@vd*", "none", matches=[]), claim("runtime:io-scheduler@zram0", "none"),
+     claim("runtime:hugepages@4M/node1", "1", matches=[])],
+    tunables=[*document()["tunables"], tunable("sysctl")],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("overcommit", "overcommit"),
+        ("hugepages@2M overcommit hugepages", "hugepages@2M overcommit hugepages@2M/node0 hugepages@1G"),
+        ("hugepages@2M/0", "hugepages@2M/node0"),
+        ("hugepages@node0", "hugepages@2M/node0"),
+        ("hugepages@node*", "hugepages@2M/node0"),
+        # What `*` leaves out is there when it has a claim, or a name of its own.
+        ("io-scheduler", "io-scheduler@nvme0n1 io-scheduler@nvme1n1 io-scheduler@sda io-scheduler@zram0"),
+        ("io-scheduler@*", "io-scheduler@nvme0n1 io-scheduler@nvme1n1 io-scheduler@sda io-scheduler@zram0"),
+        ("io-scheduler@loop*", "io-scheduler@loop0 io-scheduler@loop1"),
+        ("io-scheduler@loop1 io-scheduler@zram0", "io-scheduler@loop1 io-scheduler@zram0"),
+        ("io-scheduler@/dev/nvme0n1", "io-scheduler@nvme0n1"),
+        ("io-scheduler@/dev/disk/by-id/nvme-Fast_2", "io-scheduler@nvme1n1"),
+        ("io-scheduler@nvme0n1-nvme9n1", "io-scheduler@nvme0n1 io-scheduler@nvme1n1"),
+        ("io-*", "io-scheduler@nvme0n1 io-scheduler@nvme1n1 io-scheduler@sda io-scheduler@zram0"),
+        ("*@nvme0n1", "io-scheduler@nvme0n1"),
+        ("over*", "overcommit"),
+        ("cpu-governor", ""),
+        ("vm.swappiness", "sysctl@vm.swappiness"),
+        ("vm/swappiness", "sysctl@vm.swappiness"),
+        ("/proc/sys/vm/swappiness", "sysctl@vm.swappiness"),
+        ("sysctl@swappiness", "sysctl@vm.swappiness"),
+        ("vm.*", "sysctl@vm.swappiness sysctl@vm.watermark_scale_factor"),
+        # A claim that waits has the name, and no target has it.
+        ("io-scheduler@vd*", ""),
+        ("hugepages@4096K/1", ""),
+    ],
+)  # fmt: skip
+def test_select(names: str, found: str) -> None:
+    rows = answers.select(MORE, names.split())
+    assert [answers.named(row["tunable"], row["instance"]) for row in rows] == found.split()
+
+
+def test_without_names_all_are_selected() -> None:
+    found = [answers.named(row["tunable"], row["instance"]) for row in answers.select(MORE)]
+    there = [answers.named(row["tunable"], row["instance"]) for row in MORE["targets"]]
+    assert sorted(found) == sorted(name for name in there if "loop" not in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("governor", UnknownTunable, "no tunable 'governor'"),
+        ("x*", UnknownTunable, r"no tunable 'x\*'"),
+        ("vm@swappiness", UnknownTunable, "no tunable 'vm'"),
+        ("/dev/nvme0n1", UnknownTunable, "no tunable '/dev/nvme0n1'"),
+        ("vm.swapiness", NoSuchTarget, "Did you mean vm.swappiness. There are vm.swappiness"),
+        ("vm.dirty_ratio", NoSuchTarget, "kerntune tunes no sysctl .vm.dirty_ratio. here. There are vm.swappiness"),
+        ("io-scheduler@sdz", NoSuchTarget, "io-scheduler has no .sdz.. There are nvme0n1-nvme1n1, sda, zram0$"),
+        ("io-scheduler@nvme5n1-nvme9n1", NoSuchTarget, "has no .nvme5n1-nvme9n1."),
+        ("hugepages@16M", NoSuchTarget, "There are 1G, 2M, 2M/node0"),
+        ("cpu-governor@0", NotSupported, "no cpufreq driver"),
+        ("hugepages@x", InvalidValue, "not a pool"),
+        ("*@no/name", NoSuchTarget, r"nothing matches \*@no/name"),
+        ("*@sdz", NoSuchTarget, r"nothing matches \*@sdz"),
+        ("io-scheduler@", Usage, "no instances after the @"),
+    ],
+)
+def test_a_name_that_selects_nothing_is_told(name: str, error: type[KerntuneError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        answers.select(MORE, ["overcommit", name])
+
+
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [
+        ("io-scheduler", ["profile:io-scheduler@vd*"]),
+        ("io-scheduler@v*", ["profile:io-scheduler@vd*"]),
+        ("*", ["profile:io-scheduler@vd*", "runtime:hugepages@4M/node1"]),
+        ("hugepages@4M/1", ["runtime:hugepages@4M/node1"]),
+        ("hugepages@4M/0", []),
+        ("overcommit", []),
+    ],
+)
+def test_claims_that_wait_are_named_too(name: str, claims: list[str]) -> None:
+    assert [row["id"] for row in answers.waiting(MORE, answers.resolve(MORE, name))] == claims
 
 
 def test_a_daemon_of_another_version_is_told() -> None:
@@ -195,8 +293,8 @@ def test_what_was_meant(word: str, meant: str) -> None:
 
 def test_what_things_are_known_as_is_there() -> None:
     tunables = {tunable.name: tunable for tunable in REGISTRY}
-    for target in suggest.known_as().values():
-        name, _, instance = target.partition("@")
+    for meant in suggest.known_as().values():
+        name, _, instance = meant.partition("@")
         assert name in tunables
         assert not instance or tunables[name].normal(instance) == instance
 
@@ -260,14 +358,20 @@ def test_no_value_can_be_taken_for_a_word(tunable: str, capsys: Captured) -> Non
     assert not re.findall(r"(?<!['\w:=])(?:none|always|never|madvise|heuristic)(?![':(\w])", "\n".join(prose[1:]))
 
 
-@pytest.mark.parametrize("word", ["thp@enabled", "thp=always", "thp"])
+@pytest.mark.parametrize("word", ["thp@enabled", "thp=always", "thp@enabled=always", "thp"])
 def test_an_instance_does_not_matter(word: str, capsys: Captured) -> None:
     assert explain(word) == 0
     assert capsys.readouterr().out.startswith("thp: Transparent huge pages")
 
 
+@pytest.mark.parametrize("word", ["vm.swappiness", "vm.swappiness=10", "/proc/sys/vm/swappiness", "sysctl@swappiness"])
+def test_a_sysctl_by_itself_is_explained(word: str, capsys: Captured) -> None:
+    assert explain(word) == 0
+    assert capsys.readouterr().out.startswith("sysctl: ")
+
+
 def test_another_name_is_told(capsys: Captured) -> None:
-    assert explain("governor") == 2
+    assert explain("governor") == 3
     said = capsys.readouterr().err
     assert "there is no tunable 'governor'" in said
     assert "cpu-governor" in said

@@ -84,7 +84,7 @@ def test_a_state_of_a_newer_daemon_is_shown_as_it_is() -> None:
 
 def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
     host = document([*DRIVES[:1], target("hugepages@2M", None, state="unsupported", reason="read-only", detail="why")])
-    assert plain(output.targets(host, host["targets"], host["tunables"])) == [
+    assert plain(output.targets(host, host["tunables"], host["targets"])) == [
         "TARGET                ACTUAL  STATE           CHOICES",
         "cpu-governor          -       not-applicable  -                 no cpufreq driver is loaded",
         "hugepages@2M          -       failed          -                 read-only: why",

@@ -144,7 +144,7 @@ def test_rows_are_in_the_order_of_the_tunables_and_of_their_numbers() -> None:
     lines = plain(status_page(host, rows))
     order = ["io-scheduler@nvme9n1", "io-scheduler@nvme12n1", "io-scheduler@sda", "overcommit"]
     assert [line.split()[0] for line in lines[3:]] == order
-    assert [line.split()[0] for line in plain(output.targets(host, rows, host["tunables"]))[2:]] == order
+    assert [line.split()[0] for line in plain(output.targets(host, host["tunables"], rows))[2:]] == order
 
 
 def test_of_one_origin_the_newest_or_the_later_line_wins() -> None:

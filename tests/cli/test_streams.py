@@ -213,7 +213,7 @@ ASCII = (
 
 @needs_root
 @pytest.mark.parametrize("environment", ASCII)
-@pytest.mark.parametrize("line", ["", "get 'h\xfcge'", r"get $'\xff'", "doctor"])
+@pytest.mark.parametrize("line", ["", "set 'h\xfcge'", r"get $'\xff'", "doctor"])
 def test_a_locale_that_lacks_a_character(shell: Shell, line: str, environment: dict[str, str]) -> None:
     usual = shell.run(f"kerntune {line}")
     names = " ".join(f"{name}={value}" for name, value in environment.items())

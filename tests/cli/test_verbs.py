@@ -51,6 +51,7 @@ class TestSet:
                     "state": "partial",
                     "reason": "partially-allocated",
                     "detail": "x",
+                    "condition": "partial",
                 }
             ],
         }
@@ -73,6 +74,16 @@ class TestSet:
             "kerntune: nvme0n1 may be another drive after a reboot",
             "  To follow the drive: kerntune set io-scheduler@by-id/nvme-Fast_1=none --persist",
         ]
+
+    def test_several_drives_get_the_general_advice(self, capsys: Captured) -> None:
+        script = Script(outcomes=[outcome("io-scheduler@nvme0n1")])
+        assert run(script, "set", "io-scheduler@nvme0n1-nvme3n1=none", "--persist") == 0
+        assert "nvme0n1-nvme3n1 may be other drives after a reboot" in capsys.readouterr().err
+
+    def test_a_path_below_dev_gets_the_drive_s_stable_name(self, capsys: Captured) -> None:
+        script = Script(outcomes=[outcome("io-scheduler@nvme0n1")])
+        assert run(script, "set", "io-scheduler@/dev/nvme0n1=none", "--persist") == 0
+        assert "kerntune set io-scheduler@by-id/nvme-Fast_1=none --persist" in capsys.readouterr().err
 
     @pytest.mark.parametrize("name", ["sda", "vda", "nvme7n1"])
     def test_a_drive_without_a_stable_name_gets_the_general_advice(self, name: str, capsys: Captured) -> None:
@@ -184,14 +195,14 @@ class TestGet:
 
     def test_json(self, capsys: Captured) -> None:
         assert run(Script(), "get", "io-scheduler@sda", "--json") == 0
-        assert json.loads(capsys.readouterr().out) == {"targets": [DRIVES[2]]}
+        assert json.loads(capsys.readouterr().out) == {"targets": [{**DRIVES[2], "condition": "unmanaged"}]}
 
     @pytest.mark.parametrize(
         ("word", "code", "text"),
         [
-            ("io-scheduler@vda", 3, "There are nvme[01]n1, sda"),
+            ("io-scheduler@vda", 3, "There are nvme0n1-nvme1n1, sda"),
             ("cpu-governor", 3, "no cpufreq driver is loaded"),
-            ("governor", 2, "There are cpu-governor, hugepages, io-scheduler, overcommit"),
+            ("governor", 3, "There are cpu-governor, hugepages, io-scheduler, overcommit"),
             ("overcommit=always", 2, "To set it: kerntune set overcommit=always"),
         ],
     )
@@ -225,14 +236,40 @@ class TestList:
         assert [line.split()[0] for line in lines[1:]] == ["hugepages@1G", "hugepages@2M", "hugepages@2M/node0"]
 
     def test_an_unknown_tunable(self, capsys: Captured) -> None:
-        assert run(Script(), "list", "governor") == 2
+        assert run(Script(), "list", "governor") == 3
         assert "There are cpu-governor" in capsys.readouterr().err
+
+    def test_several_and_patterns(self, capsys: Captured) -> None:
+        assert run(Script(), "list", "hugepages@2M", "io-sched*@nvme*", "cpu-*") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[1:]] == [
+            "cpu-governor", "hugepages@2M", "io-scheduler@nvme0n1",
+        ]  # fmt: skip
+        assert run(Script(), "list", "hugepages@4M") == 3
+        assert "hugepages has no '4M'" in capsys.readouterr().err
+
+    def test_what_is_left_out_is_counted(self, capsys: Captured) -> None:
+        host = document([*DRIVES, *(target(f"io-scheduler@loop{number}", "none") for number in range(8))])
+        assert run(Script(host), "list") == 0
+        *rows, last = capsys.readouterr().out.splitlines()
+        assert not any("loop" in row for row in rows)
+        assert last == "8 loop, ram or zram devices are left out: kerntune list 'io-scheduler@loop*'"
+        assert run(Script(host), "list", "io-scheduler@loop*") == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[0] == "io-scheduler@loop0-loop7"
+        assert run(Script(host), "list", "overcommit") == 0
+        assert "left out" not in capsys.readouterr().out
+        assert run(Script(host), "get", "io-scheduler") == 0
+        assert "loop" not in capsys.readouterr().out
+        assert run(Script(host), "list", "--json") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["left_out"] == [f"loop{number}" for number in range(8)]
+        assert said["targets"] == [{**row, "condition": "unmanaged"} for row in DRIVES]
 
     def test_json(self, capsys: Captured) -> None:
         assert run(Script(), "list", "io-scheduler", "--json") == 0
         answer = json.loads(capsys.readouterr().out)
         assert [row["name"] for row in answer["tunables"]] == ["io-scheduler"]
-        assert answer["targets"] == list(DRIVES)
+        assert answer["targets"] == [{**row, "condition": "unmanaged"} for row in DRIVES]
 
 
 class TestStatus:

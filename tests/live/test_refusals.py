@@ -52,12 +52,13 @@ SCHEDULER: Final = (IO_SCHEDULER, "SetScheduler", "ssa{sv}")
 OVERCOMMIT: Final = (MEMORY, "SetOvercommit", "sua{sv}")
 # Names of devices that are none, wherever they are written.
 NO_NAMES: Final = (
-    "", ".", "..", "../loop0", "loop0/..", "loop0/queue", "/dev/loop0", "loop0\n", "\nloop0", "loop0 ", "loop0\t",
-    "loop0;", "loop0\r", "\x7f", "lööp0", "by-id/..", "by-id/.", "by-id/../../sys", "by-id/", "by-path/x", LONG,
+    "", ".", "..", "../loop0", "loop0/..", "loop0/queue", "/dev/mapper/loop0", "loop0\n", "\nloop0", "loop0 ",
+    "loop0\t", "loop0;", "loop0\r", "\x7f", "lööp0", "by-id/..", "by-id/.", "by-id/../../sys", "by-id/", "by-path/x",
+    LONG,
 )  # fmt: skip
 NO_POOLS: Final = (
     "*", "/", "2", "0M", "2X", "-2M", "2M/", "2M/node", "2M/node-1", "2M/node0/", "2M/node0\n", "2M\n", "2M/../..",
-    "2M/**", "2M/node*", "../2M", "hugepages-2048kB", "99999999999T", LONG,
+    "2M/**", "2M/node?", "../2M", "hugepages-2048kB", "99999999999T", LONG,
 )  # fmt: skip
 NO_COUNTS: Final = (
     "",

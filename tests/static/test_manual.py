@@ -14,7 +14,7 @@ from tools import dbus_manual
 
 from kerntune import errors, journal
 from kerntune.api.contract import interface_files
-from kerntune.cli.commands import VERBS
+from kerntune.cli.commands import EVERYWHERE, VERBS
 from kerntune.config.active import CONFIG_INVALID
 from kerntune.daemon.app import Status
 from kerntune.engine.claims import SUSPENDED
@@ -105,8 +105,15 @@ def test_the_man_page_has_every_verb_and_option() -> None:
             if name.startswith("--"):
                 # An option stands alone or in front of its argument.
                 option = re.compile(rf"Fl {name.removeprefix('-')}( Ar \w+)?\n")
-                assert re.search(rf"\.It {option.pattern}", page), name
+                assert re.search(rf"\.It (Fl \w , -|Fl -){name.removeprefix('--')}( Ar \w+)?\n", page), name
                 assert option.search(usage), (verb.name, name)
+
+
+def test_the_man_page_has_the_options_of_every_verb() -> None:
+    for option in EVERYWHERE:
+        if not option.takes_value:
+            short, name = option.names
+            assert f".It Fl {short.removeprefix('-')} , {name.removeprefix('-')}\n" in COMMAND, name
 
 
 def test_the_man_page_has_every_exit_code_state_and_reason() -> None:

@@ -17,7 +17,7 @@ from kerntune.engine.results import Result, by_tunable, own_outcomes
 from kerntune.errors import InvalidValue
 from kerntune.globs import Glob, Set
 from kerntune.model import Origin, Reading, Target
-from kerntune.patterns import PATTERNS, UNSTABLE, Kind, Pool, joined, parse_pool
+from kerntune.patterns import PATTERNS, UNSTABLE, Kind, Pool, Span, full_name, is_unstable, joined, parse_pool
 from kerntune.tunables.knobs import CPU_GOVERNOR, IO_SCHEDULER
 from kerntune.units import CpuList, in_kib, in_pages, parse_cpus, parse_size, spell_cpus, spell_size
 from tests.unit.lab import claim
@@ -33,14 +33,18 @@ KIB, MIB, GIB, TIB = (1 << bits for bits in (10, 20, 30, 40))
     [
         *((Kind.POOLS, given, normal) for given, normal in (
             ("2m", "2M"), ("2MB", "2M"), ("2MiB", "2M"), ("2048K", "2M"), ("1024M", "1G"), ("2M/node0", "2M/node0"),
-            ("2M/NODE12", "2M/node12"), ("2048k/*", "2M/*"), ("2M/node3,0-1", "2M/node0-1,3"))),
+            ("2M/NODE12", "2M/node12"), ("2048k/*", "2M/*"), ("2M/node3,0-1", "2M/node0-1,3"), ("2M/0", "2M/node0"),
+            ("2M/3,0-1", "2M/node0-1,3"), ("2M/node*", "2M/*"))),
         *((Kind.CPUS, given, normal) for given, normal in (
             ("*", "*"), ("policy0", "policy0"), ("policy127", "policy127"), ("0", "0"), ("0-3,8", "0-3,8"),
             ("3,2,1,0", "0-3"), ("0-3,2-5", "0-5"), ("8,0-1", "0-1,8"), ("cpu3", "3"), ("cpu0-3,8", "0-3,8"),
             ("policy0-7", "policy0-7"), ("policy3,0-2", "policy0-3"), ("policy?", "policy?"))),
         *((Kind.DRIVES, name, name) for name in (
-            "nvme0n1", "nvme*", "by-id/nvme-eui.*", "sda", "dm-0", "md127", "cciss!c0d0", "mmcblk0boot0", "nvme0c0n1")),
-        (Kind.NAMES, "vm/swappiness", "vm.swappiness"),
+            "nvme0n1", "nvme*", "by-id/nvme-eui.*", "sda", "dm-0", "md127", "cciss!c0d0", "mmcblk0boot0", "nvme0c0n1",
+            "nvme0n1-nvme3n1", "sda-sdd", "sdy-sdab", "dm-0-dm-12")),
+        *((Kind.DRIVES, given, normal) for given, normal in (
+            ("/dev/nvme0n1", "nvme0n1"), ("/dev/disk/by-id/nvme-a", "by-id/nvme-a"), ("/dev/nvme*", "nvme*"))),
+        (Kind.NAMES, "vm/swappiness", "vm.swappiness"), (Kind.NAMES, "/proc/sys/vm/swappiness", "vm.swappiness"),
         (Kind.SINGLE, "", ""), (Kind.SINGLE, "*", ""),
     ],
 )  # fmt: skip
@@ -51,12 +55,13 @@ def test_a_name_in_normal_form(kind: Kind, given: str, normal: str) -> None:
 
 NO_NAMES = {
     Kind.POOLS: ("", "*", "2M/", "2M/node", "2M/nodex", "2M/node3-1", "2M/node0,", "2M/node0/x", "2M/../x", "2M\n",
-                 " 2M", "0M", "-2M", "1.5G", "3M", "G", "2", "2M*", "node0"),
+                 " 2M", "0M", "-2M", "1.5G", "3M", "G", "2", "2M*", "node0", "2M/nodes", "2M/0*"),
     Kind.CPUS: ("", "policy", "policyX", "policy7-0", "cpu?", "cpu*", "policy[0-3", "po*", "?", "cpu", "cpux",
                 "thecpu*/x", "0-", "-1", "3-1", "0,,1", "0 1", "0-3\n", "all", "10000", "1-2-3", "policy0/..",
                 "\u0663"),
-    Kind.DRIVES: ("", ".", "..", "../nvme0n1", "nvme0n1/..", "nvme0n1/queue", "/dev/nvme0n1", "nvme0n1\n", "\n",
-                  "nvme0n1 ", "nvme 0", "nvme0n1\0", "by-id/", "by-id/..", "by-id/../nvme0n1",
+    Kind.DRIVES: ("", ".", "..", "../nvme0n1", "nvme0n1/..", "nvme0n1/queue", "/dev/disk/by-path/x", "/dev/mapper/root",
+                  "/dev/..", "/dev/", "/dev", "/nvme0n1", "dev/nvme0n1", "sdd-sda", "nvme3n1-nvme0n1", "nvme0n1\n",
+                  "\n", "nvme0n1 ", "nvme 0", "nvme0n1\0", "by-id/", "by-id/..", "by-id/../nvme0n1",
                   "by-path/pci-0000:00", "n\u00fc", "x" * 257),
     Kind.SINGLE: ("node0", "**"),
 }  # fmt: skip
@@ -77,9 +82,20 @@ POOL = Target("hugepages", "2M/node1")
     ("kind", "target", "yes", "no"),
     [
         (Kind.DRIVES, DRIVE,
+         "nvme0n1-nvme3n1 nvme0n0-nvme0n2 /dev/nvme0n1 /dev/disk/by-id/nvme-First "
          "nvme0n1 nvme* * nvme[0-3]n1 nvme?n1 by-id/nvme-First by-id/nvme-eui.* by-id/*",
          # A glob does not cross the slash of by-id/.
+         "nvme1n1-nvme3n1 nvme0n1-nvme0n1 nvme0n2-nvme0n3 "
          "nvme0n nvme0n1p1 NVME* nvme1* sda by-id/nvme-Second by-id/nvme-Firs nvme-First *First b*"),
+        (Kind.DRIVES, Target("io-scheduler", "loop7"), "loop7 loop* loop[0-9] loop?  loop0-loop7 /dev/loop7",
+         "* l* lo*7 [lr]* ?oop7 *7 loop0-loop6 ram* zram*"),
+        (Kind.DRIVES, Target("io-scheduler", "zram0"), "zram0 zram* /dev/zram?", "* z* [z]ram0 ram* loop*"),
+        (Kind.DRIVES, Target("io-scheduler", "ram15"), "ram15 ram* ram0-ram15", "* r* zram* ram1"),
+        (Kind.DRIVES, Target("io-scheduler", "loopback"), "* l* loop*", "loop0-loop9"),
+        (Kind.DRIVES, Target("io-scheduler", "sdaa"), "sdaa sdy-sdab sda-sdzz sd*", "sda-sdz vda-vdzz sda-vdzz"),
+        (Kind.DRIVES, Target("io-scheduler", "sda1x"), "sda*", "sda-sdz sd0-sd9"),
+        (Kind.DRIVES, Target("io-scheduler", "dm-7"), "* dm-7 dm-0-dm-7 dm-*", "dm-0-dm-6 dm-7-x dm-7-"),
+        (Kind.DRIVES, Target("io-scheduler", "md_a1-md_a3"), "md_a1-md_a3 md_*", "md_a1 md_a1-md_a2"),
         (Kind.CPUS, POLICY, "* policy4 4 5 0-4 5-9 cpu5 policy? policy0-7",
          "0-3,6 policy5 policy40 44 cpu6 policy[0-3] policy0-3,5-9"),
         (Kind.POOLS, POOL, "2M/node1 2M/* 2M/node0-3", "2M 2M/node10 2M/node0 1G/* 1G/node1 2M/node0,2"),
@@ -97,7 +113,7 @@ def test_what_a_pattern_covers(kind: Kind, target: Target, yes: str, no: str) ->
 @pytest.mark.parametrize(
     ("kind", "exact", "open_"),
     [
-        (Kind.DRIVES, "nvme0n1 by-id/nvme-First", "nvme* nvme?n1 sd[ab]"),
+        (Kind.DRIVES, "nvme0n1 by-id/nvme-First nvme0n1-nvme3n1 sda-sdd", "nvme* nvme?n1 sd[ab]"),
         (Kind.CPUS, "policy0 0-3,8 policy0-7 3", "* policy?"),
         (Kind.POOLS, "2M 2M/node1 2M/node0-3", "2M/*"),
     ],
@@ -163,6 +179,43 @@ def test_instances_that_share_a_row(names: list[str], patterns: list[str]) -> No
 )  # fmt: skip
 def test_names_that_a_reboot_may_give_to_another_drive(name: str, stable: bool) -> None:
     assert (UNSTABLE.fullmatch(name) is None) is stable
+
+
+@pytest.mark.parametrize(
+    ("name", "unstable"),
+    [("sda-sdd", True), ("/dev/sda", True), ("nvme0n1", True), ("by-id/a-b", False), ("sd*", False)],
+)
+def test_drives_that_a_reboot_may_find_in_another_order(name: str, unstable: bool) -> None:
+    assert is_unstable(name) is unstable
+
+
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_a_range_has_what_is_between_its_ends(namespace: int, one: int, two: int, number: int) -> None:
+    first, last = sorted((one, two))
+    pattern = f"nvme{first}n{namespace}-nvme{last}n{namespace}"
+    covers = PATTERNS[Kind.DRIVES].matcher(PATTERNS[Kind.DRIVES].normal(pattern))
+    assert covers(Target("x", f"nvme{number}n{namespace}")) is (first < last and first <= number <= last)
+    assert not covers(Target("x", f"nvme{number}n{namespace}1"))
+
+
+def test_a_range_costs_what_its_text_costs() -> None:
+    """A text of hyphens has many places at which it could be cut in two."""
+    for text in ("1-" * 127, "-" * 255, "a1-" * 85, "sd-" * 85):
+        assert Span.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("swappiness", "vm.swappiness"),
+        ("vm.swappiness", "vm.swappiness"),
+        ("swap", "swap"),
+        ("twice", "twice"),
+        ("", ""),
+    ],
+)
+def test_the_last_part_of_a_name_stands_for_it_where_there_is_one(name: str, full: str) -> None:
+    assert full_name(name, ["vm.swappiness", "a.twice", "b.twice"]) == full
 
 
 # Globs of our own: the same answers as fnmatch gives, without its cache, and never slow

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, NotRequired, TypedDict
 
-from kerntune import errors
-from kerntune.globs import natural_sort_key
+from kerntune import errors, syntax
+from kerntune.globs import Glob, natural_sort_key
 from kerntune.model import Target
-from kerntune.patterns import EVERY, PATTERNS, Kind
+from kerntune.patterns import EVERY, GLOB, PATTERNS, Kind, Matcher, full_name, left_out_word, with_size
 from kerntune.suggest import no_such_target, no_such_tunable
+from kerntune.syntax import What
 
 
 class Outcome(NamedTuple):
@@ -196,17 +197,120 @@ def named(tunable: str, instance: str) -> str:
     return f"{tunable}@{instance}" if instance else tunable
 
 
-def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
-    """Return the targets of a tunable that a pattern covers; "" and "*" cover all of them.
+def resolve(document: Document, text: str) -> list[What]:
+    """Return the tunables and instances that a name means, as people type it; a glob may stand for several tunables.
 
-    Raise UnknownTunable, and InvalidValue for a text that is no pattern of its instances.
+    Raise Usage, and UnknownTunable.
     """
+    tunable, instances = syntax.what(text)
+    if not GLOB.search(tunable):
+        tunable_row(document, tunable)
+        return [What(tunable, instances)]
+    glob = Glob.parse(tunable)
+    found = [What(row["name"], instances) for row in document["tunables"] if glob.matches(row["name"])]
+    if not found:
+        tunable_row(document, tunable)
+    # Of the tunables that a glob stands for, some may have no instances of such a name.
+    return [each for each in found if is_pattern(document, *each)] or found
+
+
+def select(document: Document, names: Sequence[str] = ()) -> list[TargetRow]:
+    """Return the targets that names mean, as people type them, each once; without names all of them.
+
+    Devices that `*` leaves out are among them only if they have a claim, or a name means them. Raise Usage,
+    UnknownTunable, InvalidValue for a text that is no pattern, and NoSuchTarget or NotSupported for instances of which
+    there are none, and for which no claim waits.
+    """
+    found: dict[tuple[str, str], TargetRow] = {}
+    for text in names or (EVERY,):
+        meant = resolve(document, text)
+        rows = [row for each in meant for row in covered(document, *each)]
+        if not rows and meant[0].instances != EVERY and not waiting(document, meant):
+            if GLOB.search(text.partition("@")[0]):
+                raise errors.NoSuchTarget(f"nothing matches {text}", "kerntune list shows what there is")
+            raise nothing_matches(document, *meant[0])
+        found |= {(row["tunable"], row["instance"]): row for row in rows}
+    return list(found.values())
+
+
+def waiting(document: Document, meant: Iterable[What]) -> list[ClaimRow]:
+    """Return the claims that wait for a device, of these names."""
+    found: set[str] = set()
+    for tunable, instances in meant:
+        pattern, matches = normal(document, tunable, instances), matcher(document, tunable, instances)
+        for claim in document["claims"]:
+            is_same = claim["tunable"] == tunable and claim["instances"] == pattern
+            if not claim["matches"] and (is_same or matches(Target(claim["tunable"], claim["instances"]))):
+                found.add(claim["id"])
+    return [claim for claim in document["claims"] if claim["id"] in found]
+
+
+def covered(document: Document, name: str, pattern: str) -> list[TargetRow]:
+    """Return the targets of a tunable that a pattern covers; "" and "*" cover all, but drives that `*` leaves out.
+
+    Those that have a claim are covered all the same. Raise UnknownTunable, and InvalidValue for a text that is no
+    pattern of its instances.
+    """
+    kind, matches = kind_of(tunable_row(document, name)), matcher(document, name, pattern)
+    rows = [
+        row
+        for row in document["targets"]
+        if matches(Target(row["tunable"], row["instance"], aliases=tuple(row["aliases"])))
+    ]
+    if pattern not in ("", EVERY):
+        return rows
+    return [row for row in rows if row["claim"] or not is_left_out(kind, row)]
+
+
+def matcher(document: Document, name: str, pattern: str) -> Matcher:
+    """Return a function that checks if a pattern covers a target of this tunable; "" and "*" cover all of them."""
+    instances = normal(document, name, pattern)
+    if instances == EVERY:
+        return lambda target: target.tunable == name
+    matches = PATTERNS[kind_of(tunable_row(document, name))].matcher(instances)
+    return lambda target: target.tunable == name and matches(target)
+
+
+def normal(document: Document, name: str, pattern: str) -> str:
+    """Return a pattern in normal form, "*" for all instances. Raise UnknownTunable and InvalidValue."""
     kind = kind_of(tunable_row(document, name))
-    there = [row for row in document["targets"] if row["tunable"] == name]
     if pattern in ("", EVERY):
-        return there
-    matches = PATTERNS[kind].matcher(PATTERNS[kind].normal(pattern))
-    return [row for row in there if matches(Target(name, row["instance"], aliases=tuple(row["aliases"])))]
+        return EVERY
+    if kind is Kind.POOLS:
+        pattern = with_size(pattern, document["host"]["default_page_size"])
+    found = PATTERNS[kind].normal(pattern)
+    if kind is Kind.NAMES:
+        return full_name(found, (row["instance"] for row in document["targets"] if row["tunable"] == name))
+    return found
+
+
+def is_pattern(document: Document, name: str, pattern: str) -> bool:
+    """Return True if a text may name instances of a tunable."""
+    try:
+        normal(document, name, pattern)
+    except errors.InvalidValue:
+        return False
+    return True
+
+
+def is_left_out(kind: Kind, row: TargetRow) -> bool:
+    """Return True for a device that `*` does not cover."""
+    return kind is Kind.DRIVES and bool(left_out_word(row["instance"]))
+
+
+def left_out_of(document: Document, names: Sequence[str], rows: Sequence[TargetRow]) -> list[str]:
+    """Return the devices of these tunables that the rows of `select` do not have, because `*` leaves them out."""
+    kinds = {row["name"]: kind_of(row) for row in document["tunables"]}
+    tunables = {
+        each.tunable for text in names or (EVERY,) for each in resolve(document, text) if each.instances == EVERY
+    }
+    there = {row["instance"] for row in rows}
+    found = {
+        row["instance"]: None
+        for row in document["targets"]
+        if row["tunable"] in tunables and is_left_out(kinds[row["tunable"]], row) and row["instance"] not in there
+    }
+    return sorted(found, key=natural_sort_key)
 
 
 def kind_of(row: TunableRow) -> Kind:
@@ -262,13 +366,19 @@ def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
     """
     if found := covered(document, name, pattern):
         return found
+    raise nothing_matches(document, name, pattern)
+
+
+def nothing_matches(document: Document, name: str, pattern: str) -> errors.KerntuneError:
+    """Return the error for a pattern that covers no target: the tunable is not supported, or it has other instances."""
     row = tunable_row(document, name)
     if not row["supported"]:
-        raise errors.NotSupported(f"this host does not support {name}", row["detail"])
+        return errors.NotSupported(f"this host does not support {name}", row["detail"])
     kind = kind_of(row)
-    there = [Target(name, each["instance"], aliases=tuple(each["aliases"])) for each in covered(document, name, EVERY)]
-    normal = PATTERNS[kind].normal(pattern)
-    missing = no_such_target(name, kind, normal, there)
-    if pattern == EVERY or not PATTERNS[kind].exact(normal):
-        raise errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", missing.hint)
-    raise missing
+    rows = covered(document, name, EVERY) or [each for each in document["targets"] if each["tunable"] == name]
+    there = [Target(name, each["instance"], aliases=tuple(each["aliases"])) for each in rows]
+    text = normal(document, name, pattern)
+    missing = no_such_target(name, kind, text, there)
+    if pattern == EVERY or not PATTERNS[kind].exact(text):
+        return errors.NoSuchTarget(f"nothing matches {named(name, pattern)}", missing.hint)
+    return missing

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import kerntune
 from kerntune.cli import streams
-from kerntune.errors import Exit, KerntuneError, Usage
+from kerntune.errors import Exit, KerntuneError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
+    from kerntune.cli.commands import Namespace
     from kerntune.cli.output import Answer
     from kerntune.cli.remote import Connect
 
@@ -36,10 +37,6 @@ def main(argv: Sequence[str] | None = None, *, connect: Connect | None = None) -
 
             return complete.main(words[1:])
         return _run(words, connect)
-    except KerntuneError as error:
-        from kerntune.cli.commands import without_command  # noqa: PLC0415
-
-        return _fail(error, as_json="--json" in without_command(words)[0])
     except KeyboardInterrupt as interrupt:
         what = "What was asked for may be done all the same: see kerntune status"
         _complain("interrupted", str(interrupt) or what)
@@ -56,44 +53,45 @@ def run_of(name: str) -> Run:
     return cast("Run", getattr(import_module(f"kerntune.cli.{module}"), function))
 
 
-def _run(words: Sequence[str], connect: Connect | None) -> int:
-    from kerntune.cli.commands import HELP, VERBS, options_first, parser, without_command  # noqa: PLC0415
+def _run(line: Sequence[str], connect: Connect | None) -> int:
+    from kerntune.cli import commands  # noqa: PLC0415
 
-    typed = len(words)
-    words, command = without_command(words)
-    if len(words) < typed and not command:
-        raise Usage("there is no command after --", "Write one, or leave out the --")
-    if "--json" in words:
-        words = ["--json", *(word for word in words if word != "--json")]
-    verb = next((word for word in words if not word.startswith("-")), None)
-    if verb == HELP:
-        words = [*(word for word in words if word != HELP), "--help"]
-        verb = next((word for word in words if not word.startswith("-")), None)
-    if verb is not None and verb not in (names := [verb.name for verb in VERBS]):
-        from kerntune.cli import suggest  # noqa: PLC0415
+    words = commands.sort(line)
+    try:
+        if words.has(commands.HELP_OPTION):
+            return _write(commands.help_of(words.verb))
+        if words.has(commands.VERSION):
+            return _write(f"kerntune {kerntune.__version__}\n")
+        args = commands.parse(words)
+        if getattr(args, "fields", None):
+            from kerntune.cli import output  # noqa: PLC0415
 
-        raise suggest.no_verb(verb, names)
-    if verb is not None:
-        place = list(words).index(verb) + 1
-        words = [*words[:place], *options_first(verb, words[place:])]
-    args = parser().parse_args(words)
-    if args.verb is None:
-        args = parser().parse_args([*words, "status"])
-    args.command = command
-    from kerntune.cli import remote  # noqa: PLC0415
+            output.known_fields(args.verb, args.fields)  # before anything is done
+        from kerntune.cli import remote  # noqa: PLC0415
 
-    answer = run_of(args.run)(connect or remote.connect, args)
-    return _follow(answer, args) if isinstance(answer, Generator) else _show(answer, args)
+        with streams.quiet() if args.quiet else nullcontext():
+            answer = run_of(args.run)(connect or remote.connect, args)
+            return _follow(answer, args) if isinstance(answer, Generator) else _show(answer, args)
+    except KerntuneError as error:
+        return _fail(error, as_json=words.has(commands.JSON) and not words.has(commands.QUIET))
+
+
+def _write(text: str) -> int:
+    """Write a text that no verb answers, such as a help text. Raise Unwritten."""
+    with streams.written(sys.stdout):
+        sys.stdout.write(text)
+    return Exit.OK
 
 
 def _show(answer: Answer, args: Namespace) -> int:
     """Print an answer, and return the exit code."""
-    for advice in answer.advice:
-        _complain(*advice)
+    if not (streams.is_quiet() and answer.exit_code is Exit.OK):
+        for advice in answer.advice:
+            _complain(*advice)
     if getattr(args, "fields", None):
         from kerntune.cli import output  # noqa: PLC0415
 
-        rows = output.fields(answer.data, args.fields)
+        rows = output.fields(answer.data, args.verb, args.fields)
         answer = answer._replace(data=rows, page=output.field_lines(rows))
     try:
         _print(answer, args)
@@ -148,12 +146,12 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
 
 
 def _unwritten(error: streams.Unwritten, code: int, hint: str = "", *, done: bool = False) -> int:
-    """Say that an answer could not be written; return the exit code of the call, or FAILED if it would be 0."""
+    """Say that an answer could not be written; return the exit code of the call, or the error's if it would be 0."""
     if not error.reason:
         return code
     what = f"the answer could not be written: {error.reason}"
     _complain(f"done, but {what}" if done and code == Exit.OK else what, hint)
-    return code or Exit.FAILED
+    return code or error.exit_code
 
 
 def _complain(what: str, hint: str) -> None:

@@ -8,7 +8,6 @@ import random
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from kerntune.bench.legs import Workload
 from kerntune.bench.model import Change, Leg, Look, Report, Verdict
 from kerntune.bench.runs import Arm
 from kerntune.cli import suggest, tables
+from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.output_file import check_writable, replace_file
 from kerntune.cli.progress import Bar

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from pathlib import Path
 
 from kerntune.cli import output
+from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect
 from kerntune.config import check

@@ -1,24 +1,21 @@
-"""The syntax of the command line: the verbs, their arguments, and the parser made of them.
+"""The syntax of the command line: the verbs with their arguments and options, and what the words of a line say.
 
-This module runs nothing, and imports nothing that a help text can do without: a verb names the function that it runs.
-A new verb is a row in VERBS, and a function in a module of this package, which may be a generator of
-answers as things happen.
+This module runs nothing, and imports nothing that a usual line can do without: a verb names the function that it runs,
+and only a help text takes argparse. A new verb is a row in VERBS, and a function in a module of this package, which may
+be a generator of answers as things happen.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import kerntune
-from kerntune.cli import streams
 from kerntune.errors import Usage
 
 if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
+    from argparse import ArgumentParser
 
 ALWAYS, AUTO, NEVER = "always", "auto", "never"  # values of --color
 EPILOG: Final = """\
@@ -45,6 +42,16 @@ class Argument(NamedTuple):
     def takes_value(self) -> bool:
         return self.how.get("action") != "store_true"
 
+    @property
+    def key(self) -> str:
+        """The name under which its value is found."""
+        return self.names[-1].lstrip("-").replace("-", "_")
+
+    @property
+    def metavar(self) -> str:
+        """The word for its value."""
+        return self.how.get("metavar") or "|".join(self.how["choices"])
+
 
 class Verb(NamedTuple):
     """A row of the parser, and the function that it runs: `module:function` in this package."""
@@ -55,17 +62,22 @@ class Verb(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     takes_command: bool = False  # one after --
 
+    @property
+    def options(self) -> tuple[Argument, ...]:
+        """The options it takes: its own, and those of every verb."""
+        return (*(argument for argument in self.arguments if argument.is_option), *EVERYWHERE)
+
 
 def number(text: str) -> int:
-    """Return the number in a text of digits only."""
+    """Return the number in a text of digits only. Raise Usage."""
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        raise Usage(f"{text!r} is no number", "Write digits only")
     return int(text)
 
 
-def flag(name: str, about: str) -> Argument:
-    """Return an option without a value."""
-    return Argument((name,), {"action": "store_true", "help": about})
+def flag(name: str, about: str, short: str = "") -> Argument:
+    """Return an option without a value; `short` is its name of one letter."""
+    return Argument((short, name) if short else (name,), {"action": "store_true", "help": about})
 
 
 SETTING: Final = {
@@ -175,12 +187,16 @@ UNTIL: Final = Argument(
 HTML: Final = Argument(("--html",), {"metavar": "FILE", "help": "write a page with all points"}, "files")
 PNG: Final = Argument(("--png",), {"metavar": "FILE", "help": "write a picture; takes python3-matplotlib"}, "files")
 NO_COMMAND: Final = flag("--no-command", "leave the command line out of JSON and page")
-JSON: Final = flag("--json", "answer in JSON")
 FIELDS: Final = Argument(
     ("--fields",),
     {"metavar": "NAMES", "help": "only these fields (target,actual,condition), a line for each row, tabs between"},
     "texts",
 )
+DRY_RUN: Final = flag("--dry-run", "show what it would do, and change nothing", "-n")
+HELP_OPTION: Final = flag("--help", "show this help", "-h")
+VERSION: Final = flag("--version", "show the version", "-V")
+JSON: Final = flag("--json", "answer in JSON", "-j")
+QUIET: Final = flag("--quiet", "print nothing but errors: the exit status says the rest", "-q")
 COLOR: Final = Argument(
     ("--color",),
     {
@@ -190,7 +206,7 @@ COLOR: Final = Argument(
     },
     "texts",
 )
-EVERYWHERE: Final = (JSON, COLOR)  # options of every verb, which may stand in front of it too
+EVERYWHERE: Final = (JSON, QUIET, COLOR, VERSION, HELP_OPTION)  # options of every verb
 
 VERBS: Final = (
     Verb(
@@ -207,8 +223,8 @@ VERBS: Final = (
         (EXPLAINED,),
     ),
     Verb("get", "print values in force now", "verbs:get", (TARGETS, FIELDS)),
-    Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL, FIELDS)),
-    Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT, FIELDS)),
+    Verb("set", "claim values", "verbs:set_", (SETTINGS, PERSIST, ALLOW_PARTIAL, DRY_RUN, FIELDS)),
+    Verb("unset", "withdraw claims", "verbs:unset", (TARGETS, PERSISTENT, DRY_RUN, FIELDS)),
     Verb(
         "hold",
         "claim values for as long as this command runs; huge pages are added to what there is",
@@ -245,15 +261,20 @@ VERBS: Final = (
         "verbs:plan",
         (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE, PLANNED_HOLDS),
     ),
-    Verb("profile", "list profiles, put one in force, or show what it says", "verbs:profile", (ACTION, PROFILE_NAME)),
+    Verb(
+        "profile",
+        "list profiles, put one in force, or show what it says",
+        "verbs:profile",
+        (ACTION, PROFILE_NAME, DRY_RUN),
+    ),
     Verb(
         "reset",
         "withdraw everybody's claims: back to configuration and profile",
         "verbs:reset",
-        (BASELINE, RESET_HOLDS),
+        (BASELINE, RESET_HOLDS, DRY_RUN),
     ),
     Verb("verify", "what is managed and not in the desired state", "verbs:verify", (SHOWN, FIELDS)),
-    Verb("reload", "read the configuration files again", "verbs:reload"),
+    Verb("reload", "read the configuration files again", "verbs:reload", (DRY_RUN,)),
     Verb("config", "check the configuration files; needs no daemon", "check:config", (CHECK, PLACE)),
     Verb("doctor", "look at the host: what is missing, and what works against kerntune", "doctor:doctor", (TREE,)),
     Verb(
@@ -267,65 +288,194 @@ VERBS: Final = (
 )
 
 
+DEFAULT: Final = "status"
 HELP: Final = "help"  # in place of a verb, for users who do not know --help
+END: Final = "--"  # of the options
 
 
-class Parser(argparse.ArgumentParser):
-    """The parser: it raises where argparse would exit, so that every error leaves in the same way."""
+class Namespace(SimpleNamespace):
+    """The arguments and options of a verb, by name: also `verb`, `run`, and `command`, the words after --."""
 
-    def error(self, message: str) -> NoReturn:
-        raise Usage(message, f"See {self.prog} --help")
-
-    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:  # noqa: ARG002
-        """Print a help text or the version, which end the command. Raise Unwritten."""
-        with streams.written(sys.stdout):
-            sys.stdout.write(message)
+    verb: str
+    run: str
+    command: list[str]
 
 
-def parser() -> Parser:
-    """Return the parser of the whole command line, made from the rows of VERBS."""
-    about = "Tune the kernel by way of kerntuned."
-    top = Parser(prog="kerntune", description=about, epilog=EPILOG, allow_abbrev=False)
-    top.add_argument("--version", action="version", version=f"kerntune {kerntune.__version__}")
-    for argument in EVERYWHERE:
-        top.add_argument(*argument.names, **argument.how)
+class Typed(NamedTuple):
+    """An option as it was typed: its name, its value if it has one, and the word that it is from."""
+
+    name: str
+    value: str | None
+    word: str
+
+
+class Words(NamedTuple):
+    """The words of a line, sorted: the verb ("" for none), the arguments, and the options wherever they stood.
+
+    `command` is the words after -- of a verb that takes a command, None without the --.
+    """
+
+    verb: str
+    arguments: tuple[str, ...]
+    options: tuple[Typed, ...]
+    command: tuple[str, ...] | None
+
+    def has(self, option: Argument) -> bool:
+        """Return True if this option is among them."""
+        return any(typed.name in option.names for typed in self.options)
+
+
+def sort(line: Sequence[str]) -> Words:
+    """Return the words of a line, sorted; parse() judges them. Short options may share a word: -jq."""
+    taking = {name for verb in VERBS for one in verb.options if one.takes_value for name in one.names}
+    arguments: list[str] = []
+    options: list[Typed] = []
+    command = None
+    left = list(reversed(line))
+    while left:
+        word = left.pop()
+        if word == END:
+            verb = verb_called(next(iter(arguments), ""))
+            if verb and verb.takes_command:
+                command = tuple(reversed(left))
+            else:
+                arguments += reversed(left)
+            break
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            # An option after one that takes a value means that its value was forgotten.
+            follows = name in taking and not equals and left and not is_option(left[-1])
+            options.append(Typed(name, value if equals else left.pop() if follows else None, word))
+        elif is_option(word):
+            options += (Typed(f"-{letter}", None, word) for letter in word[1:])
+        else:
+            arguments.append(word)
+    if arguments[:1] == [HELP]:
+        del arguments[0]
+        options.append(Typed(HELP_OPTION.names[0], None, HELP))
+    return Words(next(iter(arguments), ""), tuple(arguments[1:]), tuple(options), command)
+
+
+def is_option(word: str) -> bool:
+    """Return True if a word is an option, or the end of them; a hyphen alone and a number below 0 are arguments."""
+    return word.startswith("-") and word != "-" and not word[1:].isdecimal()
+
+
+def verb_called(name: str) -> Verb | None:
+    """Return the verb of that name, or None."""
+    return next((verb for verb in VERBS if verb.name == name), None)
+
+
+def parse(words: Words) -> Namespace:
+    """Return the arguments and options of the verb. Raise Usage for words that the verb does not take."""
+    verb = known_verb(words.verb or DEFAULT)
+    found: dict[str, Any] = {"verb": verb.name, "run": verb.run, "command": list(words.command or ())}
+    known = {name: option for option in verb.options for name in option.names}
+    for option in verb.options:
+        found[option.key] = option.how.get("default") if option.takes_value else False
+    for typed in words.options:
+        if (argument := known.get(typed.name)) is None:
+            raise no_option(verb, typed)
+        if argument.takes_value == (typed.value is None):
+            name = argument.names[-1]
+            how = f"a value: {name} {argument.metavar}" if argument.takes_value else f"no value: {name}"
+            raise Usage(f"{name} takes {how}", see(verb))
+        value = converted(verb, argument, typed.value) if typed.value is not None else True
+        is_list = argument.how.get("action") == "append"
+        found[argument.key] = [*(found[argument.key] or ()), value] if is_list else value
+    left = list(words.arguments)
+    for argument in (one for one in verb.arguments if not one.is_option):
+        found[argument.key] = taken(verb, argument, left)
+    if left:
+        raise Usage(f"{verb.name} takes no argument {left[0]!r}", see(verb))
+    if words.command == ():
+        raise Usage("there is no command after --", "Write one, or leave out the --")
+    return Namespace(**found)
+
+
+def known_verb(name: str) -> Verb:
+    """Return the verb of that name. Raise Usage, which names a similar one."""
+    if verb := verb_called(name):
+        return verb
+    if "=" in name:
+        raise Usage(f"{name} is no verb", f"To set it: kerntune set {name}")
+    meant = did_you_mean(name, [verb.name for verb in VERBS])
+    raise Usage(f"there is no verb {name!r}", f"{meant}kerntune --help shows those there are")
+
+
+def taken(verb: Verb, argument: Argument, left: list[str]) -> Any:
+    """Take what an argument takes from the words that are left. Raise Usage if it needs more."""
+    count = argument.how.get("nargs")
+    if not left and count in (None, "+"):
+        least = "at least one " if count else ""
+        raise Usage(f"{verb.name} takes {least}{argument.metavar}", see(verb))
+    if count in ("*", "+"):
+        values = [converted(verb, argument, word) for word in left]
+        left.clear()
+        return values
+    return converted(verb, argument, left.pop(0)) if left else argument.how.get("default")
+
+
+def converted(verb: Verb, argument: Argument, word: str) -> Any:
+    """Return a value as its argument has it. Raise Usage for one that it does not take."""
+    choices = argument.how.get("choices", ())
+    if choices and word not in choices:
+        name = argument.names[-1] if argument.is_option else verb.name
+        raise Usage(f"{name} takes {', '.join(choices)}, and not {word!r}", f"{did_you_mean(word, choices)}{see(verb)}")
+    return argument.how["type"](word) if "type" in argument.how else word
+
+
+def no_option(verb: Verb, typed: Typed) -> Usage:
+    """Return the error for an option that the verb does not have: the one that was meant, and those it has."""
+    names = [name for option in verb.options for name in option.names if name.startswith("--")]
+    others = [other.name for other in VERBS if any(typed.name in option.names for option in other.options)]
+    if typed.name.startswith("--"):
+        meant = "" if others else did_you_mean(typed.name, names)
+    else:
+        # -persist was read as seven short options.
+        meant = did_you_mean(f"-{typed.word}", names) if len(typed.word) > len("-jqn") else ""
+    suggestion = meant or (f"It belongs to {', '.join(others)}. " if others else "")
+    has = ", ".join(
+        " ".join((option.names[-1], *(f"({name})" for name in option.names[:-1]))) for option in verb.options
+    )
+    name = typed.word if meant and not typed.name.startswith("--") else typed.name
+    return Usage(f"{verb.name} has no option {name}", f"{suggestion}It has {has}. {see(verb)}")
+
+
+def did_you_mean(word: str, names: Sequence[str]) -> str:
+    """Return a question for the name that is most like a word, "" when none is."""
+    from kerntune.suggest import closest  # noqa: PLC0415  # only an error needs it
+
+    meant = closest(word, names)
+    return f"Did you mean {meant}? " if meant else ""
+
+
+def see(verb: Verb) -> str:
+    """Return where the arguments of a verb are explained."""
+    return f"See kerntune {verb.name} --help"
+
+
+def help_of(name: str) -> str:
+    """Return the help text of a verb, or of the whole command line for "". Raise Usage for an unknown verb."""
+    top, rows = parsers()
+    return (rows[known_verb(name).name] if name else top).format_help()
+
+
+def parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """Return the parsers of argparse that write the help texts: of the command line, and of each verb."""
+    from argparse import ArgumentParser  # noqa: PLC0415  # to import it takes longer than to read a line
+
+    about = "Tune the kernel by way of kerntuned. Options may stand anywhere; -- ends them."
+    top = ArgumentParser(prog="kerntune", description=about, epilog=EPILOG, add_help=False)
     rows = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    found: dict[str, ArgumentParser] = {}
     for verb in VERBS:
         about = f"{verb.summary[0].upper()}{verb.summary[1:]}."
-        row = rows.add_parser(verb.name, help=verb.summary, description=about, allow_abbrev=False)
-        for argument in verb.arguments:
+        row = found[verb.name] = rows.add_parser(verb.name, help=verb.summary, description=about, add_help=False)
+        for argument in (*verb.arguments, *EVERYWHERE):
             row.add_argument(*argument.names, **argument.how)
         if verb.takes_command:
             row.usage = f"{row.format_usage().removeprefix('usage: ').rstrip()} [-- CMD ...]"
-        # An absent option here must not undo one in front of the verb.
-        for argument in EVERYWHERE:
-            row.add_argument(*argument.names, **{**argument.how, "default": argparse.SUPPRESS})
-        row.set_defaults(run=verb.run)
-    return top
-
-
-def without_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words of kerntune, and those of a command after `--`, which kerntune does not read."""
-    verb = next((word for word in words if not word.startswith("-")), None)
-    takes_one = any(row.takes_command and row.name == verb for row in VERBS)
-    place = list(words).index("--") if takes_one and "--" in words else len(words)
-    return list(words[:place]), list(words[place + 1 :])
-
-
-def options_first(verb: str, words: Iterable[str]) -> list[str]:
-    """Return the words with the options before the arguments: argparse takes an option as the end of these."""
-    arguments = next((row.arguments for row in VERBS if row.name == verb), ())
-    taking = {name for argument in (*arguments, *EVERYWHERE) if argument.takes_value for name in argument.names}
-    first: list[str] = []
-    rest: list[str] = []
-    words = iter(words)
-    for word in words:
-        if word == "--":
-            rest += [word, *words]
-        elif word in taking:
-            value = next(words, None)
-            # Without a value the option stays at the end, where argparse reports it as missing.
-            first, rest = ([*first, word, value], rest) if value is not None else (first, [*rest, word])
-        else:
-            (first if word.startswith("--") else rest).append(word)
-    return [*first, *rest]
+    for argument in EVERYWHERE:
+        top.add_argument(*argument.names, **argument.how)
+    return top, found

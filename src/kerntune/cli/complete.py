@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from kerntune.cli.streams import written
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.paths import CONFIG, files_in, folders
-from kerntune.patterns import EVERY, Kind
+from kerntune.patterns import EVERY, Kind, left_out_word
 
 if TYPE_CHECKING:
     from kerntune.kernel.files import KernelView
@@ -62,7 +62,7 @@ def targets(word: str, root: Path) -> Iterator[str]:
     name, at, _ = word.partition("@")
     for tunable in registry():
         if at and tunable.name == name:
-            yield from (f"{name}@{instance}" for instance in instances(tunable, host(root)))
+            yield from (f"{name}@{instance}" for instance in instances(tunable, host(root), word))
         elif not at:
             yield tunable.name
             if tunable.name.startswith(word) and tunable.kind is not Kind.SINGLE:
@@ -78,7 +78,7 @@ def settings(word: str, root: Path) -> Iterator[str]:
             yield from (f"{one.name}=",) if takes_no_instance(one) else ()
         return
     kernel = host(root)
-    yield from (f"{tunable.name}@{instance}=" for instance in instances(tunable, kernel))
+    yield from (f"{tunable.name}@{instance}=" for instance in instances(tunable, kernel, word))
     target, equals, _ = word.rpartition("=")
     if equals:
         pattern = target.partition("@")[2]
@@ -102,9 +102,15 @@ def takes_no_instance(tunable: Tunable) -> bool:
     return tunable.kind is Kind.POOLS or is_good(tunable.normal, EVERY)
 
 
-def instances(tunable: Tunable, kernel: KernelView) -> Iterator[str]:
-    """Yield the names of the present targets, also their other names, as far as they may be patterns."""
+def instances(tunable: Tunable, kernel: KernelView, word: str) -> Iterator[str]:
+    """Yield the names of the present targets, also their other names, as far as they may be patterns.
+
+    Devices that `*` leaves out are offered when the word has begun to name them.
+    """
+    begun = word.partition("@")[2]
     for target in tunable.targets(kernel):
+        if tunable.kind is Kind.DRIVES and left_out_word(target.instance) and not begun:
+            continue
         yield from (name for name in (target.instance, *target.aliases) if name and is_good(tunable.normal, name))
 
 

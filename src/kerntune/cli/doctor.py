@@ -6,12 +6,12 @@ The package kerntune.doctor examines the host and reads the files; these verbs a
 from __future__ import annotations
 
 import shlex
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from kerntune.api.document import Document, named
+from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Advice, Answer, changed
 from kerntune.cli.remote import Connect
 from kerntune.cli.tables import Page, Prose, clean

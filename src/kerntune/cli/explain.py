@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
+from kerntune import syntax
 from kerntune.cli import tables
+from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect
 from kerntune.cli.tables import Page, Prose
@@ -28,7 +28,7 @@ def explain(_connect: Connect, args: Namespace) -> Answer:
         table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset(), wraps=True)
         return Answer({"tunables": [data(one) for one in known]}, [table])
     # What is known is of the tunable, whichever instance or value somebody thinks of.
-    name = re.split("[@=]", args.tunable)[0]
+    name = syntax.what(args.tunable.partition("=")[0]).tunable
     for one in known:
         if one.name == name:
             return Answer(data(one), page(one))

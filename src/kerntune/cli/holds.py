@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 from kerntune import syntax
 from kerntune.api.document import ClaimRow, Document, HoldRow, named
 from kerntune.cli import output
+from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.signals import caught

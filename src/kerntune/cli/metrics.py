@@ -8,7 +8,6 @@ Prometheus then read the same text. https://prometheus.io/docs/instrumenting/exp
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from kerntune.api.document import Document, Pool, waiting_claims
+from kerntune.cli.commands import Namespace
 from kerntune.cli.health import judged, of_document
 from kerntune.cli.output import Answer
 from kerntune.cli.output_file import replace_file

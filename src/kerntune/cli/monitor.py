@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any, Final, TextIO
@@ -17,6 +16,7 @@ from kerntune.api.document import Document, Event, GuardChange, Health
 from kerntune.api.names import BACK_SECONDS, CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, LOOK_SECONDS, MEMORY
 from kerntune.cli import output, streams, tables, terminal
 from kerntune.cli.board import Board, screen
+from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.signals import Caught, caught

@@ -24,6 +24,7 @@ from kerntune.cli.rows import cpus_of, pair, shown, target_row, together, waitin
 from kerntune.cli.tables import EMPTY, GOOD, Page, Prose, Row, Table, clean, row
 from kerntune.errors import Exit, Usage
 from kerntune.model import Reason, State
+from kerntune.patterns import Kind, left_out_word
 from kerntune.results import WELL, Condition, condition, exit_code
 from kerntune.units import gib
 
@@ -86,12 +87,19 @@ MEANINGS: Final[Mapping[str, str]] = {
 }
 
 
-NAMED_ROWS: Final = frozenset({"outcomes", "targets"})
-# The rows of an answer for programs, and their fields.
-ROWS: Final[Mapping[str, Sequence[str]]] = {
-    "outcomes": (*Outcome._fields, "condition"),
-    "targets": (*TargetRow.__annotations__, "condition"),
-    "profiles": ("name", "summary"),
+# The rows in the answer of a verb, and their fields for programs.
+ROWS: Final[Mapping[str, str]] = {
+    "status": "targets",
+    "list": "targets",
+    "get": "targets",
+    "set": "outcomes",
+    "unset": "outcomes",
+    "verify": "outcomes",
+    "holds": "holds",
+}
+FIELDS: Final[Mapping[str, Sequence[str]]] = {
+    "targets": ("target", *TargetRow.__annotations__, "condition"),
+    "outcomes": ("target", *Outcome._fields, "condition"),
     "holds": tuple(HoldRow.__annotations__),
 }
 
@@ -140,19 +148,20 @@ def target_data(row: TargetRow) -> dict[str, Any]:
     return {**row, "condition": judged(row).condition}
 
 
-def fields(data: Mapping[str, Any], names: str) -> list[dict[str, Any]]:
-    """Return only these fields (their names between commas) of the rows of an answer. Raise Usage for another name.
-
-    `target` is what people type: TUNABLE@INSTANCE.
-    """
-    kind = next(name for name in ROWS if name in data)
-    known = [*("target",) * (kind in NAMED_ROWS), *ROWS[kind]]
+def known_fields(verb: str, names: str) -> list[str]:
+    """Return the names of fields, which stand between commas. Raise Usage for one that the verb's answer lacks."""
+    known = FIELDS[ROWS[verb]]
     wanted = [name.strip() for name in names.split(",")]
-    if unknown := next((name for name in wanted if name not in known), None):
-        raise Usage(f"there is no field {unknown!r} here", f"There are {', '.join(known)}")
-    rows = [{**row, "target": named(row["tunable"], row["instance"])} if kind in NAMED_ROWS else row
-            for row in data[kind]]  # fmt: skip
-    return [{name: row.get(name) for name in wanted} for row in rows]
+    if unknown := [name for name in wanted if name not in known]:
+        raise Usage(f"there is no field {unknown[0]!r} here", f"There are {', '.join(known)}")
+    return wanted
+
+
+def fields(data: Mapping[str, Any], verb: str, names: str) -> list[dict[str, Any]]:
+    """Return only these fields of the rows of an answer; `target` is what people type: TUNABLE@INSTANCE."""
+    rows = [{"target": named(row["tunable"], row["instance"]), **row} if "instance" in row else row
+            for row in data[ROWS[verb]]]  # fmt: skip
+    return [{name: row.get(name) for name in known_fields(verb, names)} for row in rows]
 
 
 def field_lines(rows: Iterable[Mapping[str, Any]]) -> Page:
@@ -223,8 +232,10 @@ def _outcome_row(row: Outcome, found: str, note: str) -> Row:
     return target_row(found, named(row.tunable, row.instance), *values, found, notes=[note])
 
 
-def targets(document: Document, rows: Sequence[TargetRow], tunables: Sequence[TunableRow]) -> Page:
-    """Return a table of these targets with value and choices, and of these tunables if this host lacks them."""
+def targets(
+    document: Document, tunables: Sequence[TunableRow], rows: Sequence[TargetRow], left_out: Sequence[str] = ()
+) -> Page:
+    """Return a table of targets with value and choices, of unsupported tunables, and how to see those left out."""
     table: list[Row] = []
     for tunable in tunables:
         mine = [row for row in rows if row["tunable"] == tunable["name"]]
@@ -232,12 +243,20 @@ def targets(document: Document, rows: Sequence[TargetRow], tunables: Sequence[Tu
         if not tunable["supported"]:
             cells = ("", Condition.NOT_APPLICABLE, "")
             table.append(target_row(Condition.NOT_APPLICABLE, tunable["name"], *cells, notes=[tunable["detail"]]))
-    table = together(table, cpus_of(document))
-    return (
-        [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), tuple(table), wraps=True)]
-        if table
-        else ["There are no targets."]
-    )
+    page: list[str | Prose | Table] = ["There are no targets."]
+    if table:
+        rows_ = tuple(together(table, cpus_of(document)))
+        page = [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), rows_, wraps=True)]
+    return [*page, *_left_out(tunables, left_out)]
+
+
+def _left_out(tunables: Sequence[TunableRow], names: Sequence[str]) -> Iterator[Prose]:
+    """Yield what `*` leaves out, and how to see it."""
+    if names:
+        tunable = next(row["name"] for row in tunables if row["kind"] == Kind.DRIVES)
+        are = "device is" if len(names) == 1 else "devices are"
+        glob = f"{tunable}@{left_out_word(names[0])}*"
+        yield Prose(f"{len(names)} loop, ram or zram {are} left out: kerntune list '{glob}'")
 
 
 def _target(row: TargetRow) -> Row:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from kerntune.api.document import named
 from kerntune.api.names import MANAGER, ROOT
+from kerntune.cli.streams import is_quiet
 from kerntune.cli.tables import clean
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ USUAL: Final = 80  # columns
 @contextmanager
 def shown(client: BlockingClient, stream: TextIO) -> Iterator[None]:
     """Draw the daemon's progress on the call that is made inside; draw nothing where `stream` is no terminal."""
-    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+    if not may_draw(stream):
         yield
         return
     client.listen(ROOT, MANAGER, "Progress", start=True)
@@ -41,6 +42,11 @@ def shown(client: BlockingClient, stream: TextIO) -> Iterator[None]:
         client.on_signal = None
         if drawn:
             _write(stream, ERASE)
+
+
+def may_draw(stream: TextIO) -> bool:
+    """Return True if a bar may be drawn: on a terminal that can erase it, where not only errors are wanted."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not is_quiet()
 
 
 def _columns(stream: TextIO) -> int:
@@ -78,7 +84,7 @@ class Bar:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._draws = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._draws = may_draw(stream)
 
     def __enter__(self) -> Bar:
         return self

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Final, TextIO
 
 STDIN: Final = 0  # descriptor
@@ -36,6 +37,25 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+class Discarded(io.TextIOBase):
+    """A stream that throws away what is written to it."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Throw away what is written to standard output inside."""
+    with redirect_stdout(Discarded()):
+        yield
+
+
+def is_quiet() -> bool:
+    """Return True if only errors are to be written."""
+    return isinstance(sys.stdout, Discarded)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from kerntune.errors import KerntuneError, UnknownTunable, Usage
+from kerntune.errors import KerntuneError, UnknownTunable
 from kerntune.suggest import closest
 
 # The daemon's texts have both parts in one, and what to try is the last sentence. No path or figure begins one.
@@ -56,12 +56,3 @@ def known_as() -> dict[str, str]:
         with contextlib.suppress(OSError, ValueError, KeyError):
             found |= dict.fromkeys(other_words(tunable), tunable.name)
     return found
-
-
-def no_verb(word: str, verbs: Sequence[str]) -> Usage:
-    """Return the error for a verb that does not exist."""
-    if "=" in word:
-        return Usage(f"{word} is no verb", f"To set it: kerntune set {word}")
-    meant = closest(word, verbs)
-    suggestion = f"Did you mean {meant}? " if meant else ""
-    return Usage(f"there is no verb {word!r}", f"{suggestion}kerntune --help shows those there are")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -16,21 +15,23 @@ from kerntune.api.document import (
     TargetRow,
     claims_behind,
     covered,
-    find,
+    left_out_of,
     managed,
     named,
-    tunable_row,
-    waiting_claims,
+    nothing_matches,
+    resolve,
+    select,
+    waiting,
 )
 from kerntune.cli import output, suggest
 from kerntune.cli import status as status_page
-from kerntune.cli.commands import PROFILE_NAME
+from kerntune.cli.commands import PROFILE_NAME, Namespace
 from kerntune.cli.health import HostHealth, Judged, conditions_of, judged_outcome, of_document, of_host
 from kerntune.cli.output import Advice, Answer, changed, gives_back, outcome_data, target_data
 from kerntune.cli.remote import Connect, Manager
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
 from kerntune.model import Origin, Setting, State
-from kerntune.patterns import EVERY, UNSTABLE
+from kerntune.patterns import EVERY, is_unstable
 from kerntune.results import Condition, exit_code, get_exit_code, health_exit_code, profile_exit_code
 from kerntune.suggest import listed
 
@@ -59,40 +60,30 @@ def list_(connect: Connect, args: Namespace) -> Answer:
     """Show every target, or those that are named."""
     with connect() as manager:
         document = manager.describe()
-    tunables, rows = document["tunables"], document["targets"]
-    if args.targets:
-        names = [syntax.what(text) for text in args.targets]
-        tunables = [tunable_row(document, name) for name in dict.fromkeys(name for name, _ in names)]
-        found = [row for name in names for row in covered(document, *name)]
-        rows = list({(row["tunable"], row["instance"]): row for row in found}.values())
-    data = {"tunables": tunables, "targets": [target_data(row) for row in rows]}
-    return Answer(data, output.targets(document, rows, tunables))
+    rows = select(document, args.targets)
+    names = {each.tunable for text in args.targets or (EVERY,) for each in resolve(document, text)}
+    tunables = [row for row in document["tunables"] if row["name"] in names]
+    hidden = left_out_of(document, args.targets, rows)
+    data = {"tunables": tunables, "targets": [target_data(row) for row in rows], "left_out": hidden}
+    return Answer(data, output.targets(document, tunables, rows, hidden))
 
 
-def _named(document: Document, texts: Iterable[str]) -> tuple[list[TargetRow], list[ClaimRow]]:
-    """Return the targets of these names, and the claims on such that wait for one. Raise as `find` does."""
-    rows: dict[tuple[str, str], TargetRow] = {}
-    waiting: dict[str, ClaimRow] = {}
-    for text in texts:
-        tunable, instances = syntax.what(text)
-        own = [claim for claim in waiting_claims(document) if claim["tunable"] == tunable
-               and instances in (EVERY, claim["instances"])]  # fmt: skip
-        found = covered(document, tunable, instances) if own else find(document, tunable, instances)
-        waiting |= {claim["id"]: claim for claim in own}
-        rows |= {(row["tunable"], row["instance"]): row for row in found}
-    return list(rows.values()), list(waiting.values())
+def _named(document: Document, texts: Sequence[str]) -> tuple[list[TargetRow], list[ClaimRow]]:
+    """Return the targets of these names, and the claims on such that wait for one. Raise as `select` does."""
+    meant = [each for text in texts for each in resolve(document, text)]
+    return select(document, texts), waiting(document, meant)
 
 
 def get(connect: Connect, args: Namespace) -> Answer:
     """Show the values in force now."""
-    wanted = [syntax.what(text) for text in args.targets]
+    for text in args.targets:
+        syntax.what(text)
     with connect() as manager:
         document = manager.describe()
-    found: dict[tuple[str, str], TargetRow] = {}
-    for tunable, instances in wanted:
-        rows = find(document, tunable, instances)
-        found |= {(row["tunable"], row["instance"]): row for row in rows}
-    rows = list(found.values())
+    for text in args.targets:
+        if not select(document, [text]):
+            raise nothing_matches(document, *resolve(document, text)[0])
+    rows = select(document, args.targets)
     unreadable = [row for row in rows if row["value"] is None]
     if len(unreadable) == len(rows):
         names = {
@@ -200,7 +191,7 @@ def _options(args: Namespace, *names: str) -> dict[str, bool]:
 
 def _stable_names(manager: Manager, settings: Iterable[Setting]) -> list[Advice]:
     """Return advice about names that may mean other drives after a reboot."""
-    unstable = [each for each in settings if UNSTABLE.fullmatch(each.instances)]
+    unstable = [each for each in settings if is_unstable(each.instances)]
     document = manager.describe() if unstable else None
     return [_stable_name(each, document) for each in unstable if document]
 
@@ -208,15 +199,10 @@ def _stable_names(manager: Manager, settings: Iterable[Setting]) -> list[Advice]
 def _stable_name(setting: Setting, document: Document) -> Advice:
     """Return the advice that a persistent claim should follow the drive, and not the slot where it was found."""
     tunable, instance, value = setting
-    aliases = [
-        alias
-        for row in document["targets"]
-        if (row["tunable"], row["instance"]) == (tunable, instance)
-        for alias in row["aliases"]
-        if alias.startswith("by-id/")
-    ]
-    what = f"{instance} may be another drive after a reboot"
-    if aliases:
+    rows = covered(document, tunable, instance)
+    aliases = [alias for row in rows[:1] for alias in row["aliases"] if alias.startswith("by-id/")]
+    what = f"{instance} may be {'other drives' if len(rows) > 1 else 'another drive'} after a reboot"
+    if aliases and len(rows) == 1:
         return Advice(what, f"To follow the drive: kerntune set {tunable}@{aliases[0]}={value} --persist")
     return Advice(what, f"A name below /dev/disk/by-id would follow the drive: {tunable}@by-id/...={value}")
 
@@ -291,15 +277,11 @@ def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, pe
 
 
 def in_force(document: Document, what: Iterable[tuple[str, str]]) -> Iterator[ClaimRow]:
-    """Yield the claims that won the targets of these names, and those that wait for such targets."""
-    names = list(what)
-    winners = {row["claim"] for tunable, instances in names for row in covered(document, tunable, instances)}
-    for claim in document["claims"]:
-        waits = not claim["matches"] and any(
-            claim["tunable"] == tunable and instances in {"", EVERY, claim["instances"]} for tunable, instances in names
-        )
-        if claim["id"] in winners or waits:
-            yield claim
+    """Return the claims that won the targets of these names, and those that wait for such targets."""
+    names = [syntax.What(*name) for name in what]
+    concerned = {row["claim"] for name in names for row in covered(document, *name)}
+    concerned |= {claim["id"] for claim in waiting(document, names)}
+    return (claim for claim in document["claims"] if claim["id"] in concerned)
 
 
 def how(claim: ClaimRow) -> str:

@@ -24,7 +24,7 @@ from kerntune.model import (
     Target,
 )
 from kerntune.paths import setting as setting_named
-from kerntune.patterns import EVERY, Kind
+from kerntune.patterns import EVERY, Kind, with_size
 from kerntune.suggest import lacks, no_such_target, no_such_tunable
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.pool_room import Room
@@ -162,10 +162,12 @@ def sound(claim: Claim, tunables: Mapping[str, Tunable]) -> bool:
 
 
 def instances_of(tunable: Tunable, text: str, world: World) -> str:
-    """Return the pattern of a setting in normal form; an empty one of huge pages is the default page size.
+    """Return the pattern of a setting in normal form; huge pages without a size have the default page size.
 
     Raise InvalidValue for a text that is no pattern, and NotSupported where the host has no default page size.
     """
+    if tunable.kind is Kind.POOLS:
+        text = with_size(text, world.page_size)
     if text or tunable.kind is not Kind.POOLS:
         return normal(tunable, text)
     if not world.page_size:
@@ -224,7 +226,7 @@ def withdraw(request: Request, world: World, known: Claims) -> Edit:
             owed = (target.instance for target in world.owed if target.tunable == tunable.name)
             dropped += [ClaimId(request.origin, tunable.name, instance) for instance in owed]
             continue
-        instances = normal(tunable, named)
+        instances = instances_of(tunable, named, world)
         claim_id = ClaimId(request.origin, tunable.name, instances)
         is_known = claim_id in known.by_id or not tunable.exact(instances) or world.covered(tunable, instances)
         if not is_known and tunable.name not in world.missing:

@@ -20,7 +20,8 @@ MODES = ("heuristic", "always", "never")
 NEVER = "never"
 # A host may hold any of these: the ratio is an int, the kilobytes are an unsigned long (mm/util.c).
 VALUE = re.compile(r"(heuristic|always|never)(?::(-?[0-9]{1,10}|[0-9]{1,20}k))?", re.ASCII)
-CLAIMED = re.compile(r"(heuristic|always|never)(?::([0-9]{1,9}))?", re.ASCII)
+# The mode may be the number that it has in vm.overcommit_memory.
+CLAIMED = re.compile(r"(heuristic|always|never|[012])(?::([0-9]{1,9}))?", re.ASCII)
 ALWAYS_RATIO = 95  # percent, for `always` without a ratio: the kernel's own 50 would cap a half full host
 NO_LIMIT = (1 << 64) // 100  # bytes
 TARGET = Target("overcommit")
@@ -67,12 +68,13 @@ class Overcommit(Tunable):
         )
         if not found:
             raise InvalidValue(f"{value!r} is not an overcommit setting", hint)
-        mode, ratio = found[1], found[2]
+        mode, ratio = MODES[int(found[1])] if found[1].isdecimal() else found[1], found[2]
         # Of 100 % there is nothing left that the memory guard could keep free.
         if ratio is not None and not 1 <= int(ratio) <= (99 if mode == "always" else 100):
             raise InvalidValue(f"an overcommit ratio of {ratio} is out of range", hint)
         if (mode == "heuristic") != (ratio is None) and mode != "always":
-            raise InvalidValue(f"{value!r}: heuristic takes no ratio, never needs one", hint)
+            wrong = "takes no ratio" if ratio else "needs a ratio of RAM, such as never:80"
+            raise InvalidValue(f"overcommit {value}: the mode {mode} {wrong}", hint)
         if mode == "always" and ratio is None:
             ratio = ALWAYS_RATIO  # in force by the memory guard, and what reads back is the kernel's
         return mode if ratio is None else f"{mode}:{int(ratio)}"

@@ -12,7 +12,7 @@ from kerntune.errors import InvalidValue, NoSuchName
 from kerntune.kernel import kconfig
 from kerntune.kernel.files import KernelError, KernelView, read_or_none
 from kerntune.model import Lane, Reading, Reason, Target
-from kerntune.patterns import EVERY, PATTERNS, Kind, also_moved
+from kerntune.patterns import EVERY, PATTERNS, Kind, also_moved, full_name
 from kerntune.suggest import no_such_target
 
 CPUS = "sys/devices/system/cpu"
@@ -234,8 +234,8 @@ class Names(Scope):
         return kconfig.missing(kernel, self.path(self.names[0]), self.option)
 
     def normal(self, instances: str) -> str:
-        """Return the name with dots; as in sysctl(8) it may have slashes instead."""
-        name = PATTERNS[self.kind].normal(instances)
+        """Return the name with dots; as in sysctl(8) it may have slashes instead. Its last part alone may do."""
+        name = full_name(PATTERNS[self.kind].normal(instances), (*self.names, *self.elsewhere))
         if tunable := self.elsewhere.get(name):
             raise NoSuchName(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
         if name == EVERY and self.not_together:

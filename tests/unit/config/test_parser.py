@@ -38,6 +38,11 @@ def claims(content: Content) -> list[str]:
         ('[hugepages]\n"2M" = "64"', ["config:hugepages@2M=64"]),
         ('[hugepages]\n2M = 64', ["config:hugepages@2M=64"]),
         ('[hugepages]\n2M = 0', ["config:hugepages@2M=0"]),
+        ('[hugepages]\n"2M/0" = 1', ["config:hugepages@2M/node0=1"]),
+        ('[io-scheduler]\n"/dev/nvme0n1" = "none"', ["config:io-scheduler@nvme0n1=none"]),
+        ('[io-scheduler]\nsda-sdd = "none"', ["config:io-scheduler@sda-sdd=none"]),
+        ('[sysctl]\nswappiness = 10', ["config:sysctl@vm.swappiness=10"]),
+        ('[overcommit]\n"*" = 1', ["config:overcommit=always:95"]),
         ('[hugepages]\n2M = "0G"', ["config:hugepages@2M=0"]),
         ('[read-ahead]\n"nvme*" = "4M"\nsda = 2048\nsdb = "512K"', [
             "config:read-ahead@nvme*=4096", "config:read-ahead@sda=2048", "config:read-ahead@sdb=512",
@@ -83,6 +88,10 @@ def test_options() -> None:
 
 PERCENT = "Give a whole number from 0 to 95 (percent of RAM); the default is 75"
 POOLS = "The name before the = is a page size (2M), nodes of it (2M/node0, 2M/node0-3) or each node (2M/*)"
+DRIVES = (
+    "The name before the = is a device (nvme0n1), several (nvme0n1-nvme3n1, sda-sdd), a glob (nvme*) or by-id/NAME as "
+    "in /dev/disk/by-id; loop, ram and zram devices are meant by a glob that begins with that word (loop*)"
+)
 COUNTS = "The value is a number of pages, or a size with K, M, G or T that is a whole number of pages (64G)"
 REASON = 'Write { value = "none", why = "..." }'
 WORD = 'Give a whole number, or a word in quotes: "none"'
@@ -146,8 +155,7 @@ TABLES = "There are cpu-epp, cpu-governor, daemon, drift, guard, hugepages and 8
          f":2: hugepages: '3M' is no page size: each is a power of two. {POOLS}"),
         ('[io-scheduler]\n"nvme*" = ["none"]', Kind.CLAIM, f":2: io-scheduler: a list is no value. {WORD}"),
         ('[io-scheduler]\n"../sda" = "none"', Kind.CLAIM,
-         ":2: io-scheduler: '../sda' cannot name a block device. The name before the = is a device (nvme0n1), a glob "
-         "(nvme*) or by-id/NAME as in /dev/disk/by-id"),
+         f":2: io-scheduler: '../sda' cannot name a block device. {DRIVES}"),
         ('[io-scheduler]\nsda = "no such"', Kind.CLAIM,
          ":2: io-scheduler: 'no such' cannot be the name of a scheduler. "
          "The value is the kernel's name of a scheduler"),
@@ -164,8 +172,7 @@ TABLES = "There are cpu-epp, cpu-governor, daemon, drift, guard, hugepages and 8
         (f"[io-scheduler]\nsda = '{'x' * 300}'", Kind.CLAIM,
          ":2: io-scheduler: a value of 300 characters is too long. 256 are allowed"),
         (f"[io-scheduler]\n{'x' * 300} = 'none'", Kind.CLAIM,
-         ":2: io-scheduler: a pattern of 300 characters is too long. The name before the = is a device (nvme0n1), "
-         "a glob (nvme*) or by-id/NAME as in /dev/disk/by-id"),
+         f":2: io-scheduler: a pattern of 300 characters is too long. {DRIVES}"),
         (f"[hugepages]\n2M = 0x{'f' * 10_000}", Kind.CLAIM, f":2: hugepages: a very long number is no value. {WORD}"),
         # whole files
         ('[io-scheduler]\nnvme* = "none"', Kind.FILE,
@@ -291,11 +298,11 @@ def test_without_the_explanations_the_tunable_itself_says_what_to_give(
     text = '[io-scheduler]\n"sda" = "None"\n"../sda" = "none"\n'
     assert [problem.allowed for problem in read(text).problems] == [
         "The value is the kernel's name of a scheduler",
-        "The name before the = is a device (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+        DRIVES,
     ]
     monkeypatch.setattr(explained, "FILE", tmp_path / "explanations.toml")
     explained.load.cache_clear()
     assert [problem.allowed for problem in read(text).problems] == [
         "Examples: none, mq-deadline, bfq, kyber",
-        "Give a name (nvme0n1), a glob (nvme*) or by-id/NAME as in /dev/disk/by-id",
+        "Give a name (nvme0n1), a glob (nvme*), a range (sda-sdd) or by-id/NAME as in /dev/disk/by-id",
     ]

@@ -53,6 +53,13 @@ from tests.unit.lab import (
         (("hugepages", "1024M", "1G"), "runtime:hugepages@1G=1"),
         (("hugepages-overcommit", "", "64M"), "runtime:hugepages-overcommit@2M=32"),
         (("read-ahead", "*", "4M"), "runtime:read-ahead@*=4096"),
+        (("hugepages", "2M/0", "64m"), "runtime:hugepages@2M/node0=32"),
+        (("hugepages", "node0", "64m"), "runtime:hugepages@2M/node0=32"),
+        (("hugepages", "node0-1", "3"), "runtime:hugepages@2M/node0-1=3"),
+        (("hugepages", "node*", "3"), "runtime:hugepages@2M/*=3"),
+        (("io-scheduler", "/dev/nvme0n1", "none"), "runtime:io-scheduler@nvme0n1=none"),
+        (("sysctl", "swappiness", "10"), "runtime:sysctl@vm.swappiness=10"),
+        (("overcommit", "", "1"), "runtime:overcommit=always:95"),
         (("overcommit", "", "heuristic"), "runtime:overcommit=heuristic"),
         (("overcommit", "*", "heuristic"), "runtime:overcommit=heuristic"),
         (("cpu-governor", "cpu3", "performance"), "runtime:cpu-governor@3=performance"),
@@ -68,6 +75,24 @@ async def test_what_is_typed_is_claimed_in_normal_form(setting: tuple[str, str, 
         await lab.set(setting)
         assert lab.claims == [claim]
         await lab.unset((setting[0], "*"))
+        assert lab.claims == []
+
+
+@pytest.mark.parametrize(
+    ("tunable", "typed", "value"),
+    [
+        ("hugepages", "node0", "3"),
+        ("hugepages", "2M/0", "3"),
+        ("hugepages", "", "3"),
+        ("io-scheduler", "/dev/nvme0n1", "none"),
+        ("sysctl", "/proc/sys/vm/swappiness", "10"),
+        ("sysctl", "swappiness", "10"),
+    ],
+)
+async def test_what_was_typed_withdraws_it(tunable: str, typed: str, value: str) -> None:
+    async with running(large_host()) as lab:
+        await lab.set((tunable, typed, value))
+        assert (await lab.unset((tunable, typed))).changed
         assert lab.claims == []
 
 

@@ -73,17 +73,41 @@ async def test_a_scheduler_in_a_module_is_tried_and_believed_when_it_reads_so() 
 
 async def test_a_device_that_offers_only_none_is_not_written() -> None:
     async with running(large_host()) as lab:
-        lab.kernel.plug("ram0", offered=())
+        lab.kernel.plug("dm-0", offered=())
         with pytest.raises(
-            InvalidValue, match="ram0 offers none, not mq-deadline, because it has no queue to schedule"
+            InvalidValue, match="dm-0 offers none, not mq-deadline, because it has no queue to schedule"
         ):
-            await lab.set(("io-scheduler", "ram0", "mq-deadline"))
+            await lab.set(("io-scheduler", "dm-0", "mq-deadline"))
         assert lab.writes() == []
         answer = await lab.set(("io-scheduler", "*", "mq-deadline"))
         states = {o.target.instance: (o.state, o.reason) for o in answer.outcomes}
-        assert states["ram0"] == (State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
+        assert states["dm-0"] == (State.UNSUPPORTED, Reason.VALUE_NOT_OFFERED)
         assert states["nvme0n1"] == states["sda"] == (State.SATISFIED, Reason.OK)
         assert sorted(path for path, _ in lab.writes()) == [queue("nvme0n1"), queue("nvme1n1")]
+
+
+async def test_all_drives_are_no_loop_ram_or_zram_devices() -> None:
+    async with running(large_host()) as lab:
+        for name in ("loop0", "ram1", "zram0", "dm-0", "md127", "nbd0", "sr0"):
+            lab.kernel.plug(name)
+        answer = await lab.set(("read-ahead", "*", "2048"))
+        assert {o.target.instance for o in answer.outcomes} == {
+            "nvme0n1", "nvme1n1", "sda", "dm-0", "md127", "nbd0", "sr0",
+        }  # fmt: skip
+        answer = await lab.set(("read-ahead", "loop*", "64"), ("read-ahead", "ram1", "32"))
+        assert {o.target.instance for o in answer.outcomes} == {"loop0", "ram1"}
+
+
+async def test_a_drive_s_path_below_dev_and_a_range_are_names() -> None:
+    async with running(large_host()) as lab:
+        answer = await lab.set(("read-ahead", "/dev/nvme0n1", "2048"))
+        assert [o.target.instance for o in answer.outcomes] == ["nvme0n1"]
+        answer = await lab.set(("read-ahead", "nvme0n1-nvme9n1", "1024"))
+        assert [o.target.instance for o in answer.outcomes] == ["nvme0n1", "nvme1n1"]
+        assert not (await lab.unset(("read-ahead", "/dev/sda"))).changed
+        assert (await lab.unset(("read-ahead", "/dev/nvme0n1"))).changed
+        with pytest.raises(NoSuchTarget, match="no 'nvme5n1-nvme9n1'"):
+            await lab.set(("read-ahead", "nvme5n1-nvme9n1", "1024"))
 
 
 async def test_a_queue_whose_schedulers_are_not_loaded_yet_is_written() -> None:

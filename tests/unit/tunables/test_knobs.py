@@ -61,8 +61,9 @@ VALUES = {
         ("heuristic", "always:95", "always:1", "never:80", "never:100"),
         ("never", "never:0", "never:101", "never:", "never:-5", "never:50.5", "never:80 ", "never:80\n", "never:80:80",
          "never:80k", "always:0", "always:100", "always:101", "always:5k", "heuristic:5", "heuristic:", "Never:80",
-         "0", "2", ""),
-        (("always", "always:95"), ("never:080", "never:80")),
+         "3", "2", "0:5", "1:100", "2:0", "00", "\u0661", ""),
+        (("always", "always:95"), ("never:080", "never:80"), ("0", "heuristic"), ("1", "always:95"),
+         ("1:90", "always:90"), ("2:80", "never:80")),
         # A baseline may say more than a caller: 4 TiB, for one, and the largest number that the kernel takes.
         own=("never:150", "always:150", "heuristic:150", "heuristic:50", "heuristic:0", "always:0", "never:0",
              "heuristic:-5", "never:4294967296k", "always:18446744073709551615k", "always:2147483647", "never"),
@@ -521,6 +522,9 @@ def test_both_files_of_huge_pages_at_once_are_not_named() -> None:
         ("vm/overcommit_ratio", "kerntune set overcommit="),
         ("vm.nr_hugepages", "kerntune set hugepages="),
         ("vm.nr_overcommit_hugepages", "kerntune set hugepages-overcommit="),
+        ("nr_hugepages", "kerntune set hugepages="),
+        ("/proc/sys/vm/overcommit_memory", "kerntune set overcommit="),
+        ("vm.swapiness", "Did you mean vm.swappiness? There are"),
         (
             "vm.dirty_ratio",
             "There are kernel.numa_balancing, vm.swappiness, vm.watermark_scale_factor, vm.zone_reclaim_mode",

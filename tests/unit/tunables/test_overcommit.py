@@ -323,3 +323,16 @@ async def test_a_host_without_it_does_not_support_it() -> None:
             await lab.set(("overcommit", "", "always"))
         assert lab.claims == []
         assert Target("overcommit") not in lab.engine.observed.readings
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("2", "the mode never needs a ratio of RAM, such as never:80"),
+        ("never", "the mode never needs a ratio of RAM, such as never:80"),
+        ("0:50", "the mode heuristic takes no ratio"),
+    ],
+)
+def test_a_mode_says_what_it_lacks(value: str, said: str) -> None:
+    with pytest.raises(InvalidValue, match=said):
+        OVERCOMMIT.normal_value(value)
