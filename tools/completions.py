@@ -68,9 +68,6 @@ _kerntune()
         case "$verb $next" in
             @ARGUMENTS@
         esac
-        if [[ $live == settings && " ${words[*]} " == *" --unset "* ]]; then
-            live=targets
-        fi
     fi
     COMPREPLY=()
     if [[ $word == -* ]]; then
@@ -123,9 +120,6 @@ if [[ -z $live ]]; then
     case "$verb $next" in
         @ARGUMENTS@
     esac
-    if [[ $live == settings && " ${words[*]} " == *" --unset "* ]]; then
-        live=targets
-    fi
 fi
 if [[ $word == -* ]]; then
     choices=$options live=""

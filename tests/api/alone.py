@@ -134,6 +134,9 @@ class NoFiles(ActiveConfig):
     async def plan(self, selection: Selection) -> Answer:
         return Answer(False, ())
 
+    async def plan_reload(self) -> Answer:
+        return Answer(False, ())
+
     async def listing(self) -> list[tuple[str, str]]:
         return []
 

@@ -289,7 +289,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         (config / "kerntune.d/10-more.toml").write_text('[cpu-governor]\n"*" = "performance"\n')
         running.check("kerntune reload")
         # What the configuration overrides is no failure; the line that wins is named.
-        for asked in ("kerntune plan --profile mine", "kerntune profile set mine"):
+        for asked in ("kerntune profile set mine --dry-run", "kerntune profile set mine"):
             assert f"{config}/kerntune.toml:2) wins" in running.check(asked)
         running.check(f"kerntune set {DRIVE}=kyber --persist")
         # With the memory guard, which has a file too.
@@ -326,7 +326,7 @@ class TestLayers:
 
     def test_the_exit_status_tells_when_a_caller_wins_over_a_profile(self, shell: Shell) -> None:
         """A caller wins for one of the two drives, which is a failure; the file wins for the other, which is none."""
-        for asked in ("kerntune plan --profile mine", "kerntune profile set mine"):
+        for asked in ("kerntune profile set mine --dry-run", "kerntune profile set mine"):
             done = shell.run(asked)
             assert (done.returncode, done.stderr) == (1, ""), done.stdout
             one, other = sorted(line for line in done.stdout.splitlines() if line.startswith("io-scheduler@"))

@@ -37,7 +37,7 @@ NOT_HERE: Final = {
 # How a line may end: meant to be refused, or about the machine below the tests, whose settings are not ours.
 OTHERWISE: Final = {
     "kerntune set hugepages=99999999": {1},
-    "kerntune plan overcommit=never:1": {1},
+    "kerntune set overcommit=never:1 --dry-run": {1},
     "kerntune doctor": {0, 1},
 }
 UNIT_FILE: Final = ("[Unit]", "Wants=kerntune.target", "After=kerntune.target")

@@ -70,6 +70,7 @@ CHANGES = [
     Method(names.MANAGER, "ClearProfile", names.ACTION_MANAGE, ({},)),
     Method(names.MANAGER, "Reset", names.ACTION_MANAGE, ({},)),
     Method(names.MANAGER, "Reload", names.ACTION_MANAGE, ({},)),
+    Method(names.MANAGER, "Repair", names.ACTION_MANAGE, ({},)),
     Method(names.HUGE_PAGES, "SetCount", names.ACTION_SET_MEMORY, (0, 10, {})),
     Method(names.CPU_GOVERNOR, "SetGovernor", names.ACTION_SET, ("*", "powersave", {})),
     Method(names.IO_SCHEDULER, "SetScheduler", names.ACTION_SET, ("sda", "none", {})),
@@ -155,7 +156,39 @@ async def test_a_change_passes_the_gate(method: Method) -> None:
             await found.call(method, STRANGER)
         assert (found.files.done, found.claims.by_id, found.lab.engine.observed.readings) == ([], {}, before)
         await found.call(method, ROOT)
-        assert found.files.done == ([method.member] if method.action == names.ACTION_MANAGE else [])
+        of_files = method.action == names.ACTION_MANAGE and method.member != "Repair"
+        assert found.files.done == ([method.member] if of_files else [])
+
+
+async def test_a_plan_of_a_reload_shows_what_is_in_files_and_passes_the_gate() -> None:
+    plan = Method(names.MANAGER, "Plan", names.ACTION_MANAGE, ([], {"reload": Variant("b", True)}))
+    async with scene() as found:
+        for allowed in (ALL - {names.ACTION_MANAGE}, {names.ACTION_MANAGE}):
+            polkit = found.permit(*allowed)
+            if names.ACTION_MANAGE in allowed:
+                await found.call(plan, STRANGER)
+            else:
+                with pytest.raises(errors.AccessDenied, match=names.ACTION_MANAGE):
+                    await found.call(plan, STRANGER)
+            assert polkit.asked == [names.ACTION_MANAGE]
+        for others in ({"reset": Variant("b", True)}, {"profile": Variant("s", "")}, {"persist": Variant("b", True)}):
+            with pytest.raises(errors.InvalidArgs, match="one thing at a time"):
+                await found.call(plan._replace(args=([], {"reload": Variant("b", True), **others})), ROOT)
+        with pytest.raises(errors.InvalidArgs, match="takes no settings"):
+            await found.call(plan._replace(args=([DRIVE], {"reload": Variant("b", True)})), ROOT)
+        off = Variant("b", False)
+        assert not (await found.call(plan._replace(args=([], {"reload": off})), ROOT))[0]
+
+
+async def test_a_plan_of_what_its_caller_has_claimed_already_changes_nothing() -> None:
+    settings = Method(names.MANAGER, "Set", "", ([DRIVE, POOL], {}))
+    async with scene() as found:
+        assert (await found.call(settings, ROOT))[0]
+        for member in ("Plan", "Set"):
+            changed, rows = await found.call(settings._replace(member=member), ROOT)
+            assert (changed, {row[5] for row in rows}) == (False, {"satisfied"})
+        # It would be another's claim.
+        assert (await found.call(settings._replace(member="Plan"), STRANGER))[0]
 
 
 async def test_a_reset_to_the_values_of_the_host_passes_the_gate() -> None:

@@ -278,6 +278,9 @@ class ScriptedManager(Manager):
     def verify(self) -> tuple[Outcome, ...]:
         return self._script.answer("Verify").outcomes
 
+    def repair(self) -> Change:
+        return self._script.answer("Repair")
+
     def reload(self) -> None:
         self._script.answer("Reload")
 
@@ -326,6 +329,9 @@ class ScriptedService:
 
     async def plan(self, caller: Caller, settings: list[list[str]], options: dict[str, Any]) -> tuple[Any, ...]:
         return self._edit(caller, "Plan", settings, options)
+
+    async def repair(self, caller: Caller, options: dict[str, Any]) -> tuple[Any, ...]:
+        return self._choose(caller, "Repair", options)
 
     async def reload(self, caller: Caller, options: dict[str, Any]) -> None:
         self.interactive.append(caller.interactive)

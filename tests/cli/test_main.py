@@ -93,7 +93,7 @@ def test_usage_errors(words: list[str], complaint: str, capsys: Captured) -> Non
     ("word", "hint"),
     [
         ("staus", "Did you mean status? kerntune --help shows"),
-        ("plna", "Did you mean plan?"),
+        ("rseet", "Did you mean reset?"),
         ("Profile", "Did you mean profile?"),
         ("xyz", "kerntune --help shows those there are"),
         ("vm.swappiness=10", "To set it: kerntune set vm.swappiness=10"),
@@ -181,10 +181,10 @@ def test_unset(script_bus: PrivateBus) -> None:
     assert manager.interactive == [True]
 
 
-def test_plan(script_bus: PrivateBus) -> None:
+def test_a_dry_run(script_bus: PrivateBus) -> None:
     with serving(script_bus, script := Script(outcomes=[outcome("overcommit", "planned", requested="always")])):
-        done = kerntune("plan", "overcommit=always", "--allow-partial", env=script_bus.environment)
-        withdrawn = kerntune("plan", "--unset", "overcommit", env=script_bus.environment)
+        done = kerntune("set", "overcommit=always", "--allow-partial", "--dry-run", env=script_bus.environment)
+        withdrawn = kerntune("unset", "overcommit", "--dry-run", env=script_bus.environment)
     assert (done.returncode, done.stderr) == (withdrawn.returncode, withdrawn.stderr) == (0, "")
     assert "overcommit  always     none    planned" in done.stdout
     assert script.calls == [
@@ -234,7 +234,13 @@ def test_without_the_daemon(script_bus: PrivateBus) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["status", "set io-scheduler@nvme0n1=none", "verify", "plan hugepages=1", "hold hugepages=1 --detach --ttl 1h"],
+    [
+        "status",
+        "set io-scheduler@nvme0n1=none",
+        "verify",
+        "set hugepages=1 --dry-run",
+        "hold hugepages=1 --detach --ttl 1h",
+    ],
 )
 def test_a_verb_needs_no_event_loop(script_bus: PrivateBus, line: str) -> None:
     """To import asyncio takes longer than all that such a verb does."""

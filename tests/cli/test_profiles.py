@@ -62,10 +62,11 @@ CASES: list[tuple[list[str], tuple[Any, ...]]] = [
     (["reset"], ("Reset", {})),
     (["reset", "--baseline"], ("Reset", {"baseline": True})),
     (["reset", "--holds"], ("Reset", {"holds": True})),
-    (["plan", "--profile", "balanced"], ("Plan", [], {"profile": "balanced"})),
-    (["plan", "--reset"], ("Plan", [], {"reset": True})),
-    (["plan", "--reset", "--baseline"], ("Plan", [], {"reset": True, "baseline": True})),
-    (["plan", "--reset", "--holds"], ("Plan", [], {"reset": True, "holds": True})),
+    (["profile", "set", "balanced", "--dry-run"], ("Plan", [], {"profile": "balanced"})),
+    (["profile", "clear", "--dry-run"], ("Plan", [], {"profile": ""})),
+    (["reset", "--dry-run"], ("Plan", [], {"reset": True})),
+    (["reset", "--baseline", "--dry-run"], ("Plan", [], {"reset": True, "baseline": True})),
+    (["--json", "reset", "--holds", "--dry-run"], ("Plan", [], {"reset": True, "holds": True})),
 ]
 
 
@@ -74,7 +75,7 @@ def test_what_is_asked(words: list[str], call: tuple[Any, ...], capsys: Captured
     script = Script(outcomes=[outcome("io-scheduler@sda")])
     assert run(script, *words) == 0
     assert script.calls == [call]
-    assert "\nio-scheduler@sda  " in capsys.readouterr().out
+    assert "io-scheduler" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -85,12 +86,10 @@ def test_what_is_asked(words: list[str], call: tuple[Any, ...], capsys: Captured
         ["profile", "clear", "balanced"],
         ["profile", "list", "balanced"],
         ["profile", "balanced"],
-        ["plan"],
-        ["plan", "--baseline"],
-        ["plan", "--profile", "balanced", "--reset"],
-        ["plan", "--profile", "balanced", "--baseline"],
-        ["plan", "--profile", "balanced", "overcommit=always"],
-        ["plan", "--reset", "--persist"],
+        ["profile", "list", "--dry-run"],
+        ["profile", "show", "balanced", "--dry-run"],
+        ["profile", "set", "--dry-run"],
+        ["reset", "--dry-run", "--persist"],
         ["reset", "overcommit"],
     ],
     ids=" ".join,
@@ -108,7 +107,7 @@ OURS = outcome("io-scheduler@sdb", "overridden", reason="config-wins", detail="F
 
 @pytest.mark.parametrize(
     "words",
-    [["profile", "set", "balanced"], ["plan", "--profile", "balanced"], ["profile", "clear"], ["reset"]],
+    [["profile", "set", "balanced"], ["profile", "set", "balanced", "--dry-run"], ["profile", "clear"], ["reset"]],
     ids=" ".join,
 )
 def test_what_the_host_lacks_is_shown_and_no_failure(words: list[str], capsys: Captured) -> None:
@@ -124,10 +123,12 @@ def test_what_the_host_lacks_is_shown_and_no_failure(words: list[str], capsys: C
 
 def test_nothing_to_do(capsys: Captured) -> None:
     assert run(Script(changed=False), "reset") == 0
-    assert run(Script(changed=False), "plan", "--reset") == 0
+    assert run(Script(changed=False), "reset", "--dry-run") == 0
     assert run(Script(), "profile", "clear") == 0
+    assert run(Script(), "profile", "clear", "--dry-run") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said == ["Nothing changed.", "Nothing would change.", "Done; no target is concerned."]
+    done = "Done; no target is concerned.", "No target would be concerned."
+    assert said == ["Nothing changed.", "Nothing would change.", *done]
 
 
 @pytest.mark.parametrize(("error", "code"), [(NoSuchProfile("there is no profile 'x'"), 3), (NotAuthorized("no"), 4)])
@@ -149,8 +150,8 @@ def test_on_the_bus(script_bus: PrivateBus) -> None:
         ("Reset", {"baseline": True} | LEAVING),
     ]
     assert script.calls[4] == ("Reset", {"holds": True} | LEAVING)
-    assert script.calls[5:9] == [case[1] for case in CASES[5:]]
-    assert manager.interactive == [True] * 9
+    assert script.calls[5:10] == [case[1] for case in CASES[5:]]
+    assert manager.interactive == [True] * 10
 
 
 # show, and config check

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from kerntune import errors
-from kerntune.errors import OverLimit
+from kerntune.api.document import Outcome
+from kerntune.errors import InvalidValue, OverLimit
 from tests.cli.scripted import DRIVES, Captured, Script, claim, document, outcome, run, target, tunable
+from tests.harness import CHECKOUT
 
 
 class TestSet:
@@ -243,7 +246,7 @@ class TestList:
         assert run(Script(), "list", "hugepages@2M", "io-sched*@nvme*", "cpu-*") == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines[1:]] == [
-            "cpu-governor", "hugepages@2M", "io-scheduler@nvme0n1",
+            "cpu-governor", "hugepages@2M", "io-scheduler@nvme0n1", "io-scheduler@nvme1n1",
         ]  # fmt: skip
         assert run(Script(), "list", "hugepages@4M") == 3
         assert "hugepages has no '4M'" in capsys.readouterr().err
@@ -297,7 +300,7 @@ class TestStatus:
 class TestPlan:
     def test_it_asks_for_a_plan_and_shows_what_is_there(self, capsys: Captured) -> None:
         script = Script(outcomes=[outcome("hugepages@2M", "planned", requested="4096", actual="0")])
-        assert run(script, "plan", "hugepages=8G") == 0
+        assert run(script, "set", "hugepages=8G", "--dry-run") == 0
         assert script.calls == [("Plan", [("hugepages", "", "8G")], {})]
         said = capsys.readouterr()
         assert "hugepages@2M  8G         0       planned" in said.out
@@ -305,42 +308,67 @@ class TestPlan:
 
     def test_unset(self) -> None:
         script = Script(outcomes=[outcome("overcommit", "planned", requested="")])
-        assert run(script, "plan", "--unset", "overcommit", "cpu-governor", "hugepages@2048K", "--persist") == 0
+        words = "overcommit", "cpu-governor", "hugepages@2048K", "--persist", "--dry-run"
+        assert run(script, "unset", *words) == 0
         named = [("overcommit", "*", ""), ("cpu-governor", "*", ""), ("hugepages", "2048K", "")]
-        assert script.calls == [("Plan", named, {"unset": True, "persist": True}), ("Describe",)]
+        assert script.calls == [("Plan", named, {"unset": True, "persist": True})]
 
     @pytest.mark.parametrize(
         ("words", "hint"),
-        [(["overcommit"], "overcommit has no value"), (["--unset", "overcommit=always"], "only a name is expected")],
+        [
+            (["set", "overcommit"], "overcommit has no value"),
+            (["unset", "overcommit=always"], "only a name is expected"),
+        ],
     )
     def test_names_and_values_are_told_apart(self, words: list[str], hint: str, capsys: Captured) -> None:
         script = Script()
-        assert run(script, "plan", *words) == 2
+        assert run(script, *words, "--dry-run") == 2
         assert script.calls == []
         assert hint in capsys.readouterr().err
 
     def test_nothing_to_withdraw(self, capsys: Captured) -> None:
-        assert run(Script(changed=False), "plan", "--unset", "overcommit") == 0
+        assert run(Script(changed=False), "unset", "overcommit", "--dry-run") == 0
         said = capsys.readouterr()
         assert said.out == "Nothing would change.\n"
         assert "there is no runtime claim overcommit to withdraw" in said.err
 
-    @pytest.mark.parametrize("words", [["--unset", "overcommit"], ["--reset", "--baseline"], ["--profile", "balanced"]])
-    def test_what_would_come_back_is_shown(self, words: list[str], capsys: Captured) -> None:
-        own = target("overcommit", "always", baseline="heuristic"), target("io-scheduler@sda", "bfq", baseline="none")
-        host = document(own)
+    @pytest.mark.parametrize(
+        "words", [["unset", "overcommit"], ["reset", "--baseline"], ["profile", "clear"], ["reload"]], ids=" ".join
+    )
+    def test_what_would_come_back_is_shown_as_the_daemon_says_it(self, words: list[str], capsys: Captured) -> None:
+        back = "the host's own value comes back"
         rows = [
-            outcome("overcommit", "planned", requested="", actual="always"),
+            outcome("overcommit", "planned", requested="heuristic", actual="always", detail=back),
             outcome("io-scheduler@sda", "unmanaged", requested="", actual="bfq"),
         ]
-        assert run(Script(host, outcomes=rows), "plan", *words) == 0
-        _, back, other = capsys.readouterr().out.splitlines()
-        assert back.split(maxsplit=4) == [
-            "overcommit", "heuristic", "always", "planned", "the host's own value comes back"
-        ]  # fmt: skip
+        script = Script(outcomes=rows)
+        assert run(script, *words, "--dry-run") == 0
+        assert [call[0] for call in script.calls] == ["Plan"]
+        _, first, other = capsys.readouterr().out.splitlines()
+        assert first.split(maxsplit=4) == ["overcommit", "heuristic", "always", "planned", back]
         assert other.split() == ["io-scheduler@sda", "-", "bfq", "unmanaged"]
-        run(Script(host, outcomes=rows), "plan", *words, "--json")
-        assert json.loads(capsys.readouterr().out)["outcomes"] == [row._asdict() for row in rows]
+        run(Script(outcomes=rows), *words, "--dry-run", "--json")
+        assert json.loads(capsys.readouterr().out)["outcomes"] == [
+            {**row._asdict(), "condition": row.state} for row in rows
+        ]
+
+    def test_plan_is_another_word_for_it_that_no_text_has(self, capsys: Captured) -> None:
+        script = Script(outcomes=[outcome("overcommit", "planned")])
+        assert run(script, "plan", "overcommit=always", "--persist") == 0
+        assert script.calls == [("Plan", [("overcommit", "*", "always")], {"persist": True})]
+        for words in (["--help"], ["set", "--help"]):
+            assert run(script, *words) == 0
+            assert not re.search(r"\bplan\b", capsys.readouterr().out)
+        page = (CHECKOUT / "docs/man/kerntune.1").read_text()
+        assert not re.search(r"Cm plan|kerntune plan", page)
+        assert "plan" not in (CHECKOUT / "packaging/completions/kerntune").read_text().split()
+
+    def test_a_reload_that_would_go_well_ends_with_0_whatever_its_outcomes(self) -> None:
+        row = outcome("io-scheduler@sda", "unsupported", reason="value-not-offered")
+        script = Script(outcomes=[row])
+        assert run(script, "reload", "--dry-run") == 0
+        assert script.calls == [("Plan", [], {"reload": True})]
+        assert run(Script(error=InvalidValue("taken in part only")), "reload", "--dry-run") == 2
 
     def test_one_refusal_refuses_the_whole_call(self, capsys: Captured) -> None:
         rows = [
@@ -350,18 +378,19 @@ class TestPlan:
         # As it comes over the bus: both parts in one.
         refusal = OverLimit("900 possible. Ask for less")
         script = Script(outcomes=rows, strict=refusal)
-        assert run(script, "plan", "hugepages@2M=2000", "overcommit=always") == refusal.exit_code == 1
+        assert run(script, "set", "hugepages@2M=2000", "overcommit=always", "--dry-run") == refusal.exit_code == 1
         assert [call[2] for call in script.calls] == [{}, {"strict": True}]
         said = capsys.readouterr()
         assert "over-limit: 900 possible" in said.out
         assert said.err == "kerntune: set would fail: 900 possible\n  Ask for less\n"
 
     def test_a_name_that_a_reboot_may_change_is_advised_against(self, capsys: Captured) -> None:
-        run(Script(outcomes=[outcome("io-scheduler@sda", "planned")]), "plan", "io-scheduler@sda=none", "--persist")
+        planned = Script(outcomes=[outcome("io-scheduler@sda", "planned")])
+        run(planned, "set", "io-scheduler@sda=none", "--persist", "--dry-run")
         assert "sda may be another drive" in capsys.readouterr().err
 
     def test_json(self, capsys: Captured) -> None:
-        run(Script(outcomes=[outcome("overcommit", "planned")]), "plan", "overcommit=always", "--json")
+        run(Script(outcomes=[outcome("overcommit", "planned")]), "set", "overcommit=always", "--dry-run", "--json")
         answer = json.loads(capsys.readouterr().out)
         assert answer["changed"]
         assert [row["state"] for row in answer["outcomes"]] == ["planned"]
@@ -429,6 +458,38 @@ class TestVerify:
         answer = json.loads(capsys.readouterr().out)
         assert (answer["managed"], answer["satisfied"], answer["lacking"], answer["degraded"]) == (3, 2, 1, [])
         assert [row["instance"] for row in answer["outcomes"]] == ["vd*"]
+
+    @pytest.mark.parametrize(
+        ("left", "code", "head"),
+        [
+            ((), 0, "All well: 3 of 3 in the desired state"),
+            ((OVERCOMMIT,), 1, "Not well: 2 of 3 in the desired state; 1 failed"),
+        ],
+    )
+    def test_a_repair_tells_what_was_put_back_and_then_what_verify_would(
+        self, left: tuple[Outcome, ...], code: int, head: str, capsys: Captured
+    ) -> None:
+        back = outcome("io-scheduler@nvme0n1", detail="put back, it was bfq")
+        script = Script(self.HOST, outcomes=[back, *left])
+        assert run(script, "verify", "--repair") == code
+        assert script.calls == [("Repair",), ("Describe",)]
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "1 value put back:"
+        assert lines[2].split(maxsplit=4) == [
+            "io-scheduler@nvme0n1", "none", "none", "satisfied", "put back, it was bfq"
+        ]  # fmt: skip
+        assert lines[3] == head
+        assert run(script, "verify", "--repair", "--json") == code
+        answer = json.loads(capsys.readouterr().out)
+        assert [row["instance"] for row in answer["repaired"]] == ["nvme0n1"]
+        assert [row["tunable"] for row in answer["outcomes"]] == [row.tunable for row in left]
+
+    def test_a_repair_of_nothing(self, capsys: Captured) -> None:
+        assert run(Script(self.HOST), "verify", "--repair") == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "Nothing was put back.", "All well: 3 of 3 in the desired state",
+        ]  # fmt: skip
+        assert run(Script(self.HOST), "verify", "overcommit", "--repair") == 2
 
 
 class TestCpus:

@@ -78,7 +78,9 @@ CALLS: Final = (
     PLANS(([DISK, PAGES], {}), "nothing"),
     PLANS(([], {"profile": ["s", "other"]}), "nothing", "of a profile"),
     PLANS(([], {"reset": ["b", True], "baseline": ["b", True]}), "nothing", "of a reset"),
+    PLANS(([], {"reload": ["b", True]}), "manage", "of a reload"),
     Call(MANAGER, "Verify", "", (), "nothing"),
+    Call(MANAGER, "Repair", "a{sv}", ({},), "manage"),
     Call(MANAGER, "Describe", "", (), "nothing"),
     Call(MANAGER, "SetProfile", "sa{sv}", ("other", {}), "manage"),
     Call(MANAGER, "ClearProfile", "a{sv}", ({},), "manage"),
@@ -174,7 +176,8 @@ def ask(scene: Scene, call: Call, caller: str, *, interactive: bool = False) -> 
         assert reply.error in REFUSALS, reply
         assert scene.standing() == before, f"{caller} was refused {call.title}, and something changed"
         return False
-    changes = call.needs != "nothing"
+    # A plan shows what is in the files, and there is nothing to repair here.
+    changes = call.needs != "nothing" and call.member not in {"Plan", "Repair"}
     assert (scene.standing() != before) is changes, f"{call.title} by {caller} {'changed nothing' if changes else ''}"
     return True
 

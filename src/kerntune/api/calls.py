@@ -120,6 +120,24 @@ class Calls:
             await self._begin(record, came)
             await self.config.reload()
 
+    async def plan_reload(self, caller: Caller) -> Answer:
+        """Authorise the call, for it shows what is in the files, and return what `reload` would do."""
+        await self._authorization.permit(caller, manage=True)
+        return await self.config.plan_reload()
+
+    async def repair(self, caller: Caller, *, endable: bool = False) -> Answer:
+        """Authorise the call, and have every value that is managed put right now."""
+        came = self._now()
+        permit = await self._authorization.permit(caller)
+        async with self._recorded(permit, "") as record:
+            await self._begin(record, came)
+            repairing = self.engine.repair(caller.member, self._progress(caller), endable=endable)
+            return await self._answered(record, repairing, endable=endable)
+
+    async def name_of(self, caller: Caller) -> str:
+        """Return the words for a caller that its claims would have; anybody may ask."""
+        return await self.engine.threads.open(processes.describe, caller.pid, caller.uid)
+
     @asynccontextmanager
     async def _recorded(self, permit: Permit, what: str) -> AsyncIterator[Record]:
         """Give the record of a permitted call; at the end log caller, request and result, unless nothing changed."""

@@ -70,24 +70,34 @@ class Manager:
         endable = chosen.get("cancel-on-leave", False)
         return reply(await self._calls.change(caller, request, endable=endable))
 
-    async def plan(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:  # noqa: ARG002
-        chosen = options_from(options, SET | {"unset": "b", "strict": "b"} | WHOLE)
-        if selection := selection_in(chosen):
-            if settings or chosen.keys() - WHOLE.keys():
-                raise InvalidArgs(
-                    "a plan of profile or reset takes no settings", "Nor other options: ask for one thing at a time"
-                )
+    async def plan(self, caller: Caller, settings: list[Row], options: Options) -> tuple[bool, list[Row]]:
+        chosen = options_from(options, SET | {"unset": "b", "strict": "b", "reload": "b"} | WHOLE)
+        selection, reload = selection_in(chosen), chosen.get("reload", False)
+        if (selection or reload) and (settings or chosen.keys() - ({"reload"} if reload else WHOLE.keys())):
+            raise InvalidArgs(
+                "a plan of profile, reset or reload takes no settings", "Nor other options: ask for one thing at a time"
+            )
+        if reload:
+            return reply(await self._calls.plan_reload(caller))
+        if selection:
             return reply(await self._calls.config.plan(selection))
+        unset = chosen.get("unset", False)
         request = Request(
             settings_from(settings),
-            unset=chosen.get("unset", False),
+            unset=unset,
             persist=chosen.get("persist", False),
             partial=chosen.get("allow-partial", False),
+            # A claim that the caller has made already is the same one.
+            who="" if unset else await self._calls.name_of(caller),
         )
         return reply(await self._engine.plan(request, strict=chosen.get("strict", False)))
 
     async def verify(self, caller: Caller) -> list[Row]:  # noqa: ARG002
         return outcome_rows(await self._engine.verify())
+
+    async def repair(self, caller: Caller, options: Options) -> tuple[bool, list[Row]]:
+        endable = options_from(options, LEAVE).get("cancel-on-leave", False)
+        return reply(await self._calls.repair(caller, endable=endable))
 
     async def reload(self, caller: Caller, options: Options) -> None:
         options_from(options, {})

@@ -130,7 +130,12 @@ def _changes_host(args: Namespace) -> bool:
     """Return whether the command line asks for a change: `profile` and `import` do so in one form only."""
     if getattr(args, "dry_run", False):
         return False
-    return args.verb in EDITS or getattr(args, "action", "") in ("set", "clear") or getattr(args, "apply", False)
+    return (
+        args.verb in EDITS
+        or getattr(args, "action", "") in ("set", "clear")
+        or getattr(args, "apply", False)
+        or getattr(args, "repair", False)
+    )
 
 
 def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int:

@@ -86,7 +86,6 @@ SETTING: Final = {
     "be, kerntune explain TUNABLE its values",
 }
 SETTINGS: Final = Argument(("settings",), {"nargs": "+", **SETTING}, "settings")
-PLANNED: Final = Argument(("settings",), {"nargs": "*", **SETTING}, "settings")
 HELD: Final = Argument(("settings",), {"nargs": "*", **SETTING}, "settings")
 TARGETS: Final = Argument(
     ("targets",),
@@ -104,13 +103,7 @@ EXPLAINED: Final = Argument(
 ALLOW_PARTIAL: Final = flag("--allow-partial", "keep fewer huge pages than asked when there are no more")
 PERSIST: Final = flag("--persist", "also after a reboot")
 PERSISTENT: Final = flag("--persist", "the persistent claims, not the runtime ones")
-UNSET: Final = flag("--unset", "what unset would do: TUNABLE[@INSTANCES] without values")
-PLANNED_PROFILE: Final = Argument(
-    ("--profile",), {"metavar": "NAME", "help": "what profile set NAME would do"}, "profiles"
-)
-PLANNED_RESET: Final = flag("--reset", "what reset would do")
-PLANNED_HOLDS: Final = flag("--holds", "with --reset: with the end of all holds")
-PLANNED_BASELINE: Final = flag("--baseline", "with --reset: to the host's own values")
+REPAIR: Final = flag("--repair", "put right what is found; takes an administrator")
 ACTION: Final = Argument(
     ("action",),
     {
@@ -256,12 +249,6 @@ VERBS: Final = (
         takes_command=True,
     ),
     Verb(
-        "plan",
-        "what set would do; nothing is changed",
-        "verbs:plan",
-        (PLANNED, UNSET, PERSIST, ALLOW_PARTIAL, PLANNED_PROFILE, PLANNED_RESET, PLANNED_BASELINE, PLANNED_HOLDS),
-    ),
-    Verb(
         "profile",
         "list profiles, put one in force, or show what it says",
         "verbs:profile",
@@ -273,7 +260,7 @@ VERBS: Final = (
         "verbs:reset",
         (BASELINE, RESET_HOLDS, DRY_RUN),
     ),
-    Verb("verify", "what is managed and not in the desired state", "verbs:verify", (SHOWN, FIELDS)),
+    Verb("verify", "what is managed and not in the desired state", "verbs:verify", (SHOWN, REPAIR, FIELDS)),
     Verb("reload", "read the configuration files again", "verbs:reload", (DRY_RUN,)),
     Verb("config", "check the configuration files; needs no daemon", "check:config", (CHECK, PLACE)),
     Verb("doctor", "look at the host: what is missing, and what works against kerntune", "doctor:doctor", (TREE,)),
@@ -289,6 +276,8 @@ VERBS: Final = (
 
 
 DEFAULT: Final = "status"
+# Other words for a verb, for users who know them; no help text and no completion has them.
+ALIASES: Final = {"plan": ("set", "--dry-run")}
 HELP: Final = "help"  # in place of a verb, for users who do not know --help
 END: Final = "--"  # of the options
 
@@ -353,6 +342,9 @@ def sort(line: Sequence[str]) -> Words:
     if arguments[:1] == [HELP]:
         del arguments[0]
         options.append(Typed(HELP_OPTION.names[0], None, HELP))
+    if (alias := ALIASES.get(next(iter(arguments), ""))) is not None:
+        arguments[0], *more = alias
+        options += (Typed(name, None, name) for name in more)
     return Words(next(iter(arguments), ""), tuple(arguments[1:]), tuple(options), command)
 
 

@@ -31,6 +31,7 @@ from kerntune.units import gib
 if TYPE_CHECKING:
     from kerntune.config.content import Content, Problem
 
+NOTHING_CHANGED: Final = "Nothing changed."
 SUSPENDED: Final = "config-suspended"
 NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
 NOTHING_IN_FORCE: Final = (
@@ -125,17 +126,15 @@ def changed(
     advice: Iterable[Advice] = (),
     *,
     code: Exit | None = None,
-    none: str = "Nothing changed.",
-    document: Document | None = None,
+    none: str = NOTHING_CHANGED,
 ) -> Answer:
     """Return the answer to an edit; without a `code` the exit status is that of a Set.
 
-    `none` is the text for an answer without outcomes. With a document people also see what a target would get back.
+    `none` is the text for an answer without outcomes.
     """
     data = {"changed": change.changed, "outcomes": [outcome_data(outcome) for outcome in change.outcomes]}
     code = exit_code(change.outcomes) if code is None else code
-    rows = returning(change.outcomes, document) if document else change.outcomes
-    return Answer(data, outcomes(rows, none=none), code, tuple(advice))
+    return Answer(data, outcomes(change.outcomes, none=none), code, tuple(advice))
 
 
 def outcome_data(row: Outcome, *, owed: bool = False) -> dict[str, str]:
@@ -178,32 +177,10 @@ def _field(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def gives_back(change: Change) -> bool:
-    """Return True if a plan has targets that would lose their last claim and so get back their own values."""
-    return any(_gets_back(outcome) for outcome in change.outcomes)
-
-
-def returning(outcomes: Iterable[Outcome], document: Document) -> list[Outcome]:
-    """Return the outcomes of a plan, with the original value of each target that would have no claim any more."""
-    own = {(row["tunable"], row["instance"]): row["baseline"] for row in document["targets"]}
-    found = []
-    for outcome in outcomes:
-        value = own.get((outcome.tunable, outcome.instance))
-        if value is not None and _gets_back(outcome):
-            detail = "; ".join(filter(None, ("the host's own value comes back", outcome.detail)))
-            outcome = outcome._replace(requested=value, detail=detail)  # noqa: PLW2901
-        found.append(outcome)
-    return found
-
-
-def _gets_back(outcome: Outcome) -> bool:
-    return not outcome.requested and outcome.state != State.UNMANAGED
-
-
 def outcomes(
     rows: Iterable[Outcome],
     *,
-    none: str = "Nothing changed.",
+    none: str = NOTHING_CHANGED,
     document: Document | None = None,
     brief: bool = False,
 ) -> Page:
@@ -286,6 +263,13 @@ def verified(rows: Sequence[Outcome], document: Document, health: HostHealth) ->
     wrong = [row for row in rows if not judged_outcome(row, claims).is_well]
     others = [row for row in rows if row not in wrong]
     return [*head, *outcomes([*wrong, *others], document=document, brief=True)] if rows else head
+
+
+def repaired(back: Sequence[Outcome]) -> Page:
+    """Return what `verify --repair` says before the rest: the values that were put back."""
+    if not back:
+        return ["Nothing was put back."]
+    return [f"{len(back)} value{'' if len(back) == 1 else 's'} put back:", *outcomes(back)]
 
 
 def reloaded(document: Document) -> Page:

@@ -71,7 +71,7 @@ class Manager:
         return self._edit("Unset", "a(ss)a{sv}", what, {**options, **LEAVING})
 
     def plan(self, settings: Sequence[Setting], options: Mapping[str, bool | str]) -> Change:
-        """Return what `set` would do, or with the options `unset`, `profile` or `reset` what those would do."""
+        """Return what `set` would do, or what `unset`, `profile`, `reset` or `reload` in the options would."""
         return self._edit("Plan", "a(sss)a{sv}", settings, options)
 
     def profiles(self) -> list[tuple[str, str]]:
@@ -155,6 +155,10 @@ class Manager:
         """Return the outcomes of managed targets that are not in the desired state."""
         (rows,) = self._client.call(ROOT, MANAGER, "Verify", timeout=READ_SECONDS)
         return _outcomes(rows)
+
+    def repair(self) -> Change:
+        """Have every managed value put right; return what was put back, and what is not in the desired state."""
+        return self._change("Repair", "a{sv}", _variants(LEAVING))
 
     def reload(self) -> None:
         """Have the daemon read the configuration files again, and wait for the pass."""

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Final, TextIO
 
+from kerntune.errors import Failed
+
 STDIN: Final = 0  # descriptor
 STANDARD: Final = (STDIN, 1, 2)
 
 
 class Unwritten(Exception):
     """Standard output did not take a text. `reason` is empty when its reader has gone (`| head`), which is no error."""
+
+    exit_code: Final = Failed.exit_code
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)

@@ -27,7 +27,7 @@ from kerntune.cli import output, suggest
 from kerntune.cli import status as status_page
 from kerntune.cli.commands import PROFILE_NAME, Namespace
 from kerntune.cli.health import HostHealth, Judged, conditions_of, judged_outcome, of_document, of_host
-from kerntune.cli.output import Advice, Answer, changed, gives_back, outcome_data, target_data
+from kerntune.cli.output import NOTHING_CHANGED, Advice, Answer, changed, outcome_data, target_data
 from kerntune.cli.remote import Connect, Manager
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
 from kerntune.model import Origin, Setting, State
@@ -36,6 +36,8 @@ from kerntune.results import Condition, exit_code, get_exit_code, health_exit_co
 from kerntune.suggest import listed
 
 NO_CHANGE: Final = "Nothing would change."
+CHOOSING: Final = frozenset({"set", "clear"})  # actions that change something
+PUT_BACK: Final = frozenset({State.SATISFIED, State.UNMANAGED})  # states of what Repair has put right
 NAMING: Final = frozenset(PROFILE_NAME.after)  # actions that take a name
 MAX_LISTED_CLAIMS: Final = 3  # claims that the advice names; it counts the others
 
@@ -97,35 +99,14 @@ def get(connect: Connect, args: Namespace) -> Answer:
 
 def set_(connect: Connect, args: Namespace) -> Answer:
     """Claim values; the answer says what the kernel has afterwards."""
-    settings = [syntax.setting(text) for text in args.settings]
+    settings, options = [syntax.setting(text) for text in args.settings], _options(args, "persist", "allow_partial")
     with connect() as manager:
-        change = manager.set(settings, _options(args, "persist", "allow_partial"))
+        change = manager.plan(settings, options) if args.dry_run else manager.set(settings, options)
         advice = _stable_names(manager, settings) if args.persist else []
-    return changed(change, advice)
-
-
-def plan(connect: Connect, args: Namespace) -> Answer:
-    """Show what set, unset, profile set or reset would do; change nothing."""
-    if args.profile is not None or args.reset or args.baseline or args.holds:
-        return _plan_of_all(connect, args)
-    if not args.settings:
-        raise Usage("there is nothing to plan", "Name settings, --unset and what to withdraw, --profile or --reset")
-    options = _options(args, "unset", "persist", "allow_partial")
-    if args.unset:
-        names = [syntax.what(text) for text in args.settings]
-        what = [Setting(*name, "") for name in names]
-        with connect() as manager:
-            change = manager.plan(what, options)
-            document = manager.describe() if gives_back(change) or not change.changed else None
-        advice = [] if change.changed or not document else [nothing_withdrawn(document, names, persist=args.persist)]
-        return changed(change, advice, none=NO_CHANGE, document=document)
-    settings = [syntax.setting(text) for text in args.settings]
-    with connect() as manager:
-        change = manager.plan(settings, options)
-        advice = _stable_names(manager, settings) if args.persist else []
-        error = None if exit_code(change.outcomes) is Exit.OK else _foreseen(manager, settings, options)
+        foresees = args.dry_run and exit_code(change.outcomes) is not Exit.OK
+        error = _foreseen(manager, settings, options) if foresees else None
     if error is None:
-        return changed(change, advice, none=NO_CHANGE)
+        return changed(change, advice, none=NO_CHANGE if args.dry_run else NOTHING_CHANGED)
     why, hint = suggest.parts(error)
     return changed(change, [*advice, Advice(f"set would fail: {why}", hint)], code=error.exit_code)
 
@@ -140,16 +121,20 @@ def _foreseen(manager: Manager, settings: Sequence[Setting], options: Mapping[st
 
 
 def verify(connect: Connect, args: Namespace) -> Answer:
-    """Show what is not in the desired state; change nothing."""
+    """Show what is not in the desired state; change nothing, or with --repair put it right first."""
+    if args.repair and args.targets:
+        raise Usage("a repair is of all that is managed", "Leave the targets out, or set them again: kerntune set ...")
     with connect() as manager:
-        outcomes = manager.verify()
+        found = manager.repair().outcomes if args.repair else manager.verify()
         document = manager.describe()
+    back = [row for row in found if row.state in PUT_BACK]
+    outcomes = [row for row in found if row.state not in PUT_BACK]
     there = managed(document)
     if args.targets:
         rows, waiting = _named(document, args.targets)
         named_ones = {(row["tunable"], row["instance"]) for row in rows}
         named_ones |= {(claim["tunable"], claim["instances"]) for claim in waiting}
-        outcomes = tuple(row for row in outcomes if (row.tunable, row.instance) in named_ones)
+        outcomes = [row for row in outcomes if (row.tunable, row.instance) in named_ones]
         there &= named_ones
     claims = claims_behind(document)
     judgements = dict.fromkeys(there, Judged(Condition.SATISFIED))
@@ -165,21 +150,32 @@ def verify(connect: Connect, args: Namespace) -> Answer:
         **health.as_data(),
         "outcomes": [outcome_data(row, owed=(row.tunable, row.instance) not in claims) for row in outcomes],
     }
-    return Answer(data, output.verified(outcomes, document, health), health_exit_code(well=health.is_well))
+    page = output.verified(outcomes, document, health)
+    if args.repair:
+        data["repaired"] = [outcome_data(row) for row in back]
+        page = [*output.repaired(back), *page]
+    return Answer(data, page, health_exit_code(well=health.is_well))
 
 
 def unset(connect: Connect, args: Namespace) -> Answer:
     """Withdraw claims; the answer says what the kernel has afterwards."""
-    what = [syntax.what(text) for text in args.targets]
+    what, options = [syntax.what(text) for text in args.targets], _options(args, "persist")
     with connect() as manager:
-        change = manager.unset(what, _options(args, "persist"))
+        if args.dry_run:
+            change = manager.plan([Setting(*name, "") for name in what], {**options, "unset": True})
+        else:
+            change = manager.unset(what, options)
         document = None if change.changed else manager.describe()
-    return changed(change, [nothing_withdrawn(document, what, persist=args.persist)] if document else [])
+    advice = [nothing_withdrawn(document, what, persist=args.persist)] if document else []
+    return changed(change, advice, none=NO_CHANGE if args.dry_run else NOTHING_CHANGED)
 
 
-def reload(connect: Connect, _args: Namespace) -> Answer:
+def reload(connect: Connect, args: Namespace) -> Answer:
     """Have the daemon read the configuration files again; the answer says what is not in the desired state."""
     with connect() as manager:
+        if args.dry_run:
+            # What is not in the desired state after a reload does not make it fail.
+            return changed(manager.plan((), {"reload": True}), code=Exit.OK, none=NO_CHANGE)
         manager.reload()
         document = manager.describe()
     return Answer({"degraded": document["degraded"]}, output.reloaded(document))
@@ -213,11 +209,15 @@ def profile(connect: Connect, args: Namespace) -> Answer:
         raise Usage(f"profile {args.action} takes the name of a profile", "kerntune profile list shows those there are")
     if args.action not in NAMING and args.name is not None:
         raise Usage(f"profile {args.action} takes no name", "profile set NAME puts one in force, profile show NAME ...")
+    if args.dry_run and args.action not in CHOOSING:
+        raise Usage(f"profile {args.action} changes nothing", "--dry-run goes with profile set NAME and profile clear")
     if args.action == "show":
         from kerntune.cli import check  # noqa: PLC0415  # it knows the tunables, and what files may say
 
         return check.profile(args.name)
     with connect() as manager:
+        if args.dry_run:
+            return _foreseeing(manager, profile=args.name or "")
         if args.action == "set":
             return _chosen(manager.set_profile(args.name))
         if args.action == "clear":
@@ -229,38 +229,25 @@ def profile(connect: Connect, args: Namespace) -> Answer:
 
 def reset(connect: Connect, args: Namespace) -> Answer:
     """Put back the values of the files, or with --baseline the host's own values."""
+    wider = {name: True for name in ("baseline", "holds") if getattr(args, name)}
     with connect() as manager:
-        return _done(manager.reset(_wider(args)))
+        return _foreseeing(manager, reset=True, **wider) if args.dry_run else _done(manager.reset(wider))
 
 
-def _plan_of_all(connect: Connect, args: Namespace) -> Answer:
-    """Show what `profile set` or `reset` would do; change nothing."""
-    one_thing = args.reset != (args.profile is not None)
-    if not one_thing or args.settings or args.unset or args.persist or args.allow_partial:
-        hint = "kerntune plan --profile NAME, or kerntune plan --reset [--baseline] [--holds], without anything else"
-        raise Usage("a plan is of one thing at a time", hint)
-    if (extra := next(iter(_wider(args)), None)) and not args.reset:
-        raise Usage(f"--{extra} belongs to --reset", f"kerntune plan --reset --{extra}")
-    asked: dict[str, bool | str] = {"reset": True} if args.reset else {"profile": args.profile}
-    with connect() as manager:
-        change = manager.plan((), asked | _wider(args))
-        document = manager.describe() if gives_back(change) else None
-    return _chosen(change, none="Nothing would change.", document=document)
-
-
-def _wider(args: Namespace) -> dict[str, bool]:
-    """Return the options by which a reset goes beyond the claims of callers."""
-    return {name: True for name in ("baseline", "holds") if getattr(args, name)}
+def _foreseeing(manager: Manager, **options: bool | str) -> Answer:
+    """Return the answer of a dry run of a reset, or of a profile's choice or end."""
+    change = manager.plan((), options)
+    return _chosen(change, none="No target would be concerned." if change.changed else NO_CHANGE)
 
 
 def _done(change: Change) -> Answer:
     """Return the answer to a profile's end or a reset; without outcomes its claims had no target."""
-    return _chosen(change, none="Done; no target is concerned." if change.changed else "Nothing changed.")
+    return _chosen(change, none="Done; no target is concerned." if change.changed else NOTHING_CHANGED)
 
 
-def _chosen(change: Change, *, none: str = "Nothing changed.", document: Document | None = None) -> Answer:
+def _chosen(change: Change, *, none: str = NOTHING_CHANGED) -> Answer:
     """Return the answer for a profile that was chosen or is in force again: what this host lacks is no failure."""
-    return changed(change, code=profile_exit_code(change.outcomes), none=none, document=document)
+    return changed(change, code=profile_exit_code(change.outcomes), none=none)
 
 
 def nothing_withdrawn(document: Document, what: Sequence[tuple[str, str]], *, persist: bool) -> Advice:

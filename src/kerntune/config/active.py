@@ -92,6 +92,11 @@ class ActiveConfig:
         name = choice.profile or config.profile
         return config, self._active_profile.load(name, is_selected=bool(choice.profile))
 
+    def look(self, choice: Choice) -> tuple[Content, Content]:
+        """Return what `read` would, and save nothing. This blocks."""
+        config = self._config_files.look()
+        return config, self._active_profile.read(choice.profile or config.profile)
+
     def booted(self) -> None:
         """Let reloads begin: the daemon has said READY."""
         self._booted.set()
@@ -192,6 +197,21 @@ class ActiveConfig:
         edit, _ = await self._edit(selection, self._engine.threads.open)
         return await self._engine.foresee(edit)
 
+    async def plan_reload(self) -> Answer:
+        """Return what `reload` would do; change nothing, and keep nothing of what is read.
+
+        Raise InvalidValue if a file has errors, as the reload would.
+        """
+        await self._booted.wait()
+        choice = self._engine.edits.committed.choice
+        config, profile = await self._engine.threads.read(self.look, choice)
+        claims = (*config.claims, *profile.claims)
+        files = FilesEdit(claims, replace(choice, suspended=False), claims)
+        answer = await self._engine.foresee(self._engine.files_edit(files), limits=config.limits)
+        if errors := (*config.errors, *profile.errors):
+            raise in_part_only(errors, taken="would be taken")
+        return answer
+
     async def choose(
         self,
         selection: Selection,
@@ -255,12 +275,12 @@ def log_problems(problems: Sequence[Problem]) -> None:
         journal.log_problem(str(problem), is_error=problem.is_error)
 
 
-def in_part_only(errors: Sequence[Problem]) -> InvalidValue:
-    """Return the error that answers a Reload which could not take everything."""
+def in_part_only(errors: Sequence[Problem], *, taken: str = "was taken") -> InvalidValue:
+    """Return the error that answers a Reload which could not take everything, or a plan of one."""
     kinds = {problem.kind for problem in errors}
     stays = "The last good claims of these files stay in force" if kinds & {Kind.CLAIM, Kind.FILE} else ""
     falls = "Bad options have their defaults" if Kind.OPTION in kinds else ""
     return InvalidValue(
-        f"the configuration was taken in part only: {listed(errors)}",
+        f"the configuration {taken} in part only: {listed(errors)}",
         ". ".join(filter(None, (stays, falls, "`kerntune config check` lists everything"))),
     )

@@ -58,7 +58,20 @@ class ConfigFiles:
         return self._last.set_aside
 
     def read(self) -> Content:
-        """Return all that the files say now. A mistake in them is a problem, never an exception."""
+        """Return all that the files say now, and save what is good of them.
+
+        A mistake in them is a problem, never an exception.
+        """
+        contents, together = self._look()
+        self._last.save(contents)
+        return together
+
+    def look(self) -> Content:
+        """Return all that the files say now, and save nothing."""
+        return self._look()[1]
+
+    def _look(self) -> tuple[dict[str, Content], Content]:
+        """Return the content of each file, and that of all together."""
         paths, unlisted = self._list()
         contents = {str(path): self._read(path) for path in paths}
         if unlisted:
@@ -67,14 +80,13 @@ class ConfigFiles:
             why = f"this folder cannot be listed: {unlisted.strerror}"
             last = {name: last for name, last in self._last.contents.items() if Path(name).parent == drop_ins}
             contents |= {str(drop_ins): Content(problems=(Problem(str(drop_ins), 0, Kind.FILE, why),)), **last}
-        self._last.save(contents)
         together = merge(contents.values())
         options, problems = dict(together.options), list(together.problems)
         # One file by itself is a part of a configuration: what it does not say another may.
         for path, what, hint in schema.contradictions(options, is_part=self._folder.is_file()):
             problems.append(Problem(*together.places[path], Kind.OPTION, what, hint))
             del options[path]
-        return replace(together, options=options, problems=tuple(problems), files=tuple(paths))
+        return contents, replace(together, options=options, problems=tuple(problems), files=tuple(paths))
 
     def _read(self, path: Path) -> Content:
         """Return what is in force of a file; if it has errors, this may be its last good content."""

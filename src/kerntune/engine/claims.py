@@ -212,6 +212,9 @@ class PassInput:
 
     `asking` are those of them that this pass is for; others have had theirs, or are still to have it.
 
+    `foresees`: it is a dry run of an edit, not a look. `recalls`: what was in vain when it was tried last counts as in
+    vain again, for who only asks.
+
     `spent` are the targets whose baselines are not owed any more, and could not be dropped. Those of `reserved` targets
     are not put back, for claims that are not known now may be on them.
     """
@@ -225,6 +228,8 @@ class PassInput:
     spent: frozenset[Target] = frozenset()
     reserved: frozenset[Target] = frozenset()
     asking: frozenset[ClaimId] = frozenset()
+    foresees: bool = False
+    recalls: bool = False
 
 
 def rank(claim: Claim) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from kerntune.engine.passes import PassRunner
 from kerntune.engine.results import Result, merge
 from kerntune.engine.workers import LaneQueue, Run, Threads
 from kerntune.kernel.files import Kernel, KernelError, OpenFile
-from kerntune.model import Lane
+from kerntune.model import Lane, Limits
 
 Found = TypeVar("Found")
 
@@ -142,13 +142,17 @@ class DryRuns:
         """Return the result of a pass of these lanes for an edit whose caller was authorised."""
         return merge(await self._look(self._edits.foreseeing(edit), lanes, self._threads.read))
 
-    async def foresee(self, edit: Edit, lanes: Iterable[Lane]) -> Result:
-        """Return the result of a pass of these lanes for an edit that anybody may ask about."""
+    async def foresee(self, edit: Edit, lanes: Iterable[Lane], limits: Limits | None = None) -> Result:
+        """Return the result of a pass of these lanes for an edit that anybody may ask about.
+
+        `limits` are those that there would be with the edit, where it changes them.
+        """
         self._asked += 1
         self._waiting += 1
         try:
-            run = partial(self._run, self._asked)
-            return merge(await self._look(self._edits.foreseeing(edit), lanes, self._threads.open, run))
+            run = partial(self._run, self._asked, limits)
+            given = self._edits.foreseeing(edit, recalls=True)
+            return merge(await self._look(given, lanes, self._threads.open, run))
         finally:
             self._waiting -= 1
             if not self._waiting:
@@ -163,8 +167,9 @@ class DryRuns:
     ) -> list[Result]:
         return list(await asyncio.gather(*(thread(run, self._lanes[lane].runner, given) for lane in lanes)))
 
-    def _run(self, asked: int, runner: PassRunner, given: PassInput) -> Result:
+    def _run(self, asked: int, limits: Limits | None, runner: PassRunner, given: PassInput) -> Result:
         """Run it on what was read since it was asked for."""
+        runner = replace(runner, limits=limits) if limits else runner
         # The counters of memory move with every program, and some are read until they stand still; they are few.
         if any(tunable.lane is Lane.MEMORY for tunable in runner.tunables):
             return runner.run(given)

@@ -217,14 +217,22 @@ class Edits:
             claims, baselines, dry=True, spent=frozenset(self._spent), reserved=frozenset(self.store.reserved)
         )
 
-    def foreseeing(self, edit: Edit) -> PassInput:
+    def foreseeing(self, edit: Edit, *, recalls: bool = False) -> PassInput:
         """Return the input of a dry run that shows what would become of an edit.
 
         A pass may be writing meanwhile for claims newer than these; that is no drift, and none is looked for.
         """
-        claims, named = tuple(self.claims.apply(edit).by_id.values()), put_by([edit])
-        released = frozenset(edit.released)
-        return replace(self.looking(), claims=claims, named=named, asking=named, released=released, enforce=True)
+        named = put_by([edit])
+        return replace(
+            self.looking(),
+            claims=tuple(self.claims.apply(edit).by_id.values()),
+            named=named,
+            asking=named,
+            released=frozenset(edit.released),
+            enforce=True,
+            foresees=True,
+            recalls=recalls,
+        )
 
     async def drop_baselines(self, result: Result) -> None:
         """Drop the baselines that are of no use after a pass; where that fails a later pass does it."""

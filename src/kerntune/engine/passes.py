@@ -25,6 +25,7 @@ from kerntune.engine.results import (
     Group,
     Result,
     changed,
+    coming_back,
     interrupted,
     nothing_matches,
     outcome_of,
@@ -137,6 +138,7 @@ class _Pass:
     named: frozenset[Target] = frozenset()  # what the claims cover that are put or dropped just now
     claims: list[Claim] = field(default_factory=list)  # on this tunable, less those that the host cannot bear
     before: dict[Target, Reading] = field(default_factory=dict)  # what the pass began with
+    expected: Mapping[Target, Reading] = field(default_factory=dict)  # what a dry run of an edit comes to
     desired_states: dict[Target, DesiredState] = field(default_factory=dict)
     left_alone: set[Target] = field(default_factory=set)
 
@@ -176,6 +178,9 @@ class _Pass:
         desired_states = self.desired_states
         if self.given.dry:
             desired_states |= {step.desired.target: foreseen(step) for step in steps if step.desired.sum}
+        if self.given.foresees:
+            self.expected = self.tunable.expected(steps, self._beside(before))
+            self.result.expected |= self.expected
         self.result.before |= before
         self.result.readings |= after
         self.result.desired_states |= desired_states
@@ -279,7 +284,7 @@ class _Pass:
 
         `before` of the steps is the reading of the last plan; the report takes it from the first.
         """
-        steps = self._plan(readings)
+        steps = self._plan(self._beside(readings))
         if self.given.dry:
             self.result.wrote |= written_by(steps)
         if self.given.dry or not any(step.writes for step in steps):
@@ -308,6 +313,10 @@ class _Pass:
                 self.writer.attempt(write)
             retried, readings, seen = True, now, now
             steps = self._plan(readings)
+
+    def _beside(self, readings: Mapping[Target, Reading]) -> Mapping[Target, Reading]:
+        """Return the readings to plan by: a dry run takes into account what it would write of other tunables."""
+        return self.tunable.beside(readings, self.result.expected) if self.given.foresees else readings
 
     def _write(self, steps: Sequence[Step]) -> None:
         """Write, and write again at once what the kernel refused because it was busy for a moment."""
@@ -350,11 +359,16 @@ class _Pass:
             *self.tunable.plan(readings, free, memory, self.lane.limits),
             *(Step(desired, readings[t], verdict=not_answering(readings[t])) for t, desired in hanging.items()),
         ]
+        if self.given.recalls:
+            # What the same plan gives back may be what was missing.
+            memory = replace(memory, free=memory.free - sum(min(0, step.grows) for step in planned))
         return [self._later(step, memory) or step for step in planned]
 
     def _later(self, step: Step, memory: Memory) -> Step | None:
         """Return the step without its writes when they were in vain a while ago and nothing has changed since."""
         desired, now = step.desired, self.lane.clock()
+        if step.writes and self.given.recalls:
+            return self._recalled(step, memory)
         if not step.writes or self._named(desired.target):
             return None
         tried = self.lane.retries.waiting(desired.target, desired.value, step.before, now)
@@ -367,6 +381,17 @@ class _Pass:
         early = self.lane.backoff.is_blocked(desired.target, desired.value, shortfall, now, memory.free)
         return replace(step, writes=()) if early else None
 
+    def _recalled(self, step: Step, memory: Memory) -> Step | None:
+        """Return the step without its writes when they were in vain at their last try, and would be so again."""
+        desired = step.desired
+        tried = self.lane.retries.last(desired.target, desired.value, step.before)
+        if tried and tried.writes == step.writes and tried.code not in self.tunable.transient:
+            refusal = self.tunable.explain_errno(step.before, desired.value, tried.code) if tried.code else None
+            return replace(step, writes=(), verdict=refusal)
+        shortfall = self.tunable.shortfall(desired, step.before)
+        in_vain = shortfall and self.lane.backoff.is_vain(desired.target, step.writes, shortfall, memory.free)
+        return replace(step, writes=()) if in_vain else None
+
     def _note_shortfalls(self, steps: Sequence[Step], now: Mapping[Target, Reading]) -> None:
         backoff = self.lane.backoff
         for step in steps:
@@ -377,7 +402,8 @@ class _Pass:
                 continue  # what is owed has waits of its own
             if shortfall and step.writes:
                 free = read_memory(self.lane.kernel).free
-                backoff.fell_short(target, step.desired.value, shortfall, self.lane.clock(), free)
+                value, clock = step.desired.value, self.lane.clock()
+                backoff.fell_short(target, value, shortfall, clock, free, writes=step.writes)
             elif shortfall:
                 backoff.looked(target, read_memory(self.lane.kernel).free)
 
@@ -486,6 +512,8 @@ class _Pass:
                 continue  # not its turn: a claim on the pool as a whole settles this node
             if step is None:
                 verdict = self._left_alone(desired, after)
+            elif self.given.foresees:
+                verdict = self._foreseen(step, after, is_written=target in written)
             elif self.given.dry and target in written and step.verdict is None:
                 verdict = step.capped or Verdict(State.PLANNED, Reason.OK)
             else:
@@ -497,14 +525,32 @@ class _Pass:
                     self.lane.drift.repaired(target, self.lane.clock())
             if desired.is_baseline:
                 verdict = self._paid_or_owed(target, verdict)
-            self.result.outcomes[target] = outcome_of(desired, before[target], after[target], verdict)
+            outcome = outcome_of(desired, before[target], after[target], verdict)
+            if desired.is_baseline and verdict.state is State.PLANNED and self.given.foresees:
+                outcome = coming_back(outcome, self.expected[target])
+            self.result.outcomes[target] = outcome
+
+    def _foreseen(self, step: Step, now: Mapping[Target, Reading], *, is_written: bool) -> Verdict:
+        """Return what will become of a step, by the readings that are expected after it.
+
+        What the kernel may do otherwise is left out: it is planned.
+        """
+        if step.verdict is not None:
+            return step.verdict
+        verdict = self._judge(step, self.expected)
+        if verdict.state is State.SATISFIED:
+            stays = not is_written and self._judge(step, now).state is State.SATISFIED
+            return verdict if stays else verdict._replace(state=State.PLANNED)
+        if is_written and verdict.reason is Reason.READ_BACK_DIFFERS:
+            return Verdict(State.PLANNED, Reason.OK)
+        return verdict
 
     def _paid_or_owed(self, target: Target, verdict: Verdict) -> Verdict:
         """Return the verdict on a value that nobody claims: its own is back, or owed until it reads so.
 
         A tunable says itself that it is `unmanaged` where there is no way back.
         """
-        if verdict.state in (State.SATISFIED, State.UNMANAGED) and not self.given.dry:
+        if verdict.state in (State.SATISFIED, State.UNMANAGED) and (not self.given.dry or self.given.foresees):
             self.result.restored.add(target)
             return verdict._replace(state=State.UNMANAGED)
         if verdict.state in (State.UNSUPPORTED, State.REFUSED) and verdict.reason not in WAITS:

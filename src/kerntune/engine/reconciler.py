@@ -26,7 +26,17 @@ from kerntune.engine.requests import (
     within_reason,
     work_of,
 )
-from kerntune.engine.results import Answer, Group, Judged, Result, changed_since, judge, merge, outcomes_known
+from kerntune.engine.results import (
+    Answer,
+    Group,
+    Judged,
+    Result,
+    changed_since,
+    judge,
+    merge,
+    outcomes_known,
+    repaired,
+)
 from kerntune.engine.workers import LaneQueue, PassRequest, Run, Threads
 from kerntune.engine.writer import Halt, Progress, only_for
 from kerntune.errors import Failed, NoSuchTarget, NotOffered, NotSupported
@@ -343,9 +353,13 @@ class Reconciler:
     def _end_passes(self, pending: Pending, why: str) -> None:
         """Have the passes that run for this edit write nothing more, where nobody else is served by them."""
         for lane, request in pending.requests.items():
-            shared = any(lane in other.lanes for other in self.edits.pending if other is not pending)
-            if not shared and (halt := self.lanes[lane].end_for(request, why)):
-                self._interrupt(self.lanes[lane], halt)
+            if not any(lane in other.lanes for other in self.edits.pending if other is not pending):
+                self._end_pass(lane, request, why)
+
+    def _end_pass(self, lane: Lane, request: PassRequest, why: str) -> None:
+        """Have the pass that runs for this request write nothing more, unless somebody else waits for it."""
+        if halt := self.lanes[lane].end_for(request, why):
+            self._interrupt(self.lanes[lane], halt)
 
     def _interrupt(self, queue: LaneQueue, halt: Halt) -> None:
         """Signal the threads that are inside a write, again and again until that pass is over."""
@@ -375,6 +389,29 @@ class Reconciler:
         wrote = bool({outcome.target for outcome in outcomes} & result.wrote)
         return Answer(pending.changes or wrote, tuple(outcomes))
 
+    async def repair(self, cause: str, progress: Progress | None = None, *, endable: bool = False) -> Answer:
+        """Put right what is managed, also what waits for another try and what is contested.
+
+        Return the outcomes of what was put back, and of what is not in the desired state after it. With `endable` a
+        cancellation ends it; what is put back by then stays so.
+        """
+        if self._stopping:
+            raise stopping()
+        requests = {lane: PassRequest(cause, enforce=True, progress=progress, waited=True) for lane in self.lanes}
+        for lane, request in requests.items():
+            self.lanes[lane].put(request)
+        try:
+            passes = (asyncio.shield(request.result) for request in requests.values())
+            found = await asyncio.gather(*passes, return_exceptions=True)
+        except asyncio.CancelledError:
+            for lane, request in requests.items() if endable else ():
+                self._end_pass(lane, request, f"the caller of {cause} left")
+            raise
+        if error := next((each for each in found if isinstance(each, BaseException)), None):
+            raise error
+        result = merge(each for each in found if isinstance(each, Result))
+        return Answer(bool(result.wrote), tuple(repaired(result)))
+
     async def plan(self, request: Request, *, strict: bool = False) -> Answer:
         """Return what `change` would do, limits included; write nothing, and wait for no lane.
 
@@ -384,10 +421,10 @@ class Reconciler:
             raise too_much(f"a plan of {len(request.settings)} settings is too long, {self.limits.planned} are allowed")
         return await self.foresee(await self.check(request, self.threads.open), strict=strict)
 
-    async def foresee(self, edit: Edit, *, strict: bool = False) -> Answer:
-        """Return what `carry_out` would do."""
+    async def foresee(self, edit: Edit, *, strict: bool = False, limits: Limits | None = None) -> Answer:
+        """Return what `carry_out` would do, with the `limits` that there would be then."""
         claims, edit = self.edits.claims, self.edits.foreseen(edit)
-        result = await self._dry_runs.foresee(edit, self._lanes_of(edit))
+        result = await self._dry_runs.foresee(edit, self._lanes_of(edit), limits)
         judged = await self._judge(edit, result, self.threads.open)
         outcomes = judged.checked() if strict else judged.outcomes
         would_write = bool({outcome.target for outcome in outcomes} & result.wrote)

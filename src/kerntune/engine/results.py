@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kerntune.engine.claims import Edit, rank, resolve
 from kerntune.engine.hung import hangs
@@ -47,7 +47,7 @@ class Result:
 
     `readings` are those after the writes, `before` those it began with. `restored` are the targets whose baselines are
     of no use any more. `refused` are claims that the host cannot bear, by their identity and place. `foreseen` is the
-    memory that a dry run leaves to the next tunable's plan.
+    memory that a dry run leaves to the next tunable's plan, and `expected` are the readings that it comes to.
     """
 
     began: float = 0.0
@@ -61,6 +61,7 @@ class Result:
     refused: dict[tuple[ClaimId, int], Verdict] = field(default_factory=dict)
     memory: Memory | None = None
     foreseen: Memory | None = None
+    expected: dict[Target, Reading] = field(default_factory=dict)
 
 
 def merge(results: Iterable[Result]) -> Result:
@@ -75,6 +76,7 @@ def merge(results: Iterable[Result]) -> Result:
         whole.restored |= result.restored
         whole.missing |= result.missing
         whole.refused |= result.refused
+        whole.expected |= result.expected
         whole.memory = result.memory or whole.memory
     return whole
 
@@ -139,31 +141,42 @@ def outcomes_known(
     return judge(Edit(put=tuple(claims)), world.tunables, result).outcomes
 
 
-def by_tunable(result: Result) -> Mapping[str, Readings]:
+class Found(NamedTuple):
+    """The readings of one tunable, and for a dry run those that it comes to."""
+
+    readings: Readings
+    expected: Readings
+
+
+NOTHING_FOUND: Final = Found({}, {})
+
+
+def by_tunable(result: Result) -> Mapping[str, Found]:
     """Return the readings by the names of the tunables: the instances of several may have the same names."""
     found: dict[str, dict[Target, Reading]] = {}
     for target, reading in result.readings.items():
         found.setdefault(target.tunable, {})[target] = reading
-    return found
+    if not result.expected:
+        return {name: Found(readings, readings) for name, readings in found.items()}
+    expected = {name: {t: result.expected.get(t, r) for t, r in readings.items()} for name, readings in found.items()}
+    return {name: Found(readings, expected[name]) for name, readings in found.items()}
 
 
-def own_outcomes(claim: Claim, tunable: Tunable, result: Result, there: Mapping[str, Readings]) -> list[Outcome]:
+def own_outcomes(claim: Claim, tunable: Tunable, result: Result, there: Mapping[str, Found]) -> list[Outcome]:
     """Return the outcomes of one claim: one for each target it covers, or one for a pattern that covers nothing."""
-    readings, matches = there.get(claim.tunable, {}), tunable.matcher(claim.instances)
-    covered = [target for target in readings if matches(target)]
+    found, matches = there.get(claim.tunable, NOTHING_FOUND), tunable.matcher(claim.instances)
+    covered = [target for target in found.readings if matches(target)]
     if not covered:
         return [nothing_matches(claim, result.missing.get(claim.tunable, ""))]
-    return [own_outcome(claim, target, tunable, result, readings) for target in covered]
+    return [own_outcome(claim, target, tunable, result, found) for target in covered]
 
 
-def own_outcome(
-    claim: Claim, target: Target, tunable: Tunable, result: Result, readings: Mapping[Target, Reading]
-) -> Outcome:
+def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result, found: Found) -> Outcome:
     """Return the outcome of the claim that won, or of an overridden claim, with what is in force instead.
 
-    `readings` are those of its tunable.
+    `found` has the readings of its tunable.
     """
-    reading, desired = readings[target], result.desired_states.get(target)
+    reading, desired = found.readings[target], result.desired_states.get(target)
     actual = reading.value or ""
     outcome = result.outcomes.get(target, Outcome(target, "", actual, actual, State.UNMANAGED))
     if why_not := result.refused.get((claim.id, claim.seq)):
@@ -180,10 +193,12 @@ def own_outcome(
     if is_same(winner, claim):
         return outcome
     own = replace(desired, value=claim.value)
-    alike = own == desired or (desired.sum is None and tunable.assess(own, reading, readings).state is State.SATISFIED)
+    held = found.expected
+    alike = own == desired or (desired.sum is None and tunable.assess(own, held[target], held).state is State.SATISFIED)
     if alike and not hangs(reading):
+        state = State.PLANNED if outcome.state is State.PLANNED else State.SATISFIED
         detail = f"the value is that of {described(winner)}"
-        return replace(outcome, requested=claim.value, state=State.SATISFIED, reason=Reason.OK, detail=detail)
+        return replace(outcome, requested=claim.value, state=state, reason=Reason.OK, detail=detail)
     if winner.id == claim.id:
         return overridden(claim, outcome, f"a later call replaced this claim: {described(winner)}")
     if winner.origin is Origin.GUARD:
@@ -264,25 +279,44 @@ def described(claim: Claim) -> str:
 
 
 def released_outcomes(
-    dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result, there: Mapping[str, Readings]
+    dropped: Iterable[ClaimId], tunables: Mapping[str, Tunable], result: Result, there: Mapping[str, Found]
 ) -> list[Outcome]:
     """Return the outcomes of withdrawn claims: their targets have the next claim's value, or the host's own.
 
-    In a plan, what others of the same group get back changes a target that has nothing of its own to get back: the
-    total of pools on several nodes.
+    In a plan, what others of the same group get changes a target that has nothing of its own to get back: the total of
+    pools on several nodes.
     """
     found = {}
-    planned = {target for target, outcome in result.outcomes.items() if outcome.state is State.PLANNED}
+    moving = {(t.tunable, t.instance) for t, outcome in result.outcomes.items() if outcome.state is State.PLANNED}
     for claim_id in dropped:
         tunable = tunables[claim_id.tunable]
-        matches = tunable.matcher(claim_id.instances)
-        moving = {tunable.group(target) for target in planned if target.tunable == claim_id.tunable}
-        for target, reading in there.get(claim_id.tunable, {}).items():
+        matches, (readings, held) = tunable.matcher(claim_id.instances), there.get(claim_id.tunable, NOTHING_FOUND)
+        for target, reading in readings.items():
             if matches(target):
-                state = State.PLANNED if tunable.group(target) in moving else State.UNMANAGED
-                own = Outcome(target, "", result.before[target].value or "", reading.value or "", state)
+                own = Outcome(target, "", result.before[target].value or "", reading.value or "", State.UNMANAGED)
+                if held[target].value != reading.value and not tunable.moved_by:
+                    own = coming_back(replace(own, state=State.PLANNED), held[target])
+                elif (tunable.moved_by, target.instance) in moving:
+                    own = replace(own, detail=f"it changes with {tunable.moved_by}")
                 found[target] = result.outcomes.get(target, own)
     return list(found.values())
+
+
+def coming_back(outcome: Outcome, expected: Reading) -> Outcome:
+    """Return the outcome of a plan for a value that nobody will claim: what there will be then, and whose it is."""
+    return replace(outcome, requested=expected.value or "", detail="the host's own value comes back")
+
+
+def repaired(result: Result) -> list[Outcome]:
+    """Return the outcomes of what a pass has put back, and of what is not in the desired state after it."""
+    found = []
+    for target, outcome in result.outcomes.items():
+        if outcome.state not in (State.SATISFIED, State.UNMANAGED):
+            found.append(outcome)
+        elif target in result.wrote:
+            said = "; ".join(filter(None, (f"put back, it was {outcome.before}", outcome.detail)))
+            found.append(replace(outcome, detail=said))
+    return found
 
 
 def changes_of(old: Mapping[Target, Outcome], result: Result) -> list[Outcome]:

@@ -80,12 +80,15 @@ class Retries:
         """The time of the earliest next try, None when nothing waits."""
         return min((tried.due for tried in self._tries.values()), default=None)
 
+    def last(self, target: Target, value: str, reading: Reading) -> Try | None:
+        """Return the last try at this value; None where the target reads otherwise since then."""
+        tried = self._tries.get(target)
+        return tried if tried and (tried.value, tried.seen) == (value, seen(reading)) else None
+
     def waiting(self, target: Target, value: str, reading: Reading, now: float) -> Try | None:
         """Return the last try when it is too early for another; what reads otherwise since then is tried at once."""
-        tried = self._tries.get(target)
-        if tried is None or (tried.value, tried.seen) != (value, seen(reading)) or now >= tried.due:
-            return None
-        return tried
+        tried = self.last(target, value, reading)
+        return tried if tried and now < tried.due else None
 
     def after(self, target: Target, value: str, reading: Reading, vain: Vain) -> Try:
         """Return the record of a try in vain: the wait doubles when it left everything as it was."""
@@ -107,7 +110,7 @@ class Retries:
 class Attempt:
     """The last attempt: the value, the bytes that were missing after it, its time, and how long to wait since.
 
-    `free` is the least memory that was free since, in bytes.
+    `free` is the least memory that was free since, in bytes, and `writes` are those that were made.
     """
 
     value: str
@@ -115,11 +118,17 @@ class Attempt:
     at: float
     free: int
     wait: float = FIRST
+    writes: tuple[Write, ...] = ()
 
 
 def is_due(tried: Attempt, now: float, free: int) -> bool:
     """Return whether the wait is over and so much memory became free that the kernel may have more."""
-    return now - tried.at >= tried.wait and (free - tried.free) * PARTS >= tried.shortfall
+    return now - tried.at >= tried.wait and may_have_more(tried, free)
+
+
+def may_have_more(tried: Attempt, free: int) -> bool:
+    """Return whether so much memory became free since the attempt that the kernel may have more."""
+    return (free - tried.free) * PARTS >= tried.shortfall
 
 
 def next_attempt(before: Attempt | None, value: str, shortfall: int, now: float, free: int) -> Attempt:
@@ -142,9 +151,17 @@ class Backoff:
             return False
         return not is_due(tried, now, free)
 
-    def fell_short(self, target: Target, value: str, shortfall: int, now: float, free: int) -> None:
+    def is_vain(self, target: Target, writes: tuple[Write, ...], shortfall: int, free: int) -> bool:
+        """Return whether the last attempt had the same writes and shortfall, and no memory came free since."""
+        tried = self._tried.get(target)
+        return bool(tried and (tried.writes, tried.shortfall) == (writes, shortfall) and not may_have_more(tried, free))
+
+    def fell_short(
+        self, target: Target, value: str, shortfall: int, now: float, free: int, *, writes: tuple[Write, ...]
+    ) -> None:
         """Record that the kernel was asked, and that so many bytes are still missing."""
-        self._tried[target] = next_attempt(self._tried.get(target), value, shortfall, now, free)
+        tried = next_attempt(self._tried.get(target), value, shortfall, now, free)
+        self._tried[target] = replace(tried, writes=writes)
 
     def looked(self, target: Target, free: int) -> None:
         """Record how much memory was free at a look that was too early to ask."""

@@ -183,6 +183,21 @@ class Tunable(ABC):
         """Return the host's memory as it will be after these steps: a plan goes by it for the next tunable."""
         return memory
 
+    def beside(
+        self,
+        readings: Mapping[Target, Reading],
+        expected: Mapping[Target, Reading],  # noqa: ARG002
+    ) -> Mapping[Target, Reading]:
+        """Return the readings as they will be when the tunables before it in its lane read as `expected`.
+
+        For a dry run, where what those write does not happen.
+        """
+        return readings
+
+    def expected(self, steps: Sequence[Step], readings: Mapping[Target, Reading]) -> Mapping[Target, Reading]:  # noqa: ARG002
+        """Return the readings that there will be after the writes of these steps, as far as a dry run can tell."""
+        return readings
+
     def elsewhere(
         self,
         steps: Sequence[Step],  # noqa: ARG002

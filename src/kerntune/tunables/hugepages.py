@@ -37,7 +37,7 @@ from kerntune.patterns import Kind, Pool, parse_pool
 from kerntune.tunables.amounts import amounts
 from kerntune.tunables.base import Tunable, unreadable
 from kerntune.tunables.pool_plan import plan_pools
-from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of
+from kerntune.tunables.pool_writes import FULL, idle, is_full, nodes_of, pools_after
 from kerntune.tunables.sums import Asking, Total, of_pools
 from kerntune.units import is_endless, spell_size
 
@@ -150,6 +150,16 @@ class HugePages(Tunable):
             available=max(0, memory.available - taken),
             free=max(0, memory.free - taken),
         )
+
+    def expected(self, steps: Sequence[Step], readings: Mapping[Target, Reading]) -> Mapping[Target, Reading]:
+        """Return the pools with their numbers; pages in use or promised that are too many are surplus."""
+        goals = {write.path: int(write.text) for step in steps for write in step.writes}
+        known = {target: reading for target, reading in readings.items() if reading.value is not None}
+        found = dict(readings)
+        for size in {self.group(target) for target in known}:
+            of_size = {target: reading for target, reading in known.items() if self.group(target) == size}
+            found |= pools_after(of_size, {t: goals[path_of(t)] for t in of_size if path_of(t) in goals})
+        return found
 
     def elsewhere(
         self, steps: Sequence[Step], old: Mapping[Target, Reading], now: Mapping[Target, Reading]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from kerntune.errors import InvalidValue
 from kerntune.globs import natural_sort_key
@@ -18,7 +19,7 @@ from kerntune.paths import setting
 from kerntune.patterns import Kind, parse_pool
 from kerntune.tunables.amounts import Bound, refused
 from kerntune.tunables.base import Tunable, unreadable
-from kerntune.tunables.hugepages import IN_PATH, POOLS, count_of
+from kerntune.tunables.hugepages import IN_PATH, POOLS, HugePages, count_of
 from kerntune.tunables.sums import refused_claim
 from kerntune.units import spell_size
 
@@ -109,6 +110,21 @@ class HugePagesOvercommit(Tunable):
             steps.append(Step(desired, before, writes))
             now[target] = wanted
         return steps
+
+    def beside(
+        self, readings: Mapping[Target, Reading], expected: Mapping[Target, Reading]
+    ) -> Mapping[Target, Reading]:
+        pools = {t.instance: pool.figures for t, pool in expected.items() if t.tunable == HugePages.name}
+        return {
+            target: replace(reading, figures={**reading.figures, "surplus": pools[target.instance]["surplus"]})
+            if reading.value is not None and pools.get(target.instance)
+            else reading
+            for target, reading in readings.items()
+        }
+
+    def expected(self, steps: Sequence[Step], readings: Mapping[Target, Reading]) -> Mapping[Target, Reading]:
+        written = {step.desired.target: replace(step.before, value=step.desired.value) for step in steps if step.writes}
+        return {**readings, **written}
 
     def explain_errno(self, reading: Reading, value: str, code: int) -> Verdict:
         if code == errno.EINVAL:

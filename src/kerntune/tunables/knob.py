@@ -9,7 +9,7 @@ import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kerntune.errors import InvalidValue, NotOffered
@@ -78,6 +78,10 @@ class Value(ABC):
     def remark(self, value: str, reading: Reading) -> str:  # noqa: ARG002
         """Return what there is to know of a value that is in place, as prose."""
         return ""
+
+    def held(self, value: str) -> str:
+        """Return what a file reads after this value was written."""
+        return value
 
     def validate(self, reading: Reading, value: str, called: str) -> None:  # noqa: ARG002
         """Raise InvalidValue when the target of the reading, `called` so, can never take the value."""
@@ -222,7 +226,10 @@ class Number(Value):
         return Reading(target, text, figures=figures)
 
     def is_in_place(self, value: str, reading: Reading) -> bool:
-        return reading.value in (value, str(int(value) - int(value) % self.step))
+        return reading.value in (value, self.held(value))
+
+    def held(self, value: str) -> str:
+        return str(int(value) - int(value) % self.step)
 
     def remark(self, value: str, reading: Reading) -> str:
         return "" if reading.value == value else f"the kernel keeps {self.whole}"
@@ -254,6 +261,8 @@ class Knob(Tunable):
     otherwise: Callable[[DesiredState, Reading], Verdict | None] = nothing
     # What else a rule goes by, from the file's text or from other files.
     figures: Callable[[KernelView, Target, str], Mapping[str, int]] = no_figures
+    # What the readings will be when the tunables before it read so; None: what they are.
+    moved: Callable[[Mapping[Target, Reading], Mapping[Target, Reading]], Mapping[Target, Reading] | None] = nothing
     transient: frozenset[int] = frozenset()
     moved_by: str = ""
     # Instances that are only compared with the desired value: nothing can be chosen for them.
@@ -354,6 +363,20 @@ class Knob(Tunable):
         if verdict := self.forbidden(desired, before):
             return Step(desired, before, verdict=verdict)
         return Step(desired, before, (Write(self.path(desired.target), desired.value),))
+
+    def beside(
+        self, readings: Mapping[Target, Reading], expected: Mapping[Target, Reading]
+    ) -> Mapping[Target, Reading]:
+        moved = self.moved(readings, expected)
+        return readings if moved is None else moved
+
+    def expected(self, steps: Sequence[Step], readings: Mapping[Target, Reading]) -> Mapping[Target, Reading]:
+        held = {
+            step.desired.target: replace(step.before, value=self.value.held(step.desired.value), restore="")
+            for step in steps
+            if step.writes
+        }
+        return {**readings, **held}
 
     def assess(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if self.value.is_in_place(desired.value, reading):

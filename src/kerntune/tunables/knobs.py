@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kerntune.errors import InvalidValue
@@ -212,6 +212,9 @@ class Preference(Word):
             return Reading(target, text, named, detail=why, restore=DEFAULT, figures=figures)
         return super().reading(target, text, named, figures)
 
+    def held(self, value: str) -> str:
+        return self.nameless if value == DEFAULT else value
+
     def is_in_place(self, value: str, reading: Reading) -> bool:
         """Return whether the target holds the value; one without a name is what `default` brought back."""
         return super().is_in_place(value, reading) or (value == DEFAULT and reading.value == self.nameless)
@@ -223,6 +226,23 @@ def governor_and_driver(kernel: KernelView, target: Target, _text: str) -> Mappi
         "fastest": int(read_or_none(kernel, f"{folder}/scaling_governor") == PERFORMANCE),
         "active": int(read_or_none(kernel, f"{folder}/scaling_driver") in ACTIVE),
     }
+
+
+def under_governors(readings: Mapping[Target, Reading], expected: Mapping[Target, Reading]) -> Mapping[Target, Reading]:
+    """Return the readings of the preferences when the governors read as expected.
+
+    Which preference comes back with another governor only the kernel knows: the one of now stands for it.
+    """
+    governors = {t.instance: reading.value for t, reading in expected.items() if t.tunable == CPU_GOVERNOR.name}
+    found = {}
+    for target, reading in readings.items():
+        if (governor := governors.get(target.instance)) and reading.value is not None:
+            fastest = governor == PERFORMANCE
+            value = PERFORMANCE if fastest and reading.figures["active"] else reading.value
+            figures = {**reading.figures, "fastest": int(fastest)}
+            reading = replace(reading, value=value, figures=figures)  # noqa: PLW2901
+        found[target] = reading
+    return found
 
 
 def no_preferences(kernel: KernelView) -> str:
@@ -319,6 +339,7 @@ CPU_EPP = Knob(
     forbidden=governor_decides,
     otherwise=other_preference,
     figures=governor_and_driver,
+    moved=under_governors,
     moved_by="cpu-governor",
 )
 

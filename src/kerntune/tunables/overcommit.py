@@ -51,12 +51,9 @@ class Overcommit(Tunable):
         if mode not in ("0", "1", "2"):
             return Reading(target, None, reason=Reason.NO_KERNEL_SUPPORT, detail=self.missing(kernel))
         ratio, kbytes = read_int(kernel, f"{VM}/overcommit_ratio"), read_int(kernel, f"{VM}/overcommit_kbytes")
-        word = MODES[int(mode)]
-        whole = f"{word}:{kbytes}k" if kbytes else f"{word}:{ratio}"
         # A ratio of 0 is a value; one that cannot be read is none.
-        restore = whole if kbytes or read_or_none(kernel, f"{VM}/overcommit_ratio") is not None else word
-        shown = word if word == "heuristic" else whole
-        return Reading(target, shown, choices=MODES, restore=restore, figures={"ratio": ratio, "kbytes": kbytes})
+        known = read_or_none(kernel, f"{VM}/overcommit_ratio") is not None
+        return reading_of(target, MODES[int(mode)], ratio, kbytes, has_limit=bool(kbytes) or known)
 
     def choices(self, reading: Reading, loads: Collection[str] = ()) -> list[str]:  # noqa: ARG002  # no module has any
         return [] if reading.value is None else ["heuristic", "always", "always:1..99", "never:1..100"]
@@ -92,6 +89,9 @@ class Overcommit(Tunable):
     ) -> Sequence[Step]:
         return [plan_one(desired, readings[target], memory) for target, desired in desired_states.items()]
 
+    def expected(self, steps: Sequence[Step], readings: Mapping[Target, Reading]) -> Mapping[Target, Reading]:
+        return {**readings, **{step.desired.target: after(step) for step in steps if step.writes}}
+
     def assess(self, desired: DesiredState, reading: Reading, group: Mapping[Target, Reading]) -> Verdict:  # noqa: ARG002
         if reading.value is None or writes_for(desired.value, reading):
             return unlike(reading)
@@ -99,6 +99,21 @@ class Overcommit(Tunable):
 
     def report_only(self, desired: DesiredState, reading: Reading) -> bool:
         return bool(writes_for(desired.value, reading))
+
+
+def reading_of(target: Target, mode: str, ratio: int, kbytes: int, *, has_limit: bool) -> Reading:
+    """Return the reading of these sysctls; without a limit neither ratio nor kilobytes could be read."""
+    whole = f"{mode}:{kbytes}k" if kbytes else f"{mode}:{ratio}"
+    shown, restore = mode if mode == "heuristic" else whole, whole if has_limit else mode
+    return Reading(target, shown, choices=MODES, restore=restore, figures={"ratio": ratio, "kbytes": kbytes})
+
+
+def after(step: Step) -> Reading:
+    """Return the reading after the writes of a step: ratio and kilobytes set each other to 0."""
+    mode, ratio, kbytes = split(step.desired.value)
+    if ratio is kbytes is None:
+        ratio, kbytes = step.before.figures["ratio"], step.before.figures["kbytes"]
+    return reading_of(step.desired.target, mode, ratio or 0, kbytes or 0, has_limit=":" in step.before.restore)
 
 
 def split(value: str) -> tuple[str, int | None, int | None]:

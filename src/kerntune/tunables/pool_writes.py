@@ -14,6 +14,7 @@ and leaves the pages in use to the end (`through`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from kerntune.model import Reading, Target
@@ -21,6 +22,7 @@ from kerntune.model import Reading, Target
 Pools = Mapping[Target, Reading]
 # What is known of a node that gave less than it was asked: nothing more is asked of it.
 FULL: Final = {"full": 1, "room": 0}
+COUNTERS: Final = ("total", "free", "surplus", "asked")  # of a total: the sums of its nodes
 
 
 class Work(NamedTuple):
@@ -54,6 +56,37 @@ def persistent(pool: Reading) -> int:
 def idle(pools: Iterable[Reading], reserved: int) -> int:
     """Return the surplus pages that nobody uses or has reserved, and that so nobody will give back."""
     return max(0, sum(max(0, pool.figures["surplus"] - used(pool)) for pool in pools) - reserved)
+
+
+def pools_after(group: Pools, goals: Mapping[Target, int]) -> dict[Target, Reading]:
+    """Return the pools of one page size after writes that bring these to their goals; `group` is as they are.
+
+    What the kernel does with a total on several nodes is its own to say: then their pools stay as they are.
+    """
+    nodes = nodes_of(group)
+    reserved = max(pool.figures["reserved"] for pool in group.values())
+    if not nodes:
+        count = next(iter(goals.values()), None)
+        return dict(group) if count is None else {t: with_pages(pool, count, reserved) for t, pool in group.items()}
+    whole = next(pool for target, pool in group.items() if target not in nodes)
+    of_nodes = goals.keys() & set(nodes)
+    if whole.target in goals and (of_nodes or goals[whole.target] == whole.figures["total"]):
+        # That write makes all pages persistent.
+        goals = {**{node: group[node].figures["total"] for node in nodes}, **goals}
+    found = {t: with_pages(group[t], goals[t], 0) if t in goals else group[t] for t in nodes}
+    if goals.keys() & found.keys():
+        sums = {name: sum(pool.figures[name] for pool in found.values()) for name in COUNTERS}
+        whole = replace(whole, value=str(sums["total"]), figures={**whole.figures, **sums})
+    elif goals:
+        whole = with_pages(whole, goals[whole.target], reserved)
+    return {**found, whole.target: whole}
+
+
+def with_pages(pool: Reading, count: int, reserved: int) -> Reading:
+    """Return a pool that was brought to a number of pages."""
+    total = max(count, min(pool.figures["total"], used(pool) + reserved))
+    figures = {"total": total, "free": total - used(pool), "surplus": total - count, "asked": count}
+    return replace(pool, value=str(total), restore=str(count), figures={**pool.figures, **figures})
 
 
 def carry_out(wants: Mapping[Target, Mapping[Target, int]], group: Pools) -> dict[Target, Work]:

@@ -17,7 +17,7 @@ from kerntune.config.content import Content
 from kerntune.config.sources import ActiveProfile
 from kerntune.engine.claims import SUSPENDED, Choice, Selection
 from kerntune.errors import Failed, InvalidValue, NoSuchProfile, NotAuthorized
-from kerntune.model import Origin, Reason, State
+from kerntune.model import Origin, Reason, State, Target
 from tests.unit.daemon.lab import Bench, booted
 from tests.unit.lab import FULL, Lab, claim, pages, queue
 
@@ -325,6 +325,55 @@ async def test_a_plan_changes_nothing_and_says_what_would(folder: Path, monkeypa
         for selection in (Selection("fast"), CLEAR):
             assert (await bench.config.plan(selection)).changed
         assert (folder / "run/profile.json").read_bytes() == kept
+
+
+async def test_a_plan_of_a_reload_reads_the_files_and_keeps_nothing_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+        assert not (await bench.config.plan_reload()).changed
+        kept = {path: path.read_bytes() for path in (folder / "run").iterdir()}
+        before, told = bench.config.files, list(bench.told)
+        bench.file.write_text('profile = "fast"\n[limits]\nhugepages-percent = 10\n[hugepages]\n"2M" = 9000\n')
+        caplog.clear()
+        planned = await bench.config.plan_reload()
+        rows = {str(one.target): (one.requested, one.actual, one.state, one.reason) for one in planned.outcomes}
+        assert planned.changed
+        assert rows["io-scheduler@sda"] == ("none", "kyber", State.PLANNED, Reason.OK)
+        assert rows["hugepages@2M"] == ("9000", "0", State.PARTIAL, Reason.OVER_LIMIT)
+        assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == kept
+        assert (bench.writes(), bench.config.files, bench.told, caplog.text) == ([], before, told, "")
+        assert (bench.disk, bench.config.profile, bench.lab.engine.limits.hugepages_percent) == ("kyber", "", 75)
+        await bench.config.reload()
+        outcome = bench.lab.engine.observed.outcomes[Target("hugepages", "2M")]
+        assert (outcome.state, outcome.reason) == (State.PARTIAL, Reason.OVER_LIMIT)
+        assert not (await bench.config.plan_reload()).changed
+
+
+async def test_a_plan_of_a_reload_ends_as_the_reload_would_and_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+        bench.file.write_text(DISK.format("none") + "[overcommit]\n'*' = 'sometimes'\n")
+        bench.writes()
+        with pytest.raises(InvalidValue, match=f"in part only: {bench.file}:4: ") as planned:
+            await bench.config.plan_reload()
+        assert (bench.writes(), bench.disk, bench.degraded) == ([], "kyber", set())
+        with pytest.raises(InvalidValue) as done:
+            await bench.config.reload()
+        assert str(done.value) == str(planned.value).replace("would be taken", "was taken")
+        assert bench.degraded == {CONFIG_INVALID}
+
+
+async def test_a_plan_of_a_reload_of_what_is_suspended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, monkeypatch, DISK.format("kyber")) as bench:
+        await bench.choose(BASELINE)
+        planned = await bench.config.plan_reload()
+        assert planned.changed
+        assert [(one.requested, one.state) for one in planned.outcomes] == [("kyber", State.PLANNED)]
+        assert bench.degraded == {SUSPENDED}
+        await bench.config.reload()
+        assert bench.disk == "kyber"
 
 
 async def test_choices_beside_each_other_and_beside_reloads_take_turns(

@@ -17,7 +17,7 @@ from kerntune.engine.results import Answer
 from kerntune.errors import Exit, KernelRejected, KerntuneError, NoSuchTarget, OverLimit
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
-from kerntune.model import State
+from kerntune.model import Reason, State
 from kerntune.results import exit_code
 from tests.unit.lab import (
     BOUND,
@@ -63,6 +63,8 @@ async def test_a_plan_is_what_a_set_would_do(setting: tuple[str, str, str | int]
         assert (everything(kernel), lab.claims) == (before, claims)
 
 
+COMES_BACK = "the host's own value comes back"
+POOL_OF_TEN = ("hugepages", "2M", 10)
 FAST = {"policy0": Policy((0, 1), "performance", ("performance", "powersave"), epp="performance")}
 
 
@@ -127,6 +129,96 @@ async def test_a_total_of_several_pools_changes_with_its_nodes(nodes: int) -> No
             ("64", "0", State.UNMANAGED),
             ("heuristic", "heuristic", State.UNMANAGED),
         ]
+
+
+# What one change does to another
+
+
+async def test_a_governor_that_the_same_call_changes_is_taken_into_account() -> None:
+    kernel = large_host()
+    kernel.policies = {"policy0": Policy((0, 1), "powersave", epp="power")}
+    async with running(kernel) as lab:
+        both = request(("cpu-governor", "*", "performance"), ("cpu-epp", "*", "balance_power"))
+        for answer in (await lab.engine.plan(both), await lab.engine.change(both, "Set")):
+            (outcome,) = (one for one in answer.outcomes if one.target.tunable == "cpu-epp")
+            assert (outcome.state, outcome.reason) == (State.UNSUPPORTED, Reason.GOVERNOR_DECIDES)
+        back = request(("cpu-governor", "*", "powersave"), ("cpu-epp", "*", "performance"))
+        assert {one.state for one in (await lab.engine.plan(back)).outcomes} == {State.PLANNED, State.SATISFIED}
+        other = request(("cpu-governor", "*", "powersave"), ("cpu-epp", "*", "balance_power"))
+        assert {one.state for one in (await lab.engine.plan(other)).outcomes} == {State.PLANNED}
+        assert {one.state for one in (await lab.engine.change(other, "Set")).outcomes} == {State.SATISFIED}
+
+
+async def test_a_preference_that_comes_back_with_its_governor() -> None:
+    """One has a value to get back, which the governor of now forbids; the other has none, and moves all the same."""
+    kernel = large_host()
+    kernel.policies = {f"policy{n}": Policy((n,), "powersave", epp="power") for n in (0, 1)}
+    async with running(kernel) as lab:
+        await lab.set(("cpu-epp", "policy0", "balance_power"))
+        await lab.set(("cpu-governor", "*", "performance"), ("cpu-epp", "*", "performance"))
+        lab.writes()
+        gone = request(("cpu-governor", "*", ""), ("cpu-epp", "*", ""), unset=True)
+        planned = (await lab.engine.plan(gone)).outcomes
+        assert [(str(one.target), one.requested, one.actual, one.state, one.detail) for one in planned] == [
+            ("cpu-governor@policy0", "powersave", "performance", State.PLANNED, COMES_BACK),
+            ("cpu-governor@policy1", "powersave", "performance", State.PLANNED, COMES_BACK),
+            ("cpu-epp@policy0", "power", "performance", State.PLANNED, COMES_BACK),
+            ("cpu-epp@policy1", "", "performance", State.UNMANAGED, "it changes with cpu-governor"),
+        ]
+        done = await lab.engine.change(gone, "Unset")
+        assert [(one.actual, one.state) for one in done.outcomes] == [
+            ("powersave", State.UNMANAGED),
+            ("powersave", State.UNMANAGED),
+            ("power", State.UNMANAGED),
+            ("power", State.UNMANAGED),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ([("hugepages", "2M", 100)], [("hugepages@2M", "7", "100")]),
+        ([("hugepages", "2M/node1", 100)], [("hugepages@2M/node1", "4", "100")]),
+        (
+            [("hugepages", "2M", 200), ("hugepages", "2M/node0", 80)],
+            [("hugepages@2M", "7", "200"), ("hugepages@2M/node0", "3", "80")],
+        ),
+        ([("overcommit", "", "always:90")], [("overcommit", "heuristic", "always:90")]),
+        ([("read-ahead", "sda", 512)], [("read-ahead@sda", "128", "512")]),
+    ],
+    ids=["total", "node", "both", "overcommit", "read-ahead"],
+)
+async def test_what_comes_back_has_the_value_that_is_read_then(
+    settings: list[tuple[str, str, str | int]], rows: list[tuple[str, str, str]]
+) -> None:
+    kernel = large_host()
+    have_pages(kernel, 3, 4)
+    async with running(kernel) as lab:
+        await lab.set(*settings)
+        gone = request(*((name, at, "") for name, at, _ in settings), unset=True)
+        planned = (await lab.engine.plan(gone)).outcomes
+        found = [(str(one.target), one.requested, one.actual) for one in planned if one.state is State.PLANNED]
+        assert (found, {one.detail for one in planned if one.state is State.PLANNED}) == (rows, {COMES_BACK})
+        done = {str(one.target): one.actual for one in (await lab.engine.change(gone, "Unset")).outcomes}
+        assert [done[name] for name, *_ in rows] == [value for _, value, _ in rows]
+
+
+async def test_pages_in_use_that_would_stay_are_foreseen() -> None:
+    kernel = small_host()
+    have_pages(kernel, 40, used=25)
+    async with running(kernel) as lab:
+        for answer in (await lab.engine.plan(request(POOL_OF_TEN)), await lab.set(POOL_OF_TEN)):
+            (outcome,) = answer.outcomes
+            assert (outcome.state, outcome.reason) == (State.PARTIAL, Reason.PAGES_IN_USE)
+            assert outcome.detail.startswith("25 pages stay until they are given back")
+
+
+async def test_what_the_winner_changes_for_an_overridden_claim_too_is_planned() -> None:
+    async with running(large_host()) as lab:
+        same = request(("io-scheduler", "sda", "bfq"), ("io-scheduler", "sd*", "bfq"))
+        planned = (await lab.engine.plan(same)).outcomes
+        assert [one.state for one in planned] == [State.PLANNED, State.PLANNED]
+        assert [one.state for one in (await lab.engine.change(same, "Set")).outcomes] == [State.SATISFIED] * 2
 
 
 # Sharing

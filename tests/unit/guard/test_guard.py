@@ -612,3 +612,25 @@ def test_nothing_is_put_back_where_somebody_has_set_another_mode_since(tmp_path:
     (tmp_path / CAP_FILE).write_text("[1, 95, 0]")
     assert undo_cap(kernel, tmp_path)
     assert kernel.journal == []
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [("never:80", ""), ("heuristic", ""), ("always:90", ""), ("", ""), ("", "always:80"), ("", "heuristic")],
+    ids=["never", "heuristic", "always", "unset", "unset, then always", "unset, then heuristic"],
+)
+async def test_while_it_caps_a_plan_is_what_its_call_does(tmp_path: Path, value: str, kept: str) -> None:
+    async with scene(tmp_path) as host:
+        if kept:
+            await host.lab.set(("overcommit", "", kept), persist=True)
+        await host.cap()
+        asked = Request((Setting("overcommit", "", value),), unset=not value, who="alice")
+        planned = await host.lab.engine.plan(asked, strict=True)
+        assert host.guard.verdict.caps
+        done = await host.lab.engine.change(asked, "test")
+        assert planned.changed == done.changed
+        ((one,), (came,)) = planned.outcomes, done.outcomes
+        if one.state is State.PLANNED:
+            assert (came.state, came.actual) in {(State.SATISFIED, one.requested), (State.UNMANAGED, one.requested)}
+        else:
+            assert (one.state, one.reason, one.requested) == (came.state, came.reason, came.requested)
