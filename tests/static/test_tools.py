@@ -36,6 +36,12 @@ def test_tool_finds_nothing(command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_sources_are_modules_and_tables_and_no_leftovers() -> None:
+    """The package takes whatever lies there."""
+    found = {path.name for path in (CHECKOUT / "src/kerntune").rglob("*") if path.is_file()}
+    assert [name for name in sorted(found) if not name.endswith((".py", ".pyc", ".toml", "py.typed"))] == []
+
+
 GENERATED = (completions.BASH, completions.ZSH, config_reference.FILE, config_reference.MANUAL, dbus_manual.MANUAL)
 
 
