@@ -183,7 +183,8 @@ class DrivePatterns(GlobPatterns):
 
     def matcher(self, pattern: str) -> Matcher:
         if span := Span.parse(pattern):
-            return lambda target: pattern == target.instance or span.has(target.instance)
+            # An end of it may be the drive of which a target is a path.
+            return lambda target: pattern == target.instance or any(map(span.has, (target.instance, *target.aliases)))
         matches = super().matcher(pattern)
         if self.exact(pattern):
             return matches
@@ -232,12 +233,10 @@ class Span(NamedTuple):
 
     @classmethod
     def parse(cls, pattern: str) -> Span | None:
-        """Return the span that a pattern is, or None; its two names are alike, so the middle hyphen is between them."""
-        hyphens = pattern.count("-")
-        if hyphens % 2 == 0 or "/" in pattern or GLOB.search(pattern):
+        """Return the span that a pattern is, or None."""
+        if pattern.count("-") % 2 == 0 or "/" in pattern or GLOB.search(pattern):
             return None
-        words = pattern.split("-")
-        names = "-".join(words[: len(words) // 2]), "-".join(words[len(words) // 2 :])
+        names = halves(pattern)
         letters = [LETTERED.fullmatch(name) for name in names]
         if letters[0] and letters[1] and letters[0][1] == letters[1][1]:
             return cls(letters[0][1], count_letters(letters[0][2]), count_letters(letters[1][2]), "", lettered=True)
@@ -261,6 +260,12 @@ class Span(NamedTuple):
         return part.isdecimal() and self.first <= int(part) <= self.last
 
 
+def halves(pattern: str) -> tuple[str, str]:
+    """Return the two names of a span: they are alike, so the middle hyphen is between them."""
+    words = pattern.split("-")
+    return "-".join(words[: len(words) // 2]), "-".join(words[len(words) // 2 :])
+
+
 def count_letters(letters: str) -> int:
     """Return the number of a drive that is counted in letters: 1 for a, 26 for z, 27 for aa."""
     number = 0
@@ -278,8 +283,7 @@ def left_out_word(name: str) -> str:
 def is_unstable(pattern: str) -> bool:
     """Return True if a pattern names drives that a reboot may find in another order."""
     name = pattern.removeprefix("/dev/")
-    names = name.split("-") if Span.parse(name) and name.count("-") == 1 else [name]
-    return any(map(UNSTABLE.fullmatch, names))
+    return any(map(UNSTABLE.fullmatch, halves(name) if Span.parse(name) else [name]))
 
 
 def full_name(name: str, listed: Iterable[str]) -> str:
@@ -338,7 +342,7 @@ def places_of(name: str) -> Iterator[tuple[tuple[str, str], int]]:
         return
     if POOL.fullmatch(name) or "/" in name:
         return
-    for number in CANONICAL.finditer(name):
+    for number in CANONICAL.finditer(name, 1):
         yield (name[: number.start()], name[number.end() :]), int(number[0])
     if found := LETTERED.fullmatch(name):
         yield (f"{found[1]}{ANY_LETTER}", ""), count_letters(found[2])

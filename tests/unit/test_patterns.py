@@ -96,6 +96,8 @@ POOL = Target("hugepages", "2M/node1")
         (Kind.DRIVES, Target("io-scheduler", "sda1x"), "sda*", "sda-sdz sd0-sd9"),
         (Kind.DRIVES, Target("io-scheduler", "dm-7"), "* dm-7 dm-0-dm-7 dm-*", "dm-0-dm-6 dm-7-x dm-7-"),
         (Kind.DRIVES, Target("io-scheduler", "md_a1-md_a3"), "md_a1-md_a3 md_*", "md_a1 md_a1-md_a2"),
+        (Kind.DRIVES, Target("io-scheduler", "nvme1c0n1", aliases=("nvme1n1", "by-id/nvme-First")),
+         "nvme1n1 nvme0n1-nvme3n1 nvme0c0n1-nvme2c0n1", "nvme0n1-nvme3n2 nvme2n1-nvme3n1"),
         (Kind.CPUS, POLICY, "* policy4 4 5 0-4 5-9 cpu5 policy? policy0-7",
          "0-3,6 policy5 policy40 44 cpu6 policy[0-3] policy0-3,5-9"),
         (Kind.POOLS, POOL, "2M/node1 2M/* 2M/node0-3", "2M 2M/node10 2M/node0 1G/* 1G/node1 2M/node0,2"),
@@ -162,6 +164,7 @@ def test_what_is_printed_for_several_can_be_typed(kind: Kind, data: st.DataObjec
         (["nvme0n1", "nvme0n2", "nvme1n1", "nvme1n2"], ["nvme0n1-nvme1n1", "nvme0n2-nvme1n2"]),
         (["sda", "sdc", "sdaa", "sdab"], ["sda", "sdc", "sdaa-sdab"]),
         (["dm-0", "dm-1", "mount/data1", "mount/data2"], ["dm-0-dm-1", "mount/data1", "mount/data2"]),
+        (["1x", "2x"], ["1x", "2x"]),
         (["vm.swappiness", "vm.zone_reclaim_mode"], ["vm.swappiness", "vm.zone_reclaim_mode"]),
         ([""], [""]),
         ([], []),
@@ -183,8 +186,9 @@ def test_names_that_a_reboot_may_give_to_another_drive(name: str, stable: bool) 
 
 @pytest.mark.parametrize(
     ("name", "unstable"),
-    [("sda-sdd", True), ("/dev/sda", True), ("nvme0n1", True), ("by-id/a-b", False), ("sd*", False)],
-)
+    [("sda-sdd", True), ("/dev/sda", True), ("nvme0n1", True), ("by-id/a-b", False), ("sd*", False),
+     ("dm-0-dm-3", True), ("/dev/dm-0-dm-3", True), ("dm-0", True), ("loop0-loop3", False)],
+)  # fmt: skip
 def test_drives_that_a_reboot_may_find_in_another_order(name: str, unstable: bool) -> None:
     assert is_unstable(name) is unstable
 
