@@ -40,6 +40,15 @@ CPU_GLOB: Final = re.compile(rf"{POLICY}(?:[0-9*?]|\[!?[0-9-]+\]){{1,57}}", re.A
 # A device's name or a glob of one; `!` stands for the slash in names such as cciss!c0d0.
 DRIVE: Final = re.compile(r"(by-id/)?[A-Za-z0-9_.:!+=@*?\[\]-]{1,255}")
 GLOB: Final = re.compile(r"[*?\[]")
+# Sysctls for which another tunable is there.
+OTHER_TUNABLES: Final[Mapping[str, str]] = {
+    "vm.overcommit_memory": "overcommit",
+    "vm.overcommit_ratio": "overcommit",
+    "vm.overcommit_kbytes": "overcommit",
+    "vm.nr_hugepages": "hugepages",
+    "vm.nr_hugepages_mempolicy": "hugepages",
+    "vm.nr_overcommit_hugepages": "hugepages-overcommit",
+}
 # Devices that pass requests on to memory, or to the queue of another device: only a name of their own means them.
 # Others that make no requests to hardware stay: read-ahead counts most on md and dm, which have it instead of their
 # members, and behind nbd and rbd there is no other queue of this host.
@@ -287,8 +296,11 @@ def is_unstable(pattern: str) -> bool:
 
 
 def full_name(name: str, listed: Iterable[str]) -> str:
-    """Return the one listed name of which this is the last part (`swappiness`), or else the name as it is."""
-    known = list(listed)
+    """Return the one name of which this is the last part (`swappiness`), or else the name as it is.
+
+    It is one of those listed, or a sysctl for which another tunable is there.
+    """
+    known = [*listed, *OTHER_TUNABLES]
     found = [full for full in known if full.endswith(f".{name}")]
     return found[0] if len(found) == 1 and name and name not in known else name
 

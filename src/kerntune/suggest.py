@@ -8,7 +8,7 @@ from typing import Final
 from kerntune.errors import NoSuchTarget, UnknownTunable
 from kerntune.globs import natural_sort_key
 from kerntune.model import Target
-from kerntune.patterns import Kind, cpus_in, joined
+from kerntune.patterns import OTHER_TUNABLES, Kind, cpus_in, joined
 from kerntune.units import CPU_LIST, spell_cpus
 
 MAX_LISTED: Final = 6  # names, or patterns of several, that a message lists; it counts the others
@@ -41,6 +41,9 @@ def few(names: Sequence[str], more: int) -> str:
 
 def no_such_target(tunable: str, kind: Kind, pattern: str, there: Sequence[Target]) -> NoSuchTarget:
     """Return the error for instances that a tunable does not have, with a few of those that `there` are."""
+    if kind is Kind.NAMES and (other := OTHER_TUNABLES.get(pattern)):
+        hint = f"kerntune get {other} shows it, kerntune set {other}=... sets it"
+        return NoSuchTarget(f"{pattern} is set by the tunable {other}", hint)
     names = [target.instance for target in there if target.instance]
     numbers = [cpu for target in there for cpu in cpus_in(target.aliases)] if kind is Kind.CPUS else []
     if numbers and CPU_LIST.fullmatch(pattern):

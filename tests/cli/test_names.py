@@ -193,6 +193,8 @@ def test_without_names_all_are_selected() -> None:
         ("/dev/nvme0n1", UnknownTunable, "no tunable '/dev/nvme0n1'"),
         ("vm.swapiness", NoSuchTarget, "Did you mean vm.swappiness. There are vm.swappiness"),
         ("vm.dirty_ratio", NoSuchTarget, "kerntune tunes no sysctl .vm.dirty_ratio. here. There are vm.swappiness"),
+        ("vm.overcommit_memory", NoSuchTarget, "set by the tunable overcommit. kerntune get over"),
+        ("sysctl@nr_hugepages", NoSuchTarget, "vm.nr_hugepages is set by the tunable hugepages"),
         ("io-scheduler@sdz", NoSuchTarget, "io-scheduler has no .sdz.. There are nvme0n1-nvme1n1, sda, zram0$"),
         ("io-scheduler@nvme5n1-nvme9n1", NoSuchTarget, "has no .nvme5n1-nvme9n1."),
         ("hugepages@16M", NoSuchTarget, "There are 1G, 2M, 2M/node0"),

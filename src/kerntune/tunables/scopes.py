@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from kerntune.errors import InvalidValue, NoSuchName
 from kerntune.kernel import kconfig
 from kerntune.kernel.files import KernelError, KernelView, read_or_none
 from kerntune.model import Lane, Reading, Reason, Target
-from kerntune.patterns import EVERY, PATTERNS, Kind, also_moved, full_name
+from kerntune.patterns import EVERY, GLOB, OTHER_TUNABLES, PATTERNS, Kind, also_moved, full_name
 from kerntune.suggest import no_such_target
 
 CPUS = "sys/devices/system/cpu"
@@ -204,8 +204,6 @@ class Names(Scope):
     # Why all of them cannot be named at once, and what to do about it.
     not_together: str = ""
     hint: str = ""
-    # Names for which another tunable is there.
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     kind = Kind.NAMES
     lane = Lane.MEMORY
@@ -235,14 +233,15 @@ class Names(Scope):
 
     def normal(self, instances: str) -> str:
         """Return the name with dots; as in sysctl(8) it may have slashes instead. Its last part alone may do."""
-        name = full_name(PATTERNS[self.kind].normal(instances), (*self.names, *self.elsewhere))
-        if tunable := self.elsewhere.get(name):
-            raise NoSuchName(f"{name} is set by the tunable {tunable}", f"kerntune set {tunable}=...")
+        name = full_name(PATTERNS[self.kind].normal(instances), self.names)
         if name == EVERY and self.not_together:
             raise InvalidValue(self.not_together, self.hint)
         if name not in self.names:
             there = [Target(self.tunable, each) for each in self.names]
-            error = no_such_target(self.tunable, self.kind, instances, there)
+            error = no_such_target(self.tunable, self.kind, name if name in OTHER_TUNABLES else instances, there)
+            if GLOB.search(name):
+                what = f"{instances!r} is a pattern, and of {self.tunable} each is named by itself"
+                raise NoSuchName(what, error.hint)
             raise NoSuchName(error.what, error.hint)
         return name
 

@@ -544,6 +544,12 @@ def test_a_sysctl_that_is_not_on_the_list_is_told_where_to_go(name: str, said: s
     assert (raised.value.dbus_name, raised.value.exit_code) == (NoSuchTarget.dbus_name, NoSuchTarget.exit_code)
 
 
+@pytest.mark.parametrize("name", ["*", "vm.*", "/proc/sys/vm/sw?ppiness"])
+def test_a_pattern_of_sysctls_is_called_a_pattern(name: str) -> None:
+    with pytest.raises(NoSuchName, match="is a pattern, and of sysctl each is named by itself"):
+        SYSCTL.normal(name)
+
+
 # thp and sysctl: the values of each name
 
 
