@@ -136,7 +136,7 @@ def no_policies(kernel: KernelView) -> str:
 
 # request_module("cpufreq_%s") of drivers/cpufreq/cpufreq.c.
 GOVERNORS: Final = {
-    name: Module(f"cpufreq_{name}", f"CPU_FREQ_GOV_{name.upper()}")
+    name: Module(f"cpufreq_{name}", f"CPU_FREQ_GOV_{name.upper()}", f"cpufreq_{name}")
     for name in ("performance", "schedutil", "ondemand", "conservative", "powersave", "userspace")
 }
 # All that such a driver has instead of governors (show_scaling_available_governors of drivers/cpufreq/cpufreq.c).
@@ -377,9 +377,9 @@ def queue_busy(code: int, cause: str) -> Callable[[Reading, str], Verdict | None
 
 # request_module("%s-iosched") of block/elevator.c.
 SCHEDULERS: Final = {
-    "mq-deadline": Module("mq_deadline", "MQ_IOSCHED_DEADLINE"),
-    "kyber": Module("kyber_iosched", "MQ_IOSCHED_KYBER"),
-    "bfq": Module("bfq", "IOSCHED_BFQ"),
+    "mq-deadline": Module("mq_deadline", "MQ_IOSCHED_DEADLINE", "mq_deadline_iosched"),
+    "kyber": Module("kyber_iosched", "MQ_IOSCHED_KYBER", "kyber_iosched"),
+    "bfq": Module("bfq", "IOSCHED_BFQ", "bfq_iosched"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from kerntune.api.describe import loads_of
 from kerntune.errors import NotOffered
 from kerntune.kernel.files import HostKernel
-from kerntune.kernel.modules import loadable
+from kerntune.kernel.modules import BARRED, loadable
 from kerntune.kernel.simulated import Policy
 from kerntune.model import Reading, Target
 from kerntune.tunables import REGISTRY
@@ -53,10 +54,28 @@ def test_a_host_that_loads_none(file: str, text: str, tmp_path: Path) -> None:
     assert loadable(with_config(tmp_path, **{file: text}), IO_SCHEDULER.modules) == frozenset()
 
 
-def test_a_name_in_modprobes_files_may_have_dashes(tmp_path: Path) -> None:
-    files = {"run__modprobe.d__no.conf": "blacklist kyber-iosched"}
-    kernel = with_config(tmp_path, "CONFIG_MQ_IOSCHED_KYBER=m\nCONFIG_IOSCHED_BFQ=m\n", **files)
-    assert loadable(kernel, IO_SCHEDULER.modules) == {"bfq"}
+MODULES = "CONFIG_MQ_IOSCHED_KYBER=m\nCONFIG_IOSCHED_BFQ=m\nCONFIG_MQ_IOSCHED_DEADLINE=m\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("install kyber-iosched /bin/false", {"bfq", "mq-deadline"}),
+        ("blacklist mq-deadline", {"bfq", "kyber"}),
+        ("install bfq-iosched /bin/false", {"kyber", "mq-deadline"}),
+        # modprobe.d(5): it keeps aliases from loading a module, and the kernel asks for this one by its own name.
+        ("blacklist kyber-iosched", {"bfq", "kyber", "mq-deadline"}),
+    ],
+)
+def test_what_modprobes_files_keep_from_being_loaded(text: str, left: set[str], tmp_path: Path) -> None:
+    kernel = with_config(tmp_path, MODULES, **{"run__modprobe.d__no.conf": text})
+    assert loadable(kernel, IO_SCHEDULER.modules) == left
+
+
+def test_blank_lines_cost_what_their_number_costs() -> None:
+    started = time.process_time()
+    assert not BARRED.findall("\n" * 100_000)
+    assert time.process_time() - started < 1
 
 
 def test_without_a_readable_configuration_nothing_is_promised_and_nothing_refused(tmp_path: Path) -> None:
