@@ -110,6 +110,8 @@ class TestUnits:
             ("read-ahead=1K", "a read-ahead of 1K would be none: the kernel rounds down to whole pages of 4 KiB\n"),
             (f"hugepages={'9' * 23}", f"{'9' * 23} is too large for huge pages\n  Give a number of pages, or a size"),
             (f"hugepages={'9' * 23}G", f"{'9' * 23}G is too large for huge pages\n"),
+            (f"hugepages={'9' * 18}T", f"{'9' * 18}T is too large for huge pages\n"),
+            (f"hugepages-overcommit={'9' * 18}T", f"{'9' * 18}T is too large for huge pages\n"),
             (f"hugepages={'9' * 300}", f"{'9' * 40} is too large for huge pages\n"),
             (f"read-ahead={'9' * 23}", f"{'9' * 23} KiB is too large for a read-ahead\n"),
             (f"sysctl@vm.swappiness={'9' * 23}", f"{'9' * 23} is too large for a value of a sysctl\n"),

@@ -130,8 +130,8 @@ class HugePages(Tunable):
             readings |= {target: replace(readings[target], detail=held) for target in stuck}
         return readings
 
-    def normal_value(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # every size has a number of pages
-        return count_of(value)
+    def normal_value(self, value: str, typed: str = "") -> str:
+        return count_of(value, typed)
 
     def plan(
         self,
@@ -261,10 +261,10 @@ class HugePages(Tunable):
         return reading.value is not None and reading.figures["asked"] > int(desired.value) and not is_shared
 
 
-def count_of(value: str) -> str:
-    """Return a number of pages in normal form. Raise InvalidValue for what is none."""
+def count_of(value: str, typed: str) -> str:
+    """Return a number of pages in normal form. Raise InvalidValue for what is none; `typed` as in normal_value."""
     if is_endless(value):
-        raise InvalidValue(f"{value:.40} is too large for huge pages", "Give a number of pages, or a size: 64G")
+        raise InvalidValue(f"{typed or value:.40} is too large for huge pages", "Give a number of pages, or a size: 64G")
     if not COUNT.fullmatch(value):
         raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
     return str(int(value))

@@ -72,8 +72,8 @@ class HugePagesOvercommit(Tunable):
         }
         return Reading(target, text, figures=figures)
 
-    def normal_value(self, value: str, typed: str = "") -> str:  # noqa: ARG002  # as of pools
-        return count_of(value)
+    def normal_value(self, value: str, typed: str = "") -> str:
+        return count_of(value, typed)
 
     def takes(self, target: Target, value: str) -> int:
         return parse_pool(target.instance).size * int(value)
