@@ -42,7 +42,7 @@ def few(names: Sequence[str], more: int) -> str:
 def no_such_target(tunable: str, kind: Kind, pattern: str, there: Sequence[Target]) -> NoSuchTarget:
     """Return the error for instances that a tunable does not have, with a few of those that `there` are."""
     if kind is Kind.NAMES and (other := OTHER_TUNABLES.get(pattern)):
-        hint = f"kerntune get {other} shows it, kerntune set {other}=... sets it"
+        hint = f"kerntune get {other} shows it; to change it: kerntune set {other}=..."
         return NoSuchTarget(f"{pattern} is set by the tunable {other}", hint)
     names = [target.instance for target in there if target.instance]
     numbers = [cpu for target in there for cpu in cpus_in(target.aliases)] if kind is Kind.CPUS else []

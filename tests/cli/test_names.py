@@ -372,6 +372,12 @@ def test_a_sysctl_by_itself_is_explained(word: str, capsys: Captured) -> None:
     assert capsys.readouterr().out.startswith("sysctl: ")
 
 
+@pytest.mark.parametrize("word", ["vm.nosuch", "sysctl@nosuch", "vm.overcommit_memory", "thp@nosuch"])
+def test_a_name_that_is_not_on_a_list_is_not_found(word: str, capsys: Captured) -> None:
+    assert explain(word) == 3
+    assert capsys.readouterr().out == ""
+
+
 def test_another_name_is_told(capsys: Captured) -> None:
     assert explain("governor") == 3
     said = capsys.readouterr().err

@@ -112,6 +112,7 @@ HAS = "It has --json (-j), --quiet (-q), --color, --version (-V), --help (-h). S
         (["hold", "--who", "--json"], "--who takes a value: --who TEXT", "See kerntune hold --help"),
         (["hold", "a=b", "--who"], "--who takes a value: --who TEXT", "See kerntune hold --help"),
         (["hold", "--who", "--", "a=b"], "--who takes a value: --who TEXT", "See kerntune hold --help"),
+        (["hold", "--pid", "9" * 19, "a=b"], f"{'9' * 19} is too large", "The largest has 18 digits"),
         (["hold", "--pid", "x", "a=b"], "'x' is no number", "Write digits only"),
         (["bench", "--leg", "cop"], "--leg takes memory, copy, mmap, torch, io, cpu, and not 'cop'",
          "Did you mean copy? See kerntune bench --help"),

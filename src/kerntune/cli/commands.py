@@ -17,6 +17,7 @@ from kerntune.errors import Usage
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
+MOST_DIGITS: Final = 18  # of a number that an option takes
 ALWAYS, AUTO, NEVER = "always", "auto", "never"  # values of --color
 EPILOG: Final = """\
 exit status: 0 as asked, 1 failed, 2 usage, 3 not found or not supported, 4 not authorised, 5 kerntuned not reachable, \
@@ -70,8 +71,10 @@ class Verb(NamedTuple):
 
 def number(text: str) -> int:
     """Return the number in a text of digits only. Raise Usage."""
-    if not re.fullmatch("[0-9]{1,18}", text):
+    if not re.fullmatch("[0-9]+", text):
         raise Usage(f"{text!r} is no number", "Write digits only")
+    if len(text) > MOST_DIGITS:
+        raise Usage(f"{text:.40} is too large", f"The largest has {MOST_DIGITS} digits")
     return int(text)
 
 

@@ -12,6 +12,7 @@ from kerntune.cli.output import Answer
 from kerntune.cli.remote import Connect
 from kerntune.cli.tables import Page, Prose
 from kerntune.explained import Explanation, Grade, explanation
+from kerntune.patterns import GLOB
 from kerntune.suggest import no_such_tunable
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ def explain(_connect: Connect, args: Namespace) -> Answer:
         table = tables.Table(("TUNABLE", "WHAT IT IS", "EVIDENCE"), rows, frozenset(), wraps=True)
         return Answer({"tunables": [data(one) for one in known]}, [table])
     # What is known is of the tunable, whichever instance or value somebody thinks of.
-    name = syntax.what(args.tunable.partition("=")[0]).tunable
+    name, instances = syntax.what(args.tunable.partition("=")[0])
     for one in known:
         if one.name == name:
+            if one.names and not GLOB.search(instances):
+                one.normal(instances)  # names of a list are the same on every host
             return Answer(data(one), page(one))
     raise no_such_tunable(name, [one.name for one in known])
 

@@ -208,7 +208,9 @@ def profile(connect: Connect, args: Namespace) -> Answer:
     if args.action in NAMING and args.name is None:
         raise Usage(f"profile {args.action} takes the name of a profile", "kerntune profile list shows those there are")
     if args.action not in NAMING and args.name is not None:
-        raise Usage(f"profile {args.action} takes no name", "profile set NAME puts one in force, profile show NAME ...")
+        raise Usage(
+            f"profile {args.action} takes no name", "profile set NAME puts one in force, profile show NAME shows one"
+        )
     if args.dry_run and args.action not in CHOOSING:
         raise Usage(f"profile {args.action} changes nothing", "--dry-run goes with profile set NAME and profile clear")
     if args.action == "show":

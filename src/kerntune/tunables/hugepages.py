@@ -264,7 +264,9 @@ class HugePages(Tunable):
 def count_of(value: str, typed: str) -> str:
     """Return a number of pages in normal form. Raise InvalidValue for what is none; `typed` as in normal_value."""
     if is_endless(value):
-        raise InvalidValue(f"{typed or value:.40} is too large for huge pages", "Give a number of pages, or a size: 64G")
+        raise InvalidValue(
+            f"{typed or value:.40} is too large for huge pages", "Give a number of pages, or a size: 64G"
+        )
     if not COUNT.fullmatch(value):
         raise InvalidValue(f"{value!r} is not a number of huge pages", "Give a number of pages, or a size: 64G")
     return str(int(value))
