@@ -527,7 +527,7 @@ class _Pass:
                 verdict = self._paid_or_owed(target, verdict)
             outcome = outcome_of(desired, before[target], after[target], verdict)
             if desired.is_baseline and verdict.state is State.PLANNED and self.given.foresees:
-                outcome = coming_back(outcome, self.expected[target])
+                outcome = coming_back(outcome, self.expected[target], desired)
             self.result.outcomes[target] = outcome
 
     def _foreseen(self, step: Step, now: Mapping[Target, Reading], *, is_written: bool) -> Verdict:
@@ -535,9 +535,11 @@ class _Pass:
 
         What the kernel may do otherwise is left out: it is planned.
         """
+        verdict, target = self._judge(step, self.expected), step.desired.target
         if step.verdict is not None:
-            return step.verdict
-        verdict = self._judge(step, self.expected)
+            # Others of its group settle it.
+            moves = verdict.state is State.SATISFIED and self.expected[target].value != now[target].value
+            return verdict._replace(state=State.PLANNED) if moves else verdict
         if verdict.state is State.SATISFIED:
             stays = not is_written and self._judge(step, now).state is State.SATISFIED
             return verdict if stays else verdict._replace(state=State.PLANNED)

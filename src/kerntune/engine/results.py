@@ -24,7 +24,7 @@ from kerntune.model import (
     Target,
     Verdict,
 )
-from kerntune.results import failure
+from kerntune.results import CONTENT, failure
 from kerntune.tunables.base import Tunable
 
 # Why a value waits for what is away or decided elsewhere: there is nothing wrong with it.
@@ -194,6 +194,9 @@ def own_outcome(claim: Claim, target: Target, tunable: Tunable, result: Result, 
         return outcome
     own = replace(desired, value=claim.value)
     held = found.expected
+    if own == desired and outcome.state not in CONTENT and not hangs(reading):
+        said = "; ".join(filter(None, (f"the claim in force is {described(winner)}", outcome.detail)))
+        return replace(outcome, detail=said)
     alike = own == desired or (desired.sum is None and tunable.assess(own, held[target], held).state is State.SATISFIED)
     if alike and not hangs(reading):
         state = State.PLANNED if outcome.state is State.PLANNED else State.SATISFIED
@@ -284,10 +287,12 @@ def released_outcomes(
     """Return the outcomes of withdrawn claims: their targets have the next claim's value, or the host's own.
 
     In a plan, what others of the same group get changes a target that has nothing of its own to get back: the total of
-    pools on several nodes.
+    pools on several nodes, and those nodes with their total, of which only the kernel knows how.
     """
     found = {}
-    moving = {(t.tunable, t.instance) for t, outcome in result.outcomes.items() if outcome.state is State.PLANNED}
+    planned = [target for target, outcome in result.outcomes.items() if outcome.state is State.PLANNED]
+    moving = {(target.tunable, target.instance) for target in planned}
+    groups = {(target.tunable, tunables[target.tunable].group(target)) for target in planned}
     for claim_id in dropped:
         tunable = tunables[claim_id.tunable]
         matches, (readings, held) = tunable.matcher(claim_id.instances), there.get(claim_id.tunable, NOTHING_FOUND)
@@ -295,16 +300,22 @@ def released_outcomes(
             if matches(target):
                 own = Outcome(target, "", result.before[target].value or "", reading.value or "", State.UNMANAGED)
                 if held[target].value != reading.value and not tunable.moved_by:
-                    own = coming_back(replace(own, state=State.PLANNED), held[target])
+                    own = coming_back(
+                        replace(own, state=State.PLANNED), held[target], result.desired_states.get(target)
+                    )
                 elif (tunable.moved_by, target.instance) in moving:
                     own = replace(own, detail=f"it changes with {tunable.moved_by}")
+                elif (tunable.name, tunable.group(target)) in groups:
+                    own = replace(own, detail=f"it may change with others of {tunable.group(target)}")
                 found[target] = result.outcomes.get(target, own)
     return list(found.values())
 
 
-def coming_back(outcome: Outcome, expected: Reading) -> Outcome:
+def coming_back(outcome: Outcome, expected: Reading, desired: DesiredState | None) -> Outcome:
     """Return the outcome of a plan for a value that nobody will claim: what there will be then, and whose it is."""
-    return replace(outcome, requested=expected.value or "", detail="the host's own value comes back")
+    is_own = desired is None or desired.value in (expected.value, expected.restore)
+    detail = "the host's own value comes back" if is_own else f"it changes with others of {outcome.target}"
+    return replace(outcome, requested=expected.value or "", detail=detail)
 
 
 def repaired(result: Result) -> list[Outcome]:

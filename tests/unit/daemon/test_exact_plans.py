@@ -21,7 +21,7 @@ from tests.unit.daemon.lab import Bench, booted
 from tests.unit.lab import PAGE, have_pages, large_host, queue, request, running, small_host
 
 SEQUENCES = often(60)
-FOUND = (174, 1355, 1408, 1784)  # seeds that have shown a difference when the first ones no longer did
+FOUND = (101, 171, 174, 1355, 1408, 1784)  # seeds that have shown a difference when the first ones no longer did
 CALLS = 8
 ALICE = 1000  # uid
 VALUES = {
@@ -153,6 +153,10 @@ def is_what_came(planned: Outcome, done: Outcome) -> bool:
             return False
         # Holds add to a number, programs keep pages as long as they use them, and the kernel rounds read-ahead down.
         return done.requested == done.actual or done.target.tunable in OTHERWISE
+    # Which preference comes with another governor, and from which nodes pages go, only the kernel knows.
+    moved = planned.detail.startswith(("it changes with ", "it may change with "))
+    if planned.state in (State.UNMANAGED, State.SATISFIED) and not moved and planned.actual != done.actual:
+        return False
     return (planned.state, planned.reason, planned.requested) == (done.state, done.reason, done.requested)
 
 

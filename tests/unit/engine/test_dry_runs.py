@@ -17,12 +17,13 @@ from kerntune.engine.results import Answer
 from kerntune.errors import Exit, KernelRejected, KerntuneError, NoSuchTarget, OverLimit
 from kerntune.kernel.files import KernelError
 from kerntune.kernel.simulated import Policy, SimulatedKernel
-from kerntune.model import Reason, State
+from kerntune.model import Origin, Reason, State
 from kerntune.results import exit_code
 from tests.unit.lab import (
     BOUND,
     POOL,
     Lab,
+    claim,
     have_pages,
     host_values,
     large_host,
@@ -131,6 +132,20 @@ async def test_a_total_of_several_pools_changes_with_its_nodes(nodes: int) -> No
         ]
 
 
+async def test_a_total_comes_to_what_is_still_claimed_on_its_nodes() -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("hugepages", "2M", 100))
+        await lab.set(("hugepages", "2M/node1", 10))
+        gone = request(("hugepages", "2M", ""), unset=True)
+        (planned,) = (await lab.engine.plan(gone)).outcomes
+        others = "it changes with others of hugepages@2M"
+        assert (planned.actual, planned.state, planned.requested, planned.detail) == (
+            "100", State.PLANNED, "10", others,
+        )  # fmt: skip
+        (done,) = (await lab.engine.change(gone, "Unset")).outcomes
+        assert (done.actual, done.state) == ("10", State.UNMANAGED)
+
+
 # What one change does to another
 
 
@@ -147,6 +162,19 @@ async def test_a_governor_that_the_same_call_changes_is_taken_into_account() -> 
         other = request(("cpu-governor", "*", "powersave"), ("cpu-epp", "*", "balance_power"))
         assert {one.state for one in (await lab.engine.plan(other)).outcomes} == {State.PLANNED}
         assert {one.state for one in (await lab.engine.change(other, "Set")).outcomes} == {State.SATISFIED}
+
+
+async def test_a_claim_that_asks_the_same_as_a_stronger_one_waits_with_it() -> None:
+    kernel = large_host()
+    kernel.policies = dict(FAST)
+    async with running(kernel) as lab:
+        await lab.set(("cpu-epp", "*", "power"))
+        same = claim(Origin.CONFIG, "cpu-epp", "policy0", "power")
+        lab.engine.configure([same], lab.engine.limits)
+        await lab.engine.reconcile("reload")
+        (outcome,) = lab.engine.looking_up([same])()
+        assert (outcome.state, outcome.reason) == (State.UNSUPPORTED, Reason.GOVERNOR_DECIDES)
+        assert outcome.detail.startswith("the claim in force is runtime:cpu-epp@* = power, by alice; the governor")
 
 
 async def test_a_preference_that_comes_back_with_its_governor() -> None:
