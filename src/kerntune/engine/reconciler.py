@@ -392,25 +392,30 @@ class Reconciler:
     async def repair(self, cause: str, progress: Progress | None = None, *, endable: bool = False) -> Answer:
         """Put right what is managed, also what waits for another try and what is contested.
 
-        Return the outcomes of what was put back, and of what is not in the desired state after it. With `endable` a
-        cancellation ends it; what is put back by then stays so.
+        Return the outcomes of what was put back, and of what is not in the desired state after it. As with Verify, what
+        a call is just setting is left out. With `endable` a cancellation ends it; what is put back by then stays so.
         """
         if self._stopping:
             raise stopping()
         requests = {lane: PassRequest(cause, enforce=True, progress=progress, waited=True) for lane in self.lanes}
+        busy: set[Group] = set()
         for lane, request in requests.items():
+            # A call that has shared the pass is still pending at this moment.
+            request.result.add_done_callback(lambda _: busy.update(self._named_by_edits()))
             self.lanes[lane].put(request)
         try:
             passes = (asyncio.shield(request.result) for request in requests.values())
             found = await asyncio.gather(*passes, return_exceptions=True)
         except asyncio.CancelledError:
             for lane, request in requests.items() if endable else ():
+                request.enforce = request.waited = False  # its pass may not have begun
                 self._end_pass(lane, request, f"the caller of {cause} left")
             raise
         if error := next((each for each in found if isinstance(each, BaseException)), None):
             raise error
         result = merge(each for each in found if isinstance(each, Result))
-        return Answer(bool(result.wrote), tuple(repaired(result)))
+        wrote = any(self.observed.group(target) not in busy for target in result.wrote)
+        return Answer(wrote, tuple(each for each in repaired(result) if self.observed.group(each.target) not in busy))
 
     async def plan(self, request: Request, *, strict: bool = False) -> Answer:
         """Return what `change` would do, limits included; write nothing, and wait for no lane.
@@ -457,9 +462,11 @@ class Reconciler:
 
     def _being_set(self) -> set[Group]:
         """Return the groups that uncommitted edits name, and those that passes are writing."""
-        named = self.edits.being_set(self.observed.world.targets)
-        found = {self.observed.group(target) for target in named}
-        return found.union(*(queue.runner.writing for queue in self.lanes.values()))
+        return self._named_by_edits().union(*(queue.runner.writing for queue in self.lanes.values()))
+
+    def _named_by_edits(self) -> set[Group]:
+        """Return the groups that uncommitted edits name."""
+        return {self.observed.group(target) for target in self.edits.being_set(self.observed.world.targets)}
 
     def _lanes_of(self, edit: Edit) -> frozenset[Lane]:
         if edit.files:

@@ -93,6 +93,9 @@ class LaneQueue:
         if self.halt is None or others or not any(request is own for own in self._running):
             return None
         self.halt.ask(why)
+        for other in self._running:
+            if other is not request:
+                self.look_again(other.cause)  # nobody waits for it, and what has come is to be set all the same
         return self.halt
 
     def close(self) -> None:

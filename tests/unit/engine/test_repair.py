@@ -9,12 +9,16 @@ import pytest
 
 from kerntune.errors import Failed
 from kerntune.kernel.simulated import Policy
-from kerntune.model import Outcome, Reason, State
+from kerntune.model import Lane, Outcome, Reason, State
 from tests.unit.engine.test_drift import contested
 from tests.unit.lab import (
+    BOUND,
     MANY_PAGES,
     Clock,
     Lab,
+    begun,
+    ends,
+    held,
     large_host,
     pages,
     queue,
@@ -130,6 +134,57 @@ async def test_a_caller_who_leaves_ends_it_and_the_claims_stay() -> None:
         assert lab.claims == [f"runtime:hugepages@2M={MANY_PAGES}"]
         assert (await repaired(lab))[0]
         assert pages(kernel) == [MANY_PAGES]
+
+
+async def test_a_caller_who_leaves_before_its_pass_begins_has_nothing_put_back() -> None:
+    async with running(large_host(), clock=Clock()) as lab:
+        lab.kernel.refuse = {queue("sda"): errno.EIO}
+        await lab.set(("io-scheduler", "*", "bfq"))
+        lab.writes()
+        gate = held(lab.kernel, queue("nvme0n1"))
+        (setting,) = await begun(lab.set(("io-scheduler", "nvme0n1", "none")))
+        await asyncio.wait_for(gate.reached.wait(), BOUND)
+        (repairing,) = await begun(lab.engine.repair("Repair", endable=True))
+        repairing.cancel()
+        await ends(repairing)
+        gate.free.set()
+        await setting
+        await lab.engine.reconcile("timer")  # it shares the pass that the repair has asked for, or comes after it
+        assert queue("sda") not in {path for path, _ in lab.writes()}
+
+
+async def test_an_event_that_shares_the_pass_of_a_caller_who_leaves_is_served() -> None:
+    kernel = small_host()
+    async with running(kernel) as lab:
+        await lab.set(("hugepages", "2M", MANY_PAGES))
+        for node in kernel.nodes:
+            node.pools[2 << 20].asked = 0
+        begins = slow_pools(kernel)
+        (repairing,) = await begun(lab.engine.repair("Repair", endable=True))
+        lab.engine.look_again("uevent", [Lane.MEMORY])
+        await asyncio.wait_for(begins.wait(), BOUND)
+        repairing.cancel()
+        await ends(repairing)
+        kernel.pace, kernel.before_write = 0.0, None
+        await lab.until(lambda: lab.reports[-1].cause == "uevent")
+        assert "Repair, uevent" in [report.cause for report in lab.reports]
+
+
+@pytest.mark.parametrize("drifted", [False, True])
+async def test_what_another_call_sets_in_the_same_pass_was_not_put_back(drifted: bool) -> None:
+    async with running(large_host()) as lab:
+        await lab.set(("sysctl", "vm.swappiness", 1))
+        gate = held(lab.kernel, queue("nvme0n1"))
+        (first,) = await begun(lab.set(("io-scheduler", "nvme0n1", "bfq")))
+        await asyncio.wait_for(gate.reached.wait(), BOUND)
+        if drifted:
+            lab.kernel.plain["proc/sys/vm/swappiness"].value = "60"
+        other, repairing = await begun(lab.set(("io-scheduler", "sda", "bfq")), lab.engine.repair("Repair"))
+        gate.free.set()
+        answer = await repairing
+        found = [str(one.target) for one in answer.outcomes]
+        assert (answer.changed, found) == (drifted, ["sysctl@vm.swappiness"] * drifted)
+        assert all(one.changed for one in (await first, await other))
 
 
 async def test_a_lane_that_fails_is_the_error_of_it() -> None:
