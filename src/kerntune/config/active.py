@@ -205,12 +205,11 @@ class ActiveConfig:
         await self._booted.wait()
         choice = self._engine.edits.committed.choice
         config, profile = await self._engine.threads.read(self.look, choice)
-        claims = (*config.claims, *profile.claims)
-        files = FilesEdit(claims, replace(choice, suspended=False), claims)
-        answer = await self._engine.foresee(self._engine.files_edit(files), limits=config.limits)
         if errors := (*config.errors, *profile.errors):
             raise in_part_only(errors, taken="would be taken")
-        return answer
+        claims = (*config.claims, *profile.claims)
+        files = FilesEdit(claims, replace(choice, suspended=False), claims)
+        return await self._engine.foresee(self._engine.files_edit(files), limits=config.limits)
 
     async def choose(
         self,
