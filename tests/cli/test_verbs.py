@@ -453,6 +453,14 @@ class TestVerify:
         assert run(Script(), "verify") == 0
         assert capsys.readouterr().out.startswith("All well\nNothing is managed: ")
 
+    def test_of_named_targets_it_tells_nothing_of_the_others(self, capsys: Captured) -> None:
+        script = Script(self.HOST | {"degraded": ["changed-by-others"]}, outcomes=[self.OVERCOMMIT])
+        assert run(script, "verify", "io-scheduler@nvme0n1") == 0
+        assert capsys.readouterr().out == "All well: 1 of 1 in the desired state\n"
+        assert run(script, "verify", "io-scheduler@sda") == 0
+        first, *others = capsys.readouterr().out.splitlines()
+        assert (first, [line.partition(":")[0] for line in others]) == ("All well", ["None of these is managed"])
+
     def test_json(self, capsys: Captured) -> None:
         assert run(Script(self.HOST, outcomes=[self.WAITING]), "verify", "--json") == 0
         answer = json.loads(capsys.readouterr().out)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 NOTHING_CHANGED: Final = "Nothing changed."
 SUSPENDED: Final = "config-suspended"
 NOTHING_MANAGED: Final = "Nothing is managed: no claim has been made (kerntune set makes one)"
+NOT_MANAGED: Final = "None of these is managed: nobody claims them (kerntune set makes a claim)"
 NOTHING_IN_FORCE: Final = (
     "Nothing is managed now: the configuration and the profile are suspended until kerntune reload"
 )
@@ -254,11 +255,14 @@ def values(rows: Sequence[TargetRow]) -> Page:
     return [f"{named(row['tunable'], row['instance'])} {row['value'] or EMPTY}" for row in rows]
 
 
-def verified(rows: Sequence[Outcome], document: Document, health: HostHealth) -> Page:
-    """Return the page of `verify`: the health, then the targets not in the desired state, troubles first."""
-    head = [Prose(health.sentence), *explained(document["degraded"])]
+def verified(rows: Sequence[Outcome], document: Document, health: HostHealth, *, chosen: bool = False) -> Page:
+    """Return the page of `verify`: the health, then the targets not in the desired state, troubles first.
+
+    Where some targets were `chosen`, it tells of these only.
+    """
+    head = [Prose(health.sentence), *([] if chosen else explained(document["degraded"]))]
     if not health.counts:
-        return [*head, nothing_managed(document["degraded"])]
+        return [*head, Prose(NOT_MANAGED) if chosen else nothing_managed(document["degraded"])]
     claims = claims_behind(document)
     wrong = [row for row in rows if not judged_outcome(row, claims).is_well]
     others = [row for row in rows if row not in wrong]

@@ -150,7 +150,7 @@ def verify(connect: Connect, args: Namespace) -> Answer:
         **health.as_data(),
         "outcomes": [outcome_data(row, owed=(row.tunable, row.instance) not in claims) for row in outcomes],
     }
-    page = output.verified(outcomes, document, health)
+    page = output.verified(outcomes, document, health, chosen=bool(args.targets))
     if args.repair:
         data["repaired"] = [outcome_data(row) for row in back]
         page = [*output.repaired(back), *page]
