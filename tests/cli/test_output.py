@@ -9,6 +9,7 @@ import re
 import pytest
 
 from kerntune.cli import output, tables
+from kerntune.cli.commands import known_verb
 from kerntune.cli.progress import line
 from kerntune.cli.rows import MARKS, shown
 from kerntune.cli.tables import Prose, Row, Table
@@ -308,6 +309,18 @@ def test_a_field_that_is_not_there_is_told(words: tuple[str, ...], capsys: Captu
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("kerntune: there is no field 'colour' here\n  There are ")
+
+
+def test_no_field_is_none_that_is_there(capsys: Captured) -> None:
+    assert run(Script(), "status", "--fields=") == 2
+    assert capsys.readouterr().err.startswith("kerntune: there is no field '' here\n")
+
+
+@pytest.mark.parametrize("verb", output.ROWS)
+def test_the_help_text_names_fields_that_the_verb_has(verb: str) -> None:
+    (help_text,) = (option.how["help"] for option in known_verb(verb).options if "--fields" in option.names)
+    (example,) = re.findall(r"\((.+)\)", help_text)
+    assert len(output.known_fields(verb, example)) > 1
 
 
 FAILED = [outcome("overcommit", "failed", reason="kernel-rejected")]

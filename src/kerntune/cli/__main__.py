@@ -63,7 +63,7 @@ def _run(line: Sequence[str], connect: Connect | None) -> int:
         if words.has(commands.VERSION):
             return _write(f"kerntune {kerntune.__version__}\n")
         args = commands.parse(words)
-        if getattr(args, "fields", None):
+        if getattr(args, "fields", None) is not None:
             from kerntune.cli import output  # noqa: PLC0415
 
             output.known_fields(args.verb, args.fields)  # before anything is done
@@ -88,7 +88,7 @@ def _show(answer: Answer, args: Namespace) -> int:
     if not (streams.is_quiet() and answer.exit_code is Exit.OK):
         for advice in answer.advice:
             _complain(*advice)
-    if getattr(args, "fields", None):
+    if getattr(args, "fields", None) is not None:
         from kerntune.cli import output  # noqa: PLC0415
 
         rows = output.fields(answer.data, args.verb, args.fields)

@@ -83,6 +83,12 @@ def flag(name: str, about: str, short: str = "") -> Argument:
     return Argument((short, name) if short else (name,), {"action": "store_true", "help": about})
 
 
+def fields(example: str) -> Argument:
+    """Return the row of --fields, with names that its verbs have."""
+    about = f"only these fields ({example}), a line for each row, tabs between"
+    return Argument(("--fields",), {"metavar": "NAMES", "help": about}, "texts")
+
+
 SETTING: Final = {
     "metavar": "TUNABLE[@INSTANCES]=VALUE",
     "help": "for example hugepages=64G, io-scheduler@nvme*=none; kerntune list shows the instances and what they could "
@@ -183,11 +189,8 @@ UNTIL: Final = Argument(
 HTML: Final = Argument(("--html",), {"metavar": "FILE", "help": "write a page with all points"}, "files")
 PNG: Final = Argument(("--png",), {"metavar": "FILE", "help": "write a picture; takes python3-matplotlib"}, "files")
 NO_COMMAND: Final = flag("--no-command", "leave the command line out of JSON and page")
-FIELDS: Final = Argument(
-    ("--fields",),
-    {"metavar": "NAMES", "help": "only these fields (target,actual,condition), a line for each row, tabs between"},
-    "texts",
-)
+FIELDS: Final = fields("target,requested,condition")
+HOLD_FIELDS: Final = fields("hold,who,why")
 DRY_RUN: Final = flag("--dry-run", "show what it would do, and change nothing", "-n")
 HELP_OPTION: Final = flag("--help", "show this help", "-h")
 VERSION: Final = flag("--version", "show the version", "-V")
@@ -227,7 +230,7 @@ VERBS: Final = (
         "holds:hold",
         (HELD, HELD_PROFILE, WHO, WHY, TTL, PID, DETACH, ALLOW_PARTIAL),
     ),
-    Verb("holds", "who holds what", "holds:holds", (FIELDS,)),
+    Verb("holds", "who holds what", "holds:holds", (HOLD_FIELDS,)),
     Verb("release", "end holds", "holds:release", (NUMBERS,)),
     Verb(
         "bench",
@@ -274,7 +277,7 @@ VERBS: Final = (
         (APPLY, ALLOW_PARTIAL, TREE),
     ),
     Verb("metrics", "print metrics for Prometheus", "metrics:metrics", (OUTPUT,)),
-    Verb("monitor", "show the host and what changes as it happens, until Ctrl-C", "monitor:monitor", (EVENTS,)),
+    Verb("monitor", "show the host and what changes as it happens, until q or Ctrl-C", "monitor:monitor", (EVENTS,)),
 )
 
 
