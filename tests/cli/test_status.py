@@ -16,7 +16,7 @@ from kerntune.config.active import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.guard import CAPS, OBSERVES
 from kerntune.store import STATE_SET_ASIDE
-from tests.cli.scripted import claim, document, named_page, on_terminal, plain, status_page, target
+from tests.cli.scripted import claim, document, named_page, on_terminal, outcome, plain, status_page, target
 from tests.conftest import needs_root
 from tests.harness.command import kerntune
 from tests.harness.daemon import READY, Daemon
@@ -111,7 +111,7 @@ def test_on_a_terminal_prose_stands_below_its_row(monkeypatch: pytest.MonkeyPatc
         "   no no no no no no no no no no no",
     ]
     more = "One claim overrides others (kerntune status TARGET shows which)"
-    for width in (72, 92, 200):
+    for width in (80, 92, 200):
         monkeypatch.setenv("COLUMNS", str(width))
         lines = on_terminal(status_page(host, rows)).splitlines()
         assert [line for line in lines if line in expected] == expected, "prose alone gives way"
@@ -196,6 +196,48 @@ def test_targets_with_nothing_to_tell_them_apart_share_a_line() -> None:
     for number, row in enumerate(rows):
         row["aliases"] = [f"cpu{number}", f"cpu{number + 8}"]
     assert plain(status_page(host, rows))[3].startswith("cpu-governor@cpu0-15  ")
+
+
+def test_what_waits_shares_a_line_with_what_waits_for_the_same_value() -> None:
+    names = {"nvme5n1": "none", "nvme6n1": "none", "nvme7n1": "bfq"}
+    claims = [claim(f"profile:io-scheduler@{name}", value, matches=[]) for name, value in names.items()]
+    host = document((), claims)
+    expected = ["io-scheduler@nvme5n1-nvme6n1=none", "io-scheduler@nvme7n1=bfq"]
+    assert [line.split()[0] for line in plain(status_page(host, []))[3:]] == expected
+    rows = [
+        outcome(f"io-scheduler@{name}", "unsupported", requested=value, actual="", reason="no-such-target")
+        for name, value in names.items()
+    ]
+    assert [line.split()[0] for line in plain(output.outcomes(rows, document=host))[1:]] == expected
+
+
+def test_a_claim_that_overrides_on_several_targets_is_one() -> None:
+    claims = [claim("runtime:io-scheduler@*", "none"), claim("config:io-scheduler@*", "bfq")]
+    winner, loser = (one["id"] for one in claims)
+    rows = [satisfied(f"io-scheduler@sd{name}", "none", claim=winner, beaten=[loser]) for name in "abc"]
+    host = document(rows, claims)
+    assert plain(status_page(host, rows))[-1] == "One claim overrides others (kerntune status TARGET shows which)"
+
+
+def test_a_table_that_would_be_too_wide_has_the_value_requested_below_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        target("hugepages@2M", "49152", requested="49664", state="partial", reason="over-limit", claim="runtime:h"),
+        *(satisfied(f"io-scheduler@nvme{number}n1", "none", claim="profile:i") for number in range(24)),
+    ]
+    page = status_page(document(rows, [claim("runtime:h", "49664"), claim("profile:i", "none")]), rows)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = on_terminal(page).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2:] == [
+        "   TARGET                         ACTUAL            STATE      WANTED BY",
+        "◐  hugepages@2M                   96G (49152 x 2M)  partial    runtime",
+        "   requested: 97G",
+        "   over-limit",
+        "✔  io-scheduler@nvme0n1-nvme23n1  none              satisfied  profile",
+    ]
+    monkeypatch.setenv("COLUMNS", "100")
+    assert "97G        96G (49152 x 2M)  partial" in on_terminal(page)
 
 
 def test_a_note_that_differs_only_in_the_name_is_no_reason_for_a_row() -> None:

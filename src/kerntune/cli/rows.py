@@ -86,27 +86,35 @@ def together(rows: Iterable[Row], cpus: Mapping[str, Sequence[int]] | None = Non
     A note that names its own instance differs in nothing else by that. Policies become their CPUs, where these are
     known.
     """
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for one in rows:
         mark, name, *cells = one.cells
-        tunable, _, instance = name.partition("@")
-        groups.setdefault((mark, tunable, *cells, one.style, without_name(one.note, instance)), []).append(one)
+        tunable, instance, value = parts_of(name)
+        note = without_name(one.note, instance)
+        groups.setdefault((mark, tunable, value, *cells, one.style, note), []).append(one)
     found: list[Row] = []
     for key, alike in groups.items():
         if len(alike) < ALIKE:
             found += alike
             continue
-        tunable, note = alike[0].cells[1].partition("@")[0], str(key[-1])
-        by_instance = {one.cells[1].partition("@")[2]: one for one in alike}
+        (tunable, _, value), note = parts_of(alike[0].cells[1]), key[-1]
+        by_instance = {parts_of(one.cells[1])[1]: one for one in alike}
         for pattern, instances in joined(list(by_instance)):
             first = by_instance[instances[0]]
             if len(instances) == 1:
                 found.append(first)
                 continue
             name = as_cpus(instances, cpus or {}) or pattern
-            joint = (first.cells[0], named(tunable, name), *first.cells[2:])
+            joint = (first.cells[0], f"{named(tunable, name)}{value}", *first.cells[2:])
             found.append(Row(joint, first.style, note.replace(NAME, name)))
     return found
+
+
+def parts_of(name: str) -> tuple[str, str, str]:
+    """Return the tunable, the instance and the `=value` of a name in a table; only a setting that waits has a value."""
+    tunable, _, rest = name.partition("@")
+    instance, equals, value = rest.partition("=")
+    return tunable, instance, equals + value
 
 
 def without_name(note: str, instance: str) -> str:

@@ -50,12 +50,11 @@ def _table(
         place = 0 if not found.is_well else 1 if found.condition in AT_HAND else 2
         lines[place].append(_row(row, found.condition, claims, full=full))
     table = [line for place in lines.values() for line in together(place, cpus)]
-    table += [_waiting(claim, full=full) for claim in waiting]
+    table += together(_waiting(claim, full=full) for claim in waiting)
     yield Table(COLUMNS, tuple(table), same=("REQUESTED", "ACTUAL"))
-    hidden = [row for row in rows if row["beaten"] and judged(row).is_well]
-    if hidden and not full:
-        one = len(hidden) == 1
-        who = "One claim overrides" if one else f"{len(hidden)} claims override"
+    winners = {row["claim"] for row in rows if row["beaten"] and judged(row).is_well}
+    if winners and not full:
+        who = "One claim overrides" if len(winners) == 1 else f"{len(winners)} claims override"
         yield Prose(f"{who} others (kerntune status TARGET shows which)")
 
 

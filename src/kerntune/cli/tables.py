@@ -35,7 +35,8 @@ class Table(NamedTuple):
     """Rows below a heading; `toned` are the columns that take a row's style. A column without a name holds marks.
 
     The last column is prose that may be broken between its words, if it `wraps`. A terminal shows the first of two
-    columns `same` only where it differs from the other, and no column without a cell.
+    columns `same` only where it differs from the other, and below its row where the table would be too wide. It shows
+    no column without a cell.
     """
 
     columns: tuple[str, ...]
@@ -43,6 +44,26 @@ class Table(NamedTuple):
     toned: frozenset[str] = frozenset({"", "STATE"})
     wraps: bool = False
     same: tuple[str, str] | None = None
+
+    def fitted(self, width: int) -> Table:
+        """Return the table for a terminal."""
+        found = self.without_spare()
+        column = self.same[0] if self.same else ""
+        if not column or column not in found.columns or found.width <= width:
+            return found
+        place = found.columns.index(column)
+        rows = []
+        for row in found.rows:
+            cell = row.cells[place]
+            note = "\n".join(filter(None, (f"{column.lower()}: {cell}" if cell else "", row.note)))
+            rows.append(Row((*row.cells[:place], *row.cells[place + 1 :]), row.style, note))
+        return found._replace(columns=(*found.columns[:place], *found.columns[place + 1 :]), rows=tuple(rows))
+
+    @property
+    def width(self) -> int:
+        """How wide the longest line can be."""
+        widths = _widths([self.columns, *(row.cells for row in self.rows)])
+        return sum(widths) + len(GAP) * (len(widths) - 1)
 
     def without_spare(self) -> Table:
         """Return the table without the cells that say the same twice, and without columns that say nothing."""
@@ -109,7 +130,7 @@ def write(page: Page, stream: TextIO, color: str = AUTO) -> None:
         elif isinstance(part, Prose):
             lines = _sentence(part, width)
         else:
-            lines = _fitted(part.without_spare(), width) if width else _plain(part)
+            lines = _fitted(part.fitted(width), width) if width else _plain(part)
         for line in lines:
             print(line if coloured else COLOUR.sub("", line), file=stream)
 
