@@ -119,11 +119,6 @@ def of_host(document: Document, counts: Counter[Judged]) -> HostHealth:
     return HostHealth(counts, tuple(found))
 
 
-def of_degraded(slugs: Iterable[str]) -> HostHealth:
-    """Return the health of a host of which only Degraded is known."""
-    return HostHealth(Counter(), tuple(slug for slug in slugs if slug not in NOTES))
-
-
 def conditions_of(rows: Iterable[TargetRow], waiting: Sequence[ClaimRow]) -> Counter[Judged]:
     """Return how many of these targets, and of these claims that wait for one, are in each condition."""
     managed = [judged(row) for row in rows]

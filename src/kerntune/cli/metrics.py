@@ -24,7 +24,6 @@ from kerntune.errors import Unreachable
 from kerntune.model import GuardState, Origin, State
 from kerntune.results import Condition
 
-# The states of guard/policy.py; a query for a state that is not in force should get a 0.
 COUNTERS: Final = {
     "hotplug_events": "Events of drives and CPUs that kerntuned has acted on since it started.",
     "drift_repairs": "Values that others had changed and that kerntuned has put back since it started.",
@@ -97,6 +96,7 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
     yield from of_targets(document)
     yield from of_holds(document)
     yield from of_pools(pools)
+    # A query for a state that is not in force should get a 0.
     states = dict.fromkeys([*GuardState, guard["state"]])
     in_force = [Sample(int(state == guard["state"]), {"state": state}) for state in states]
     yield gauge("guard_state", "What the memory guard does: 1 for the state it is in.", *in_force)
