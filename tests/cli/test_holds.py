@@ -73,6 +73,16 @@ def test_what_a_hold_asks(words: list[str], call: tuple[Any, ...], capsys: Captu
     assert ("Hold 3 has ended." in said) is ("--detach" not in words)
 
 
+def test_a_hold_that_cannot_be_told_of_is_released(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has ended when the command says so: the daemon would notice later that the client has left."""
+    script = Script(outcomes=[HELD])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(script, "hold", "hugepages=64") == 1
+    assert script.calls[1:] == [("Release", 3)]
+    assert capsys.readouterr().err.endswith("  The hold has ended\n")
+
+
 def test_in_json_each_event_is_a_line(capsys: Captured) -> None:
     assert run(Script(outcomes=[HELD]), "hold", "hugepages=64", "--json") == 0
     first, last = map(json.loads, capsys.readouterr().out.splitlines())

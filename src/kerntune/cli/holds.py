@@ -53,7 +53,11 @@ def hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
                 yield answer
                 return
             with caught(signal.SIGINT, signal.SIGTERM) as signals:
-                yield answer
+                try:
+                    yield answer
+                except GeneratorExit:  # nobody reads the answer
+                    _release(manager, number)
+                    raise
                 yield _ended(number, by_now=_end(manager, number, signals.fileno(), process))
     finally:
         if process is not None:
@@ -79,8 +83,11 @@ def _end(manager: Manager, number: int, signals: int, process: int | None) -> bo
     Return True if the kernel has the values without it; else they come when this connection has ended.
     """
     beside = (signals,) if process is None else (signals, process)
-    if manager.wait_for_end(number, beside):
-        return True
+    return manager.wait_for_end(number, beside) or _release(manager, number)
+
+
+def _release(manager: Manager, number: int) -> bool:
+    """End a hold, and return as `_end` does."""
     try:
         manager.release(number, timeout=RELEASE_SECONDS)
     except NoSuchHold:
