@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from kerntune import errors
-from kerntune.api.document import Document, Event, GuardChange, Health, Pass
+from kerntune.api.document import Change, Document, Event, GuardChange, Health, Pass
 from kerntune.cli import output
 from kerntune.cli.board import Board, screen
 from kerntune.cli.remote import READ_SECONDS
@@ -206,6 +207,33 @@ def test_it_ends_when_no_daemon_comes_back(script_bus: PrivateBus) -> None:
             b"", b"kerntune: kerntuned has left the bus\n  systemctl status kerntuned\n",
         )  # fmt: skip
         assert process.returncode == 5
+
+
+class Asked(Script):
+    """A script that tells when it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def answer(self, *call: Any) -> Change:
+        self.asked.set()
+        return super().answer(*call)
+
+
+def test_it_goes_on_where_standard_output_is_closed(script_bus: PrivateBus) -> None:
+    """It ends only because its daemon goes, and none comes."""
+    line = ["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-c", IMPATIENT, "monitor"]
+    with (
+        serving(script_bus, script := Asked()) as daemon,
+        subprocess.Popen(line, env=script_bus.environment, stderr=subprocess.PIPE) as process,
+    ):
+        assert script.asked.wait(LIMIT)
+        daemon.announce("Set", outcome("overcommit"))
+        daemon.leave()
+        _, complaint = process.communicate(timeout=LIMIT)
+    assert complaint == b"kerntune: kerntuned has left the bus\n  systemctl status kerntuned\n"
+    assert process.returncode == 5
 
 
 def test_it_ends_with_its_bus() -> None:
