@@ -406,6 +406,15 @@ def test_the_newest_event_is_whole() -> None:
     assert f"qemu-system-x86_{rows[-1][0]}" in " ".join(lines(host, height=14))
 
 
+def test_patterns_that_wait_have_a_line_each() -> None:
+    host = board()
+    rows = [outcome(f"io-scheduler@nvme{n}n*", "unsupported", reason="no-such-target") for n in (1, 2)]
+    note(host, "11:00:00", Pass(1, "Set", tuple(rows)))
+    assert re.findall(r"io-scheduler@\S+", " ".join(lines(host))) == [
+        "io-scheduler@nvme1n*", "io-scheduler@nvme2n*",
+    ]  # fmt: skip
+
+
 def test_one_line_for_a_change_of_many() -> None:
     host = board()
     rows = [outcome(f"cpu-governor@policy{number}", actual="performance") for number in range(192)]

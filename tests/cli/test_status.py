@@ -16,7 +16,19 @@ from kerntune.config.active import CONFIG_INVALID
 from kerntune.engine.claims import SUSPENDED
 from kerntune.guard.guard import CAPS, OBSERVES
 from kerntune.store import STATE_SET_ASIDE
-from tests.cli.scripted import claim, document, named_page, on_terminal, outcome, plain, status_page, target
+from tests.cli.scripted import (
+    Captured,
+    Script,
+    claim,
+    document,
+    named_page,
+    on_terminal,
+    outcome,
+    plain,
+    run,
+    status_page,
+    target,
+)
 from tests.conftest import needs_root
 from tests.harness.command import kerntune
 from tests.harness.daemon import READY, Daemon
@@ -209,6 +221,26 @@ def test_what_waits_shares_a_line_with_what_waits_for_the_same_value() -> None:
         for name, value in names.items()
     ]
     assert [line.split()[0] for line in plain(output.outcomes(rows, document=host))[1:]] == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("nvme1n*", "nvme2n*"), ("nvme1n1-nvme2n1", "nvme1n1-nvme3n1"), ("20,22", "20,23"), ("vd[ab]1", "vd[ab]2")],
+)
+def test_patterns_that_wait_are_not_joined(names: tuple[str, str]) -> None:
+    """What would stand there is no pattern."""
+    claims = [claim(f"config:io-scheduler@{name}", "none", matches=[]) for name in names]
+    shown = [line.split()[0] for line in plain(status_page(document((), claims), []))[3:]]
+    assert shown == [f"io-scheduler@{name}=none" for name in names]
+
+
+def test_status_and_verify_count_a_pattern_once(capsys: Captured) -> None:
+    claims = [claim(f"{origin}:io-scheduler@vd*", "none", matches=[]) for origin in ("profile", "runtime")]
+    row = outcome("io-scheduler@vd*", "unsupported", actual="", reason="no-such-target")
+    script = Script(document((), claims), outcomes=[row, row])
+    for words in (["status"], ["verify"], ["status", "io-scheduler@vd*"], ["verify", "io-scheduler@vd*"]):
+        assert run(script, *words) == 0
+        assert "All well: 0 of 1 in the desired state; 1 waiting for a device\n" in capsys.readouterr().out
 
 
 def test_a_claim_that_overrides_on_several_targets_is_one() -> None:

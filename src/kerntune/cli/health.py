@@ -120,6 +120,7 @@ def of_host(document: Document, counts: Counter[Judged]) -> HostHealth:
 
 
 def conditions_of(rows: Iterable[TargetRow], waiting: Sequence[ClaimRow]) -> Counter[Judged]:
-    """Return how many of these targets, and of these claims that wait for one, are in each condition."""
+    """Return how many of these targets, and of what these claims wait for, are in each condition."""
     managed = [judged(row) for row in rows]
-    return Counter(each for each in managed if each.condition != State.UNMANAGED) + Counter([WAITING] * len(waiting))
+    patterns = {(claim["tunable"], claim["instances"]) for claim in waiting}
+    return Counter(each for each in managed if each.condition != State.UNMANAGED) + Counter([WAITING] * len(patterns))

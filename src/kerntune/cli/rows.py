@@ -9,7 +9,7 @@ from typing import Final
 from kerntune.api.document import Document, named
 from kerntune.cli.tables import BAD, GOOD, MIXED, QUIET, Row, row
 from kerntune.model import Reason, State
-from kerntune.patterns import CPU, HUGE_PAGES, POLICY, cpus_in, joined, parse_pool
+from kerntune.patterns import CPU, GLOB, HUGE_PAGES, POLICY, cpus_in, joined, parse_pool
 from kerntune.results import CONTENT, Condition
 from kerntune.units import gib, spell_cpus, spell_size
 
@@ -32,6 +32,7 @@ NUMBER: Final = re.compile(r"([+>=]*)([0-9]{1,18})", re.ASCII)
 CAP: Final = re.compile(r"never:([0-9]{1,15})k", re.ASCII)
 KIB: Final = frozenset({"read-ahead"})  # tunables whose values are KiB
 ALIKE: Final = 2  # from so many on, rows that differ only in the name share a line
+SEVERAL: Final = re.compile(r"[*?\[,-]")  # in the name of what waits, which stands for several and cannot be joined
 NAME: Final = "\0"  # stands for the instance in a note
 
 
@@ -90,8 +91,9 @@ def together(rows: Iterable[Row], cpus: Mapping[str, Sequence[int]] | None = Non
     for one in rows:
         mark, name, *cells = one.cells
         tunable, instance, value = parts_of(name)
+        alone = instance if (SEVERAL if value else GLOB).search(instance) else ""
         note = without_name(one.note, instance)
-        groups.setdefault((mark, tunable, value, *cells, one.style, note), []).append(one)
+        groups.setdefault((mark, tunable, alone, value, *cells, one.style, note), []).append(one)
     found: list[Row] = []
     for key, alike in groups.items():
         if len(alike) < ALIKE:
