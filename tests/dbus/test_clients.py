@@ -67,6 +67,19 @@ async def with_loop(address: str, service: str = lab.NAME) -> AsyncIterator[AnyC
         yield client
 
 
+class Late(BlockingClient):
+    """A client that reads when its gate is open, so that an answer and what follows it come together."""
+
+    def __init__(self, address: str, service: str) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        super().__init__(address, service)
+
+    def _read(self) -> None:
+        self.gate.wait(SOON)
+        super()._read()
+
+
 @asynccontextmanager
 async def in_thread(address: str, service: str = lab.NAME) -> AsyncIterator[AnyClient]:
     with await asyncio.to_thread(BlockingClient, address, service, lab.HINT, lab.LATE) as client:
@@ -472,6 +485,27 @@ class TestBlockingSignals:
             client.blocking.on_signal = None
             assert client.blocking.next_signal(timeout=0) is None
         assert [signal.args[0] for signal in heard] == [1]
+
+    async def test_one_that_came_with_the_last_answer_is_heard_at_once(self, bus: PrivateBus) -> None:
+        bench = lab.Bench()
+        async with (
+            lab.serving(bus, bench) as service,
+            in_thread(bus.address) as witness,
+            witness.listen(lab.ROOT, lab.IFACE),
+        ):
+            with await asyncio.to_thread(Late, bus.address, lab.NAME) as late:
+                client = InThread(late)
+                async with client.listen(lab.ROOT, lab.IFACE):
+                    late.gate.clear()
+                    call = asyncio.create_task(client.call(lab.ROOT, lab.IFACE, "Wait", timeout=SOON))
+                    await bench.started.wait()
+                    bench.release.set()
+                    await witness.call(lab.ROOT, lab.IFACE, "Both")  # by then the other call is answered
+                    service.emit(lab.ROOT, lab.IFACE, "Tick", 1, {})
+                    await anext(witness)
+                    late.gate.set()
+                    await call
+                    assert (await anext(client)).args[0] == 1
 
     async def test_a_long_one_of_a_stranger_ends_nothing(
         self, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch

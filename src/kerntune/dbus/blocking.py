@@ -184,14 +184,14 @@ class BlockingClient:
         the service has left the bus, or the bus is lost.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._hear_all()  # what came together with the last answer
         while not self._signals:
             if self._has_left:
                 raise errors.Unreachable(f"{self.service} has left the bus", self.hint)
             if self._wait(deadline, beside) != self._socket.fileno():
                 return None
             self._read()
-            while self._received:
-                self._hear(*self._received.popleft())
+            self._hear_all()
             # Others can keep the socket readable.
             if deadline is not None and time.monotonic() >= deadline:
                 break
@@ -268,6 +268,10 @@ class BlockingClient:
             raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
         except StreamError as error:
             raise errors.Failed("the bus sent what is no message", str(error)) from error
+
+    def _hear_all(self) -> None:
+        while self._received:
+            self._hear(*self._received.popleft())
 
     def _hear(self, message: Message, is_whole: bool) -> None:  # noqa: FBT001  # as the queue has it
         """Keep a wanted signal. Check its sender: anybody can send one to us alone, which needs no match rule."""
