@@ -493,7 +493,8 @@ class TestBlockingSignals:
             in_thread(bus.address) as witness,
             witness.listen(lab.ROOT, lab.IFACE),
         ):
-            with await asyncio.to_thread(Late, bus.address, lab.NAME) as late:
+            late = await asyncio.to_thread(Late, bus.address, lab.NAME)
+            with late:
                 client = InThread(late)
                 async with client.listen(lab.ROOT, lab.IFACE):
                     late.gate.clear()
