@@ -19,7 +19,17 @@ from kerntune.globs import Glob, Set
 from kerntune.model import Origin, Reading, Target
 from kerntune.patterns import PATTERNS, UNSTABLE, Kind, Pool, Span, full_name, is_unstable, joined, parse_pool
 from kerntune.tunables.knobs import CPU_GOVERNOR, IO_SCHEDULER
-from kerntune.units import CpuList, in_kib, in_pages, parse_cpus, parse_size, spell_cpus, spell_size
+from kerntune.units import (
+    CpuList,
+    in_kib,
+    in_pages,
+    parse_cpus,
+    parse_size,
+    spell_alike,
+    spell_cpus,
+    spell_size,
+    unit_of,
+)
 from tests.unit.lab import claim
 
 KIB, MIB, GIB, TIB = (1 << bits for bits in (10, 20, 30, 40))
@@ -423,3 +433,32 @@ def test_a_list_costs_what_its_text_costs() -> None:
     assert everything.spans == ((0, 9999),)
     assert CPU_GOVERNOR.normal("0-9999,5-9998,3") == "0-9999"
     assert CPU_GOVERNOR.matches("0-9999", POLICIES[-1])
+
+
+# Sizes of one message in one unit
+
+
+@pytest.mark.parametrize(
+    ("counts", "unit", "said"),
+    [
+        ((100 * GIB, 96 * GIB + 700 * MIB, 0), "", "100 GiB, 96.6 GiB, 0 GiB"),
+        ((6 * GIB, 819 * MIB + 1), "", "6144 MiB, 819 MiB"),
+        ((1 * GIB, 512 * KIB), "", "1024 MiB, 0.5 MiB"),
+        ((512 * KIB, 4 * KIB), "", "512 KiB, 4 KiB"),
+        ((), "", ""),
+        ((0,), "", "0 GiB"),
+        ((100 * GIB, 20 * MIB, 1), "G", "100 GiB, 0.019 GiB, 0 GiB"),
+        ((1 << 40, 96 * GIB), "T", "1 TiB, 0.093 TiB"),
+        ((102_400 * MIB,), "M", "102400 MiB"),
+        ((GIB,), "K", "1048576 KiB"),
+    ],
+)
+def test_alike(counts: tuple[int, ...], unit: str, said: str) -> None:
+    assert ", ".join(spell_alike(counts, unit)) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"), [("64G", "G"), ("4mib", "M"), ("1kB", "K"), ("512", ""), (">=4M", ""), ("never:50", "")]
+)
+def test_unit_of(text: str, unit: str) -> None:
+    assert unit_of(text) == unit
