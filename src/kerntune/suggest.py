@@ -66,5 +66,6 @@ def lacks(tunable: str, kind: Kind, pattern: str) -> str:
 
 
 def no_such_tunable(name: str, names: Iterable[str]) -> UnknownTunable:
-    """Return the error for a tunable that does not exist, with the names of those that do."""
-    return UnknownTunable(f"there is no tunable {name!r}", f"There are {', '.join(names)}")
+    """Return the error for a tunable that does not exist, with a few of those that do."""
+    known = sorted(names)
+    return UnknownTunable(f"there is no tunable {name!r:.80}", f"There are {few(known, len(known) - MAX_LISTED)}")

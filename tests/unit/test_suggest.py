@@ -21,7 +21,7 @@ POOLS = [Target("hugepages", f"{size}{node}") for size in ("2M", "1G") for node 
         (Kind.CPUS, POLICIES, "300-310,500", "cpu-governor has no CPU 300-310,500. There are CPUs 0-191"),
         (Kind.CPUS, POLICIES[-1:], "1", "cpu-governor has no CPU 1. There is CPU 0 alone"),
         (Kind.CPUS, POLICIES, "policy500", "cpu-governor has no 'policy500'. There are policy0-191"),
-        (Kind.DRIVES, DRIVES, "sdz", "io-scheduler has no 'sdz'. There are nvme2n1, nvme10n1, sd[bc], vda"),
+        (Kind.DRIVES, DRIVES, "sdz", "io-scheduler has no 'sdz'. There are nvme2n1, nvme10n1, sdb-sdc, vda"),
         (Kind.DRIVES, DRIVES[:1], "sdz", "io-scheduler has no 'sdz'. There is sdb"),
         (Kind.DRIVES, [], "sdz", "io-scheduler has no 'sdz'. This host has no io-scheduler now"),
         (Kind.POOLS, POOLS, "64K", "hugepages has no '64K'. There are 1G, 1G/node0-1, 2M, 2M/node0-1"),
@@ -36,7 +36,7 @@ def test_what_is_not_there(kind: Kind, there: list[Target], pattern: str, said: 
 
 def test_a_message_lists_a_handful_and_counts_the_others() -> None:
     names = [f"{letter}{letter}{n}" for letter in "abcdefgh" for n in range(3)]
-    assert listed(names) == "aa[0-2], bb[0-2], cc[0-2], dd[0-2], ee[0-2], ff[0-2] and 6 more"
+    assert listed(names) == "aa0-aa2, bb0-bb2, cc0-cc2, dd0-dd2, ee0-ee2, ff0-ff2 and 6 more"
     assert listed(names).count(",") == MAX_LISTED - 1
     assert listed([]) == ""
 

@@ -13,7 +13,6 @@ from kerntune.suggest import closest
 # The daemon's texts have both parts in one, and what to try is the last sentence. No path or figure begins one.
 SENTENCES: Final = re.compile(r"\. (?=[A-Za-z`])", re.ASCII)
 NO_TUNABLE: Final = re.compile(r"there is no tunable '(.+)'")
-THERE_ARE: Final = "There are "
 
 
 def parts(error: KerntuneError) -> tuple[str, str]:
@@ -23,8 +22,9 @@ def parts(error: KerntuneError) -> tuple[str, str]:
         *first, hint = SENTENCES.split(what) if SENTENCES.search(what) else (what, "")
         what = ". ".join(first)
     if isinstance(error, UnknownTunable) and (found := NO_TUNABLE.fullmatch(what)):
-        names = hint.removeprefix(THERE_ARE).split(", ") if hint.startswith(THERE_ARE) else []
-        if meant := tunable(found[1], names):
+        from kerntune.tunables import REGISTRY  # noqa: PLC0415  # as in known_as()
+
+        if meant := tunable(found[1], [each.name for each in REGISTRY]):
             hint = f"Did you mean {meant}? {hint}"
     return what, hint
 
