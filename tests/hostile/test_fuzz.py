@@ -54,7 +54,7 @@ HARD: Final = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else FEW
 CONTRACT: Final = {found.name: found for found in parse(INTERFACES)} | load(interface_files())
 METHODS: Final = [(interface, member) for interface, found in CONTRACT.items() for member in sorted(found.methods)]
 PROPERTIES: Final = sorted({name for found in CONTRACT.values() for name in found.properties})
-KNOWN: Final = {cls.dbus_name for cls in errors.KerntuneError.__subclasses__()}
+KNOWN: Final = errors.by_name().keys()
 
 # What each action lets a caller write, as prefixes of paths: kept apart from the tunables' own word for it.
 PERMITS: Final[Mapping[str, tuple[str, ...]]] = {
