@@ -57,7 +57,7 @@ IN_FILES: Final[frozenset[str]] = frozenset({Origin.CONFIG.word, Origin.PROFILE.
 
 
 class Condition(StrEnum):
-    """What an outcome means for the health of the host: the word in tables and metrics.
+    """The condition of a target, by which the host is well or not: the word in tables and metrics.
 
     Those of WELL need nobody's attention.
     """

@@ -11,10 +11,11 @@ import pytest
 from kerntune.cli import output, tables
 from kerntune.cli.commands import known_verb
 from kerntune.cli.progress import line
-from kerntune.cli.rows import MARKS, shown
+from kerntune.cli.rows import KIB, MARKS, shown
 from kerntune.cli.tables import Prose, Row, Table
 from kerntune.model import State
 from kerntune.results import Condition
+from kerntune.tunables import REGISTRY
 from tests.cli.scripted import (
     DRIVES,
     Captured,
@@ -114,6 +115,10 @@ def test_targets_with_choices_and_tunables_that_are_not_supported() -> None:
 def test_values_have_their_unit(name: str, value: str, text: str, brief: str) -> None:
     tunable, _, instance = name.partition("@")
     assert (shown(tunable, instance, value), shown(tunable, instance, value, brief=True)) == (text, brief)
+
+
+def test_the_unit_of_a_value_is_that_of_its_tunable() -> None:
+    assert {tunable.name for tunable in REGISTRY if tunable.sizes == "KiB"} == KIB
 
 
 def test_values() -> None:

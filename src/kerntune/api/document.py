@@ -358,17 +358,6 @@ def tunable_row(document: Document, name: str) -> TunableRow:
     raise no_such_tunable(name, [row["name"] for row in document["tunables"]])
 
 
-def find(document: Document, name: str, pattern: str) -> list[TargetRow]:
-    """Return the targets of a tunable that a pattern covers, at least one.
-
-    Raise UnknownTunable, InvalidValue for a text that is no pattern, NotSupported when this host does not have the
-    tunable, and NoSuchTarget, which lists a few instances.
-    """
-    if found := covered(document, name, pattern):
-        return found
-    raise nothing_matches(document, name, pattern)
-
-
 def nothing_matches(document: Document, name: str, pattern: str) -> errors.KerntuneError:
     """Return the error for a pattern that covers no target: the tunable is not supported, or it has other instances."""
     row = tunable_row(document, name)

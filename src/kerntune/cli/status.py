@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from kerntune.api.document import ClaimRow, Document, TargetRow, in_order, named
+from kerntune.api.document import ClaimRow, Document, TargetRow, in_order, named, waiting_claims
 from kerntune.cli import output
 from kerntune.cli.health import HostHealth, judged
 from kerntune.cli.output import explained, nothing_managed
@@ -27,7 +27,7 @@ def page(document: Document, health: HostHealth, rows: Sequence[TargetRow]) -> P
     """Return the line about the daemon, then the managed targets: those not in the desired state come first."""
     above = [Prose(output.head(document)), *output.guard(document), Prose(health.sentence)]
     above += explained(document["degraded"])
-    waiting = [claim for claim in document["claims"] if not claim["matches"]]
+    waiting = waiting_claims(document)
     if not rows and not waiting:
         return [*above, nothing_managed(document["degraded"])]
     return [*above, *_table(document, rows, waiting, full=False)]

@@ -174,7 +174,7 @@ def reload(connect: Connect, args: Namespace) -> Answer:
     """Have the daemon read the configuration files again; the answer says what is not in the desired state."""
     with connect() as manager:
         if args.dry_run:
-            # What is not in the desired state after a reload does not make it fail.
+            # A reload does not fail because a value is not in the desired state after it.
             return changed(manager.plan((), {"reload": True}), code=Exit.OK, none=NO_CHANGE)
         manager.reload()
         document = manager.describe()

@@ -147,7 +147,7 @@ class BlockingClient:
 
     @property
     def has_left(self) -> bool:
-        """Whether the service has left the bus since the last `listen`, as far as the bus has told."""
+        """True if the bus has told that the service left it since the last `listen`."""
         return self._has_left
 
     def running(self) -> bool:

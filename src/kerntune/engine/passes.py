@@ -360,7 +360,7 @@ class _Pass:
             *(Step(desired, readings[t], verdict=not_answering(readings[t])) for t, desired in hanging.items()),
         ]
         if self.given.recalls:
-            # What the same plan gives back may be what was missing.
+            # The same plan may give back the pages that were missing.
             memory = replace(memory, free=memory.free - sum(min(0, step.grows) for step in planned))
         return [self._later(step, memory) or step for step in planned]
 

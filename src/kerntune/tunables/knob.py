@@ -194,7 +194,7 @@ class Number(Value):
 
     @property
     def at_most(self) -> str:
-        """What may be given, as prose, where there is a largest number."""
+        """The advice on what to give, as prose, where there is a largest number."""
         if self.most is None:
             return "Give a smaller one"
         size = f" ({spell_size(self.most << 10)})" if self.unit == "KiB" else ""
@@ -261,7 +261,7 @@ class Knob(Tunable):
     otherwise: Callable[[DesiredState, Reading], Verdict | None] = nothing
     # What else a rule goes by, from the file's text or from other files.
     figures: Callable[[KernelView, Target, str], Mapping[str, int]] = no_figures
-    # What the readings will be when the tunables before it read so; None: what they are.
+    # It returns the readings that the kernel will have when the tunables before it read so; None: the same as now.
     moved: Callable[[Mapping[Target, Reading], Mapping[Target, Reading]], Mapping[Target, Reading] | None] = nothing
     transient: frozenset[int] = frozenset()
     moved_by: str = ""

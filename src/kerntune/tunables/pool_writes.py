@@ -71,7 +71,7 @@ def pools_after(group: Pools, goals: Mapping[Target, int]) -> dict[Target, Readi
     whole = next(pool for target, pool in group.items() if target not in nodes)
     of_nodes = goals.keys() & set(nodes)
     if whole.target in goals and (of_nodes or goals[whole.target] == whole.figures["total"]):
-        # That write makes all pages persistent.
+        # The kernel makes all pages persistent with that write.
         goals = {**{node: group[node].figures["total"] for node in nodes}, **goals}
     found = {t: with_pages(group[t], goals[t], 0) if t in goals else group[t] for t in nodes}
     if goals.keys() & found.keys():

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from kerntune.errors import Failed
-from kerntune.kernel.simulated import Policy
+from kerntune.kernel.simulated import Policy, SimulatedKernel
 from kerntune.model import Lane, Outcome, Reason, State
 from tests.unit.engine.test_drift import contested
 from tests.unit.lab import (
@@ -116,13 +116,18 @@ async def test_it_reads_no_claim_anew_and_is_refused_when_the_daemon_stops() -> 
             await lab.engine.repair("Repair")
 
 
+async def emptied(lab: Lab, kernel: SimulatedKernel) -> asyncio.Event:
+    """Claim many pages, take them away by other hands, and return the event that a slow write begins with."""
+    await lab.set(("hugepages", "2M", MANY_PAGES))
+    for node in kernel.nodes:
+        node.pools[2 << 20].asked = 0
+    return slow_pools(kernel)
+
+
 async def test_a_caller_who_leaves_ends_it_and_the_claims_stay() -> None:
     kernel = small_host()
     async with running(kernel) as lab:
-        await lab.set(("hugepages", "2M", MANY_PAGES))
-        for node in kernel.nodes:
-            node.pools[2 << 20].asked = 0
-        begins = slow_pools(kernel)
+        begins = await emptied(lab, kernel)
         repairing = asyncio.ensure_future(lab.engine.repair("Repair", endable=True))
         await asyncio.wait_for(begins.wait(), 10)
         repairing.cancel()
@@ -156,10 +161,7 @@ async def test_a_caller_who_leaves_before_its_pass_begins_has_nothing_put_back()
 async def test_an_event_that_shares_the_pass_of_a_caller_who_leaves_is_served() -> None:
     kernel = small_host()
     async with running(kernel) as lab:
-        await lab.set(("hugepages", "2M", MANY_PAGES))
-        for node in kernel.nodes:
-            node.pools[2 << 20].asked = 0
-        begins = slow_pools(kernel)
+        begins = await emptied(lab, kernel)
         (repairing,) = await begun(lab.engine.repair("Repair", endable=True))
         lab.engine.look_again("uevent", [Lane.MEMORY])
         await asyncio.wait_for(begins.wait(), BOUND)
