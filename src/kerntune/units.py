@@ -78,6 +78,12 @@ def gib(count: int) -> str:
     return f"{count / FACTORS['G']:.1f} GiB" if count == 0 or abs(count) >= tenth else f"{count // FACTORS['M']} MiB"
 
 
+def mib(count: float, *, up: bool = False) -> str:
+    """Return bytes in MiB, by thousands: `1 024`; rounded up if asked, so that a little is not 0."""
+    whole = -(-count // FACTORS["M"]) if up else round(count / FACTORS["M"])
+    return f"{int(whole):,}".replace(",", " ")
+
+
 def in_pages(text: str, page_size: int) -> str:
     """Return a size as a number of pages of `page_size` bytes; return a text that is no size as it is.
 

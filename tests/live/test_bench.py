@@ -16,7 +16,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +27,11 @@ import pytest
 from kerntune.api.names import HOLD, MANAGER
 from kerntune.bench import cold
 from kerntune.bench import host as facts
-from kerntune.bench.disk import Disk, disk_at, disk_of
 from kerntune.bench.file import ModelFile, synthetic
 from kerntune.bench.tensors import COUNT, LONGEST_HEADER
 from kerntune.bench.worker import SHORTER, ended
 from kerntune.errors import Exit, Failed
+from kerntune.kernel.disk import Disk, disk_at, disk_of
 from kerntune.run.allocator import environment
 from kerntune.run.launch import command
 from kerntune.run.shield import Shield
@@ -40,7 +39,8 @@ from tests.harness import host
 from tests.harness.command import COMMAND
 from tests.harness.daemon import Daemon
 from tests.harness.workers import MIB, hogging, words, work
-from tests.live.users import LIMIT, User
+from tests.live.pages import reserved, transparent
+from tests.live.users import LIMIT, User, until
 
 SIZE: Final = 128  # MiB, in tensors of 4
 PAGES: Final = 16
@@ -76,13 +76,6 @@ def going_on(user: User, *words: str, sleepers: int = 1) -> Iterator[subprocess.
             yield running
         finally:
             running.kill()
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def sleeping() -> set[int]:
@@ -297,7 +290,6 @@ def test_a_disk_that_is_full_for_the_model() -> None:
 
 ON_DISK = Path("/var/tmp")  # /tmp may be in memory
 MODEL_SIZE = 256 * MIB
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
 SAYS_WHAT_IS_CACHED = KERNEL >= (6, 5)
 KEEPS_SLICES = KERNEL >= (6, 12)
@@ -310,30 +302,6 @@ def model() -> Iterator[ModelFile]:
     with synthetic(str(ON_DISK), MODEL_SIZE) as made:
         assert disk_of(made.fd).drives, f"{ON_DISK} is on no disk"
         yield made
-
-
-@contextmanager
-def reserved(pages: int) -> Iterator[None]:
-    """Reserve so many huge pages more, that nobody has; afterwards there are as many as before."""
-    before = host.pages()
-    pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{host.page_size() >> 10}kB/nr_hugepages")
-    pool.write_text(str(before + pages))
-    try:
-        assert host.pages() == before + pages, "the kernel has no room for them"
-        yield
-    finally:
-        pool.write_text(str(before))
-
-
-@contextmanager
-def transparent(mode: str) -> Iterator[None]:
-    """Set the mode of transparent huge pages; afterwards it is as before."""
-    before = host.value(THP)
-    THP.write_text(mode)
-    try:
-        yield
-    finally:
-        THP.write_text(before)
 
 
 def with_settings(*settings: str) -> dict[str, str]:

@@ -7,9 +7,10 @@ import ctypes
 import os
 from typing import Final
 
+from kerntune.units import mib
+
 CACHESTAT: Final = 451  # cachestat(2), from Linux 6.5; the number is the same everywhere
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-MIB: Final = 1 << 20
 READ: Final = "blocks read"
 ABSENT: Final = "not in the page cache"
 
@@ -59,15 +60,8 @@ def judge(size: int, before: int | None, read: int, *, on_disk: bool = False) ->
     """
     if read >= 0.99 * size:
         return READ, ""
-    if before is None and on_disk:
-        return "", f"not cold: {mib(read)} of {mib(size)} MiB were read from the disk, and the rest was in memory"
     if before is None:
-        return "", ""
-    return (
-        ("", f"not cold: {mib(before)} of {mib(size)} MiB were in memory before the read") if before else (ABSENT, "")
-    )
-
-
-def mib(size: int) -> str:
-    """Return bytes as text in whole MiB, rounded up: `1 024`."""
-    return f"{-(-size // MIB):,}".replace(",", " ")
+        rest = f"{mib(read, up=True)} of {mib(size, up=True)} MiB were read from the disk, and the rest was in memory"
+        return "", f"not cold: {rest}" if on_disk else ""
+    there = f"{mib(before, up=True)} of {mib(size, up=True)} MiB were in memory before the read"
+    return ("", f"not cold: {there}") if before else (ABSENT, "")

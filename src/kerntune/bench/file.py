@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from kerntune.bench.disk import Disk, disk_of
 from kerntune.errors import Failed, Usage
+from kerntune.kernel.disk import Disk, disk_of
 from kerntune.kernel.processes import printable
 from kerntune.plain_files import FULL
 

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Final
 
 import kerntune
-from kerntune.bench.worker import free_pages as free_pages_in
 from kerntune.kernel.files import HostKernel, KernelView, read_int, read_or_none
+from kerntune.kernel.huge_pages import read_pool
 from kerntune.kernel.memory import meminfo
 from kerntune.units import parse_cpus
 
 HOST: Final = Path("/")
-BALLOON: Final = "0x0005"  # the id of this virtio device
-REPORTING: Final = 5  # the bit of VIRTIO_BALLOON_F_REPORTING (include/uapi/linux/virtio_balloon.h)
 CPU: Final = "sys/devices/system/cpu"
 # Makers of virtual machines have these names in DMI, where the processor has no flag for it (arm64).
 HYPERVISORS: Final = re.compile(r"QEMU|KVM|VMware|Xen|innotek|Parallels|OpenStack|Virtual Machine|Compute Engine|BHYVE")
@@ -61,15 +59,6 @@ def glibc() -> str:
     return version if name == "glibc" else ""
 
 
-def free_page_reporting(root: Path = HOST) -> bool:
-    """Return True if the host of this virtual machine takes back free memory, so that its next use is slow."""
-    kernel = HostKernel(root)
-    devices = kernel.glob("sys/bus/virtio/devices/*")
-    balloons = (device for device in devices if read_or_none(kernel, f"{device}/device") == BALLOON)
-    features = (read_or_none(kernel, f"{device}/features") or "" for device in balloons)
-    return any(bits[REPORTING : REPORTING + 1] == "1" for bits in features)
-
-
 def throttled(root: Path = HOST) -> int:
     """Return how often heat slowed CPUs down since boot: for differences only, as each CPU counts its package."""
     kernel = HostKernel(root)
@@ -98,14 +87,13 @@ def available_memory(root: Path = HOST) -> int:
 
 def free_pages(page_size: int, root: Path = HOST) -> int:
     """Return how many huge pages of a size are still available; 0 where the kernel has no such size."""
-    return free_pages_in(page_size, f"{root}/sys/kernel/mm/hugepages")
+    return read_pool(page_size, root).left
 
 
 def used_pages(page_size: int, root: Path = HOST) -> int:
     """Return how many huge pages of a size are in use, including borrowed ones."""
-    kernel, folder = HostKernel(root), f"sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB"
-    total, surplus, free = (read_int(kernel, f"{folder}/{name}_hugepages") for name in ("nr", "surplus", "free"))
-    return total + surplus - free
+    pool = read_pool(page_size, root)
+    return pool.pages - pool.free
 
 
 def _field(text: str, name: str) -> str:

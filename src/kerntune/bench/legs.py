@@ -11,9 +11,10 @@ from typing import Final
 
 from kerntune.bench import tensors
 from kerntune.bench.file import ModelFile
-from kerntune.bench.traps import TAKEN, mib, out_of_reach
+from kerntune.bench.traps import TAKEN, out_of_reach
 from kerntune.errors import NotSupported, OverLimit, Usage
 from kerntune.run import allocator
+from kerntune.units import mib
 
 MEMORY: Final = ("copy", "mmap", "torch")
 NAMES: Final = (*MEMORY, "io", "cpu")  # without "cmd", which is measured alone

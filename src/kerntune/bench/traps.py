@@ -7,8 +7,8 @@ from statistics import median
 from typing import Final
 
 from kerntune.bench.model import Round, Sample
+from kerntune.units import mib
 
-MIB: Final = 1 << 20
 USED: Final = 0.5  # of the loaded bytes must lie on the pages that were asked for
 HOT: Final = 0.1  # part of the runs
 BUSY: Final = 0.5  # of the CPUs, used by other programs in most of the runs
@@ -126,8 +126,3 @@ def out_of_reach(leg: str, tunables: Iterable[str]) -> str:
     named = list(dict.fromkeys(tunables))
     whys = [OUT_OF_REACH.get((leg, name), "") for name in named]
     return "; ".join(dict.fromkeys(whys)) if whys and all(whys) else ""
-
-
-def mib(size: float) -> str:
-    """Return bytes as text in MiB, by thousands: `1 024`."""
-    return f"{round(size / MIB):,}".replace(",", " ")

@@ -20,7 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kerntune.bench import cold, tensors
+from kerntune.kernel.huge_pages import read_pool
 from kerntune.run import launch
+from kerntune.units import mib
 
 PIECE: Final = 16 << 20  # bytes of one pread(2)
 STRETCH: Final = 64 << 20  # bytes whose pages are touched together
@@ -106,7 +108,7 @@ def _read(fd: int, part: tensors.Part) -> int:
     """Return the address in memory of a part of the file."""
     place: int | None = LIBC.malloc(part.size)
     if place is None:
-        raise Trouble(f"there was no memory for a buffer of {cold.mib(part.size)} MiB")
+        raise Trouble(f"there was no memory for a buffer of {mib(part.size)} MiB")
     done = 0
     while done < part.size:
         count: int = LIBC.pread(fd, place + done, min(PIECE, part.size - done), part.offset + done)
@@ -212,14 +214,14 @@ def touch(asked: Asked) -> dict[str, Any]:
     size, page = int(asked["bytes"]), int(asked.get("hugetlb", 0))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     if page:
-        size = min(size // page, free_pages(page)) * page
+        size = min(size // page, read_pool(page).left) * page
         flags |= mmap.MAP_POPULATE | MAP_HUGETLB | (page.bit_length() - 1) << MAP_HUGE_SHIFT
     if not size:
         return sample(0.0, {"loaded_bytes": 0})
     try:
         seconds, figures = timed(lambda: _touched(size, flags))
     except OSError as error:
-        raise Trouble(f"there was no memory to touch {cold.mib(size)} MiB ({error.strerror})") from error
+        raise Trouble(f"there was no memory to touch {mib(size)} MiB ({error.strerror})") from error
     return sample(seconds, {**figures, "loaded_bytes": size})
 
 
@@ -234,18 +236,6 @@ def _touched(size: int, flags: int) -> mmap.mmap:
                 part = view[start : start + STRETCH : mmap.PAGESIZE]
                 part[:] = bytes(len(part))
     return memory
-
-
-def free_pages(page_size: int, folder: str = "/sys/kernel/mm/hugepages") -> int:
-    """Return how many huge pages of a size are still available; 0 where the kernel has no such size."""
-    found = []
-    for name in ("free", "resv"):
-        try:
-            with open(f"{folder}/hugepages-{page_size >> 10}kB/{name}_hugepages", encoding="ascii") as file:
-                found.append(int(file.read()))
-        except OSError:
-            return 0
-    return max(0, found[0] - found[1])
 
 
 def whole_file(asked: Asked) -> tuple[int, int]:

@@ -44,6 +44,15 @@ def describe(pid: int, uid: int) -> str:
     return f"{user} ({printable(command)})"
 
 
+def program(pid: int) -> str:
+    """Return the first 15 characters of the name of a process (proc_pid_comm(5)), or "" if it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return printable(file.read().rstrip("\n"))
+    except OSError:
+        return ""
+
+
 def printable(name: str) -> str:
     """Return a name that its process chose, with ? for what would break a log line, a terminal or a text file."""
     return "".join(char if char.isprintable() else "?" for char in name)

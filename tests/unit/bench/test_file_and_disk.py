@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from kerntune.bench import tensors
 from kerntune.bench.cold import PAGE, in_memory, judge
-from kerntune.bench.disk import Disk, disk_at, disk_of, drives_of
 from kerntune.bench.file import LEAST, header, open_model, synthetic
 from kerntune.bench.tensors import Part, parts_of
 from kerntune.errors import Failed, KerntuneError, Usage
+from kerntune.kernel.disk import Disk, disk_at, disk_of, drives_of
 
 MIB = 1 << 20
 

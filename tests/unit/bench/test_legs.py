@@ -15,7 +15,7 @@ from kerntune.bench import legs, traps
 from kerntune.bench.file import ModelFile, synthetic
 from kerntune.bench.model import Round, Sample
 from kerntune.bench.tensors import Part
-from kerntune.bench.worker import SHORTER, Trouble, _read, ended, following, free_pages, percentile
+from kerntune.bench.worker import SHORTER, Trouble, _read, ended, following, percentile
 from kerntune.errors import NotSupported, OverLimit, Usage
 from kerntune.run import allocator
 from tests.harness.workers import LIMIT, MIB, ends_with_its_parent, hogging, words, work
@@ -410,17 +410,6 @@ def test_touching_memory() -> None:
     assert figures["loaded_bytes"] == 8 * MIB
     assert figures["minor_faults"] > 0
     assert work("touch", bytes=8 * MIB, hugetlb=12345).figures == {"loaded_bytes": 0}
-
-
-def test_what_is_free_of_huge_pages(tmp_path: Path) -> None:
-    pool = tmp_path / "hugepages-2048kB"
-    pool.mkdir()
-    assert free_pages(2 * MIB, str(tmp_path)) == 0
-    (pool / "free_hugepages").write_text("10\n")
-    (pool / "resv_hugepages").write_text("3\n")
-    assert free_pages(2 * MIB, str(tmp_path)) == 7
-    (pool / "resv_hugepages").write_text("13\n")
-    assert free_pages(2 * MIB, str(tmp_path)) == 0
 
 
 @pytest.mark.parametrize(

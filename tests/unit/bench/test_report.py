@@ -27,6 +27,7 @@ from kerntune.bench.model import Change, Estimate, Leg, Look, Looked, Report, Ro
 from kerntune.bench.page import page
 from kerntune.bench.report import document, without_command
 from kerntune.errors import NotSupported
+from kerntune.run import prefault
 from kerntune.run.shield import Shield
 from tests.hosts import lay_out, write_files
 from tests.unit.bench import reports
@@ -507,7 +508,7 @@ def test_of_a_host_that_says_nothing(tmp_path: Path) -> None:
         0,
         0,
     )
-    assert host.free_page_reporting(tmp_path) is False
+    assert prefault.free_page_reporting(tmp_path) is False
     assert (host.throttled(tmp_path), host.cpu_seconds(tmp_path), host.available_memory(tmp_path)) == (0, 0, 0)
     assert host.free_pages(2 * MIB, tmp_path) == 0
 
@@ -559,7 +560,7 @@ def test_a_host_that_takes_free_memory_away(devices: list[tuple[str, str]], repo
     folder = "sys/bus/virtio/devices/virtio"
     for number, (kind, features) in enumerate(devices):
         write_files(tmp_path, {f"{folder}{number}/device": [kind], f"{folder}{number}/features": [features]})
-    assert host.free_page_reporting(tmp_path) is reports
+    assert prefault.free_page_reporting(tmp_path) is reports
 
 
 def test_how_often_cpus_were_too_hot(tmp_path: Path) -> None:
@@ -597,3 +598,14 @@ def test_memory_and_huge_pages_that_can_still_be_had(tmp_path: Path) -> None:
     pool = "sys/kernel/mm/hugepages/hugepages-1048576kB"
     write_files(tmp_path, {f"{pool}/free_hugepages": ["5"], f"{pool}/resv_hugepages": ["2"]})
     assert host.free_pages(1 << 30, tmp_path) == 3
+    write_files(tmp_path, {f"{pool}/resv_hugepages": ["7"]})
+    assert host.free_pages(1 << 30, tmp_path) == 0
+
+
+def test_borrowed_pages_are_used_once(tmp_path: Path) -> None:
+    # As Linux 6.18 shows a program that borrowed 23 pages: nr_hugepages has them too.
+    pool = "sys/kernel/mm/hugepages/hugepages-2048kB"
+    write_files(
+        tmp_path, {f"{pool}/{name}_hugepages": [n] for name, n in {"nr": "23", "surplus": "23", "free": "0"}.items()}
+    )
+    assert host.used_pages(2 * MIB, tmp_path) == 23
