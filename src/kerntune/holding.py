@@ -48,7 +48,7 @@ class AsyncHold:
     @property
     def number(self) -> int:
         """The number of the hold, as `kerntune holds` shows it."""
-        return int(self.path.rpartition("/")[2])
+        return names.hold_number(self.path)
 
     async def release(self) -> None:
         """End the hold if it has not ended, and return when the kernel has the values without it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -555,3 +556,55 @@ class TestBlockingSignals:
         finally:
             os.close(wake)
             os.close(woken)
+
+    async def test_that_the_service_has_left_is_told_without_waiting(self, bus: PrivateBus) -> None:
+        async with in_thread(bus.address) as client:
+            async with lab.serving(bus):
+                client.blocking.listen(lab.ROOT)
+                assert client.blocking.next_signal(timeout=0) is None
+            assert await asyncio.to_thread(select.select, [client.blocking], [], [], SOON) != ([], [], [])
+            with pytest.raises(errors.Unreachable, match="has left the bus"):
+                client.blocking.next_signal(timeout=0)
+
+
+class TestOneOfSeveralServices:
+    """What the blocking client alone has: it turns to a service that runs, and has a deadline for all its calls."""
+
+    async def test_it_turns_to_the_first_that_runs(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus), in_thread(bus.address, "org.example.Absent") as client:
+            blocking = client.blocking
+            assert await asyncio.to_thread(blocking.bind, "org.example.Absent", lab.NAME, standard.BUS) == lab.NAME
+            assert await asyncio.to_thread(blocking.pid) == os.getpid()
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+            assert await asyncio.to_thread(blocking.bind, "org.example.Absent") == ""
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+
+    async def test_what_follows_the_service_is_another(self, bus: PrivateBus) -> None:
+        async with in_thread(bus.address) as client:
+            async with lab.serving(bus):
+                await asyncio.to_thread(client.blocking.bind, lab.NAME)
+            async with lab.serving(bus):
+                with pytest.raises(errors.Unreachable):
+                    await client.call(lab.ROOT, lab.IFACE, "Both")
+
+    async def test_the_deadline_is_that_of_all_calls_together(self, bus: PrivateBus) -> None:
+        async with lab.serving(bus), in_thread(bus.address) as client:
+            began = time.monotonic()
+            client.blocking.deadline = began + 0.3
+            for timeout in (0.1, SOON, SOON):
+                with pytest.raises(errors.Unreachable, match="did not answer Wait within"):
+                    await client.call(lab.ROOT, lab.IFACE, "Wait", timeout=timeout)
+            assert 0.3 <= time.monotonic() - began < SOON / 2
+            client.blocking.deadline = None
+            assert await client.call(lab.ROOT, lab.IFACE, "Both") == [1, "two"]
+
+    async def test_the_deadline_holds_for_a_bus_that_is_silent(self, tmp_path: Path) -> None:
+        def listen(peer: socket.socket) -> None:
+            while peer.recv(1024):
+                pass
+
+        async with played(tmp_path, listen) as address:
+            began = time.monotonic()
+            with pytest.raises(errors.Unreachable, match=r"did not answer within 0\."):
+                await asyncio.to_thread(BlockingClient, address, lab.NAME, deadline=began + 0.2)
+            assert time.monotonic() - began < blocking.CONNECT_SECONDS

@@ -16,6 +16,8 @@ IO_SCHEDULER: Final = f"{BUS_NAME}.IoScheduler"
 MEMORY: Final = f"{BUS_NAME}.Memory"
 HOLD: Final = f"{BUS_NAME}.Hold"
 
+# The names of power-profiles-daemon and of tuned-ppd, which stands in for it: the first is there since 0.20.
+POWER_PROFILES: Final = ("org.freedesktop.UPower.PowerProfiles", "net.hadess.PowerProfiles")
 
 ACTION_SET: Final = f"{BUS_NAME}.set"
 ACTION_SET_MEMORY: Final = f"{BUS_NAME}.set-memory"
@@ -35,3 +37,8 @@ LOOK_SECONDS: Final = 0.2
 def hold_path(number: int) -> str:
     """Return the object path of a hold."""
     return f"{ROOT}/hold/{number}"
+
+
+def hold_number(path: str) -> int:
+    """Return the number of a hold, by its object path."""
+    return int(path.rpartition("/")[2])

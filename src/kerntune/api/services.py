@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kerntune import errors
+from kerntune.api.names import POWER_PROFILES
 from kerntune.dbus import standard
 from kerntune.dbus.service import Service
 
@@ -17,8 +18,7 @@ LOGIND: Final = "org.freedesktop.login1"
 # Their names on the bus, and the slugs in Degraded.
 RIVALS: Final = {
     "com.redhat.tuned": "rival-tuned",
-    "net.hadess.PowerProfiles": "rival-power-profiles-daemon",
-    "org.freedesktop.UPower.PowerProfiles": "rival-power-profiles-daemon",
+    **dict.fromkeys(POWER_PROFILES, "rival-power-profiles-daemon"),
 }
 RESUME: Final = (
     f"type='signal',sender='{LOGIND}',path='/org/freedesktop/login1',interface='{LOGIND}.Manager',"

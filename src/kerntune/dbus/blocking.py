@@ -58,12 +58,15 @@ class Signal:
 
 
 @contextmanager
-def connect(service: str, address: str | None = None, *, hint: str = "", late: str = "") -> Iterator[BlockingClient]:
+def connect(
+    service: str, address: str | None = None, *, hint: str = "", late: str = "", deadline: float | None = None
+) -> Iterator[BlockingClient]:
     """Give a client of `service`; the default is the system bus (or DBUS_SYSTEM_BUS_ADDRESS). Raise Unreachable.
 
-    `hint` says what to try when the service cannot be reached, `late` when it has not answered in time.
+    `hint` says what to try when the service cannot be reached, `late` when it has not answered in time. `deadline` is
+    that of BlockingClient.
     """
-    with BlockingClient(address_of(address), service, hint, late) as client:
+    with BlockingClient(address_of(address), service, hint, late, deadline) as client:
         yield client
 
 
@@ -94,11 +97,16 @@ class BlockingClient:
 
     The signals that were asked for (`listen`) are kept in their order, also those that come during a call. A call
     gives them to `on_signal` instead, if the caller has set it.
+
+    No call waits longer than until `deadline` (of time.monotonic), whatever its timeout; None sets no such bound.
     """
 
-    def __init__(self, address: str, service: str, hint: str = "", late: str = "") -> None:
+    def __init__(
+        self, address: str, service: str, hint: str = "", late: str = "", deadline: float | None = None
+    ) -> None:
         """Connect, authenticate and say Hello. Raise Unreachable."""
         self.address, self.service, self.hint, self.late = address, service, hint, late
+        self.deadline = deadline
         self.on_signal: Callable[[Signal], None] | None = None
         self._cutter = Cutter(MAX_SENT)
         self._received: deque[tuple[Message, bool]] = deque()  # with False for one whose body was too long
@@ -106,10 +114,11 @@ class BlockingClient:
         self._listens: set[tuple[str, str | None, str | None]] = set()
         self._owner, self._has_left = "", False
         self._serial = 0
-        deadline = time.monotonic() + CONNECT_SECONDS
-        self._socket = self._connected()
+        seconds = self._at_most(CONNECT_SECONDS)
+        end = time.monotonic() + seconds
+        self._socket = self._connected(seconds)
         try:
-            self._authenticate(deadline)
+            self._authenticate(seconds, end)
             (self.name,) = self._bus("Hello")
         except BaseException:
             self._socket.close()
@@ -155,6 +164,26 @@ class BlockingClient:
         (owned,) = self._bus("NameHasOwner", "s", self.service)
         return bool(owned)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the connection: it is readable when `next_signal` may find one."""
+        return self._socket.fileno()
+
+    def bind(self, *names: str) -> str:
+        """Turn to the service that owns one of these names now, and return the name: the first that is owned, or "".
+
+        From then on the client is that of this one process: what follows it on the bus gets no call, and none starts.
+        """
+        for name in names:
+            with suppress(errors.Unreachable):  # the name has no owner
+                (self.service,) = self._bus("GetNameOwner", "s", name)
+                return name
+        return ""
+
+    def pid(self) -> int:
+        """Return the process of the service. Raise Unreachable if it is not on the bus."""
+        (found,) = self._bus("GetConnectionUnixProcessID", "s", self.service)
+        return int(found)
+
     def get(self, path: str, interface: str, name: str) -> Any:
         """Return a property, with variants unwrapped."""
         (value,) = self.call(path, f"{standard.BUS}.Properties", "Get", "ss", interface, name)
@@ -193,17 +222,18 @@ class BlockingClient:
             self._read()
             self._hear_all()
             # Others can keep the socket readable.
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline and not self._has_left:
                 break
         return self._signals.popleft() if self._signals else None
 
     def _bus(self, member: str, signature: str = "", *args: Any) -> list[Any]:
         """Call a method of the bus itself (org.freedesktop.DBus). Raise Unreachable if it does not answer."""
         call = method_call((*THE_BUS, member), signature, args)
+        seconds = self._at_most(CONNECT_SECONDS)
         try:
-            return self._answer(call, CONNECT_SECONDS)
+            return self._answer(call, seconds)
         except TimedOut as error:
-            raise self._unreachable(f"did not answer {member} within {CONNECT_SECONDS:g} s") from error
+            raise self._unreachable(f"did not answer {member} within {seconds:.3g} s") from error
 
     def _answer(self, call: Message, timeout: float, beside: Sequence[int] = ()) -> list[Any]:
         """Send a call and return the body of its reply, or raise the class of its error.
@@ -212,6 +242,7 @@ class BlockingClient:
         """
         self._serial += 1
         call.serial = self._serial
+        timeout = self._at_most(timeout)
         deadline = time.monotonic() + timeout
         self._send(marshalled(call))
         while True:
@@ -227,21 +258,26 @@ class BlockingClient:
                     return message.body
             ready = None if time.monotonic() >= deadline else self._wait(deadline, beside)
             if ready is None:
-                raise TimedOut(f"{call.destination} did not answer {call.member} within {timeout:g} s")
+                raise TimedOut(f"{call.destination} did not answer {call.member} within {timeout:.5g} s")
             if ready in beside:
                 raise Interrupted(f"{call.member} was interrupted")
             self._read()
 
     def _send(self, data: bytes) -> None:
         """Send a message. Raise Unreachable, and use the connection no more, if the bus does not take it."""
-        self._socket.settimeout(CONNECT_SECONDS)
+        seconds = self._at_most(CONNECT_SECONDS)
+        self._socket.settimeout(seconds)
         try:
             self._socket.sendall(data)
         except TimeoutError as error:
             self._socket.shutdown(socket.SHUT_RDWR)  # a part of the message may be on its way
-            raise self._unreachable(f"did not take a message within {CONNECT_SECONDS:g} s") from error
+            raise self._unreachable(f"did not take a message within {seconds:.3g} s") from error
         except OSError as error:
             raise self._unreachable(f"closed the connection: {error.strerror or error}") from error
+
+    def _at_most(self, seconds: float) -> float:
+        """Return so many seconds, or those that the deadline leaves if they are fewer."""
+        return seconds if self.deadline is None else min(seconds, max(SHORTEST, self.deadline - time.monotonic()))
 
     def _wait(self, deadline: float | None, beside: Sequence[int] = ()) -> int | None:
         """Return the readable descriptor, which is one `beside` or else the socket's; None at the deadline."""
@@ -291,13 +327,13 @@ class BlockingClient:
             else:
                 self._signals.append(signal)
 
-    def _connected(self) -> socket.socket:
+    def _connected(self, seconds: float) -> socket.socket:
         """Return a socket that is connected to the first address that answers. Raise Unreachable."""
         failure = self._unreachable("names no unix socket")
         try:
             for where in sockets(self.address):
                 found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                found.settimeout(CONNECT_SECONDS)
+                found.settimeout(seconds)
                 try:
                     found.connect(where)
                 except OSError as error:
@@ -309,13 +345,13 @@ class BlockingClient:
             raise self._unreachable(f"is no bus address: {error}") from error
         raise failure
 
-    def _authenticate(self, deadline: float) -> None:
+    def _authenticate(self, seconds: float, end: float) -> None:
         """Authenticate by uid ("Authentication Protocol" in the D-Bus Specification). Raise Unreachable."""
         answer = b""
         try:
             self._socket.sendall(f"\0AUTH EXTERNAL {str(os.geteuid()).encode().hex()}\r\n".encode())
             while not answer.endswith(b"\r\n") and len(answer) < CHUNK:
-                self._socket.settimeout(max(SHORTEST, deadline - time.monotonic()))
+                self._socket.settimeout(max(SHORTEST, end - time.monotonic()))
                 chunk = self._socket.recv(CHUNK)
                 if not chunk:
                     raise self._unreachable("closed the connection")
@@ -324,7 +360,7 @@ class BlockingClient:
                 raise self._unreachable(f"refused to authenticate us: {answer[:100].decode(errors='replace').strip()}")
             self._socket.sendall(b"BEGIN\r\n")
         except TimeoutError:
-            raise self._unreachable(f"did not answer within {CONNECT_SECONDS:g} s") from None
+            raise self._unreachable(f"did not answer within {seconds:.3g} s") from None
         except OSError as error:
             raise self._unreachable(f"cannot be reached: {error.strerror or error}") from error
 
