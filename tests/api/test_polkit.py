@@ -479,16 +479,16 @@ class TestAnswers:
             await authorise(service, somebody(":1.7"), ACTION_SET)
             assert polkit.asked == [("system-bus-name", ":1.7", ACTION_SET, 0)]
 
-    @pytest.mark.parametrize(("action", "advice"), [(ACTION_SET, "adduser .* kerntune"), (ACTION_MANAGE, "sudo")])
+    @pytest.mark.parametrize(("action", "advice"), [(ACTION_SET, "usermod -aG kerntune"), (ACTION_MANAGE, "sudo")])
     async def test_polkit_refuses(self, bus: PrivateBus, action: str, advice: str) -> None:
         async with lab.serving(bus) as service, authority(bus, NO):
             with pytest.raises(errors.NotAuthorized, match=f"uid 1000 .*{action}.*{advice}") as caught:
                 await authorise(service, somebody(":1.7", interactive=True), action)
-            assert ("adduser" in str(caught.value)) == (action == ACTION_SET)
+            assert ("usermod" in str(caught.value)) == (action == ACTION_SET)
 
     async def test_a_caller_without_interaction_is_not_asked_for_a_password(self, bus: PrivateBus) -> None:
         async with lab.serving(bus) as service, authority(bus, CHALLENGE) as polkit:
-            with pytest.raises(errors.InteractiveAuthorizationRequired, match="adduser"):
+            with pytest.raises(errors.InteractiveAuthorizationRequired, match="usermod"):
                 await authorise(service, somebody(":1.7"), ACTION_SET)
             assert [flags for *_, flags in polkit.asked] == [0]
 

@@ -149,7 +149,7 @@ class TestPermissionDenied:
         code, text = said(Script(error=asyncio.run(refusal())), capsys, "set", "cpu-governor=performance")
         assert code == 4
         assert "org.kerntune.Tuner1.set" in text
-        assert "Members of the group kerntune may: sudo adduser $USER kerntune, then log in again" in text
+        assert "Members of the group kerntune may: sudo usermod -aG kerntune $USER, then log in again" in text
         assert "or run it with sudo" in text
         assert ("permission denied" in text) == (answer is NO)
 

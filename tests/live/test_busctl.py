@@ -171,7 +171,7 @@ def test_somebody_else_is_refused_and_reads_why(
     refused = line(other, options + words)
     assert refused.returncode != 0
     assert re.search(
-        r"org\.kerntune\.Tuner1\.set\S* needs authentication.*sudo adduser \$USER kerntune", refused.stderr
+        r"org\.kerntune\.Tuner1\.set\S* needs authentication.*sudo usermod -aG kerntune \$USER", refused.stderr
     )
     assert refused.stdout == ""
     assert host.snapshot() == before
@@ -200,7 +200,7 @@ def test_the_refusal_has_a_name(
     daemon: Daemon, other: User, call: Sequence[Any], *, interactive: bool, error: type[errors.KerntuneError]
 ) -> None:
     before = host.snapshot()
-    with pytest.raises(error, match=r"sudo adduser|authentication"):
+    with pytest.raises(error, match=r"sudo usermod|authentication"):
         other.call(*call, interactive=interactive)
     assert host.snapshot() == before
     assert other.claims() == {}

@@ -22,6 +22,7 @@ from kerntune.dbus.service import Caller, Service
 from kerntune.dbus.standard import THE_BUS
 from kerntune.dbus.users import is_root
 from kerntune.errors import InteractiveAuthorizationRequired, NotAuthorized, NotOwner
+from kerntune.membership import JOIN
 from kerntune.tunables.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,6 @@ QUESTIONS_OF_USER: Final = 16
 PROMPTS_OF_USER: Final = 4
 WAITING: Final = 200
 
-JOIN: Final = (
-    "Members of the group kerntune may: sudo adduser $USER kerntune, then log in again (id shows it); "
-    "or run it with sudo"
-)
 SUDO: Final = "This is for administrators: run it with sudo"
 RUNNING: Final = "Is polkit running? systemctl status polkit; root may do it without"
 INSTALLED: Final = "Is the policy file in /usr/share/polkit-1/actions? Reinstall kerntune"
