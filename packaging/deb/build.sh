@@ -10,7 +10,7 @@ unset MAKEFLAGS MFLAGS MAKELEVEL PYTHONPATH VIRTUAL_ENV
 
 out=$PWD/build/deb
 control=packaging/deb/debian/control
-sources=(src dbus systemd docs/man docs/evidence.md docs/holds.md docs/overcommit.md packaging pyproject.toml README.md NEWS.md LICENSE)
+sources=(src dbus systemd docs/man docs/evidence.md docs/holds.md docs/overcommit.md docs/run.md packaging pyproject.toml README.md NEWS.md LICENSE)
 
 # The same files make the same bytes: all times in it are that of the changelog.
 snapshot() {

@@ -1,17 +1,17 @@
-"""Messages to systemd (sd_notify(3)): ready, status, still alive, more time. They never wait, and never fail.
+"""Messages of the daemon to systemd: ready, status, still alive, more time. They never wait, and never fail.
 
-libsystemd's sd_notify() waits while the socket is full, and the whole loop with it. So this module sends datagrams.
+libsystemd's sd_notify() waits while the socket is full, and the whole loop with it. So this module sends them again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Final
+
+from kerntune.sd_notify import sent
 
 EXTEND_EVERY = 5.0  # seconds between asking for more time
 EXTEND_BY = 20_000_000  # microseconds
@@ -20,8 +20,6 @@ WAITED_FOR: Final = frozenset({"READY=1", "RELOADING=1", "STOPPING=1", "WATCHDOG
 RETRY: Final = 0.25  # seconds
 TRIES: Final = 240  # a minute: by then systemd has given up the daemon, or does not read at all
 MAX_WAITING: Final = 16  # messages that wait
-# The socket is full, or the system has no room for another socket at this moment.
-PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Queue:
@@ -60,21 +58,6 @@ class Queue:
 
 
 _queue = Queue()
-
-
-def sent(text: str) -> bool:
-    """Send a message. Return True if it has gone out or never will, False while the socket is full."""
-    name = os.environ.get("NOTIFY_SOCKET", "")
-    if name[:1] not in ("/", "@"):  # no service manager listens
-        return True
-    # An @ stands for the zero byte of an abstract name.
-    address = f"\0{name[1:]}" if name[0] == "@" else name
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            sender.sendto(text.encode(), address)
-    except OSError as error:
-        return error.errno not in PASSING  # with any other error the socket is gone, and nobody listens
-    return True
 
 
 def send(text: str) -> None:

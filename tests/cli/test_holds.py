@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -444,3 +445,77 @@ def test_nowhere_to_write(shell: Shell, line: str, code: int, said: str) -> None
     done = shell.run(line)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert said in done.stderr
+
+
+# As a service
+
+
+class Told:
+    """Listens as a service manager does."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+
+    def read(self) -> list[str]:
+        found = []
+        while select.select([self.socket], (), (), 0)[0]:
+            found.append(self.socket.recv(4096).decode())
+        return found
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    """Give a service manager that has started this process."""
+    manager = Told(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
+    with manager.socket:
+        yield manager
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [(("satisfied", "satisfied"), "all is in force"), (("satisfied", "partial"), "1 of 2 values in force")],
+)
+@pytest.mark.parametrize(("manager", "end"), [(Interrupting, "ends"), (Over, "ends"), (ScriptedManager, "has ended")])
+def test_a_service_manager_hears_when_it_begins_and_when_it_ends(
+    manager: type[ScriptedManager], end: str, states: Sequence[str], status: str, told: Told
+) -> None:
+    """The service has not failed where a value waits: what is in force was said when it began."""
+    script = Script(outcomes=[outcome("read-ahead@sda", state) for state in states], manager=manager)
+    assert run(script, "hold", "read-ahead=1M") == 0
+    assert told.read() == [f"READY=1\nSTATUS=Hold 3: {status}", f"STOPPING=1\nSTATUS=Hold 3 {end}"]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "code", "status"),
+    [
+        (Script(error=OverLimit("too much\nREADY=1", "Less")), ["hugepages=64G"], 1, "too much READY=1. Less"),
+        (Script(), ["--ttl", "1h"], 2, "there is nothing to hold. Name settings, such as"),
+        (Script(outcomes=[outcome("hugepages@2M")], manager=Left), ["hugepages=1"], 5, "kerntuned has left the bus. "),
+    ],
+    ids=["refused", "nothing", "left"],
+)
+def test_a_service_manager_hears_why_it_fails(
+    script: Script, words: list[str], code: int, status: str, told: Told
+) -> None:
+    assert run(script, "hold", *words) == code
+    last = told.read()[-1]
+    assert last.startswith(f"STATUS={status}")
+    assert "\n" not in last
+
+
+def test_a_command_of_a_service_does_not_speak_for_it(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script in a service with NotifyAccess=all holds something before its server is ready."""
+    monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid() + 1))
+    script = Script(outcomes=[outcome("hugepages@2M", "partial")], manager=Interrupting)
+    assert run(script, "hold", "hugepages=1") == 6
+    assert run(Script(error=OverLimit("too much")), "hold", "hugepages=1") == 1
+    assert told.read() == []
+
+
+def test_it_imports_no_loop_for_that() -> None:
+    code = "import sys; import kerntune.cli.holds; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=LIMIT, check=False).returncode == 0

@@ -136,5 +136,6 @@ def test_values_and_what_is_saved_outlive_everything_but_a_purge(package: Path) 
     assert "deb-systemd-helper purge 'kerntune-metrics.timer'" in control["postrm"]
     assert "deb-systemd-helper debian-installed 'kerntune-metrics.timer'" in control["postinst"]
     assert not re.search(r"deb-systemd-invoke.*kerntune-metrics", control["postinst"])
-    # A target that is stopped takes along what requires it.
+    # A target that is stopped takes along what requires it; so does a hold.
     assert "kerntune.target" not in "".join(control.values())
+    assert "kerntune-hold" not in "".join(control.values())

@@ -22,6 +22,8 @@ from tools import config_reference
 
 from kerntune.api import names
 from kerntune.api.contract import interface_files
+from kerntune.cli.held import RELEASE_SECONDS
+from kerntune.cli.holds import MANAGER_SECONDS
 from kerntune.config import schema
 from kerntune.config.active import ActiveConfig
 from kerntune.config.content import Content
@@ -187,6 +189,7 @@ def test_the_group_is_all_that_sysusers_makes(tmp_path: Path) -> None:
 
 FOLDER = CHECKOUT / "systemd"
 DAEMON, TARGET, METRICS = "kerntuned.service", "kerntune.target", "kerntune-metrics.service"
+HOLD, HELD = "kerntune-hold@.service", "kerntune-hold@ai-inference.service"
 UNIT = (FOLDER / DAEMON).read_text()
 WRITTEN = [Path("/", re.sub(r"^sys/(block|class)/", "sys/devices/", pattern)) for pattern in WRITABLE]
 
@@ -233,6 +236,7 @@ def folder(tmp_path: Path) -> Path:
     for unit in (path for path in FOLDER.iterdir() if path.suffix in {".service", ".target", ".timer"}):
         text = re.sub(r"^(Exec\w+)=\S+", r"\1=/bin/true", unit.read_text(), flags=re.MULTILINE)
         (tmp_path / unit.name).write_text(text)
+    (tmp_path / HELD).symlink_to(HOLD)
     return tmp_path
 
 
@@ -243,7 +247,7 @@ def exposed(unit: Path) -> set[str]:
     return {row["json_field"] for row in rows if float(row["exposure"] or 0)} - NOT_SEEN
 
 
-@pytest.mark.parametrize("unit", [DAEMON, TARGET, METRICS, "kerntune-metrics.timer"])
+@pytest.mark.parametrize("unit", [DAEMON, TARGET, METRICS, HELD, "kerntune-metrics.timer"])
 def test_systemd_accepts_it(folder: Path, unit: str) -> None:
     done = analyze(folder / unit, "verify", "--man=no")
     assert (done.returncode, done.stderr) == (0, "")
@@ -256,7 +260,7 @@ def test_verify_would_see_a_mistake(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "reasons"), [(DAEMON, OPEN | OPEN_FOR_THE_DAEMON), (METRICS, OPEN | OPEN_FOR_METRICS)]
+    ("unit", "reasons"), [(DAEMON, OPEN | OPEN_FOR_THE_DAEMON), (METRICS, OPEN | OPEN_FOR_METRICS), (HELD, OPEN)]
 )
 def test_what_is_open_has_its_reason_and_nothing_else_is_open(folder: Path, unit: str, reasons: dict[str, str]) -> None:
     assert exposed(folder / unit) == reasons.keys()
@@ -344,6 +348,30 @@ def test_the_target_brings_the_service_and_does_not_bind_to_it() -> None:
     assert (said.pop("Wants"), said.pop("After")) == (DAEMON, DAEMON)
     # Anything more, such as Requires=, would stop workloads when the service is restarted.
     assert set(said) == {"Description", "Documentation"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "because"),
+    [
+        ("Type", "notify", "it is active only when the hold is granted"),
+        ("Restart", "on-abnormal", "a refusal stays, and so does the end of a kerntuned that was stopped"),
+        ("StopWhenUnneeded", "yes", "nothing is left when the last model server has been stopped"),
+        ("Wants", DAEMON, "a restart of the daemon must not restart it: the hold survives that"),
+        ("ExecStart", "/usr/bin/kerntune hold --profile=%i --who=%n", "%I would have a slash for each hyphen"),
+    ],
+)
+def test_what_a_model_server_can_rely_on(name: str, value: str, because: str) -> None:
+    assert settings(name, (FOLDER / HOLD).read_text()) == [value], because
+
+
+def test_a_hold_has_the_time_that_the_call_has() -> None:
+    (limit,) = settings("TimeoutStartSec", (FOLDER / HOLD).read_text())
+    assert int(limit.removesuffix("min")) * 60 > names.EDIT_SECONDS
+
+
+def test_the_hold_is_over_before_a_stop_would_kill_it() -> None:
+    assert "TimeoutStopSec" not in (FOLDER / HOLD).read_text()
+    assert RELEASE_SECONDS + MANAGER_SECONDS < 60  # systemd's default is 90 s
 
 
 # The configuration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kerntune import notify
+from kerntune import notify, sd_notify
 from kerntune.journal import Aside
 from tests.unit.lab import BOUND
 
@@ -158,7 +159,7 @@ class Manager:
 
     def fill(self) -> None:
         """So much has come that nothing more fits."""
-        while notify.sent("STATUS=busy"):
+        while sd_notify.sent("STATUS=busy"):
             pass
 
 
@@ -282,3 +283,37 @@ def test_before_there_is_a_loop_it_is_tried_once(manager: Manager) -> None:
     manager.read()
     notify.send("STATUS=heard")
     assert manager.read() == ["STATUS=heard"]
+
+
+def test_who_may_wait_for_room_waits_so_long_and_no_longer(manager: Manager) -> None:
+    manager.fill()
+    began = time.monotonic()
+    assert not sd_notify.sent("READY=1", wait=0.2)
+    assert 0.2 <= time.monotonic() - began < BOUND
+    reader = threading.Timer(0.1, manager.read)
+    reader.start()
+    assert sd_notify.sent("READY=1", wait=BOUND)
+    reader.join()
+
+
+@pytest.mark.parametrize(
+    ("names", "speaks"),
+    [
+        ({}, False),
+        ({"NOTIFY_SOCKET": "/run/notify"}, True),
+        ({"NOTIFY_SOCKET": "/run/notify", "SYSTEMD_EXEC_PID": str(os.getpid())}, True),
+        ({"NOTIFY_SOCKET": "/run/notify", "SYSTEMD_EXEC_PID": "1"}, False),
+    ],
+    ids=["no-manager", "old-manager", "the-service", "its-command"],
+)
+def test_who_speaks_for_a_service(names: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, speaks: bool) -> None:
+    for name in ("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert sd_notify.is_service() is speaks
+
+
+def test_a_status_is_one_line_and_says_nothing_else() -> None:
+    assert sd_notify.status("no\nREADY=1\x1b[1m  it is\t\u2028") == "STATUS=no READY=1 [1m it is"
+    assert len(sd_notify.status("x" * 9999)) < 600

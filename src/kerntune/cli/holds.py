@@ -1,4 +1,7 @@
-"""`hold`, `holds` and `release`: they hold values while a program needs them, list the holds, and end them."""
+"""`hold`, `holds` and `release`: they hold values while a program needs them, list the holds, and end them.
+
+As the main process of a service, such as kerntune-hold@.service, `hold` tells the service manager what becomes of it.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,38 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final
 
-from kerntune import syntax
-from kerntune.api.document import ClaimRow, Document, HoldRow, named
+from kerntune import sd_notify, syntax
+from kerntune.api.document import ClaimRow, Document, HoldRow, Outcome, named
 from kerntune.cli import output
 from kerntune.cli.commands import Namespace
+from kerntune.cli.held import release as release_now
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.signals import caught
 from kerntune.cli.suggest import parts
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
-from kerntune.errors import KerntuneError, NoSuchHold, Unreachable, Usage
+from kerntune.errors import Exit, KerntuneError, Usage
 from kerntune.patterns import HUGE_PAGES
-from kerntune.results import exit_code, first_exit_code
+from kerntune.results import WELL, condition, exit_code, first_exit_code
 from kerntune.units import MAX_HOLD, MICROSECONDS, parse_duration
 
 COLUMNS: Final = ("HOLD", "BY", "SINCE", "ENDS", "WHAT")
-RELEASE_SECONDS: Final = 5.0  # seconds to wait for the end of a hold after Ctrl-C
+MANAGER_SECONDS: Final = 5.0  # seconds to wait for a service manager that does not read
 
 
 def hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
     """Hold values until a signal, or the end of a process; with --detach return at once, and hold for their time."""
+    try:
+        yield from _hold(connect, args)
+    except KerntuneError as error:
+        _tell(sd_notify.status(str(error)))
+        raise
+
+
+def _hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
     ttl = 0 if args.ttl is None else ttl_of(args.ttl)
     if args.profile == "":
         raise Usage("--profile is empty", "Name a profile: kerntune profile list shows those there are")
@@ -48,7 +60,9 @@ def hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
             number, rows = manager.hold(settings, who, why, {**options, "ttl-usec": ttl})
             data = {"event": "held", "hold": number, "outcomes": [outcome._asdict() for outcome in rows]}
             page = [*output.outcomes(rows), Prose(_granted(number, args))]
-            answer = Answer(data, page, exit_code(rows))
+            # A service that has held what it could has not failed when it is stopped.
+            code = Exit.OK if sd_notify.is_service() else exit_code(rows)
+            answer = Answer(data, page, code)
             if args.detach:
                 yield answer
                 return
@@ -56,12 +70,25 @@ def hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
                 try:
                     yield answer
                 except GeneratorExit:  # nobody reads the answer
-                    _release(manager, number)
+                    release_now(manager, number)
                     raise
+                _tell(f"READY=1\n{sd_notify.status(_in_force(number, rows))}")
                 yield _ended(number, by_now=_end(manager, number, signals.fileno(), process))
     finally:
         if process is not None:
             os.close(process)
+
+
+def _tell(text: str) -> None:
+    """Tell the service manager, where this process is the main process of a service."""
+    if sd_notify.is_service():
+        sd_notify.sent(text, wait=MANAGER_SECONDS)
+
+
+def _in_force(number: int, rows: Sequence[Outcome]) -> str:
+    """Return a line for systemctl status: a hold may be granted where not every value is in force."""
+    well = sum(condition(row.state, row.reason) in WELL for row in rows)
+    return f"Hold {number}: " + ("all is in force" if well == len(rows) else f"{well} of {len(rows)} values in force")
 
 
 def _granted(number: int, args: Namespace) -> str:
@@ -83,18 +110,9 @@ def _end(manager: Manager, number: int, signals: int, process: int | None) -> bo
     Return True if the kernel has the values without it; else they come when this connection has ended.
     """
     beside = (signals,) if process is None else (signals, process)
-    return manager.wait_for_end(number, beside) or _release(manager, number)
-
-
-def _release(manager: Manager, number: int) -> bool:
-    """End a hold, and return as `_end` does."""
-    try:
-        manager.release(number, timeout=RELEASE_SECONDS)
-    except NoSuchHold:
-        return True
-    except Unreachable:
-        return False
-    return True
+    over = manager.wait_for_end(number, beside)
+    _tell(f"STOPPING=1\n{sd_notify.status(f'Hold {number} has ended' if over else f'Hold {number} ends')}")
+    return over or release_now(manager, number)
 
 
 def process_of(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""The daemon as the verbs see it; the only module of the command line that reaches the bus."""
+"""The daemon as the verbs see it; no other module of the command line reaches kerntuned."""
 
 from __future__ import annotations
 
@@ -23,10 +23,19 @@ from kerntune.api.names import (
     MANAGER,
     MEMORY,
     ROOT,
+    hold_number,
     hold_path,
 )
 from kerntune.dbus.standard import OBJECT_MANAGER, PROPERTIES
-from kerntune.errors import Failed, NoSuchHold, UnknownObject, Unreachable
+from kerntune.errors import (
+    Failed,
+    InteractiveAuthorizationRequired,
+    KerntuneError,
+    NoSuchHold,
+    NotAuthorized,
+    UnknownObject,
+    Unreachable,
+)
 
 if TYPE_CHECKING:
     from kerntune.dbus.blocking import BlockingClient, Signal
@@ -100,7 +109,7 @@ class Manager:
         """
         rows, chosen = [list(row) for row in settings], {name: value for name, value in options.items() if value}
         path, outcomes = self._long_call("Hold", "a(sss)ssa{sv}", rows, who.strip(), why.strip(), _variants(chosen))
-        return int(path.rpartition("/")[2]), _outcomes(outcomes)
+        return hold_number(path), _outcomes(outcomes)
 
     def release(self, number: int, *, timeout: float = EDIT_SECONDS) -> None:
         """End a hold, and return when the kernel has the values without it. Raise NoSuchHold where there is none."""
@@ -109,6 +118,25 @@ class Manager:
         except UnknownObject as error:
             raise NoSuchHold(f"there is no hold {number}", "kerntune holds shows those there are") from error
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when the daemon or the bus has told something."""
+        return self._client.fileno()
+
+    def follow_holds(self, beside: Sequence[int] = ()) -> frozenset[int]:
+        """Keep the ends of holds from now on for `ended_holds`, and return the holds that there are.
+
+        Raise Unreachable when no daemon is there, and Interrupted when one of the descriptors `beside` is readable.
+        """
+        self._client.listen(ROOT, OBJECT_MANAGER)
+        return frozenset(map(hold_number, self.properties(MANAGER, beside)["Holds"]))
+
+    def ended_holds(self) -> frozenset[int]:
+        """Return the holds that have ended since the last question; do not wait. Raise Unreachable without a daemon."""
+        found = set()
+        while signal := self._client.next_signal(timeout=0):
+            found.add(_ended_hold(signal))
+        return frozenset(found)
+
     def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
         """Return True when a hold has ended, or False when one of the descriptors `beside` is readable.
 
@@ -116,14 +144,12 @@ class Manager:
         """
         from kerntune.dbus.blocking import Interrupted  # noqa: PLC0415  # as in `connect`
 
-        path = hold_path(number)
         while True:
             try:
-                self._client.listen(ROOT, OBJECT_MANAGER)
-                if path not in self.properties(MANAGER, beside)["Holds"]:
+                if number not in self.follow_holds(beside):
                     return True
                 while signal := self._client.next_signal(beside):
-                    if signal.member == "InterfacesRemoved" and signal.args[0] == path:
+                    if number == _ended_hold(signal):
                         return True
             except Interrupted:
                 pass
@@ -236,8 +262,21 @@ def connect() -> Iterator[Manager]:
     """Connect to the daemon on the system bus (`DBUS_SYSTEM_BUS_ADDRESS` when set). Raise Unreachable."""
     from kerntune.dbus import blocking  # noqa: PLC0415  # importing it takes longer than a call; some verbs ask nobody
 
-    with blocking.connect(BUS_NAME, hint=HINT, late=LATE) as client:
-        yield Manager(client)
+    try:
+        with blocking.connect(BUS_NAME, hint=HINT, late=LATE) as client:
+            yield Manager(client)
+    except (NotAuthorized, InteractiveAuthorizationRequired, Unreachable) as error:
+        raise _for_this_user(error) from error
+
+
+def _for_this_user(error: NotAuthorized | InteractiveAuthorizationRequired | Unreachable) -> KerntuneError:
+    """Return the error with what the user of this process can do, where it is about that user."""
+    from kerntune.membership import JOIN, advice, stranger  # noqa: PLC0415  # only a refusal needs it
+
+    if isinstance(error, Unreachable):
+        return Unreachable(error.what, hint) if (hint := stranger()) else error
+    what = str(error).removesuffix(f". {JOIN}")
+    return error if what == str(error) else type(error)(what, advice())
 
 
 def _variants(options: Mapping[str, bool | int | str]) -> dict[str, Any]:
@@ -246,6 +285,11 @@ def _variants(options: Mapping[str, bool | int | str]) -> dict[str, Any]:
 
     kinds = {bool: "b", int: "t", str: "s"}
     return {key: Variant(kinds[type(value)], value) for key, value in options.items()}
+
+
+def _ended_hold(signal: Signal) -> int:
+    """Return the number of the hold whose end a signal tells, 0 where it tells something else."""
+    return hold_number(signal.args[0]) if signal.member == "InterfacesRemoved" else 0
 
 
 def _outcomes(rows: Sequence[Sequence[str]]) -> tuple[Outcome, ...]:
