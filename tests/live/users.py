@@ -43,6 +43,14 @@ TUNABLES: Final = tuple(tunable.name for tunable in REGISTRY)
 Options = Mapping[str, Any]
 
 
+def until(holds: Callable[[], Any]) -> None:
+    """Wait for something that comes soon."""
+    deadline = time.monotonic() + LIMIT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @contextlib.contextmanager
 def public_copy() -> Iterator[Path]:
     """Copy the project to where every user of the host can read it: a checkout may lie in somebody's home."""

@@ -1,1 +1,1 @@
-"""The attributes with which a command starts: its CPUs, its slice of them, its memory allocator."""
+"""A command behind a shield: what it starts with, the parent beside it, and the look at its memory."""

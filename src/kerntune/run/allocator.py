@@ -27,9 +27,14 @@ def environment(
     """
     given = environ.get(VARIABLE, "")
     value = hugetlb(settings, default_page_size)
-    if not value or any(word.partition("=")[0] == TUNABLE for word in given.split(":")):
+    if not value or is_told(environ):
         return dict(environ)
     return {**environ, VARIABLE: ":".join(filter(None, (given, f"{TUNABLE}={value}")))}
+
+
+def is_told(environ: Mapping[str, str]) -> bool:
+    """Return whether an environment says what malloc does about huge pages."""
+    return any(word.partition("=")[0] == TUNABLE for word in environ.get(VARIABLE, "").split(":"))
 
 
 def hugetlb(settings: Iterable[str], default_page_size: int) -> int:

@@ -1,6 +1,7 @@
 """`python3 -P -m kerntune.run.launch JSON CMD...`: become CMD, behind a shield, and die with the process that asked.
 
-JSON: `cpus` and `slice_us` of the shield, `parent` (a process id) to die with, and `group` to lead a new process group.
+JSON: the fields of the shield (`cpus`, `slice_us` and others, see `Shield.as_json`), and `parent`, a process id to die
+with. `group` has it lead a new process group.
 `environment` has variables that CMD gets in addition. This process writes two numbers to the descriptor `clock`. They
 are the moment of execve(2), in nanoseconds of CLOCK_MONOTONIC, and the most memory that the process had by then, in
 KiB.
@@ -38,7 +39,7 @@ def command(shield: Shield, words: Sequence[str], *, by: str = "launch", **more:
 
 def behind(shield: Shield) -> dict[str, Any]:
     """Return the JSON for a process behind a shield that dies with the thread that starts it (prctl(2))."""
-    return {"cpus": sorted(shield.cpus), "slice_us": shield.slice_us, "parent": os.getpid()}
+    return {**shield.as_json(), "parent": os.getpid()}
 
 
 def main(words: Sequence[str]) -> NoReturn:
@@ -74,7 +75,7 @@ def prepare(asked: Mapping[str, Any]) -> None:
     if asked.get("group"):
         os.setpgid(0, 0)
     try:
-        Shield(frozenset(asked.get("cpus", ())), asked.get("slice_us", 0)).apply()
+        Shield.from_json(asked).apply()
     except (KerntuneError, TypeError, ValueError) as error:
         _fail(REFUSED, str(error))
 
@@ -94,15 +95,17 @@ def _become(argv: list[str]) -> NoReturn:
         if not argv[0]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.execvp(argv[0], argv)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        _fail(NOT_FOUND, f"{_short(argv[0])} cannot be found ({error.strerror})")
     except OSError as error:
-        _fail(NOT_RUN, f"{_short(argv[0])} cannot be run ({error.strerror})")
+        _fail(*not_run(argv[0], error.errno or 0))
 
 
-def _short(name: str) -> str:
+def not_run(name: str, number: int) -> tuple[int, str]:
+    """Return the exit status for a command that execve(2) refused, as of a shell, and what happened."""
     plain = "".join(char if char.isprintable() else "?" for char in name)
-    return plain if len(plain) <= MAX_NAME else f"{plain[:MAX_NAME]}..."
+    short = plain if len(plain) <= MAX_NAME else f"{plain[:MAX_NAME]}..."
+    is_absent = number in (errno.ENOENT, errno.ENOTDIR)
+    what = f"{short} cannot be {'found' if is_absent else 'run'} ({os.strerror(number)})"
+    return NOT_FOUND if is_absent else NOT_RUN, what
 
 
 def _fail(status: int, why: str) -> NoReturn:

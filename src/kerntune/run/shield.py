@@ -1,153 +1,120 @@
-"""The CPUs and the scheduler slice that a process gives itself: kept over fork(2) and exec(2), without privilege."""
+"""What a process gives itself before it becomes a command: kept over fork(2) and exec(2), and without the daemon.
+
+These are its CPUs, how the kernel schedules it (`scheduling.py`), and where and how firmly its memory lies (`numa.py`).
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
-from dataclasses import dataclass
-from typing import Final
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from kerntune.errors import AccessDenied, InvalidValue, KernelRejected, NoSuchTarget, NotSupported
+from kerntune.errors import AccessDenied, NoSuchTarget
+from kerntune.run import numa, scheduling
+from kerntune.run.scheduling import RealTime, Scheduling, aside
 from kerntune.units import parse_cpus, spell_cpus
 
-# The kernel sets a slice outside of this range to the nearer bound (kernel/sched/syscalls.c, __setparam_fair).
-LEAST_US: Final = 100
-MOST_US: Final = 100_000
-# The numbers of sched_setattr(2) and sched_getattr(2); the C library has the functions from glibc 2.41 only.
-CALLS: Final = {"x86_64": (314, 315), "aarch64": (274, 275), "riscv64": (274, 275)}
-POLICIES: Final = {
-    os.SCHED_OTHER: "SCHED_OTHER",
-    os.SCHED_FIFO: "SCHED_FIFO",
-    os.SCHED_RR: "SCHED_RR",
-    os.SCHED_BATCH: "SCHED_BATCH",
-    os.SCHED_IDLE: "SCHED_IDLE",
-    6: "SCHED_DEADLINE",
-}
-SLICED: Final = frozenset({os.SCHED_OTHER, os.SCHED_BATCH})
 CPUS: Final = "/sys/devices/system/cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Shield:
-    """The CPUs to stay on (none: all that are allowed now), and the slice in microseconds (0: the kernel's own)."""
+    """What a process asks for; by default all stays as it is.
+
+    `cpus` are those to stay on, and `slice_us` is the slice in microseconds. `memlock` raises the soft limit of locked
+    memory to the hard one.
+    """
 
     cpus: frozenset[int] = frozenset()
     slice_us: int = 0
+    nice: int | None = None
+    real_time: RealTime = RealTime.NO
+    numa: numa.Policy | None = None
+    memlock: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.cpus or self.slice_us)
+        return self != Shield()
 
     def apply(self) -> None:
         """Put the calling thread, and what it starts from now on, behind the shield, and check that by reading it back.
 
-        Raise InvalidValue for a slice out of range, and NotSupported where the kernel keeps none. Raise NoSuchTarget
-        for CPUs that are not there or offline, and AccessDenied for CPUs that the process may not use. The CPUs stay as
-        they were when the slice is refused.
+        Real time of the kind MAIN ends with fork(2): the process that becomes the command has to ask for it.
+        Raise InvalidValue for what no kernel takes, and NotSupported where this one cannot keep it. Raise NoSuchTarget
+        for CPUs that are not there or offline, and AccessDenied for what the process may not do. CPUs come last: they
+        stay as they were when anything else is refused.
         """
-        if self.slice_us:
-            _set_slice(self.slice_us)
+        scheduling.check(self.slice_us, self.nice, self.real_time)
+        if self.numa:
+            self.numa.apply()
+        if self.real_time:
+            scheduling.set_real_time(self.real_time)
+        elif self.slice_us or self.nice is not None:
+            scheduling.set_fair(self.slice_us, self.nice)
         if self.cpus:
             _set_cpus(self.cpus)
+        if self.memlock:
+            hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the shield in the form that `from_json` reads, in another process."""
+        return {
+            "cpus": sorted(self.cpus),
+            "slice_us": self.slice_us,
+            "nice": self.nice,
+            "real_time": str(self.real_time),
+            "numa": [self.numa.kind, *sorted(self.numa.nodes)] if self.numa else [],
+            "memlock": self.memlock,
+        }
+
+    @classmethod
+    def from_json(cls, asked: Mapping[str, Any]) -> Shield:
+        """Return the shield that `as_json` wrote; what is missing stays as it is. Raise TypeError or ValueError."""
+        kind, *nodes = asked.get("numa") or (0,)
+        return cls(
+            frozenset(asked.get("cpus", ())),
+            asked.get("slice_us", 0),
+            asked.get("nice"),
+            RealTime(asked.get("real_time", "")),
+            numa.Policy(numa.Kind(kind), frozenset(nodes)) if kind else None,
+            bool(asked.get("memlock")),
+        )
 
 
-def in_force() -> Shield:
-    """Return the CPUs of the calling thread, and its slice: 0 where it is the kernel's own."""
-    cpus = frozenset(os.sched_getaffinity(0))
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What a process has: its CPUs, its scheduling, and the bytes that it may lock (None: any, or unknown)."""
+
+    cpus: frozenset[int]
+    scheduling: Scheduling
+    lockable_bytes: int | None
+
+
+def try_out(shield: Shield) -> None:
+    """Raise what `apply` would raise; nothing changes but a thread that ends here.
+
+    The limit of locked memory belongs to the process, so it stays; to raise it to the hard limit is always allowed.
+    """
+    aside(replace(shield, memlock=False).apply)
+
+
+def in_force(pid: int = 0) -> InForce:
+    """Return what a process has (its main thread), or the calling thread for 0.
+
+    Raise ProcessLookupError when the process has ended.
+    """
+    return InForce(frozenset(os.sched_getaffinity(pid)), scheduling.in_force(pid), lockable_bytes(pid))
+
+
+def lockable_bytes(pid: int = 0) -> int | None:
+    """Return the soft limit of locked memory; None without a limit, and where the process belongs to somebody else."""
     try:
-        attributes = _attributes()
-    except NotSupported:
-        return Shield(cpus)
-    slice_ns = attributes.runtime if attributes.policy in SLICED else 0
-    if not slice_ns or slice_ns == _default_slice():
-        return Shield(cpus)
-    return Shield(cpus, slice_ns // 1000)
-
-
-class Attributes(ctypes.Structure):
-    """struct sched_attr of sched_setattr(2), in its first version; for SCHED_OTHER `runtime` is the slice in ns."""
-
-    size: int
-    policy: int
-    flags: int
-    nice: int
-    priority: int
-    runtime: int
-    deadline: int
-    period: int
-    _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("policy", ctypes.c_uint32),
-        ("flags", ctypes.c_uint64),
-        ("nice", ctypes.c_int32),
-        ("priority", ctypes.c_uint32),
-        ("runtime", ctypes.c_uint64),
-        ("deadline", ctypes.c_uint64),
-        ("period", ctypes.c_uint64),
-    )
-
-
-def _set_slice(slice_us: int) -> None:
-    if not LEAST_US <= slice_us <= MOST_US:
-        raise InvalidValue(
-            f"a slice of {slice_us} us is out of range", f"The kernel takes {LEAST_US} us to {MOST_US // 1000} ms"
-        )
-    # The call sets nice and flags too, so they are read first and written back unchanged.
-    attributes = _attributes()
-    if attributes.policy not in SLICED:
-        policy = POLICIES.get(attributes.policy, f"policy {attributes.policy}")
-        raise NotSupported(
-            f"the process runs under {policy}, which has no slice",
-            "Start it under SCHED_OTHER, which is the usual policy, or leave out the slice",
-        )
-    attributes.runtime = slice_us * 1000
-    _call(0, attributes)
-    if _attributes().runtime != slice_us * 1000:
-        raise NotSupported(
-            f"the kernel keeps no slice of {slice_us} us (it takes Linux 6.12)", "Leave out the slice on this kernel"
-        )
-
-
-def _attributes() -> Attributes:
-    attributes = Attributes()
-    _call(1, attributes, ctypes.sizeof(Attributes))
-    return attributes
-
-
-def _call(which: int, attributes: Attributes, *size: int) -> None:
-    """Call sched_setattr (0) or sched_getattr (1) for the calling thread."""
-    machine = os.uname().machine
-    if machine not in CALLS or ctypes.sizeof(ctypes.c_void_p) != 8:
-        raise NotSupported(f"kerntune cannot set the slice of a process on {machine}", "Leave out the slice")
-    attributes.size = ctypes.sizeof(Attributes)
-    words = [ctypes.c_long(word) for word in (*size, 0)]
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(ctypes.c_long(CALLS[machine][which]), ctypes.c_long(0), ctypes.byref(attributes), *words) == 0:
-        return
-    why = os.strerror(ctypes.get_errno())
-    if which:
-        raise NotSupported(f"the slice of a process cannot be read here ({why})", "A filter of system calls forbids it")
-    raise KernelRejected(f"the kernel refuses the slice ({why})", "A filter of system calls may forbid it")
-
-
-def _default_slice() -> int:
-    """Return the kernel's own slice in ns, which a thread gets if it asks for 0; 0 where it cannot be read."""
-    found = []
-
-    def ask() -> None:
-        try:
-            attributes = _attributes()
-            attributes.runtime = 0
-            _call(0, attributes)
-            found.append(_attributes().runtime)
-        except (NotSupported, KernelRejected):
-            return
-
-    # The calls are for one thread, so the other threads keep their slice.
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    return found[0] if found else 0
+        soft = resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[0]
+    except PermissionError:
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _set_cpus(cpus: frozenset[int]) -> None:
