@@ -9,6 +9,7 @@ SUDO   := $(shell [ $$(id -u) -eq 0 ] || echo sudo)
 DEBIAN := python3-venv python3-pip python3-dbus-next python3-systemd python3-pyudev python3-psutil dbus \
           dbus-bin polkitd udev systemd zsh jq libglib2.0-bin groff-base zstd
 PROMETHEUS := build/prometheus
+POWER_PROFILES := build/power-profiles
 DEBIAN_VM := qemu-system-x86 qemu-utils mmdebstrap acpica-tools e2fsprogs util-linux
 
 # What of these Debian packages is missing is installed.
@@ -25,7 +26,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup setup-vm run test test-pythons test-vm soak bench bench-vm lint generated deb format clean
+.PHONY: setup setup-vm run test test-pythons test-vm soak bench bench-run bench-vm lint generated deb format clean
 
 setup: $(VENV)/.ready
 
@@ -42,7 +43,7 @@ run: setup
 # What changes the real kernel or measures time: nothing else runs beside it.
 ALONE := tests/live tests/hostile/test_attacks.py
 # As root everything; other users' tests that need root are skipped and counted.
-test: setup $(PROMETHEUS)/.ready
+test: setup $(PROMETHEUS)/.ready $(POWER_PROFILES)/.ready
 ifdef ARGS
 	@$(VENV)/bin/python -m pytest $(ARGS)
 else
@@ -58,6 +59,11 @@ $(PROMETHEUS)/.ready:
 	unpack() { dpkg-deb --fsys-tarfile $$1_*.deb | tar -x --strip-components=3 ./usr/bin/$$2; } && \
 	unpack prometheus promtool && unpack prometheus-node-exporter prometheus-node-exporter && \
 	rm -- *.deb && touch .ready || echo "promtool and node_exporter cannot be fetched: what needs them is skipped"
+
+# power-profiles-daemon of Debian 12 and 13 with the libraries of each, 12 MB: installed it would tune this host.
+$(POWER_PROFILES)/.ready: | $(VENV)/.ready
+	@$(VENV)/bin/python -m tests.harness.power_profiles || \
+	    echo "power-profiles-daemon cannot be fetched: what needs it is skipped"
 
 # The package on a real system, in virtual machines: all tests on Debian 13, and on Debian 12 and testing those where
 # they differ. SUITE=bookworm, trixie or forky: all tests on that one. What the first run makes stays in ~/.cache.
@@ -90,6 +96,10 @@ setup-vm:
 # Beside TuneD, in one run; quote it only from a quiet machine.
 bench: setup
 	@$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+# What `kerntune run` gains a command, on this kernel.
+bench-run: setup
+	@$(VENV)/bin/python -m benchmarks.gains $(ARGS)
 
 # In the virtual machine: a plugged drive beside a udev rule and TuneD; memory that runs out beside earlyoom,
 # systemd-oomd and nobody; and on this host what watching memory costs.

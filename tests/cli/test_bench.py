@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from kerntune.cli.__main__ import main
-from kerntune.cli.bench import plan_of, slice_of
+from kerntune.cli.bench import plan_of
 from kerntune.cli.commands import parse, sort
+from kerntune.cli.shield_options import slice_of
 from kerntune.errors import Exit, Usage
 from tests.cli.scripted import Captured, Script, document, outcome, run, serving, target
 from tests.harness.command import COMMAND, Terminal, on_terminal

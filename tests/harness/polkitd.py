@@ -87,8 +87,11 @@ def _mutex() -> Iterator[None]:
 
 
 @contextmanager
-def installed(files: Mapping[Path, Path]) -> Iterator[None]:
-    """Copy files (file -> folder) into the host's folders; one that a package put there stays as it is."""
+def installed(files: Mapping[Path, Path], users: Path = ACTIONS) -> Iterator[None]:
+    """Copy files (file -> folder) into the host's folders; one that a package put there stays as it is.
+
+    Runs that share these files count by a lock on the folder `users`: other files need another folder.
+    """
     copies = {folder / file.name: _marked(file) for file, folder in files.items()}
 
     def make() -> None:
@@ -106,7 +109,7 @@ def installed(files: Mapping[Path, Path]) -> Iterator[None]:
                 path.unlink()
             path.with_name(f".{path.name}.half").unlink(missing_ok=True)
 
-    with shared(next(iter(files.values())), make, drop):
+    with shared(users, make, drop):
         yield
 
 

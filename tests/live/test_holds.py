@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -108,7 +106,7 @@ def test_a_program_that_is_killed_leaves_nothing(daemon: Daemon, member: User) -
     for _ in range(MANY):
         with program(member) as running:
             assert host.pages() == before + COUNT
-            os.kill(int(subprocess.check_output(["pgrep", "-f", "kerntune.hold", "--newest"])), signal.SIGKILL)
+            running.kill()
             times.append(until_there_are(before))
             running.wait(LIMIT)
     times.sort()

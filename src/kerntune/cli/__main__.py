@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from kerntune.cli.output import Answer
     from kerntune.cli.remote import Connect
 
-    Run = Callable[[Connect, Namespace], Answer | Generator[Answer, None, None]]
+    # An exit code alone: the verb has written all that it says.
+    Run = Callable[[Connect, Namespace], Answer | Generator[Answer, None, None] | int]
 
 INTERRUPTED: Final = 130
 COMPLETE: Final = "complete"  # the word that the shells send; it is no verb
 HOLD: Final = "hold"
+RUN: Final = "run"
+# Of `run`, whose other exit codes are the command's: it was refused before the command started, as with env(1).
+NOT_STARTED: Final = 125
 EDITS: Final = frozenset({"set", "unset", "reset", "reload", "release"})  # verbs that always change something
 
 
@@ -71,9 +75,12 @@ def _run(line: Sequence[str], connect: Connect | None) -> int:
 
         with streams.quiet() if args.quiet else nullcontext():
             answer = run_of(args.run)(connect or remote.connect, args)
+            if isinstance(answer, int):
+                return answer
             return _follow(answer, args) if isinstance(answer, Generator) else _show(answer, args)
     except KerntuneError as error:
-        return _fail(error, as_json=words.has(commands.JSON) and not words.has(commands.QUIET))
+        as_json = words.has(commands.JSON) and not words.has(commands.QUIET)
+        return _refuse(error, as_json=as_json) if words.verb == RUN else _fail(error, as_json=as_json)
 
 
 def _write(text: str) -> int:
@@ -144,10 +151,24 @@ def _fail(error: KerntuneError, *, as_json: bool, indent: int | None = 2) -> int
     _complain(*suggest.parts(error))
     if as_json:
         try:
-            _print_json({"error": {"name": error.dbus_name, "message": str(error)}}, indent)
+            _print_json(_error_data(error), indent)
         except streams.Unwritten as unwritten:
             return _unwritten(unwritten, error.exit_code)
     return error.exit_code
+
+
+def _refuse(error: KerntuneError, *, as_json: bool) -> int:
+    """Say why `run` has not started the command; return its exit code. All goes to standard error, JSON last."""
+    from kerntune.cli import run  # noqa: PLC0415
+
+    _fail(error, as_json=False)
+    if as_json:
+        run.write_json(_error_data(error))
+    return getattr(error, "status", NOT_STARTED)
+
+
+def _error_data(error: KerntuneError) -> dict[str, Any]:
+    return {"error": {"name": error.dbus_name, "message": str(error)}}
 
 
 def _unwritten(error: streams.Unwritten, code: int, hint: str = "", *, done: bool = False) -> int:

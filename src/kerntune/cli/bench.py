@@ -27,13 +27,14 @@ from kerntune.cli.output import Advice, Answer
 from kerntune.cli.output_file import check_writable, replace_file
 from kerntune.cli.progress import Bar
 from kerntune.cli.remote import Connect
+from kerntune.cli.shield_options import cpus_of, slice_of
 from kerntune.cli.switch import Holds, Nothing, Reach, reach_of
 from kerntune.cli.tables import BAD, GOOD, MIXED, QUIET, Page, Row, Table, clean, row
 from kerntune.errors import KerntuneError, Usage
 from kerntune.results import bench_exit_code
-from kerntune.run import allocator
-from kerntune.run.shield import LEAST_US, MOST_US, Shield
-from kerntune.units import parse_cpus, parse_duration, parse_size, spell_cpus
+from kerntune.run import allocator, prefault
+from kerntune.run.shield import Shield
+from kerntune.units import parse_size, spell_cpus
 
 SIZE: Final = "1G"
 FOLDER: Final = "/var/tmp"  # /tmp may lie in memory
@@ -77,17 +78,9 @@ def plan_of(args: Namespace) -> Plan:
     for name in ("file", "profile", "until", "size", "dir", "html", "png"):
         if getattr(args, name) == "":
             raise Usage(f"{name} is empty", "Leave it out, or give it a value: is a variable of the shell not set?")
-    cpus = frozenset[int]()
-    if args.cpus is not None:
-        if not (cpus := parse_cpus(args.cpus)):
-            raise Usage("--cpus names no CPU", "Write 2, 0-3 or 0-3,8")
-        if others := cpus - os.sched_getaffinity(0):
-            raise Usage(
-                f"CPU {spell_cpus(others)} is none that it may run on", "Write some of those that taskset shows"
-            )
     for text in args.set or ():
         syntax.setting(text)
-    change = Change(tuple(args.set or ()), args.profile or "", Shield(cpus, slice_of(args.slice)))
+    change = Change(tuple(args.set or ()), args.profile or "", Shield(cpus_of(args.cpus), slice_of(args.slice)))
     if not (change.settings or change.profile or change.shield):
         raise Usage("there is nothing to compare", "Say what is otherwise after: --set hugepages=640, --slice 100us")
     if args.until and not args.command:
@@ -104,18 +97,6 @@ def where_of(cpu: int, change: Change) -> str:
     if cpus and cpus >= allowed and not change.shield.slice_us and not change.settings and not change.profile:
         raise Usage(f"on CPU {spell_cpus(cpus)} it may run already", "Name fewer CPUs: before is with all of them")
     return f"are on CPU {cpu}, and it is" + (f" on CPU {spell_cpus(cpus)} after" if cpus else " too")
-
-
-def slice_of(text: str | None) -> int:
-    """Return the microseconds of `100us`, `3ms` or `100`. Raise Usage."""
-    if text is None:
-        return 0
-    microseconds = parse_duration(text, unit="us") if text.isdecimal() or text.endswith(("us", "ms")) else None
-    if not microseconds:
-        raise Usage(f"{text!r} is no slice of time", "Write 100us or 3ms")
-    if not LEAST_US <= microseconds <= MOST_US:
-        raise Usage(f"a slice of {text} is out of range", f"The kernel takes {LEAST_US}us to {MOST_US // 1000}ms")
-    return microseconds
 
 
 def size_of(text: str) -> int:
@@ -147,7 +128,7 @@ async def _measured_with(plan: Plan, args: Namespace, connect: Connect, stack: E
     values, notes = await _tried(switch, loads, file, reach)
     environment = dict(os.environ)
     after = allocator.environment(environment, reach.spelled, default_page_size=reach.default)
-    touched = max(file.size if file else 0, reach.pool) if host.free_page_reporting() else 0
+    touched = max(file.size if file else 0, reach.pool) if prefault.free_page_reporting() else 0
     notes += _remarks(environment, after, values, touched)
     for note in notes:
         tables.error(note, "", sys.stderr)

@@ -44,6 +44,11 @@ class Argument(NamedTuple):
         return self.how.get("action") != "store_true"
 
     @property
+    def may_lack_value(self) -> bool:
+        """True for an option whose value stands only after a =, and may be left out."""
+        return self.is_option and self.how.get("nargs") == "?"
+
+    @property
     def key(self) -> str:
         """The name under which its value is found."""
         return self.names[-1].lstrip("-").replace("-", "_")
@@ -62,6 +67,7 @@ class Verb(NamedTuple):
     run: str
     arguments: tuple[Argument, ...] = ()
     takes_command: bool = False  # one after --
+    needs_command: bool = False
 
     @property
     def options(self) -> tuple[Argument, ...]:
@@ -189,6 +195,71 @@ UNTIL: Final = Argument(
 HTML: Final = Argument(("--html",), {"metavar": "FILE", "help": "write a page with all points"}, "files")
 PNG: Final = Argument(("--png",), {"metavar": "FILE", "help": "write a picture; takes python3-matplotlib"}, "files")
 NO_COMMAND: Final = flag("--no-command", "leave the command line out of JSON and page")
+HUGEPAGES: Final = Argument(
+    ("--hugepages",),
+    {"metavar": "SIZE", "help": "add so much memory in huge pages, and have malloc take it: 64G"},
+    "texts",
+)
+THP: Final = flag("--thp", "have malloc take transparent huge pages, which are not reserved")
+BORROW: Final = flag(
+    "--borrow", "reserve nothing: the kernel makes the pages of --hugepages when they are used, if it can"
+)
+GOVERNOR: Final = Argument(("--governor",), {"metavar": "NAME", "help": "cpu-governor: performance"}, "texts")
+SCHEDULER: Final = Argument(
+    ("--scheduler",),
+    {"action": "append", "metavar": "DRIVE=NAME", "help": "io-scheduler: nvme*=none; may be repeated"},
+    "texts",
+)
+READ_AHEAD: Final = Argument(
+    ("--read-ahead",),
+    {
+        "action": "append",
+        "metavar": "PATH=SIZE",
+        "help": "read-ahead of the drives below a file or folder, or of a drive: /models=4M; may be repeated",
+    },
+    "files",
+)
+OVERCOMMIT: Final = Argument(("--overcommit",), {"metavar": "MODE", "help": "overcommit: always"}, "texts")
+RUN_SETTING: Final = Argument(
+    ("--set",),
+    {"action": "append", "metavar": SETTING["metavar"], "help": "any other value; may be repeated"},
+    "settings",
+)
+RUN_PROFILE: Final = Argument(("--profile",), {"metavar": "NAME", "help": "what a profile asks for"}, "profiles")
+RUN_CPUS: Final = Argument(
+    ("--cpus",), {"metavar": "LIST|auto", "help": "the CPUs it stays on: 2-3; auto: those that are free now"}, "texts"
+)
+NUMA: Final = Argument(
+    ("--numa",),
+    {
+        "metavar": "NODE|auto|interleave",
+        "help": "memory of this node first, and its CPUs; auto: the node with most free",
+    },
+    "texts",
+)
+NICE: Final = Argument(("--nice",), {"metavar": "N", "help": "-20, which gets most of a CPU, to 19"}, "texts")
+RT: Final = Argument(
+    ("--rt",),
+    {
+        "nargs": "?",
+        "const": "main",
+        "metavar": "all",
+        "choices": ("main", "all"),
+        "help": "real time (SCHED_FIFO) for its main thread; --rt=all: for all that it starts",
+    },
+)
+MEMLOCK: Final = flag("--memlock", "let it lock as much memory as it may: the soft limit becomes the hard one")
+PREFAULT: Final = flag("--prefault", "touch the huge pages before; so it is done where a first touch is slow")
+READY: Final = Argument(
+    ("--wait-ready",),
+    {
+        "metavar": "CMD|notify|PORT",
+        "help": "say when it is ready (a command ends with 0, READY=1, a port), and end what only loading needs",
+    },
+    "texts",
+)
+OUTLIVE: Final = flag("--detach", "let the command live on when kerntune is killed")
+RUN_OUTPUT: Final = Argument(("--output",), {"metavar": "FILE", "help": "write the summary there, in JSON"}, "files")
 FIELDS: Final = fields("target,requested,condition")
 HOLD_FIELDS: Final = fields("hold,who,why")
 DRY_RUN: Final = flag("--dry-run", "show what it would do, and change nothing", "-n")
@@ -229,6 +300,35 @@ VERBS: Final = (
         "claim values for as long as this command runs; huge pages are added to what there is",
         "holds:hold",
         (HELD, HELD_PROFILE, WHO, WHY, TTL, PID, DETACH, ALLOW_PARTIAL),
+    ),
+    Verb(
+        "run",
+        "run a command with its huge pages, its governor and quiet CPUs; nothing is left afterwards",
+        "run:run",
+        (
+            HUGEPAGES,
+            THP,
+            BORROW,
+            GOVERNOR,
+            SCHEDULER,
+            READ_AHEAD,
+            OVERCOMMIT,
+            RUN_SETTING,
+            RUN_PROFILE,
+            ALLOW_PARTIAL,
+            SLICE,
+            RUN_CPUS,
+            NUMA,
+            NICE,
+            RT,
+            MEMLOCK,
+            PREFAULT,
+            READY,
+            OUTLIVE,
+            RUN_OUTPUT,
+        ),
+        takes_command=True,
+        needs_command=True,
     ),
     Verb("holds", "who holds what", "holds:holds", (HOLD_FIELDS,)),
     Verb("release", "end holds", "holds:release", (NUMBERS,)),
@@ -322,7 +422,8 @@ class Words(NamedTuple):
 
 def sort(line: Sequence[str]) -> Words:
     """Return the words of a line, sorted; parse() judges them. Short options may share a word: -jq."""
-    taking = {name for verb in VERBS for one in verb.options if one.takes_value for name in one.names}
+    options_with_values = (one for verb in VERBS for one in verb.options if one.takes_value and not one.may_lack_value)
+    taking = {name for one in options_with_values for name in one.names}
     arguments: list[str] = []
     options: list[Typed] = []
     command = None
@@ -374,6 +475,9 @@ def parse(words: Words) -> Namespace:
     for typed in words.options:
         if (argument := known.get(typed.name)) is None:
             raise no_option(verb, typed)
+        if typed.value is None and argument.may_lack_value:
+            found[argument.key] = argument.how["const"]
+            continue
         if argument.takes_value == (typed.value is None):
             name = argument.names[-1]
             how = f"a value: {name} {argument.metavar}" if argument.takes_value else f"no value: {name}"
@@ -385,7 +489,10 @@ def parse(words: Words) -> Namespace:
     for argument in (one for one in verb.arguments if not one.is_option):
         found[argument.key] = taken(verb, argument, left)
     if left:
-        raise Usage(f"{verb.name} takes no argument {left[0]!r}", see(verb))
+        hint = f"A command stands after --: kerntune {verb.name} -- {left[0]}" if verb.needs_command else see(verb)
+        raise Usage(f"{verb.name} takes no argument {left[0]!r}", hint)
+    if not words.command and verb.needs_command:
+        raise Usage(f"{verb.name} takes a command after --", f"For example kerntune {verb.name} -- python3 serve.py")
     if words.command == ():
         raise Usage("there is no command after --", "Write one, or leave out the --")
     return Namespace(**found)
@@ -456,7 +563,11 @@ def see(verb: Verb) -> str:
 def help_of(name: str) -> str:
     """Return the help text of a verb, or of the whole command line for "". Raise Usage for an unknown verb."""
     top, rows = parsers()
-    return (rows[known_verb(name).name] if name else top).format_help()
+    text = (rows[known_verb(name).name] if name else top).format_help()
+    for option in (option for verb in VERBS for option in verb.options if option.may_lack_value):
+        # argparse writes a value that may be left out as if it were a word of its own.
+        text = text.replace(f"{option.names[-1]} [{option.metavar}]", f"{option.names[-1]}[={option.metavar}]")
+    return text
 
 
 def parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
@@ -473,7 +584,8 @@ def parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         for argument in (*verb.arguments, *EVERYWHERE):
             row.add_argument(*argument.names, **argument.how)
         if verb.takes_command:
-            row.usage = f"{row.format_usage().removeprefix('usage: ').rstrip()} [-- CMD ...]"
+            command = "-- CMD ..." if verb.needs_command else "[-- CMD ...]"
+            row.usage = f"{row.format_usage().removeprefix('usage: ').rstrip()} {command}"
     for argument in EVERYWHERE:
         top.add_argument(*argument.names, **argument.how)
     return top, found

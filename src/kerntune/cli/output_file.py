@@ -12,10 +12,11 @@ from kerntune.errors import Failed
 from kerntune.plain_files import FULL
 
 MODE: Final = 0o644  # the reader may be another user, such as a collector of metrics
+PRIVATE: Final = 0o600
 FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
+def replace_file(path: Path, content: str | bytes, mode: int = MODE) -> None:
     """Replace a file by a text or bytes, so that no reader finds half of it. Raise Failed."""
     new = _beside(path)
     with _typed_errors(path):
@@ -23,7 +24,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
         try:
             with open(os.open(new, FLAGS, 0o600), "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
-                os.fchmod(file.fileno(), MODE)
+                os.fchmod(file.fileno(), mode)
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)

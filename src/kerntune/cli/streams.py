@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Final, TextIO
 
 from kerntune.errors import Failed
@@ -55,6 +55,26 @@ def quiet() -> Iterator[None]:
     """Throw away what is written to standard output inside."""
     with redirect_stdout(Discarded()):
         yield
+
+
+@contextmanager
+def own_stderr() -> Iterator[None]:
+    """Write what goes to standard error to a descriptor of our own inside.
+
+    Where a write fails, `drop` replaces the descriptor. A command that was started with ours keeps what it was given.
+    """
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):  # no file: a test reads it
+        yield
+        return
+    own = open(descriptor, "w", encoding=sys.stderr.encoding, errors="replace", buffering=1)  # noqa: SIM115  # see below
+    try:
+        with redirect_stderr(own):
+            yield
+    finally:
+        with suppress(OSError):  # the terminal has gone
+            own.close()
 
 
 def is_quiet() -> bool:

@@ -1,0 +1,46 @@
+"""The options that put a command behind a shield, as `run` and `bench` read them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from kerntune.errors import Usage
+from kerntune.run.scheduling import LEAST_NICE, LEAST_US, MOST_NICE, MOST_US
+from kerntune.units import parse_cpus, parse_duration, spell_cpus
+
+NICE: Final = re.compile(r"[+-]?[0-9]{1,2}", re.ASCII)
+
+
+def cpus_of(text: str | None) -> frozenset[int]:
+    """Return the CPUs of a list, all of which are allowed; none for None. Raise Usage."""
+    if text is None:
+        return frozenset()
+    if not (cpus := parse_cpus(text)):
+        raise Usage("--cpus names no CPU", "Write 2, 0-3 or 0-3,8")
+    allowed = os.sched_getaffinity(0)
+    if others := cpus - allowed:
+        raise Usage(f"CPU {spell_cpus(others)} is none that it may run on", f"It may run on {spell_cpus(allowed)}")
+    return cpus
+
+
+def slice_of(text: str | None) -> int:
+    """Return the microseconds of `100us`, `3ms` or `100`. Raise Usage."""
+    if text is None:
+        return 0
+    microseconds = parse_duration(text, unit="us") if text.isdecimal() or text.endswith(("us", "ms")) else None
+    if not microseconds:
+        raise Usage(f"{text!r} is no slice of time", "Write 100us or 3ms")
+    if not LEAST_US <= microseconds <= MOST_US:
+        raise Usage(f"a slice of {text} is out of range", f"The kernel takes {LEAST_US}us to {MOST_US // 1000}ms")
+    return microseconds
+
+
+def nice_of(text: str | None) -> int | None:
+    """Return the number of `-10` or `5`, None for None. Raise Usage."""
+    if text is None:
+        return None
+    if not NICE.fullmatch(text) or not LEAST_NICE <= int(text) <= MOST_NICE:
+        raise Usage(f"--nice {text} is out of range", "Give -20, which gets most of a CPU, to 19, which gets least")
+    return int(text)
