@@ -28,6 +28,7 @@ RESULTS: Final = CHECKOUT / "benchmarks/results/latest.json"
 PLUGS: Final = CHECKOUT / "benchmarks/results/hotplug.json"
 COMMANDS: Final = CHECKOUT / "benchmarks/results/commands.json"
 GUARD: Final = CHECKOUT / "benchmarks/results/guard.json"
+GAINS: Final = CHECKOUT / "benchmarks/results/gains.json"
 TABLE: Final = CHECKOUT / "docs/benchmarks.md"
 PEERS: Final = CHECKOUT / "build/peers"
 QUIET_LOAD: Final = 0.5  # load average before the run
@@ -121,7 +122,7 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
 
 def document(results: Mapping[str, Any]) -> str:
     """The whole of docs/benchmarks.md, with what the other benchmarks have left."""
-    others = (json.loads(file.read_text()) if file.exists() else None for file in (PLUGS, COMMANDS, GUARD))
+    others = (json.loads(file.read_text()) if file.exists() else None for file in (PLUGS, COMMANDS, GUARD, GAINS))
     return render(results, *others)
 
 

@@ -94,15 +94,31 @@ its time is that of Python itself.
 | | ms | ratio to `true` | ratio to `busctl --version` |
 | --- | --- | --- | --- |"""
 
+GAINED: Final = """\
+## kerntune run
+
+`make bench-run`, {date}: commands that `kerntune run` starts, with the options and without, {rounds} times each in an
+order that changes each round. {cpus} CPUs ({cpu}), {memory_gib} GiB, kernel {kernel}; load average {load:.2f} before.
+Transparent huge pages are {thp}. The ratio is the median of with / without over the rounds; the interval holds the true
+median in 95 of 100 cases and does not rest on the shape of the noise.
+"""
+GAINED_HOW: Final = """\
+The loads time themselves, in the process, from the page cache into memory; memory was touched before each run.
+Private_Hugetlb is what the summary of `kerntune run` says. The program that wakes up works 0.2 ms each 3 ms. Without
+the options and with `--slice` it is pinned to the CPU of the busy loops; with `--cpus=auto` all CPUs are allowed. p99
+is shown, and not promised: the slowest wake-ups wait for the scheduler's tick.
+"""
+
 
 def render(
     results: Mapping[str, Any],
     plugs: Mapping[str, Any] | None = None,
     commands: Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] | None = None,
+    gains: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole document; `plugs` are the results of benchmarks.hotplug, `commands` of benchmarks.commands,
-    `guard` of benchmarks.guard.
+    `guard` of benchmarks.guard, `gains` of benchmarks.gains.
     """
     rows = [line(row) for row in results["rows"]]
     table = ["| | kerntuned | TuneD | floor | ratio | target |", "| --- | --- | --- | --- | --- | --- |", *rows]
@@ -110,7 +126,7 @@ def render(
     parts = [HEAD, machine(results), "\n".join(table) + "\n"]
     parts += ["\n".join(notes) + "\n"] if notes else []
     parts += [FOOT, *([plugged(plugs)] if plugs else []), *([typed(commands)] if commands else [])]
-    parts += [guarded(guard)] if guard else []
+    parts += [*([guarded(guard)] if guard else []), *([gained(gains)] if gains else [])]
     return "\n".join(parts)
 
 
@@ -171,6 +187,41 @@ def price(name: str, row: Mapping[str, Any]) -> str:
         if row[most] is not None
     )
     return f"| {' | '.join([name, *figures[:3], ', '.join(bounds), figures[3]])} |"
+
+
+def gained(gains: Mapping[str, Any]) -> str:
+    """The tables of benchmarks.gains."""
+    facts = {name: gains[name] for name in ("date", "rounds", "load", "thp")}
+    parts = [GAINED.format(**facts, **gains["machine"])]
+    for group in gains["groups"]:
+        head = f"| {group['what']} | without (ms) | with (ms) | ratio, interval | target |"
+        rows = [head, "| --- | --- | --- | --- | --- |", *map(gain, group["rows"])]
+        rows += [on_huge_pages(group["hugetlb"])] if "hugetlb" in group else []
+        parts.append("\n".join(rows) + "\n")
+        parts += ["\n".join(f"- {note}" for note in group["notes"]) + "\n"] if group.get("notes") else []
+    torch = f"PyTorch {gains['torch']}" if gains["torch"] else "PyTorch was not there, so `torch.load` is left out"
+    return "\n".join([*parts, f"{GAINED_HOW}{torch}.\n"])
+
+
+def gain(row: Mapping[str, Any]) -> str:
+    """One row: a figure of the runs without the options and with them, and the ratio."""
+    cells = [row["title"], *(number(1000 * row[side]) for side in ("before", "now")), interval(row)]
+    bound = "no difference" if row["same"] else "" if row["most"] is None else f"≤ {row['most']:g}, interval below 1"
+    cells.append(f"{bound} {verdict(met=row['met'])}" if bound else "")
+    return f"| {' | '.join(cells)} |"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """A ratio, and where the true one may lie."""
+    low, high = (number(row[end]) for end in ("low", "high"))
+    return f"{number(row['ratio'])} [{low}, {high}]"
+
+
+def on_huge_pages(found: Mapping[str, Any]) -> str:
+    """One row: Private_Hugetlb of the runs without the options, and the least of those with them."""
+    bound = f"≥ {found['target']} {verdict(met=found['met'])}"
+    figures = " | ".join(str(int(found[name])) for name in ("without", "least"))
+    return f"| Private_Hugetlb, the least of all runs (MiB) | {figures} | | {bound} |"
 
 
 def machine(results: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import importlib
 import json
 
 import pytest
-from benchmarks import commands, figures, guard, run, table, watching, wire
+from benchmarks import commands, figures, gains, guard, run, table, watching, wire
 from benchmarks.figures import FLOOR, KERNTUNE, TUNED, Book
 from benchmarks.floor import reply_to
 from benchmarks.lab import OUR_READ, unit_environment
@@ -140,9 +140,56 @@ def test_the_price_of_watching_is_held_against_its_target() -> None:
     assert watching.is_cheap(watching.rows(here | {watching.OFTEN: (0.4, 50.0)}, {}))
 
 
+# Nine rounds of wake-ups: the slice helps in all of them but one.
+WAKES = [0.004] * 9
+SAMPLES = {
+    gains.BASE: [{"mean": seconds} for seconds in WAKES],
+    gains.AGAIN: [{"mean": seconds * part} for seconds, part in zip(WAKES, [1.1, 0.9] * 4 + [1.0], strict=True)],
+    gains.SLICED: [{"mean": seconds * part} for seconds, part in zip(WAKES, [0.5] * 8 + [1.2], strict=True)],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (
+            gains.Row("slice", "mean", gains.SLICED, most=0.7),
+            "| slice | 4 | 2 | 0.5 [0.5, 0.5] | ≤ 0.7, interval below 1 met |",
+        ),
+        (
+            gains.Row("slice", "mean", gains.SLICED, most=0.4),
+            "| slice | 4 | 2 | 0.5 [0.5, 0.5] | ≤ 0.4, interval below 1 **missed** |",
+        ),
+        (gains.Row("slice", "mean", gains.SLICED), "| slice | 4 | 2 | 0.5 [0.5, 0.5] |  |"),
+        (gains.Row("slice", "mean", gains.SLICED, same=True), "no difference **missed** |"),
+        (gains.Row("again", "mean", gains.AGAIN, same=True), "| again | 4 | 4 | 1 [0.9, 1.1] | no difference met |"),
+        (gains.Row("again", "mean", gains.AGAIN, most=1.05), "≤ 1.05, interval below 1 **missed** |"),
+    ],
+    ids=["met", "missed", "no target", "differs", "no difference", "wide"],
+)
+def test_a_gain_is_the_median_of_the_rounds_with_its_interval(row: gains.Row, line: str) -> None:
+    assert table.gain(row.of(SAMPLES)).endswith(line)
+
+
+def test_the_page_of_gains_says_what_was_left_out() -> None:
+    load = gains.Row("pages", "mean", gains.SLICED, most=0.7).of(SAMPLES)
+    hugetlb = {"without": 0.0, "least": 999.6, "target": 1000, "met": False}
+    groups = [
+        {"what": "a read", "rows": [load], "hugetlb": hugetlb},
+        {"what": "wake-ups", "rows": [], "notes": ["`--slice=100us` is left out"]},
+    ]
+    facts = {"date": "2026-01-01", "rounds": 9, "load": 0.1, "thp": "madvise", "machine": MACHINE}
+    text = table.gained({**facts, "torch": "", "groups": groups})
+    assert "| Private_Hugetlb, the least of all runs (MiB) | 0 | 999 | | ≥ 1000 **missed** |" in text
+    assert "- `--slice=100us` is left out" in text
+    assert "PyTorch was not there" in text
+
+
 def test_the_page_is_made_from_the_results() -> None:
     assert run.TABLE.read_text() == run.document(json.loads(run.RESULTS.read_text()))
 
 
 def test_there_are_results_of_every_benchmark() -> None:
-    assert [file.name for file in (run.RESULTS, run.PLUGS, run.COMMANDS, run.GUARD) if not file.exists()] == []
+    assert [
+        file.name for file in (run.RESULTS, run.PLUGS, run.COMMANDS, run.GUARD, run.GAINS) if not file.exists()
+    ] == []
