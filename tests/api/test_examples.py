@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,18 +20,27 @@ from typing import Final
 
 import pytest
 
+from kerntune.cli import commands
 from kerntune.cli.commands import EVERYWHERE, VERBS
+from kerntune.cli.run_plan import plan_of
+from kerntune.cli.run_summary import Summary
+from kerntune.cli.shield_options import nice_of, slice_of
+from kerntune.run.memory_warnings import Expected, Heap
+from kerntune.units import FACTORS
+from tests.cli.scripted import outcome
 from tests.harness import CHECKOUT
 from tests.harness.command import LIMIT, Shell, demo
 from tests.harness.documented import PAGES, TEXTS, Example, code, examples, table
 
 README: Final = TEXTS[0]
+RUN_PAGE: Final = CHECKOUT / "docs/run.md"
 NOT_HERE: Final = {
     "make ": "runs these tests, or the daemon that they have already",
     "export DBUS_SYSTEM_BUS_ADDRESS=": "the address is what make run prints: tests/live/test_run.py",
     "alias kerntune=": "the environment that the tests have already",
     "sudo apt install ./build/deb/": "tests/system/image installs the package",
     "kerntune bench": "measures a real host: tests/live/test_bench.py",
+    "kerntune run": "starts what is not here: tests/live/test_run_command.py",
     "systemctl ": "takes a systemd: tests/system/test_package.py, test_boot.py",
     "journalctl ": "takes a journal: tests/system/test_guard.py",
 }
@@ -68,6 +78,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 def test_every_block_is_of_a_known_kind() -> None:
     for page, block in SHOWN:
         known = block.is_shell or block.is_script or block.is_python or block.is_settings or block.lines == UNIT_FILE
+        known |= block.is_said or block.is_of_root
         drawn = any(DRAWN.fullmatch(line) for line in block.lines)
         assert known or drawn or PROSE.match(block.lines[0]), f"{page.name}: {block.lines}"
     lines = [line for _, block in SHOWN if block.is_shell for line in block.commands]
@@ -225,7 +236,7 @@ MENTIONS: Final = [
 @pytest.mark.parametrize(("page", "mentioned"), MENTIONS)
 def test_a_command_in_the_text_can_be_typed(page: str, mentioned: str) -> None:
     """Its verb and its options are those of the command line."""
-    _, *words = re.split(r"\s+(?:Ar\s+)?", re.split(r"&&|\|", mentioned)[0])
+    _, *words = re.split(r"\s+(?:Ar\s+)?", re.split(r"&&|\||(?<= )--(?= )", mentioned)[0])
     verbs = {verb.name: verb for verb in VERBS}
     options = {*(name for option in EVERYWHERE for name in option.names), "--help", "--version"}
     given = [word.partition("=")[0] for word in words if word.startswith("-")]
@@ -234,3 +245,38 @@ def test_a_command_in_the_text_can_be_typed(page: str, mentioned: str) -> None:
     if verb:
         options |= {name for argument in verbs[verb].arguments for name in argument.names}
     assert set(given) <= options
+
+
+RUN: Final = "kerntune run "
+RUNS: Final = [
+    line.partition(RUN)[2]
+    for page, block in SHOWN
+    for line in block.commands
+    if f" {RUN}" in f" {line}".replace("/usr/bin/", " ")
+]
+RUN_OPTIONS: Final = [f"{words} -- true" for words in re.findall(r"^\| `(--[^`]+)`", RUN_PAGE.read_text(), re.M)]
+
+
+@pytest.mark.parametrize("line", [*RUNS, *RUN_OPTIONS])
+def test_a_run_of_the_text_can_be_typed(line: str) -> None:
+    """Its options are taken with these values. The folder of the models is not here: a drive stands for it."""
+    args = commands.parse(commands.sort(["run", *shlex.split(line.replace("/models=", "sda="))]))
+    plan_of(args)
+    slice_of(args.slice)
+    nice_of(args.nice)
+
+
+@pytest.mark.parametrize("page", [README, RUN_PAGE], ids=lambda page: page.name)
+def test_what_run_says_has_the_form_of_the_text(page: Path) -> None:
+    """14 GiB of pages, of which the heap has 13 606 MiB."""
+    size = FACTORS["M"]
+    summary = Summary(
+        ["python3", "serve.py"],
+        outcomes=[outcome("hugepages@2M", requested="+7168", actual="7168")],
+        environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=2"},
+        seconds=41.3,
+        expected=Expected(2, 2 * size, 7168),
+        memory=Heap(private_hugetlb=13_606 * size, anonymous=352 * size, processes=1),
+    )
+    (said,) = (block.lines for block in examples(page) if block.is_said)
+    assert said == tuple(f"kerntune: {line}" for line in (*summary.beginning(), *summary.end()))

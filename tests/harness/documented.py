@@ -31,7 +31,17 @@ class Example:
 
     @property
     def is_shell(self) -> bool:
-        return self.lines[0].startswith(COMMANDS)
+        return self.lines[0].startswith(COMMANDS) and not self.is_said
+
+    @property
+    def is_said(self) -> bool:
+        """Whether it is what kerntune says on standard error."""
+        return self.lines[0].startswith("kerntune: ")
+
+    @property
+    def is_of_root(self) -> bool:
+        """Whether it is what root types, after a #, and the files of systemd that it makes."""
+        return self.lines[0].startswith("# ")
 
     @property
     def is_python(self) -> bool:
@@ -50,7 +60,7 @@ class Example:
     def is_settings(self) -> bool:
         """Whether it is of kerntune.toml or a profile."""
         begin = self.lines[0]
-        return (begin.startswith("[") and not begin.startswith("[Unit]")) or bool(CLAIM.match(begin))
+        return (begin.startswith("[") and not begin.startswith(("[Unit]", "[Service]"))) or bool(CLAIM.match(begin))
 
 
 def examples(page: Path) -> list[Example]:

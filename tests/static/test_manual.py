@@ -104,8 +104,8 @@ def test_the_man_page_has_every_verb_and_option() -> None:
         for name in ["--json", *(name for argument in verb.arguments for name in argument.names)]:
             if name.startswith("--"):
                 # An option stands alone or in front of its argument.
-                option = re.compile(rf"Fl {name.removeprefix('-')}( Ar \w+)?\n")
-                assert re.search(rf"\.It (Fl \w , -|Fl -){name.removeprefix('--')}( Ar \w+)?\n", page), name
+                option = re.compile(rf"Fl {name.removeprefix('-')}( (Ar|Ns) .+)?\n")
+                assert re.search(rf"\.It (Fl \w , -|Fl -){name.removeprefix('--')}( (Ar|Ns) .+)?\n", page), name
                 assert option.search(usage), (verb.name, name)
 
 
