@@ -19,8 +19,11 @@ LONGEST: Final = 20.0  # seconds
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="without polkit root alone may change anything")
 
-# A shell starts what runs in the background with SIGINT ignored, and all that the tests start would ignore it too.
+# A shell starts what runs in the background with these two ignored, and all that the tests start would ignore them too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+# So does nohup(1).
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # What tests read is plain, also where CI systems want colours.
 os.environ.pop("FORCE_COLOR", None)
 
