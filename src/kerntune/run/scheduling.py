@@ -300,7 +300,12 @@ def _default_slice() -> int:
     """Return the kernel's own slice in ns, which a thread gets if it asks for 0; 0 where it cannot be read."""
 
     def ask() -> int:
-        return 0 if _call(0, Attributes(policy=os.SCHED_OTHER)) else _attributes().runtime
+        # The call sets policy and nice value too, and a process may not improve its own.
+        attributes = _attributes()
+        if attributes.policy not in FAIR:
+            attributes = Attributes(policy=os.SCHED_OTHER)
+        attributes.runtime = 0
+        return 0 if _call(0, attributes) else _attributes().runtime
 
     return aside(ask)
 

@@ -483,6 +483,14 @@ def test_what_another_process_has_is_read_back() -> None:
         in_force(child.pid)
 
 
+def test_the_kernels_own_slice_is_none_also_for_a_process_that_others_go_before() -> None:
+    leave = f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})" if not os.geteuid() else ""
+    script = f"import os\nfrom kerntune.run.shield import in_force\nos.nice(1); {leave}\n"
+    script += "print(in_force().scheduling.slice_us)"
+    words = [sys.executable, "-c", script]
+    assert subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=LIMIT, check=True).stdout == "0\n"
+
+
 def test_what_somebody_elses_process_may_lock_is_not_known() -> None:
     leave = f"os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); os.setresuid({NOBODY}, {NOBODY}, {NOBODY})"
     of = "1" if os.geteuid() else "os.getppid()"
