@@ -214,6 +214,13 @@ def test_memory_of_a_node_first(before: int, root: User) -> None:
     assert any(note.startswith("--numa: memory first from node ") for note in summary(done)["notes"])
 
 
+def test_memory_in_turn_from_all_nodes_goes_with_cpus(before: int, root: User) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    done = run(root, "--numa", "interleave", "--cpus", str(cpu), "--json", "--", "cat", "/proc/self/numa_maps")
+    assert " interleave:" in done.stdout
+    assert f"it stays on CPU {cpu}; others may run there too" in summary(done)["notes"]
+
+
 def test_real_time(before: int, root: User) -> None:
     code = "import os; print(os.sched_getscheduler(0) & 0xff, flush=True)"
     code += "; os.fork() or os._exit(os.sched_getscheduler(0)); print(os.waitstatus_to_exitcode(os.wait()[1]))"

@@ -119,7 +119,7 @@ def shield_of(args: Namespace) -> tuple[Shield, list[str]]:
     cpus = frozenset[int]() if args.cpus == AUTO else cpus_of(args.cpus)
     slice_us, real_time = slice_of(args.slice), RealTime(args.rt or "")
     nice = nice_of(args.nice)
-    words, policy = [], None
+    words, place = [], None
     if slice_us and not scheduling.keeps_slices():
         slice_us = 0
         words.append("--slice is left out: this kernel keeps no slice of a process, which takes Linux 6.12")
@@ -127,9 +127,9 @@ def shield_of(args: Namespace) -> tuple[Shield, list[str]]:
         words.append(f"it gets a slice of {slice_us} us")
     if args.numa:
         place = numa.place(args.numa, cpus or frozenset(os.sched_getaffinity(0)))
-        cpus, policy = place.cpus or cpus, place.policy
+        cpus = place.cpus or cpus
         words.append(f"--numa: {place.why}")
-    elif cpus:
+    if cpus and not (place and place.cpus):
         words.append(f"it stays on CPU {spell_cpus(cpus)}; others may run there too")
     if nice is not None:
         words.append(f"it runs with nice value {nice}")
@@ -139,7 +139,7 @@ def shield_of(args: Namespace) -> tuple[Shield, list[str]]:
     if args.memlock:
         hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
         words.append(f"it may lock {'any amount' if hard == resource.RLIM_INFINITY else gib(hard)} of memory")
-    return Shield(cpus, slice_us, nice, real_time, policy, args.memlock), words
+    return Shield(cpus, slice_us, nice, real_time, place.policy if place else None, args.memlock), words
 
 
 def spinning() -> str:

@@ -104,7 +104,7 @@ def place(asked: str, cpus: frozenset[int], root: Path = HOST) -> Place:
             f"the process may use no CPU of node {node.number}, which has {spell_cpus(node.cpus)}",
             f"It may use {spell_cpus(cpus)}",
         )
-    on = f"on its CPUs {spell_cpus(stay)}" if stay else "on any CPU, as the node has none"
+    on = f"on its CPUs {spell_cpus(stay)}" if stay else "the node has no CPUs to stay on"
     return Place(
         Policy(Kind.PREFERRED, frozenset({node.number})),
         stay,

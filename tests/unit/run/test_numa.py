@@ -105,7 +105,7 @@ def test_the_nodes_of_a_host(tmp_path: Path) -> None:
         ),
         (
             Asked("2", MIXED), (Kind.PREFERRED, {2}), set(),
-            "memory first from node 2 (90.0 GiB with the file cache); on any CPU, as the node has none",
+            "memory first from node 2 (90.0 GiB with the file cache); the node has no CPUs to stay on",
         ),
         (Asked("interleave", TWO), (Kind.INTERLEAVE, {0, 1}), set(), "memory in turn from nodes 0-1"),
         (Asked("interleave", MIXED), (Kind.INTERLEAVE, {0, 1}), set(), "memory in turn from nodes 0-1"),
