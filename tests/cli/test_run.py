@@ -513,6 +513,15 @@ def test_it_gets_its_environment_and_what_is_said(capfd: Captured, monkeypatch: 
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize("said", ["0", "2"])
+def test_memory_is_spoken_of_only_where_malloc_is_told_of_pages(
+    said: str, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", f"glibc.malloc.hugetlb={said}")
+    assert run(scripted(), "run", "--hugepages=64M", "--", "true") == 0
+    assert ("memory of the command" in capfd.readouterr().err) == (said == "2")
+
+
 def test_the_user_s_own_word_to_malloc_wins(capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     assert run(scripted(), "run", "--hugepages=64M", "--json", "--", "env") == 0

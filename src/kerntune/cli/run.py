@@ -147,11 +147,14 @@ class Work:
         settings = [f"{named(row.tunable, row.instance)}={row.requested}" for row in outcomes if is_there(row)]
         environ = self._environment
         told = allocator.environment(environ, settings, default_page_size=default_page_size)
-        value = allocator.hugetlb(settings, default_page_size)
+        asked = allocator.hugetlb(settings, default_page_size)
+        said = allocator.told(environ) if asked else None
+        # Pages that malloc is told not to take are held all the same: the command may map them itself.
+        value = said if said and said > allocator.TRANSPARENT else asked
         size = {0: 0, allocator.TRANSPARENT: 0, allocator.DEFAULT_SIZE: default_page_size}.get(value, value)
         rows = [row for row in outcomes if row.tunable in HUGE_PAGES and parse_pool(row.instance).size == size]
         borrowed = bool(rows) and all(row.tunable == BORROWED for row in rows)
-        self._summary.expected = Expected(value, size, sum(map(added, rows)), borrowed)
+        self._summary.expected = Expected(asked if said is None else said, size, sum(map(added, rows)), borrowed)
         if self._plan.thp:
             told = {TORCH: "1", **told}
         self._environment = told

@@ -34,7 +34,14 @@ def environment(
 
 def is_told(environ: Mapping[str, str]) -> bool:
     """Return whether an environment says what malloc does about huge pages."""
-    return any(word.partition("=")[0] == TUNABLE for word in environ.get(VARIABLE, "").split(":"))
+    return told(environ) is not None
+
+
+def told(environ: Mapping[str, str]) -> int | None:
+    """Return the value of glibc.malloc.hugetlb in an environment, None where that says nothing; the last one counts."""
+    words = [word.partition("=") for word in environ.get(VARIABLE, "").split(":")]
+    values = [value for name, _, value in words if name == TUNABLE]
+    return (int(values[-1]) if values[-1].isdecimal() else 0) if values else None
 
 
 def hugetlb(settings: Iterable[str], default_page_size: int) -> int:
