@@ -133,9 +133,9 @@ def test_a_script_without_interpreter(tmp_path: Path) -> None:
 
 def test_path_is_that_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "own").symlink_to("/bin/true")
-    asked = "import os; os.environ['PATH'] = os.path.abspath('.');" + IN_ONE
-    argv = [sys.executable, "-c", asked, json.dumps([["own"]])]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, timeout=LIMIT, check=True)
+    asked = "import os, sys; os.environ['PATH'] = sys.argv[2];" + IN_ONE
+    argv = [sys.executable, "-c", asked, json.dumps([["own"]]), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, timeout=LIMIT, check=True)
     assert json.loads(done.stdout)[0] == [0]
 
 
@@ -704,7 +704,9 @@ assert os.environ["LISTEN_PID"] == str(os.getpid()) and os.environ["LISTEN_FDS"]
 with socket.socket(fileno=3) as own, own.accept()[0] as peer:
     peer.sendall(b"served")
 """
-    argv = ["systemd-socket-activate", "-l", path, *words(sys.executable, "-c", script)]
+    # It passes nearly nothing of the environment on.
+    where = os.pathsep.join(filter(os.path.isabs, sys.path))
+    argv = ["systemd-socket-activate", "-l", path, "-E", f"PYTHONPATH={where}", *words(sys.executable, "-c", script)]
     with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
