@@ -127,7 +127,7 @@ def test_the_drop_in_of_the_manual(host: Host) -> None:
     assert vm.read(f"{FOLDER}/signals").split() == [str(main)]
     assert host.unit("Result", LLAMA) == "success"
     said = vm.check(f"journalctl --sync; journalctl --quiet --output=cat --unit={LLAMA}")
-    assert "held while it runs: hugepages@2M +48M (24 x 2M)" in said
+    assert "held while it runs: hugepages@2M=+48M (24 x 2M)" in said
     assert f"{SERVER.split()[0]} ended with status 0" in said
     assert "of the heap on huge pages" in said
 
