@@ -1,4 +1,4 @@
-"""What a caller who may not tune can do about it: the line that gives this very user the group.
+"""The advice to a caller who may not tune: the line that gives this very user the group.
 
 An older polkit, such as Debian 12's 122, takes the groups of a caller from the user database (getgrouplist(3)); a newer
 one, such as Debian 13's 126, from its connection to the bus, and so from the process. So what helps depends on where

@@ -31,7 +31,7 @@ EMPTY: Final = "Leave it out, or give it a value: is a variable of the shell not
 
 
 class Plan(NamedTuple):
-    """What to hold while the command runs, and what while it loads. `thp` takes a value of the host's into account."""
+    """The settings to hold while the command runs, and those while it loads. With `thp` the host's value decides."""
 
     settings: tuple[Setting, ...]
     loading: tuple[Setting, ...]

@@ -1,4 +1,4 @@
-"""What `kerntune run` tells of a command: a sentence or two at its start, warnings, and the summary at its end.
+"""The report of `kerntune run` on a command: a sentence or two at its start, warnings, and the summary at its end.
 
 All of it goes to standard error, because standard output is the command's.
 """

@@ -24,6 +24,10 @@ class Unreadable(Exception):
     """A process whose memory this user may not see: another user's, or that of a setuid program."""
 
 
+class NoChildrenFiles(Exception):
+    """The kernel lists no children in /proc: it is built without CONFIG_PROC_CHILDREN."""
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process, with what costs little to read: bytes of memory that it has mapped."""
@@ -65,7 +69,7 @@ class Processes:
         try:
             self._collect(pid, found, self._children, most)
             self._collect_seen(seen or {}, found, self._children, most)
-        except NotImplementedError:
+        except NoChildrenFiles:
             children = self._by_parent()
             found.clear()
             self._collect(pid, found, lambda each: children.get(each, ()), most)
@@ -86,7 +90,7 @@ class Processes:
                 waiting.extend(children(each))
 
     def _children(self, pid: int) -> Iterable[int]:
-        """Return the children of all threads of a process; NotImplementedError without CONFIG_PROC_CHILDREN."""
+        """Return the children of all threads of a process. Raise NoChildrenFiles."""
         found: list[int] = []
         folder = f"{self._proc}/{pid}/task"
         threads, absent = [], 0
@@ -98,7 +102,7 @@ class Processes:
             except OSError:
                 absent += os.path.exists(f"{folder}/{thread}")
         if threads and absent == len(threads):
-            raise NotImplementedError
+            raise NoChildrenFiles
         return found
 
     def _by_parent(self) -> Mapping[int, list[int]]:

@@ -32,7 +32,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class FreeCpus:
-    """What a look found: the allowed CPUs that are free, and the part of its time for which each other one works.
+    """The result of a look: the allowed CPUs that are free, and the part of its time for which each other one works.
 
     `beside` names those that are idle themselves, and the busy CPU with which each shares a core.
     """
@@ -48,7 +48,7 @@ class FreeCpus:
 
     @property
     def sentence(self) -> str:
-        """What was found and what follows, for people."""
+        """The result and its consequence, in a sentence for people."""
         if not self.busy and not self.free:
             return "nothing is pinned: no allowed CPU could be looked at"
         if not self.free:

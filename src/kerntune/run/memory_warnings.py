@@ -1,4 +1,4 @@
-"""What is said of a command's memory: the share on huge pages, and warnings, decided from figures alone. Pure."""
+"""The words about a command's memory: the share on huge pages, and warnings, decided from figures alone. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHELL: Final = 128  # a shell adds it to the number of the signal that ended its
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What malloc was told, and the pages that there are for it."""
+    """The setting that malloc gets, and the pages that the hold has for it."""
 
     hugetlb: int = 0  # the value of glibc.malloc.hugetlb; 0: nothing
     page_size: int = 0  # bytes, of the pool; 0 for transparent huge pages
@@ -101,7 +101,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What one look has found."""
+    """The facts that one look has found."""
 
     programs: tuple[Program, ...]
     pool: Pool | None = None
@@ -112,7 +112,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class MemoryWarning:
-    """What happened, then the likely cause and what to try. `kind` and `program` tell a warning from the others."""
+    """A warning: what happened, the likely cause and what to try. `kind` and `program` tell it from the others."""
 
     kind: str
     what: str

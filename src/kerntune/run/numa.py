@@ -70,7 +70,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What `--numa` comes to: the policy, the CPUs to stay on (none: all that are allowed), and a sentence about it."""
+    """The meaning of `--numa` here: the policy, the CPUs to stay on (none: all allowed ones), and a sentence."""
 
     policy: Policy
     cpus: frozenset[int]

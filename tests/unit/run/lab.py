@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, Final
 
@@ -77,6 +77,14 @@ def seen(stream: IO[bytes] | None, text: str) -> str:
         assert piece, f"no {text} in {read!r}"
         read += piece
     return read.decode()
+
+
+def until(come: Callable[[], bool]) -> None:
+    """Look until it has come, for a bounded time."""
+    deadline = time.monotonic() + LIMIT
+    while not come():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def say_ready() -> None:

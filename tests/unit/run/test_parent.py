@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 
 from kerntune.run.parent import addressed
 from tests.harness.workers import LIMIT
-from tests.unit.run.lab import attended, counter, seen, words
+from tests.unit.run.lab import attended, counter, seen, until, words
 from tests.unit.run.terminal import BASH, CTRL_BACKSLASH, CTRL_C, CTRL_D, CTRL_Z, PROMPT, Terminal
 
 KERNTUNE = [sys.executable, "-m", "kerntune.cli", "run"]
@@ -519,15 +519,7 @@ def test_ctrl_z_stops_both_and_fg_and_bg_go_on() -> None:
 
 def wait_for_state(pid: int, wanted: str) -> None:
     """Wait until a process is stopped or goes on."""
-    wait_until(lambda: state(pid) == wanted)
-
-
-def wait_until(come: Callable[[], bool]) -> None:
-    """Wait for something that comes soon."""
-    deadline = time.monotonic() + LIMIT
-    while not come():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: state(pid) == wanted)
 
 
 def test_a_background_command_that_reads_the_terminal() -> None:
@@ -583,7 +575,7 @@ os.read(0, 1)
         wait_for_state(child, "T")
         time.sleep(0.3)  # the parent has seen it by then; a late one proves nothing, and fails nothing
         os.kill(parent, signal.SIGTERM)
-        wait_until(lambda: signal.SIGTERM in mask(Path(f"/proc/{child}/status").read_text(), "ShdPnd"))
+        until(lambda: signal.SIGTERM in mask(Path(f"/proc/{child}/status").read_text(), "ShdPnd"))
         assert state(child) == "T"
         os.kill(child, signal.SIGCONT)
         assert terminal.process.wait(LIMIT) == 128 + signal.SIGTERM

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from kerntune.run import ready
 from kerntune.run.ready import NOTIFY, Readiness, awaited, takes_connections
 from kerntune.run.signals import Signals
 from tests.harness.workers import LIMIT, gone
-from tests.unit.run.lab import attended, seen, words
+from tests.unit.run.lab import attended, seen, until, words
 
 NOBODY = 54_321
 UNUSED = Signals(-1)
@@ -45,14 +44,6 @@ class Told:
 
     def __call__(self) -> None:
         self.times += 1
-
-
-def until(work: Callable[[], bool]) -> None:
-    """Do something again until it is true, for a bounded time."""
-    deadline = time.monotonic() + LIMIT
-    while not work():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Ports
