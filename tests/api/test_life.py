@@ -21,7 +21,8 @@ from typing import Final
 import pytest
 
 from kerntune.api.names import MANAGER, ROOT
-from kerntune.daemon.app import BUS_WAIT, LOCK_WAIT, Status
+from kerntune.daemon.app import BUS_WAIT, Status
+from kerntune.daemon.directories import LOCK_WAIT
 from kerntune.errors import Failed
 from kerntune.kernel.kconfig import QUEUE
 from kerntune.tunables.scopes import POLICIES

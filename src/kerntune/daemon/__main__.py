@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from kerntune import __version__, journal
 from kerntune.daemon import hotplug
-from kerntune.daemon.app import Directories, Status, lock, run
+from kerntune.daemon.app import Status, run
+from kerntune.daemon.directories import Directories, lock
 from kerntune.guard.saved import undo_cap_alone
 from kerntune.kernel.files import WRITABLE, HostKernel
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import signal
 from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 
 from kerntune import errors, journal, notify
 from kerntune.api import manager, names, typed
@@ -23,6 +20,7 @@ from kerntune.api.describe import Host, loads_of
 from kerntune.api.holds import LEFT, Holds, log_end
 from kerntune.api.services import OtherServices
 from kerntune.config.active import ActiveConfig
+from kerntune.daemon.directories import Directories, locked
 from kerntune.daemon.drift_timer import DriftTimer
 from kerntune.daemon.hotplug import Counters, Look
 from kerntune.dbus.introspection import load
@@ -47,7 +45,6 @@ DRIVERS = 10.0  # seconds to wait at boot for drivers that udev is still loading
 DRIVERS_LOOK = 0.1
 ASIDE = 8  # threads that wait for files and for other programs
 POLICY_RETRY = 1.0
-LOCK_WAIT = 2.0
 SETTLE = 2.0  # seconds that a stop may take in all
 LEAVE = 0.4  # seconds of SETTLE for the bus, the threads and the journal
 RESTORE = 30.0  # seconds more to put back the host's own values; TimeoutStopSec= of the unit allows for both
@@ -63,28 +60,6 @@ class Status(IntEnum):
     FAILED = 1
     USAGE = 2
     TAKEN = 17  # RestartPreventExitStatus= in the unit
-
-
-@dataclass(frozen=True, slots=True)
-class Directories:
-    """The directories of the daemon; systemd names them (systemd.exec(5), RuntimeDirectory= and the like)."""
-
-    runtime: Path
-    state: Path
-    config: Path
-
-    @classmethod
-    def from_environment(cls) -> Directories:
-        return cls(
-            Path(os.environ.get("RUNTIME_DIRECTORY", "/run/kerntune")),
-            Path(os.environ.get("STATE_DIRECTORY", "/var/lib/kerntune")),
-            Path(os.environ.get("CONFIGURATION_DIRECTORY", "/etc/kerntune")),
-        )
-
-    def make(self) -> None:
-        """Make the directories, but not the configuration's: it belongs to the administrator."""
-        for folder in (self.runtime, self.state):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 async def run(kernel: Kernel, root: str, directories: Directories, events: Events) -> Status:
@@ -333,29 +308,6 @@ def stop_event() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
-
-
-async def locked(runtime: Path, stack: contextlib.ExitStack) -> bool:
-    """Try `lock` for LOCK_WAIT seconds, and return whether it succeeds: `kerntuned --uncap` has it for a moment."""
-    deadline = asyncio.get_running_loop().time() + LOCK_WAIT
-    while not lock(runtime, stack):
-        if asyncio.get_running_loop().time() > deadline:
-            return False
-        await asyncio.sleep(BUS_RETRY)
-    return True
-
-
-def lock(runtime: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock the runtime directory. Return whether this is its only daemon; the lock ends with the process."""
-    with contextlib.ExitStack() as trying:
-        folder = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        trying.callback(os.close, folder)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        stack.push(trying.pop_all())
-    return True
 
 
 def summary(observed: Observed, troubles: Set[str]) -> str:
