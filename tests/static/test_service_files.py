@@ -174,6 +174,15 @@ def test_the_rule_says_yes_to_members_for_all_but_managing() -> None:
     assert RULE.count('subject.isInGroup("kerntune")') == RULE.count("&&") == 1
 
 
+def test_the_page_about_access_has_every_action_and_those_of_the_group_first() -> None:
+    page = (CHECKOUT / "docs/access.md").read_text()
+    told = re.findall(r"^\| `(org\.\S+)` \|", page, re.M)
+    assert sorted(told) == sorted(ACTIONS)
+    assert told[-1] == names.ACTION_MANAGE
+    assert len(told) == 4, "the page counts them"
+    assert "`50-kerntune.rules` gives the first three to the group" in page
+
+
 def test_the_group_is_all_that_sysusers_makes(tmp_path: Path) -> None:
     done = subprocess.run(
         ["systemd-sysusers", "--dry-run", f"--root={tmp_path}", "-"], input=SYSUSERS.read_text(),
