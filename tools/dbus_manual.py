@@ -53,7 +53,7 @@ the system bus
 .El
 .Sh DESCRIPTION
 .Xr kerntuned 8
-offers these interfaces on one object.
+offers these interfaces on one object, and that of a hold on an object for each.
 A call that sets something is answered when the kernel holds the value, and with what was read back.
 Reading is open to everybody; to change something
 .Xr polkit 8

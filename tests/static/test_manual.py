@@ -136,6 +136,13 @@ def test_every_member_is_there_with_its_arguments() -> None:
             assert f"{arg.attrib['type']} {arg.attrib['name']}" in line
 
 
+@pytest.mark.parametrize("name", sorted({interface for interface, _ in MEMBERS}))
+def test_a_section_names_its_interface_once_and_goes_on_with_what_it_is(name: str) -> None:
+    text = BUS.partition(f"The interface is {name}.\n")[2].partition("\n.Ss ")[0]
+    assert text[0].isupper()
+    assert name.lower() not in text.lower()
+
+
 def test_every_error_is_there() -> None:
     for name, error in errors.by_name().items():
         assert not error.__doc__ or error.__doc__.startswith("Only in") or f".It Li {name.rpartition('.')[2]}" in BUS
