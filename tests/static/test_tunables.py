@@ -21,6 +21,7 @@ from kerntune.patterns import EVERY, HUGE_PAGES, Kind
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.base import Tunable, as_number
 from kerntune.tunables.knobs import REPORTED, SYSCTL
+from tests.harness import CHECKOUT
 
 # Written on behalf of a tunable that does not name them: the remedy, the guard's, and a baseline's other form.
 BESIDE = {"compact_memory", "overcommit_kbytes"}
@@ -112,3 +113,17 @@ def test_the_simulated_host_has_it(tunable: Tunable) -> None:
     targets = tunable.targets(kernel)
     assert targets, f"kernel/simulated.py, or demo.py, has no file of {tunable.name}: --demo and the tests need them"
     assert all(reading.value is not None for reading in tunable.read_all(kernel, targets).values())
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "src/kerntune/tunables/explanations.toml",
+        *sorted(f"packaging/profiles/{path.name}" for path in (CHECKOUT / "packaging/profiles").glob("*.toml")),
+    ],
+)
+def test_times_that_are_told_as_measured_stand_in_the_evidence(file: str) -> None:
+    """`explain` and profiles show them; the page has the run, its interval, and how to repeat it."""
+    evidence = (CHECKOUT / "docs/evidence.md").read_text()
+    told = re.findall(r"(0\.\d\d) of the time( \[[^\]]+\])?", (CHECKOUT / file).read_text())
+    assert [ratio for ratio, interval in told if f"| {ratio}{interval or ' ['}" not in evidence] == []
