@@ -42,6 +42,14 @@ def test_the_one_in_force_is_marked(words: list[str], capsys: Captured) -> None:
     ]
 
 
+def test_the_one_in_force_is_shown_also_when_its_file_is_gone(capsys: Captured) -> None:
+    assert run(Script(document(profile="ai-mine")), "profile") == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "ai-mine       in force  there is no such profile any more; what it last said stays in force",
+        "balanced      -         for other work too",
+    ]
+
+
 def test_list_in_json(capsys: Captured) -> None:
     assert run(Script(), "profile", "--json") == 0
     said = json.loads(capsys.readouterr().out)

@@ -363,6 +363,8 @@ def _guarding(state: str, reason: str, headroom: int, floor: int) -> str:
 
 def profiles(found: Sequence[tuple[str, str]], active: str) -> Page:
     """Return a table of the profiles; a mark, or a word where there are no marks, shows the one in force."""
+    if active and active not in dict(found):
+        found = sorted([*found, (active, "there is no such profile any more; what it last said stays in force")])
     if not found:
         return ["There are no profiles."]
     rows = []

@@ -133,18 +133,19 @@ class ActiveProfile:
         """Return what would be in force if this profile was named ("": none). Its mistakes are problems.
 
         If it has errors, another profile that the files have named stays in force. One that a caller had selected ends.
+        A profile that does not exist, and of which nothing is known, is not in force: the content has no name then.
         """
         if not name:
             return Content()
         try:
             now = self.profiles.read(name)
         except NoSuchProfile as error:
-            now = Content(problems=(Problem(f"profile {name}", 0, Kind.FILE, error.what, error.hint),), name=name)
+            now = Content(problems=(Problem(f"profile {name}", 0, Kind.FILE, error.what, error.hint),))
         # Another thread may save meanwhile: look at one state of it.
         former, last = next(iter(self._last.contents.items()), (name, None))
         if former == name or last is None:
-            now = with_last(now, last)
-            return replace(now, claims=numbered(now.claims), name=name)
+            both = with_last(now, last)
+            return replace(both, claims=numbered(both.claims), name=name if last else now.name)
         is_selected = PROFILE.path not in last.options
         if is_selected or not now.errors:
             return now

@@ -209,6 +209,18 @@ def test_of_the_one_before_only_that_stays_which_the_files_had_named(shelf: Shel
     assert [problem.is_error for problem in found.problems] == [True]
 
 
+@pytest.mark.parametrize("is_selected", [True, False], ids=["selected before", "nothing before"])
+def test_a_misspelt_name_is_not_in_force(shelf: Shelf, *, is_selected: bool) -> None:
+    reader = shelf.in_force()
+    if is_selected:
+        shelf.write("mine", DISK.format("bfq"))
+        reader.load("mine", is_selected=True)
+    for name in ("nosuch", "neither"):
+        found = reader.load(name, is_selected=False)
+        assert (found.name, found.claims) == ("", ())
+        assert [problem.what for problem in found.problems] == [f"there is no profile {name!r}"]
+
+
 def test_a_misspelt_include_takes_nothing_away(shelf: Shelf) -> None:
     shelf.write("base", DISK.format("none") + '"nvme*" = "kyber"\n')
     shelf.write("mine", 'include = ["base"]\n' + DISK.format("bfq"))

@@ -213,7 +213,7 @@ async def test_a_caller_who_clears_a_profile_frees_it_though_the_files_name_none
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with started(folder, monkeypatch, 'profile = "gone"\n') as bench:
-        assert (bench.config.profile, bench.disk, bench.degraded) == ("gone", OWN, {CONFIG_INVALID})
+        assert (bench.config.profile, bench.disk, bench.degraded) == ("", OWN, {CONFIG_INVALID})
         await bench.choose(Selection("fast"))
         await bench.config.reload()
         assert (bench.config.profile, bench.disk, bench.degraded) == ("fast", "none", set())
@@ -445,7 +445,7 @@ async def test_a_profile_that_was_cleared_does_not_come_back_at_a_restart(
         if not is_saved:
             (folder / "run/profile.json").write_bytes(copy)
     async with started(folder, monkeypatch, 'profile = "gone"\n', lab=before.lab) as bench:
-        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("gone", OWN, [0, 0])
+        assert (bench.config.profile, bench.disk, pages(bench.lab.kernel)) == ("", OWN, [0, 0])
 
 
 async def test_no_selection_and_no_reload_begins_before_the_one_before_has_ended(
