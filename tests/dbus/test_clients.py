@@ -23,7 +23,7 @@ from kerntune.dbus.blocking import BlockingClient, Signal
 from kerntune.dbus.client import connect
 from kerntune.dbus.connection import Connection
 from kerntune.dbus.framing import Cutter
-from kerntune.dbus.messages import Message, Variant, parse
+from kerntune.dbus.messages import Message, Variant, address_of, parse
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
 from tests.hostile import raw
@@ -233,6 +233,16 @@ class TestBus:
         with pytest.raises(errors.Unreachable, match=r"bus at .*Is dbus running"):
             async with connecting(address):
                 pass
+
+    async def test_the_environment_names_another_bus(
+        self, connecting: Connecting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=...")
+        with pytest.raises(errors.Unreachable) as caught:
+            async with connecting(address_of(None)):
+                pass
+        assert caught.value.what == "the bus at unix:path=... cannot be reached: No such file or directory"
+        assert "The environment names this bus (DBUS_SYSTEM_BUS_ADDRESS)" in caught.value.hint
 
     async def test_the_second_address_is_tried(self, bus: PrivateBus, connecting: Connecting) -> None:
         async with connecting(f"unix:path=/nonexistent;{bus.address}") as client:

@@ -34,6 +34,7 @@ from kerntune.dbus.messages import (
     method_call,
     parse,
     sockets,
+    unreachable,
     unwrap,
 )
 from kerntune.dbus.standard import THE_BUS
@@ -365,4 +366,4 @@ class BlockingClient:
             raise self._unreachable(f"cannot be reached: {error.strerror or error}") from error
 
     def _unreachable(self, what: str) -> errors.Unreachable:
-        return errors.Unreachable(f"the bus at {self.address} {what}", "Is dbus running? systemctl status dbus")
+        return unreachable(self.address, what)

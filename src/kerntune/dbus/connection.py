@@ -31,6 +31,7 @@ from kerntune.dbus.messages import (
     method_call,
     parse,
     sockets,
+    unreachable,
 )
 from kerntune.dbus.standard import THE_BUS
 from kerntune.dbus.users import UNKNOWN
@@ -299,7 +300,7 @@ class Connection(asyncio.BufferedProtocol):
         """Refuse a message whose body was too long to look at."""
 
     def _unreachable(self, what: str) -> errors.Unreachable:
-        return errors.Unreachable(f"the bus at {self.address} {what}", "Is dbus running? systemctl status dbus")
+        return unreachable(self.address, what)
 
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()

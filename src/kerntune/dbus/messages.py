@@ -26,6 +26,7 @@ from kerntune.dbus import standard
 
 __all__ = ["InvalidAddressError", "Message", "MessageFlag", "MessageType", "Variant"]
 
+ADDRESS: Final = "DBUS_SYSTEM_BUS_ADDRESS"  # in the environment
 SYSTEM_BUS: Final = "unix:path=/var/run/dbus/system_bus_socket"
 GONE: Final = frozenset(
     errors.FREEDESKTOP + name for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut")
@@ -147,7 +148,15 @@ def sockets(address: str) -> Iterator[str]:
 
 def address_of(address: str | None) -> str:
     """Return the address of the bus: this one, else that of the environment, else the system bus."""
-    return address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+    return address or os.environ.get(ADDRESS) or SYSTEM_BUS
+
+
+def unreachable(address: str, what: str) -> errors.Unreachable:
+    """Return the error of a bus that cannot be used."""
+    hint = "Is dbus running? systemctl status dbus"
+    if address == os.environ.get(ADDRESS):
+        hint = f"The environment names this bus ({ADDRESS}). Is it the one that is meant, and does it run?"
+    return errors.Unreachable(f"the bus at {address} {what}", hint)
 
 
 def may_reply(sender: str, destination: str) -> bool:
