@@ -158,6 +158,7 @@ def run(stack: ExitStack) -> int:
     real = host_is_real()
     say(f"host:   {'this machine: values that are set here are really set' if real else SIMULATED}")
     daemon = Daemon(bus, *([] if real else ["--demo"]), stream=True, limit=READY_LIMIT)
+    say(f"files:  {daemon.config} stands for /etc/kerntune (kerntune config check {daemon.config})")
     try:
         stack.enter_context(daemon)
     except DaemonError as error:

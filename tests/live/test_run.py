@@ -102,6 +102,7 @@ def test_as_root_it_works_on_this_machine(machine: None, folder: Path) -> None:
     assert "host:   this machine: values that are set here are really set" in said
     assert f"bus:    private, unix:path={folder}/" in said
     assert "polkit: a polkitd of its own" in said
+    assert re.search(rf"^files:  ({folder}/\S+) stands for /etc/kerntune \(kerntune config check \1\)$", said, re.M)
     status = said.partition("$ kerntune status")[2]
     assert "Nothing is managed" in status
     assert "kerntune status ended with" not in status
