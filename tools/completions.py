@@ -52,7 +52,7 @@ _kerntune()
     fi
     for one in "${words[@]:1}"; do
         if [[ $live ]]; then
-            live=""
+            live="" choices=""
             continue
         fi
         case $one in
@@ -75,7 +75,7 @@ _kerntune()
         live=""
     fi
     case $live in
-        "") mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word") ;;
+        "" | choices) mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word") ;;
         files)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
@@ -104,7 +104,7 @@ local -a found shown
 local -A about
 for one in "${(@)words[2,CURRENT-1]}"; do
     if [[ -n $live ]]; then
-        live=""
+        live="" choices=""
         continue
     fi
     case $one in
@@ -125,7 +125,7 @@ if [[ $word == -* ]]; then
     choices=$options live=""
 fi
 case $live in
-    "")
+    "" | choices)
         case $verb in
             @ABOUT@
         esac
@@ -170,8 +170,16 @@ def option_values() -> Iterator[str]:
     """Yield what completes the word after each option that takes a value."""
     every = [*EVERYWHERE, *(argument for verb in VERBS for argument in verb.arguments if argument.is_option)]
     taking = [argument for argument in every if argument.takes_value]
-    for names, completes in dict.fromkeys((argument.names, argument.completes) for argument in taking):
-        yield f"{'|'.join(names)}) live={completes} ;;"
+    for names, completes in dict.fromkeys((argument.names, completed(argument)) for argument in taking):
+        yield f"{'|'.join(names)}) {completes} ;;"
+
+
+def completed(option: Argument) -> str:
+    """Return what completes the word after an option; a value that may be left out is no word of its own."""
+    choices = option.how.get("choices")
+    if choices and "nargs" not in option.how:
+        return f'live=choices choices="{" ".join(choices)}"'
+    return f"live={option.completes}"
 
 
 def options() -> Iterator[str]:

@@ -222,6 +222,10 @@ def completed(shell: str, line: str, path: str) -> list[str]:
         ("kerntune set --persist overc", ["overcommit="]),
         ("kerntune set --color=never overc", ["overcommit="]),
         ("kerntune --color never ver", ["verify"]),
+        ("kerntune --color a", ["always", "auto"]),
+        ("kerntune bench --leg m", ["memory", "mmap"]),
+        ("kerntune bench --leg copy --leg ", ["copy", "cpu", "io", "memory", "mmap", "torch"]),
+        ("kerntune run --rt --profile ba", ["balanced"]),
     ],
 )
 def test_verbs_options_and_live_values(shell: str, line: str, found: list[str], path: str) -> None:
@@ -242,6 +246,8 @@ def test_options_are_those_of_the_verb(shell: str, path: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_files(shell: str, path: str) -> None:
     assert completed(shell, "kerntune config check pyproj", path) == ["pyproject.toml" if shell == "bash" else "FILES"]
+    after_leg = completed(shell, "kerntune bench --leg copy pyproj", path)
+    assert after_leg == ["pyproject.toml" if shell == "bash" else "FILES"]
     assert completed(shell, "kerntune doctor --root pyproj", path) == ["pyproject.toml" if shell == "bash" else "FILES"]
 
 
