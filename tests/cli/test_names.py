@@ -329,6 +329,13 @@ def test_the_list_has_those_there_are(capsys: Captured) -> None:
     assert [line.split()[0] for line in lines] == [tunable.name for tunable in REGISTRY]
 
 
+def test_the_list_fits_a_terminal_of_80_columns(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert explain("--color=always") == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+
+
 def test_all_there_is_to_know(capsys: Captured) -> None:
     assert explain("io-scheduler") == 0
     lines = capsys.readouterr().out.splitlines()

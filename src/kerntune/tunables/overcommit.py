@@ -32,7 +32,7 @@ class Overcommit(Tunable):
     """One target, the host. A baseline also names the ratio or the kilobytes that a mode does not use."""
 
     name = "overcommit"
-    summary = "control of how much memory the kernel commits to programs"
+    summary = "control of memory overcommit"
     lane = Lane.MEMORY
     action = "set-memory"
     kind = Kind.SINGLE
