@@ -115,6 +115,14 @@ class TestHangup:
             daemon.wait_for(READY)
 
 
+def test_a_killed_demonstration_leaves_nothing_beside_the_directories_that_are_named(
+    bus: PrivateBus, tmp_path: Path
+) -> None:
+    with Daemon(bus, "--demo", env={"TMPDIR": str(tmp_path)}) as daemon:
+        daemon.kill()
+        assert list(tmp_path.iterdir()) == []
+
+
 def fifo(path: Path) -> None:
     os.mkfifo(path)
 

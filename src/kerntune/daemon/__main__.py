@@ -121,8 +121,9 @@ def simulate(directories: Directories) -> int:
 
     from kerntune.daemon import demo  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory(prefix="kerntune-demo-") as folder:
+    with contextlib.ExitStack() as stack:
         if "RUNTIME_DIRECTORY" not in os.environ:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kerntune-demo-"))
             config = directories.config if "CONFIGURATION_DIRECTORY" in os.environ else Path(folder, "config")
             directories = Directories(Path(folder, "run"), Path(folder, "state"), config)
         directories.make()
