@@ -88,6 +88,7 @@ def test_in_json_each_event_is_a_line(capsys: Captured) -> None:
     assert run(Script(outcomes=[HELD]), "hold", "hugepages=64", "--json") == 0
     first, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["event"], first["hold"], first["outcomes"][0]["requested"]) == ("held", 3, "+64")
+    assert first["outcomes"][0]["condition"] == "satisfied"
     assert last == {"event": "ended", "hold": 3}
 
 

@@ -73,8 +73,8 @@ class TestMonitor:
         head, first, second, bad, good, error = map(json.loads, capsys.readouterr().out.splitlines())
         assert (head["event"], head["generation"], head["degraded"]) == ("watching", 3, [])
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", first.pop("time"))
-        assert first == {"event": "outcome", "generation": 4, "cause": "Set", **self.GOVERNORS[0]._asdict()}
-        assert second["instance"] == "policy1"
+        assert first == {"event": "outcome", "generation": 4, "cause": "Set", **output.outcome_data(self.GOVERNORS[0])}
+        assert (second["instance"], second["state"], second["condition"]) == ("policy1", "unsupported", "waiting")
         assert [row["degraded"] for row in (bad, good)] == [["cpu-offline"], []]
         assert error == {"error": {"name": self.GONE.dbus_name, "message": str(self.GONE)}}
 

@@ -58,7 +58,7 @@ def _hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
     try:
         with connect() as manager:
             number, rows = manager.hold(settings, who, why, {**options, "ttl-usec": ttl})
-            data = {"event": "held", "hold": number, "outcomes": [outcome._asdict() for outcome in rows]}
+            data = {"event": "held", "hold": number, "outcomes": [output.outcome_data(row) for row in rows]}
             page = [*output.outcomes(rows), Prose(_granted(number, args))]
             # A service that has held what it could has not failed when it is stopped.
             code = Exit.OK if sd_notify.is_service() else exit_code(rows)

@@ -91,7 +91,8 @@ def _data(event: Event) -> Iterator[dict[str, Any]]:
         yield {"event": "guard", **event._asdict()}
     else:
         for outcome in event.outcomes:
-            yield {"event": "outcome", "generation": event.generation, "cause": event.cause, **outcome._asdict()}
+            data = output.outcome_data(outcome)
+            yield {"event": "outcome", "generation": event.generation, "cause": event.cause, **data}
 
 
 def show_live(connect: Connect, stream: TextIO, color: str) -> Answer:
