@@ -235,9 +235,9 @@ def test_who_holds_what(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> No
     assert heading.split() == ["HOLD", "BY", "SINCE", "ENDS", "WHAT"]
     assert first.startswith("3     train, uid 1000 ")
     assert "  2023-11-14 22:13  " in first
-    assert first.endswith("with its client   hugepages@2M=+64")
+    assert first.endswith("with its client   hugepages@2M=+128M")
     assert "<b>\N{REPLACEMENT CHARACTER}[31mred, uid 1000" in second
-    assert second.endswith("hugepages@2M=+64  step 1")
+    assert second.endswith("hugepages@2M=+128M  step 1")
     assert run(Script(), "holds") == 0
     assert capsys.readouterr().out == "Nobody holds anything.\n"
 

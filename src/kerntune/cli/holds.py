@@ -19,6 +19,7 @@ from kerntune.cli.commands import Namespace
 from kerntune.cli.held import release as release_now
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.remote import Connect, Manager
+from kerntune.cli.rows import shown
 from kerntune.cli.signals import caught
 from kerntune.cli.suggest import parts
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
@@ -189,7 +190,7 @@ def _row(hold: HoldRow, document: Document) -> Row:
         f"{short(hold['who'])}, uid {hold['uid']}",
         clock(hold["since_usec"]),
         ends,
-        " ".join(map(spelled, claims)),
+        ", ".join(map(spelled, claims)),
     )
     return row(str(hold["hold"]), cells, "", hold["why"])
 
@@ -197,7 +198,8 @@ def _row(hold: HoldRow, document: Document) -> Row:
 def spelled(claim: ClaimRow) -> str:
     """Return the setting that a claim of a hold asks for."""
     added = "+" if claim["value"].isdecimal() and claim["tunable"] in HUGE_PAGES else ""
-    return f"{named(claim['tunable'], claim['instances'])}={added}{claim['value']}"
+    value = shown(claim["tunable"], claim["instances"], added + claim["value"], brief=True)
+    return f"{named(claim['tunable'], claim['instances'])}={value}"
 
 
 def clock(usec: int) -> str:
