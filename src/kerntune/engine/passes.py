@@ -508,7 +508,7 @@ class _Pass:
         for target, desired in desired_states.items():
             step = planned.get(target)
             last = self.lane.last.get(target)
-            if step is None and desired.is_baseline and not (last and last.is_owed):
+            if step is None and desired.is_baseline and not (target in self.left_alone and last and last.is_owed):
                 continue  # not its turn: a claim on the pool as a whole settles this node
             if step is None:
                 verdict = self._left_alone(desired, after)

@@ -235,6 +235,26 @@ async def test_a_look_that_finds_a_debt_paid_has_it_published() -> None:
         await lab.until(lambda: not lab.engine.observed.outcomes)
 
 
+async def test_a_claim_on_the_total_ends_the_debts_of_the_nodes() -> None:
+    """A node's own number counts only while no total is claimed, and comes back when that is withdrawn."""
+    clock, kernel = Clock(), two_nodes()
+    async with running(kernel, clock=clock) as lab:
+        await lab.set(("hugepages", "2M", 200))
+        kernel.nodes[0].pools[PAGE].used = 64
+        await lab.unset(("hugepages", "2M"))
+        owed = {o.target.instance for o in lab.engine.observed.outcomes.values() if o.is_owed}
+        assert owed >= {"2M", "2M/node0"}
+        await lab.set(("hugepages", "2M", 40))
+        states = {o.target.instance: (o.state, o.is_owed) for o in lab.engine.observed.outcomes.values()}
+        assert states == {"2M": (State.PARTIAL, False)}
+        kernel.nodes[0].pools[PAGE].used = 0
+        await look(lab, clock, SOON)
+        (outcome,) = lab.engine.observed.outcomes.values()
+        assert (outcome.state, outcome.actual, sum(pages(kernel))) == (State.SATISFIED, "40", 40)
+        await lab.unset(("hugepages", "2M"))
+        assert (pages(kernel), lab.engine.observed.outcomes, lab.store.baselines) == ([10, 10], {}, {})
+
+
 def cpus() -> SimulatedKernel:
     kernel = large_host()
     kernel.policies = {f"policy{number}": Policy((number,), epp="balance_performance") for number in range(2)}
