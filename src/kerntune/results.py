@@ -182,9 +182,9 @@ def health_exit_code(*, well: bool) -> Exit:
     return Exit.OK if well else Exit.FAILED
 
 
-def get_exit_code(*, unreadable: int) -> Exit:
-    """Return 6 if some of the values cannot be read; where none can, `get` raises NotSupported."""
-    return Exit.PARTLY if unreadable else Exit.OK
+def get_exit_code(*, unread: int) -> Exit:
+    """Return 6 if some of the values cannot be read now; where none was ever read, `get` raises NotSupported."""
+    return Exit.PARTLY if unread else Exit.OK
 
 
 def findings_exit_code(*, wrong: int) -> Exit:

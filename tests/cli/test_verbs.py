@@ -14,6 +14,10 @@ from kerntune.errors import InvalidValue, OverLimit
 from tests.cli.scripted import DRIVES, Captured, Script, claim, document, outcome, run, target, tunable
 from tests.harness import CHECKOUT
 
+HANGING = target(
+    "io-scheduler@sdb", "none", reason="device-hangs", detail="sdb hangs: the kernel has not returned from a read"
+)
+
 
 class TestSet:
     def test_it_asks_once_and_shows_what_is_there_now(self, capsys: Captured) -> None:
@@ -225,8 +229,19 @@ class TestGet:
         assert run(script, "get", "io-scheduler@sd*") == 6
         assert capsys.readouterr().out == "io-scheduler@sda bfq\nio-scheduler@sdb -\n"
 
+    @pytest.mark.parametrize("word", ["io-scheduler@sdb", "io-scheduler@sd*"])
+    def test_the_last_value_of_what_hangs_is_told_as_such(self, word: str, capsys: Captured) -> None:
+        assert run(Script(document([*DRIVES, HANGING])), "get", word) == 6
+        said = capsys.readouterr()
+        assert "none\n" in said.out
+        assert said.err == f"kerntune: io-scheduler@sdb: the last value that is known\n  {HANGING['detail']}\n"
+
 
 class TestList:
+    def test_what_hangs(self, capsys: Captured) -> None:
+        assert run(Script(document([*DRIVES, HANGING])), "list", "io-scheduler") == 0
+        assert HANGING["detail"] in " ".join(capsys.readouterr().out.split())
+
     def test_everything(self, capsys: Captured) -> None:
         assert run(Script(), "list") == 0
         text = capsys.readouterr().out

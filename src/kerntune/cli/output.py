@@ -242,7 +242,8 @@ def _target(row: TargetRow) -> Row:
     value = shown(row["tunable"], row["instance"], row["value"] or "")
     # Most targets are unmanaged: the word in every row would say nothing.
     state = "" if found == State.UNMANAGED else found
-    notes = [why(row["state"], row["reason"], row["detail"])] if row["value"] is None or found not in WELL else []
+    is_old = row["value"] is None or row["reason"] == Reason.DEVICE_HANGS
+    notes = [why(row["state"], row["reason"], row["detail"])] if is_old or found not in WELL else []
     return target_row(
         found, named(row["tunable"], row["instance"]), value, state, " ".join(row["choices"]), notes=notes
     )

@@ -30,7 +30,7 @@ from kerntune.cli.health import HostHealth, Judged, conditions_of, judged_outcom
 from kerntune.cli.output import NOTHING_CHANGED, Advice, Answer, changed, outcome_data, target_data
 from kerntune.cli.remote import Connect, Manager
 from kerntune.errors import Exit, KerntuneError, NotSupported, Usage
-from kerntune.model import Origin, Setting, State
+from kerntune.model import Origin, Reason, Setting, State
 from kerntune.patterns import EVERY, is_unstable
 from kerntune.results import Condition, exit_code, get_exit_code, health_exit_code, profile_exit_code
 from kerntune.suggest import listed
@@ -88,13 +88,17 @@ def get(connect: Connect, args: Namespace) -> Answer:
     rows = select(document, args.targets)
     unreadable = [row for row in rows if row["value"] is None]
     if len(unreadable) == len(rows):
-        names = {
-            row["tunable"]: [each["instance"] for each in rows if each["tunable"] == row["tunable"]] for row in rows
-        }
-        what = ", ".join(named(tunable, listed(instances)) for tunable, instances in names.items())
-        raise NotSupported(f"{what} cannot be read", rows[0]["detail"])
+        raise NotSupported(f"{_listed(rows)} cannot be read", rows[0]["detail"])
+    hanging = [row for row in rows if row["value"] is not None and row["reason"] == Reason.DEVICE_HANGS]
+    said = [Advice(f"{_listed(hanging)}: the last value that is known", hanging[0]["detail"])] if hanging else []
     data = {"targets": [target_data(row) for row in rows]}
-    return Answer(data, output.values(rows), get_exit_code(unreadable=len(unreadable)))
+    return Answer(data, output.values(rows), get_exit_code(unread=len(unreadable) + len(hanging)), tuple(said))
+
+
+def _listed(rows: Sequence[TargetRow]) -> str:
+    """Return the names of targets as prose, those of each tunable together."""
+    names = {row["tunable"]: [each["instance"] for each in rows if each["tunable"] == row["tunable"]] for row in rows}
+    return ", ".join(named(tunable, listed(instances)) for tunable, instances in names.items())
 
 
 def set_(connect: Connect, args: Namespace) -> Answer:
