@@ -236,6 +236,17 @@ class TestGet:
         assert "none\n" in said.out
         assert said.err == f"kerntune: io-scheduler@sdb: the last value that is known\n  {HANGING['detail']}\n"
 
+    def test_values_that_may_be_old_are_told_as_such(self, capsys: Captured) -> None:
+        slow = [tunable("overcommit"), tunable("io-scheduler", detail="the kernel takes long")]
+        assert run(Script(document(DRIVES, tunables=slow)), "get", "io-scheduler@sda") == 0
+        said = capsys.readouterr()
+        assert (said.out, said.err) == (
+            "bfq\n",
+            "kerntune: io-scheduler: these values may be old\n  the kernel takes long\n",
+        )
+        assert run(Script(document(DRIVES, tunables=slow)), "list") == 0
+        assert "io-scheduler: these values may be old: the kernel takes long\n" in capsys.readouterr().out
+
 
 class TestList:
     def test_what_hangs(self, capsys: Captured) -> None:

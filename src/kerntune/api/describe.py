@@ -11,7 +11,7 @@ from typing import Any, Final
 from kerntune import __version__
 from kerntune.engine.claims import resolve
 from kerntune.engine.edits import Edits
-from kerntune.engine.observed import Observed
+from kerntune.engine.observed import LOOK_SECONDS, Observed
 from kerntune.engine.reconciler import Reconciler
 from kerntune.engine.requests import World
 from kerntune.guard.guard import MemoryGuard
@@ -21,6 +21,11 @@ from kerntune.model import Claim, DesiredState, Hold, Memory, Outcome, Reading, 
 from kerntune.tunables.base import Tunable
 
 SMALL: Final = 1000  # targets, and comparisons with claims; with less the event loop makes a document, in milliseconds
+
+LATE: Final = (
+    f"the kernel has not answered for {LOOK_SECONDS:g} s, and what was read before it serves. Likely: devices hang, or "
+    "the host is overloaded; see kerntune status, and the kernel's log (dmesg)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def head_of(
                 "kind": tunable.kind,
                 "unit": tunable.sizes,
                 "supported": tunable.name not in observed.missing,
-                "detail": observed.missing.get(tunable.name, ""),
+                "detail": observed.missing.get(tunable.name, "") or (LATE if observed.is_late(tunable.lane) else ""),
             }
             for tunable in observed.tunables.values()
         ],

@@ -111,7 +111,7 @@ class GuardRow(TypedDict):
 
 
 class TunableRow(TypedDict):
-    """A tunable; `kind` is the kind of its instances, `detail` says why it is not supported.
+    """A tunable; `kind` is the kind of its instances, `detail` says why it is not supported or its values may be old.
 
     `unit` is what its values count: "pages", "KiB", or "" for other values.
     """

@@ -225,7 +225,9 @@ def targets(
     if table:
         rows_ = tuple(together(table, cpus_of(document)))
         page = [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), rows_, wraps=True)]
-    return [*page, *_left_out(tunables, left_out)]
+    late = [row for row in tunables if row["supported"] and row["detail"]]
+    said = [Prose(f"{row['name']}: these values may be old: {row['detail']}") for row in late]
+    return [*page, *said, *_left_out(tunables, left_out)]
 
 
 def _left_out(tunables: Sequence[TunableRow], names: Sequence[str]) -> Iterator[Prose]:

@@ -91,6 +91,8 @@ def get(connect: Connect, args: Namespace) -> Answer:
         raise NotSupported(f"{_listed(rows)} cannot be read", rows[0]["detail"])
     hanging = [row for row in rows if row["value"] is not None and row["reason"] == Reason.DEVICE_HANGS]
     said = [Advice(f"{_listed(hanging)}: the last value that is known", hanging[0]["detail"])] if hanging else []
+    tunables = [row for row in document["tunables"] if row["name"] in {each["tunable"] for each in rows}]
+    said += [Advice(f"{row['name']}: these values may be old", row["detail"]) for row in tunables if row["detail"]]
     data = {"targets": [target_data(row) for row in rows]}
     return Answer(data, output.values(rows), get_exit_code(unread=len(unreadable) + len(hanging)), tuple(said))
 

@@ -26,7 +26,7 @@ class _Lane:
     """A lane: when it was read last, how many passes have ended, and the look that runs.
 
     Looks have numbers: `begun` is that of the last one, `taken` that of the last one whose readings were taken. `found`
-    are the outcomes of that one, until a pass ends.
+    are the outcomes of that one, until a pass ends. `late`: somebody has not waited for the look that runs.
     """
 
     read_at: float = float("-inf")
@@ -35,6 +35,7 @@ class _Lane:
     taken: int = 0
     look: asyncio.Task[None] | None = None
     look_at: float = 0.0
+    late: bool = False
     found: Mapping[Target, Outcome] | None = None
 
 
@@ -105,6 +106,10 @@ class Observed:
         if stale := [lane for lane in lanes if not age or self._lanes[lane].read_at < since]:
             await asyncio.gather(*(self._freshen(lane, since, patience) for lane in stale))
 
+    def is_late(self, lane: Lane) -> bool:
+        """Return whether a look takes too long to be waited for, so that what is known of the lane is older."""
+        return self._lanes[lane].late
+
     def passes(self, lanes: Iterable[Lane] = Lane) -> tuple[int, ...]:
         """Return how many passes of each lane have ended: a look is out of date when that has changed meanwhile."""
         return tuple(self._lanes[lane].passes for lane in lanes)
@@ -135,6 +140,7 @@ class Observed:
             # Others wait for the same look, and this caller may go.
             done, _ = await asyncio.wait([look], timeout=left)
             if not done:
+                state.late = True
                 return
             look.result()
             if state.taken > begun or state.read_at > since:
@@ -145,7 +151,7 @@ class Observed:
         try:
             result = await self._look(lane)
         finally:
-            state.look = None
+            state.look, state.late = None, False
         if state.passes != passes:
             return  # what a pass has read since then is newer
         state.read_at, state.taken = self._clock(), number

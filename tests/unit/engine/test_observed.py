@@ -6,14 +6,17 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from kerntune.api.describe import LATE, Host, prepare
 from kerntune.engine.observed import FRESH, Observed
 from kerntune.engine.results import Result
 from kerntune.errors import NotOffered, NotSupported
+from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.simulated import Policy, SimulatedKernel
-from kerntune.model import Lane, Origin, Outcome, Reason, Report, State, Target
+from kerntune.model import Lane, Origin, Outcome, Reading, Reason, Report, State, Target
 from kerntune.tunables import REGISTRY
 from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.lab import (
@@ -251,6 +254,30 @@ async def test_a_drive_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.Monke
             await lab.engine.observed.fresh([Lane.MEMORY], 0)
             assert value(lab, "vm.swappiness") == "7", "another lane is read all the same"
             go_on.set()
+
+
+async def test_values_are_told_as_old_while_nobody_waits_for_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(large_host()) as lab:
+        go_on, read_all = threading.Event(), IO_SCHEDULER.read_all
+
+        def slow(kernel: SimulatedKernel, targets: Sequence[Target]) -> dict[Target, Reading]:
+            go_on.wait(BOUND)
+            return read_all(kernel, targets)
+
+        monkeypatch.setattr(IO_SCHEDULER, "read_all", slow)
+        await lab.engine.observed.fresh([Lane.BLOCK], 0, 0.05)
+        assert told_as_old(lab) == {"io-scheduler", "read-ahead"}
+        go_on.set()
+        await lab.engine.observed.fresh([Lane.BLOCK], 0, None)
+        assert told_as_old(lab) == set()
+
+
+def told_as_old(lab: Lab) -> set[str]:
+    """Return the tunables of which Describe says that their values may be old."""
+    guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_told: None)
+    host = Host("6.1", "/", True, 2 << 20)
+    head, _ = prepare(lab.engine.observed, lab.engine.edits, guard, host, degraded=(), profile="")
+    return {row["name"] for row in head["tunables"] if row["detail"] == LATE}
 
 
 # Looking and verifying
