@@ -266,7 +266,7 @@ def checked(document: Any) -> Document:
     """Return the document if this version can read all of it. Raise ValueError or TypeError otherwise."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError("not a state file of this version")
-    serials = [document.get("serial", 0)]
+    serials, last_holds = [document.get("serial", 0)], []
     flags = [document.get("suspended", False)]
     load_claims(document.get("persistent", ()), Origin.PERSISTENT)
     parts = [document]
@@ -278,9 +278,11 @@ def checked(document: Any) -> Document:
         load_claims(part.get("runtime", ()), Origin.RUNTIME)
         load_claims(part.get("hold_claims", ()), Origin.HOLD)
         load_holds(part.get("holds", ()))
-        serials.append(part.get("last_hold", 0))
-    if any(type(serial) is not int for serial in serials):
+        last_holds.append(part.get("last_hold", 0))
+    if any(type(number) is not int for number in (*serials, *last_holds)):
         raise ValueError("a serial is a whole number")
+    if any(not 0 <= number < LARGEST for number in last_holds):
+        raise ValueError("no hold could have the number after the last one")
     if any(type(flag) is not bool for flag in flags) or not isinstance(document.get("profile", ""), str):
         raise ValueError("what was chosen is a name and a switch")
     for row in document.get("baselines", ()):

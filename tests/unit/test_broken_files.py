@@ -315,10 +315,21 @@ json_values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-FIELDS = ("boot", "serial", "runtime", "baselines", "persistent", "commit")
+FIELDS = (
+    "boot",
+    "serial",
+    "runtime",
+    "baselines",
+    "persistent",
+    "commit",
+    "holds",
+    "hold_claims",
+    "last_hold",
+    "suspended",
+)
 
 
-@given(st.sampled_from(FIELDS), json_values, st.sampled_from([None, "boot", "serial", "runtime"]))
+@given(st.sampled_from(FIELDS), json_values, st.sampled_from([None, "boot", "serial", "runtime", "holds", "last_hold"]))
 def test_a_field_of_any_value_is_not_fatal(name: str, value: Any, inner: str | None) -> None:
     """A file that somebody edited by hand."""
     with TemporaryDirectory() as place:
@@ -390,6 +401,14 @@ def test_a_hold_that_no_bus_could_tell_of(folder: Path, hold: dict[str, Any], cl
     """It is set aside at its first start: the daemon could not even publish it."""
     state = with_hold(folder, hold, claim)
     assert (state.claims.holds, len(state.set_aside)) == ({}, 1)
+
+
+@pytest.mark.parametrize("last", [-1, 2**64 - 1, "7", True])
+def test_a_last_hold_that_the_next_start_would_not_take(folder: Path, last: object) -> None:
+    """With the number after it a new hold would have the whole file set aside."""
+    runtime(folder).write_text(json.dumps({"format": 1, "boot": "boot-1", "serial": 1, "last_hold": last}))
+    state = opened(folder)
+    assert (len(state.set_aside), state.claims.last_hold) == (1, 0)
 
 
 def test_a_hold_with_the_largest_numbers(folder: Path) -> None:
