@@ -51,7 +51,7 @@ async def document(engine: Reconciler, guard: MemoryGuard, host: Host, *, degrad
     """Return the document of what is known now, as JSON; a long one is made in a thread."""
     head, rows = prepare(engine.observed, engine.edits, guard, host, degraded=degraded, profile=profile)
     if len(engine.observed.readings) * (1 + len(engine.edits.claims.by_id)) <= SMALL:
-        return json.dumps(head | rows(), ensure_ascii=False)
+        return json.dumps(head | rows())
     return await engine.threads.open(in_parts, head, rows)
 
 
@@ -70,11 +70,8 @@ def prepare(
 
 def in_parts(head: Mapping[str, Any], rows: Callable[[], Mapping[str, Any]]) -> str:
     """Return the document as JSON. An encoder lets no other thread run, so it gets one row at a time."""
-    begin = json.dumps(head, ensure_ascii=False)[:-1]
-    parts = (
-        f"{json.dumps(name)}: [{', '.join(json.dumps(row, ensure_ascii=False) for row in found)}]"
-        for name, found in rows().items()
-    )
+    begin = json.dumps(head)[:-1]
+    parts = (f"{json.dumps(name)}: [{', '.join(json.dumps(row) for row in found)}]" for name, found in rows().items())
     return f"{begin}, {', '.join(parts)}}}"
 
 

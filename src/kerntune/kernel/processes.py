@@ -41,7 +41,7 @@ def describe(pid: int, uid: int) -> str:
         command = psutil.Process(pid).name()
     except (psutil.Error, OSError):  # it has ended, or no memory or no descriptor is left to look
         return f"uid {uid}"
-    return f"{user} ({printable(command)})"
+    return f"{printable(user)} ({printable(command)})"
 
 
 def program(pid: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kerntune.api.describe import Host, in_parts, prepare
+from kerntune.api.describe import Host, document, in_parts, prepare
 from kerntune.engine import reconciler
 from kerntune.engine.claims import Edit
 from kerntune.engine.requests import Request, edit_for
@@ -28,7 +28,7 @@ from kerntune.errors import (
 )
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.simulated import Policy
-from kerntune.model import Lane, Limits, Reading, State, Target
+from kerntune.model import Claim, Lane, Limits, Origin, Reading, State, Target
 from kerntune.patterns import Matcher
 from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.lab import (
@@ -362,6 +362,20 @@ async def test_a_large_document_is_made_of_a_copy_and_says_the_same() -> None:
         before = head | rows()
         await lab.set(("io-scheduler", "*", "bfq"))
         assert json.loads(await lab.engine.threads.open(in_parts, head, rows)) == json.loads(json.dumps(before))
+
+
+async def test_a_document_fits_the_bus_whatever_is_saved_with_a_claim() -> None:
+    """A file that was damaged has any text for a name."""
+    host = Host("6.1", "/", simulated=True, default_page_size=2 << 20)
+    odd = Claim(Origin.RUNTIME, "io-scheduler", "sda", "bfq", who="\udcff", why="\0")
+    async with running(large_host(), claims=[odd]) as lab:
+        guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_given: None)
+        said = await document(lab.engine, guard, host, degraded=[], profile="")
+        head, rows = prepare(lab.engine.observed, lab.engine.edits, guard, host, degraded=[], profile="")
+        for text in (said, in_parts(head, rows)):
+            assert b"\0" not in text.encode()
+            (row,) = json.loads(text)["claims"]
+            assert (row["who"], row["why"]) == (odd.who, odd.why)
 
 
 async def test_who_is_named_again_and_again_is_withdrawn_once() -> None:

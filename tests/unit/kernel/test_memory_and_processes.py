@@ -322,6 +322,12 @@ def test_a_name_cannot_break_a_log_line_or_a_file(odd_process: int) -> None:
     described.encode()
 
 
+def test_nor_can_that_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of users may have any bytes."""
+    monkeypatch.setattr("psutil.Process.username", lambda _process: "j\udcfcrgen")
+    assert describe(os.getpid(), os.getuid()).startswith("j?rgen (")
+
+
 def test_a_process_that_is_gone() -> None:
     with subprocess.Popen(["true"]) as child:
         child.wait(timeout=10)
