@@ -19,7 +19,7 @@ DATABASE: Final = Path("/run/udev/data")  # udev writes one file for each device
 # Block devices and CPUs. The controllers of NVMe drives, because the hidden paths of a multipath drive have no events.
 # Modules, because the policies of a cpufreq driver have no events either.
 SUBSYSTEMS: Final = ("block", "nvme", "nvme-subsystem", "cpu", "module")
-MAX_DEVICES: Final = 1024  # devices whose links `Links` keeps
+MIN_DEVICES: Final = 1024  # devices from which on `Links` looks which of them have gone
 
 
 @cache
@@ -59,6 +59,7 @@ class Links:
     def __init__(self, ask: Callable[[str], Sequence[str]], written: Callable[[str], int]) -> None:
         self._ask, self._written = ask, written
         self._known: dict[str, tuple[int, Sequence[str]]] = {}
+        self._full = MIN_DEVICES
 
     def __len__(self) -> int:
         return len(self._known)
@@ -67,8 +68,10 @@ class Links:
         written, known = self._written(device), self._known.get(device)
         if known and known[0] == written:
             return known[1]
-        if len(self._known) >= MAX_DEVICES:
-            self._known.clear()  # most of the devices have gone
+        if len(self._known) >= self._full:
+            # Other threads may add to them meanwhile.
+            self._known = {name: last for name, last in list(self._known.items()) if self._written(name)}
+            self._full = max(MIN_DEVICES, 2 * len(self._known))
         # Ask after the look: if udev writes in between, the next call asks again.
         found = self._ask(device)
         self._known[device] = written, found

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kerntune.globs import natural_sort_key
 from kerntune.kernel.cpufreq import why_no_cpufreq
-from kerntune.kernel.devices import MAX_DEVICES, Links, links
+from kerntune.kernel.devices import MIN_DEVICES, Links, links
 from kerntune.kernel.files import WRITABLE, HostKernel, KernelError, KernelView, is_writable, read_int, read_or_none
 from kerntune.kernel.kconfig import configured, kernel_release, missing
 from tests.hosts import lay_out, plant
@@ -350,10 +350,25 @@ def test_udev_is_asked_again_when_it_has_written_and_only_the_last_answer_is_kep
 
 
 def test_the_links_of_devices_that_have_gone_are_not_kept_for_good() -> None:
-    known = Links(lambda _device: [], lambda _device: 1)
-    for number in range(3 * MAX_DEVICES):
-        known.of(f"dm-{number}")
-    assert len(known) <= MAX_DEVICES
+    last = 0
+    known = Links(lambda _device: [], lambda device: int(device == f"dm-{last}"))
+    for last in range(3 * MIN_DEVICES):
+        known.of(f"dm-{last}")
+    assert len(known) <= MIN_DEVICES
+
+
+def test_of_many_devices_that_are_there_each_is_asked_for_once() -> None:
+    asked: list[str] = []
+
+    def ask(device: str) -> list[str]:
+        asked.append(device)
+        return []
+
+    known = Links(ask, lambda _device: 1)
+    for _ in range(3):
+        for number in range(3 * MIN_DEVICES):
+            known.of(f"dm-{number}")
+    assert len(asked) == len(known) == 3 * MIN_DEVICES
 
 
 # Why a file is missing: what the kernel was built with
