@@ -46,6 +46,6 @@ class DriftTimer:
             self._timer = self._loop.call_at((now // self._interval + 1) * self._interval, self._fire)
 
     def _fire(self) -> None:
+        self._arm()  # first: whatever goes wrong with one pass, the next is asked for
         tunables = self._observed.tunables
         self._look("drift", {tunables[target.tunable].lane for target in self._observed.outcomes})
-        self._arm()

@@ -239,6 +239,21 @@ async def test_it_fires_at_whole_multiples_of_the_interval() -> None:
         assert due % 7 == 0
 
 
+async def test_it_goes_on_when_no_pass_could_be_asked_for() -> None:
+    def fail(_cause: str, _lanes: Iterable[Lane]) -> None:
+        raise MemoryError
+
+    async with running(large_host()) as lab:
+        timers, timer = Timers(DriftTimer), DriftTimer(lab.engine.observed, fail)
+        timer.set(60)
+        lab.engine.observed.listeners.append(timer.update)
+        await lab.set(DRIVES)
+        with pytest.raises(MemoryError):
+            timers.fire()
+        assert len(timers.due) == 1
+        timer.stop()
+
+
 async def test_0_is_never() -> None:
     async with timed(0) as (lab, _, timers):
         await lab.set(DRIVES)
