@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kerntune.api import describe
 from kerntune.api.describe import Host, document, in_parts, prepare
 from kerntune.engine import reconciler
 from kerntune.engine.claims import Edit
@@ -362,6 +363,22 @@ async def test_a_large_document_is_made_of_a_copy_and_says_the_same() -> None:
         before = head | rows()
         await lab.set(("io-scheduler", "*", "bfq"))
         assert json.loads(await lab.engine.threads.open(in_parts, head, rows)) == json.loads(json.dumps(before))
+
+
+async def test_a_large_document_is_made_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describe, "SMALL", 0)
+    gate, host = threading.Event(), Host("6.1", "/", simulated=True, default_page_size=2 << 20)
+    async with running(large_host()) as lab:
+        guard = MemoryGuard(lab.kernel, Path("/nonexistent"), lambda *_given: None)
+        stranger = lab.engine.threads.open(gate.wait, BOUND)
+        making = asyncio.create_task(document(lab.engine, guard, host, degraded=[], profile=""))
+        try:
+            await asyncio.sleep(0)
+            assert not making.done(), "the event loop goes on meanwhile"
+        finally:
+            gate.set()
+        await stranger
+        assert json.loads(await making)["targets"]
 
 
 async def test_a_document_fits_the_bus_whatever_is_saved_with_a_claim() -> None:
