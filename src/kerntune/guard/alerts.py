@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 TOP: Final = 5
 RARELY, OFTEN = 60.0, 1.0  # seconds between two looks at the processes, with enough memory and without
 CAUSE: Final = "memory guard"
-FIRST_LOOK_SECONDS: Final = 5.0  # seconds that the first look may take
+LOOK_SECONDS: Final = 5.0  # seconds that a look may take; the kernel may hold a file of a process that hangs
 MIB: Final = 1 << 20
 MESSAGE_ID: Final = "a5c1e7d20f7e4f5e8f4f3b5f0d6c9e31"  # of the guard's entries in the journal
 
@@ -69,6 +69,7 @@ class Alerts:
         # The look has a thread of its own, so that an alert can name the processes while the lanes are busy.
         self._threads = ThreadPoolExecutor(1, "consumers")
         self._consumers: Consumers | None = None
+        self._looking: Future[Named] | None = None
         self._last = Told(GuardVerdict())
 
     def tell(self, verdict: GuardVerdict, memory: Memory | None, limits: GuardLimits | None) -> None:
@@ -83,7 +84,7 @@ class Alerts:
         """
         if self._consumers is None:
             with seeing("who holds memory"):
-                self._threads.submit(self._look_now).result(FIRST_LOOK_SECONDS)
+                self._start_look(named=False).result(LOOK_SECONDS)
 
     async def work(self, engine: Reconciler) -> None:
         """Publish verdicts until cancelled; a failure here stops neither the guard nor the daemon."""
@@ -130,12 +131,22 @@ class Alerts:
         return told
 
     async def _look(self, *, named: bool = False) -> Named:
-        """Look which processes hold memory, and return them if `named`. Return NOBODY where the look fails."""
+        """Look which processes hold memory, and return them if `named`.
+
+        Return NOBODY where the look fails or takes too long, and at once as long as such a look has not ended.
+        """
+        if self._looking and not self._looking.done():
+            return NOBODY
         with seeing("who holds memory"):
-            return await self._loop.run_in_executor(self._threads, partial(self._look_now, named=named))
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await asyncio.wrap_future(self._start_look(named=named))
         return NOBODY
 
-    def _look_now(self, *, named: bool = False) -> Named:
+    def _start_look(self, *, named: bool) -> Future[Named]:
+        self._looking = self._threads.submit(partial(self._look_now, named=named))
+        return self._looking
+
+    def _look_now(self, *, named: bool) -> Named:
         if self._consumers is None:
             self._consumers = Consumers()
         self._consumers.look(time.monotonic())

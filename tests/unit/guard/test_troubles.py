@@ -360,6 +360,38 @@ async def test_a_cap_is_told_also_when_nobody_can_be_named(
         assert all(name.startswith("consumers") for name in threads), "the loop waits for none of it"
 
 
+async def test_a_process_whose_files_hang_delays_no_alert_for_longer_than_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(alerts_module, "OFTEN", 0.01)
+    gate, looks = threading.Event(), list[str]()
+
+    def hang(_consumers: Consumers) -> str:
+        looks.append("begun")
+        gate.wait(2 * PATIENCE)
+        return "the hog"
+
+    async with scene(tmp_path) as host:
+        heard = host.heard()
+        await host.watch()
+        await told_of(heard, GuardState.RELAXED)
+        monkeypatch.setattr(Consumers, "culprit", hang)  # it reads command lines, and the kernel locks their memory
+        try:
+            host.leave(5)
+            assert (await told_of(heard, GuardState.CAPPED)).culprit == ""
+            host.leave(40)
+            await told_of(heard, GuardState.RELAXED)
+            host.leave(5)
+            await told_of(heard, GuardState.CAPPED)
+            assert looks == ["begun"], "no second look waits behind the one that hangs"
+        finally:
+            gate.set()
+        host.leave(3)
+        assert (await told_of(heard, GuardState.EXHAUSTED)).culprit == "the hog"
+        assert caplog.text.count("who holds memory cannot be seen: TimeoutError") == 1
+
+
 async def test_a_listener_that_fails_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
