@@ -119,10 +119,15 @@ class Alone(Service):
 
 
 class NoFiles(ActiveConfig):
-    """A configuration without files; it keeps the calls that would have changed it in `done`."""
+    """A configuration without files; it keeps the calls that would have changed it in `done`.
+
+    A selection takes until `ready` is set.
+    """
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.ready = asyncio.Event()
+        self.ready.set()
         self.fails: errors.KerntuneError | None = None
 
     async def settings_of(self, profile: str) -> list[Setting]:
@@ -143,6 +148,7 @@ class NoFiles(ActiveConfig):
     async def choose(self, selection: Selection, cause: str, progress: object = None, **_: object) -> Answer:
         if self.fails:
             raise self.fails
+        await self.ready.wait()
         self.done.append(cause)
         return Answer(True, ())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -46,7 +47,7 @@ from kerntune.tunables import REGISTRY
 from tests.api.alone import Alone, NoBus, NoFiles, calls_on
 from tests.dbus import lab
 from tests.harness.privatebus import PrivateBus
-from tests.unit.lab import Lab, running
+from tests.unit.lab import BOUND, Lab, running
 
 CONTRACT = load(interface_files())
 STRANGER, ROOT = 65534, 0
@@ -79,6 +80,7 @@ CHANGES = [
 HELD = {(names.MANAGER, "Hold"), (names.HOLD, "Release")}
 OPEN = {"Plan", "Verify", "Describe", "ListProfiles"}
 BASELINE = {"baseline": Variant("b", True)}
+ENDABLE = [each for each in CHANGES if each.member != "Reload"]
 every_change = pytest.mark.parametrize("method", CHANGES, ids=[each.member for each in CHANGES])
 
 
@@ -281,6 +283,25 @@ async def test_a_call_whose_caller_left_before_it_began_changes_nothing(
         assert not found.claims.by_id
 
 
+@pytest.mark.parametrize("method", ENDABLE, ids=[each.member for each in ENDABLE])
+async def test_a_change_ends_with_its_caller_only_where_the_call_says_so(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kerntune.api.calls.MOMENT", math.inf)  # it has begun by then
+    *args, _ = method.args
+    async with scene() as found:
+        service = found.calls.service
+        assert isinstance(service, Alone)
+        service.leaves(":1.1")
+        found.files.ready.clear()
+        with pytest.raises(CallerGone, match="has left the bus"):
+            async with asyncio.timeout(BOUND):
+                await found.call(method._replace(args=(*args, {"cancel-on-leave": Variant("b", True)})), ROOT)
+        found.files.ready.set()
+        assert (found.files.done, found.claims.by_id) == ([], {})
+        await found.call(method, ROOT)
+
+
 @pytest.mark.parametrize("action", ["", "none", "anything"])
 async def test_only_root_may_call_what_names_no_action(action: str) -> None:
     gate = Authorization(Service({}, names.ROOT))
@@ -352,6 +373,25 @@ class TestJournal:
             "Reload, asked by uid 0, uid 0: done",
         ]
         assert {(vars(line)["KERNTUNE_WHO"], vars(line)["KERNTUNE_UID"]) for line in lines} == {("uid 0", "0")}
+
+    async def test_every_method_that_changes_something_is_a_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        *others, repair = sorted(CHANGES, key=lambda each: each.member == "Repair")
+        hold = Method(names.MANAGER, "Hold", "", ([POOL], "job", "", {}))
+        async with scene() as found:
+            for method in (*others, hold):
+                await found.call(method, ROOT)
+            (begun,) = found.claims.holds.values()
+            await HeldObject(found.calls, begun, []).release(caller(ROOT, "Release", names.HOLD), {})
+            found.lab.kernel.disks["sda"].scheduler = "bfq"
+            await found.call(repair, ROOT)
+        lines = [vars(record) for record in caplog.records if getattr(record, "MESSAGE_ID", "") == CHANGE_ASKED]
+        assert [line["KERNTUNE_CAUSE"] for line in lines] == [
+            *(each.member for each in others),
+            "Hold",
+            "Release",
+            "Repair",
+        ]
 
     async def test_a_change_that_fails_says_why_on_the_same_line(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
