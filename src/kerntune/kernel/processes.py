@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def describe(pid: int, uid: int) -> str:
     """Return the names of the user and the program (`alice (busctl)`), or `uid N` if it cannot find them.
 
+    It reads no command line: the kernel locks the memory of the process for that, and a process could make it wait.
     Never authorise by this text.
     """
     try:
@@ -38,16 +39,16 @@ def describe(pid: int, uid: int) -> str:
         return f"uid {uid}"
     try:
         user = psutil.Process(pid).username()
-        command = psutil.Process(pid).name()
     except (psutil.Error, OSError):  # it has ended, or no memory or no descriptor is left to look
         return f"uid {uid}"
-    return f"{printable(user)} ({printable(command)})"
+    command = program(pid)
+    return f"{printable(user)} ({command})" if command else f"uid {uid}"
 
 
 def program(pid: int) -> str:
     """Return the first 15 characters of the name of a process (proc_pid_comm(5)), or "" if it cannot be read."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="surrogateescape") as file:
             return printable(file.read().rstrip("\n"))
     except OSError:
         return ""

@@ -328,6 +328,15 @@ def test_nor_can_that_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe(os.getpid(), os.getuid()).startswith("j?rgen (")
 
 
+def test_no_command_line_is_read_for_it(tmp_path: Path) -> None:
+    """A process could make its reader wait."""
+    long = tmp_path / "a-program-with-a-long-name"
+    long.symlink_to("/bin/cat")
+    with subprocess.Popen([long], stdin=subprocess.PIPE) as child:
+        assert describe(child.pid, 4711).endswith(" (a-program-with-)")
+        child.communicate(timeout=10)
+
+
 def test_a_process_that_is_gone() -> None:
     with subprocess.Popen(["true"]) as child:
         child.wait(timeout=10)
@@ -384,6 +393,7 @@ def test_what_cannot_be_read_is_left_out(monkeypatch: pytest.MonkeyPatch, error:
 
     with monkeypatch.context() as broken:
         broken.setattr(psutil.Process, "name", fail)
+        broken.setattr(psutil.Process, "username", fail)
         assert (consumers.largest(5), consumers.growing(5)) == ([], [])
         assert describe(os.getpid(), 4711) == "uid 4711"
         broken.setattr(psutil.Process, "memory_info", fail)
