@@ -36,9 +36,11 @@ from kerntune.api.manager import Manager
 from kerntune.api.names import ACTION_MANAGE, ACTION_SET
 from kerntune.api.typed import CpuGovernor, HugePages, IoScheduler, Memory
 from kerntune.daemon.demo import demo_host
+from kerntune.dbus.intake import Places
 from kerntune.dbus.introspection import load, parse, snake
 from kerntune.dbus.messages import Variant
 from kerntune.dbus.name_watch import CallerGone
+from kerntune.dbus.server import PLACE
 from kerntune.dbus.service import Caller, Service
 from kerntune.engine import reconciler
 from kerntune.engine.claims import Claims, Edit
@@ -315,6 +317,19 @@ async def test_only_root_may_change_no_tunable_at_all() -> None:
     gate = Authorization(Service({}, names.ROOT))
     with pytest.raises(errors.NotAuthorized, match="only root"):
         await gate.permit(caller(STRANGER, "Set"), ())
+
+
+@pytest.mark.parametrize(("uid", "owner"), [(ROOT, ROOT), (STRANGER, ROOT), (STRANGER, STRANGER)])
+async def test_a_permitted_call_gives_its_place_to_others_of_its_user(uid: int, owner: int) -> None:
+    """It may take long from now on."""
+    places = Places(1, lambda _uid: None, lambda _uid: None)
+    async with scene() as found:
+        found.permit(names.ACTION_MANAGE)
+        asks, gate = caller(uid, "Release", names.HOLD), Authorization(found.calls.service)
+        for permitted in (gate.permit(asks), gate.permit_owner(asks, owner, "hold 1")):
+            PLACE.set(places.take(uid))
+            await permitted
+            assert not places.taken
 
 
 async def test_a_request_that_takes_long_to_check_is_authorised_before(monkeypatch: pytest.MonkeyPatch) -> None:
