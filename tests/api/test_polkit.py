@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -45,6 +46,7 @@ from kerntune.dbus.service import Caller, Service
 from kerntune.engine import reconciler
 from kerntune.engine.claims import Claims, Edit
 from kerntune.engine.requests import edit_for
+from kerntune.engine.workers import READERS
 from kerntune.tunables import REGISTRY
 from tests.api.alone import Alone, NoBus, NoFiles, calls_on
 from tests.dbus import lab
@@ -330,6 +332,19 @@ async def test_a_permitted_call_gives_its_place_to_others_of_its_user(uid: int, 
             PLACE.set(places.take(uid))
             await permitted
             assert not places.taken
+
+
+async def test_what_anybody_may_ask_for_takes_no_thread_of_permitted_calls() -> None:
+    gate = threading.Event()
+    async with scene() as found:
+        permitted = [found.lab.engine.threads.read(gate.wait, 2 * BOUND) for _ in range(READERS)]
+        try:
+            async with asyncio.timeout(BOUND):
+                await found.call(Method(names.MANAGER, "Plan", "", ([DRIVE], {})), STRANGER)
+                await found.call(Method(names.MANAGER, "Verify", "", ()), STRANGER)
+        finally:
+            gate.set()
+        await asyncio.gather(*permitted)
 
 
 async def test_a_request_that_takes_long_to_check_is_authorised_before(monkeypatch: pytest.MonkeyPatch) -> None:
