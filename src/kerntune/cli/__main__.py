@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import kerntune
-from kerntune.cli import streams
+from kerntune import streams
 from kerntune.errors import Exit, KerntuneError
 
 if TYPE_CHECKING:

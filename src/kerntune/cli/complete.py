@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kerntune.cli.streams import written
 from kerntune.errors import InvalidValue, KerntuneError
 from kerntune.paths import CONFIG, files_in, folders
 from kerntune.patterns import EVERY, Kind, left_out_word
+from kerntune.streams import written
 
 if TYPE_CHECKING:
     from kerntune.kernel.files import KernelView

@@ -12,9 +12,10 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
+from kerntune import streams
 from kerntune.api.document import Document, Event, GuardChange, Health
 from kerntune.api.names import BACK_SECONDS, CPU_GOVERNOR, HUGE_PAGES, IO_SCHEDULER, LOOK_SECONDS, MEMORY
-from kerntune.cli import output, streams, tables, terminal
+from kerntune.cli import output, tables, terminal
 from kerntune.cli.board import Board, screen
 from kerntune.cli.commands import Namespace
 from kerntune.cli.output import Answer

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from kerntune.api.document import named
 from kerntune.api.names import MANAGER, ROOT
-from kerntune.cli.streams import is_quiet
 from kerntune.cli.tables import clean
+from kerntune.streams import is_quiet
 
 if TYPE_CHECKING:
     from kerntune.dbus.blocking import BlockingClient, Signal

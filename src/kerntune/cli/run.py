@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from kerntune import streams
 from kerntune.api.document import Outcome, named
-from kerntune.cli import power_profiles, streams, tables
+from kerntune.cli import power_profiles, tables
 from kerntune.cli.commands import Namespace
 from kerntune.cli.held import Held
 from kerntune.cli.output_file import PRIVATE, check_writable, replace_file

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from kerntune import streams
 from kerntune.api.document import Outcome, named
-from kerntune.cli import streams, tables
+from kerntune.cli import tables
 from kerntune.cli.output import outcome_data
 from kerntune.cli.rows import shown
 from kerntune.model import State

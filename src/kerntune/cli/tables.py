@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, TextIO
 
-from kerntune.cli import streams
+from kerntune import streams
 from kerntune.cli.commands import ALWAYS, AUTO
 
 GOOD, MIXED, BAD, QUIET = "green", "yellow", "bold red", "dim"

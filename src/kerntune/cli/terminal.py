@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO
 
-from kerntune.cli.streams import STDIN, Unwritten, written
+from kerntune.streams import STDIN, Unwritten, written
 
 # xterm's other screen, which every other terminal knows too, and the cursor.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
