@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_the_exit_code_is_that_of_the_call(
         assert usual[line].stderr in done.stderr
     if state in {"2>&-", "<&-", "2>/dev/full"} and not line.startswith("doctor"):
         assert len(done.stdout.splitlines()) == len(usual[line].stdout.splitlines())
+
+
+@pytest.mark.parametrize("state", [">&-", "2>&-", ">/dev/full", ">/dev/full 2>/dev/full", "| true"])
+@pytest.mark.parametrize(("words", "code"), [("--check .", 0), ("--check nowhere", 1), ("--help", 0), ("--version", 0)])
+def test_the_texts_of_the_daemon(words: str, code: int, state: str) -> None:
+    line = f"{sys.executable} -m kerntune.daemon {words}"
+    done = run_program(["bash", "-c", f"set -o pipefail; cd packaging; {line} {state}"])
+    unwritten = ">/dev/full" in state.split()
+    assert done.returncode == (code or int(unwritten)), done.stderr
+    is_told = unwritten and "2>" not in state
+    assert done.stderr == (f"kerntuned: the answer could not be written: {FULL}\n" if is_told else "")
 
 
 @needs_root

@@ -43,10 +43,35 @@ class Options:
     uncap: bool = False
 
 
+def told(argv: Sequence[str], config: Path) -> Options | int:
+    """Return the options, or the exit status where all that is asked for is a text, such as a report or the help."""
+    import io  # noqa: PLC0415  (as in parse_arguments)
+
+    from kerntune import streams  # noqa: PLC0415
+    from kerntune.config.check import check  # noqa: PLC0415  (the service never checks files)
+
+    streams.prepare()
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            options = parse_arguments(argv, config)
+            if not options.check:
+                return options
+            status = check(options.check, config)
+        except SystemExit as end:
+            status = int(end.code or 0)
+    try:
+        with streams.written(sys.stdout):
+            sys.stdout.write(text.getvalue())
+    except streams.Unwritten as error:
+        if error.reason:
+            status = status or error.exit_code
+            with contextlib.suppress(streams.Unwritten), streams.written(sys.stderr):
+                sys.stderr.write(f"kerntuned: the answer could not be written: {error.reason}\n")
+    return status
+
+
 def parse_arguments(argv: Sequence[str], config: Path) -> Options:
     """Return the options; `config` is the directory to check if none is named. Exit with 2 for invalid arguments."""
-    if not argv:
-        return Options()
     import argparse  # noqa: PLC0415  (nearly a MiB, which the service saves: it has no arguments)
 
     parser = argparse.ArgumentParser(prog="kerntuned", description="Kernel tuning for AI hosts as a system service")
@@ -82,11 +107,10 @@ def start(argv: Sequence[str] | None) -> int:
     # Several threads may compute at once: with the interpreter's own 5 ms the event loop would wait for each of them.
     sys.setswitchinterval(SWITCH)
     directories = Directories.from_environment()
-    options = parse_arguments(sys.argv[1:] if argv is None else argv, directories.config)
-    if options.check:
-        from kerntune.config.check import check  # noqa: PLC0415  (the service never checks files)
-
-        return check(options.check, directories.config)
+    words = sys.argv[1:] if argv is None else argv
+    options = told(words, directories.config) if words else Options()
+    if isinstance(options, int):
+        return options
     threading.stack_size(STACK)
     journal.set_up()
     if options.uncap:
