@@ -44,7 +44,10 @@ def prepare() -> None:
 
 
 class Discarded(io.TextIOBase):
-    """A stream that throws away what is written to it."""
+    """A stream that throws away what is written to it; its descriptor is that of the stream whose place it takes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.fileno = stream.fileno  # type: ignore[method-assign]  # so that it also raises where there is none
 
     def write(self, text: str, /) -> int:
         return len(text)
@@ -53,7 +56,7 @@ class Discarded(io.TextIOBase):
 @contextmanager
 def quiet() -> Iterator[None]:
     """Throw away what is written to standard output inside."""
-    with redirect_stdout(Discarded()):
+    with redirect_stdout(Discarded(sys.stdout)):
         yield
 
 

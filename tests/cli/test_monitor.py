@@ -258,6 +258,14 @@ def test_it_ends_at_once_when_its_reader_goes(script_bus: PrivateBus, words: lis
         assert process.stderr.read() == b""
 
 
+def test_it_ends_with_its_reader_also_where_it_writes_nothing(script_bus: PrivateBus) -> None:
+    with serving(script_bus, script := Asked()), piped(script_bus, "--quiet") as (process, _):
+        assert script.asked.wait(LIMIT)
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(LIMIT) == 0
+
+
 def test_it_ends_when_its_reader_goes_while_there_is_no_daemon(script_bus: PrivateBus) -> None:
     with piped_beside(script_bus) as (process, next_line, daemon):
         next_line()
