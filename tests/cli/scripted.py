@@ -272,7 +272,7 @@ class ScriptedManager(Manager):
     def wait_for_end(self, number: int, beside: Sequence[int]) -> bool:
         return True
 
-    def release(self, number: int, *, timeout: float = 0.0) -> None:
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
         self._script.answer("Release", number)
 
     def verify(self) -> tuple[Outcome, ...]:

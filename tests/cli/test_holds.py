@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 
+from kerntune import errors
 from kerntune.api.names import BUS_NAME
 from kerntune.cli.__main__ import main
 from kerntune.cli.holds import ttl_of
@@ -172,7 +173,7 @@ def test_release_ends_each(capsys: Captured) -> None:
 class Some(ScriptedManager):
     """Has two holds."""
 
-    def release(self, number: int, *, timeout: float = 0.0) -> None:
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
         super().release(number)
         if number == 6:
             raise NotOwner("it is of another user")
@@ -383,7 +384,7 @@ class Interrupting(ScriptedManager):
         assert select.select(beside, (), (), LIMIT)[0]
         return False
 
-    def release(self, number: int, *, timeout: float = 0.0) -> None:
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
         if self.answer:
             raise self.answer
 
@@ -392,12 +393,32 @@ class Stuck(Interrupting):
     answer = Unreachable("it did not answer within 5 s")
 
 
+class Refusing(Interrupting):
+    answer = errors.Failed("it cannot end it now")
+
+
+class Impatient(Interrupting):
+    """The daemon hangs, and somebody interrupts again."""
+
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
+        assert not select.select(beside, (), (), 0)[0]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert select.select(beside, (), (), LIMIT)[0]
+        raise blocking.Interrupted("Release was interrupted")
+
+
 class Over(Interrupting):
     answer = NoSuchHold("there is no hold 3")
 
 
+LATE: Final = (Stuck, Refusing, Impatient)
+
+
 @pytest.mark.parametrize(("state", "code"), [("satisfied", 0), ("partial", 6)])
-@pytest.mark.parametrize(("manager", "event"), [(Interrupting, "ended"), (Over, "ended"), (Stuck, "ending")])
+@pytest.mark.parametrize(
+    ("manager", "event"),
+    [(Interrupting, "ended"), (Over, "ended"), *((manager, "ending") for manager in LATE)],
+)
 def test_who_interrupts_is_told_whether_it_has_ended(
     manager: type[ScriptedManager], event: str, state: str, code: int, capsys: Captured
 ) -> None:

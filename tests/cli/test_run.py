@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import select
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 
 from kerntune import errors
 from kerntune.cli.run import harmless
+from kerntune.dbus import blocking
 from kerntune.errors import KerntuneError
 from kerntune.units import spell_cpus
 from tests.cli.scripted import POOLS, Script, ScriptedManager, document, outcome, target
@@ -74,7 +76,7 @@ class Serving(ScriptedManager):
         come(LOOKED)
         return frozenset(self.made)
 
-    def release(self, number: int, *, timeout: float = 0.0) -> None:
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
         super().release(number, timeout=timeout)
         come(RELEASED)
 
@@ -545,10 +547,63 @@ class Troubled(Serving):
             raise self.followed
         return self.followed
 
-    def release(self, number: int, *, timeout: float = 0.0) -> None:
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
         super().release(number, timeout=timeout)
         if self.released:
             raise self.released
+
+
+class Hung(Troubled):
+    """A daemon that does not answer, and somebody who sends kerntune a signal then."""
+
+    number = signal.SIGINT
+    followed = frozenset({3, 4})
+
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
+        super().release(number, timeout=timeout)
+        os.kill(os.getpid(), self.number)
+        assert select.select(beside, (), (), LIMIT)[0], "the signal waits for the daemon"
+        raise blocking.Interrupted("Release was interrupted")
+
+
+class HungBeside(Hung):
+    number = signal.SIGUSR1
+
+
+class Lost(Serving):
+    """A daemon that is asked again and again, and somebody who interrupts as soon as the command has ended."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.quiet[1].send(b"signals")
+
+    def ended_holds(self) -> frozenset[int]:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            os.kill(os.getpid(), signal.SIGINT)
+        return frozenset()
+
+
+def test_an_interrupt_after_the_end_does_not_wait_for_the_daemon(capfd: Captured) -> None:
+    script = scripted(manager=Hung)
+    assert run(script, "run", "--hugepages=64M", "--", "sh", "-c", "exit 9") == 9
+    assert script.calls[-1] == ("Release", 3)
+    assert "not ended" not in capfd.readouterr().err
+
+
+def test_who_interrupts_what_follows_the_end_asks_the_daemon_for_nothing_more() -> None:
+    script = scripted(manager=Lost)
+    assert run(script, "run", "--hugepages=64M", "--", "sh", "-c", "exit 9") == 9
+    assert ("Release", 3) not in script.calls
+
+
+def test_a_signal_reaches_the_command_also_while_a_hold_of_loading_ends() -> None:
+    """Its status is the signal's, which kerntune gets once for each of the two holds."""
+    script = scripted(manager=HungBeside)
+    words = ["--hugepages=64M", "--read-ahead=sda=4M", "--wait-ready=true"]
+    assert run(script, "run", *words, "--", "sleep", "60") == 128 + signal.SIGUSR1
+    assert script.calls[-2:] == [("Release", 4), ("Release", 3)]
 
 
 class Released(Troubled):

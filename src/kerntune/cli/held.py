@@ -17,15 +17,18 @@ LATER: Final = "ends it as soon as it can, and when it is started again"
 AWAY_SECONDS: Final = 10.0  # between two looks for the next daemon; the bus tells of it too
 
 
-def release(manager: Manager, number: int) -> bool:
-    """End a hold. Return True if the kernel has the values without it, else they come when the connection has ended."""
+def release(manager: Manager, number: int, beside: Sequence[int]) -> KerntuneError | None:
+    """End a hold. Return None when the kernel has the values without it, else why it ends later, on its own.
+
+    A signal (`beside`) ends the wait, and not the release.
+    """
     try:
-        manager.release(number, timeout=RELEASE_SECONDS)
+        manager.release(number, timeout=RELEASE_SECONDS, beside=beside)
     except NoSuchHold:
-        return True
-    except Unreachable:
-        return False
-    return True
+        return None
+    except KerntuneError as error:
+        return error
+    return None
 
 
 class Held:
@@ -49,21 +52,22 @@ class Held:
         self._numbers.add(number)
         return number, outcomes
 
-    def release(self, number: int) -> None:
+    def release(self, number: int, beside: Sequence[int]) -> None:
         """End one of the holds, if it has not ended; warn where kerntuned cannot end it now."""
         if number in self._numbers:
             self._numbers.discard(number)
-            try:
-                self._manager.release(number, timeout=RELEASE_SECONDS)
-            except NoSuchHold:
-                pass
-            except KerntuneError as error:
+            error = release(self._manager, number, beside)
+            if error and not isinstance(error, Interrupted):
                 self._warn(f"hold {number} has not ended yet: {error.what}", f"kerntuned {LATER}. {error.hint}".strip())
 
-    def release_all(self) -> None:
+    def release_all(self, beside: Sequence[int] = ()) -> None:
         """End those that have not ended."""
         for number in sorted(self._numbers):
-            self.release(number)
+            self.release(number, beside)
+
+    def leave(self) -> None:
+        """Leave those that have not ended to the end of the connection."""
+        self._numbers.clear()
 
     def look(self, now: float, beside: Sequence[int]) -> float | None:
         """Warn of holds that somebody else has ended; return the moment of the next look, None when none is left.

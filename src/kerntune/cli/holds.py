@@ -20,7 +20,7 @@ from kerntune.cli.held import release as release_now
 from kerntune.cli.output import Advice, Answer
 from kerntune.cli.remote import Connect, Manager
 from kerntune.cli.rows import shown
-from kerntune.cli.signals import caught
+from kerntune.cli.signals import Caught, caught
 from kerntune.cli.suggest import parts
 from kerntune.cli.tables import Page, Prose, Row, Table, row, short
 from kerntune.errors import Exit, KerntuneError, Usage
@@ -71,10 +71,10 @@ def _hold(connect: Connect, args: Namespace) -> Generator[Answer, None, None]:
                 try:
                     yield answer
                 except GeneratorExit:  # nobody reads the answer
-                    release_now(manager, number)
+                    release_now(manager, number, ())
                     raise
                 _tell(f"READY=1\n{sd_notify.status(_in_force(number, rows))}")
-                yield _ended(number, by_now=_end(manager, number, signals.fileno(), process))
+                yield _ended(number, by_now=_end(manager, number, signals, process))
     finally:
         if process is not None:
             os.close(process)
@@ -105,15 +105,17 @@ def _ended(number: int, *, by_now: bool) -> Answer:
     return Answer({"event": "ending", "hold": number}, [Prose(f"Hold {number} ends; kerntuned is still at it.")])
 
 
-def _end(manager: Manager, number: int, signals: int, process: int | None) -> bool:
+def _end(manager: Manager, number: int, signals: Caught, process: int | None) -> bool:
     """Wait for the end of a hold, or end it at a signal or the end of a process (pidfd_open(2)).
 
-    Return True if the kernel has the values without it; else they come when this connection has ended.
+    Return True if the kernel has the values without it; else they come when this connection has ended. A second signal
+    ends the wait for that.
     """
-    beside = (signals,) if process is None else (signals, process)
+    beside = (signals.fileno(),) if process is None else (signals.fileno(), process)
     over = manager.wait_for_end(number, beside)
+    signals.take()
     _tell(f"STOPPING=1\n{sd_notify.status(f'Hold {number} has ended' if over else f'Hold {number} ends')}")
-    return over or release_now(manager, number)
+    return over or release_now(manager, number, [signals.fileno()]) is None
 
 
 def process_of(pid: int) -> int:

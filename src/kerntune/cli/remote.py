@@ -111,10 +111,14 @@ class Manager:
         path, outcomes = self._long_call("Hold", "a(sss)ssa{sv}", rows, who.strip(), why.strip(), _variants(chosen))
         return hold_number(path), _outcomes(outcomes)
 
-    def release(self, number: int, *, timeout: float = EDIT_SECONDS) -> None:
-        """End a hold, and return when the kernel has the values without it. Raise NoSuchHold where there is none."""
+    def release(self, number: int, *, timeout: float = EDIT_SECONDS, beside: Sequence[int] = ()) -> None:
+        """End a hold, and return when the kernel has the values without it. Raise NoSuchHold where there is none.
+
+        Raise Interrupted when one of the descriptors `beside` becomes readable; the daemon ends the hold all the same.
+        """
+        where = hold_path(number), HOLD, "Release"
         try:
-            self._client.call(hold_path(number), HOLD, "Release", "a{sv}", {}, interactive=True, timeout=timeout)
+            self._client.call(*where, "a{sv}", {}, interactive=True, timeout=timeout, beside=beside)
         except UnknownObject as error:
             raise NoSuchHold(f"there is no hold {number}", "kerntune holds shows those there are") from error
 

@@ -179,11 +179,10 @@ class Work:
         summary, args = self._summary, self._args
         with held_back(parent.HELD_BACK) as signals, ExitStack() as stack:
             stack.callback(forget, signals)
-            if self._held:
-                stack.callback(self._held.release_all)
+            stack.callback(self._release, signals)
             beside = []
             if args.wait_ready:
-                waiting = stack.enter_context(ready.awaited(args.wait_ready, signals, self._is_ready))
+                waiting = stack.enter_context(ready.awaited(args.wait_ready, signals, lambda: self._is_ready(signals)))
                 self._environment |= waiting.environment()
                 beside.append(Beside(waiting.look, 0.0, waiting.descriptor))
             summary.environment = differing(parent.addressed(self._environment, os.getpid(), UNKNOWN))
@@ -225,12 +224,19 @@ class Work:
             return None
         return math.inf
 
-    def _is_ready(self) -> None:
-        """End what only loading needs."""
+    def _release(self, signals: Signals) -> None:
+        """Release what is held. Who has asked for an end since that of the command does not wait for it."""
+        if self._held:
+            if any(came.number in ENDING for came in signals.take()):
+                self._held.leave()
+            self._held.release_all([signals.fileno()])
+
+    def _is_ready(self, signals: Signals) -> None:
+        """End what only loading needs; a signal for the command does not wait for it."""
         summary = self._summary
         summary.ready_seconds = time.monotonic() - self._began
         if self._held and self._loading:
-            self._held.release(self._loading)
+            self._held.release(self._loading, [signals.fileno()])
         if not self._args.json:
             say([f"ready after {summary.ready_seconds:.1f} s"])
 

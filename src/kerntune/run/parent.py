@@ -131,17 +131,18 @@ def _said(child: int, reader: int, signals: Signals) -> bytes:
 def attend(child: int, signals: Signals, beside: Sequence[Beside] = ()) -> int:
     """Wait for the end of a command, and do the work beside it; return its status as in subprocess.
 
-    What descriptors of that work have to say by then is still heard.
+    What descriptors of that work have to say by then is still heard, unless a signal comes after the command's end.
     """
     left = list(beside)
     while (status := _followed(child)) is None:
         _work(left, signals)
         _pass_on_all(child, signals)
     left = [replace(each, due=math.inf) for each in left if each.descriptor is not None]
+    for _ in signals.take():  # they were for the command
+        pass
     deadline = time.monotonic() + LAST_SECONDS
-    while _work(left, signals, until=0) and time.monotonic() < deadline:
-        for _ in signals.take():  # it has ended
-            pass
+    while _work(left, signals, until=0) and time.monotonic() < deadline and not signals.has_come():
+        pass
     return status
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import struct
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,10 @@ class Signals:
     def fileno(self) -> int:
         """Return the descriptor to wait for."""
         return self.descriptor
+
+    def has_come(self) -> bool:
+        """Return True if there is one to take."""
+        return bool(select.select([self], (), (), 0)[0])
 
     def take(self) -> Iterator[Signal]:
         """Yield those that have come. Equal ones that came together are one (signal(7))."""
