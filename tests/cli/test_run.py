@@ -301,6 +301,15 @@ def test_wrong_words_hold_nothing_and_start_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_port_that_is_open_already_holds_nothing(capfd: Captured) -> None:
+    script = scripted()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert run(script, "run", "--hugepages=64M", f"--wait-ready={port}", "--", "true") == 125
+    assert f"port {port} takes connections before the command has started" in capfd.readouterr().err
+    assert script.calls == []
+
+
 def test_to_borrow_takes_a_size(capfd: Captured) -> None:
     script = scripted()
     assert run(script, "run", "--borrow", "--", "true") == 125

@@ -14,8 +14,7 @@ from kerntune.cli.shield_options import cpus_of, nice_of, slice_of
 from kerntune.errors import Failed, Usage
 from kerntune.kernel.disk import disk_of
 from kerntune.model import Setting
-from kerntune.run import numa, scheduling
-from kerntune.run.ready import port_of
+from kerntune.run import numa, ready, scheduling
 from kerntune.run.scheduling import RealTime
 from kerntune.run.shield import Shield
 from kerntune.units import gib, spell_cpus
@@ -46,7 +45,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(args: Namespace) -> Plan:
-    """Return what is to be held. Raise Usage for arguments without a meaning."""
+    """Return what is to be held. Raise Usage for arguments without a meaning, and Failed for a port that is open."""
     for name in ("profile", "hugepages", "governor", "overcommit", "numa", "cpus", "wait_ready", "output"):
         if getattr(args, name) == "":
             raise Usage(f"--{name.replace('_', '-')} is empty", EMPTY)
@@ -54,8 +53,8 @@ def plan_of(args: Namespace) -> Plan:
         raise Usage("--borrow borrows nothing", "Say how much: --hugepages 64G --borrow")
     if args.thp and args.hugepages:
         raise Usage("--thp and --hugepages tell malloc two things", "Leave out one: --hugepages reserves memory")
-    if args.wait_ready and args.wait_ready.isdecimal():
-        port_of(args.wait_ready)
+    if args.wait_ready:
+        ready.check(args.wait_ready)
     found = tuple(settings_of(args))
     loading = tuple(one for one in found if one.tunable in OF_LOADING) if args.wait_ready else ()
     settings = tuple(one for one in found if one not in loading)

@@ -57,8 +57,9 @@ class Readiness(Protocol):
 def awaited(text: str, signals: Signals, on_ready: Callable[[], None]) -> Iterator[Readiness]:
     """Give the wait for `notify`, a port, or a command line; it calls `on_ready` once, and leaves nothing behind.
 
-    Raise Usage for a number that is no port, and Failed for one that is open already.
+    Raise as `check` does.
     """
+    check(text)
     if text == NOTIFY:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
             notified = _Notified(own, on_ready)
@@ -67,19 +68,22 @@ def awaited(text: str, signals: Signals, on_ready: Callable[[], None]) -> Iterat
             finally:
                 notified.end()
     elif text.isdecimal():
-        port = _Port(port_of(text), on_ready)
-        if port.is_open():
-            raise Failed(
-                f"port {text} takes connections before the command has started",
-                "Another program serves it, or systemd for a socket unit: give the port that the command opens",
-            )
-        yield port
+        yield _Port(port_of(text), on_ready)
     else:
         command = _Command(text, signals, on_ready)
         try:
             yield command
         finally:
             command.end()
+
+
+def check(text: str) -> None:
+    """Raise Usage for a number that is no port, and Failed for a port that is open before the command has started."""
+    if text.isdecimal() and is_open(port_of(text)):
+        raise Failed(
+            f"port {text} takes connections before the command has started",
+            "Another program serves it, or systemd for a socket unit: give the port that the command opens",
+        )
 
 
 def port_of(text: str) -> int:
@@ -101,14 +105,15 @@ class _Port:
         return {}
 
     def look(self, now: float) -> float | None:
-        if self.is_open():
+        if is_open(self._port):
             self._on_ready()
             return None
         return now + PORT_SECONDS
 
-    def is_open(self) -> bool:
-        """Return True if somebody listens on it."""
-        return any(takes_connections(address, self._port) for address in LOCAL)
+
+def is_open(port: int) -> bool:
+    """Return True if somebody listens on a port of this host."""
+    return any(takes_connections(address, port) for address in LOCAL)
 
 
 def takes_connections(address: str, port: int) -> bool:
