@@ -31,6 +31,8 @@ COMMAND_SECONDS: Final = 1.0  # between two runs of a command
 LONGEST_SECONDS: Final = 30.0  # of one run
 LOOK_SECONDS: Final = 0.05  # between two looks whether the command has ended
 KILLED_SECONDS: Final = 1.0  # for a run to end after SIGKILL: one that waits for a disk stays
+# The kernel tells the first process alone of the death of its parent (prctl(2)): it kills all of its process group.
+WITH_ALL: Final = 'trap "kill -KILL 0" TERM; /bin/sh -c "$1" & wait $!'
 FORWARD_SECONDS: Final = 1.0  # for the service manager to take a message, which is lost then
 FORWARD_STEP: Final = 0.05  # of these, after which signals have their turn
 MESSAGES: Final = 16  # that are taken before signals have their turn
@@ -168,7 +170,7 @@ class _Command:
     def _started(self) -> subprocess.Popen[bytes]:
         quiet = subprocess.DEVNULL
         return subprocess.Popen(
-            ["/bin/sh", "-c", self._text],
+            ["/bin/sh", "-c", WITH_ALL, "sh", self._text],
             stdin=quiet,
             stdout=quiet,
             stderr=quiet,
@@ -177,7 +179,7 @@ class _Command:
         )
 
     def _prepare(self) -> None:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 

@@ -183,10 +183,10 @@ def test_the_end_of_the_command_ends_a_command_line(tmp_path: Path) -> None:
         assert all_gone(processes)
 
 
-def test_a_kill_of_the_parent_ends_a_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["", "trap '' TERM; "])
+def test_a_kill_of_the_parent_ends_a_command_line_with_what_it_has_started(first: str, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    line = f"echo $$ >{pids}.new; mv {pids}.new {pids}; exec sleep 1000"
-    with attended("sleep", "1000", ready=line) as (process, _):
+    with attended("sleep", "1000", ready=f"{first}{writes_pid(pids)}") as (process, _):
         processes = pidfds(pids, lambda: None)
         process.kill()
         assert all_gone(processes)
