@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -299,6 +300,21 @@ def test_wrong_words_hold_nothing_and_start_nothing(
     assert complaint in said.err
     assert said.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("run sleep 5", "run -- sleep 5"),
+        ("--json run --hugepages 1G sh -c 'echo $HOME; exit'", "--json run --hugepages 1G -- sh -c 'echo $HOME; exit'"),
+        ("run --profile=x serve --port 80 --help", "run --profile=x -- serve --port 80 --help"),
+    ],
+)  # fmt: skip
+def test_a_command_without_the_dashes_is_shown_as_a_line_that_works(line: str, meant: str, capfd: Captured) -> None:
+    script = scripted()
+    assert run(script, *shlex.split(line)) == 125
+    assert f"  A command stands after --: kerntune {meant}\n" in capfd.readouterr().err
+    assert script.calls == []
 
 
 def test_a_port_that_is_open_already_holds_nothing(capfd: Captured) -> None:

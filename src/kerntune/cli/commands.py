@@ -407,13 +407,15 @@ class Typed(NamedTuple):
 class Words(NamedTuple):
     """The words of a line, sorted: the verb ("" for none), the arguments, and the options wherever they stood.
 
-    `command` is the words after -- of a verb that takes a command, None without the --.
+    `command` is the words after -- of a verb that takes a command, None without the --. Where a verb needs the --, all
+    from a first argument on are arguments.
     """
 
     verb: str
     arguments: tuple[str, ...]
     options: tuple[Typed, ...]
     command: tuple[str, ...] | None
+    line: tuple[str, ...]
 
     def has(self, option: Argument) -> bool:
         """Return True if this option is among them."""
@@ -446,13 +448,16 @@ def sort(line: Sequence[str]) -> Words:
             options += (Typed(f"-{letter}", None, word) for letter in word[1:])
         else:
             arguments.append(word)
+            if len(arguments) > 1 and (verb := verb_called(arguments[0])) and verb.needs_command:
+                arguments += reversed(left)
+                break
     if arguments[:1] == [HELP]:
         del arguments[0]
         options.append(Typed(HELP_OPTION.names[0], None, HELP))
     if (alias := ALIASES.get(next(iter(arguments), ""))) is not None:
         arguments[0], *more = alias
         options += (Typed(name, None, name) for name in more)
-    return Words(next(iter(arguments), ""), tuple(arguments[1:]), tuple(options), command)
+    return Words(next(iter(arguments), ""), tuple(arguments[1:]), tuple(options), command, tuple(line))
 
 
 def is_option(word: str) -> bool:
@@ -489,7 +494,7 @@ def parse(words: Words) -> Namespace:
     for argument in (one for one in verb.arguments if not one.is_option):
         found[argument.key] = taken(verb, argument, left)
     if left:
-        hint = f"A command stands after --: kerntune {verb.name} -- {left[0]}" if verb.needs_command else see(verb)
+        hint = command_hint(words) if verb.needs_command and END not in left else see(verb)
         raise Usage(f"{verb.name} takes no argument {left[0]!r}", hint)
     if not words.command and verb.needs_command:
         raise Usage(f"{verb.name} takes a command after --", f"For example kerntune {verb.name} -- python3 serve.py")
@@ -553,6 +558,14 @@ def did_you_mean(word: str, names: Sequence[str]) -> str:
 
     meant = closest(word, names)
     return f"Did you mean {meant}? " if meant else ""
+
+
+def command_hint(words: Words) -> str:
+    """Return the line in which the arguments of a verb that needs a command are its command."""
+    from shlex import join  # noqa: PLC0415  # as above
+
+    before = words.line[: -len(words.arguments)]
+    return f"A command stands after --: {join(('kerntune', *before, END, *words.arguments))}"
 
 
 def see(verb: Verb) -> str:
