@@ -7,10 +7,11 @@ import re
 from typing import Final
 
 from kerntune.errors import Usage
-from kerntune.run.scheduling import LEAST_NICE, LEAST_US, MOST_NICE, MOST_US
+from kerntune.run import scheduling
+from kerntune.run.scheduling import RealTime
 from kerntune.units import parse_cpus, parse_duration, spell_cpus
 
-NICE: Final = re.compile(r"[+-]?[0-9]{1,2}", re.ASCII)
+NICE: Final = re.compile(r"[+-]?[0-9]{1,6}", re.ASCII)
 
 
 def cpus_of(text: str | None) -> frozenset[int]:
@@ -26,21 +27,21 @@ def cpus_of(text: str | None) -> frozenset[int]:
 
 
 def slice_of(text: str | None) -> int:
-    """Return the microseconds of `100us`, `3ms` or `100`. Raise Usage."""
+    """Return the microseconds of `100us`, `3ms` or `100`. Raise Usage, and InvalidValue for those out of range."""
     if text is None:
         return 0
     microseconds = parse_duration(text, unit="us") if text.isdecimal() or text.endswith(("us", "ms")) else None
     if not microseconds:
         raise Usage(f"{text!r} is no slice of time", "Write 100us or 3ms")
-    if not LEAST_US <= microseconds <= MOST_US:
-        raise Usage(f"a slice of {text} is out of range", f"The kernel takes {LEAST_US}us to {MOST_US // 1000}ms")
+    scheduling.check(microseconds, None, RealTime.NO)
     return microseconds
 
 
 def nice_of(text: str | None) -> int | None:
-    """Return the number of `-10` or `5`, None for None. Raise Usage."""
+    """Return the number of `-10` or `5`, None for None. Raise Usage, and InvalidValue for one out of range."""
     if text is None:
         return None
-    if not NICE.fullmatch(text) or not LEAST_NICE <= int(text) <= MOST_NICE:
-        raise Usage(f"--nice {text} is out of range", "Give -20, which gets most of a CPU, to 19, which gets least")
+    if not NICE.fullmatch(text):
+        raise Usage(f"{text!r} is no nice value", "Give -20, which gets most of a CPU, to 19, which gets least")
+    scheduling.check(0, int(text), RealTime.NO)
     return int(text)
