@@ -108,7 +108,7 @@ def test_what_a_method_takes(method: ElementTree.Element) -> None:
 
 
 def test_settings_and_outcomes_are_spelt_one_way() -> None:
-    spelt = {"settings": f"a{names.SETTING}", "outcomes": f"a{names.OUTCOME}"}
+    spelt = {"settings": f"a{names.SETTING}", "outcomes": "a(ssssssss)"}
     for member in every("method") + every("signal"):
         for arg in member.findall("arg"):
             assert arg.attrib["type"] == spelt.get(arg.attrib["name"], arg.attrib["type"]), member.attrib["name"]

@@ -25,7 +25,6 @@ ACTION_HOLD: Final = f"{BUS_NAME}.hold"
 ACTION_MANAGE: Final = f"{BUS_NAME}.manage"
 
 SETTING: Final = "(sss)"
-OUTCOME: Final = "(ssssssss)"
 
 # A user may have to type a password, and then the kernel may have to move a TiB of memory about. The daemon would take
 # back a longer edit. The bus reports at once when the daemon is gone, and users can interrupt.

@@ -20,7 +20,6 @@ CPU: Final = "sys/devices/system/cpu"
 HYPERVISORS: Final = re.compile(r"QEMU|KVM|VMware|Xen|innotek|Parallels|OpenStack|Virtual Machine|Compute Engine|BHYVE")
 # Columns of the first line of /proc/stat (Documentation/filesystems/proc.rst); the first two include the guests.
 BUSY: Final = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq
-STOLEN: Final = 7
 
 
 def environment(root: Path = HOST) -> dict[str, object]:
@@ -67,17 +66,8 @@ def throttled(root: Path = HOST) -> int:
 
 def cpu_seconds(root: Path = HOST) -> float:
     """Return the seconds that CPUs have worked since boot; guests' work is counted once."""
-    return _ticks(root, BUSY)
-
-
-def stolen_seconds(root: Path = HOST) -> float:
-    """Return the seconds that the CPUs of this virtual machine had to wait for others on its host."""
-    return _ticks(root, (STOLEN,))
-
-
-def _ticks(root: Path, columns: tuple[int, ...]) -> float:
     words = (read_or_none(HostKernel(root), "proc/stat") or "").partition("\n")[0].split()[1:]
-    return sum(int(words[column]) for column in columns if column < len(words)) / os.sysconf("SC_CLK_TCK")
+    return sum(int(words[column]) for column in BUSY if column < len(words)) / os.sysconf("SC_CLK_TCK")
 
 
 def available_memory(root: Path = HOST) -> int:
