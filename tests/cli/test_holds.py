@@ -304,6 +304,19 @@ def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number
 
 
 @needs_root
+def test_a_reader_that_goes_does_not_end_it(shell: Shell) -> None:
+    """As with `| head -1`."""
+    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = json.loads(process.stdout.readline())["hold"]
+        process.stdout.close()
+        assert f'"hold": {number}' in shell.check("kerntune holds --json")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 0
+    assert shell.check("kerntune holds") == "Nobody holds anything."
+
+
+@needs_root
 def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path) -> None:
     """Also with one that is killed, and cannot end it any more."""
     script = f"kerntune hold --pid $$ hugepages@2M=64 --json >{tmp_path}/told & echo $!; wait"
