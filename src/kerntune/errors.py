@@ -199,6 +199,10 @@ class Usage(KerntuneError):
     exit_code = Exit.USAGE
 
 
+# What may have its cause in the user of the process (kerntune.membership says which).
+REFUSALS = (NotAuthorized, InteractiveAuthorizationRequired, Unreachable)
+
+
 def by_name() -> dict[str, type[KerntuneError]]:
     """Return the class of each D-Bus error name, for clients that turn a reply into an exception again."""
     found = [cls for cls in KerntuneError.__subclasses__() if cls.__module__ == __name__]

@@ -221,11 +221,16 @@ class Holding:
         """Connect and ask for the hold; to close the stack ends both."""
         from kerntune.dbus.client import connect  # noqa: PLC0415  # importing kerntune alone should cost nothing
 
-        async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(connect(names.BUS_NAME, hint=names.HINT, late=names.LATE))
-            held = await begin(client, self._settings, *self._body, **self._options)
-            stack.push_async_callback(held.leave)
-            return stack.pop_all(), held
+        try:
+            async with AsyncExitStack() as stack:
+                client = await stack.enter_async_context(connect(names.BUS_NAME, hint=names.HINT, late=names.LATE))
+                held = await begin(client, self._settings, *self._body, **self._options)
+                stack.push_async_callback(held.leave)
+                return stack.pop_all(), held
+        except errors.REFUSALS as error:
+            from kerntune.membership import for_this_user  # noqa: PLC0415  # as above
+
+            raise await asyncio.to_thread(for_this_user, error) from error
         raise AssertionError  # an exit stack does not suppress errors
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from kerntune.errors import KerntuneError, Unreachable
+
 GROUP: Final = "kerntune"
 JOIN: Final = (
     f"Members of the group {GROUP} may: sudo usermod -aG {GROUP} $USER, then log in again (id shows it); "
@@ -23,6 +25,14 @@ BESIDE: Final = f"have root hold a profile beside it, by Requires={UNIT} and Aft
 DYNAMIC: Final = range(61184, 65520)  # the users that systemd makes for DynamicUser= (systemd.exec(5))
 PASSWD: Final = Path("/etc/passwd")
 SECONDS: Final = 2.0  # for a user database on the network that does not answer
+
+
+def for_this_user(error: KerntuneError) -> KerntuneError:
+    """Return one of REFUSALS with what the user of this process can do, where it is about that user."""
+    if isinstance(error, Unreachable):
+        return Unreachable(error.what, hint) if (hint := stranger()) else error
+    what = str(error).removesuffix(f". {JOIN}")
+    return error if what == str(error) else type(error)(what, advice())
 
 
 def advice(limit: float = SECONDS) -> str:

@@ -85,6 +85,29 @@ async def test_an_async_with_block_holds_until_its_end(daemon: Daemon) -> None:
         assert held.number == 2
 
 
+STRANGER = """\
+import asyncio, os, kerntune, kerntune.dbus.client, kerntune.membership
+os.setuid(61999)
+
+async def held():
+    async with kerntune.hold("hugepages=1"): pass
+
+def plain():
+    with kerntune.hold("hugepages=1"): pass
+
+for hold in plain, lambda: asyncio.run(held()):
+    try: hold()
+    except kerntune.errors.Unreachable as error: print(error)
+"""
+
+
+def test_a_refusal_says_what_this_very_user_can_do(daemon: Daemon) -> None:
+    """As the command line does: the bus knows no user with this number."""
+    lines = run(STRANGER, daemon).splitlines()
+    assert len(lines) == 2
+    assert all("The bus may let in no user whom the user database lacks, as uid 61999" in line for line in lines)
+
+
 def test_a_hold_is_entered_once_at_a_time(daemon: Daemon) -> None:
     mine = kerntune.hold(PAGES)
     with mine as held:

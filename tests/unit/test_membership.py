@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kerntune import membership
-from kerntune.membership import DYNAMIC, JOIN, UNIT, advice, for_stranger, for_user, stranger
+from kerntune import errors, membership
+from kerntune.membership import DYNAMIC, JOIN, UNIT, advice, for_stranger, for_this_user, for_user, stranger
 
 JOINING = "sudo usermod -aG kerntune alice"
 
@@ -67,6 +67,15 @@ def test_the_user_of_this_process() -> None:
     in_database = 0 in os.getgrouplist(name, pwd.getpwnam(name).pw_gid)
     assert advice() == for_user(name, in_process=in_process, in_database=in_database)
     assert stranger() == ""
+
+
+@pytest.mark.usefixtures("a_host_with_the_group")
+@pytest.mark.parametrize("kind", [errors.NotAuthorized, errors.InteractiveAuthorizationRequired])
+def test_a_refusal_has_the_line_of_this_user(kind: type[errors.KerntuneError]) -> None:
+    found = for_this_user(kind(f"you may not. {JOIN}"))
+    assert (type(found), found.what, found.hint) == (kind, "you may not", advice())
+    other = kind("you may not", "Ask an administrator")
+    assert for_this_user(other) is other
 
 
 def test_a_user_of_systemd_s_range_with_an_account_is_none_of_systemd_s(

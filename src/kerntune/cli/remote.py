@@ -27,15 +27,7 @@ from kerntune.api.names import (
     hold_path,
 )
 from kerntune.dbus.standard import OBJECT_MANAGER, PROPERTIES
-from kerntune.errors import (
-    Failed,
-    InteractiveAuthorizationRequired,
-    KerntuneError,
-    NoSuchHold,
-    NotAuthorized,
-    UnknownObject,
-    Unreachable,
-)
+from kerntune.errors import REFUSALS, Failed, NoSuchHold, UnknownObject, Unreachable
 
 if TYPE_CHECKING:
     from kerntune.dbus.blocking import BlockingClient, Signal
@@ -269,18 +261,10 @@ def connect() -> Iterator[Manager]:
     try:
         with blocking.connect(BUS_NAME, hint=HINT, late=LATE) as client:
             yield Manager(client)
-    except (NotAuthorized, InteractiveAuthorizationRequired, Unreachable) as error:
-        raise _for_this_user(error) from error
+    except REFUSALS as error:
+        from kerntune.membership import for_this_user  # noqa: PLC0415  # only a refusal needs it
 
-
-def _for_this_user(error: NotAuthorized | InteractiveAuthorizationRequired | Unreachable) -> KerntuneError:
-    """Return the error with what the user of this process can do, where it is about that user."""
-    from kerntune.membership import JOIN, advice, stranger  # noqa: PLC0415  # only a refusal needs it
-
-    if isinstance(error, Unreachable):
-        return Unreachable(error.what, hint) if (hint := stranger()) else error
-    what = str(error).removesuffix(f". {JOIN}")
-    return error if what == str(error) else type(error)(what, advice())
+        raise for_this_user(error) from error
 
 
 def _variants(options: Mapping[str, bool | int | str]) -> dict[str, Any]:
