@@ -31,6 +31,10 @@ endef
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
+	@if [ -L $(VENV) ]; then \
+	    echo "$(VENV) is a link, and setup would clear $$(readlink -f $(VENV)):" \
+	        "remove the link, or touch $(VENV)/.ready if that will do"; exit 1; \
+	fi
 	@$(call install,$(DEBIAN))
 	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'

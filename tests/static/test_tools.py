@@ -69,6 +69,25 @@ def test_it_is_up_to_date(made: Path, file: str) -> None:
     assert (made / file).read_text() == (CHECKOUT / file).read_text(), "make generated brings it up to date"
 
 
+def test_setup_leaves_alone_what_a_link_points_at(tmp_path: Path) -> None:
+    """As in a second work tree that shares the environment of the first; `--clear` of venv goes through a link."""
+    shared, second = tmp_path / "shared", tmp_path / "second"
+    shared.mkdir()
+    (shared / "kept").touch()
+    second.mkdir()
+    (second / ".venv").symlink_to(shared)
+    (second / "pyproject.toml").touch()
+    shutil.copy(CHECKOUT / "Makefile", second)
+    done = subprocess.run(
+        ["make", "setup", "PYTHON=/bin/false"], cwd=second, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == (
+        f".venv is a link, and setup would clear {shared}: remove the link, or touch .venv/.ready if that will do\n"
+    )
+    assert [path.name for path in shared.iterdir()] == ["kept"]
+
+
 def test_a_page_without_its_marks_is_told() -> None:
     with pytest.raises(ValueError, match="marks"):
         config_reference.inserted(".Dd\n")
