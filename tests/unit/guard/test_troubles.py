@@ -363,12 +363,12 @@ async def test_a_cap_is_told_also_when_nobody_can_be_named(
 async def test_a_process_whose_files_hang_delays_no_alert_for_longer_than_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(alerts_module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(alerts_module, "OFTEN", 0.01)
-    gate, looks = threading.Event(), list[str]()
+    begun, gate, looks = threading.Event(), threading.Event(), list[str]()
 
     def hang(_consumers: Consumers) -> str:
         looks.append("begun")
+        begun.set()
         gate.wait(2 * PATIENCE)
         return "the hog"
 
@@ -378,8 +378,11 @@ async def test_a_process_whose_files_hang_delays_no_alert_for_longer_than_the_bo
         await told_of(heard, GuardState.RELAXED)
         monkeypatch.setattr(Consumers, "culprit", hang)  # it reads command lines, and the kernel locks their memory
         try:
-            host.leave(5)
-            assert (await told_of(heard, GuardState.CAPPED)).culprit == ""
+            with monkeypatch.context() as hanging:
+                hanging.setattr(alerts_module, "LOOK_SECONDS", 0.05)  # a look that ends may take longer than that
+                host.leave(5)
+                assert (await told_of(heard, GuardState.CAPPED)).culprit == ""
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
             host.leave(40)
             await told_of(heard, GuardState.RELAXED)
             host.leave(5)
@@ -387,9 +390,15 @@ async def test_a_process_whose_files_hang_delays_no_alert_for_longer_than_the_bo
             assert looks == ["begun"], "no second look waits behind the one that hangs"
         finally:
             gate.set()
+        await asyncio.to_thread(looked_to_the_end, host)
         host.leave(3)
         assert (await told_of(heard, GuardState.EXHAUSTED)).culprit == "the hog"
         assert caplog.text.count("who holds memory cannot be seen: TimeoutError") == 1
+
+
+def looked_to_the_end(host: Scene) -> None:
+    """Wait for the look that runs: what its thread is given now comes after it."""
+    host.alerts._threads.submit(int).result(PATIENCE)
 
 
 async def test_a_listener_that_fails_ends_nothing(
