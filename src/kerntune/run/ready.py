@@ -180,7 +180,9 @@ class _Command:
 
     def _prepare(self) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        # A shell traps no signal that it was started with ignored (sh(1p), trap).
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask - {signal.SIGTERM})
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:

@@ -192,6 +192,25 @@ def test_a_kill_of_the_parent_ends_a_command_line_with_what_it_has_started(first
         assert all_gone(processes)
 
 
+def ignore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def block_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+@pytest.mark.parametrize("prepare", [ignore_sigterm, block_sigterm])
+def test_it_ends_also_where_the_parent_was_started_deaf_to_sigterm(
+    prepare: Callable[[], None], tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    with attended("sleep", "1000", ready=writes_pid(pids), preexec_fn=prepare) as (process, _):
+        processes = pidfds(pids, lambda: None)
+        process.kill()
+        assert all_gone(processes)
+
+
 def test_a_command_line_reads_and_writes_nothing_of_the_commands() -> None:
     line = "read word; ls -l /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 | grep -c ' /dev/null$' | grep -x 2"
     with awaited(line, UNUSED, told := Told()) as waiting:  # the second one is the pipe
