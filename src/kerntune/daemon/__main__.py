@@ -43,15 +43,18 @@ class Options:
     uncap: bool = False
 
 
-def told(argv: Sequence[str], config: Path) -> Options | int:
-    """Return the options, or the exit status where all that is asked for is a text, such as a report or the help."""
+def options_or_status(argv: Sequence[str], config: Path) -> Options | int:
+    """Return the options, or the exit status where all that is asked for is a text, such as a report or the help.
+
+    A disk that is full makes a failure of the status 0, and changes no other.
+    """
     import io  # noqa: PLC0415  (as in parse_arguments)
 
     from kerntune import streams  # noqa: PLC0415
     from kerntune.config.check import check  # noqa: PLC0415  (the service never checks files)
 
     streams.prepare()
-    with contextlib.redirect_stdout(io.StringIO()) as text:
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(io.StringIO()) as complaint:
         try:
             options = parse_arguments(argv, config)
             if not options.check:
@@ -60,13 +63,15 @@ def told(argv: Sequence[str], config: Path) -> Options | int:
         except SystemExit as end:
             status = int(end.code or 0)
     try:
-        with streams.written(sys.stdout):
-            sys.stdout.write(text.getvalue())
+        if answer := text.getvalue():  # a full disk takes not even an empty one
+            with streams.written(sys.stdout):
+                sys.stdout.write(answer)
     except streams.Unwritten as error:
         if error.reason:
             status = status or error.exit_code
-            with contextlib.suppress(streams.Unwritten), streams.written(sys.stderr):
-                sys.stderr.write(f"kerntuned: the answer could not be written: {error.reason}\n")
+            complaint.write(f"kerntuned: the answer could not be written: {error.reason}\n")
+    with contextlib.suppress(streams.Unwritten), streams.written(sys.stderr):
+        sys.stderr.write(complaint.getvalue())
     return status
 
 
@@ -108,7 +113,7 @@ def start(argv: Sequence[str] | None) -> int:
     sys.setswitchinterval(SWITCH)
     directories = Directories.from_environment()
     words = sys.argv[1:] if argv is None else argv
-    options = told(words, directories.config) if words else Options()
+    options = options_or_status(words, directories.config) if words else Options()
     if isinstance(options, int):
         return options
     threading.stack_size(STACK)

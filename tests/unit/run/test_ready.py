@@ -201,9 +201,7 @@ def block_sigterm() -> None:
 
 
 @pytest.mark.parametrize("prepare", [ignore_sigterm, block_sigterm])
-def test_it_ends_also_where_the_parent_was_started_deaf_to_sigterm(
-    prepare: Callable[[], None], tmp_path: Path
-) -> None:
+def test_it_ends_also_where_the_parent_was_started_deaf_to_sigterm(prepare: Callable[[], None], tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with attended("sleep", "1000", ready=writes_pid(pids), preexec_fn=prepare) as (process, _):
         processes = pidfds(pids, lambda: None)
