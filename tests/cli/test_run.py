@@ -593,7 +593,18 @@ class Hung(Troubled):
 
 
 class HungBeside(Hung):
-    number = signal.SIGUSR1
+    number = signal.SIGTERM
+
+
+class Resized(Troubled):
+    """A daemon that takes a while, and somebody who changes the size of the terminal meanwhile."""
+
+    followed = frozenset({3})
+
+    def release(self, number: int, *, timeout: float = 0.0, beside: Sequence[int] = ()) -> None:
+        super().release(number, timeout=timeout)
+        os.kill(os.getpid(), signal.SIGWINCH)
+        assert not select.select(beside, (), (), 0)[0], "it ends the wait for the daemon"
 
 
 class Lost(Serving):
@@ -618,6 +629,12 @@ def test_an_interrupt_after_the_end_does_not_wait_for_the_daemon(capfd: Captured
     assert "not ended" not in capfd.readouterr().err
 
 
+def test_a_terminal_that_is_resized_does_not_end_the_wait_for_the_daemon() -> None:
+    script = scripted(manager=Resized)
+    assert run(script, "run", "--hugepages=64M", "--", "sh", "-c", "exit 9") == 9
+    assert script.calls[-1] == ("Release", 3)
+
+
 def test_who_interrupts_what_follows_the_end_asks_the_daemon_for_nothing_more() -> None:
     script = scripted(manager=Lost)
     assert run(script, "run", "--hugepages=64M", "--", "sh", "-c", "exit 9") == 9
@@ -628,7 +645,7 @@ def test_a_signal_reaches_the_command_also_while_a_hold_of_loading_ends() -> Non
     """Its status is the signal's, which kerntune gets once for each of the two holds."""
     script = scripted(manager=HungBeside)
     words = ["--hugepages=64M", "--read-ahead=sda=4M", "--wait-ready=true"]
-    assert run(script, "run", *words, "--", "sleep", "60") == 128 + signal.SIGUSR1
+    assert run(script, "run", *words, "--", "sleep", "60") == 128 + signal.SIGTERM
     assert script.calls[-2:] == [("Release", 4), ("Release", 3)]
 
 

@@ -179,10 +179,15 @@ class Work:
         summary, args = self._summary, self._args
         with held_back(parent.HELD_BACK) as signals, ExitStack() as stack:
             stack.callback(forget, signals)
-            stack.callback(self._release, signals)
+            # The end of a process, or a terminal that is resized, is nobody's wish to go.
+            asked_to_end = stack.enter_context(held_back(ENDING))
+            passed_on = stack.enter_context(held_back(parent.PASSED_ON))
+            stack.callback(self._release, signals, asked_to_end)
             beside = []
             if args.wait_ready:
-                waiting = stack.enter_context(ready.awaited(args.wait_ready, signals, lambda: self._is_ready(signals)))
+                waiting = stack.enter_context(
+                    ready.awaited(args.wait_ready, signals, lambda: self._is_ready(passed_on))
+                )
                 self._environment |= waiting.environment()
                 beside.append(Beside(waiting.look, 0.0, waiting.descriptor))
             summary.environment = differing(parent.addressed(self._environment, os.getpid(), UNKNOWN))
@@ -224,19 +229,19 @@ class Work:
             return None
         return math.inf
 
-    def _release(self, signals: Signals) -> None:
+    def _release(self, signals: Signals, asked_to_end: Signals) -> None:
         """Release what is held. Who has asked for an end since that of the command does not wait for it."""
         if self._held:
             if any(came.number in ENDING for came in signals.take()):
                 self._held.leave()
-            self._held.release_all([signals.fileno()])
+            self._held.release_all([asked_to_end.fileno()])
 
-    def _is_ready(self, signals: Signals) -> None:
+    def _is_ready(self, passed_on: Signals) -> None:
         """End what only loading needs; a signal for the command does not wait for it."""
         summary = self._summary
         summary.ready_seconds = time.monotonic() - self._began
         if self._held and self._loading:
-            self._held.release(self._loading, [signals.fileno()])
+            self._held.release(self._loading, [passed_on.fileno()])
         if not self._args.json:
             say([f"ready after {summary.ready_seconds:.1f} s"])
 
