@@ -32,7 +32,8 @@ LONGEST_SECONDS: Final = 30.0  # of one run
 LOOK_SECONDS: Final = 0.05  # between two looks whether the command has ended
 KILLED_SECONDS: Final = 1.0  # for a run to end after SIGKILL: one that waits for a disk stays
 # The kernel tells the first process alone of the death of its parent (prctl(2)): it kills all of its process group.
-WITH_ALL: Final = 'trap "kill -KILL 0" TERM; /bin/sh -c "$1" & wait $!'
+# A shell has what it starts in the background ignore Ctrl-C, and with it `timeout -s INT`.
+WITH_ALL: Final = 'trap "kill -KILL 0" TERM; /usr/bin/env --default-signal=INT,QUIT /bin/sh -c "$1" & wait $!'
 FORWARD_SECONDS: Final = 1.0  # for the service manager to take a message, which is lost then
 FORWARD_STEP: Final = 0.05  # of these, after which signals have their turn
 MESSAGES: Final = 16  # that are taken before signals have their turn

@@ -209,6 +209,14 @@ def test_it_ends_also_where_the_parent_was_started_deaf_to_sigterm(prepare: Call
         assert all_gone(processes)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_command_line_can_be_interrupted(number: signal.Signals) -> None:
+    """As by timeout(1); a shell has what it starts in the background ignore these."""
+    with awaited(f"kill -{number} $$", UNUSED, told := Told()) as waiting:
+        assert ended(waiting, 0.0) == 0.0 + ready.COMMAND_SECONDS
+    assert told.times == 0
+
+
 def test_a_command_line_reads_and_writes_nothing_of_the_commands() -> None:
     line = "read word; ls -l /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 | grep -c ' /dev/null$' | grep -x 2"
     with awaited(line, UNUSED, told := Told()) as waiting:  # the second one is the pipe
