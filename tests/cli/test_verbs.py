@@ -247,6 +247,11 @@ class TestGet:
         assert run(Script(document(DRIVES, tunables=slow)), "list") == 0
         assert "io-scheduler: these values may be old: the kernel takes long\n" in capsys.readouterr().out
 
+    def test_what_the_host_lacks_is_not_told_as_old(self, capsys: Captured) -> None:
+        lacking = tunable("io-scheduler", supported=False, detail="there is none")
+        assert run(Script(document(DRIVES, tunables=[lacking])), "get", "io-scheduler@sda") == 0
+        assert capsys.readouterr().err == ""
+
 
 class TestList:
     def test_what_hangs(self, capsys: Captured) -> None:

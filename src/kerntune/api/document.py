@@ -358,6 +358,11 @@ def tunable_row(document: Document, name: str) -> TunableRow:
     raise no_such_tunable(name, [row["name"] for row in document["tunables"]])
 
 
+def may_be_old(row: TunableRow) -> bool:
+    """Return True if the values of a tunable that the host supports are those of an earlier look."""
+    return row["supported"] and bool(row["detail"])
+
+
 def nothing_matches(document: Document, name: str, pattern: str) -> errors.KerntuneError:
     """Return the error for a pattern that covers no target: the tunable is not supported, or it has other instances."""
     row = tunable_row(document, name)

@@ -17,6 +17,7 @@ from kerntune.api.document import (
     TunableRow,
     claims_behind,
     in_order,
+    may_be_old,
     named,
 )
 from kerntune.cli.health import CAPPING, NOTES, HostHealth, judged, judged_outcome, of_document
@@ -225,8 +226,7 @@ def targets(
     if table:
         rows_ = tuple(together(table, cpus_of(document)))
         page = [Table(("", "TARGET", "ACTUAL", "STATE", "CHOICES"), rows_, wraps=True)]
-    late = [row for row in tunables if row["supported"] and row["detail"]]
-    said = [Prose(f"{row['name']}: these values may be old: {row['detail']}") for row in late]
+    said = [Prose(f"{row['name']}: these values may be old: {row['detail']}") for row in tunables if may_be_old(row)]
     return [*page, *said, *_left_out(tunables, left_out)]
 
 

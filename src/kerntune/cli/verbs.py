@@ -17,6 +17,7 @@ from kerntune.api.document import (
     covered,
     left_out_of,
     managed,
+    may_be_old,
     named,
     nothing_matches,
     resolve,
@@ -92,7 +93,7 @@ def get(connect: Connect, args: Namespace) -> Answer:
     hanging = [row for row in rows if row["value"] is not None and row["reason"] == Reason.DEVICE_HANGS]
     said = [Advice(f"{_listed(hanging)}: the last value that is known", hanging[0]["detail"])] if hanging else []
     tunables = [row for row in document["tunables"] if row["name"] in {each["tunable"] for each in rows}]
-    said += [Advice(f"{row['name']}: these values may be old", row["detail"]) for row in tunables if row["detail"]]
+    said += [Advice(f"{row['name']}: these values may be old", row["detail"]) for row in tunables if may_be_old(row)]
     data = {"targets": [target_data(row) for row in rows]}
     return Answer(data, output.values(rows), get_exit_code(unread=len(unreadable) + len(hanging)), tuple(said))
 
