@@ -209,8 +209,8 @@ def spelled(settings: Iterable[Setting]) -> str:
 
 
 def outcome_row(outcome: Outcome) -> Row:
-    """Return an outcome as (ssssssss)."""
-    return [
+    """Return an outcome as (ssssssss), with ? for what D-Bus cannot carry: a damaged file has any text in a claim."""
+    texts = (
         outcome.target.tunable,
         outcome.target.instance,
         outcome.requested,
@@ -219,7 +219,8 @@ def outcome_row(outcome: Outcome) -> Row:
         outcome.state.value,
         outcome.reason.value,
         outcome.detail,
-    ]
+    )
+    return [text.encode(errors="replace").decode().replace("\0", "?") for text in texts]
 
 
 def outcome_rows(outcomes: Iterable[Outcome]) -> list[Row]:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from kerntune.api import describe
+from kerntune.api.calls import outcome_row
 from kerntune.api.describe import Host, document, in_parts, prepare
 from kerntune.engine import reconciler
 from kerntune.engine.claims import Edit
 from kerntune.engine.requests import Request, edit_for
-from kerntune.engine.results import Result
+from kerntune.engine.results import Result, described
 from kerntune.errors import (
     InvalidValue,
     KerntuneError,
@@ -29,7 +30,7 @@ from kerntune.errors import (
 )
 from kerntune.guard.guard import MemoryGuard
 from kerntune.kernel.simulated import Policy
-from kerntune.model import Claim, Lane, Limits, Origin, Reading, State, Target
+from kerntune.model import Claim, Lane, Limits, Origin, Outcome, Reading, State, Target
 from kerntune.patterns import Matcher
 from kerntune.tunables.knobs import IO_SCHEDULER
 from tests.unit.lab import (
@@ -393,6 +394,13 @@ async def test_a_document_fits_the_bus_whatever_is_saved_with_a_claim() -> None:
             assert b"\0" not in text.encode()
             (row,) = json.loads(text)["claims"]
             assert (row["who"], row["why"]) == (odd.who, odd.why)
+
+
+def test_an_outcome_fits_the_bus_whatever_is_saved_with_a_claim() -> None:
+    odd = Claim(Origin.RUNTIME, "io-scheduler", "sda", "\0", who="j\udcfcrgen")
+    outcome = Outcome(Target("io-scheduler", "sda"), odd.value, "", "none", State.OVERRIDDEN, detail=described(odd))
+    row = outcome_row(outcome)
+    assert (row[2], row[-1]) == ("?", "runtime:io-scheduler@sda = ?, by j?rgen")
 
 
 async def test_who_is_named_again_and_again_is_withdrawn_once() -> None:
