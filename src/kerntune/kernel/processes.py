@@ -55,7 +55,7 @@ def program(pid: int) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a name that its process chose, with ? for what would break a log line, a terminal or a text file."""
+    """Return a name that somebody else chose, with ? for what would break a log line, a terminal or a text file."""
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
