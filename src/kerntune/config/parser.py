@@ -101,6 +101,8 @@ def unparseable(file: Path, text: str, error: Exception) -> Problem:
     what = str(error)[: found.start()] if found else "this is nested too deeply, or holds too long a number"
     line = 0 if not found else int(found[1] or text.count("\n") + (not text.endswith("\n")))
     hint = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
+    if what.startswith("Cannot "):  # declare twice, overwrite, redefine
+        hint = "A file has each table once, and a table each name: put the lines of both together"
     return Problem(str(file), line, Kind.FILE, f"this is not TOML: {what}", hint)
 
 

@@ -96,6 +96,7 @@ COUNTS = "The value is a number of pages, or a size with K, M, G or T that is a 
 REASON = 'Write { value = "none", why = "..." }'
 WORD = 'Give a whole number, or a word in quotes: "none"'
 QUOTES = 'Names with other signs than letters, digits, - and _ need quotes, and so do words: "nvme*" = "none"'
+ONCE = "A file has each table once, and a table each name: put the lines of both together"
 TABLES = "There are cpu-epp, cpu-governor, daemon, drift, guard, hugepages and 8 more"
 
 
@@ -179,9 +180,9 @@ TABLES = "There are cpu-epp, cpu-governor, daemon, drift, guard, hugepages and 8
          f":2: this is not TOML: Expected '=' after a key in a key/value pair. {QUOTES}"),
         ("[io-scheduler]\nsda = none", Kind.FILE, f":2: this is not TOML: Invalid value. {QUOTES}"),
         ("[limits]\n\nclaims =", Kind.FILE, f":3: this is not TOML: Invalid value. {QUOTES}"),
-        ("[limits]\nclaims = 5\nclaims = 6", Kind.FILE, f":3: this is not TOML: Cannot overwrite a value. {QUOTES}"),
+        ("[limits]\nclaims = 5\nclaims = 6", Kind.FILE, f":3: this is not TOML: Cannot overwrite a value. {ONCE}"),
         ("[limits]\n[limits]\nclaims = 6", Kind.FILE,
-         f":2: this is not TOML: Cannot declare ('limits',) twice. {QUOTES}"),
+         f":2: this is not TOML: Cannot declare ('limits',) twice. {ONCE}"),
         ("x = " + "[" * 100_000, Kind.FILE,
          f": this is not TOML: this is nested too deeply, or holds too long a number. {QUOTES}"),
         (f"x = {'9' * 10_000}", Kind.FILE,
