@@ -5,6 +5,9 @@ Every method blocks.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from kerntune.suggest import there_are
 from kerntune.tunables.base import Tunable
 
 MAX_DEPTH: Final = 16
+READABLE: Final = "kerntuned reads it as root without capabilities, so its mode counts: chown root, and chmod 644"
 
 
 class Profiles:
@@ -101,12 +105,25 @@ class _Walk:
 def read_alone(name: str, path: Path, tunables: Mapping[str, Tunable]) -> Content:
     """Return the content of one file, without those that it includes."""
     try:
-        data = contents_of(path)
+        data = bytes_of(path)
     except OSError as error:
         return Content(problems=(unreadable(path, error),), files=(path,))
     return parse(path, data, tunables, PROFILE_OPTIONS, origin=Origin.PROFILE, who=name)
 
 
+def bytes_of(path: Path) -> bytes:
+    """Return the bytes of a file. Raise OSError, also if root needs a capability for it: the service has none.
+
+    So a check by root finds what a reload would find.
+    """
+    data, found = contents_of(path), path.stat()
+    needed = stat.S_IROTH if found.st_uid and found.st_gid else stat.S_IRGRP if found.st_uid else stat.S_IRUSR
+    if os.geteuid() == 0 and not found.st_mode & needed:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return data
+
+
 def unreadable(path: Path, error: OSError) -> Problem:
     """Return the problem of a file that cannot be read."""
-    return Problem(str(path), 0, Kind.FILE, f"this file cannot be read: {error.strerror}")
+    hint = READABLE if isinstance(error, PermissionError) else ""
+    return Problem(str(path), 0, Kind.FILE, f"this file cannot be read: {error.strerror}", hint)

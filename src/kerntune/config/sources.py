@@ -23,12 +23,12 @@ from typing import Any, Final
 from kerntune.config import schema
 from kerntune.config.content import Content, Problem, merge, numbered
 from kerntune.config.parser import parse
-from kerntune.config.profiles import Profiles, unreadable
+from kerntune.config.profiles import Profiles, bytes_of, unreadable
 from kerntune.config.schema import CONFIG_OPTIONS, PROFILE, Kind, OptionPath
 from kerntune.engine.requests import sound
 from kerntune.errors import NoSuchProfile
 from kerntune.model import Claim, Origin
-from kerntune.plain_files import contents_of, put_aside, replace_file
+from kerntune.plain_files import put_aside, replace_file
 from kerntune.store import Document, dump_claims, load, load_claims
 from kerntune.tunables.base import Tunable
 
@@ -91,7 +91,7 @@ class ConfigFiles:
     def _read(self, path: Path) -> Content:
         """Return what is in force of a file; if it has errors, this may be its last good content."""
         try:
-            now = parse(path, contents_of(path), self._tunables)
+            now = parse(path, bytes_of(path), self._tunables)
         except OSError as error:
             now = Content(problems=(unreadable(path, error),), files=(path,))
         return with_last(now, self._last.contents.get(str(path)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kerntune.config.check import check, document, look
-from kerntune.config.profiles import MAX_DEPTH, Profiles
+from kerntune.config.profiles import MAX_DEPTH, READABLE, Profiles
 from kerntune.config.sources import ActiveProfile
 from kerntune.errors import InvalidValue, NoSuchProfile
 from kerntune.model import Claim, Origin
@@ -459,6 +459,18 @@ def test_a_path_that_no_file_can_have_is_told(tmp_path: Path, capsys: Captured) 
     assert [problem.what for problem in report.problems] == ["this cannot be read: File name too long"]
     assert check(tmp_path / ("x" * 300), tmp_path) == 1
     assert "File name too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["kerntune.toml", "kerntune.d/10.toml", "profiles/mine.toml"])
+def test_a_file_that_the_service_may_not_read_is_told_to_root_too(host: Path, place: str) -> None:
+    """Root may read any file by a capability, and the service has none."""
+    file = host / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(SOUND)
+    assert not look(host, host).problems
+    file.chmod(0)
+    (problem,) = look(host, host).problems
+    assert str(problem) == f"{file}: this file cannot be read: Permission denied. {READABLE}"
 
 
 def test_one_file_is_a_part_and_contradicts_no_other(tmp_path: Path) -> None:
