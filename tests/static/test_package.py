@@ -132,10 +132,12 @@ def test_values_and_what_is_saved_outlive_everything_but_a_purge(package: Path) 
     saved = "/var/lib/kerntune /run/kerntune"
     assert re.findall(r"rm -rf (.*)", "".join(control.values())) == [saved]
     assert re.search(rf'if \[ "\$1" = purge \]; then\n\s*rm -rf {saved}\nfi\n', control["postrm"])
-    # The timer is for whoever wants it: it is cleaned up after, not started, and enabled again only where it had been.
+    # The timer is for whoever wants it: it is cleaned up after, and enabled again only where it had been. What is neither
+    # enabled nor running deb-systemd-invoke does not start.
     assert "deb-systemd-helper purge 'kerntune-metrics.timer'" in control["postrm"]
     assert "deb-systemd-helper debian-installed 'kerntune-metrics.timer'" in control["postinst"]
-    assert not re.search(r"deb-systemd-invoke.*kerntune-metrics", control["postinst"])
+    assert "deb-systemd-invoke $_dh_action 'kerntune-metrics.timer'" in control["postinst"]
+    assert "deb-systemd-invoke stop 'kerntune-metrics.timer'" in control["prerm"]
     # A target that is stopped takes along what requires it; so does a hold.
     assert "kerntune.target" not in "".join(control.values())
     assert "kerntune-hold" not in "".join(control.values())

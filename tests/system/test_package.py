@@ -30,6 +30,7 @@ def test_it_is_installed_enabled_and_running(host: Host, vm: Machine) -> None:
     assert (host.unit("UnitFileState"), host.unit("ActiveState")) == ("enabled", "active")
     assert vm.check("systemctl is-system-running") == "running"
     assert "bob" in vm.check("getent group kerntune")
+    assert (host.unit("UnitFileState", TIMER), host.unit("ActiveState", TIMER)) == ("disabled", "inactive")
     assert [host.pages(), host.governor(0), host.claims()] == [0, "schedutil", {}], "it has changed nothing"
     for folder in ("/var/lib/kerntune", "/run/kerntune"):
         assert vm.run(["ls", folder], user="alice").status != 0, f"{folder} is for root"
@@ -71,6 +72,7 @@ READ_ONLY = {
 # Through it a service hears of pressure on its own memory (systemd from 254 on).
 PRESSURE = "/sys/fs/cgroup/system.slice/{unit}/memory.pressure"
 METRICS, METRICS_UNIT = "/var/lib/prometheus/node-exporter", "kerntune-metrics.service"
+TIMER = "kerntune-metrics.timer"
 # In the service's view of the file system and with its capabilities; files that are opened are not written to.
 TRY = """
 import errno, json, os, sys
@@ -211,9 +213,11 @@ def test_an_upgrade_leaves_values_and_claims(host: Host, vm: Machine) -> None:
     host.set(SAVED, user="bob", persist=True)
     vm.check(f"dpkg-deb -R {IN_GUEST} {NEWER} && sed -i 's/^Version: .*/&+newer/' {NEWER}/DEBIAN/control")
     vm.check(f"dpkg-deb -Znone -b {NEWER} {NEWER}.deb && rm -r {NEWER}")
+    vm.check(f"systemctl enable --now {TIMER}")
     pid = host.pid
     vm.check(f"dpkg -i {NEWER}.deb", limit=UNPACK)
     assert host.wait_restarted(pid) != pid
+    assert host.unit("ActiveState", TIMER) == "active"
     assert vm.check("dpkg-query -W -f '${Version}' kerntune").endswith("+newer")
     assert host.claims() == CLAIMS
     assert [host.pages(), host.governor(0), host.governor(1)] == [40, "performance", "performance"]
@@ -225,14 +229,19 @@ def test_removed_it_is_gone_and_values_stay_and_the_older_one_knows_them(host: H
     """The newer version is removed, and the older one comes back: a downgrade goes like an upgrade."""
     host.set(RUNTIME, user="bob")
     host.set(SAVED, user="bob", persist=True)
+    vm.check(f"systemctl enable --now {TIMER}")
+    vm.write(f"{METRICS}/kerntune.prom", "kerntune_well 1\n")
     vm.check("dpkg --remove kerntune", limit=UNPACK)
     assert vm.run(f"systemctl is-active {UNIT}").out.strip() in ("inactive", "unknown")
+    assert vm.run(f"systemctl is-active {TIMER}").out.strip() in ("inactive", "unknown"), "it has not failed either"
+    vm.check(f"rmdir {METRICS}")  # nobody renews the metrics
     assert [host.pages(), host.governor(0)] == [40, "performance"]
     assert "not activatable" in host.set(SAVED).refusal or "not provided" in host.set(SAVED).refusal
     assert vm.run("ls /usr/lib/python3/dist-packages/kerntune").status != 0, "nothing is left of the modules"
     vm.check("test -e /var/lib/kerntune/claims.json && test -e /etc/kerntune/kerntune.toml")
     vm.check(f"dpkg -i {IN_GUEST}", limit=UNPACK)
-    assert (host.unit("UnitFileState"), host.unit("ActiveState")) == ("enabled", "active")
+    for unit in (UNIT, TIMER):
+        assert (host.unit("UnitFileState", unit), host.unit("ActiveState", unit)) == ("enabled", "active")
     assert host.claims() == CLAIMS
     host.release()
     assert [host.pages(), host.governor(0)] == [0, "schedutil"], "the host's own values are still known"
