@@ -132,6 +132,18 @@ def test_the_drop_in_of_the_manual(host: Host) -> None:
     assert "of the heap on huge pages" in said
 
 
+def test_a_server_without_a_handler_for_sigterm_is_stopped_without_a_failure(host: Host) -> None:
+    vm = host.vm
+    install(vm, recipe(Type="simple").replace(SERVER, "/usr/bin/sleep 600"))
+    vm.check(f"systemctl start {LLAMA}")
+    vm.wait_for(f"pgrep --parent $(systemctl show --value --property=MainPID {LLAMA}) --exact sleep")
+    vm.check(f"systemctl stop {LLAMA}")
+    assert (host.unit("ActiveState", LLAMA), host.unit("Result", LLAMA)) == ("inactive", "success")
+    said = vm.check(f"journalctl --sync; journalctl --quiet --output=cat --unit={LLAMA}")
+    assert "/usr/bin/sleep was killed by SIGTERM" in said
+    assert host.pages() == 0
+
+
 @pytest.mark.every_system
 def test_socket_activation(host: Host) -> None:
     vm = host.vm
