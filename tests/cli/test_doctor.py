@@ -221,6 +221,8 @@ def test_apply_persists_all_in_one_call(here: Path, capsys: Captured) -> None:
     assert "hugepages@2M" in said.out
     assert "the lines that were taken over still stand in their files" in said.err
     assert "/etc/rc.local:3" in said.err
+    assert said.err.count("/proc/cmdline") == 1
+    assert ". The parameter of the kernel may stay, with the same number: /proc/cmdline:1" in said.err
     assert snapshot(here) == before
 
 

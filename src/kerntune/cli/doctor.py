@@ -163,7 +163,8 @@ def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
     """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
     stays = {str(one.place) for one in left} | {one.place.unit for one in left}
     found = dict.fromkeys(place for proposal in proposals for place in (*proposal.places, *proposal.overridden))
-    places = [str(place) for place in found]
+    boot = [str(place) for place in found if place.file == "/proc/cmdline"]
+    places = [str(place) for place in found if str(place) not in boot]
     units = dict.fromkeys(place.unit for place in found if place.unit and not place.shipped and place.unit not in stays)
     whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
     hints = []
@@ -173,6 +174,8 @@ def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
         hints.append(f"These set more than that, which would be lost, so take out only that part: {', '.join(more)}")
     if units:
         hints.append(f"Where a unit does nothing else, disable it: sudo systemctl disable {shlex.join(units)}")
+    if boot:
+        hints.append(f"The parameter of the kernel may stay, with the same number: {', '.join(boot)}")
     return Advice("the lines that were taken over still stand in their files", ". ".join(hints))
 
 
