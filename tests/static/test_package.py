@@ -132,8 +132,8 @@ def test_values_and_what_is_saved_outlive_everything_but_a_purge(package: Path) 
     saved = "/var/lib/kerntune /run/kerntune"
     assert re.findall(r"rm -rf (.*)", "".join(control.values())) == [saved]
     assert re.search(rf'if \[ "\$1" = purge \]; then\n\s*rm -rf {saved}\nfi\n', control["postrm"])
-    # The timer is for whoever wants it: it is cleaned up after, and enabled again only where it had been. What is neither
-    # enabled nor running deb-systemd-invoke does not start.
+    # The timer is for whoever wants it: it is cleaned up after, and enabled again only where it had been.
+    # deb-systemd-invoke starts nothing that is neither enabled nor running.
     assert "deb-systemd-helper purge 'kerntune-metrics.timer'" in control["postrm"]
     assert "deb-systemd-helper debian-installed 'kerntune-metrics.timer'" in control["postinst"]
     assert "deb-systemd-invoke $_dh_action 'kerntune-metrics.timer'" in control["postinst"]
