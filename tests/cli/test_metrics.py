@@ -66,6 +66,8 @@ def test_outcomes_by_tunable_and_state() -> None:
     assert 'kerntune_targets{tunable="overcommit",state="owed"} 1' in told(targets=[owed])
     waiting = claim("runtime:io-scheduler@nvme7*", "none", matches=[])
     assert 'kerntune_targets{tunable="io-scheduler",state="waiting"} 1' in told(claims=[waiting])
+    lacking = claim("profile:cpu-governor@*", "performance", matches=[])
+    assert 'kerntune_targets{tunable="cpu-governor",state="not-applicable"} 1' in told(claims=[lacking])
     assert not any("unmanaged" in line or "planned" in line for line in lines)
     assert [line for line in lines if line.startswith("kerntune_target_satisfied")] == [
         'kerntune_target_satisfied{tunable="io-scheduler",target="nvme0n1"} 1',

@@ -243,6 +243,19 @@ def test_status_and_verify_count_a_pattern_once(capsys: Captured) -> None:
         assert "All well: 0 of 1 in the desired state; 1 waiting for a device\n" in capsys.readouterr().out
 
 
+def test_status_and_verify_agree_on_a_claim_that_this_host_cannot_have(capsys: Captured) -> None:
+    one = claim("profile:cpu-governor@*", "performance", matches=[])
+    found = outcome("cpu-governor@*", "unsupported", requested="performance", actual="", reason="no-kernel-support")
+    script = Script(document((), [one]), outcomes=[found])
+    for words in (["status"], ["verify"], ["status", "cpu-governor@*"], ["verify", "cpu-governor@*"]):
+        assert run(script, *words) == 0
+        head, _, row = capsys.readouterr().out.splitlines()[-3:]
+        assert head == "All well: 0 of 1 in the desired state; 1 not applicable here"
+        assert row.split()[:4] == ["cpu-governor@*", "performance", "-", "not-applicable"]
+    assert run(script, "status", "cpu-governor@*") == 0
+    assert "no cpufreq driver is loaded" in capsys.readouterr().out
+
+
 def test_a_claim_that_overrides_on_several_targets_is_one() -> None:
     claims = [claim("runtime:io-scheduler@*", "none"), claim("config:io-scheduler@*", "bfq")]
     winner, loser = (one["id"] for one in claims)

@@ -43,6 +43,7 @@ class Judged(NamedTuple):
 
 
 WAITING: Final = Judged(Condition.WAITING, Reason.NO_SUCH_TARGET)
+NOT_HERE: Final = Judged(Condition.NOT_APPLICABLE, Reason.NO_KERNEL_SUPPORT)
 
 
 def judged(row: TargetRow) -> Judged:
@@ -102,7 +103,7 @@ class HostHealth(NamedTuple):
 
 def of_document(document: Document) -> HostHealth:
     """Return the health of the whole host."""
-    return of_host(document, conditions_of(document["targets"], waiting_claims(document)))
+    return of_host(document, conditions_of(document, document["targets"], waiting_claims(document)))
 
 
 def of_host(document: Document, counts: Counter[Judged]) -> HostHealth:
@@ -119,8 +120,14 @@ def of_host(document: Document, counts: Counter[Judged]) -> HostHealth:
     return HostHealth(counts, tuple(found))
 
 
-def conditions_of(rows: Iterable[TargetRow], waiting: Sequence[ClaimRow]) -> Counter[Judged]:
+def conditions_of(document: Document, rows: Iterable[TargetRow], waiting: Sequence[ClaimRow]) -> Counter[Judged]:
     """Return how many of these targets, and of what these claims wait for, are in each condition."""
     managed = [judged(row) for row in rows]
-    patterns = {(claim["tunable"], claim["instances"]) for claim in waiting}
-    return Counter(each for each in managed if each.condition != State.UNMANAGED) + Counter([WAITING] * len(patterns))
+    patterns = {(claim["tunable"], claim["instances"]): judged_claim(document, claim) for claim in waiting}
+    return Counter(each for each in managed if each.condition != State.UNMANAGED) + Counter(patterns.values())
+
+
+def judged_claim(document: Document, claim: ClaimRow) -> Judged:
+    """Return the condition of a claim that matches nothing: it waits in vain where the host has no such tunable."""
+    lacking = {row["name"] for row in document["tunables"] if not row["supported"]}
+    return NOT_HERE if claim["tunable"] in lacking else WAITING

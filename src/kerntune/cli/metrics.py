@@ -16,7 +16,7 @@ from typing import Final
 
 from kerntune.api.document import Document, Pool, waiting_claims
 from kerntune.cli.commands import Namespace
-from kerntune.cli.health import judged, of_document
+from kerntune.cli.health import judged, judged_claim, of_document
 from kerntune.cli.output import Answer
 from kerntune.cli.output_file import replace_file
 from kerntune.cli.remote import Connect
@@ -115,9 +115,8 @@ def measured(document: Document, pools: Sequence[Pool]) -> Iterator[Metric]:
 def of_targets(document: Document) -> Iterator[Metric]:
     """Yield the number of managed targets, by their outcome."""
     managed = [row for row in document["targets"] if row["claim"] or row["requested"]]
-    waiting = [claim["tunable"] for claim in waiting_claims(document)]
     pairs = [(row["tunable"], judged(row).condition) for row in managed]
-    pairs += [(name, str(Condition.WAITING)) for name in waiting]
+    pairs += [(claim["tunable"], judged_claim(document, claim).condition) for claim in waiting_claims(document)]
     # A condition that no target is in now is a 0, so that a rule about it is never without data.
     kinds = dict.fromkeys([*((row["name"], str(each)) for row in document["tunables"] for each in CONDITIONS), *pairs])
     counts = [Sample(pairs.count(pair), {"tunable": pair[0], "state": pair[1]}) for pair in kinds]

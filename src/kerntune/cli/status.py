@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from kerntune.api.document import ClaimRow, Document, TargetRow, in_order, named, waiting_claims
+from kerntune.api.document import ClaimRow, Document, TargetRow, in_order, named, tunable_row, waiting_claims
 from kerntune.cli import output
-from kerntune.cli.health import HostHealth, judged
+from kerntune.cli.health import HostHealth, judged, judged_claim
 from kerntune.cli.output import explained, nothing_managed
 from kerntune.cli.rows import cpus_of, pair, target_row, together, waiting_row, why
 from kerntune.cli.tables import Page, Prose, Row, Table, short
@@ -50,7 +50,7 @@ def _table(
         place = 0 if not found.is_well else 1 if found.condition in AT_HAND else 2
         lines[place].append(_row(row, found.condition, claims, full=full))
     table = [line for place in lines.values() for line in together(place, cpus)]
-    table += together(_waiting(claim, full=full) for claim in waiting)
+    table += together(_waiting(document, claim, full=full) for claim in waiting)
     yield Table(COLUMNS, tuple(table), same=("REQUESTED", "ACTUAL"))
     winners = {row["claim"] for row in rows if row["beaten"] and judged(row).is_well}
     if winners and not full:
@@ -75,11 +75,15 @@ def _row(row: TargetRow, condition: str, claims: Claims, *, full: bool) -> Row:
     return target_row(condition, named(tunable, instance), *values, condition, wanted_by, notes=notes)
 
 
-def _waiting(claim: ClaimRow, *, full: bool) -> Row:
-    """Return the row of a claim that is kept for later targets."""
-    wanted_by = _wanted_by(claim["id"], {claim["id"]: claim})
-    notes = ["nothing matches now; the claim waits for a device", *_given_reason(claim)] if full else []
-    return waiting_row(claim["tunable"], claim["instances"], claim["value"], wanted_by, notes=notes)
+def _waiting(document: Document, claim: ClaimRow, *, full: bool) -> Row:
+    """Return the row of a claim that matches nothing now."""
+    tunable, wanted_by = claim["tunable"], _wanted_by(claim["id"], {claim["id"]: claim})
+    found = judged_claim(document, claim).condition
+    if found == Condition.WAITING:
+        notes = ["nothing matches now; the claim waits for a device", *_given_reason(claim)] if full else []
+        return waiting_row(tunable, claim["instances"], claim["value"], wanted_by, notes=notes)
+    notes = [tunable_row(document, tunable)["detail"], *_given_reason(claim)] if full else []
+    return target_row(found, named(tunable, claim["instances"]), claim["value"], "", found, wanted_by, notes=notes)
 
 
 def _wanted_by(claim_id: str | None, claims: Claims) -> str:

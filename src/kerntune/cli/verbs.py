@@ -49,7 +49,7 @@ def status(connect: Connect, args: Namespace) -> Answer:
         document = manager.describe()
     if args.targets:
         rows, waiting = _named(document, args.targets)
-        health = HostHealth(conditions_of(rows, waiting))
+        health = HostHealth(conditions_of(document, rows, waiting))
         page = status_page.chosen_page(document, health, rows, waiting)
     else:
         rows = [row for row in document["targets"] if row["claim"] or row["state"] != State.UNMANAGED]
