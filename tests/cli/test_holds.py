@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import pytest
 
@@ -286,19 +286,26 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield running
 
 
-@needs_root
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number: signal.Signals) -> None:
-    before = shell.check("kerntune get hugepages@2M")
+@contextmanager
+def holding(shell: Shell) -> Iterator[tuple[subprocess.Popen[str], IO[str], int]]:
+    """Start HOLD; give its process, what it says from then on, and the number of the hold."""
     with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         granted = json.loads(process.stdout.readline())
         assert granted["event"] == "held"
+        yield process, process.stdout, granted["hold"]
+
+
+@needs_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number: signal.Signals) -> None:
+    before = shell.check("kerntune get hugepages@2M")
+    with holding(shell) as (process, told, hold):
         assert int(shell.check("kerntune get hugepages@2M")) == int(before) + 64
         process.send_signal(number)
-        rest = process.stdout.read()
+        rest = told.read()
         assert process.wait(LIMIT) == 0
-    assert json.loads(rest) == {"event": "ended", "hold": granted["hold"]}
+    assert json.loads(rest) == {"event": "ended", "hold": hold}
     assert shell.check("kerntune get hugepages@2M") == before
     assert shell.check("kerntune holds") == "Nobody holds anything."
 
@@ -306,10 +313,8 @@ def test_after_a_signal_the_next_command_sees_the_old_state(shell: Shell, number
 @needs_root
 def test_a_reader_that_goes_does_not_end_it(shell: Shell) -> None:
     """As with `| head -1`."""
-    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        number = json.loads(process.stdout.readline())["hold"]
-        process.stdout.close()
+    with holding(shell) as (process, told, number):
+        told.close()
         assert f'"hold": {number}' in shell.check("kerntune holds --json")
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT) == 0
@@ -333,28 +338,24 @@ def test_it_ends_with_the_script_that_has_begun_it(shell: Shell, tmp_path: Path)
 
 @needs_root
 def test_a_hold_outlives_the_daemon_that_granted_it(shell: Shell) -> None:
-    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        number = json.loads(process.stdout.readline())["hold"]
+    with holding(shell) as (process, told, number):
         shell.daemon.restart()
         assert f'"hold": {number}' in shell.check("kerntune holds --json")
         shell.check(f"kerntune release {number}")
-        assert json.loads(process.stdout.readline()) == {"event": "ended", "hold": number}
+        assert json.loads(told.readline()) == {"event": "ended", "hold": number}
         assert process.wait(LIMIT) == 0
 
 
 @needs_root
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_also_when_the_next_daemon_does_not_answer(shell: Shell, number: signal.Signals) -> None:
-    with subprocess.Popen(HOLD, env=shell.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        hold = json.loads(process.stdout.readline())["hold"]
+    with holding(shell) as (process, told, hold):
         shell.daemon.kill()
         with blocking.connect(BUS, shell.environment["DBUS_SYSTEM_BUS_ADDRESS"]) as silent:
             silent.call(BUS_PATH, BUS, "RequestName", "su", BUS_NAME, 0)
             time.sleep(0.5)  # until it asks the new one; any time will do
             process.send_signal(number)
-            assert json.loads(process.stdout.readline()) == {"event": "ending", "hold": hold}
+            assert json.loads(told.readline()) == {"event": "ending", "hold": hold}
             assert process.wait(LIMIT) == 0
 
 
