@@ -163,8 +163,8 @@ def still_there(proposals: Sequence[Proposal], left: Sequence[Left]) -> Advice:
     """Return the advice about the lines: they still stand in their files, and some set more than was taken over."""
     stays = {str(one.place) for one in left} | {one.place.unit for one in left}
     found = dict.fromkeys(place for proposal in proposals for place in (*proposal.places, *proposal.overridden))
-    boot = [str(place) for place in found if place.file == "/proc/cmdline"]
-    places = [str(place) for place in found if str(place) not in boot]
+    boot = [str(place) for place in found if place.is_boot_parameter]
+    places = [str(place) for place in found if not place.is_boot_parameter]
     units = dict.fromkeys(place.unit for place in found if place.unit and not place.shipped and place.unit not in stays)
     whole, more = [place for place in places if place not in stays], [place for place in places if place in stays]
     hints = []

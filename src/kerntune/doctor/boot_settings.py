@@ -9,13 +9,12 @@ from typing import Final, NamedTuple
 
 from kerntune.doctor.files import Files, drop_ins
 from kerntune.doctor.relevant import RELEVANT
-from kerntune.doctor.types import Assignment, Cause, Entry, Left, Place, Stage
+from kerntune.doctor.types import CMDLINE, Assignment, Cause, Entry, Left, Place, Stage
 from kerntune.errors import InvalidValue
 from kerntune.patterns import parse_pool
 from kerntune.tunables.hugepages import POOLS
 from kerntune.tunables.knobs import CPU_GOVERNOR, SYSCTL, THP
 
-CMDLINE: Final = "proc/cmdline"
 KEEP: Final = "pages are surest to be had at boot, so the parameter may stay, with the same number"
 PER_NODE: Final = re.compile(r"([0-9]{1,4}):([0-9]{1,20})")
 

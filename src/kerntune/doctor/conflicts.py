@@ -28,7 +28,7 @@ def named(setting: Setting) -> str:
 
 
 def line_in(place: Place) -> str:
-    return "a word on the kernel command line" if place.file == "/proc/cmdline" else f"a line in {place.file}"
+    return "a word on the kernel command line" if place.is_boot_parameter else f"a line in {place.file}"
 
 
 def settings(survey: Survey, kernel: KernelView, claims: Sequence[Wanted]) -> Iterator[Finding]:

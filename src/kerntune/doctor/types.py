@@ -5,8 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Final
 
 from kerntune.model import Setting
+
+CMDLINE: Final = "proc/cmdline"  # the kernel command line
 
 
 class Severity(StrEnum):
@@ -62,9 +65,14 @@ class Place:
         return f"{self}: {self.text}"
 
     @property
+    def is_boot_parameter(self) -> bool:
+        """True if it is a word on the kernel command line."""
+        return self.file == f"/{CMDLINE}"
+
+    @property
     def how_to_disable(self) -> str:
         """The advice that ends the line's effect from the next boot on."""
-        if self.file == "/proc/cmdline":
+        if self.is_boot_parameter:
             return "take the word out of GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub and a reboot"
         if self.unit:
             unit = shlex.quote(self.unit)
