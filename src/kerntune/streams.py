@@ -17,13 +17,16 @@ STANDARD: Final = (STDIN, 1, 2)
 
 
 class Unwritten(Exception):
-    """Standard output did not take a text. `reason` is empty when its reader has gone (`| head`), which is no error."""
+    """Standard output did not take a text. `reason` is empty when its reader has gone (`| head`), which is no error.
+
+    Its text says what happened.
+    """
 
     exit_code: Final = Failed.exit_code
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(error)
         self.reason = "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
+        super().__init__(f"the answer could not be written: {self.reason}")
 
 
 def prepare() -> None:

@@ -175,8 +175,7 @@ def _unwritten(error: streams.Unwritten, code: int, hint: str = "", *, done: boo
     """Say that an answer could not be written; return the exit code of the call, or the error's if it would be 0."""
     if not error.reason:
         return code
-    what = f"the answer could not be written: {error.reason}"
-    _complain(f"done, but {what}" if done and code == Exit.OK else what, hint)
+    _complain(f"done, but {error}" if done and code == Exit.OK else str(error), hint)
     return code or error.exit_code
 
 

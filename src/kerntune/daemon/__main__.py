@@ -69,7 +69,7 @@ def options_or_status(argv: Sequence[str], config: Path) -> Options | int:
     except streams.Unwritten as error:
         if error.reason:
             status = status or error.exit_code
-            complaint.write(f"kerntuned: the answer could not be written: {error.reason}\n")
+            complaint.write(f"kerntuned: {error}\n")
     with contextlib.suppress(streams.Unwritten), streams.written(sys.stderr):
         sys.stderr.write(complaint.getvalue())
     return status
