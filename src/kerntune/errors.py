@@ -199,7 +199,7 @@ class Usage(KerntuneError):
     exit_code = Exit.USAGE
 
 
-# What may have its cause in the user of the process (kerntune.membership says which).
+# The user of the process may be their cause; kerntune.membership says whether.
 REFUSALS = (NotAuthorized, InteractiveAuthorizationRequired, Unreachable)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from kerntune.api.document import ClaimRow, Document, Outcome, TargetRow, waiting_claims
+from kerntune.api.document import ClaimRow, Document, Outcome, TargetRow, tunable_row, waiting_claims
 from kerntune.model import GuardState, Reason, State
 from kerntune.results import WELL, Condition, condition
 
@@ -129,5 +129,4 @@ def conditions_of(document: Document, rows: Iterable[TargetRow], waiting: Sequen
 
 def judged_claim(document: Document, claim: ClaimRow) -> Judged:
     """Return the condition of a claim that matches nothing: it waits in vain where the host has no such tunable."""
-    lacking = {row["name"] for row in document["tunables"] if not row["supported"]}
-    return NOT_HERE if claim["tunable"] in lacking else WAITING
+    return WAITING if tunable_row(document, claim["tunable"])["supported"] else NOT_HERE

@@ -234,7 +234,8 @@ class Work:
         if self._held:
             if any(came.number in ENDING for came in signals.take()):
                 self._held.leave()
-            self._held.release_all([asked_to_end.fileno()])
+            else:
+                self._held.release_all([asked_to_end.fileno()])
 
     def _is_ready(self, passed_on: Signals) -> None:
         """End what only loading needs; a signal for the command does not wait for it."""

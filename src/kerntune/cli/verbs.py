@@ -92,16 +92,19 @@ def get(connect: Connect, args: Namespace) -> Answer:
         raise NotSupported(f"{_listed(rows)} cannot be read", rows[0]["detail"])
     hanging = [row for row in rows if row["value"] is not None and row["reason"] == Reason.DEVICE_HANGS]
     said = [Advice(f"{_listed(hanging)}: the last value that is known", hanging[0]["detail"])] if hanging else []
-    tunables = [row for row in document["tunables"] if row["name"] in {each["tunable"] for each in rows}]
-    said += [Advice(f"{row['name']}: these values may be old", row["detail"]) for row in tunables if may_be_old(row)]
+    names = {row["tunable"] for row in rows}
+    old = [row for row in document["tunables"] if row["name"] in names and may_be_old(row)]
+    said += [Advice(f"{row['name']}: these values may be old", row["detail"]) for row in old]
     data = {"targets": [target_data(row) for row in rows]}
     return Answer(data, output.values(rows), get_exit_code(unread=len(unreadable) + len(hanging)), tuple(said))
 
 
 def _listed(rows: Sequence[TargetRow]) -> str:
     """Return the names of targets as prose, those of each tunable together."""
-    names = {row["tunable"]: [each["instance"] for each in rows if each["tunable"] == row["tunable"]] for row in rows}
-    return ", ".join(named(tunable, listed(instances)) for tunable, instances in names.items())
+    instances: dict[str, list[str]] = {}
+    for row in rows:
+        instances.setdefault(row["tunable"], []).append(row["instance"])
+    return ", ".join(named(tunable, listed(found)) for tunable, found in instances.items())
 
 
 def set_(connect: Connect, args: Namespace) -> Answer:
